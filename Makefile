@@ -1,0 +1,81 @@
+# `make` lists the targets. Every path is relative, so the folder's own path may hold spaces.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install -c constraints.txt
+# The stamp's name depends on where the folder is: a moved folder needs its editable install renewed.
+STAMP := .venv/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all check format train-demo card clean
+
+# Nothing below may reach for the network once the environment is there.
+demo test test-all check train-demo card: export HF_HUB_OFFLINE = 1
+
+help: ## list the targets (the default)
+	@echo 'usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX="..."]'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  PYTHON       the Python that .venv is made with (3.11 or newer; default: python3)'
+	@echo '  TORCH_INDEX  extra pip options for PyTorch. On Linux PyPI serves the CUDA build (gigabytes);'
+	@echo '               for the CPU build (about 200 MB) say'
+	@echo '               make venv TORCH_INDEX="--extra-index-url https://download.pytorch.org/whl/cpu"'
+	@echo '  PYTEST_ARGS  more arguments for pytest, such as PYTEST_ARGS="-k eb_sampler -x"'
+
+venv: $(STAMP) ## create .venv and install unmask with its tools (nothing to do: does nothing)
+	@echo '==> .venv is ready'
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: '$(PYTHON)' is missing or older than 3.11, which the versions in constraints.txt need;" \
+		"choose another with PYTHON=..., or use 3.10 with your own 'pip install -e .'" >&2; exit 1; }
+	@echo '==> 1/3 creating the virtual environment .venv'
+	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv .venv
+	@echo '==> 2/3 installing PyTorch (the large download: minutes the first time)'
+	@$(PIP) $(TORCH_INDEX) torch
+	@echo '==> 3/3 installing unmask, its dependencies and the development tools'
+	@$(PIP) $(TORCH_INDEX) -e '.[dev]'
+	@rm -f .venv/.ready-* && touch $(STAMP)
+
+demo: $(STAMP) ## set up, then watch the bundled model fill in masks in this terminal (CPU, no network)
+	@echo '==> decoding with the bundled model: .venv/bin/python -m unmask.cli.main demo'
+	@$(PY) -m unmask.cli.main demo
+
+test: $(STAMP) ## run the fast tests (CPU, no network)
+	@echo '==> running the fast tests: pytest -m "not slow"'
+	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(STAMP) ## run every test, the slow ones too
+	@echo '==> running every test'
+	@$(PY) -m pytest -m "" $(PYTEST_ARGS)
+
+check: $(STAMP) ## lint, formatting and types; changes nothing
+	@echo '==> ruff check'
+	@$(PY) -m ruff check .
+	@echo '==> ruff format --check'
+	@$(PY) -m ruff format --check .
+	@echo '==> mypy'
+	@$(PY) -m mypy
+
+format: $(STAMP) ## rewrite the sources in the house format
+	@echo '==> sorting imports and mending what ruff can mend'
+	@$(PY) -m ruff check --fix-only .
+	@echo '==> formatting'
+	@$(PY) -m ruff format .
+
+train-demo: $(STAMP) ## train the bundled model again from scratch (CPU, long)
+	@echo '==> training the demo model: unmask train recipe=demo'
+	@.venv/bin/unmask train recipe=demo
+
+card: $(STAMP) ## measure the bundled model again and rewrite the table of its model card
+	@echo '==> evaluating the bundled model: python -m unmask.demo.evaluate'
+	@$(PY) -m unmask.demo.evaluate
+
+clean: ## remove caches and built packages; keeps .venv and runs/
+	@echo '==> removing caches, build/ and dist/ (.venv and runs/ stay)'
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+"""unmask: load, decode and train masked diffusion language models.
+
+`unmask.LLM(model).generate(prompts, ...)` is the front door. Heavy imports happen on first use, so
+`import unmask` is quick and does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unmask.errors import ConfigError, DependencyError, ModelError, PromptError, UnmaskError
+
+if TYPE_CHECKING:
+    from unmask.engine.llm import LLM
+    from unmask.engine.request import Output
+    from unmask.models import load_model
+
+__version__ = "0.1.0"
+__all__ = [
+    "LLM",
+    "ConfigError",
+    "DependencyError",
+    "ModelError",
+    "Output",
+    "PromptError",
+    "UnmaskError",
+    "load_model",
+]
+_LAZY = {"LLM": "unmask.engine.llm", "Output": "unmask.engine.request", "load_model": "unmask.models"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'unmask' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,193 @@
+"""The canvas of one sequence, and the edits that change it.
+
+Everything here lives on the host, is per sequence and is a value: `apply(canvas, edit, step)` returns a new
+canvas, so a decode *is* its list of edits. Whether a slot is undecided is a flag (`open`), never a
+comparison with the mask id: a prompt may contain the mask's id as ordinary text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+NO_SLOTS: Ints = np.zeros(0, dtype=np.int64)
+NO_SCORES: Floats = np.zeros(0, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """All that is true of a sequence between two forwards; every array has one entry a slot.
+
+    `tokens` (the mask id where open, for the network's input only), `open` (undecided), `fixed` (given,
+    never edited), `origin` (the forward that committed the token, -1 for given or open ones), `uid` (a
+    slot's identity, which survives insertion and deletion), `prompt_length` (slots before it are the
+    prompt), `mask_id`.
+    """
+
+    tokens: Ints
+    open: Bools
+    fixed: Bools
+    origin: Ints
+    uid: Ints
+    prompt_length: int
+    mask_id: int
+
+    def __len__(self) -> int:
+        """Number of slots."""
+        return len(self.tokens)
+
+    @property
+    def num_open(self) -> int:
+        """Number of undecided slots."""
+        return int(self.open.sum())
+
+    def open_slots(self, start: int = 0, end: int | None = None) -> Ints:
+        """Undecided slots in `[start, end)`, ascending."""
+        return np.flatnonzero(self.open[start:end]) + start
+
+
+def new_canvas(tokens: list[int], blanks: list[bool], prompt_length: int, mask_id: int) -> Canvas:
+    """A canvas whose `blanks` are undecided and whose other tokens are given."""
+    open_ = np.array(blanks, dtype=np.bool_)
+    size = len(tokens)
+    return Canvas(
+        tokens=np.where(open_, mask_id, np.array(tokens, dtype=np.int64)),
+        open=open_,
+        fixed=~open_,
+        origin=np.full(size, -1, dtype=np.int64),
+        uid=np.arange(size, dtype=np.int64),
+        prompt_length=prompt_length,
+        mask_id=mask_id,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What one step decided, in slots of the canvas it saw, applied in the order of the fields.
+
+    `commit` open slots get `tokens` (with `confidence` in [0, 1]); `replace` decided slots get
+    `replace_tokens`; `remask` decided slots become undecided; `delete` slots disappear; `insert` lists
+    `(slot, count)`: `count` open slots before `slot` (`slot == len(canvas)` appends).
+    """
+
+    commit: Ints = field(default_factory=lambda: NO_SLOTS)
+    tokens: Ints = field(default_factory=lambda: NO_SLOTS)
+    confidence: Floats = field(default_factory=lambda: NO_SCORES)
+    replace: Ints = field(default_factory=lambda: NO_SLOTS)
+    replace_tokens: Ints = field(default_factory=lambda: NO_SLOTS)
+    remask: Ints = field(default_factory=lambda: NO_SLOTS)
+    delete: Ints = field(default_factory=lambda: NO_SLOTS)
+    insert: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether applying it changes nothing."""
+        changes = (self.commit, self.replace, self.remask, self.delete)
+        return not self.insert and all(len(slots) == 0 for slots in changes)
+
+
+def apply(canvas: Canvas, edit: Edit, step: int) -> Canvas:
+    """The canvas after an edit made by forward `step`.
+
+    An edit that breaks the rules (commit on a decided slot, touching a given one, writing the mask id)
+    is a decoder's bug and raises AssertionError.
+    """
+    assert canvas.open[edit.commit].all(), "commit on a decided slot"
+    assert (edit.tokens != canvas.mask_id).all(), "the mask id was committed"
+    assert (edit.replace_tokens != canvas.mask_id).all(), "the mask id was written"
+    assert len(np.unique(edit.commit)) == len(edit.commit), "a slot was committed twice"
+    for slots in (edit.replace, edit.remask, edit.delete):
+        assert not canvas.fixed[slots].any(), "a given token was edited"
+    for slots in (edit.replace, edit.remask):
+        decided_now = np.isin(slots, edit.commit) | ~canvas.open[slots]
+        assert decided_now.all(), "replace or remask on an undecided slot"
+    tokens, open_, origin = canvas.tokens.copy(), canvas.open.copy(), canvas.origin.copy()
+    tokens[edit.commit], open_[edit.commit], origin[edit.commit] = edit.tokens, False, step
+    tokens[edit.replace], origin[edit.replace] = edit.replace_tokens, step
+    tokens[edit.remask], open_[edit.remask], origin[edit.remask] = canvas.mask_id, True, -1
+    changed = replace(canvas, tokens=tokens, open=open_, origin=origin)
+    if len(edit.delete) or edit.insert:
+        return _restructure(changed, edit)
+    return changed
+
+
+def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
+    """Delete and insert slots; identities of the others are kept."""
+    size, fresh = len(canvas), int(canvas.uid.max(initial=-1)) + 1
+    order: list[Ints] = []
+    inserts = dict(edit.insert)
+    assert all(canvas.prompt_length <= slot <= size for slot in inserts), "insertion in the prompt"
+    kept = ~np.isin(np.arange(size), edit.delete)
+    for slot in range(size + 1):
+        if slot in inserts:
+            order.append(np.full(inserts[slot], -1, dtype=np.int64))
+        if slot < size and kept[slot]:
+            order.append(np.array([slot], dtype=np.int64))
+    source = np.concatenate(order) if order else NO_SLOTS
+    new = source < 0
+    uid = canvas.uid[source]
+    uid[new] = fresh + np.arange(int(new.sum()))
+    return Canvas(
+        tokens=np.where(new, canvas.mask_id, canvas.tokens[source]),
+        open=np.where(new, True, canvas.open[source]),
+        fixed=np.where(new, False, canvas.fixed[source]),
+        origin=np.where(new, -1, canvas.origin[source]),
+        uid=uid,
+        prompt_length=canvas.prompt_length,
+        mask_id=canvas.mask_id,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a decoder wants from the next forward.
+
+    `rows`: slots whose prediction it reads, ascending. `window` `[start, end)`: the running block;
+    caches refresh when it moves.
+    """
+
+    rows: Ints
+    window: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the forward said about the asked slots, on the host; slots that were not computed are absent.
+
+    `slots` ascending; `tokens` the proposed ids (never the mask or a padded row of the vocabulary);
+    `log_odds` = ln(p / (1 - p)) of the proposal's probability p in float32 resolution near 1 too, so
+    that near-certain tokens keep their order; -inf where the score was suppressed. `uniform` holds one
+    number in [0, 1) per slot, drawn from (seed, forward, slot identity).
+    """
+
+    slots: Ints
+    tokens: Ints
+    log_odds: Floats
+    uniform: Floats
+
+    @property
+    def confidence(self) -> Floats:
+        """p of each proposal, in [0, 1]."""
+        shown: Floats = np.exp(-np.logaddexp(0.0, -self.log_odds))
+        return shown
+
+    @property
+    def doubt(self) -> Floats:
+        """1 - p of each proposal, exact where p rounds to 1."""
+        shown: Floats = np.exp(-np.logaddexp(0.0, self.log_odds))
+        return shown
+
+    def commit(self, chosen: Ints) -> Edit:
+        """The edit that commits the proposals at these indices of the reading."""
+        chosen = np.sort(chosen)
+        return Edit(
+            commit=self.slots[chosen],
+            tokens=self.tokens[chosen],
+            confidence=self.confidence[chosen],
+        )

@@ -1,0 +1,38 @@
+"""Fast-dLLM's factor rule: the more tokens at once, the surer each must be.
+
+Source: arXiv:2505.22618, Theorem 1: commit the largest n with (n + 1)(1 - c_(n)) < factor.
+Differs: the published loop is off by one at the last rank; `compat=True` repeats it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unmask import selection
+from unmask.canvas import Ints, Reading
+from unmask.decoders import Block, Blockwise, knob
+from unmask.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Factor(Blockwise[Any]):
+    """The longest run of sorted confidences that the factor bound allows, at least one."""
+
+    factor: float = knob(
+        1.0, "bound on (n + 1)(1 - c_(n)), >= 0; 0: a token a forward, large: the whole block at once"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not self.factor >= 0:
+            raise ConfigError(f"factor={self.factor} must not be negative")
+
+    def select(self, reading: Reading, block: Block) -> Ints:
+        """The bound on the ranks, with progress guaranteed."""
+        return selection.factor(
+            reading.log_odds, reading.doubt, self.factor, compat=self.compat
+        )
+
+
+DECODER = Factor

@@ -1,0 +1,1 @@
+"""The bundled demo model: its synthetic tasks and its tokenizer."""

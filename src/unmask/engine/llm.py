@@ -1,0 +1,342 @@
+"""`LLM`: prompts in, outputs out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmask import decoders
+from unmask.caches import make_cache
+from unmask.canvas import Canvas, new_canvas
+from unmask.engine import request as request_module
+from unmask.engine.loop import Event, decode
+from unmask.engine.request import Output, Request
+from unmask.engine.runner import Runner
+from unmask.engine.tokenizer import load_tokenizer, token_id
+from unmask.errors import ConfigError, ModelError, PromptError, unknown_name
+from unmask.knobs import set_field
+from unmask.models import load_model, resolve_model
+from unmask.models._transformer import Transformer
+from unmask.sampling import Proposal, Vocabulary
+
+Prompt = str | Sequence[int]
+Messages = list[dict[str, str]]
+OPTIONS = ("decoder", "cache", "gen_length", "seed", "stop_at_eos", "return_trace", "raw")
+"""Options of `generate` beside the knobs of the proposal and of the decoder."""
+
+
+class LLM:
+    """A loaded model with its tokenizer.
+
+    `model`: a bundled name ("demo"), a checkpoint folder, a hub id, or a `Transformer`. `dtype`, e.g.
+    "float32" (the CPU's default) or "bfloat16"; `device`, e.g. "cpu" or "cuda". `tokenizer` overrides
+    the folder's. Raises ModelError and ConfigError like `load_model`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Transformer = "demo",
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        tokenizer: Any | None = None,
+    ) -> None:
+        if isinstance(model, Transformer):
+            self.name, self.model, self.tokenizer = "model", model, tokenizer
+        else:
+            folder = resolve_model(model)
+            self.name = str(model)
+            self.model = load_model(folder, dtype, device)
+            self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
+        self.spec = self.model.spec
+        self.vocabulary = self._vocabulary()
+        ends = (self.vocabulary.eos_id, self.vocabulary.turn_end_id)
+        self.stop_ids = frozenset(id_ for id_ in ends if id_ is not None)
+
+    def _vocabulary(self) -> Vocabulary:
+        rows = self.spec.vocab_size
+        known = rows if self.tokenizer is None else len(self.tokenizer)
+        if known > rows:
+            raise ModelError(f"the tokenizer has {known} tokens, the model only {rows} rows")
+        if not 0 <= self.spec.mask_id < rows:
+            raise ModelError(f"mask_token_id={self.spec.mask_id} is outside the {rows} rows")
+        forbidden = sorted({self.spec.mask_id, *range(known, rows)})
+        return Vocabulary(
+            forbidden=torch.tensor(forbidden, device=self.model.device),
+            eos_id=self.spec.eos_id,
+            turn_end_id=token_id(self.tokenizer, self.spec.turn_end),
+        )
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        decoder: str = "vanilla",
+        cache: str = "none",
+        *,
+        gen_length: int = 128,
+        seed: int = 0,
+        stop_at_eos: bool = True,
+        return_trace: bool = False,
+        raw: bool = False,
+        max_batch_size: int = 32,
+        **knobs: Any,
+    ) -> list[Output]:
+        """Decode an answer to every prompt, in order.
+
+        `prompts`: a string, strings, or lists of token ids (used as given). A string is one user turn in
+        the model's chat template when it has one; `raw=True` takes it as plain text. `gen_length`
+        slots are generated; `stop_at_eos` ends early when an end token has everything before it.
+        `seed` fixes all randomness of a request, whatever the batch. `max_batch_size` rows share a
+        forward. `knobs`: `temperature`, `cfg_scale`, `logits_eos_inf`, `confidence_eos_eot_inf`, and
+        the decoder's own (`steps`, `block_length`, `threshold`, `factor`, `remasking`, `compat`...).
+
+        Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
+        is not allowed, with the nearest name).
+        """
+        one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        listed: list[Prompt] = [prompts] if one else list(prompts)  # type: ignore[arg-type, list-item]
+        make = self._maker(decoder, cache, seed, stop_at_eos, knobs)
+        canvases = [self.prompt_canvas(prompt, gen_length, raw=raw) for prompt in listed]
+        finished = self._run([make(canvas) for canvas in canvases], max_batch_size)
+        return [self.output(sequence, return_trace) for sequence in finished]
+
+    def chat(self, messages: Messages, decoder: str = "vanilla", **options: Any) -> Output:
+        """The assistant's next turn. `messages`: dicts with "role" and "content"; options as `generate`."""
+        return self.generate([self.chat_ids(messages)], decoder, **options)[0]
+
+    def infill(
+        self,
+        parts: Sequence[str | int],
+        decoder: str = "vanilla",
+        cache: str = "none",
+        *,
+        seed: int = 0,
+        return_trace: bool = False,
+        **knobs: Any,
+    ) -> Output:
+        """Fill the blanks of a text: `parts` are strings and numbers of blank tokens.
+
+        `infill(["The ", 3, " sat on the mat."])`. The whole text is one block unless `block_length`
+        says otherwise. `out.text` is the whole text, `out.blanks` the fillings.
+        """
+        make = self._maker(decoder, cache, seed, False, knobs)
+        canvas = self.infill_canvas(parts)
+        return self.output(self._run([make(canvas)], 1)[0], return_trace)
+
+    def stream(
+        self,
+        canvas: Canvas,
+        decoder: str = "vanilla",
+        cache: str = "none",
+        *,
+        seed: int = 0,
+        stop_at_eos: bool = True,
+        **knobs: Any,
+    ) -> Iterator[Event]:
+        """Decode one canvas (`prompt_canvas`, `infill_canvas`), an event a forward."""
+        request = self._maker(decoder, cache, seed, stop_at_eos, knobs)(canvas)
+        yield from self._events([request], 1)
+
+    def prompt_canvas(self, prompt: Prompt, gen_length: int, *, raw: bool = False) -> Canvas:
+        """A prompt followed by `gen_length` open slots. Raises PromptError and ConfigError."""
+        if isinstance(gen_length, bool) or not isinstance(gen_length, int) or gen_length < 1:
+            raise ConfigError(f"gen_length={gen_length!r} must be a whole number, at least 1")
+        ids = self.prompt_ids(prompt, raw=raw)
+        total = len(ids) + gen_length
+        if total > self.spec.max_length:
+            room = self.spec.max_length - len(ids)
+            advice = f"use gen_length={room} or less" if room > 0 else "shorten the prompt"
+            raise PromptError(
+                f"prompt of {len(ids)} tokens + gen_length={gen_length} = {total}, but the model's "
+                f"context is {self.spec.max_length}; {advice}"
+            )
+        blanks = [False] * len(ids) + [True] * gen_length
+        return new_canvas([*ids, *[0] * gen_length], blanks, len(ids), self.spec.mask_id)
+
+    def prompt_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """Token ids of a prompt. Raises PromptError."""
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise PromptError("the prompt is empty; give some text")
+            if raw or self._need_tokenizer().chat_template is None:
+                return self._encode(prompt, special=True)
+            return self.chat_ids([{"role": "user", "content": prompt}])
+        ids = list(prompt)
+        if not ids:
+            raise PromptError("the prompt is empty; give at least one token id")
+        for id_ in ids:
+            if isinstance(id_, bool) or not isinstance(id_, int):
+                raise PromptError(f"token id {id_!r} is not a whole number")
+            if not 0 <= id_ < self.spec.vocab_size:
+                raise PromptError(f"token id {id_} is outside 0..{self.spec.vocab_size - 1}")
+        return ids
+
+    def chat_ids(self, messages: Messages) -> list[int]:
+        """A conversation in the model's chat template. Raises PromptError."""
+        tokenizer = self._need_tokenizer()
+        if tokenizer.chat_template is None:
+            raise PromptError(f"model {self.name!r} has no chat template; use generate with raw text")
+        if not messages:
+            raise PromptError("no messages; give at least one {'role': 'user', 'content': ...}")
+        for message in messages:
+            if not {"role", "content"} <= set(message):
+                raise PromptError(f"message {message!r} needs 'role' and 'content'")
+            if not message["content"].strip():
+                raise PromptError(f"the {message['role']}'s message is empty")
+        from jinja2 import TemplateError
+
+        try:
+            text: str = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise PromptError(f"the chat template refuses these messages: {error}") from None
+        return self._encode(text, special=False)
+
+    def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:
+        """A text with blanks as a canvas. Raises PromptError."""
+        if isinstance(parts, str) or not any(isinstance(part, int) for part in parts):
+            raise PromptError("infill needs a list with at least one number of blank tokens")
+        ids: list[int] = self._encode("", special=True)
+        blanks = [False] * len(ids)
+        for part in parts:
+            if isinstance(part, str):
+                new = self._encode(part, special=False)
+                ids, blanks = ids + new, blanks + [False] * len(new)
+            elif isinstance(part, bool) or not isinstance(part, int) or part < 1:
+                raise PromptError(f"blank of {part!r} tokens: use a whole number, at least 1")
+            else:
+                ids, blanks = ids + [0] * part, blanks + [True] * part
+        if len(ids) > self.spec.max_length:
+            raise PromptError(
+                f"the text is {len(ids)} tokens long, the model's context {self.spec.max_length}"
+            )
+        return new_canvas(ids, blanks, blanks.index(True), self.spec.mask_id)
+
+    def output(self, sequence: request_module.Sequence, return_trace: bool) -> Output:
+        """The result of a finished sequence."""
+        assert sequence.finish_reason is not None, "the sequence is not finished"
+        canvas = sequence.canvas
+        ids = canvas.tokens.tolist()
+        answer = ids[canvas.prompt_length :]
+        end = next((i for i, id_ in enumerate(answer) if id_ in self.stop_ids), len(answer))
+        token_ids, text, blanks = answer[:end], self.decode(answer[:end]), ()
+        given = sequence.request.canvas
+        if given.fixed[given.prompt_length :].any():
+            token_ids = canvas.tokens[~canvas.fixed].tolist()
+            text = self.decode(ids)
+            blanks = tuple(self._blank_texts(canvas))
+        return Output(
+            text=text,
+            token_ids=token_ids,
+            canvas_ids=ids,
+            prompt_length=canvas.prompt_length,
+            num_forwards=sequence.num_forwards,
+            num_queries=sequence.num_queries,
+            num_logit_rows=sequence.num_logit_rows,
+            finish_reason=sequence.finish_reason,
+            cache_exact=sequence.request.cache.exact,
+            trace=tuple(sequence.trace) if return_trace else None,
+            blanks=blanks,
+        )
+
+    def _blank_texts(self, canvas: Canvas) -> Iterator[str]:
+        run: list[int] = []
+        for token, fixed in zip(canvas.tokens.tolist(), canvas.fixed.tolist(), strict=True):
+            if not fixed:
+                run.append(token)
+            elif run:
+                yield self.decode(run)
+                run = []
+        if run:
+            yield self.decode(run)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids, special tokens left out; empty without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise PromptError(f"model {self.name!r} has no tokenizer; give prompts as token ids")
+        return self.tokenizer
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        found = self._need_tokenizer()(text, add_special_tokens=special)["input_ids"]
+        return [int(id_) for id_ in found]
+
+    def _maker(
+        self, decoder: str, cache: str, seed: int, stop_at_eos: bool, knobs: dict[str, Any]
+    ) -> Any:
+        """A function from canvas to request; all names and values are checked here."""
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ConfigError(f"seed={seed!r} must be a whole number")
+        method, proposal = configure(decoder, knobs)
+        policy = make_cache(cache)
+
+        def make(canvas: Canvas) -> Request:
+            return Request(
+                canvas=canvas,
+                decoder=method,
+                cache=policy,
+                proposal=proposal,
+                seed=seed,
+                stop_ids=self.stop_ids,
+                stop_at_eos=stop_at_eos,
+                fill_id=self.spec.eos_id,
+                max_forwards=2 * (len(canvas) - canvas.prompt_length) + 64,
+            )
+
+        return make
+
+    def _events(self, requests: list[Request], max_batch_size: int) -> Iterator[Event]:
+        if max_batch_size < 1:
+            raise ConfigError(f"max_batch_size={max_batch_size} must be at least 1")
+        sequences = [request_module.Sequence.begin(item, i) for i, item in enumerate(requests)]
+        if not sequences:
+            return
+        rows = max(Runner.rows_of(sequence) for sequence in sequences)
+        runner = Runner(
+            self.model,
+            self.vocabulary,
+            max_rows=rows * min(max_batch_size, len(sequences)),
+            max_slots=max(len(sequence.canvas) for sequence in sequences),
+            store=any(sequence.request.cache.stores for sequence in sequences),
+        )
+        yield from decode(sequences, runner)
+
+    def _run(
+        self, requests: list[Request], max_batch_size: int
+    ) -> list[request_module.Sequence]:
+        finished: dict[int, request_module.Sequence] = {}
+        for event in self._events(requests, max_batch_size):
+            if event.sequence.finish_reason is not None:
+                finished[event.sequence.index] = event.sequence
+        return [finished[i] for i in range(len(requests))]
+
+
+def configure(decoder: str, knobs: dict[str, Any]) -> tuple[Any, Proposal]:
+    """A decoder and a proposal from one set of knobs. Raises ConfigError for a name neither has."""
+    shared = {field.name: field for field in dataclasses.fields(Proposal)}
+    own = {field.name for field in dataclasses.fields(decoders.decoder_class(decoder))}
+    for key in knobs:
+        if key not in shared and key not in own:
+            raise _unknown_knob(decoder, key, {*shared, *own, *OPTIONS})
+    proposal = {k: set_field(shared[k], v) for k, v in knobs.items() if k in shared}
+    method = decoders.make_decoder(decoder, {k: v for k, v in knobs.items() if k in own})
+    return method, Proposal(**proposal)
+
+
+def _unknown_knob(decoder: str, key: str, allowed: set[str]) -> ConfigError:
+    users = [
+        name
+        for name in decoders.names()
+        if key in {field.name for field in dataclasses.fields(decoders.decoder_class(name))}
+    ]
+    extra = f"; {key!r} is a knob of {', '.join(users)}" if users else ""
+    return unknown_name(f"knob for decoder {decoder!r}:", key, allowed, extra)

@@ -1,0 +1,153 @@
+"""What is asked for, how it stands, and what came out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from unmask.canvas import Canvas, Edit, apply
+from unmask.sampling import Proposal
+
+FinishReason = Literal["stop", "length"]
+
+
+class Commit(NamedTuple):
+    """One decided slot: its index in the canvas at that time, its token, its confidence in [0, 1]."""
+
+    position: int
+    token: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one forward changed.
+
+    `committed` in slot order; `replaced` likewise (decided before); `remasked` slots; `inserted`
+    `(slot, count)` pairs; `deleted` slots; `num_queries` slots computed by the forward.
+    """
+
+    committed: tuple[Commit, ...]
+    remasked: tuple[int, ...] = ()
+    inserted: tuple[tuple[int, int], ...] = ()
+    replaced: tuple[Commit, ...] = ()
+    deleted: tuple[int, ...] = ()
+    num_queries: int = 0
+
+
+def step_of(edit: Edit, num_queries: int) -> Step:
+    """The trace entry of an edit."""
+    commits = zip(
+        edit.commit.tolist(), edit.tokens.tolist(), edit.confidence.tolist(), strict=True
+    )
+    replaced = zip(edit.replace.tolist(), edit.replace_tokens.tolist(), strict=True)
+    return Step(
+        committed=tuple(Commit(*item) for item in commits),
+        remasked=tuple(edit.remask.tolist()),
+        inserted=edit.insert,
+        replaced=tuple(Commit(slot, token, 0.0) for slot, token in replaced),
+        deleted=tuple(edit.delete.tolist()),
+        num_queries=num_queries,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to decode.
+
+    `stop_ids` end the answer when `stop_at_eos`; open slots that are left then become `fill_id`.
+    `max_forwards` bounds the loop: past it every forward commits all it reads.
+    """
+
+    canvas: Canvas
+    decoder: Any
+    cache: Any
+    proposal: Proposal
+    seed: int
+    stop_ids: frozenset[int]
+    stop_at_eos: bool
+    fill_id: int
+    max_forwards: int
+
+
+@dataclass
+class Sequence:
+    """A request on its way; only the loop changes it."""
+
+    request: Request
+    canvas: Canvas
+    decoder_state: Any
+    cache_state: Any
+    index: int = 0
+    num_forwards: int = 0
+    num_queries: int = 0
+    num_logit_rows: int = 0
+    trace: list[Step] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @classmethod
+    def begin(cls, request: Request, index: int = 0) -> Sequence:
+        """A sequence before its first forward. Raises ConfigError when the decoder's knobs misfit."""
+        state = request.decoder.start(request.canvas)
+        return cls(request, request.canvas, state, request.cache.start(), index)
+
+    def advance(self, edit: Edit, num_queries: int) -> None:
+        """Apply a step's edit, record it, tell the cache, and see whether this is the end."""
+        before = self.canvas
+        self.canvas = apply(before, edit, self.num_forwards)
+        self.trace.append(step_of(edit, num_queries))
+        self.num_forwards += 1
+        self.num_queries += num_queries
+        self.cache_state = self.request.cache.observe(before, self.canvas, self.cache_state)
+        self._check_end()
+
+    def stop_slot(self) -> int | None:
+        """The first decided stop token of the answer, if nothing left of it is open."""
+        start = self.canvas.prompt_length
+        answer = self.canvas.tokens[start:].tolist()
+        for offset, (token, is_open) in enumerate(
+            zip(answer, self.canvas.open[start:].tolist(), strict=True)
+        ):
+            if is_open:
+                return None
+            if token in self.request.stop_ids:
+                return start + offset
+        return None
+
+    def _check_end(self) -> None:
+        if self.request.stop_at_eos and self.stop_slot() is not None:
+            self.finish_reason = "stop"
+            filled = np.where(self.canvas.open, self.request.fill_id, self.canvas.tokens)
+            self.canvas = replace(
+                self.canvas, tokens=filled, open=np.zeros_like(self.canvas.open)
+            )
+        elif self.canvas.num_open == 0:
+            self.finish_reason = "stop" if self.stop_slot() is not None else "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A decoded request.
+
+    `text` and `token_ids`: the generated part up to (without) the first end-of-text or end-of-turn token;
+    for an infill, `text` is the whole filled text and `token_ids` the filled tokens. `canvas_ids`:
+    prompt and the whole generated part. `num_forwards` of the network (a guided one counts once),
+    `num_queries` slots computed in all of them, `num_logit_rows` rows of the LM head.
+    `finish_reason`: "stop" (an end token) or "length" (the canvas is full). `trace[k]`: what forward k
+    changed, only with return_trace. `blanks`: the filled texts of an infill. `cache_exact`: whether the
+    cache equals decoding without one.
+    """
+
+    text: str
+    token_ids: list[int]
+    canvas_ids: list[int]
+    prompt_length: int
+    num_forwards: int
+    num_queries: int
+    num_logit_rows: int
+    finish_reason: FinishReason
+    cache_exact: bool
+    trace: tuple[Step, ...] | None = None
+    blanks: tuple[str, ...] = ()

@@ -1,0 +1,45 @@
+"""What can go wrong, as one tree.
+
+    UnmaskError
+    ├── ConfigError      an option, knob or recipe value that is not allowed
+    ├── ModelError       a checkpoint that cannot be found, read or understood
+    ├── PromptError      a prompt that cannot be decoded (empty, too long, no tokenizer)
+    └── DependencyError  an optional package that this feature needs is missing
+
+Every message shows the value, says what is allowed and what to do. The command line prints it as one
+line and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UnmaskError(Exception):
+    """Base of every error a user can cause."""
+
+
+class ConfigError(UnmaskError, ValueError):
+    """An option, knob or recipe value that is not allowed."""
+
+
+class ModelError(UnmaskError):
+    """A checkpoint that cannot be found, read or understood."""
+
+
+class PromptError(UnmaskError, ValueError):
+    """A prompt that cannot be decoded."""
+
+
+class DependencyError(UnmaskError, ImportError):
+    """A package that a feature needs is not installed."""
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str], extra: str = "") -> ConfigError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    listing = f"allowed: {', '.join(names)}" if names else "none are allowed"
+    return ConfigError(f"unknown {kind} {name!r}: {hint}{listing}{extra}")

@@ -1,0 +1,172 @@
+"""Checkpoints in their families' own formats, loaded into the one transformer.
+
+A family is a file of this package that defines `ARCHITECTURES`, `MODEL_TYPE`, `NAMES` and
+`spec_from_config`; to add one, write the file and name it in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.errors import ConfigError, ModelError, unknown_name
+from unmask.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from unmask.models._transformer import Transformer
+
+FAMILIES = ("llada", "dream")
+BUNDLED = {"demo": Path(__file__).parent.parent / "demo" / "model"}
+DTYPES = {
+    "float32": "float32",
+    "fp32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+}
+_FILES = ("*.safetensors", "*.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt")
+
+
+def resolve_model(model: str | Path) -> Path:
+    """The folder of a bundled name, a folder, or a hub id (downloaded; safetensors and JSON only).
+
+    Raises ModelError when there is no such model.
+    """
+    text = str(model)
+    if text in BUNDLED:
+        if not (BUNDLED[text] / "config.json").exists():
+            raise ModelError(f"the bundled model {text!r} is not installed; reinstall unmask")
+        return BUNDLED[text]
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"model {text!r} is a file; give the folder that holds config.json")
+    looks_like_id = text.count("/") == 1 and not text.startswith((".", "~", "/"))
+    if not looks_like_id:
+        raise unknown_model(text)
+    return _download(text)
+
+
+def unknown_model(text: str) -> ModelError:
+    """The error for a name that is neither bundled nor a folder nor a hub id."""
+    hint = str(unknown_name("model", text, BUNDLED))
+    return ModelError(f"{hint}; or give a folder with config.json, or a hub id like owner/name")
+
+
+def _download(model_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=list(_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"no folder {model_id!r} here, and the hub did not give it: {reason}"
+        ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a checkpoint folder. Raises ModelError."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise ModelError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face format")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: must hold a JSON object")
+    return config
+
+
+def _family(config: dict[str, Any], folder: Path) -> Any:
+    architectures = config.get("architectures") or []
+    modules = [import_module(f"unmask.models.{name}") for name in FAMILIES]
+    for module in modules:
+        if architectures and architectures[0] in module.ARCHITECTURES:
+            return module
+    if not architectures and "num_experts" not in config:
+        for module in modules:
+            if config.get("model_type") == module.MODEL_TYPE:
+                return module
+    known = ", ".join(name for module in modules for name in module.ARCHITECTURES)
+    remote = ""
+    if config.get("auto_map"):
+        remote = "; the checkpoint's own Python code (auto_map) is never run"
+    raise ModelError(
+        f"{folder}: architectures={architectures!r} model_type={config.get('model_type')!r} is not "
+        f"supported; supported architectures: {known}{remote}"
+    )
+
+
+def read_spec(model: str | Path) -> ModelSpec:
+    """The spec of a checkpoint, without its weights. Raises ModelError."""
+    folder = resolve_model(model)
+    config = read_config(folder)
+    spec: ModelSpec = _family(config, folder).spec_from_config(config)
+    return spec
+
+
+def torch_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """`dtype` by name; None is float32 on the CPU and bfloat16 elsewhere. Raises ConfigError."""
+    import torch
+
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if isinstance(dtype, torch.dtype):
+        if not dtype.is_floating_point:
+            raise ConfigError(f"dtype {dtype} is not a floating-point type")
+        return dtype
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", str(dtype), DTYPES)
+    result: torch.dtype = getattr(torch, DTYPES[dtype])
+    return result
+
+
+def torch_device(device: str | torch.device | None) -> torch.device:
+    """A device that exists; None is CUDA where there is one, else the CPU. Raises ConfigError."""
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {device!r}; use cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} asked for, but this machine has no CUDA; use cpu")
+    return found
+
+
+def load_model(
+    model: str | Path,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Transformer:
+    """A checkpoint as a `Transformer` in eval mode, gradients off.
+
+    `model` is a bundled name, a folder or a hub id; `dtype` e.g. "float32" or "bfloat16"; `device` e.g.
+    "cpu" or "cuda". Raises ModelError (missing, unsupported, pickled or ill-fitting checkpoint) and
+    ConfigError (dtype, device).
+    """
+    import torch
+
+    from unmask.models._transformer import Transformer
+    from unmask.models._weights import load_weights
+
+    where = torch_device(device)
+    kind = torch_dtype(dtype, where)
+    folder = resolve_model(model)
+    config = read_config(folder)
+    family = _family(config, folder)
+    with torch.device("meta"):
+        network = Transformer(family.spec_from_config(config))
+    load_weights(network, folder, family.NAMES, kind, where)
+    return network.eval().requires_grad_(False)

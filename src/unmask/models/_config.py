@@ -1,0 +1,76 @@
+"""Typed access to a checkpoint's `config.json`."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from typing import Any
+
+from unmask.errors import ModelError
+
+
+class Fields:
+    """Reads one family's config; every problem is a ModelError that names the key."""
+
+    def __init__(self, config: Mapping[str, Any], family: str) -> None:
+        self.config, self.family = config, family
+
+    def require(self, allowed: Mapping[str, tuple[Any, ...]]) -> None:
+        """Refuse values that would change the network in an unsupported way (a missing key is fine)."""
+        for key, values in allowed.items():
+            if key in self.config and self.config[key] not in values:
+                raise ModelError(
+                    f"config.json: {key}={self.config[key]!r} is not supported for {self.family}; "
+                    f"supported: {' or '.join(repr(value) for value in values)}"
+                )
+
+    def _number(self, key: str, default: builtins.float | None) -> Any:
+        value = self.config.get(key)
+        if value is None:
+            if default is None:
+                raise ModelError(f"config.json: {self.family} needs the key {key!r}")
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, builtins.float)):
+            raise ModelError(f"config.json: {key}={value!r} must be a number")
+        return value
+
+    def int(self, key: str, default: builtins.int | None = None) -> builtins.int:
+        """A non-negative integer."""
+        value = self._number(key, default)
+        if int(value) != value or value < 0:
+            raise ModelError(f"config.json: {key}={value!r} must be a whole number, not negative")
+        return builtins.int(value)
+
+    def float(self, key: str, default: builtins.float | None = None) -> builtins.float:
+        """A positive number."""
+        value = self._number(key, default)
+        if not value > 0:
+            raise ModelError(f"config.json: {key}={value!r} must be greater than 0")
+        return builtins.float(value)
+
+    def rope_theta(self, default: builtins.float) -> builtins.float:
+        """`rope_theta`, at the top level or (newer files) inside `rope_parameters`."""
+        nested = self.config.get("rope_parameters")
+        if isinstance(nested, Mapping):
+            if nested.get("rope_type", "default") != "default":
+                raise ModelError(
+                    f"config.json: rope_parameters.rope_type={nested['rope_type']!r} is not supported "
+                    f"for {self.family}; supported: 'default'"
+                )
+            if "rope_theta" in nested and "rope_theta" not in self.config:
+                return Fields(nested, self.family).float("rope_theta")
+        return self.float("rope_theta", default)
+
+    def head_dim(
+        self, d_model: builtins.int, num_heads: builtins.int, num_kv_heads: builtins.int
+    ) -> builtins.int:
+        """Width of one head, from `head_dim` or the model's width."""
+        if num_heads == 0 or num_kv_heads == 0 or num_heads % num_kv_heads:
+            raise ModelError(
+                f"config.json: {num_heads} heads cannot share {num_kv_heads} key/value heads; "
+                f"the first must be a multiple of the second"
+            )
+        explicit = self.config.get("head_dim")
+        if explicit is None and d_model % num_heads:
+            raise ModelError(f"config.json: width {d_model} is not a multiple of {num_heads} heads")
+        return self.int("head_dim", d_model // num_heads)

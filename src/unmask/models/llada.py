@@ -1,0 +1,123 @@
+"""LLaDA: 8B Base and Instruct, LLaDA-1.5, and the dense variants its config can describe.
+
+Source: arXiv:2502.09992 and the released configuration. Traps: `ff_proj` is the gate, a block's
+`ff_out` the down projection, `transformer.ff_out` the LM head; rows are `embedding_size`, not the
+tokenizer's length; MoE checkpoints carry the same `model_type` and are told apart by `architectures`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unmask.models._config import Fields
+from unmask.models.spec import ModelSpec
+
+ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel")
+MODEL_TYPE = "llada"
+
+# checkpoint name, our name; {i} is the layer, {p} is weight or bias
+NAMES = (
+    ("model.transformer.wte.{p}", "embed.{p}"),
+    ("model.transformer.ln_f.{p}", "norm.{p}"),
+    ("model.transformer.ff_out.{p}", "lm_head.{p}"),
+    ("model.transformer.blocks.{i}.attn_norm.{p}", "layers.{i}.attn_norm.{p}"),
+    ("model.transformer.blocks.{i}.ff_norm.{p}", "layers.{i}.ffn_norm.{p}"),
+    ("model.transformer.blocks.{i}.q_proj.{p}", "layers.{i}.attn.q.{p}"),
+    ("model.transformer.blocks.{i}.k_proj.{p}", "layers.{i}.attn.k.{p}"),
+    ("model.transformer.blocks.{i}.v_proj.{p}", "layers.{i}.attn.v.{p}"),
+    ("model.transformer.blocks.{i}.attn_out.{p}", "layers.{i}.attn.o.{p}"),
+    ("model.transformer.blocks.{i}.ff_proj.{p}", "layers.{i}.ffn.gate.{p}"),
+    ("model.transformer.blocks.{i}.up_proj.{p}", "layers.{i}.ffn.up.{p}"),
+    ("model.transformer.blocks.{i}.ff_out.{p}", "layers.{i}.ffn.down.{p}"),
+)
+
+# keys whose other values change the network in a way that is not supported
+REQUIRED: dict[str, tuple[Any, ...]] = {
+    "alibi": (False, None),
+    "rope": (True,),
+    "scale_logits": (False, None),
+    "block_group_size": (1, None),
+    "block_type": ("llama",),
+    "layer_norm_type": ("rms",),
+    "layer_norm_with_affine": (True, None),
+    "attention_layer_norm": (False, None),
+    "input_emb_norm": (False, None),
+    "activation_type": ("silu",),
+    "clip_qkv": (None,),
+    "rope_scaling": (None,),
+}
+
+
+def spec_from_config(config: dict[str, Any]) -> ModelSpec:
+    """The spec of a LLaDA `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = Fields(config, "LLaDA")
+    get.require(REQUIRED)
+    d_model, num_heads = get.int("d_model"), get.int("n_heads")
+    multi_query = bool(config.get("multi_query_attention"))
+    num_kv_heads = get.int("n_kv_heads", 1 if multi_query else num_heads)
+    include_bias = bool(config.get("include_bias"))
+    norm_bias = config.get("bias_for_layer_norm")
+    eos_id = get.int("eos_token_id", 126081)
+    return ModelSpec(
+        family="llada",
+        vocab_size=get.int("embedding_size", get.int("vocab_size")),
+        d_model=d_model,
+        num_layers=get.int("n_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=get.head_dim(d_model, num_heads, num_kv_heads),
+        d_ff=get.int("mlp_hidden_size", int(get.float("mlp_ratio", 4)) * d_model),
+        rope_theta=get.float("rope_theta", 10000.0),
+        norm_eps=get.float("rms_norm_eps", 1e-5),
+        max_length=get.int("max_sequence_length", 4096),
+        mask_id=get.int("mask_token_id", 126336),
+        eos_id=eos_id,
+        pad_id=get.int("pad_token_id", eos_id),
+        qkv_bias=include_bias or bool(config.get("include_qkv_bias")),
+        linear_bias=include_bias,
+        norm_bias=include_bias if norm_bias is None else bool(norm_bias),
+        tie_embeddings=bool(config.get("weight_tying")),
+        rope_fp32=bool(config.get("rope_full_precision", True)),
+        turn_end="<|eot_id|>",
+    )
+
+
+def config_from_spec(spec: ModelSpec, dtype: str = "float32") -> dict[str, Any]:
+    """A `config.json` in LLaDA's own format that `spec_from_config` reads back to the same spec."""
+    return {
+        "architectures": ["LLaDAModelLM"],
+        "model_type": "llada",
+        "activation_type": "silu",
+        "alibi": False,
+        "attention_layer_norm": False,
+        "bias_for_layer_norm": spec.norm_bias,
+        "block_group_size": 1,
+        "block_type": "llama",
+        "d_model": spec.d_model,
+        "embedding_size": spec.vocab_size,
+        "eos_token_id": spec.eos_id,
+        "include_bias": spec.linear_bias,
+        "include_qkv_bias": spec.qkv_bias,
+        "init_std": 0.02,
+        "input_emb_norm": False,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "mask_token_id": spec.mask_id,
+        "max_sequence_length": spec.max_length,
+        "mlp_hidden_size": spec.d_ff,
+        "mlp_ratio": 4,
+        "multi_query_attention": None,
+        "n_heads": spec.num_heads,
+        "n_kv_heads": spec.num_kv_heads,
+        "n_layers": spec.num_layers,
+        "pad_token_id": spec.pad_id,
+        "rms_norm_eps": spec.norm_eps,
+        "rope": True,
+        "rope_full_precision": spec.rope_fp32,
+        "rope_theta": spec.rope_theta,
+        "scale_logits": False,
+        "torch_dtype": dtype,
+        "use_cache": False,
+        "vocab_size": spec.vocab_size,
+        "weight_tying": spec.tie_embeddings,
+    }

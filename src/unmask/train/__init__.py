@@ -1,0 +1,1 @@
+"""Training masked diffusion models: LLaDA's objectives, a seeded loop, recipes."""

@@ -1,0 +1,121 @@
+"""The forward process and the loss weights of LLaDA's two objectives.
+
+Source: arXiv:2502.09992, Algorithms 1 and 2. A corruption draws, per row, t ~ U[0, 1), masks every
+maskable token with probability `p = (1 - eps) t + eps`, and weighs each masked token so that
+
+    loss = (1 / B) * sum over rows and masked tokens of weight * cross-entropy
+
+is exactly the published loss: `weight = 1 / (p L)` with L all positions of the row (pre-training) or the
+response's length, end-of-sequence padding included (fine-tuning; the prompt is never masked).
+
+Letters: B rows, T positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EPS = 1e-3
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """A corrupted batch: what the network sees and how much each prediction counts."""
+
+    ids_BT: Tensor
+    weights_BT: Tensor
+    """float32, 0 where a token was not masked."""
+
+    @property
+    def masked_BT(self) -> Tensor:
+        """Which tokens were replaced by the mask (bool)."""
+        return self.weights_BT > 0
+
+
+def draw_t(rows: int, generator: torch.Generator, stratified: bool = False) -> Tensor:
+    """`(B, 1)` noise levels in [0, 1): independent, or one in each of B equal strata.
+
+    Stratified levels are `(u + i/B) mod 1` with one u (arXiv:2503.09573): the same marginal, less
+    variance.
+    """
+    if not stratified:
+        return torch.rand(rows, 1, generator=generator)
+    shift = torch.rand(1, 1, generator=generator)
+    return (shift + torch.arange(rows)[:, None] / rows) % 1.0
+
+
+def random_length(length: int, generator: torch.Generator, share: float = 0.01) -> int:
+    """The length to cut a pre-training batch to: U{1..length} with probability `share`."""
+    if torch.rand((), generator=generator) >= share:
+        return length
+    return int(torch.randint(1, length + 1, (), generator=generator))
+
+
+def corrupt(
+    ids_BT: Tensor,
+    maskable_BT: Tensor,
+    mask_id: int,
+    generator: torch.Generator,
+    *,
+    t_B1: Tensor | None = None,
+    count_weight: bool = False,
+    stratified: bool = False,
+) -> Noisy:
+    """Mask every maskable token with its row's probability.
+
+    `maskable_BT` bool: all True for pre-training; the response (with its padding) for fine-tuning. The
+    weight's L is the number of maskable positions. `count_weight` divides by the number of tokens that
+    were masked instead of its expectation `p L` (same mean per level, less variance). At least one
+    token of a row may stay unmasked or, for p near eps, none be masked; such a row has loss 0.
+    """
+    rows = ids_BT.shape[0]
+    t = draw_t(rows, generator, stratified) if t_B1 is None else t_B1
+    p_B1 = (1 - EPS) * t + EPS
+    masked = (torch.rand(ids_BT.shape, generator=generator) < p_B1) & maskable_BT
+    if count_weight:
+        normalizer = masked.sum(-1, keepdim=True).clamp(min=1).float()
+    else:
+        normalizer = p_B1 * maskable_BT.sum(-1, keepdim=True).clamp(min=1)
+    weights = torch.where(masked, 1.0 / normalizer, torch.zeros(()))
+    return Noisy(torch.where(masked, mask_id, ids_BT), weights)
+
+
+def block_state(
+    ids_BT: Tensor,
+    response_BT: Tensor,
+    mask_id: int,
+    generator: torch.Generator,
+    block_length: int = 32,
+    tail_share: float = 0.2,
+) -> Noisy:
+    """The states that semi-autoregressive decoding visits: known, a half-open block, all masked.
+
+    Per row, a cut is drawn in the response: tokens left of it are known, the next `block_length` are
+    masked with probability p, everything after is masked. The block's masked tokens share weight
+    `1 - tail_share`, those after it `tail_share`.
+    """
+    rows, length = ids_BT.shape
+    order = response_BT.long().cumsum(-1) - 1
+    size = response_BT.sum(-1, keepdim=True)
+    cut = (torch.rand(rows, 1, generator=generator) * size).long()
+    p_B1 = (1 - EPS) * draw_t(rows, generator, stratified=True) + EPS
+    inside = response_BT & (order >= cut) & (order < cut + block_length)
+    tail = response_BT & (order >= cut + block_length)
+    chosen = torch.rand(rows, length, generator=generator) < p_B1
+    masked = inside & chosen
+    none = ~masked.any(-1, keepdim=True)
+    masked = masked | (inside & none & (order == cut))
+    weights = torch.zeros(rows, length)
+    for part, share in ((masked, 1.0 - tail_share), (tail, tail_share)):
+        count = part.sum(-1, keepdim=True).clamp(min=1)
+        weights = weights + part.float() * share / count
+    return Noisy(torch.where(masked | tail, mask_id, ids_BT), weights)
+
+
+def weighted_loss(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, rows: int) -> Tensor:
+    """`(1 / B) * sum(weight * cross-entropy)` over the masked tokens, in float32."""
+    losses = torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+    return (losses * weights_N).sum() / rows

@@ -1,0 +1,190 @@
+"""The training loop: batch, forward, loss, backward, clip, step, one log line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.errors import ConfigError
+from unmask.models._transformer import Transformer
+from unmask.models.spec import ModelSpec
+from unmask.train import checkpoint
+from unmask.train.corrupt import weighted_loss
+from unmask.train.data import Batch, DemoData
+from unmask.train.optim import optimizers, rate
+from unmask.train.recipe import Recipe, save_recipe
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """What one optimizer step did; `eta_s` is the time left in seconds."""
+
+    step: int
+    steps: int
+    loss: float
+    task_loss: dict[str, float]
+    grad_norm: float
+    lr: float
+    tokens_per_s: float
+    eta_s: float
+
+    def line(self) -> str:
+        """One log line."""
+        tasks = " ".join(f"{name} {value:.3f}" for name, value in sorted(self.task_loss.items()))
+        minutes, seconds = divmod(int(self.eta_s), 60)
+        return (
+            f"step {self.step:05d}/{self.steps:05d} | loss {self.loss:.4f} | grad {self.grad_norm:.2f}"
+            f" | lr {self.lr:.2e} | {self.tokens_per_s:.0f} tok/s | eta {minutes}m{seconds:02d}s | {tasks}"
+        )
+
+
+def demo_spec(recipe: Recipe, tokenizer: Any) -> ModelSpec:
+    """LLaDA's shape at the recipe's sizes; two rows more than the tokenizer has, as LLaDA pads."""
+    eos_id = int(tokenizer.eos_token_id)
+    return ModelSpec(
+        family="llada",
+        vocab_size=len(tokenizer) + 2,
+        d_model=recipe.d_model,
+        num_layers=recipe.num_layers,
+        num_heads=recipe.num_heads,
+        num_kv_heads=recipe.num_heads,
+        head_dim=recipe.d_model // recipe.num_heads,
+        d_ff=recipe.d_ff,
+        rope_theta=recipe.rope_theta,
+        norm_eps=1e-5,
+        max_length=recipe.max_length,
+        mask_id=int(tokenizer.convert_tokens_to_ids("<|mdm_mask|>")),
+        eos_id=eos_id,
+        pad_id=eos_id,
+        rope_fp32=True,
+        turn_end="<|eot_id|>",
+    )
+
+
+def build(spec: ModelSpec, seed: int) -> Transformer:
+    """A freshly initialized model: normal weights, residual outputs scaled down by depth."""
+    model = Transformer(spec)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2:
+                continue
+            std = 0.5 / math.sqrt(parameter.shape[1])
+            if name.endswith((".o.weight", ".down.weight")):
+                std /= math.sqrt(2 * spec.num_layers)
+            parameter.normal_(0.0, std, generator=generator)
+    return model
+
+
+def masked_logits(model: Transformer, hidden: Callable[..., Tensor], batch: Batch) -> Tensor:
+    """Logits of the masked positions only: the head never sees the rest."""
+    rows, length = batch.clean_BT.shape
+    positions = torch.arange(length).expand(rows, length)
+    states = hidden(batch.noisy.ids_BT, positions)
+    return model.head(states[batch.noisy.masked_BT])
+
+
+@contextmanager
+def _kernels(recipe: Recipe) -> Iterator[None]:
+    """bfloat16 autocast, and plain matrix-product attention (faster than flash on CPU when short)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+
+
+class Trainer:
+    """A run of a recipe; iterate over it to train."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any, tokenizer_folder: Path) -> None:
+        self.recipe, self.tokenizer_folder = recipe, tokenizer_folder
+        spec = demo_spec(recipe, tokenizer)
+        self.model = build(spec, recipe.seed)
+        self.data = DemoData(recipe, spec, tokenizer)
+        self.optimizers = optimizers(self.model, recipe)
+        self.output = Path(recipe.output)
+        self.step = 0
+        self.output.mkdir(parents=True, exist_ok=True)
+        found = checkpoint.checkpoints(self.output)
+        if found and not recipe.resume:
+            raise ConfigError(
+                f"output={recipe.output!r} holds checkpoints up to {found[-1].name}; choose another "
+                f"folder, delete it, or resume=true"
+            )
+        if found:
+            self.step = checkpoint.restore(self.model, self.optimizers, found[-1])
+        save_recipe(recipe, self.output / "recipe.yaml")
+        self._hidden: Callable[..., Tensor] = self.model.hidden
+        if recipe.compile:
+            self._hidden = torch.compile(self.model.hidden, dynamic=True)
+
+    def train_step(self) -> tuple[dict[str, float], float, int]:
+        """One optimizer step: (loss by task, gradient norm, tokens)."""
+        losses: dict[str, list[float]] = {}
+        tokens = 0
+        for micro in range(self.recipe.micro_batches):
+            batch = self.data.batch(self.step, micro)
+            with _kernels(self.recipe):
+                logits = masked_logits(self.model, self._hidden, batch)
+            masked = batch.noisy.masked_BT
+            loss = weighted_loss(
+                logits, batch.clean_BT[masked], batch.noisy.weights_BT[masked], len(batch.clean_BT)
+            )
+            (loss / self.recipe.micro_batches).backward()  # type: ignore[no-untyped-call]
+            losses.setdefault(batch.task, []).append(loss.item())
+            tokens += batch.clean_BT.numel()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
+        if not math.isfinite(norm):
+            raise ConfigError(f"step {self.step}: the gradient is {norm}; lower muon_lr or adam_lr")
+        scale = rate(self.step, self.recipe)
+        for optimizer in self.optimizers.values():
+            optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["peak"] * scale
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        self.step += 1
+        return {task: sum(v) / len(v) for task, v in losses.items()}, norm, tokens
+
+    def __iter__(self) -> Iterator[StepLog]:
+        """Train to the end, a log a step; checkpoints on the way, the final model at the end."""
+        average = 0.0
+        with (self.output / "log.jsonl").open("a", encoding="utf-8") as log:
+            while self.step < self.recipe.steps:
+                began = time.perf_counter()
+                losses, norm, tokens = self.train_step()
+                elapsed = time.perf_counter() - began
+                average = elapsed if not average else 0.95 * average + 0.05 * elapsed
+                entry = StepLog(
+                    step=self.step,
+                    steps=self.recipe.steps,
+                    loss=sum(losses.values()) / len(losses),
+                    task_loss=losses,
+                    grad_norm=norm,
+                    lr=self.optimizers["muon"].param_groups[0]["lr"],
+                    tokens_per_s=tokens / elapsed,
+                    eta_s=average * (self.recipe.steps - self.step),
+                )
+                log.write(json.dumps(dataclasses.asdict(entry)) + "\n")
+                log.flush()
+                if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
+                    self.save()
+                yield entry
+        checkpoint.export(
+            self.model, self.tokenizer_folder, self.output / "model", torch.bfloat16
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint now."""
+        return checkpoint.save(
+            self.model, self.optimizers, self.step, self.tokenizer_folder, self.output
+        )

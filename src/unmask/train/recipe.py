@@ -1,0 +1,136 @@
+"""A training recipe: every number of a run, read from a preset and `key=value` words."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unmask.errors import ConfigError, unknown_name
+from unmask.knobs import set_field
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, on what and how long. Rates are per optimizer step; lengths in tokens."""
+
+    recipe: str = "demo"
+    output: str = "runs/demo"
+    """Folder of checkpoints, log and final model."""
+    seed: int = 0
+    steps: int = 1000
+    micro_batches: int = 3
+    tokens_per_micro_batch: int = 3072
+    length_multiple: int = 16
+    """Batches are padded to a multiple of this many positions."""
+    # network
+    d_model: int = 256
+    num_layers: int = 6
+    num_heads: int = 4
+    d_ff: int = 768
+    max_length: int = 1024
+    rope_theta: float = 10000.0
+    # data
+    drill_start: float = 0.75
+    """Share of drill batches at step 0 ..."""
+    drill_end: float = 0.12
+    """... and from step `drill_steps` on."""
+    drill_steps: int = 1000
+    level_steps: tuple[int, ...] = (200, 600)
+    """Steps at which the curriculum goes to level 2 and to level 3."""
+    mix: tuple[float, ...] = (0.62, 0.15, 0.12, 0.11)
+    """Shares of word problems, Sudoku, Countdown and sentences among the other batches."""
+    random_length: float = 0.01
+    # objective
+    stratified: bool = True
+    """Noise levels stratified over a batch instead of independent."""
+    count_weight: bool = True
+    """Weigh by the number of masked tokens instead of its expectation."""
+    block_share: float = 0.4
+    """Share of fine-tuning batches in the state that block decoders see; 0: LLaDA's objective."""
+    block_length: int = 32
+    # optimization
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    decay_steps: int = 250
+    """Linear decay to `final_lr` of the rate over the last steps."""
+    final_lr: float = 0.02
+    clip: float = 1.0
+    autocast: bool = True
+    """bfloat16 autocast of the matrix products."""
+    compile: bool = False
+    # bookkeeping
+    checkpoint_every: int = 200
+    resume: bool = True
+    """Go on from the newest checkpoint in `output`."""
+
+    def __post_init__(self) -> None:
+        """Reject numbers that cannot be trained with."""
+        positive = ("steps", "micro_batches", "tokens_per_micro_batch", "length_multiple", "d_model")
+        for name in (*positive, "num_layers", "num_heads", "d_ff", "checkpoint_every", "block_length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("drill_start", "drill_end", "random_length", "block_share", "final_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if len(self.mix) != 4 or min(self.mix) < 0 or sum(self.mix) <= 0:
+            raise ConfigError(f"mix={self.mix} must hold four shares, none negative, not all 0")
+        if len(self.level_steps) != 2:
+            raise ConfigError(f"level_steps={self.level_steps} must hold two step numbers")
+        if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
+            raise ConfigError(
+                f"num_heads={self.num_heads} must divide d_model={self.d_model} into even widths"
+            )
+        if self.tokens_per_micro_batch < self.max_length // 2:
+            raise ConfigError(
+                f"tokens_per_micro_batch={self.tokens_per_micro_batch} cannot hold a row of "
+                f"max_length/2={self.max_length // 2}"
+            )
+
+
+def presets() -> list[str]:
+    """Names of the recipes that ship."""
+    folder = resources.files("unmask.train").joinpath("recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir())
+
+
+def compose(words: list[str]) -> Recipe:
+    """The recipe of `recipe=NAME key=value...`. Raises ConfigError for unknown or ill-typed keys."""
+    pairs = dict(split_word(word) for word in words)
+    if "recipe" not in pairs:
+        raise ConfigError(f"say which recipe, e.g. recipe=demo; there are: {', '.join(presets())}")
+    name = pairs["recipe"]
+    if name not in presets():
+        raise unknown_name("recipe", name, presets())
+    text = resources.files("unmask.train").joinpath("recipes", f"{name}.yaml").read_text()
+    values: dict[str, Any] = {**yaml.safe_load(text), **pairs}
+    fields = {field.name: field for field in dataclasses.fields(Recipe)}
+    known: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise unknown_name("recipe key", key, fields)
+        known[key] = set_field(fields[key], value)
+    return Recipe(**known)
+
+
+def split_word(word: str) -> tuple[str, str]:
+    """`key=value` in two. Raises ConfigError for anything else."""
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{word!r} is not of the form key=value")
+    return key.strip().replace("-", "_"), value
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe as YAML that `compose` understands."""
+    values = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(recipe).items()
+    }
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,58 @@
+"""`import unmask` and `unmask --help` answer at once: no torch, no transformers, little work.
+
+What is measured is processor time (user + system) of the child process, not elapsed time: on a
+machine that is busy with something else, elapsed time says how busy it is. The best of five runs
+counts, since every disturbance (a cold disk, bytecode to be compiled) only adds.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+resource = pytest.importorskip("resource", reason="processor time of a child needs a POSIX system")
+
+HEAVY = {"torch", "transformers"}
+LIMIT_S = 0.4
+RUNS = 5
+
+START = {
+    "import unmask": "import unmask",
+    "unmask --help": """
+import sys
+from unmask.cli.main import main
+sys.argv = ["unmask", "--help"]
+try:
+    status = main()
+except SystemExit as stop:
+    status = stop.code
+assert not status, f"exit status {status}"
+""",
+}
+REPORT = f"""
+import sys
+print("loaded:", *sorted({HEAVY} & sys.modules.keys()))
+"""
+
+
+def _run(code: str) -> tuple[str, float]:
+    """What a fresh interpreter prints for `code`, and the processor seconds it used."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("what", START)
+def test_starting_does_not_load_torch_or_transformers(what: str) -> None:
+    output, _ = _run(START[what] + REPORT)
+    assert output.splitlines()[-1].strip() == "loaded:"
+
+
+@pytest.mark.parametrize("what", START)
+def test_starting_takes_little_processor_time(what: str) -> None:
+    best = min(_run(START[what])[1] for _ in range(RUNS))
+    assert best < LIMIT_S, f"{what}: {best:.2f} s of processor time, at most {LIMIT_S} s"
