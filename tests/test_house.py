@@ -21,7 +21,13 @@ FILES = {
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
-DECODERS_MAY_IMPORT = {"unmask.canvas", "unmask.decoders", "unmask.errors", "unmask.sampling"}
+DECODERS_MAY_IMPORT = {
+    "unmask.canvas",
+    "unmask.decoders",
+    "unmask.errors",
+    "unmask.knobs",
+    "unmask.selection",
+}
 CITES_SOURCE = re.compile(r"arXiv:\d{4}\.\d{4,5}|\bSource\b", re.IGNORECASE)
 
 Problem = tuple[int, str]

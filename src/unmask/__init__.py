@@ -26,7 +26,11 @@ __all__ = [
     "UnmaskError",
     "load_model",
 ]
-_LAZY = {"LLM": "unmask.engine.llm", "Output": "unmask.engine.request", "load_model": "unmask.models"}
+_LAZY = {
+    "LLM": "unmask.engine.llm",
+    "Output": "unmask.engine.request",
+    "load_model": "unmask.models",
+}
 
 
 def __getattr__(name: str) -> Any:

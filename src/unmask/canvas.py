@@ -145,6 +145,16 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a decoder may know of the model: `block_size` of block-causal attention or None, special ids."""
+
+    vocab_size: int
+    eos_id: int
+    turn_end_id: int | None
+    block_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """What a decoder wants from the next forward.
 

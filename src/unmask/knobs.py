@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -14,27 +15,24 @@ from unmask.errors import ConfigError
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def set_field(field: dataclasses.Field[Any], value: Any) -> Any:
-    """`value` (a Python value, or text in YAML's spelling) as the field's type.
+def field_names(cls: type[Any]) -> set[str]:
+    """Names of a dataclass's fields."""
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def set_field(cls: type[Any], name: str, value: Any) -> Any:
+    """`value` (a Python value, or text in YAML's spelling) as the type of the dataclass's field `name`.
 
     Raises ConfigError with the field's name when it does not fit. Field types are int, float, bool,
     str, tuples of one of them, Literal strings, and any of these or None.
     """
-    hint = _resolve(field)
+    hint = typing.get_type_hints(cls)[name]
     if isinstance(value, str) and not _takes_text(hint):
         try:
             value = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ConfigError(f"{field.name}={value!r} cannot be read") from None
-    return _convert(field.name, hint, value)
-
-
-def _resolve(field: dataclasses.Field[Any]) -> Any:
-    if isinstance(field.type, str):
-        return eval(  # the annotation of one of our own dataclasses, as text
-            field.type, {"Literal": typing.Literal, "tuple": tuple}
-        )
-    return field.type
+            raise ConfigError(f"{name}={value!r} cannot be read") from None
+    return _convert(name, hint, value)
 
 
 def _takes_text(hint: Any) -> bool:
@@ -42,32 +40,32 @@ def _takes_text(hint: Any) -> bool:
 
 
 def _convert(name: str, hint: Any, value: Any) -> Any:
-    origin = typing.get_origin(hint)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        options = typing.get_args(hint)
-        if value is None or value == "null":
-            if type(None) in options:
-                return None
-        rest = [option for option in options if option is not type(None)]
-        return _convert(name, rest[0], value)
+        if value is None and type(None) in inner:
+            return None
+        return _convert(name, next(kind for kind in inner if kind is not type(None)), value)
     if origin is typing.Literal:
-        allowed = typing.get_args(hint)
-        if value not in allowed:
-            raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(str, allowed))}")
+        if value not in inner:
+            raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(str, inner))}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{name}={value!r} must be a list, e.g. {name}=[1,2]")
-        return tuple(_convert(name, typing.get_args(hint)[0], item) for item in value)
-    if hint is float and isinstance(value, str):
-        try:
-            value = float(value)  # YAML reads 3e-3 as text
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
+        return tuple(_convert(name, inner[0], item) for item in value)
+    value = _widen(hint, value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{name}={value!r} must be {_WORDS.get(hint, hint.__name__)}")
+    return value
+
+
+def _widen(hint: Any, value: Any) -> Any:
+    """Numbers that mean the same in the wanted type; YAML reads 3e-3 as text."""
+    if hint is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     return value

@@ -50,7 +50,8 @@ def _mix_host(x: np.ndarray) -> np.ndarray:
     """splitmix64's finalizer on uint64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX[0])
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX[1])
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def row_keys(seed: int, forward: int, uids: Ints) -> np.ndarray:
@@ -65,7 +66,8 @@ def row_keys(seed: int, forward: int, uids: Ints) -> np.ndarray:
 def uniform(keys: np.ndarray) -> Floats:
     """One number in [0, 1) a key."""
     bits = _mix_host(keys ^ np.uint64(_GOLDEN)) >> np.uint64(11)
-    return bits.astype(np.float64) * 2.0**-53
+    numbers: Floats = bits.astype(np.float64) * 2.0**-53
+    return numbers
 
 
 def _signed(value: int) -> int:

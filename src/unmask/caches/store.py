@@ -35,8 +35,15 @@ class StoreView:
     in every row, are written as a slice.
     """
 
-    def __init__(self, store: Store, slots_BQ: Tensor, length: int, contiguous: slice | None) -> None:
-        self.store, self.slots_BQ, self.length, self.contiguous = store, slots_BQ, length, contiguous
+    def __init__(
+        self, store: Store, slots_BQ: Tensor, length: int, contiguous: slice | None
+    ) -> None:
+        self.store, self.slots_BQ, self.length, self.contiguous = (
+            store,
+            slots_BQ,
+            length,
+            contiguous,
+        )
         self.rows = slots_BQ.shape[0]
         self.row_index = torch.arange(self.rows, device=slots_BQ.device)[:, None]
 

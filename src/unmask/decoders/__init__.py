@@ -11,9 +11,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from unmask.canvas import Ask, Canvas, Edit, Reading
+from unmask.canvas import Ask, Canvas, Edit, ModelFacts, Reading
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import set_field
 
@@ -28,10 +28,12 @@ def knob(default: Any, help: str) -> Any:
 class Decoder(Protocol[State]):
     """The seam: pure functions of one sequence."""
 
-    knobs_help: ClassVar[str]
-
-    def start(self, canvas: Canvas) -> State:
+    def start(self, canvas: Canvas, facts: ModelFacts) -> State:
         """The state before the first forward. Raises ConfigError when the knobs do not fit."""
+        ...
+
+    def max_slots(self, canvas: Canvas) -> int:
+        """The most slots the canvas may grow to; bounds memory and the loop."""
         ...
 
     def ask(self, canvas: Canvas, state: State) -> tuple[Ask, State]:
@@ -54,7 +56,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Blockwise(Generic[State]):
+class Blockwise:
     """Semi-autoregressive decoding: fixed blocks from left to right, one rule inside (`select`).
 
     Source: LLaDA, arXiv:2502.09992, Appendix B.4. Eligible are all open slots left of the block's end.
@@ -65,7 +67,9 @@ class Blockwise(Generic[State]):
         "slots per block, 1 (left to right) to gen_length (any order), a divisor of gen_length; "
         "default: 32 or the nearest that divides; for infilling the whole text",
     )
-    compat: bool = knob(False, "repeat the reference's token-changing quirks instead of the fixed rule")
+    compat: bool = knob(
+        False, "repeat the reference's token-changing quirks instead of the fixed rule"
+    )
 
     def select(self, reading: Reading, block: Block) -> Any:
         """Indices of the reading to commit."""
@@ -85,14 +89,20 @@ class Blockwise(Generic[State]):
         """The block at `start`."""
         return Block(start, min(start + self.length_of(canvas), len(canvas)))
 
-    def start(self, canvas: Canvas) -> Block:
+    def max_slots(self, canvas: Canvas) -> int:
+        """The canvas never grows."""
+        return len(canvas)
+
+    def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
         """Check the knobs against the canvas and enter the first block."""
         size, length = len(canvas) - canvas.prompt_length, self.length_of(canvas)
         if length < 1:
             raise ConfigError(f"block_length={length} must be at least 1")
         infilling = bool(canvas.fixed[canvas.prompt_length :].any())
         if size % length and not infilling:
-            near = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - length))
+            near = min(
+                (n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - length)
+            )
             raise ConfigError(
                 f"block_length={length} does not divide gen_length={size}; "
                 f"use block_length={near}, or a gen_length that is a multiple of {length}"
@@ -128,5 +138,4 @@ def decoder_class(name: str) -> Any:
 def make_decoder(name: str, knobs: dict[str, Any]) -> Any:
     """A decoder with these knobs, all of which it has. Raises ConfigError for a wrong value."""
     cls = decoder_class(name)
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    return cls(**{key: set_field(fields[key], value) for key, value in knobs.items()})
+    return cls(**{key: set_field(cls, key, value) for key, value in knobs.items()})

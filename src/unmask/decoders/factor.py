@@ -7,7 +7,6 @@ Differs: the published loop is off by one at the last rank; `compat=True` repeat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from unmask import selection
 from unmask.canvas import Ints, Reading
@@ -16,11 +15,12 @@ from unmask.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Factor(Blockwise[Any]):
+class Factor(Blockwise):
     """The longest run of sorted confidences that the factor bound allows, at least one."""
 
     factor: float = knob(
-        1.0, "bound on (n + 1)(1 - c_(n)), >= 0; 0: a token a forward, large: the whole block at once"
+        1.0,
+        "bound on (n + 1)(1 - c_(n)), >= 0; 0: a token a forward, large: the whole block at once",
     )
 
     def __post_init__(self) -> None:
@@ -30,9 +30,7 @@ class Factor(Blockwise[Any]):
 
     def select(self, reading: Reading, block: Block) -> Ints:
         """The bound on the ranks, with progress guaranteed."""
-        return selection.factor(
-            reading.log_odds, reading.doubt, self.factor, compat=self.compat
-        )
+        return selection.factor(reading.log_odds, reading.doubt, self.factor, compat=self.compat)
 
 
 DECODER = Factor

@@ -6,7 +6,6 @@ Source: arXiv:2505.22618, Algorithm 1. The reference has no token-changing quirk
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from unmask import selection
 from unmask.canvas import Ints, Reading
@@ -15,11 +14,12 @@ from unmask.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Threshold(Blockwise[Any]):
+class Threshold(Blockwise):
     """All slots with confidence >= `threshold`, at least the surest one."""
 
     threshold: float = knob(
-        0.9, "confidence to commit, in [0, 1]; 0: the whole block at once, 1: mostly a token a forward"
+        0.9,
+        "confidence to commit, in [0, 1]; 0: the whole block at once, 1: mostly a token a forward",
     )
 
     def __post_init__(self) -> None:

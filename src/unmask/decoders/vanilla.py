@@ -7,16 +7,16 @@ whose quota is 0 (more steps than slots) is not made; ties go to the lowest slot
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from unmask.canvas import Canvas, Ints, Reading
+from unmask.canvas import Canvas, Ints, ModelFacts, Reading
 from unmask.decoders import Block, Blockwise, knob
 from unmask.errors import ConfigError
 from unmask.selection import quota, quota_schedule
 
 
 @dataclass(frozen=True)
-class Vanilla(Blockwise[Any]):
+class Vanilla(Blockwise):
     """`steps` forwards over the whole generation, split evenly over the blocks."""
 
     steps: int | None = knob(
@@ -26,10 +26,10 @@ class Vanilla(Blockwise[Any]):
         "low_confidence", "keep the surest tokens, or random ones"
     )
 
-    def start(self, canvas: Canvas) -> Block:
+    def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
         """Also check that `steps` can be split."""
         size = len(canvas) - canvas.prompt_length
-        block = super().start(canvas)
+        block = super().start(canvas, facts)
         length = self.length_of(canvas)
         blocks = -(-size // length)
         if self.steps is not None and (self.steps < 1 or self.steps % blocks):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ import torch
 
 from unmask import decoders
 from unmask.caches import make_cache
-from unmask.canvas import Canvas, new_canvas
+from unmask.canvas import Canvas, ModelFacts, new_canvas
 from unmask.engine import request as request_module
 from unmask.engine.loop import Event, decode
 from unmask.engine.request import Output, Request
 from unmask.engine.runner import Runner
 from unmask.engine.tokenizer import load_tokenizer, token_id
 from unmask.errors import ConfigError, ModelError, PromptError, unknown_name
-from unmask.knobs import set_field
+from unmask.knobs import field_names, set_field
 from unmask.models import load_model, resolve_model
 from unmask.models._transformer import Transformer
 from unmask.sampling import Proposal, Vocabulary
@@ -54,6 +53,12 @@ class LLM:
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
         self.spec = self.model.spec
         self.vocabulary = self._vocabulary()
+        self.facts = ModelFacts(
+            vocab_size=self.spec.vocab_size,
+            eos_id=self.spec.eos_id,
+            turn_end_id=self.vocabulary.turn_end_id,
+            block_size=self.spec.block_size,
+        )
         ends = (self.vocabulary.eos_id, self.vocabulary.turn_end_id)
         self.stop_ids = frozenset(id_ for id_ in ends if id_ is not None)
 
@@ -71,7 +76,7 @@ class LLM:
             turn_end_id=token_id(self.tokenizer, self.spec.turn_end),
         )
 
-    def generate(
+    def generate(  # noqa: PLR0913 - the call's options are the interface
         self,
         prompts: Prompt | Sequence[Prompt],
         decoder: str = "vanilla",
@@ -179,7 +184,9 @@ class LLM:
         """A conversation in the model's chat template. Raises PromptError."""
         tokenizer = self._need_tokenizer()
         if tokenizer.chat_template is None:
-            raise PromptError(f"model {self.name!r} has no chat template; use generate with raw text")
+            raise PromptError(
+                f"model {self.name!r} has no chat template; use generate with raw text"
+            )
         if not messages:
             raise PromptError("no messages; give at least one {'role': 'user', 'content': ...}")
         for message in messages:
@@ -224,7 +231,8 @@ class LLM:
         ids = canvas.tokens.tolist()
         answer = ids[canvas.prompt_length :]
         end = next((i for i, id_ in enumerate(answer) if id_ in self.stop_ids), len(answer))
-        token_ids, text, blanks = answer[:end], self.decode(answer[:end]), ()
+        token_ids, text = answer[:end], self.decode(answer[:end])
+        blanks: tuple[str, ...] = ()
         given = sequence.request.canvas
         if given.fixed[given.prompt_length :].any():
             token_ids = canvas.tokens[~canvas.fixed].tolist()
@@ -288,8 +296,7 @@ class LLM:
                 seed=seed,
                 stop_ids=self.stop_ids,
                 stop_at_eos=stop_at_eos,
-                fill_id=self.spec.eos_id,
-                max_forwards=2 * (len(canvas) - canvas.prompt_length) + 64,
+                facts=self.facts,
             )
 
         return make
@@ -305,14 +312,12 @@ class LLM:
             self.model,
             self.vocabulary,
             max_rows=rows * min(max_batch_size, len(sequences)),
-            max_slots=max(len(sequence.canvas) for sequence in sequences),
+            max_slots=max(request.max_slots for request in requests),
             store=any(sequence.request.cache.stores for sequence in sequences),
         )
         yield from decode(sequences, runner)
 
-    def _run(
-        self, requests: list[Request], max_batch_size: int
-    ) -> list[request_module.Sequence]:
+    def _run(self, requests: list[Request], max_batch_size: int) -> list[request_module.Sequence]:
         finished: dict[int, request_module.Sequence] = {}
         for event in self._events(requests, max_batch_size):
             if event.sequence.finish_reason is not None:
@@ -322,21 +327,16 @@ class LLM:
 
 def configure(decoder: str, knobs: dict[str, Any]) -> tuple[Any, Proposal]:
     """A decoder and a proposal from one set of knobs. Raises ConfigError for a name neither has."""
-    shared = {field.name: field for field in dataclasses.fields(Proposal)}
-    own = {field.name for field in dataclasses.fields(decoders.decoder_class(decoder))}
+    shared, own = field_names(Proposal), field_names(decoders.decoder_class(decoder))
     for key in knobs:
         if key not in shared and key not in own:
             raise _unknown_knob(decoder, key, {*shared, *own, *OPTIONS})
-    proposal = {k: set_field(shared[k], v) for k, v in knobs.items() if k in shared}
+    proposal = {k: set_field(Proposal, k, v) for k, v in knobs.items() if k in shared}
     method = decoders.make_decoder(decoder, {k: v for k, v in knobs.items() if k in own})
     return method, Proposal(**proposal)
 
 
 def _unknown_knob(decoder: str, key: str, allowed: set[str]) -> ConfigError:
-    users = [
-        name
-        for name in decoders.names()
-        if key in {field.name for field in dataclasses.fields(decoders.decoder_class(name))}
-    ]
+    users = [name for name in decoders.names() if key in field_names(decoders.decoder_class(name))]
     extra = f"; {key!r} is a knob of {', '.join(users)}" if users else ""
     return unknown_name(f"knob for decoder {decoder!r}:", key, allowed, extra)

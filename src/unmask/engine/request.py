@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from unmask.canvas import Canvas, Edit, apply
+from unmask.canvas import Canvas, Edit, ModelFacts, apply
 from unmask.sampling import Proposal
 
 FinishReason = Literal["stop", "length"]
@@ -39,9 +39,7 @@ class Step:
 
 def step_of(edit: Edit, num_queries: int) -> Step:
     """The trace entry of an edit."""
-    commits = zip(
-        edit.commit.tolist(), edit.tokens.tolist(), edit.confidence.tolist(), strict=True
-    )
+    commits = zip(edit.commit.tolist(), edit.tokens.tolist(), edit.confidence.tolist(), strict=True)
     replaced = zip(edit.replace.tolist(), edit.replace_tokens.tolist(), strict=True)
     return Step(
         committed=tuple(Commit(*item) for item in commits),
@@ -55,11 +53,7 @@ def step_of(edit: Edit, num_queries: int) -> Step:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to decode.
-
-    `stop_ids` end the answer when `stop_at_eos`; open slots that are left then become `fill_id`.
-    `max_forwards` bounds the loop: past it every forward commits all it reads.
-    """
+    """One sequence to decode; `stop_ids` end the answer when `stop_at_eos`."""
 
     canvas: Canvas
     decoder: Any
@@ -68,8 +62,17 @@ class Request:
     seed: int
     stop_ids: frozenset[int]
     stop_at_eos: bool
-    fill_id: int
-    max_forwards: int
+    facts: ModelFacts
+
+    @property
+    def max_slots(self) -> int:
+        """The most slots the canvas may grow to."""
+        return int(self.decoder.max_slots(self.canvas))
+
+    @property
+    def max_forwards(self) -> int:
+        """The loop's bound: past it every forward commits all it reads."""
+        return 2 * (self.max_slots - self.canvas.prompt_length) + 64
 
 
 @dataclass
@@ -90,7 +93,7 @@ class Sequence:
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> Sequence:
         """A sequence before its first forward. Raises ConfigError when the decoder's knobs misfit."""
-        state = request.decoder.start(request.canvas)
+        state = request.decoder.start(request.canvas, request.facts)
         return cls(request, request.canvas, state, request.cache.start(), index)
 
     def advance(self, edit: Edit, num_queries: int) -> None:
@@ -119,10 +122,8 @@ class Sequence:
     def _check_end(self) -> None:
         if self.request.stop_at_eos and self.stop_slot() is not None:
             self.finish_reason = "stop"
-            filled = np.where(self.canvas.open, self.request.fill_id, self.canvas.tokens)
-            self.canvas = replace(
-                self.canvas, tokens=filled, open=np.zeros_like(self.canvas.open)
-            )
+            filled = np.where(self.canvas.open, self.request.facts.eos_id, self.canvas.tokens)
+            self.canvas = replace(self.canvas, tokens=filled, open=np.zeros_like(self.canvas.open))
         elif self.canvas.num_open == 0:
             self.finish_reason = "stop" if self.stop_slot() is not None else "length"
 

@@ -8,7 +8,7 @@ Letters: B rows of the batch, Q queries, K keys, N logit rows, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,7 +27,10 @@ HEAD_CHUNK = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One sequence's part of a forward; `rows` are the logit rows that answer `ask`."""
+    """One sequence's part of a forward; `rows` are the logit rows that answer `ask`.
+
+    Asked slots whose row the plan does not compute are left out: the decoder never sees them.
+    """
 
     sequence: Sequence
     ask: Ask
@@ -82,7 +85,8 @@ class Runner:
         plan, sequence.cache_state = request.cache.plan(
             sequence.canvas, ask, np.unique(rows), sequence.cache_state
         )
-        return Turn(sequence, ask, rows, plan)
+        computed = np.isin(rows, plan.queries)
+        return Turn(sequence, replace(ask, rows=ask.rows[computed]), rows[computed], plan)
 
     @torch.inference_mode()
     def forward(self, turns: list[Turn]) -> list[Reading]:
@@ -128,7 +132,11 @@ class Runner:
         ids = np.full((len(lanes), width), spec.pad_id, dtype=np.int64)
         for lane, (turn, sees_prompt) in enumerate(lanes):
             canvas, queries = turn.sequence.canvas, turn.plan.queries
-            tokens = canvas.tokens if sees_prompt else np.where(canvas.fixed, spec.mask_id, canvas.tokens)
+            tokens = (
+                canvas.tokens
+                if sees_prompt
+                else np.where(canvas.fixed, spec.mask_id, canvas.tokens)
+            )
             slots[lane, : counts[lane]] = queries
             ids[lane, : counts[lane]] = tokens[queries]
         slots_BQ = torch.from_numpy(slots).to(device)
@@ -171,7 +179,9 @@ class Runner:
             logits = self._logits(flat, seen[part])
             guided = np.flatnonzero(blind[part] >= 0)
             if len(guided):
-                weight = torch.tensor([rules[start + i].cfg_scale for i in guided], device=flat.device)
+                weight = torch.tensor(
+                    [rules[start + i].cfg_scale for i in guided], device=flat.device
+                )
                 without = self._logits(flat, blind[part][guided])
                 at = torch.from_numpy(guided).to(flat.device)
                 logits[at] = without + (1 + weight[:, None]) * (logits[at] - without)

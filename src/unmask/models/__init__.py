@@ -76,7 +76,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The parsed `config.json` of a checkpoint folder. Raises ModelError."""
     path = folder / "config.json"
     if not path.exists():
-        raise ModelError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face format")
+        raise ModelError(
+            f"{folder}: no config.json; give a checkpoint folder in Hugging Face format"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

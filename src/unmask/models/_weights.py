@@ -44,7 +44,9 @@ def shard_files(folder: Path) -> list[Path]:
         files = [folder / name for name in sorted(set(weight_map.values()))]
         absent = [path.name for path in files if not path.exists()]
         if absent:
-            raise ModelError(f"{folder}: the index names shards that are missing: {', '.join(absent)}")
+            raise ModelError(
+                f"{folder}: the index names shards that are missing: {', '.join(absent)}"
+            )
         return files
     if single.exists():
         return [single]
@@ -113,9 +115,10 @@ def load_weights(
         problems.append(f"unmapped (no such parameter in this family): {_listing(unmapped)}")
     if missing:
         problems.append(f"missing: {_listing(missing)}")
-    if head is not None and "embed.weight" in state:
-        if not torch.equal(head.to(device=device, dtype=dtype), state["embed.weight"]):
-            problems.append(f"{tied_head} differs from the embedding although the config ties them")
+    embed = state.get("embed.weight")
+    tied = head is None or embed is None or torch.equal(head.to(embed), embed)
+    if not tied:
+        problems.append(f"{tied_head} differs from the embedding although the config ties them")
     if problems:
         raise ModelError(f"{folder}: the weights do not fit the config: " + "; ".join(problems))
     model.load_state_dict(state, assign=True)

@@ -61,7 +61,7 @@ def checkpoints(output: Path) -> list[Path]:
 
 def restore(model: Transformer, optimizers: Optimizers, folder: Path) -> int:
     """Load a checkpoint into a model and its optimizers; returns the number of steps done."""
-    fresh = {name: parameter for name, parameter in model.named_parameters()}
+    fresh = dict(model.named_parameters())
     with torch.device("meta"):
         shell = Transformer(model.spec)
     load_weights(shell, folder, llada.NAMES, torch.float32, torch.device("cpu"))

@@ -91,7 +91,9 @@ class DemoData:
 
     def _rows(self, task: str, level: int, rng: random.Random) -> tuple[list[Row], int]:
         """Rows of similar length that fill the token budget, and the padded length."""
-        guess = {"word_problem": 64, "sudoku": 48, "countdown": 40, "sentence": 24, "drill": 96}[task]
+        guess = {"word_problem": 64, "sudoku": 48, "countdown": 40, "sentence": 24, "drill": 96}[
+            task
+        ]
         budget = self.recipe.tokens_per_micro_batch
         pool = [training_example(task, rng, level) for _ in range(2 * budget // guess)]
         rows = sorted(self._encode(pool), key=lambda row: len(row.ids))

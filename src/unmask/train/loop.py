@@ -99,9 +99,9 @@ def _kernels(recipe: Recipe) -> Iterator[None]:
     """bfloat16 autocast, and plain matrix-product attention (faster than flash on CPU when short)."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast)
+    with autocast, sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 class Trainer:
@@ -179,9 +179,7 @@ class Trainer:
                 if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                     self.save()
                 yield entry
-        checkpoint.export(
-            self.model, self.tokenizer_folder, self.output / "model", torch.bfloat16
-        )
+        checkpoint.export(self.model, self.tokenizer_folder, self.output / "model", torch.bfloat16)
 
     def save(self) -> Path:
         """Write a checkpoint now."""

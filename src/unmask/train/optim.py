@@ -16,7 +16,8 @@ def optimizers(model: nn.Module, recipe: Recipe) -> dict[str, torch.optim.Optimi
         raise DependencyError(
             f"training needs torch.optim.Muon (torch 2.9 or newer); this is torch {torch.__version__}"
         )
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() == 2 and name.startswith("layers.")
         (matrices if is_matrix else rest).append(parameter)

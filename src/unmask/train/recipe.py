@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from unmask.errors import ConfigError, unknown_name
-from unmask.knobs import set_field
+from unmask.knobs import field_names, set_field
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,21 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Reject numbers that cannot be trained with."""
-        positive = ("steps", "micro_batches", "tokens_per_micro_batch", "length_multiple", "d_model")
-        for name in (*positive, "num_layers", "num_heads", "d_ff", "checkpoint_every", "block_length"):
+        positive = (
+            "steps",
+            "micro_batches",
+            "tokens_per_micro_batch",
+            "length_multiple",
+            "d_model",
+        )
+        for name in (
+            *positive,
+            "num_layers",
+            "num_heads",
+            "d_ff",
+            "checkpoint_every",
+            "block_length",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("drill_start", "drill_end", "random_length", "block_share", "final_lr"):
@@ -108,14 +121,14 @@ def compose(words: list[str]) -> Recipe:
     name = pairs["recipe"]
     if name not in presets():
         raise unknown_name("recipe", name, presets())
-    text = resources.files("unmask.train").joinpath("recipes", f"{name}.yaml").read_text()
+    text = resources.files("unmask.train").joinpath("recipes").joinpath(f"{name}.yaml").read_text()
     values: dict[str, Any] = {**yaml.safe_load(text), **pairs}
-    fields = {field.name: field for field in dataclasses.fields(Recipe)}
+    fields = field_names(Recipe)
     known: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
             raise unknown_name("recipe key", key, fields)
-        known[key] = set_field(fields[key], value)
+        known[key] = set_field(Recipe, key, value)
     return Recipe(**known)
 
 

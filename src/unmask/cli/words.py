@@ -1,0 +1,159 @@
+"""What was typed: a prompt, flags and `key=value` words, merged into settings."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unmask.errors import ConfigError, PromptError
+
+WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=(.*)", re.DOTALL)
+BLANK = re.compile(r"(\{\{|\}\}|\{\d+\}|[{}])")
+SPELLED = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+MAX_BLANK_DIGITS = 9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a decode is told, the decoder's knobs still as text."""
+
+    model: str
+    decoder: str
+    cache: str
+    gen_length: int
+    seed: int
+    dtype: str | None
+    device: str | None
+    raw: bool
+    stop_at_eos: bool
+    knobs: dict[str, str]
+
+
+DEFAULTS: dict[str, Any] = {
+    "model": "demo",
+    "decoder": "vanilla",
+    "cache": "none",
+    "gen_length": 128,
+    "seed": 0,
+    "dtype": None,
+    "device": None,
+    "raw": False,
+    "stop_at_eos": True,
+}
+
+
+def split_words(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """The prompt, if any, and the settings among positional words.
+
+    `identifier=value` is a setting, except that a first word with white space is the prompt. Raises
+    ConfigError for a second prompt or a setting given twice with different values.
+    """
+    prompt: str | None = None
+    pairs: dict[str, str] = {}
+    for index, word in enumerate(words):
+        match = WORD.fullmatch(word)
+        if match is None or (index == 0 and re.search(r"\s", word)):
+            if prompt is not None:
+                raise ConfigError(
+                    f"unexpected word {word!r} after the prompt {_short(prompt)}; put the prompt in "
+                    f"quotes, settings are of the form key=value"
+                )
+            prompt = word
+            continue
+        key = match[1].replace("-", "_")
+        if pairs.setdefault(key, match[2]) != match[2]:
+            raise ConfigError(f"{key}={pairs[key]} and {key}={match[2]} contradict; give one of them")
+    return prompt, pairs
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 24 else text[:20] + "...")
+
+
+def settings(
+    pairs: Mapping[str, str], flags: Mapping[str, Any], unused: Mapping[str, str] | None = None
+) -> Settings:
+    """Flags (None: not given) and words in one; a word of no flag's name is a knob.
+
+    `unused` maps options that this command does not have to the reason. Raises ConfigError.
+    """
+    for key, reason in {"return_trace": "use --trace FILE", **(unused or {})}.items():
+        if key in pairs:
+            raise ConfigError(f"{key}={pairs[key]} is not for this command: {reason}")
+    values = dict(DEFAULTS)
+    for key, default in DEFAULTS.items():
+        given = [source[key] for source in (flags, pairs) if source.get(key) is not None]
+        typed = [_typed(key, value, default) for value in given]
+        if len(typed) == 2 and typed[0] != typed[1]:
+            flag = "--" + key.replace("_", "-")
+            raise ConfigError(f"{flag} ({given[0]}) and {key}={given[1]} contradict; give one of them")
+        if typed:
+            values[key] = typed[0]
+    knobs = {key: value for key, value in pairs.items() if key not in DEFAULTS}
+    return Settings(**values, knobs=knobs)
+
+
+def _typed(key: str, value: Any, default: Any) -> Any:
+    if isinstance(default, bool) and isinstance(value, str):
+        if value.lower() not in SPELLED:
+            raise ConfigError(f"{key}={value!r} must be true or false")
+        return SPELLED[value.lower()]
+    if isinstance(default, int) and not isinstance(default, bool):
+        try:
+            return int(value)
+        except ValueError:
+            raise ConfigError(f"{key}={value!r} must be a whole number") from None
+    return value
+
+
+def read_prompt(prompt: str | None, what: str = "prompt") -> str:
+    """The prompt as typed, or standard input when it is `-` or missing and input is piped.
+
+    Raises PromptError when there is none, or it is empty or no text.
+    """
+    if prompt in (None, "-"):
+        if prompt is None and sys.stdin.isatty():
+            raise PromptError(f"no {what}; give one in quotes, or pipe it in")
+        try:
+            prompt = sys.stdin.read().removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise PromptError(f"standard input is not UTF-8 text ({error.reason})") from None
+    assert prompt is not None, "read from standard input"
+    if any(0xD800 <= ord(char) < 0xE000 for char in prompt):
+        raise PromptError(f"the {what} is not UTF-8 text")
+    if not prompt.strip():
+        raise PromptError(f"the {what} is empty; give some text")
+    return prompt
+
+
+def parse_blanks(text: str) -> list[str | int]:
+    """`"The {3} sat"` as parts; `{{` and `}}` are braces. Raises PromptError.
+
+    One space before a blank is left to the blank, since tokens begin with their space; two keep one.
+    """
+    parts: list[str | int] = [""]
+    for piece in BLANK.split(text):
+        last = parts[-1]
+        if piece in ("{", "}"):
+            raise PromptError(
+                f"single {piece!r} in the text; a blank of 3 tokens is {{3}}, a brace is doubled: "
+                f"{piece * 2}"
+            )
+        if piece.startswith("{") and piece != "{{":
+            if len(piece) - 2 > MAX_BLANK_DIGITS:
+                raise PromptError(f"a blank of {piece[1:-1]} tokens is longer than any context")
+            if isinstance(last, str):
+                parts[-1] = last.removesuffix(" ")
+            parts.append(int(piece[1:-1]))
+            continue
+        plain = piece[0] if piece in ("{{", "}}") else piece
+        if isinstance(last, str):
+            parts[-1] = last + plain
+        else:
+            parts.append(plain)
+    if not any(isinstance(part, int) for part in parts):
+        raise PromptError("no blank in the text; a blank of 3 tokens is {3}")
+    return [part for part in parts if part != ""]

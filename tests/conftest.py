@@ -1,0 +1,64 @@
+"""What all tests share: no network, a bounded number of threads, checkpoints loaded once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import settings
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+settings.register_profile("unmask", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.load_profile("unmask")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_threads():
+    """The models are small: more threads only wait for each other, and their number is not a result."""
+    import torch
+
+    torch.set_num_threads(min(2, max(1, int(os.environ.get("OMP_NUM_THREADS", "2")))))
+
+
+@pytest.fixture(scope="session")
+def parity_folder():
+    """Folder of a parity checkpoint: `config.json`, `model.safetensors` and reference values."""
+    return lambda family: FIXTURES / "parity" / family
+
+
+@pytest.fixture(scope="session")
+def parity_model():
+    """A loaded parity checkpoint in float32 on the CPU, by family."""
+    from unmask.models import load_model
+
+    loaded = {}
+
+    def get(family):
+        if family not in loaded:
+            loaded[family] = load_model(FIXTURES / "parity" / family, "float32", "cpu")
+        return loaded[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def golden_llm():
+    """The really trained 6 M-parameter LLaDA of the golden decodes."""
+    from unmask import LLM
+
+    return LLM(FIXTURES / "golden" / "tiny-llada", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`tiny(family, **changes)`: an `LLM` over random weights that answers in milliseconds."""
+    from functools import lru_cache
+
+    import tiny as module
+
+    return lru_cache(maxsize=None)(module.tiny_llm)
