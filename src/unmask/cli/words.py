@@ -65,7 +65,9 @@ def split_words(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
             continue
         key = match[1].replace("-", "_")
         if pairs.setdefault(key, match[2]) != match[2]:
-            raise ConfigError(f"{key}={pairs[key]} and {key}={match[2]} contradict; give one of them")
+            raise ConfigError(
+                f"{key}={pairs[key]} and {key}={match[2]} contradict; give one of them"
+            )
     return prompt, pairs
 
 
@@ -89,7 +91,9 @@ def settings(
         typed = [_typed(key, value, default) for value in given]
         if len(typed) == 2 and typed[0] != typed[1]:
             flag = "--" + key.replace("_", "-")
-            raise ConfigError(f"{flag} ({given[0]}) and {key}={given[1]} contradict; give one of them")
+            raise ConfigError(
+                f"{flag} ({given[0]}) and {key}={given[1]} contradict; give one of them"
+            )
         if typed:
             values[key] = typed[0]
     knobs = {key: value for key, value in pairs.items() if key not in DEFAULTS}

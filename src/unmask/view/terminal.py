@@ -1,6 +1,6 @@
 """The canvas as rich text, and a live picture of a decode.
 
-Colors follow what LLaDA's and Dream's demos made a convention; each has a cue beside it that needs no color:
+Colors are those of LLaDA's and Dream's demos; beside each is a cue that needs no color:
 
     undecided   a shaded cell, dark gray      (a darker shade where a token was taken back)
     new         bold and underlined, red below 0.3 confidence, orange below 0.7, else green
@@ -186,12 +186,12 @@ def _is_new(line: Text) -> bool:
 
 
 def status_line(sequence: Sequence) -> str:
-    """Forwards, committed slots and their ratio so far."""
+    """Forwards, committed slots (those after the answer's end too) and their ratio so far."""
     forwards = sequence.num_forwards
     size = int((~sequence.canvas.fixed).sum())
     done = sum(len(step.committed) - len(step.remasked) for step in sequence.trace)
     ratio = done / forwards if forwards else 0.0
-    return f"forward {forwards} · committed {done}/{size} · {ratio:.2f} tokens per forward"
+    return f"forward {forwards} · {done} of {size} slots committed · {ratio:.2f} a forward"
 
 
 def legend() -> Text:

@@ -1,8 +1,8 @@
 """The trace file: JSON lines, a header and then one line a forward.
 
-The header says what was decoded and how, with the canvas before the first forward (`tokens`, and `open`: the
-undecided slots); line k is what forward k changed, in slots of the canvas it saw. It is enough to replay
-the decode without the model.
+The header says what was decoded and how, with the canvas before the first forward (`tokens`, and the
+undecided slots `open`); each line is what one forward changed, in slots of the canvas it saw. It is
+enough to replay the decode without the model.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class TraceWriter:
             self._file = self._path.open("w", encoding="utf-8")
         except OSError as error:
             raise _refusal(self._path, error.strerror) from None
-        self._line(asdict(header))
+        marks = {"format": header.format, "version": header.version}
+        self._line(marks | asdict(header))
 
     def step(self, number: int, step: Step) -> None:
         """Write what forward `number` changed."""

@@ -1,0 +1,189 @@
+"""`unmask generate` and `unmask infill`: one decode, watched, written down and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from unmask.cli.words import Settings, parse_blanks, read_prompt, settings, split_words
+from unmask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from unmask.canvas import Canvas
+    from unmask.engine.llm import LLM
+    from unmask.view.report import Run
+    from unmask.view.terminal import LiveView
+    from unmask.view.trace import TraceWriter
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the result is shown; `live` None: on a terminal; `fps` None: as fast as it decodes."""
+
+    as_json: bool = False
+    trace: Path | None = None
+    live: bool | None = None
+    fps: float | None = None
+
+
+def generate(words: Sequence[str], flags: dict[str, Any], shown: Shown) -> None:
+    """Answer a prompt."""
+    prompt, pairs = split_words(words)
+    wanted = settings(pairs, flags)
+    console = live_console(shown)
+    text = read_prompt(prompt)
+    llm, knobs = load(wanted, shown.trace)
+    canvas = llm.prompt_canvas(text, wanted.gen_length, raw=wanted.raw)
+    _decode_and_report(llm, canvas, wanted, knobs, shown, console)
+
+
+def infill(words: Sequence[str], flags: dict[str, Any], shown: Shown) -> None:
+    """Fill the blanks of a text."""
+    text, pairs = split_words(words)
+    unused = {
+        "gen_length": "the blanks say how many tokens",
+        "stop_at_eos": "every blank is filled",
+        "raw": "the text is always taken as it is",
+    }
+    wanted = dataclasses.replace(settings(pairs, flags, unused), stop_at_eos=False)
+    console = live_console(shown)
+    parts = parse_blanks(read_prompt(text, "text"))
+    llm, knobs = load(wanted, shown.trace)
+    _decode_and_report(llm, llm.infill_canvas(parts), wanted, knobs, shown, console)
+
+
+def live_console(shown: Shown) -> Console | None:
+    """Where the live canvas is drawn, if anywhere. Raises ConfigError when what was asked cannot be."""
+    if shown.fps is not None and not 0 < shown.fps <= 1000:
+        raise ConfigError(f"fps={shown.fps:g} must be above 0 and at most 1000")
+    streams = (sys.stdout, sys.stderr) if shown.live else (sys.stdout,)
+    places = [Console(file=stream, highlight=False) for stream in streams if stream.isatty()]
+    wanted = not shown.as_json if shown.live is None else shown.live
+    if shown.as_json and shown.live:
+        places = places[-1:]
+    usable = [console for console in places if not console.is_dumb_terminal]
+    if shown.live and not usable:
+        raise ConfigError("--live needs a terminal that can be redrawn; leave it out")
+    if not wanted or not usable:
+        if shown.fps is not None:
+            raise ConfigError("--fps has no effect without the live canvas; leave it out")
+        return None
+    return usable[0]
+
+
+def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, dict[str, Any]]:
+    """The model, and all knobs in force; what can be wrong is found before the model is read."""
+    from unmask.caches import make_cache
+
+    if trace is not None:
+        from unmask.view.trace import check_writable
+
+        check_writable(trace)
+    make_cache(wanted.cache)
+    with _waiting(f"loading {wanted.model}"):
+        from unmask.engine.llm import LLM, configure
+
+        method, proposal = configure(wanted.decoder, dict(wanted.knobs))
+        llm = LLM(wanted.model, dtype=wanted.dtype, device=wanted.device)
+    return llm, dataclasses.asdict(proposal) | dataclasses.asdict(method)
+
+
+def _waiting(what: str) -> Any:
+    console = Console(stderr=True)
+    return console.status(what) if console.is_terminal else nullcontext()
+
+
+def decode(
+    llm: LLM,
+    canvas: Canvas,
+    wanted: Settings,
+    knobs: dict[str, Any],
+    view: LiveView | None = None,
+    trace: TraceWriter | None = None,
+) -> Run:
+    """Decode to the end; the time counted is the engine's, without drawing and writing."""
+    from unmask.view.report import Run
+
+    events = llm.stream(
+        canvas,
+        wanted.decoder,
+        wanted.cache,
+        seed=wanted.seed,
+        stop_at_eos=wanted.stop_at_eos,
+        **wanted.knobs,
+    )
+    if view is not None:
+        view.begin(canvas)
+    seconds, last = 0.0, None
+    while True:
+        began = time.perf_counter()
+        event = next(events, None)
+        seconds += time.perf_counter() - began
+        if event is None:
+            break
+        last = event.sequence
+        if trace is not None:
+            trace.step(last.num_forwards - 1, last.trace[-1])
+        if view is not None:
+            view.show(event)
+    assert last is not None, "a canvas with an open slot takes a forward at least"
+    return Run(
+        output=llm.output(last, False),
+        seconds=seconds,
+        model=wanted.model,
+        decoder=wanted.decoder,
+        cache=wanted.cache,
+        knobs=knobs,
+        seed=wanted.seed,
+    )
+
+
+def _decode_and_report(
+    llm: LLM,
+    canvas: Canvas,
+    wanted: Settings,
+    knobs: dict[str, Any],
+    shown: Shown,
+    console: Console | None,
+) -> None:
+    from unmask.view.terminal import LiveView, Pieces, printable
+    from unmask.view.trace import Header, TraceWriter
+
+    pieces = Pieces(llm.tokenizer)
+    with ExitStack() as stack:
+        view = trace = None
+        if shown.trace is not None:
+            trace = stack.enter_context(TraceWriter(shown.trace, pieces))
+            trace.header(
+                Header(
+                    model=wanted.model,
+                    decoder=wanted.decoder,
+                    cache=wanted.cache,
+                    knobs=knobs,
+                    seed=wanted.seed,
+                    prompt_ids=canvas.tokens[: canvas.prompt_length].tolist(),
+                    gen_length=len(canvas) - canvas.prompt_length,
+                    mask_id=canvas.mask_id,
+                    tokens=canvas.tokens.tolist(),
+                    open=canvas.open_slots().tolist(),
+                )
+            )
+        if console is not None:
+            view = stack.enter_context(LiveView(console, pieces, llm.stop_ids, shown.fps))
+        run = decode(llm, canvas, wanted, knobs, view, trace)
+    if shown.as_json:
+        print(json.dumps(run.as_json(), ensure_ascii=False), flush=True)
+    else:
+        text = run.output.text
+        print(printable(text) if sys.stdout.isatty() else text, flush=True)
+        print(run.line(), file=sys.stderr)

@@ -1,0 +1,147 @@
+"""`unmask demo`: the bundled model at work, each answer checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unmask.cli.decode import Shown, decode, live_console, load
+from unmask.cli.words import DEFAULTS, Settings, parse_blanks
+from unmask.demo.example import Example
+from unmask.demo.tasks import check, held_out_set
+from unmask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from unmask.engine.llm import LLM
+    from unmask.view.report import Run
+
+FPS = 20.0
+PENS = Example(
+    task="word_problem",
+    prompt="Tom has 3 boxes with 4 pens each. He buys 5 more pens. How many pens does he have?",
+    answer="In boxes: 3*4=12\nThen: 12+5=17\n#### 17",
+    key="3*4=12;12+5=17",
+)
+INFILL = "The {2} sat on the mat."
+PICK = 7
+"""Seed of the held-out problems shown."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to show: a task (with blanks in the prompt when `infill`) and how it is decoded."""
+
+    title: str
+    example: Example
+    decoder: str
+    cache: str = "none"
+    gen_length: int = 96
+    infill: bool = False
+
+
+def items() -> list[Item]:
+    """The show."""
+    one, two = held_out_set("word_problem", 2, PICK, equations=2)
+    (grid,) = held_out_set("sudoku", 1, PICK, blanks=8)
+    (sum_,) = held_out_set("countdown", 1, PICK)
+    sentence = Example("sentence", INFILL, "", INFILL)
+    return [
+        Item("Word problem", PENS, "vanilla"),
+        Item("Word problem, held out from training", one, "threshold"),
+        Item("Word problem, held out from training", two, "threshold", "dual"),
+        Item("Sudoku, held out from training", grid, "threshold", gen_length=32),
+        Item("Countdown, held out from training", sum_, "threshold", gen_length=32),
+        Item("Infill", sentence, "threshold", infill=True),
+    ]
+
+
+def run(model: str, fps: float | None, fast: bool) -> None:
+    """Show every item and a table of how it went."""
+    if fast and fps is not None:
+        raise ConfigError(f"--fast and --fps {fps:g} contradict; give one of them")
+    console = live_console(Shown(fps=fps)) if fps is not None else live_console(Shown())
+    pace = None if fast else fps or FPS
+    wanted = Settings(**{**DEFAULTS, "model": model}, knobs={})
+    llm, _ = load(wanted)
+    size = sum(parameter.numel() for parameter in llm.model.parameters())
+    plain = Console(highlight=False)
+    _say(plain, f"model {model}: {size / 1e6:.1f} M parameters on {llm.model.device}")
+    if console is not None:
+        from unmask.view.terminal import legend
+
+        plain.print(legend())
+    done: list[tuple[Item, Run, bool]] = []
+    for number, item in enumerate(items(), 1):
+        title = f"{number}. {item.title}: decoder {item.decoder}, cache {item.cache}"
+        _say(plain, "\n" + title, "bold")
+        _say(plain, item.example.prompt + "\n", "dim")
+        result = _decode(llm, item, wanted, console, pace)
+        right = check(item.example, result.output.text)
+        _say(plain, result.output.text)
+        _say(plain, _verdict(item, right), "green" if right else "red")
+        _say(plain, result.line(), "dim")
+        done.append((item, result, right))
+    _table(plain, done)
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    from unmask.view.terminal import printable
+
+    console.print(Text(printable(text), style=style), soft_wrap=not console.is_terminal)
+
+
+def _decode(
+    llm: LLM, item: Item, wanted: Settings, console: Console | None, pace: float | None
+) -> Run:
+    told = dataclasses.replace(
+        wanted, decoder=item.decoder, cache=item.cache, stop_at_eos=not item.infill
+    )
+    if item.infill:
+        canvas = llm.infill_canvas(parse_blanks(item.example.prompt))
+    else:
+        canvas = llm.prompt_canvas(item.example.prompt, item.gen_length)
+    if console is None:
+        return decode(llm, canvas, told, {})
+    from unmask.view.terminal import LiveView, Pieces
+
+    with LiveView(console, Pieces(llm.tokenizer), llm.stop_ids, pace) as view:
+        return decode(llm, canvas, told, {}, view)
+
+
+def _verdict(item: Item, right: bool) -> str:
+    if item.infill:
+        return "✓ a sensible sentence" if right else "✗ wrong: not a sentence that it was taught"
+    if right:
+        return "✓ right"
+    answer = item.example.answer
+    if item.example.task == "word_problem":
+        answer = answer.splitlines()[-1]
+    return f"✗ wrong; right would be: {' / '.join(answer.splitlines())}"
+
+
+def _table(console: Console, done: Sequence[tuple[Item, Run, bool]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("task", "decoder", "cache"):
+        table.add_column(title)
+    for title in ("forwards", "tokens per forward"):
+        table.add_column(title, justify="right")
+    table.add_column("right?")
+    for item, result, right in done:
+        table.add_row(
+            item.example.task.replace("_", " ") if not item.infill else "infill",
+            item.decoder,
+            item.cache,
+            str(result.output.num_forwards),
+            f"{result.tokens_per_forward:.2f}",
+            Text("✓ yes", "green") if right else Text("✗ no", "red"),
+        )
+    console.print()
+    console.print(table)
+    console.print(f"{sum(right for *_, right in done)} of {len(done)} right")

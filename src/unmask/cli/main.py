@@ -1,0 +1,285 @@
+"""The `unmask` command. Imports nothing heavy, so that help and errors of typing are quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import unmask
+from unmask.cli.extended import DecodeCommand, TrainCommand
+from unmask.errors import UnmaskError
+
+USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
+
+app = typer.Typer(
+    name="unmask",
+    help="Decode, watch and train masked diffusion language models.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+    },
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PROMPT | KEY=VALUE",
+        help="The prompt in quotes ('-' or nothing: standard input), and knobs such as "
+        "threshold=0.9, steps=64, block_length=32 or temperature=0.5.",
+        show_default=False,
+    ),
+]
+ModelFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="M", help="Bundled name, folder or hub id. Default: demo."
+    ),
+]
+DecoderFlag = Annotated[
+    str | None,
+    typer.Option("--decoder", "-d", metavar="D", help="Decoding method. Default: vanilla."),
+]
+CacheFlag = Annotated[
+    str | None, typer.Option("--cache", "-c", metavar="C", help="Cache policy. Default: none.")
+]
+LengthFlag = Annotated[
+    str | None, typer.Option("--gen-length", metavar="N", help="Slots to generate. Default: 128.")
+]
+SeedFlag = Annotated[
+    str | None, typer.Option("--seed", metavar="S", help="Seed of all randomness. Default: 0.")
+]
+DtypeFlag = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="T", help="float32 (default on a CPU), bfloat16 or float16."),
+]
+DeviceFlag = Annotated[
+    str | None, typer.Option("--device", metavar="X", help="cpu, cuda or cuda:N.")
+]
+RawFlag = Annotated[
+    bool | None, typer.Option("--raw/--no-raw", help="Take the prompt without the chat template.")
+]
+StopFlag = Annotated[
+    bool | None,
+    typer.Option(
+        "--stop-at-eos/--no-stop-at-eos", help="End as soon as the answer has. Default: stop."
+    ),
+]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of the text.")
+]
+TraceFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", metavar="FILE", help="Write every forward's changes there as JSON lines."
+    ),
+]
+LiveFlag = Annotated[
+    bool | None,
+    typer.Option("--live/--no-live", help="Show the canvas at work. Default: on a terminal."),
+]
+FpsFlag = Annotated[
+    float | None,
+    typer.Option("--fps", metavar="N", help="Most frames a second of the live canvas."),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"unmask {unmask.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("generate", cls=DecodeCommand)
+def _generate(
+    words: Words = None,
+    model: ModelFlag = None,
+    decoder: DecoderFlag = None,
+    cache: CacheFlag = None,
+    gen_length: LengthFlag = None,
+    seed: SeedFlag = None,
+    dtype: DtypeFlag = None,
+    device: DeviceFlag = None,
+    raw: RawFlag = None,
+    stop_at_eos: StopFlag = None,
+    as_json: JsonFlag = False,
+    trace: TraceFlag = None,
+    live: LiveFlag = None,
+    fps: FpsFlag = None,
+) -> None:
+    """Answer a prompt, token by token in the order of the model's confidence."""
+    from unmask.cli import decode
+
+    flags = {
+        "model": model,
+        "decoder": decoder,
+        "cache": cache,
+        "gen_length": gen_length,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device,
+        "raw": raw,
+        "stop_at_eos": stop_at_eos,
+    }
+    decode.generate(words or [], flags, decode.Shown(as_json, trace, live, fps))
+
+
+@app.command("infill", cls=DecodeCommand)
+def _infill(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT | KEY=VALUE",
+            help="The text in quotes, {3} for a blank of 3 tokens, {{ and }} for braces; and knobs.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelFlag = None,
+    decoder: DecoderFlag = None,
+    cache: CacheFlag = None,
+    seed: SeedFlag = None,
+    dtype: DtypeFlag = None,
+    device: DeviceFlag = None,
+    as_json: JsonFlag = False,
+    trace: TraceFlag = None,
+    live: LiveFlag = None,
+    fps: FpsFlag = None,
+) -> None:
+    """Fill the blanks of a text: unmask infill "The {2} sat on the {1}."
+
+    One space before a blank belongs to the blank's first token; two spaces keep one.
+    """
+    from unmask.cli import decode
+
+    flags = {
+        "model": model,
+        "decoder": decoder,
+        "cache": cache,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device,
+    }
+    decode.infill(words or [], flags, decode.Shown(as_json, trace, live, fps))
+
+
+@app.command("models")
+def _models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the bundled models."""
+    from unmask.cli import models
+
+    models.show(as_json)
+
+
+@app.command("train", cls=TrainCommand)
+def _train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="recipe=NAME and changes to it; nothing: list the recipes and all keys.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train a model by a recipe; an interrupted run goes on where it stopped.
+
+    `unmask train` alone lists the recipes and their keys.
+    """
+    from unmask.cli import train
+
+    train.run(words or [])
+
+
+@app.command("demo")
+def _demo(
+    model: ModelFlag = None,
+    fps: Annotated[
+        float | None,
+        typer.Option("--fps", metavar="N", help="Most frames a second. Default: 20."),
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="As fast as the model decodes.")] = False,
+) -> None:
+    """Watch a small model solve word problems, a Sudoku, a Countdown and an infill."""
+    from unmask.cli import demo
+
+    demo.run(model or "demo", fps, fast)
+
+
+_CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
+"""click's ClickException, which newer versions of typer carry inside and older ones import."""
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    command = typer.main.get_command(app)
+    try:
+        status = command.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="unmask",
+            standalone_mode=False,
+        )
+    except UnmaskError as error:
+        return _fail(str(error))
+    except _CLICK_ERROR as error:
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            return USAGE_STATUS
+        where = context.command_path if context is not None else "unmask"
+        return _fail(f"{error.format_message().rstrip('.')}; see {where} --help")
+    except (typer.Abort, KeyboardInterrupt):
+        print("unmask: interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _fail(f"the device's memory is full ({error}); use a smaller gen_length or dtype")
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str) -> int:
+    line = " ".join(message.split())
+    shown = "".join(char if char.isprintable() else "\ufffd" for char in line)
+    print(f"unmask: error: {shown}", file=sys.stderr)
+    return USAGE_STATUS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default: this process's); returns the exit status.
+
+    0 well, 2 for every mistake of the user's (one line on standard error), 130 when interrupted.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader left. Python flushes once more at exit; give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""`unmask models`: what ships with the package, read without loading it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from unmask.errors import ModelError
+from unmask.models import BUNDLED, read_spec
+
+ABOUT = {"demo": "word problems, 4x4 Sudoku, Countdown, blanks in simple sentences"}
+"""What each is good for."""
+
+
+def listing() -> list[dict[str, Any]]:
+    """One entry a bundled model; sizes are None where the weights are not installed."""
+    found = []
+    for name, folder in BUNDLED.items():
+        weights = sorted(folder.glob("*.safetensors"))
+        entry: dict[str, Any] = {
+            "name": name,
+            "description": ABOUT.get(name, ""),
+            "architecture": None,
+            "context": None,
+            "parameters": sum(map(_parameters, weights)) if weights else None,
+            "size_bytes": sum(path.stat().st_size for path in weights) if weights else None,
+            "folder": str(folder),
+        }
+        if (folder / "config.json").exists():
+            spec = read_spec(folder)
+            sizes = f"{spec.num_layers} layers of width {spec.d_model}"
+            entry |= {"architecture": f"{spec.family}, {sizes}", "context": spec.max_length}
+        found.append(entry)
+    return found
+
+
+def _parameters(path: Path) -> int:
+    """Numbers in a safetensors file, from its header alone."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(math.prod(item["shape"]) for key, item in header.items() if key[:2] != "__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def show(as_json: bool) -> None:
+    """Print the list."""
+    entries = listing()
+    if as_json:
+        print(json.dumps(entries, indent=2))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for entry in entries:
+            fields = (entry["name"], entry["description"], _size(entry), entry["folder"])
+            print("\t".join(fields))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("name", "description", "size", "folder"):
+        table.add_column(title, overflow="fold")
+    for entry in entries:
+        about = entry["description"]
+        if entry["architecture"]:
+            about += f"\n{entry['architecture']}, context {entry['context']}"
+        table.add_row(entry["name"], about, _size(entry), entry["folder"])
+    console.print(table)
+
+
+def _size(entry: dict[str, Any]) -> str:
+    if entry["parameters"] is None:
+        return "weights missing"
+    return f"{entry['parameters'] / 1e6:.1f} M parameters, {entry['size_bytes'] / 1e6:.1f} MB"

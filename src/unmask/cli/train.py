@@ -1,0 +1,180 @@
+"""`unmask train`: a recipe, watched and interruptible."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from unmask.errors import ConfigError
+from unmask.train.recipe import Recipe, compose, presets
+
+if TYPE_CHECKING:
+    from unmask.train.loop import StepLog, Trainer
+
+INTERRUPTED_STATUS = 130
+
+
+def run(words: Sequence[str]) -> None:
+    """Train; without words, list what can be said."""
+    if not words:
+        show_recipes()
+        return
+    recipe = compose(list(words))
+    try:
+        interrupted = _train(recipe)
+    except OSError as error:
+        raise ConfigError(
+            f"output={recipe.output!r} cannot be written: {error}; choose another folder"
+        ) from None
+    if interrupted is not None:
+        again = shlex.join(["unmask", "train", *words])
+        _note(f"interrupted; checkpoint saved in {interrupted}; to go on: {again}")
+        raise typer.Exit(INTERRUPTED_STATUS)
+    _note(f"done: the model is in {Path(recipe.output) / 'model'}")
+
+
+def _train(recipe: Recipe) -> Path | None:
+    """Train to the end, or to an interruption: then the checkpoint that was saved."""
+    _note("preparing")
+    from unmask.train.loop import Trainer
+
+    folder = tokenizer_folder(recipe)
+    trainer = Trainer(recipe, _tokenizer(folder), folder)
+    if trainer.step:
+        _note(f"going on after step {trainer.step} of {recipe.steps} in {recipe.output}")
+    with _told_to_stop() as told, _progress(trainer) as report:
+        for entry in trainer:
+            report(entry)
+            if told and entry.step < recipe.steps:
+                return trainer.save()
+    return None
+
+
+def tokenizer_folder(recipe: Recipe) -> Path:
+    """The bundled tokenizer's folder, or one made in the output folder."""
+    from unmask.models import BUNDLED
+
+    bundled = BUNDLED["demo"]
+    if (bundled / "tokenizer.json").exists():
+        return bundled
+    made = Path(recipe.output) / "tokenizer"
+    if not (made / "tokenizer.json").exists():
+        from unmask.demo.tokenizer import build_tokenizer
+
+        _note(f"building the tokenizer in {made}")
+        build_tokenizer(made)
+    return made
+
+
+def _tokenizer(folder: Path) -> Any:
+    from unmask.engine.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer is not None, "the folder holds tokenizer.json"
+    return tokenizer
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[list[int]]:
+    """A list that is no longer empty after Ctrl-C or a request to end; the second Ctrl-C ends at once."""
+    told: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if told:
+            raise KeyboardInterrupt
+        told.append(number)
+        _note("stopping after this step (once more: at once, without a checkpoint)")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(trainer: Trainer) -> Iterator[Any]:
+    """A function that shows a step: a bar on a terminal, else a line."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield lambda entry: print(entry.line(), flush=True)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    total = trainer.recipe.steps
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[numbers]}"),
+    )
+    with Progress(*columns, console=console, expand=True) as bar:
+        task = bar.add_task("train", total=total, completed=trainer.step, numbers="")
+
+        def show(entry: StepLog) -> None:
+            minutes, seconds = divmod(int(entry.eta_s), 60)
+            numbers = (
+                f"loss {entry.loss:.3f}  {entry.tokens_per_s:.0f} tok/s  "
+                f"ETA {minutes}m{seconds:02d}s"
+            )
+            bar.update(task, completed=entry.step, numbers=numbers)
+
+        yield show
+
+
+def key_help() -> dict[str, str]:
+    """What each recipe key means: the string that follows the field in the class."""
+    (body,) = ast.parse(inspect.getsource(Recipe)).body
+    assert isinstance(body, ast.ClassDef), "a recipe is a class"
+    found: dict[str, str] = {}
+    name = ""
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            name = node.target.id
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name:
+            found[name] = " ".join(str(node.value.value).split())
+    return found
+
+
+def show_recipes() -> None:
+    """Print the recipes, and every key with its value in each."""
+    recipes = {name: compose([f"recipe={name}"]) for name in presets()}
+    meaning = key_help()
+    console = Console(highlight=False)
+    print("usage: unmask train recipe=NAME [KEY=VALUE]...\n")
+    print(f"recipes: {', '.join(recipes)}\n")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("key", *(f"in {name}" for name in recipes), "meaning"):
+        table.add_column(title, overflow="fold")
+    for item in dataclasses.fields(Recipe):
+        if item.name == "recipe":
+            continue
+        values = (_spell(getattr(recipe, item.name)) for recipe in recipes.values())
+        table.add_row(item.name, *values, meaning.get(item.name, ""))
+    console.print(table, markup=False)
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(str, value)) + "]"
+    return str(value)

@@ -1,0 +1,221 @@
+"""Measure the bundled model on its held-out sets and write the tables of its model card.
+
+`python -m unmask.demo.evaluate [--model FOLDER] [--limit N]` (`make card`). Everything is deterministic:
+the sets, the decoding, the masks of the reliability diagram.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.demo.sentences import check_sentence
+from unmask.demo.tasks import Example, check, held_out_set
+from unmask.models import BUNDLED
+
+if TYPE_CHECKING:
+    from unmask.engine.llm import LLM
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table: a held-out set and how it is decoded."""
+
+    label: str
+    task: str
+    decoder: str
+    cache: str
+    gen_length: int
+    block_length: int
+    knobs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def settings() -> list[Setting]:
+    """The card's settings: vanilla is one token a forward."""
+    rows = [
+        Setting("word problems", "word_problem", "vanilla", "none", 64, 16),
+        Setting("word problems", "word_problem", "vanilla", "none", 64, 32),
+        Setting("word problems", "word_problem", "threshold", "none", 64, 32, {"threshold": 0.9}),
+        Setting("word problems", "word_problem", "threshold", "dual", 64, 32, {"threshold": 0.9}),
+        Setting("word problems", "word_problem", "factor", "prefix", 64, 32, {"factor": 1.0}),
+        Setting("word problems", "word_problem", "vanilla", "none", 64, 32, {"steps": 16}),
+    ]
+    for blanks in (6, 8, 10):
+        rows.append(
+            Setting(
+                f"4x4 Sudoku, {blanks} blanks",
+                "sudoku",
+                "vanilla",
+                "none",
+                32,
+                32,
+                options={"blanks": blanks},
+            )
+        )
+    rows.append(
+        Setting(
+            "4x4 Sudoku, 8 blanks",
+            "sudoku",
+            "threshold",
+            "none",
+            32,
+            32,
+            {"threshold": 0.9},
+            {"blanks": 8},
+        )
+    )
+    rows.append(Setting("Countdown, 3 numbers", "countdown", "vanilla", "none", 32, 32))
+    return rows
+
+
+def accuracy(llm: LLM, setting: Setting, limit: int) -> dict[str, float]:
+    """Share right with its standard error, forwards and tokens per forward, answers' tokens."""
+    examples = held_out_set(setting.task, limit, **setting.options)
+    began = time.perf_counter()
+    outs = llm.generate(
+        [example.prompt for example in examples],
+        setting.decoder,
+        setting.cache,
+        gen_length=setting.gen_length,
+        block_length=setting.block_length,
+        max_batch_size=64,
+        **setting.knobs,
+    )
+    seconds = time.perf_counter() - began
+    right = sum(check(example, out.text) for example, out in zip(examples, outs, strict=True))
+    share = right / len(examples)
+    forwards = sum(out.num_forwards for out in outs)
+    committed = sum(len(out.token_ids) for out in outs)
+    return {
+        "n": len(examples),
+        "right": share,
+        "error": math.sqrt(share * (1 - share) / len(examples)),
+        "forwards": forwards / len(outs),
+        "tokens_per_forward": committed / forwards,
+        "seconds": seconds,
+    }
+
+
+def infilling(llm: LLM, limit: int) -> dict[str, float]:
+    """Held-out sentences with a third of the tokens blanked: is the result in the grammar?"""
+    import random
+
+    examples = held_out_set("sentence", limit)
+    right = forwards = 0
+    for index, example in enumerate(examples):
+        rng = random.Random(index)
+        ids = llm.tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+        count = max(1, len(ids) // 3)
+        start = rng.randrange(len(ids) - count + 1)
+        parts: list[str | int] = [llm.decode(ids[:start]), count, llm.decode(ids[start + count :])]
+        out = llm.infill([part for part in parts if part != ""])
+        right += check_sentence(out.text)
+        forwards += out.num_forwards
+    share = right / len(examples)
+    error = math.sqrt(share * (1 - share) / len(examples))
+    return {"n": len(examples), "right": share, "error": error, "forwards": forwards / len(examples)}
+
+
+def reliability(llm: LLM, limit: int, bins: int = 10) -> list[tuple[float, float, int]]:
+    """(mean confidence, share right, count) of the top proposal per confidence bin.
+
+    Teacher-forced on held-out word problems: the true answer with each token masked with a probability
+    drawn uniformly per example; a proposal is right when it is the true token. 64 answer positions,
+    padding left out.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    sums = torch.zeros(bins, 3, dtype=torch.float64)
+    for example in held_out_set("word_problem", limit):
+        prompt = llm.prompt_ids(example.prompt)
+        answer = llm.tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*prompt, *answer, *[llm.spec.eos_id] * 4]])
+        masked = torch.zeros_like(ids, dtype=torch.bool)
+        chosen = torch.rand(len(answer), generator=generator) < torch.rand((), generator=generator)
+        masked[0, len(prompt) : len(prompt) + len(answer)] = chosen
+        with torch.inference_mode():
+            logits = llm.model(torch.where(masked, llm.spec.mask_id, ids))[masked].double()
+        confidence, token = logits.softmax(-1).max(-1)
+        index = (confidence * bins).long().clamp(max=bins - 1)
+        hit = (token == ids[masked]).double()
+        for column, values in enumerate((confidence, hit, torch.ones_like(hit))):
+            sums[:, column].index_add_(0, index, values)
+    return [
+        (float(c / max(n, 1)), float(h / max(n, 1)), int(n)) for c, h, n in sums.tolist()
+    ]
+
+
+def calibration_error(rows: Sequence[tuple[float, float, int]]) -> float:
+    """Expected calibration error of a reliability diagram."""
+    total = sum(count for _, _, count in rows)
+    return sum(abs(c - right) * count for c, right, count in rows) / max(1, total)
+
+
+def table(llm: LLM, limit: int) -> str:
+    """The card's measured part as Markdown."""
+    lines = [
+        "| held-out set | decoder | cache | gen / block | n | exact | forwards | tokens per forward |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for setting in settings():
+        got = accuracy(llm, setting, limit)
+        knobs = "".join(f" {key}={value}" for key, value in setting.knobs.items())
+        lines.append(
+            f"| {setting.label} | {setting.decoder}{knobs} | {setting.cache} | {setting.gen_length} / "
+            f"{setting.block_length} | {got['n']:.0f} | {100 * got['right']:.1f} ± "
+            f"{100 * got['error']:.1f} % | {got['forwards']:.1f} | {got['tokens_per_forward']:.2f} |"
+        )
+        say(f"{lines[-1]}  ({got['seconds']:.0f} s)")
+    got = infilling(llm, limit)
+    lines.append(
+        f"| infill: a third of a sentence, result in the grammar | vanilla | none | - | {got['n']:.0f}"
+        f" | {100 * got['right']:.1f} ± {100 * got['error']:.1f} % | {got['forwards']:.1f} | 1.00 |"
+    )
+    say(lines[-1])
+    rows = reliability(llm, limit)
+    lines += ["", "Reliability (held-out word problems, masked at random rates, top proposal):", ""]
+    lines += ["```", "confidence      right    tokens"]
+    for low, (mean, right, count) in enumerate(rows):
+        bar = "#" * round(30 * right)
+        lines.append(f"{low / 10:.1f}-{low / 10 + 0.1:.1f}  {mean:.3f}  {right:.3f}  {count:7d}  {bar}")
+    lines += ["```", "", f"Expected calibration error: {calibration_error(rows):.3f}."]
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and rewrite the card (`--limit` smaller than 500: only show)."""
+    from unmask.engine.llm import LLM
+
+    parser = argparse.ArgumentParser(prog="python -m unmask.demo.evaluate", description=__doc__)
+    parser.add_argument("--model", default="demo", help="bundled name or folder (default: demo)")
+    parser.add_argument("--limit", type=int, default=500, help="examples per set (default: 500)")
+    options = parser.parse_args(arguments)
+    text = table(LLM(options.model, dtype="float32", device="cpu"), options.limit)
+    card = BUNDLED["demo"] / "README.md"
+    if options.model == "demo" and options.limit == 500 and card.exists():
+        head, rest = card.read_text(encoding="utf-8").split(BEGIN)
+        tail = rest.split(END)[1]
+        card.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+        say(f"wrote {Path(card)}")
+    else:
+        sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Numbers of a finished decode: one line for people, one object for programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unmask.engine.request import Output
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished decode with what it was told; `seconds` is the time spent decoding."""
+
+    output: Output
+    seconds: float
+    model: str
+    decoder: str
+    cache: str
+    knobs: dict[str, Any]
+    seed: int
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens of the answer (without its end) a forward."""
+        return len(self.output.token_ids) / max(1, self.output.num_forwards)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of the answer a second."""
+        return len(self.output.token_ids) / max(1e-9, self.seconds)
+
+    def line(self) -> str:
+        """The statistics."""
+        out = self.output
+        cache = f"cache {self.cache} ({'exact' if out.cache_exact else 'approximate'})"
+        parts = [
+            _count(out.num_forwards, "forward"),
+            _count(len(out.token_ids), "token"),
+            f"{self.tokens_per_forward:.2f} tokens per forward",
+            f"{self.tokens_per_s:.1f} tokens/s",
+            f"{out.num_queries} queries",
+            f"finish: {out.finish_reason}",
+            f"decoder {self.decoder}",
+            cache,
+        ]
+        return " | ".join(parts)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        out = self.output
+        found = {
+            "text": out.text,
+            "token_ids": out.token_ids,
+            "canvas_ids": out.canvas_ids,
+            "prompt_length": out.prompt_length,
+            "finish_reason": out.finish_reason,
+            "num_forwards": out.num_forwards,
+            "num_queries": out.num_queries,
+            "num_logit_rows": out.num_logit_rows,
+            "seconds": self.seconds,
+            "tokens_per_forward": self.tokens_per_forward,
+            "model": self.model,
+            "decoder": self.decoder,
+            "cache": self.cache,
+            "cache_exact": out.cache_exact,
+            "knobs": self.knobs,
+            "seed": self.seed,
+        }
+        return found | ({"blanks": list(out.blanks)} if out.blanks else {})
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")

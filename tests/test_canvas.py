@@ -1,0 +1,255 @@
+"""The canvas and its edits: what an edit does, and what it may never do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unmask.canvas import Edit, Reading, apply, new_canvas
+
+MASK = 99
+
+
+def slots(*values):
+    return np.array(values, dtype=np.int64)
+
+
+def canvas(prompt=2, blanks=4):
+    return new_canvas([7] * prompt + [0] * blanks, [False] * prompt + [True] * blanks, prompt, MASK)
+
+
+def commit(*pairs):
+    return Edit(
+        commit=slots(*(slot for slot, _ in pairs)),
+        tokens=slots(*(token for _, token in pairs)),
+        confidence=np.full(len(pairs), 0.5),
+    )
+
+
+def test_a_new_canvas_shows_the_mask_where_it_is_open():
+    new = new_canvas([5, MASK, 1, 2], [False, False, True, False], 2, MASK)
+    assert new.tokens.tolist() == [5, MASK, MASK, 2]
+    assert new.open.tolist() == [False, False, True, False]
+    assert new.fixed.tolist() == [True, True, False, True]
+    assert new.origin.tolist() == [-1] * 4
+    assert new.uid.tolist() == [0, 1, 2, 3]
+    assert new.num_open == 1
+    assert len(new) == 4
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [(0, None, [2, 3, 4, 5]), (0, 4, [2, 3]), (3, 5, [3, 4]), (5, None, [5]), (0, 2, []), (6, 9, [])],
+)
+def test_open_slots_are_those_of_the_range(start, end, expected):
+    assert canvas().open_slots(start, end).tolist() == expected
+
+
+def test_commit_decides_slots_and_remembers_the_forward():
+    after = apply(canvas(), commit((3, 11), (5, 12)), 6)
+    assert after.tokens.tolist() == [7, 7, MASK, 11, MASK, 12]
+    assert after.open.tolist() == [False, False, True, False, True, False]
+    assert after.origin.tolist() == [-1, -1, -1, 6, -1, 6]
+    assert not after.fixed[2:].any()
+
+
+def test_an_edit_does_not_change_the_canvas_it_saw():
+    before = canvas()
+    apply(before, commit((3, 11)), 0)
+    assert before.num_open == 4
+    assert before.tokens.tolist() == [7, 7, MASK, MASK, MASK, MASK]
+
+
+def test_replace_changes_a_decided_token():
+    decided = apply(canvas(), commit((3, 11)), 0)
+    after = apply(decided, Edit(replace=slots(3), replace_tokens=slots(13)), 4)
+    assert after.tokens[3] == 13
+    assert after.origin[3] == 4
+    assert not after.open[3]
+
+
+def test_remask_opens_a_decided_slot_again():
+    decided = apply(canvas(), commit((3, 11)), 0)
+    after = apply(decided, Edit(remask=slots(3)), 4)
+    assert after.open[3]
+    assert after.tokens[3] == MASK
+    assert after.origin[3] == -1
+
+
+def test_fields_of_one_edit_apply_in_their_order():
+    """Committed and remasked at once ends open."""
+    edit = Edit(commit=slots(3), tokens=slots(11), confidence=np.ones(1), remask=slots(3))
+    assert apply(canvas(), edit, 0).open[3]
+
+
+def test_insert_puts_open_slots_before_a_slot_and_identities_survive():
+    decided = apply(canvas(), commit((3, 11)), 0)
+    after = apply(decided, Edit(insert=((3, 2),)), 1)
+    assert after.tokens.tolist() == [7, 7, MASK, MASK, MASK, 11, MASK, MASK]
+    assert after.uid.tolist() == [0, 1, 2, 6, 7, 3, 4, 5]
+    assert after.open.tolist() == [False, False, True, True, True, False, True, True]
+    assert after.origin[5] == 0
+    assert after.origin[3] == -1
+
+
+def test_insert_at_the_length_appends():
+    after = apply(canvas(), Edit(insert=((6, 1),)), 0)
+    assert after.uid.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert after.num_open == 5
+
+
+def test_delete_removes_slots_and_insertions_count_in_the_old_slots():
+    after = apply(canvas(), Edit(delete=slots(2, 4), insert=((4, 1), (6, 2))), 0)
+    assert after.uid.tolist() == [0, 1, 3, 6, 5, 7, 8]
+
+
+def test_a_deleted_identity_is_not_given_again():
+    shorter = apply(canvas(), Edit(delete=slots(3)), 0)
+    longer = apply(shorter, Edit(insert=((5, 1),)), 1)
+    assert longer.uid.tolist() == [0, 1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        commit((0, 11)),
+        commit((3, MASK)),
+        commit((3, 11), (3, 12)),
+        Edit(replace=slots(0), replace_tokens=slots(5)),
+        Edit(replace=slots(3), replace_tokens=slots(5)),
+        Edit(remask=slots(1)),
+        Edit(remask=slots(3)),
+        Edit(delete=slots(0)),
+        Edit(insert=((1, 1),)),
+        Edit(insert=((7, 1),)),
+    ],
+    ids=[
+        "commit on a given token",
+        "commit the mask",
+        "commit twice",
+        "replace a given token",
+        "replace an open slot",
+        "remask a given token",
+        "remask an open slot",
+        "delete a given token",
+        "insert in the prompt",
+        "insert past the end",
+    ],
+)
+def test_an_edit_that_breaks_the_rules_is_refused(edit):
+    with pytest.raises(AssertionError):
+        apply(canvas(), edit, 0)
+
+
+def test_an_edit_that_writes_the_mask_by_replacing_is_refused():
+    decided = apply(canvas(), commit((3, 11)), 0)
+    with pytest.raises(AssertionError, match="mask"):
+        apply(decided, Edit(replace=slots(3), replace_tokens=slots(MASK)), 1)
+
+
+def test_commit_on_a_decided_slot_is_refused():
+    decided = apply(canvas(), commit((3, 11)), 0)
+    with pytest.raises(AssertionError, match="decided"):
+        apply(decided, commit((3, 12)), 1)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        commit((3, 1)),
+        Edit(replace=slots(3), replace_tokens=slots(1)),
+        Edit(remask=slots(3)),
+        Edit(delete=slots(3)),
+        Edit(insert=((3, 1),)),
+    ],
+)
+def test_only_an_edit_that_changes_nothing_is_empty(edit):
+    assert Edit().is_empty
+    assert not edit.is_empty
+
+
+@st.composite
+def edits(draw, current):
+    """Any edit that the rules allow on a canvas."""
+    own = [slot for slot in range(len(current)) if not current.fixed[slot]]
+    open_ = [slot for slot in own if current.open[slot]]
+    decided = [slot for slot in own if not current.open[slot]]
+
+    def some(pool):
+        return sorted(draw(st.sets(st.sampled_from(pool), max_size=3))) if pool else []
+
+    chosen, replaced, deleted = some(open_), some(decided), some(own)
+    remasked = some(decided)
+    where = draw(st.sets(st.integers(current.prompt_length, len(current)), max_size=2))
+    return Edit(
+        commit=slots(*chosen),
+        tokens=slots(*draw(st.lists(st.integers(0, 50), min_size=len(chosen), max_size=len(chosen)))),
+        confidence=np.ones(len(chosen)),
+        replace=slots(*replaced),
+        replace_tokens=slots(*[51] * len(replaced)),
+        remask=slots(*remasked),
+        delete=slots(*deleted),
+        insert=tuple((slot, draw(st.integers(1, 3))) for slot in sorted(where)),
+    )
+
+
+@given(st.data(), st.integers(0, 3), st.integers(1, 5))
+def test_any_sequence_of_edits_equals_a_list_that_is_edited_by_hand(data, prompt, blanks):
+    """The mirror is a list of [uid, token or None, fixed]."""
+    current = canvas(prompt, blanks)
+    mirror = [[i, 7 if i < prompt else None, i < prompt] for i in range(prompt + blanks)]
+    for step in range(data.draw(st.integers(1, 6))):
+        edit = data.draw(edits(current))
+        highest = max((item[0] for item in mirror), default=-1)
+        for slot, token in zip(edit.commit, edit.tokens, strict=True):
+            mirror[slot][1] = int(token)
+        for slot in edit.replace:
+            mirror[slot][1] = 51
+        for slot in edit.remask:
+            mirror[slot][1] = None
+        new = []
+        inserts = dict(edit.insert)
+        for slot in range(len(mirror) + 1):
+            for _ in range(inserts.get(slot, 0)):
+                highest += 1
+                new.append([highest, None, False])
+            if slot < len(mirror) and slot not in edit.delete:
+                new.append(mirror[slot])
+        mirror = new
+        current = apply(current, edit, step)
+        assert current.uid.tolist() == [item[0] for item in mirror]
+        assert current.tokens.tolist() == [MASK if item[1] is None else item[1] for item in mirror]
+        assert current.open.tolist() == [item[1] is None for item in mirror]
+        assert current.fixed.tolist() == [item[2] for item in mirror]
+        assert current.tokens.tolist()[:prompt] == [7] * prompt
+        assert len({len(current.tokens), len(current.open), len(current.origin)}) == 1
+
+
+def reading(*odds):
+    return Reading(
+        slots=np.arange(len(odds)) * 2,
+        tokens=np.arange(len(odds)) + 30,
+        log_odds=np.array(odds, dtype=np.float64),
+        uniform=np.zeros(len(odds)),
+    )
+
+
+def test_a_readings_confidence_and_doubt_add_to_one():
+    some = reading(0.0, 2.0, -2.0, -np.inf)
+    assert some.confidence == pytest.approx([0.5, 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2)), 0.0])
+    assert some.confidence + some.doubt == pytest.approx([1, 1, 1, 1])
+
+
+def test_doubt_is_exact_where_confidence_rounds_to_one():
+    some = reading(60.0, 61.0)
+    assert some.confidence.tolist() == [1.0, 1.0]
+    assert some.doubt == pytest.approx([np.exp(-60), np.exp(-61)])
+
+
+def test_a_reading_commits_by_index_in_slot_order():
+    edit = reading(1.0, 2.0, 3.0).commit(slots(2, 0))
+    assert edit.commit.tolist() == [0, 4]
+    assert edit.tokens.tolist() == [30, 32]
+    assert edit.confidence[1] > edit.confidence[0]

@@ -1,0 +1,264 @@
+"""The trainer: objectives against hand-computed values, data, schedule, exact resumption."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import unmask
+from unmask.demo.tokenizer import build_tokenizer
+from unmask.errors import ConfigError
+from unmask.train.corrupt import (
+    EPS,
+    block_state,
+    corrupt,
+    draw_t,
+    random_length,
+    weighted_loss,
+)
+from unmask.train.data import DemoData
+from unmask.train.loop import Trainer, demo_spec
+from unmask.train.optim import rate
+from unmask.train.recipe import Recipe, compose
+
+MASK = 99
+TINY = [
+    "recipe=demo",
+    "d_model=32",
+    "num_layers=2",
+    "num_heads=2",
+    "d_ff=48",
+    "tokens_per_micro_batch=512",
+    "micro_batches=2",
+    "max_length=256",
+    "warmup_steps=2",
+    "decay_steps=2",
+    "drill_start=0.3",
+    "drill_end=0.3",
+]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder):
+    from unmask.engine.tokenizer import load_tokenizer
+
+    return load_tokenizer(tokenizer_folder)
+
+
+def test_pretraining_weight_is_one_over_p_times_length():
+    ids = torch.arange(12).reshape(2, 6)
+    t = torch.tensor([[0.5], [0.25]])
+    noisy = corrupt(ids, torch.ones_like(ids, dtype=torch.bool), MASK, generator(), t_B1=t)
+    masked = noisy.ids_BT == MASK
+    assert masked.any() and not masked.all()
+    assert torch.equal(masked, noisy.masked_BT)
+    assert torch.equal(noisy.ids_BT[~masked], ids[~masked])
+    for row, p in enumerate(((1 - EPS) * 0.5 + EPS, (1 - EPS) * 0.25 + EPS)):
+        expected = torch.full((6,), 1 / (p * 6)) * masked[row]
+        assert torch.allclose(noisy.weights_BT[row], expected)
+
+
+def test_fine_tuning_never_masks_the_prompt_and_divides_by_the_response_with_its_padding():
+    ids = torch.arange(20).reshape(2, 10)
+    response = torch.tensor([[False] * 4 + [True] * 6, [False] * 7 + [True] * 3])
+    noisy = corrupt(ids, response, MASK, generator(1), t_B1=torch.tensor([[0.9], [0.9]]))
+    assert not noisy.masked_BT[~response].any()
+    p = (1 - EPS) * 0.9 + EPS
+    for row, length in enumerate((6, 3)):
+        got = noisy.weights_BT[row][noisy.masked_BT[row]]
+        assert torch.allclose(got, torch.full_like(got, 1 / (p * length)))
+
+
+def test_loss_equals_the_published_formula_computed_by_hand():
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
+    targets = torch.tensor([0, 0, 2])
+    p = torch.tensor([0.5, 0.5, 0.8])
+    length = 4
+    nll = [
+        math.log(math.exp(2) + 2) - 2,
+        math.log(math.exp(1) + 2) - 0,
+        math.log(math.exp(3) + 2) - 3,
+    ]
+    by_hand = sum(n / q for n, q in zip(nll, p.tolist(), strict=True)) / (2 * length)
+    loss = weighted_loss(logits, targets, 1 / (p * length), rows=2)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_masking_is_bernoulli_with_the_rows_probability():
+    ids = torch.zeros(4, 20_000, dtype=torch.long)
+    t = torch.tensor([[0.05], [0.3], [0.7], [1.0 - 1e-7]])
+    noisy = corrupt(ids, torch.ones_like(ids, dtype=torch.bool), MASK, generator(2), t_B1=t)
+    share = noisy.masked_BT.float().mean(-1)
+    expected = ((1 - EPS) * t + EPS)[:, 0]
+    assert torch.allclose(share, expected, atol=0.015)
+
+
+def test_the_estimate_is_unbiased_for_a_constant_loss():
+    ids = torch.zeros(4000, 8, dtype=torch.long)
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    noisy = corrupt(ids, everything, MASK, generator(3))
+    assert noisy.weights_BT.sum(-1).mean().item() == pytest.approx(1.0, abs=0.1)
+    counted = corrupt(ids, everything, MASK, generator(3), count_weight=True)
+    sums = counted.weights_BT.sum(-1)
+    assert torch.allclose(sums[sums > 0], torch.ones(()))
+
+
+def test_stratified_levels_put_one_row_in_every_stratum():
+    levels = draw_t(16, generator(4), stratified=True)[:, 0]
+    assert sorted((levels * 16).long().tolist()) == list(range(16))
+
+
+def test_random_length_cuts_one_batch_in_a_hundred():
+    gen = generator(5)
+    lengths = [random_length(64, gen) for _ in range(4000)]
+    cut = [length for length in lengths if length != 64]
+    assert 15 <= len(cut) <= 75
+    assert min(lengths) >= 1
+    assert random_length(64, gen, share=0.0) == 64
+
+
+def test_block_state_knows_the_left_and_masks_everything_right_of_the_block():
+    ids = torch.arange(400).reshape(4, 100) + 1000
+    response = torch.zeros(4, 100, dtype=torch.bool)
+    response[:, 20:] = True
+    noisy = block_state(ids, response, MASK, generator(6), block_length=16)
+    assert not noisy.masked_BT[:, :20].any()
+    for row in noisy.masked_BT:
+        assert row.any()
+        tail = 100
+        while tail > 0 and row[tail - 1]:
+            tail -= 1
+        first = int(row.nonzero()[0])
+        assert tail - first <= 16
+    assert torch.all(noisy.weights_BT.sum(-1) <= 1 + 1e-5)
+
+
+def test_batches_are_a_pure_function_of_seed_step_and_micro_batch(tokenizer):
+    recipe = compose(TINY)
+    spec = demo_spec(recipe, tokenizer)
+    one, other = DemoData(recipe, spec, tokenizer), DemoData(recipe, spec, tokenizer)
+    for _ in range(3):
+        other.batch(7, 0)
+    a, b = one.batch(5, 1), other.batch(5, 1)
+    assert torch.equal(a.clean_BT, b.clean_BT)
+    assert torch.equal(a.noisy.ids_BT, b.noisy.ids_BT)
+    assert torch.equal(a.noisy.weights_BT, b.noisy.weights_BT)
+    c = one.batch(6, 1)
+    assert c.clean_BT.shape != a.clean_BT.shape or not torch.equal(c.clean_BT, a.clean_BT)
+
+
+def test_batches_mask_only_what_their_task_allows(tokenizer):
+    recipe = compose(TINY)
+    spec = demo_spec(recipe, tokenizer)
+    data = DemoData(recipe, spec, tokenizer)
+    seen = set()
+    for step in range(40):
+        batch = data.batch(step, 0)
+        seen.add(batch.task)
+        assert batch.clean_BT.shape[1] <= spec.max_length
+        assert batch.noisy.masked_BT.any()
+        clean, masked = batch.clean_BT, batch.noisy.masked_BT
+        assert torch.equal(batch.noisy.ids_BT[~masked], clean[~masked])
+        assert (batch.noisy.ids_BT[masked] == spec.mask_id).all()
+        if batch.task == "drill":
+            text = [tokenizer.decode([token]) for token in clean[masked].tolist()]
+            assert all(piece.isdigit() for piece in text)
+        elif batch.task != "sentence":
+            turn_end = data.turn_end_id
+            for row in range(len(clean)):
+                prompt_end = int((clean[row] == turn_end).nonzero()[0])
+                assert not masked[row, : prompt_end + 1].any()
+    assert {"drill", "word_problem"} <= seen
+
+
+def test_schedule_warms_up_stays_and_decays():
+    recipe = Recipe(steps=100, warmup_steps=10, decay_steps=20, final_lr=0.1)
+    rates = [rate(step, recipe) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[20] == rates[79] == 1.0
+    assert rates[80] == 1.0
+    assert rates[99] == pytest.approx(0.1 + 0.9 * 0.05)
+    assert all(a >= b for a, b in zip(rates[80:], rates[81:], strict=False))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_resumed_run_continues_bit_for_bit(tmp_path, tokenizer, tokenizer_folder, autocast):
+    def run(folder: Path, checkpoint_every: int, stop: int | None = None) -> list[float]:
+        words = [*TINY, "steps=6", f"output={folder}", f"autocast={autocast}"]
+        recipe = compose([*words, f"checkpoint_every={checkpoint_every}"])
+        losses = []
+        for entry in Trainer(recipe, tokenizer, tokenizer_folder):
+            losses.append(entry.loss)
+            if entry.step == stop:
+                break
+        return losses
+
+    straight = run(tmp_path / "straight", 100)
+    first = run(tmp_path / "broken", 3, stop=4)
+    rest = run(tmp_path / "broken", 3)
+    assert first[:3] + rest == straight
+    weights = [
+        load_file(tmp_path / name / "step-000006" / "model.safetensors")
+        for name in ("straight", "broken")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_training_lowers_the_loss_logs_every_step_and_leaves_a_loadable_model(
+    tmp_path, tokenizer, tokenizer_folder
+):
+    recipe = compose([*TINY, "steps=12", f"output={tmp_path}", "checkpoint_every=100"])
+    entries = list(Trainer(recipe, tokenizer, tokenizer_folder))
+    assert [entry.step for entry in entries] == list(range(1, 13))
+    assert entries[-1].loss < entries[0].loss
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["loss"] for entry in logged] == [entry.loss for entry in entries]
+    assert {"grad_norm", "lr", "tokens_per_s", "eta_s"} <= set(logged[0])
+    assert "step 00012/00012" in entries[-1].line()
+    llm = unmask.LLM(tmp_path / "model", dtype="float32")
+    out = llm.generate("Tom has 3 pens.", gen_length=8, block_length=8)[0]
+    assert len(out.canvas_ids) == out.prompt_length + 8
+
+
+def test_resume_false_refuses_a_folder_with_checkpoints(tmp_path, tokenizer, tokenizer_folder):
+    words = [*TINY, "steps=1", f"output={tmp_path}"]
+    list(Trainer(compose(words), tokenizer, tokenizer_folder))
+    with pytest.raises(ConfigError, match="holds checkpoints up to step-000001"):
+        Trainer(compose([*words, "resume=false"]), tokenizer, tokenizer_folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["steps=3"], "say which recipe"),
+        (["recipe=dmo"], "did you mean 'demo'"),
+        (["recipe=demo", "step=3"], "did you mean 'steps'"),
+        (["recipe=demo", "steps=many"], "steps='many' must be a whole number"),
+        (["recipe=demo", "steps=0"], "steps=0 must be at least 1"),
+        (["recipe=demo", "block_share=2"], "block_share=2.0 must be between 0 and 1"),
+        (["recipe=demo", "mix=[1,2]"], "four shares"),
+        (["recipe=demo", "num_heads=7"], "must divide d_model"),
+        (["recipe"], "not of the form key=value"),
+    ],
+)
+def test_bad_recipes_are_refused_by_name(words, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(words)
