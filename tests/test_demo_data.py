@@ -257,7 +257,12 @@ def test_tokenizer_ids(tokenizer: Any) -> None:
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(2040, 2046))
     assert tokenizer.bos_token_id == 2040
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 2041
-    assert tokenizer.encode("<|mdm_mask|>") == [2042]
+    assert tokenizer.encode("<|mdm_mask|>", add_special_tokens=False) == [2042]
+
+
+def test_plain_text_begins_with_the_start_token(tokenizer: Any) -> None:
+    assert tokenizer.encode("") == [2040]
+    assert tokenizer.encode("12") == [2040, *tokenizer.encode("12", add_special_tokens=False)]
 
 
 def test_tokenizer_pieces(tokenizer: Any) -> None:
@@ -265,23 +270,27 @@ def test_tokenizer_pieces(tokenizer: Any) -> None:
         if not token.startswith("<|"):
             text = tokenizer.convert_tokens_to_string([token])
             assert len(text) == 1 or not any(c.isdigit() or c == "\n" for c in text), token
-    assert len(tokenizer.encode("12+345=357")) == 10
-    assert len(tokenizer.encode("\n\n")) == 2
-    assert len(tokenizer.encode(" pens boxes Anna kitchen")) == 4
-    assert len(tokenizer.encode("#### 17")) == 3
+    assert len(tokenizer.encode("12+345=357", add_special_tokens=False)) == 10
+    assert len(tokenizer.encode("\n\n", add_special_tokens=False)) == 2
+    assert len(tokenizer.encode(" pens boxes Anna kitchen", add_special_tokens=False)) == 4
+    assert len(tokenizer.encode("#### 17", add_special_tokens=False)) == 3
 
 
 def test_tokenizer_round_trips(tokenizer: Any) -> None:
     texts = ["", " a  b ", "naïve 日本 \t\r\n\n x", "it 's , not . ok", "12  34", "####  5: 6:7"]
     texts += [e.prompt + e.answer for task in tasks.TASKS for e in draw(task, 50)]
     for text in texts:
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
 def test_tokenizer_is_short_enough(tokenizer: Any) -> None:
     examples = draw("word_problem", 300)
-    assert sum(len(tokenizer.encode(e.prompt)) for e in examples) < 55 * 300
-    assert sum(len(tokenizer.encode(e.answer)) for e in examples) < 32 * 300
+    assert (
+        sum(len(tokenizer.encode(e.prompt, add_special_tokens=False)) for e in examples) < 55 * 300
+    )
+    assert (
+        sum(len(tokenizer.encode(e.answer, add_special_tokens=False)) for e in examples) < 32 * 300
+    )
 
 
 def test_tokenizer_is_deterministic(folder: Path, tmp_path: Path) -> None:

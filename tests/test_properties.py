@@ -65,8 +65,8 @@ def model(family, seed=0):
 
 
 def knobs_for(name, knobs, **more):
-    """The knobs with those of `more` that the decoder has."""
-    return knobs | {k: v for k, v in more.items() if k in field_names(decoders.decoder_class(name))}
+    """The knobs, and those of `more` that the decoder has and that are not set."""
+    return {k: v for k, v in more.items() if k in field_names(decoders.decoder_class(name))} | knobs
 
 
 def generate(llm, given, name, cache, knobs, **options):

@@ -53,7 +53,9 @@ def _train(recipe: Recipe) -> Path | None:
 
     folder = tokenizer_folder(recipe)
     trainer = Trainer(recipe, _tokenizer(folder), folder)
-    if trainer.step:
+    if trainer.step >= recipe.steps:
+        _note(f"{recipe.output} is at step {trainer.step} of {recipe.steps}: nothing left to train")
+    elif trainer.step:
         _note(f"going on after step {trainer.step} of {recipe.steps} in {recipe.output}")
     with _told_to_stop() as told, _progress(trainer) as report:
         for entry in trainer:

@@ -122,7 +122,12 @@ def infilling(llm: LLM, limit: int) -> dict[str, float]:
         forwards += out.num_forwards
     share = right / len(examples)
     error = math.sqrt(share * (1 - share) / len(examples))
-    return {"n": len(examples), "right": share, "error": error, "forwards": forwards / len(examples)}
+    return {
+        "n": len(examples),
+        "right": share,
+        "error": error,
+        "forwards": forwards / len(examples),
+    }
 
 
 def reliability(llm: LLM, limit: int, bins: int = 10) -> list[tuple[float, float, int]]:
@@ -150,9 +155,7 @@ def reliability(llm: LLM, limit: int, bins: int = 10) -> list[tuple[float, float
         hit = (token == ids[masked]).double()
         for column, values in enumerate((confidence, hit, torch.ones_like(hit))):
             sums[:, column].index_add_(0, index, values)
-    return [
-        (float(c / max(n, 1)), float(h / max(n, 1)), int(n)) for c, h, n in sums.tolist()
-    ]
+    return [(float(c / max(n, 1)), float(h / max(n, 1)), int(n)) for c, h, n in sums.tolist()]
 
 
 def calibration_error(rows: Sequence[tuple[float, float, int]]) -> float:
@@ -187,7 +190,9 @@ def table(llm: LLM, limit: int) -> str:
     lines += ["```", "confidence      right    tokens"]
     for low, (mean, right, count) in enumerate(rows):
         bar = "#" * round(30 * right)
-        lines.append(f"{low / 10:.1f}-{low / 10 + 0.1:.1f}  {mean:.3f}  {right:.3f}  {count:7d}  {bar}")
+        lines.append(
+            f"{low / 10:.1f}-{low / 10 + 0.1:.1f}  {mean:.3f}  {right:.3f}  {count:7d}  {bar}"
+        )
     lines += ["```", "", f"Expected calibration error: {calibration_error(rows):.3f}."]
     return "\n".join(lines)
 

@@ -54,7 +54,16 @@ def build_tokenizer(folder: Path, seed: int = 0) -> None:
         folder: directory to write tokenizer.json and tokenizer_config.json into.
         seed: of the sampled text; the same seed gives the same tokenizer.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -77,6 +86,10 @@ def build_tokenizer(folder: Path, seed: int = 0) -> None:
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
     if tokenizer.token_to_id(SPECIAL_TOKENS[0]) != ORDINARY:
         raise RuntimeError("the special tokens did not land at their ids")
+    bos = (SPECIAL_TOKENS[0], ORDINARY)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos[0]} $A", pair=f"{bos[0]} $A $B", special_tokens=[bos]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
