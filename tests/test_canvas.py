@@ -41,7 +41,14 @@ def test_a_new_canvas_shows_the_mask_where_it_is_open():
 
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
-    [(0, None, [2, 3, 4, 5]), (0, 4, [2, 3]), (3, 5, [3, 4]), (5, None, [5]), (0, 2, []), (6, 9, [])],
+    [
+        (0, None, [2, 3, 4, 5]),
+        (0, 4, [2, 3]),
+        (3, 5, [3, 4]),
+        (5, None, [5]),
+        (0, 2, []),
+        (6, 9, []),
+    ],
 )
 def test_open_slots_are_those_of_the_range(start, end, expected):
     assert canvas().open_slots(start, end).tolist() == expected
@@ -124,6 +131,8 @@ def test_a_deleted_identity_is_not_given_again():
         Edit(delete=slots(0)),
         Edit(insert=((1, 1),)),
         Edit(insert=((7, 1),)),
+        Edit(insert=((4, 1), (4, 2))),
+        Edit(commit=slots(2, 3), tokens=slots(11), confidence=np.ones(2)),
     ],
     ids=[
         "commit on a given token",
@@ -136,6 +145,8 @@ def test_a_deleted_identity_is_not_given_again():
         "delete a given token",
         "insert in the prompt",
         "insert past the end",
+        "insert twice before one slot",
+        "commit two slots with one token",
     ],
 )
 def test_an_edit_that_breaks_the_rules_is_refused(edit):
@@ -185,7 +196,9 @@ def edits(draw, current):
     where = draw(st.sets(st.integers(current.prompt_length, len(current)), max_size=2))
     return Edit(
         commit=slots(*chosen),
-        tokens=slots(*draw(st.lists(st.integers(0, 50), min_size=len(chosen), max_size=len(chosen)))),
+        tokens=slots(
+            *draw(st.lists(st.integers(0, 50), min_size=len(chosen), max_size=len(chosen)))
+        ),
         confidence=np.ones(len(chosen)),
         replace=slots(*replaced),
         replace_tokens=slots(*[51] * len(replaced)),

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,11 +29,12 @@ from unmask.knobs import field_names
 from unmask.models import BUNDLED
 from unmask.sampling import Proposal
 from unmask.train.checkpoint import export
-from unmask.train.loop import build, demo_spec
+from unmask.train.loop import StepLog, build, demo_spec
 from unmask.train.recipe import Recipe
+from unmask.view.terminal import printable
 from unmask.view.trace import read_trace
 
-TINY = {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 64, "max_length": 128}
+TINY = {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 64, "max_length": 192}
 PROMPT = "Tom has 3 boxes."
 
 
@@ -155,9 +157,7 @@ def test_the_prompt_may_come_from_standard_input(
     assert json.loads(piped.out)["canvas_ids"] == json.loads(typed.out)["canvas_ids"]
 
 
-def test_the_trace_file_holds_what_every_forward_did(
-    cli: Cli, model: Path, tmp_path: Path
-) -> None:
+def test_the_trace_file_holds_what_every_forward_did(cli: Cli, model: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     words = ("threshold=0.001", "gen_length=16", "block_length=8", "--no-stop-at-eos")
     told = ("-m", model, "-d", "threshold", "--trace", path)
@@ -186,6 +186,34 @@ def test_infill_prints_the_whole_text(cli: Cli, model: Path) -> None:
     assert (found["text"], found["blanks"]) == (expected.text, list(expected.blanks))
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_the_canvas_is_drawn_and_the_text_stays(
+    cli: Cli, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    words = ("generate", PROMPT, "gen_length=8", "-m", model, "--no-stop-at-eos", "raw=true")
+    piped = cli(*words)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    assert cli(*words, "--fps", "1000").status == 0
+    drawn = terminal.getvalue()
+    assert "forward 0" in drawn
+    assert "forward 8" in drawn
+    assert drawn.endswith(printable(piped.out)), "the plain text comes last"
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    cli(*words, "--no-live")
+    assert terminal.getvalue() == printable(piped.out)
+
+
+def test_a_refused_decode_leaves_no_trace_file(cli: Cli, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    refused(cli("generate", "x", "-m", model, "block_length=12", "--trace", path))
+    assert not path.exists()
+
+
 # mistakes
 
 
@@ -198,7 +226,7 @@ def test_infill_prints_the_whole_text(cli: Cli, model: Path) -> None:
         (("x", "gen_length=-8"), "gen_length=-8"),
         (("x", "gen_length=many"), "gen_length='many' must be a whole number"),
         (("x", "gen_length=32", "block_length=12"), "block_length=12 does not divide"),
-        (("x", "gen_length=512"), "context is 128"),
+        (("x", "gen_length=512"), "context is 192"),
         (("x " * 200, "gen_length=8"), "shorten the prompt"),
         (("x", "treshold=0.9", "-d", "threshold"), "did you mean 'threshold'"),
         (("x", "threshold=0.9"), "threshold"),
@@ -234,13 +262,11 @@ def test_a_mistake_is_one_clear_line_and_status_2(
         ("a {0}", "at least 1"),
         ("a {x}", "single '{'"),
         ("a } {1}", "single '}'"),
-        ("a {999}", "context 128"),
+        ("a {999}", "context 192"),
         ("a {" + "9" * 5000 + "}", "longer than any context"),
     ],
 )
-def test_a_text_with_wrong_blanks_is_refused(
-    text: str, says: str, cli: Cli, model: Path
-) -> None:
+def test_a_text_with_wrong_blanks_is_refused(text: str, says: str, cli: Cli, model: Path) -> None:
     assert says in refused(cli("infill", text, "-m", model))
 
 
@@ -273,9 +299,7 @@ def test_a_model_that_does_not_exist_is_refused(name: str, cli: Cli) -> None:
         ("tokenizer.json", b"{"),
     ],
 )
-def test_a_damaged_checkpoint_is_refused(
-    file: str, content: bytes, cli: Cli, broken: Path
-) -> None:
+def test_a_damaged_checkpoint_is_refused(file: str, content: bytes, cli: Cli, broken: Path) -> None:
     (broken / file).write_bytes(content)
     assert str(broken) in refused(cli("generate", "x", "-m", broken))
 
@@ -317,6 +341,24 @@ def test_train_runs_a_recipe_and_goes_on_where_it_stopped(cli: Cli, tmp_path: Pa
     assert cli("generate", PROMPT, "gen_length=8", "-m", tmp_path / "model").status == 0
 
 
+def test_an_interrupted_training_saves_a_checkpoint_and_says_how_to_go_on(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> str:
+        signal.raise_signal(signal.SIGINT)
+        return "a step"
+
+    monkeypatch.setattr(StepLog, "line", interrupt)
+    sizes = [f"{key}={value}" for key, value in TINY.items()]
+    small = ("micro_batches=1", "tokens_per_micro_batch=128", "steps=9")
+    before = signal.getsignal(signal.SIGINT)
+    status, out, err = cli("train", "recipe=demo", f"output={tmp_path}", *sizes, *small)
+    assert (status, out) == (130, "a step\n")
+    assert (tmp_path / "step-000001" / "progress.json").exists()
+    assert f"to go on: unmask train recipe=demo output={tmp_path}" in err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -343,8 +385,7 @@ def test_train_alone_lists_every_key_with_its_meaning(cli: Cli) -> None:
     assert status == 0
     for key in field_names(Recipe):
         assert key in out
-    assert key_help()["compile"] == ""  if "compile" in key_help() else True
-    assert "half-way" not in key_help().get("seed", "")
+    assert key_help()["resume"].startswith("Go on from the newest checkpoint")
 
 
 def test_generate_help_lists_every_knob(cli: Cli) -> None:
@@ -409,11 +450,11 @@ def test_a_flag_and_a_word_may_agree() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("The {3} sat", ["The", 3, " sat"]),
+        ("The {3} sat", ["The ", 3, " sat"]),
         ("{1}{2}", [1, 2]),
-        ("a  {1}", ["a ", 1]),
+        ("a  {1}", ["a  ", 1]),
         ("{{{1}}}", ["{", 1, "}"]),
-        ("{{1}} {1}", ["{1}", 1]),
+        ("{{1}} {1}", ["{1} ", 1]),
     ],
 )
 def test_blanks_are_numbers_in_braces(text: str, parts: list[str | int]) -> None:

@@ -111,7 +111,9 @@ def parity_llm(parity_model):
 
 def call_of(run_name):
     """The arguments of `generate` for a run of LLaDA's or Fast-dLLM's own sampler."""
-    knobs = {k: v for k, v in RUNS[run_name].items() if k not in ("nfe", "stable_under_2e-5_logit_noise")}
+    knobs = {
+        k: v for k, v in RUNS[run_name].items() if k not in ("nfe", "stable_under_2e-5_logit_noise")
+    }
     cache = next((name for name in ("prefix", "dual") if name in run_name), "none")
     if "threshold" in knobs:
         del knobs["steps"]  # the threshold rule ignores the quota

@@ -184,7 +184,7 @@ INNOCENTS = [
     (
         decoder_imports,
         "decoders/a.py",
-        "from unmask import sampling\nfrom ..canvas import Edit\n",
+        "from unmask import selection\nfrom ..canvas import Edit\n",
     ),
     (method_cites_its_source, "decoders/a.py", '"""A method. Source: arXiv:2502.09992."""\n'),
     (method_cites_its_source, "decoders/__init__.py", "x = 1\n"),

@@ -100,7 +100,9 @@ def test_full_attention_agrees(implementation, model, ids):
     wanted = theirs(model, ids, everyone, positions, implementation)
     assert float((model(ids) - wanted).abs().max()) <= ATOL
     causal = theirs(model, ids, everyone.tril(), positions, implementation)
-    assert float((model(ids) - causal).abs().max()) > 1, "the comparison would not see a causal mask"
+    assert float((model(ids) - causal).abs().max()) > 1, (
+        "the comparison would not see a causal mask"
+    )
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -130,7 +132,9 @@ def test_given_positions_agree(model, ids):
     assert float((model(ids, position_ids=positions) - wanted).abs().max()) <= ATOL
 
 
-@pytest.mark.parametrize("changes", [{"num_kv_heads": 2}, {"num_kv_heads": 1}, {"tie_embeddings": True}])
+@pytest.mark.parametrize(
+    "changes", [{"num_kv_heads": 2}, {"num_kv_heads": 1}, {"tie_embeddings": True}]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_grouped_queries_and_tied_heads_agree(family, changes):
     small = tiny_model(family, seed=5, **changes)

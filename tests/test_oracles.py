@@ -36,7 +36,9 @@ def test_the_naive_network_is_the_network(family, tiny):
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("gen", "block", "steps"), [(8, 8, 8), (8, 4, 6), (9, 3, 3), (6, 2, 6), (4, 4, 8)])
+@pytest.mark.parametrize(
+    ("gen", "block", "steps"), [(8, 8, 8), (8, 4, 6), (9, 3, 3), (6, 2, 6), (4, 4, 8)]
+)
 def test_vanilla_is_lladas_sampler(gen, block, steps, family, cache, tiny):
     for seed in SEEDS:
         llm = tiny(family, seed=seed)
@@ -73,7 +75,13 @@ def test_threshold_is_fast_dllms_rule(tau, family, cache, tiny):
             cache=cache,
         )
         output = ours(
-            llm, PROMPTS[seed], "threshold", cache=cache, gen_length=8, block_length=4, threshold=tau
+            llm,
+            PROMPTS[seed],
+            "threshold",
+            cache=cache,
+            gen_length=8,
+            block_length=4,
+            threshold=tau,
         )
         assert_same(output, expected)
 
@@ -87,7 +95,13 @@ def test_factor_is_fast_dllms_rule(phi, family, cache, compat, tiny):
     for seed in SEEDS:
         llm = tiny(family, seed=seed)
         expected = oracle.decode(
-            oracle.Network(llm.model), PROMPTS[seed], 8, 4, lambda n, t: make(phi), FORBIDDEN, cache=cache
+            oracle.Network(llm.model),
+            PROMPTS[seed],
+            8,
+            4,
+            lambda n, t: make(phi),
+            FORBIDDEN,
+            cache=cache,
         )
         knobs = {"gen_length": 8, "block_length": 4, "factor": phi, "compat": compat}
         assert_same(ours(llm, PROMPTS[seed], "factor", cache=cache, **knobs), expected)
@@ -188,3 +202,30 @@ def test_reported_confidence_is_the_proposals_probability(family, tiny):
     shift = 1 if family == "dream" else 0
     wanted = [float(rows[p - shift, token]) for p, token in trace_of(output)[0]]
     assert confidences_of(output) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(10, 22))
+def test_every_rule_gives_the_oracles_trace_on_many_random_models(seed, family, cache, tiny):
+    llm = tiny(family, seed=seed)
+    random = np.random.default_rng(seed)
+    prompt = random.integers(0, KNOWN, random.integers(1, 12)).tolist()
+    gen, block = [(12, 4), (12, 6), (10, 10), (9, 3)][seed % 4]
+    shape = {"cache": cache, "gen_length": gen, "block_length": block}
+    per_block = int(random.integers(1, block + 1))
+    tau, phi = float(random.uniform(0.1, 0.9)), float(random.uniform(0.2, 3.0))
+    rules = {
+        "vanilla": (
+            {"steps": per_block * (gen // block)},
+            lambda n, t: oracle.quota_rule(n, per_block)(t),
+        ),
+        "threshold": ({"threshold": tau}, lambda n, t: oracle.keep_threshold(tau)),
+        "factor": ({"factor": phi}, lambda n, t: oracle.keep_factor(phi)),
+    }
+    for decoder, (knobs, rule) in rules.items():
+        expected = oracle.decode(
+            oracle.Network(llm.model), prompt, gen, block, rule, FORBIDDEN, cache=cache
+        )
+        assert_same(ours(llm, prompt, decoder, **knobs, **shape), expected)

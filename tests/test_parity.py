@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
 from unmask.errors import ConfigError
-from unmask.models import load_model
 from unmask.models import llada as llada_family
+from unmask.models import load_model
 from unmask.models._weights import save_weights
 
 FAMILIES = ("llada", "dream")
@@ -83,7 +83,9 @@ def test_dreams_padded_shifted_logits_agree_where_they_are_defined(side, parity_
     ours = parity_model("dream")(values[f"{side}.input_ids"], values[f"{side}.attention_mask"])
     valid = values[f"{side}.valid"].bool()
     defined = valid.clone()
-    defined[:, 1:] &= valid[:, :-1]  # the first real row of a left-padded sequence reads a pad's row
+    defined[:, 1:] &= valid[
+        :, :-1
+    ]  # the first real row of a left-padded sequence reads a pad's row
     assert error(shifted(ours)[defined], values[f"{side}.shifted_logits"][defined]) <= ATOL
 
 
@@ -231,7 +233,9 @@ def test_each_bias_takes_part():
     changes = {"qkv_bias": True, "linear_bias": True, "norm_bias": True}
     ids = torch.arange(7)[None]
     plain = tiny_model("llada", **changes)(ids)
-    biases = [name for name, _ in tiny_model("llada", **changes).named_parameters() if "bias" in name]
+    biases = [
+        name for name, _ in tiny_model("llada", **changes).named_parameters() if "bias" in name
+    ]
     assert len(biases) == 2 * 9 + 2
     for name in biases:
         model = tiny_model("llada", **changes)

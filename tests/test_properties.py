@@ -44,7 +44,9 @@ KNOBS = {
 
 METHODS = [(name, knobs) for name in decoders.names() for knobs in KNOBS.get(name, [{}])]
 CASES = [
-    pytest.param(name, knobs, cache, family, id="-".join((name, *map(str, knobs.values()), cache, family)))
+    pytest.param(
+        name, knobs, cache, family, id="-".join((name, *map(str, knobs.values()), cache, family))
+    )
     for (name, knobs), cache, family in product(METHODS, caches.names(), FAMILIES)
 ]
 every_case = pytest.mark.parametrize(("name", "knobs", "cache", "family"), CASES)
@@ -110,7 +112,9 @@ def test_only_open_slots_change_and_all_are_decided_in_bounded_forwards(
         if len(before) == len(after):
             assert (after.tokens[untouched] == before.tokens[untouched]).all()
         forwards += 1
-    assert event.sequence.finish_reason == "length" or EOS in after.tokens or TURN_END in after.tokens
+    assert (
+        event.sequence.finish_reason == "length" or EOS in after.tokens or TURN_END in after.tokens
+    )
     assert after.num_open == 0
     assert forwards == event.sequence.num_forwards <= event.sequence.request.max_forwards + 8
     if "steps" in knobs:
@@ -223,7 +227,9 @@ def test_any_mixture_of_requests_decodes_like_each_request_alone(family, data):
     for ours, request in zip(together, requests, strict=True):
         alone = run(llm, [request], 2)[0]
         positions = [[(c.position, c.token) for c in step.committed] for step in ours.trace]
-        assert positions == [[(c.position, c.token) for c in step.committed] for step in alone.trace]
+        assert positions == [
+            [(c.position, c.token) for c in step.committed] for step in alone.trace
+        ]
         assert ours.canvas.tokens.tolist() == alone.canvas.tokens.tolist()
         assert ours.num_queries == alone.num_queries
 
@@ -343,7 +349,8 @@ def test_with_one_block_the_first_forward_equals_none_and_dual_equals_prefix(nam
     for seed in range(4):
         llm = model(family, seed)
         prefix, dual, none = (
-            generate(llm, PROMPTS, name, which, {"block_length": 8}) for which in ("prefix", "dual", "none")
+            generate(llm, PROMPTS, name, which, {"block_length": 8})
+            for which in ("prefix", "dual", "none")
         )
         for left, right, plain in zip(prefix, dual, none, strict=True):
             assert trace_of(left) == trace_of(right)
@@ -448,8 +455,8 @@ def test_only_the_asked_rows_pass_through_the_head(monkeypatch):
 @given(data=st.data())
 def test_infilling_keeps_what_is_given_and_fills_the_rest(name, knobs, cache, family, data):
     tokens = st.lists(st.integers(0, KNOWN - 1), min_size=1, max_size=4)
-    parts = data.draw(st.lists(tokens | st.integers(1, 3), min_size=1, max_size=5))
-    parts.append(data.draw(st.integers(1, 3)))
+    parts = data.draw(st.lists(tokens | st.integers(1, 3), min_size=0, max_size=5))
+    parts += [data.draw(st.integers(1, 3)), data.draw(tokens)]
     texts = [" ".join(map(str, part)) if isinstance(part, list) else part for part in parts]
     knobs = {key: value for key, value in knobs.items() if key != "steps"}
     llm = model(family, 1)
@@ -472,7 +479,11 @@ def test_infilling_keeps_what_is_given_and_fills_the_rest(name, knobs, cache, fa
 
 
 def blank_flags(parts):
-    return [flag for part in parts for flag in ([0] * len(part) if isinstance(part, list) else [1] * part)]
+    return [
+        flag
+        for part in parts
+        for flag in ([0] * len(part) if isinstance(part, list) else [1] * part)
+    ]
 
 
 # the loop's own guards, with decoders that misbehave

@@ -61,7 +61,9 @@ def tiny_spec(family: str = "llada", **changes: Any) -> ModelSpec:
     return ModelSpec(**(values | changes))
 
 
-def tiny_model(family: str = "llada", seed: int = 0, sure: float = 1.5, **changes: Any) -> Transformer:
+def tiny_model(
+    family: str = "llada", seed: int = 0, sure: float = 1.5, **changes: Any
+) -> Transformer:
     """Seeded random weights; `sure` scales the head: 0 says nothing, 1.5 spreads confidences over 0.1..1."""
     model = Transformer(tiny_spec(family, **changes))
     generator = torch.Generator().manual_seed(seed)

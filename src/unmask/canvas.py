@@ -102,6 +102,7 @@ def apply(canvas: Canvas, edit: Edit, step: int) -> Canvas:
     assert (edit.tokens != canvas.mask_id).all(), "the mask id was committed"
     assert (edit.replace_tokens != canvas.mask_id).all(), "the mask id was written"
     assert len(np.unique(edit.commit)) == len(edit.commit), "a slot was committed twice"
+    assert len(edit.tokens) == len(edit.commit), "not one token a committed slot"
     for slots in (edit.replace, edit.remask, edit.delete):
         assert not canvas.fixed[slots].any(), "a given token was edited"
     for slots in (edit.replace, edit.remask):
@@ -122,6 +123,7 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
     size, fresh = len(canvas), int(canvas.uid.max(initial=-1)) + 1
     order: list[Ints] = []
     inserts = dict(edit.insert)
+    assert len(inserts) == len(edit.insert), "two insertions before one slot"
     assert all(canvas.prompt_length <= slot <= size for slot in inserts), "insertion in the prompt"
     kept = ~np.isin(np.arange(size), edit.delete)
     for slot in range(size + 1):

@@ -68,7 +68,9 @@ class Network:
                 heads = []
                 for h, query in enumerate(queries[p]):
                     keys = torch.stack([self.keys[layer][j][h // group] for j in range(len(ids))])
-                    values = torch.stack([self.values[layer][j][h // group] for j in range(len(ids))])
+                    values = torch.stack(
+                        [self.values[layer][j][h // group] for j in range(len(ids))]
+                    )
                     heads.append(torch.softmax(keys @ query / math.sqrt(width), dim=0) @ values)
                 x[p] = x[p] + self.linear(torch.cat(heads), f"{name}.attn.o")
                 y = self.norm(x[p], f"{name}.ffn_norm")

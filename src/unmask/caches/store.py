@@ -1,5 +1,7 @@
 """The only place where keys and values live: preallocated, written in place, keys already rotated.
 
+Source: storing rotated keys equals rotating stored ones (arXiv:2104.09864, RoPE acts on each key alone).
+
 Letters: B rows, G key/value heads, T slots, Q queries, A head width.
 """
 

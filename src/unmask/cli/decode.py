@@ -163,21 +163,19 @@ def _decode_and_report(
     with ExitStack() as stack:
         view = trace = None
         if shown.trace is not None:
-            trace = stack.enter_context(TraceWriter(shown.trace, pieces))
-            trace.header(
-                Header(
-                    model=wanted.model,
-                    decoder=wanted.decoder,
-                    cache=wanted.cache,
-                    knobs=knobs,
-                    seed=wanted.seed,
-                    prompt_ids=canvas.tokens[: canvas.prompt_length].tolist(),
-                    gen_length=len(canvas) - canvas.prompt_length,
-                    mask_id=canvas.mask_id,
-                    tokens=canvas.tokens.tolist(),
-                    open=canvas.open_slots().tolist(),
-                )
+            header = Header(
+                model=wanted.model,
+                decoder=wanted.decoder,
+                cache=wanted.cache,
+                knobs=knobs,
+                seed=wanted.seed,
+                prompt_ids=canvas.tokens[: canvas.prompt_length].tolist(),
+                gen_length=len(canvas) - canvas.prompt_length,
+                mask_id=canvas.mask_id,
+                tokens=canvas.tokens.tolist(),
+                open=canvas.open_slots().tolist(),
             )
+            trace = stack.enter_context(TraceWriter(shown.trace, header, pieces))
         if console is not None:
             view = stack.enter_context(LiveView(console, pieces, llm.stop_ids, shown.fps))
         run = decode(llm, canvas, wanted, knobs, view, trace)

@@ -66,7 +66,7 @@ def run(model: str, fps: float | None, fast: bool) -> None:
     """Show every item and a table of how it went."""
     if fast and fps is not None:
         raise ConfigError(f"--fast and --fps {fps:g} contradict; give one of them")
-    console = live_console(Shown(fps=fps)) if fps is not None else live_console(Shown())
+    console = live_console(Shown(fps=fps))
     pace = None if fast else fps or FPS
     wanted = Settings(**{**DEFAULTS, "model": model}, knobs={})
     llm, _ = load(wanted)

@@ -246,7 +246,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         where = context.command_path if context is not None else "unmask"
         return _fail(f"{error.format_message().rstrip('.')}; see {where} --help")
     except (typer.Abort, KeyboardInterrupt):
-        print("unmask: interrupted", file=sys.stderr)
         return INTERRUPTED_STATUS
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":

@@ -134,10 +134,7 @@ def read_prompt(prompt: str | None, what: str = "prompt") -> str:
 
 
 def parse_blanks(text: str) -> list[str | int]:
-    """`"The {3} sat"` as parts; `{{` and `}}` are braces. Raises PromptError.
-
-    One space before a blank is left to the blank, since tokens begin with their space; two keep one.
-    """
+    """`"The {3} sat"` as parts; `{{` and `}}` are braces. Raises PromptError."""
     parts: list[str | int] = [""]
     for piece in BLANK.split(text):
         last = parts[-1]
@@ -149,8 +146,6 @@ def parse_blanks(text: str) -> list[str | int]:
         if piece.startswith("{") and piece != "{{":
             if len(piece) - 2 > MAX_BLANK_DIGITS:
                 raise PromptError(f"a blank of {piece[1:-1]} tokens is longer than any context")
-            if isinstance(last, str):
-                parts[-1] = last.removesuffix(" ")
             parts.append(int(piece[1:-1]))
             continue
         plain = piece[0] if piece in ("{{", "}}") else piece

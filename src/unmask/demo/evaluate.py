@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.demo.sentences import check_sentence
-from unmask.demo.tasks import Example, check, held_out_set
+from unmask.demo.tasks import check, held_out_set
 from unmask.models import BUNDLED
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def infilling(llm: LLM, limit: int) -> dict[str, float]:
     right = forwards = 0
     for index, example in enumerate(examples):
         rng = random.Random(index)
-        ids = llm.tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+        ids = answer_ids(llm, example.answer)
         count = max(1, len(ids) // 3)
         start = rng.randrange(len(ids) - count + 1)
         parts: list[str | int] = [llm.decode(ids[:start]), count, llm.decode(ids[start + count :])]
@@ -130,6 +130,12 @@ def infilling(llm: LLM, limit: int) -> dict[str, float]:
     }
 
 
+def answer_ids(llm: LLM, text: str) -> list[int]:
+    """Token ids of a text without special tokens."""
+    assert llm.tokenizer is not None, "the demo model has a tokenizer"
+    return list(llm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def reliability(llm: LLM, limit: int, bins: int = 10) -> list[tuple[float, float, int]]:
     """(mean confidence, share right, count) of the top proposal per confidence bin.
 
@@ -143,7 +149,7 @@ def reliability(llm: LLM, limit: int, bins: int = 10) -> list[tuple[float, float
     sums = torch.zeros(bins, 3, dtype=torch.float64)
     for example in held_out_set("word_problem", limit):
         prompt = llm.prompt_ids(example.prompt)
-        answer = llm.tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+        answer = answer_ids(llm, example.answer)
         ids = torch.tensor([[*prompt, *answer, *[llm.spec.eos_id] * 4]])
         masked = torch.zeros_like(ids, dtype=torch.bool)
         chosen = torch.rand(len(answer), generator=generator) < torch.rand((), generator=generator)

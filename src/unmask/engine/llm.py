@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,14 +206,18 @@ class LLM:
         return self._encode(text, special=False)
 
     def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:
-        """A text with blanks as a canvas. Raises PromptError."""
+        """A text with blanks as a canvas. Raises PromptError.
+
+        A space before a blank belongs to the blank (tokens begin with their space); two spaces keep one.
+        """
         if isinstance(parts, str) or not any(isinstance(part, int) for part in parts):
             raise PromptError("infill needs a list with at least one number of blank tokens")
         ids: list[int] = self._encode("", special=True)
         blanks = [False] * len(ids)
-        for part in parts:
+        for part, following in zip(parts, [*parts[1:], ""], strict=True):
             if isinstance(part, str):
-                new = self._encode(part, special=False)
+                text = part.removesuffix(" ") if isinstance(following, int) else part
+                new = self._encode(text, special=False)
                 ids, blanks = ids + new, blanks + [False] * len(new)
             elif isinstance(part, bool) or not isinstance(part, int) or part < 1:
                 raise PromptError(f"blank of {part!r} tokens: use a whole number, at least 1")
@@ -337,6 +342,11 @@ def configure(decoder: str, knobs: dict[str, Any]) -> tuple[Any, Proposal]:
 
 
 def _unknown_knob(decoder: str, key: str, allowed: set[str]) -> ConfigError:
-    users = [name for name in decoders.names() if key in field_names(decoders.decoder_class(name))]
-    extra = f"; {key!r} is a knob of {', '.join(users)}" if users else ""
+    owners: dict[str, list[str]] = {}
+    for other in decoders.names():
+        for name in field_names(decoders.decoder_class(other)) - allowed:
+            owners.setdefault(name, []).append(other)
+    near = difflib.get_close_matches(key, sorted([*allowed, *owners]), n=1)
+    elsewhere = near and near[0] in owners
+    extra = f"; {near[0]!r} is a knob of decoder {', '.join(owners[near[0]])}" if elsewhere else ""
     return unknown_name(f"knob for decoder {decoder!r}:", key, allowed, extra)

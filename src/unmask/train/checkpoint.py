@@ -59,8 +59,10 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(path for path in output.glob("step-*") if (path / "progress.json").exists())
 
 
-def restore(model: Transformer, optimizers: Optimizers, folder: Path) -> int:
-    """Load a checkpoint into a model and its optimizers; returns the number of steps done."""
+def load_into(model: Transformer, folder: Path) -> None:
+    """Copy the weights of a checkpoint folder into a model of the same sizes. Raises ModelError."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such checkpoint folder")
     fresh = dict(model.named_parameters())
     with torch.device("meta"):
         shell = Transformer(model.spec)
@@ -68,6 +70,11 @@ def restore(model: Transformer, optimizers: Optimizers, folder: Path) -> int:
     with torch.no_grad():
         for name, value in shell.named_parameters():
             fresh[name].copy_(value)
+
+
+def restore(model: Transformer, optimizers: Optimizers, folder: Path) -> int:
+    """Load a checkpoint into a model and its optimizers; returns the number of steps done."""
+    load_into(model, folder)
     with safe_open(folder / "optimizer.safetensors", framework="pt") as handle:
         for name, optimizer in optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}

@@ -47,6 +47,8 @@ class DemoData:
         self.recipe, self.spec, self.tokenizer = recipe, spec, tokenizer
         self.bos_id = tokenizer.bos_token_id
         self.turn_end_id = tokenizer.convert_tokens_to_ids(spec.turn_end)
+        self.is_digit = torch.zeros(spec.vocab_size, dtype=torch.bool)
+        self.is_digit[tokenizer.convert_tokens_to_ids(list("0123456789"))] = True
 
     def task_of(self, step: int, rng: random.Random) -> tuple[str, int]:
         """The task and curriculum level of a micro-batch at a step."""
@@ -78,8 +80,13 @@ class DemoData:
         if task == "drill":
             levels = 0.3 + 0.7 * torch.rand(len(ids), 1, generator=gen)
             return corrupt(ids, maskable, mask_id, gen, t_B1=levels, count_weight=True)
-        if task != "sentence" and rng.random() < recipe.block_share:
+        draw = rng.random() if task != "sentence" else 1.0
+        if draw < recipe.block_share:
             return block_state(ids, maskable, mask_id, gen, recipe.block_length)
+        if task == "word_problem" and draw < recipe.block_share + recipe.digit_share:
+            levels = 0.3 + 0.7 * torch.rand(len(ids), 1, generator=gen)
+            digits = maskable & self.is_digit[ids]
+            return corrupt(ids, digits, mask_id, gen, t_B1=levels, count_weight=True)
         return corrupt(
             ids,
             maskable,

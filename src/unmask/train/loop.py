@@ -111,6 +111,8 @@ class Trainer:
         self.recipe, self.tokenizer_folder = recipe, tokenizer_folder
         spec = demo_spec(recipe, tokenizer)
         self.model = build(spec, recipe.seed)
+        if recipe.init is not None:
+            checkpoint.load_into(self.model, Path(recipe.init))
         self.data = DemoData(recipe, spec, tokenizer)
         self.optimizers = optimizers(self.model, recipe)
         self.output = Path(recipe.output)

@@ -22,6 +22,8 @@ class Recipe:
     output: str = "runs/demo"
     """Folder of checkpoints, log and final model."""
     seed: int = 0
+    init: str | None = None
+    """Checkpoint folder whose weights to start from; default: freshly initialized."""
     steps: int = 1000
     micro_batches: int = 3
     tokens_per_micro_batch: int = 3072
@@ -53,6 +55,8 @@ class Recipe:
     block_share: float = 0.4
     """Share of fine-tuning batches in the state that block decoders see; 0: LLaDA's objective."""
     block_length: int = 32
+    digit_share: float = 0.0
+    """Share of word-problem batches that mask only digits (which numbers go where)."""
     # optimization
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
@@ -89,7 +93,14 @@ class Recipe:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("drill_start", "drill_end", "random_length", "block_share", "final_lr"):
+        for name in (
+            "drill_start",
+            "drill_end",
+            "random_length",
+            "block_share",
+            "digit_share",
+            "final_lr",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
         if len(self.mix) != 4 or min(self.mix) < 0 or sum(self.mix) <= 0:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+from unicodedata import category
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -38,7 +39,7 @@ CHROME_LINES = 3
 
 def printable(text: str) -> str:
     """`text` without the control characters that could drive a terminal; line ends and tabs stay."""
-    return "".join(c if c in "\n\t" or c.isprintable() or c == "\u00a0" else "\ufffd" for c in text)
+    return "".join(c if c in "\n\t" or category(c) != "Cc" else "\ufffd" for c in text)
 
 
 def new_style(confidence: float) -> str:

@@ -62,13 +62,14 @@ def _refusal(path: Path, reason: object) -> ConfigError:
 
 
 class TraceWriter:
-    """Writes a trace line by line; the file appears (or is replaced) with the header.
+    """Writes a trace line by line.
 
-    Raises ConfigError when it cannot be written.
+    The file appears (or is replaced) with the first step: a decode that is refused leaves none. Raises
+    ConfigError when it cannot be written.
     """
 
-    def __init__(self, path: Path, pieces: Pieces) -> None:
-        self._path, self._pieces = path, pieces
+    def __init__(self, path: Path, header: Header, pieces: Pieces) -> None:
+        self._path, self._header, self._pieces = path, header, pieces
         self._file: Any = None
 
     def __enter__(self) -> TraceWriter:
@@ -83,17 +84,18 @@ class TraceWriter:
         if self._file is not None:
             self._file.close()
 
-    def header(self, header: Header) -> None:
-        """Write the first line."""
+    def _begin(self) -> None:
         try:
             self._file = self._path.open("w", encoding="utf-8")
         except OSError as error:
             raise _refusal(self._path, error.strerror) from None
-        marks = {"format": header.format, "version": header.version}
-        self._line(marks | asdict(header))
+        marks = {"format": self._header.format, "version": self._header.version}
+        self._line(marks | asdict(self._header))
 
     def step(self, number: int, step: Step) -> None:
         """Write what forward `number` changed."""
+        if self._file is None:
+            self._begin()
         self._line(
             {
                 "step": number,

@@ -1,0 +1,579 @@
+"""`LLM`: what a caller may give, and what comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import (
+    EOS,
+    FAMILIES,
+    KNOWN,
+    MASK,
+    TURN_END,
+    VOCAB,
+    StubTokenizer,
+    TableModel,
+    tiny_model,
+    tiny_spec,
+    trace_of,
+)
+
+import unmask
+from unmask import LLM, ConfigError, ModelError, PromptError
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Parity checkpoints with their family's tokenizer, as a released folder has it."""
+    made = {}
+    for family in FAMILIES:
+        made[family] = tmp_path_factory.mktemp(family)
+        for source in ("parity", "tokenizers"):
+            for path in (FIXTURES / source / family).iterdir():
+                if path.name in ("config.json", "model.safetensors") or "tokenizer" in path.name:
+                    shutil.copy(path, made[family])
+    return made
+
+
+@pytest.fixture(scope="module")
+def chat_llm(folders):
+    loaded = {family: LLM(folder, device="cpu") for family, folder in folders.items()}
+    return loaded.__getitem__
+
+
+def says(*tokens, order=None, family="llada"):
+    """A model that puts `tokens` behind a prompt of two, whatever it reads; surest first by `order`."""
+    shift = 1 if family == "dream" else 0
+    table = torch.zeros(64, VOCAB)
+    order = range(len(tokens)) if order is None else order
+    for rank, i in enumerate(order):
+        table[2 + i - shift, tokens[i]] = 20.0 - rank / 4
+    stub = TableModel(tiny_spec(family, max_length=64), table)
+    return LLM(stub, tokenizer=StubTokenizer())
+
+
+SMALL = {"gen_length": 4, "block_length": 4}
+
+
+# what may be given
+
+
+def test_the_front_door_is_exported():
+    assert {"LLM", "Output", "load_model"} <= set(unmask.__all__)
+    assert unmask.LLM is LLM
+
+
+def test_one_prompt_and_many_give_a_list_in_order(tiny):
+    llm = tiny()
+    one_text = llm.generate("7 8", **SMALL)
+    texts = llm.generate(["7 8", "9"], **SMALL)
+    one_ids = llm.generate([7, 8], **SMALL)
+    ids = llm.generate([[7, 8], [9]], **SMALL)
+    for outputs in (one_text, texts, one_ids, ids):
+        assert isinstance(outputs, list)
+        assert all(isinstance(output, unmask.Output) for output in outputs)
+    assert [len(outputs) for outputs in (one_text, texts, one_ids, ids)] == [1, 2, 1, 2]
+    assert texts == ids
+    assert one_text == one_ids == ids[:1]
+    assert [output.canvas_ids[: output.prompt_length] for output in ids] == [[7, 8], [9]]
+
+
+def test_tuples_and_mixtures_of_text_and_ids_are_prompts_too(tiny):
+    outputs = tiny().generate(("7 8", (9, 3)), **SMALL)
+    assert [output.canvas_ids[:2] for output in outputs] == [[7, 8], [9, 3]]
+
+
+def test_no_prompts_give_no_outputs(tiny):
+    assert tiny().generate([], **SMALL) == []
+
+
+def test_prompts_of_ids_are_used_as_given(tiny):
+    prompt = [EOS, MASK, 0, KNOWN, VOCAB - 1, TURN_END, EOS]
+    output = tiny().generate([prompt], **SMALL)[0]
+    assert output.canvas_ids[:7] == prompt
+    assert output.prompt_length == 7
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_is_a_user_turn_of_the_chat_template_and_raw_text_is_itself(family, chat_llm):
+    llm = chat_llm(family)
+    text = "def main():"
+    rendered = llm.tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
+    assert text in rendered
+    assert rendered != text
+    chat = llm.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    plain = llm.tokenizer(text, add_special_tokens=True)["input_ids"]
+    assert llm.generate(text, **SMALL)[0].canvas_ids[:-4] == list(chat)
+    assert llm.generate(text, raw=True, **SMALL)[0].canvas_ids[:-4] == list(plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chat_continues_a_conversation(family, chat_llm):
+    llm = chat_llm(family)
+    messages = [
+        {"role": "user", "content": "import os"},
+        {"role": "assistant", "content": "print(1)"},
+        {"role": "user", "content": "return"},
+    ]
+    output = llm.chat(messages, "threshold", cache="dual", threshold=0.1, **SMALL)
+    assert isinstance(output, unmask.Output)
+    ids = llm.chat_ids(messages)
+    assert output.canvas_ids[:-4] == ids
+    shown = llm.tokenizer.decode(ids)
+    assert shown.index("import os") < shown.index("print(1)") < shown.index("return")
+    assert output == llm.generate([ids], "threshold", "dual", threshold=0.1, **SMALL)[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_real_tokenizers_give_their_special_ids_to_the_engine(family, chat_llm):
+    llm = chat_llm(family)
+    turn_end = {"llada": 1012, "dream": 1002}[family]
+    assert llm.stop_ids == {llm.spec.eos_id, turn_end}
+    assert llm.tokenizer.convert_ids_to_tokens(turn_end) == llm.spec.turn_end
+    forbidden = set(llm.vocabulary.forbidden.tolist())
+    assert llm.spec.mask_id in forbidden
+    assert forbidden - {llm.spec.mask_id} == set(range(len(llm.tokenizer), llm.spec.vocab_size))
+
+
+def test_the_tokenizer_is_read_without_its_folders_code(folders, tmp_path):
+    for path in folders["dream"].iterdir():
+        shutil.copy(path, tmp_path)
+    marker = tmp_path / "ran"
+    (tmp_path / "tokenization_dream.py").write_text(f"open({str(marker)!r}, 'w')")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}
+    config["tokenizer_class"] = "DreamTokenizer"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert LLM(tmp_path, device="cpu").generate("x", **SMALL)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": "1.0"}'])
+def test_an_unreadable_tokenizer_is_refused(folders, tmp_path, text):
+    for path in folders["llada"].iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelError, match="tokenizer"):
+        LLM(tmp_path, device="cpu")
+
+
+def test_a_folder_without_a_tokenizer_takes_ids_only(parity_model):
+    llm = LLM(parity_model("llada"))
+    output = llm.generate([[5, 6]], **SMALL)[0]
+    assert output.text == ""
+    assert len(output.canvas_ids) == 6
+    for call in (
+        lambda: llm.generate("hello", **SMALL),
+        lambda: llm.chat([{"role": "user", "content": "hi"}]),
+        lambda: llm.infill(["a", 1]),
+    ):
+        with pytest.raises(PromptError, match="tokenizer"):
+            call()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused():
+    with pytest.raises(ModelError, match="62 tokens.*60 rows"):
+        LLM(tiny_model(vocab_size=60, mask_id=59), tokenizer=StubTokenizer())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"eos_id": 126081}, {"pad_id": 126081}], ids=lambda c: next(iter(c))
+)
+def test_special_ids_outside_the_vocabulary_do_not_break_a_batch(changes):
+    """LLaDA's default ids apply when a small model's config has none."""
+    try:
+        llm = LLM(tiny_model(**changes))
+    except ModelError:
+        return
+    outputs = llm.generate([[1, 2, 3], [4]], logits_eos_inf=True, **SMALL)
+    assert len(outputs) == 2
+
+
+# what comes back
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("end", [EOS, TURN_END])
+def test_token_ids_end_before_the_first_end_token_and_canvas_ids_do_not(end, family):
+    llm = says(10, 11, end, 12, 13, 14, family=family)
+    output = llm.generate([[1, 2]], gen_length=6, stop_at_eos=False)[0]
+    assert output.canvas_ids == [1, 2, 10, 11, end, 12, 13, 14]
+    assert output.token_ids == [10, 11]
+    assert output.text == "10 11"
+    assert output.finish_reason == "stop"
+    assert output.num_forwards == 6
+
+
+@pytest.mark.parametrize("end", [EOS, TURN_END])
+def test_stopping_skips_what_lies_behind_the_end(end):
+    llm = says(10, 11, end, 12, 13, 14)
+    output = llm.generate([[1, 2]], gen_length=6, return_trace=True)[0]
+    assert output.token_ids == [10, 11]
+    assert output.canvas_ids == [1, 2, 10, 11, end, EOS, EOS, EOS]
+    assert output.finish_reason == "stop"
+    assert output.num_forwards == len(output.trace) == 3
+
+
+def test_an_end_token_with_open_slots_before_it_does_not_stop():
+    llm = says(10, 11, EOS, 12, order=[2, 3, 1, 0])
+    output = llm.generate([[1, 2]], gen_length=4, return_trace=True)[0]
+    assert output.num_forwards == 4
+    assert output.canvas_ids == [1, 2, 10, 11, EOS, 12]
+    assert output.token_ids == [10, 11]
+
+
+def test_an_end_token_of_the_prompt_does_not_stop():
+    llm = says(10, 11)
+    output = llm.generate([[EOS, TURN_END]], gen_length=2)[0]
+    assert output.token_ids == [10, 11]
+    assert output.finish_reason == "length"
+
+
+def test_an_answer_without_end_token_finishes_by_length():
+    output = says(10, 11, 12).generate([[1, 2]], gen_length=3)[0]
+    assert output.finish_reason == "length"
+    assert output.token_ids == [10, 11, 12]
+    assert output.trace is None
+    assert output.blanks == ()
+
+
+def test_an_answer_may_be_empty():
+    output = says(EOS, 11).generate([[1, 2]], gen_length=2)[0]
+    assert (output.token_ids, output.text, output.finish_reason) == ([], "", "stop")
+    assert output.num_forwards == 1
+
+
+def test_the_trace_says_what_each_forward_committed():
+    llm = says(10, 11, 12, 13, order=[2, 0, 3, 1])
+    output = llm.generate([[1, 2]], gen_length=4, steps=2, return_trace=True)[0]
+    assert trace_of(output) == [[(2, 10), (4, 12)], [(3, 11), (5, 13)]]
+    step = output.trace[0]
+    assert step.committed[0]._fields == ("position", "token", "confidence")
+    assert step.committed[1].confidence > step.committed[0].confidence > 0.99
+    assert (step.remasked, step.inserted, step.replaced, step.deleted) == ((), (), (), ())
+    assert step.num_queries == 6
+    kinds = {type(value) for commit in step.committed for value in commit}
+    assert kinds == {int, float}, "plain numbers, ready for JSON"
+
+
+def test_an_output_is_made_of_plain_python_values(tiny):
+    output = tiny().generate([[1, 2]], return_trace=True, **SMALL)[0]
+    assert json.loads(json.dumps(dataclasses.asdict(output)))["token_ids"] == output.token_ids
+
+
+def test_forwards_follow_steps(tiny):
+    for steps in (2, 4, 8):
+        output = tiny().generate(
+            [[1]], gen_length=8, block_length=4, steps=steps, stop_at_eos=False
+        )[0]
+        assert output.num_forwards == steps
+    output = tiny().generate([[1]], gen_length=8, block_length=4, steps=16, stop_at_eos=False)[0]
+    assert output.num_forwards == 8, "a forward that would commit nothing is not made"
+
+
+@pytest.mark.parametrize(
+    ("gen_length", "block"), [(64, 32), (96, 32), (48, 24), (40, 20), (7, 7), (37, 37)]
+)
+def test_the_default_block_length_is_32_or_the_nearest_divisor(gen_length, block, tiny):
+    output = tiny().generate(
+        [[1]], gen_length=gen_length, steps=gen_length, return_trace=True, stop_at_eos=False
+    )[0]
+    positions = [position - 1 for step in trace_of(output) for position, _ in step]
+    assert [position // block for position in positions] == sorted(p // block for p in positions)
+    if block < gen_length:
+        assert sorted(positions[:block]) == list(range(block))
+    assert positions != sorted(positions)
+
+
+def test_stream_gives_an_event_a_forward(tiny):
+    llm = tiny()
+    output = llm.generate([[1, 2]], stop_at_eos=False, return_trace=True, **SMALL)[0]
+    canvas = llm.prompt_canvas([1, 2], 4)
+    seen = []
+    for event in llm.stream(canvas, block_length=4, stop_at_eos=False):
+        assert event.sequence.num_forwards == len(seen) + 1
+        seen.append(list(zip(event.edit.commit.tolist(), event.edit.tokens.tolist(), strict=True)))
+    assert seen == trace_of(output)
+
+
+# infilling
+
+
+def test_infilling_returns_the_whole_text_and_the_fillings():
+    llm = says(9, 10, 11, 12, 13, 14)
+    output = llm.infill(["7 8", 2, "5", 1, "6"], return_trace=True)
+    assert output.canvas_ids == [7, 8, 9, 10, 5, 12, 6]
+    assert output.text == "7 8 9 10 5 12 6"
+    assert output.blanks == ("9 10", "12")
+    assert output.token_ids == [9, 10, 12]
+    assert output.finish_reason == "length"
+    assert sorted(position for step in trace_of(output) for position, _ in step) == [2, 3, 5]
+
+
+@pytest.mark.parametrize("parts", [["7 8", 2], ["7 8", 1, 1]])
+def test_a_blank_at_the_end_is_a_blank_like_any_other(parts):
+    llm = says(9, 10)
+    output = llm.infill(parts)
+    assert output.canvas_ids == [7, 8, 9, 10]
+    assert output.token_ids == [9, 10]
+    assert output.text == "7 8 9 10"
+    assert output.blanks == ("9 10",)
+
+
+def test_a_blank_at_the_end_is_filled_to_its_length_and_in_one_block():
+    llm = says(*[EOS] * 40, order=list(reversed(range(40))))
+    output = llm.infill(["7 8", 40], return_trace=True)
+    assert [position for step in trace_of(output) for position, _ in step] == list(
+        reversed(range(2, 42))
+    )
+    assert output.token_ids == [EOS] * 40
+
+
+def test_a_blank_may_come_first(tiny):
+    output = tiny().infill([2, "7 8"])
+    assert output.canvas_ids[2:] == [7, 8]
+    assert len(output.blanks) == 1
+
+
+def test_an_end_token_in_a_blank_does_not_stop_the_filling():
+    llm = says(EOS, 10, 11, 12)
+    output = llm.infill(["7 8", 1, "5", 2], return_trace=True)
+    assert output.canvas_ids == [7, 8, EOS, 5, 11, 12]
+    assert output.token_ids == [EOS, 11, 12]
+
+
+def test_infilling_works_block_by_block_too():
+    llm = says(9, 10, 11, 12, 13, 14, order=[5, 4, 3, 2, 1, 0])
+    output = llm.infill(["7 8", 2, "5", 3], block_length=3, return_trace=True)
+    positions = [position for step in trace_of(output) for position, _ in step]
+    assert positions == [3, 2, 7, 6, 5]
+    whole = llm.infill(["7 8", 2, "5", 3], return_trace=True)
+    assert [position for step in trace_of(whole) for position, _ in step] == [7, 6, 5, 3, 2]
+
+
+def test_infilling_with_a_real_tokenizer_keeps_the_text(golden_llm):
+    output = golden_llm.infill(["Tom has ", 2, " pens and ", 3, " boxes."])
+    assert output.text.startswith("Tom has ")
+    assert " pens and " in output.text
+    assert output.text.endswith(" boxes.")
+    assert len(output.blanks) == 2
+    assert len(output.token_ids) == 5
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        "The ___",
+        [],
+        ["only text"],
+        ["a", 0],
+        ["a", -1],
+        ["a", True, 1],
+        ["a", 1.5, 1],
+        ["a", None, 1],
+    ],
+)
+def test_infilling_refuses_what_is_not_text_with_blanks(parts, golden_llm):
+    with pytest.raises(PromptError, match="blank"):
+        golden_llm.infill(parts)
+
+
+def test_infilling_refuses_a_text_longer_than_the_context(tiny):
+    with pytest.raises(PromptError, match="129.*128"):
+        tiny().infill(["1", 128])
+
+
+# errors of the caller
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "\n\t", [[]], [[1], []], ["7", ""]])
+def test_an_empty_prompt_is_refused(prompt, tiny):
+    with pytest.raises(PromptError, match="empty"):
+        tiny().generate(prompt, **SMALL)
+
+
+@pytest.mark.parametrize("bad", [-1, VOCAB, 10**9, True, 1.5, "7", None])
+def test_a_bad_token_id_is_named(bad, tiny):
+    with pytest.raises(PromptError, match=f"{bad!r}"):
+        tiny().generate([[1, 2, bad]], **SMALL)
+
+
+@pytest.mark.parametrize("prompts", [5, None, [5.5], [None], [[1], None]])
+def test_something_that_is_no_prompt_is_refused(prompts, tiny):
+    with pytest.raises(PromptError):
+        tiny().generate(prompts, **SMALL)
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_what_would_fit(tiny):
+    llm = tiny()
+    assert llm.generate([[1] * 120], gen_length=8)[0].prompt_length == 120
+    with pytest.raises(PromptError, match=r"129.*context is 128; use gen_length=7") as caught:
+        llm.generate([[1] * 121], gen_length=8)
+    assert "121" in str(caught.value)
+    with pytest.raises(PromptError, match="shorten the prompt"):
+        llm.generate([[1] * 128], gen_length=1)
+
+
+@pytest.mark.parametrize("value", [0, -8, True, 2.5, "8", None])
+def test_a_gen_length_that_is_none_is_refused(value, tiny):
+    with pytest.raises(ConfigError, match="gen_length"):
+        tiny().generate([[1]], gen_length=value)
+
+
+@pytest.mark.parametrize("decoder", ["vanilla", "threshold", "factor"])
+@pytest.mark.parametrize(("block_length", "near"), [(3, 2), (5, 4), (7, 8), (16, 8)])
+def test_a_block_length_that_does_not_divide_is_refused_with_the_nearest(
+    decoder, block_length, near, tiny
+):
+    with pytest.raises(ConfigError, match=f"block_length={block_length} .*use block_length={near}"):
+        tiny().generate([[1]], decoder, gen_length=8, block_length=block_length)
+
+
+@pytest.mark.parametrize("value", [0, -4])
+def test_a_block_length_below_one_is_refused(value, tiny):
+    with pytest.raises(ConfigError, match=f"block_length={value}"):
+        tiny().generate([[1]], gen_length=8, block_length=value)
+
+
+@pytest.mark.parametrize("value", [1, 3, 7, 0, -2])
+def test_steps_that_do_not_split_over_the_blocks_are_refused(value, tiny):
+    with pytest.raises(ConfigError, match=f"steps={value} .*multiple of 2"):
+        tiny().generate([[1]], gen_length=8, block_length=4, steps=value)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "knob", "needed"),
+    [
+        ("vanilla", "stepz", "did you mean 'steps'"),
+        ("vanilla", "block_lenght", "did you mean 'block_length'"),
+        ("vanilla", "temprature", "did you mean 'temperature'"),
+        ("threshold", "treshold", "did you mean 'threshold'"),
+        ("vanilla", "retrun_trace", "did you mean 'return_trace'"),
+        ("vanilla", "threshold", "'threshold' is a knob of threshold"),
+        ("threshold", "factor", "'factor' is a knob of factor"),
+        ("threshold", "steps", "'steps' is a knob of vanilla"),
+        ("factor", "remasking", "'remasking' is a knob of vanilla"),
+        ("vanilla", "zzzzzz", "allowed: "),
+    ],
+)
+def test_an_unknown_knob_is_refused_with_the_nearest_or_its_owner(decoder, knob, needed, tiny):
+    with pytest.raises(ConfigError, match="unknown knob") as caught:
+        tiny().generate([[1]], decoder, **SMALL, **{knob: 1})
+    assert repr(knob) in str(caught.value)
+    assert needed in str(caught.value)
+
+
+def test_infilling_refuses_an_option_of_generate_without_offering_it(tiny):
+    with pytest.raises(ConfigError) as caught:
+        tiny().infill(["1", 2, "3"], gen_length=4)
+    assert "did you mean 'gen_length'" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", "warm"),
+        ("temperature", float("nan")),
+        ("cfg_scale", -0.5),
+        ("logits_eos_inf", 3),
+        ("remasking", "entropy"),
+        ("steps", 2.5),
+        ("steps", True),
+        ("block_length", "four"),
+        ("compat", "maybe"),
+    ],
+)
+def test_a_knob_of_the_wrong_kind_is_named(knob, value, tiny):
+    with pytest.raises(ConfigError, match=knob):
+        tiny().generate([[1]], **({"gen_length": 4} | {knob: value}))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "high"])
+def test_a_threshold_out_of_range_is_refused(value, tiny):
+    with pytest.raises(ConfigError, match="threshold"):
+        tiny().generate([[1]], "threshold", threshold=value, **SMALL)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), "high"])
+def test_a_factor_out_of_range_is_refused(value, tiny):
+    with pytest.raises(ConfigError, match="factor"):
+        tiny().generate([[1]], "factor", factor=value, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "near"),
+    [
+        ("decoder", "vanila", "vanilla"),
+        ("decoder", "Threshold", "threshold"),
+        ("cache", "dula", "dual"),
+    ],
+)
+def test_an_unknown_decoder_or_cache_is_refused_with_the_nearest(kind, name, near, tiny):
+    with pytest.raises(ConfigError, match=f"unknown {kind} '{name}'.*{near}"):
+        tiny().generate([[1]], **SMALL, **{kind: name})
+
+
+@pytest.mark.parametrize("name", ["store", "_x", "__init__", "", "../x", None, 3])
+def test_a_module_that_is_no_cache_is_no_cache(name, tiny):
+    with pytest.raises(ConfigError, match="unknown cache"):
+        tiny().generate([[1]], cache=name, **SMALL)
+
+
+@pytest.mark.parametrize("value", [1.5, "3", True, None])
+def test_a_seed_that_is_no_whole_number_is_refused(value, tiny):
+    with pytest.raises(ConfigError, match="seed"):
+        tiny().generate([[1]], seed=value, **SMALL)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**31, 2**63, 2**64 - 1, 2**70])
+def test_any_whole_number_is_a_seed(seed, tiny):
+    assert tiny().generate([[1]], seed=seed, temperature=1.0, **SMALL)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_batch_of_none_is_refused(value, tiny):
+    with pytest.raises(ConfigError, match="max_batch_size"):
+        tiny().generate([[1]], max_batch_size=value, **SMALL)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{"role": "user"}],
+        [{"content": "hi"}],
+        [{"role": "user", "content": ""}],
+        [{"role": "user", "content": "  "}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": 5}],
+        ["hi"],
+        "hi",
+    ],
+)
+def test_messages_that_are_none_are_refused(messages, chat_llm):
+    with pytest.raises(PromptError):
+        chat_llm("llada").chat(messages, **SMALL)
+
+
+def test_chat_without_a_template_is_refused(tiny):
+    with pytest.raises(PromptError, match="chat template"):
+        tiny().chat([{"role": "user", "content": "1"}], **SMALL)
+
+
+def test_errors_are_found_before_any_forward(tiny, monkeypatch):
+    llm = tiny()
+    monkeypatch.setattr(type(llm.model), "hidden", lambda *_: pytest.fail("a forward was made"))
+    with pytest.raises(PromptError):
+        llm.generate([[1], [1] * 200], **SMALL)
+    with pytest.raises(ConfigError):
+        llm.generate([[1]], gen_length=8, block_length=3)
