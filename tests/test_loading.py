@@ -1,4 +1,4 @@
-"""Loading refuses what it cannot read, and says which thing and why; real configurations have real sizes."""
+"""Loading refuses what it cannot read and says why; real configurations have real sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for every decoder, cache and family, found by name: a new one gets these tests by existing."""
+"""What must hold for every decoder, cache and family, found by name: new ones get it by existing."""
 
 from __future__ import annotations
 

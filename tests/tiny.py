@@ -38,33 +38,33 @@ class StubTokenizer:
 
 
 def tiny_spec(family: str = "llada", **changes: Any) -> ModelSpec:
-    values: dict[str, Any] = dict(
-        family=family,
-        vocab_size=VOCAB,
-        d_model=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=8,
-        d_ff=48,
-        rope_theta=10000.0,
-        norm_eps=1e-5,
-        max_length=128,
-        mask_id=MASK,
-        eos_id=EOS,
-        pad_id=EOS,
-        rope_fp32=True,
-        turn_end="<|eot_id|>",
-    )
+    values: dict[str, Any] = {
+        "family": family,
+        "vocab_size": VOCAB,
+        "d_model": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 8,
+        "d_ff": 48,
+        "rope_theta": 10000.0,
+        "norm_eps": 1e-5,
+        "max_length": 128,
+        "mask_id": MASK,
+        "eos_id": EOS,
+        "pad_id": EOS,
+        "rope_fp32": True,
+        "turn_end": "<|eot_id|>",
+    }
     if family == "dream":
-        values |= dict(num_kv_heads=2, qkv_bias=True, shift_logits=True, rope_fp32=False)
+        values |= {"num_kv_heads": 2, "qkv_bias": True, "shift_logits": True, "rope_fp32": False}
     return ModelSpec(**(values | changes))
 
 
 def tiny_model(
     family: str = "llada", seed: int = 0, sure: float = 1.5, **changes: Any
 ) -> Transformer:
-    """Seeded random weights; `sure` scales the head: 0 says nothing, 1.5 spreads confidences over 0.1..1."""
+    """Seeded random weights; `sure` scales the head: at 1.5, confidences spread over 0.1 to 1."""
     model = Transformer(tiny_spec(family, **changes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
