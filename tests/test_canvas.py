@@ -213,9 +213,9 @@ def test_any_sequence_of_edits_equals_a_list_that_is_edited_by_hand(data, prompt
     """The mirror is a list of [uid, token or None, fixed]."""
     current = canvas(prompt, blanks)
     mirror = [[i, 7 if i < prompt else None, i < prompt] for i in range(prompt + blanks)]
+    highest = prompt + blanks - 1  # an identity is never given twice
     for step in range(data.draw(st.integers(1, 6))):
         edit = data.draw(edits(current))
-        highest = max((item[0] for item in mirror), default=-1)
         for slot, token in zip(edit.commit, edit.tokens, strict=True):
             mirror[slot][1] = int(token)
         for slot in edit.replace:

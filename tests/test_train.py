@@ -66,7 +66,8 @@ def test_pretraining_weight_is_one_over_p_times_length():
     t = torch.tensor([[0.5], [0.25]])
     noisy = corrupt(ids, torch.ones_like(ids, dtype=torch.bool), MASK, generator(), t_B1=t)
     masked = noisy.ids_BT == MASK
-    assert masked.any() and not masked.all()
+    assert masked.any()
+    assert not masked.all()
     assert torch.equal(masked, noisy.masked_BT)
     assert torch.equal(noisy.ids_BT[~masked], ids[~masked])
     for row, p in enumerate(((1 - EPS) * 0.5 + EPS, (1 - EPS) * 0.25 + EPS)):

@@ -8,6 +8,7 @@ comparison with the mask id: a prompt may contain the mask's id as ordinary text
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,8 @@ class Canvas:
     `tokens` (the mask id where open, for the network's input only), `open` (undecided), `fixed` (given,
     never edited), `origin` (the forward that committed the token, -1 for given or open ones), `uid` (a
     slot's identity, which survives insertion and deletion), `prompt_length` (slots before it are the
-    prompt), `mask_id`.
+    prompt), `mask_id`, `next_uid` (identities are never given twice), `infilling` (blanks in a given text,
+    not a continuation).
     """
 
     tokens: Ints
@@ -37,6 +39,8 @@ class Canvas:
     uid: Ints
     prompt_length: int
     mask_id: int
+    next_uid: int
+    infilling: bool = False
 
     def __len__(self) -> int:
         """Number of slots."""
@@ -52,7 +56,14 @@ class Canvas:
         return np.flatnonzero(self.open[start:end]) + start
 
 
-def new_canvas(tokens: list[int], blanks: list[bool], prompt_length: int, mask_id: int) -> Canvas:
+def new_canvas(
+    tokens: list[int],
+    blanks: list[bool],
+    prompt_length: int,
+    mask_id: int,
+    *,
+    infilling: bool = False,
+) -> Canvas:
     """A canvas whose `blanks` are undecided and whose other tokens are given."""
     open_ = np.array(blanks, dtype=np.bool_)
     size = len(tokens)
@@ -64,6 +75,8 @@ def new_canvas(tokens: list[int], blanks: list[bool], prompt_length: int, mask_i
         uid=np.arange(size, dtype=np.int64),
         prompt_length=prompt_length,
         mask_id=mask_id,
+        next_uid=size,
+        infilling=infilling,
     )
 
 
@@ -120,7 +133,7 @@ def apply(canvas: Canvas, edit: Edit, step: int) -> Canvas:
 
 def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
     """Delete and insert slots; identities of the others are kept."""
-    size, fresh = len(canvas), int(canvas.uid.max(initial=-1)) + 1
+    size = len(canvas)
     order: list[Ints] = []
     inserts = dict(edit.insert)
     assert len(inserts) == len(edit.insert), "two insertions before one slot"
@@ -133,16 +146,23 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
             order.append(np.array([slot], dtype=np.int64))
     source = np.concatenate(order) if order else NO_SLOTS
     new = source < 0
-    uid = canvas.uid[source]
-    uid[new] = fresh + np.arange(int(new.sum()))
-    return Canvas(
-        tokens=np.where(new, canvas.mask_id, canvas.tokens[source]),
-        open=np.where(new, True, canvas.open[source]),
-        fixed=np.where(new, False, canvas.fixed[source]),
-        origin=np.where(new, -1, canvas.origin[source]),
+    count = int(new.sum())
+
+    def gather(values: Any, fill: Any) -> Any:
+        out = np.full(len(source), fill, dtype=values.dtype)
+        out[~new] = values[source[~new]]
+        return out
+
+    uid = gather(canvas.uid, -1)
+    uid[new] = canvas.next_uid + np.arange(count)
+    return replace(
+        canvas,
+        tokens=gather(canvas.tokens, canvas.mask_id),
+        open=gather(canvas.open, True),
+        fixed=gather(canvas.fixed, False),
+        origin=gather(canvas.origin, -1),
         uid=uid,
-        prompt_length=canvas.prompt_length,
-        mask_id=canvas.mask_id,
+        next_uid=canvas.next_uid + count,
     )
 
 
@@ -151,7 +171,7 @@ class ModelFacts:
     """What a decoder may know of the model: `block_size` of block-causal attention or None, special ids."""
 
     vocab_size: int
-    eos_id: int
+    eos_id: int | None
     turn_end_id: int | None
     block_size: int | None
 

@@ -36,10 +36,10 @@ class DependencyError(UnmaskError, ImportError):
     """A package that a feature needs is not installed."""
 
 
-def unknown_name(kind: str, name: str, allowed: Iterable[str], extra: str = "") -> ConfigError:
-    """The error for a name that does not exist, with the nearest one that does."""
+def unknown_name(kind: str, name: str, allowed: Iterable[str], owner: str = "") -> ConfigError:
+    """The error for a name that does not exist: the nearest that does, or who else has it (`owner`)."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = [] if owner else difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     listing = f"allowed: {', '.join(names)}" if names else "none are allowed"
-    return ConfigError(f"unknown {kind} {name!r}: {hint}{listing}{extra}")
+    return ConfigError(f"unknown {kind} {name!r}: {owner}{hint}{listing}")

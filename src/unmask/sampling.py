@@ -95,7 +95,7 @@ class Vocabulary:
     """Ids with a meaning to the sampler: never proposed, end of text, end of turn (or None)."""
 
     forbidden: Tensor
-    eos_id: int
+    eos_id: int | None
     turn_end_id: int | None
 
 
@@ -109,7 +109,7 @@ def propose(
     """
     logits = logits_NV.float()
     no_eos = [i for i, rule in enumerate(rules) if rule.logits_eos_inf]
-    if no_eos:
+    if no_eos and vocabulary.eos_id is not None:
         logits[no_eos, vocabulary.eos_id] = -torch.inf
     held = logits[:, vocabulary.forbidden]
     logits[:, vocabulary.forbidden] = -torch.inf
@@ -133,10 +133,9 @@ def _score_suppression(
     chosen = []
     for row, rule in enumerate(rules):
         if rule.confidence_eos_eot_inf:
-            ids = [] if vocabulary.turn_end_id is None else [vocabulary.turn_end_id]
-            if not (rule.compat and rule.temperature > 0):
-                ids.append(vocabulary.eos_id)
-            chosen.append((ids, row))
+            spares_eos = rule.compat and rule.temperature > 0
+            ends = (vocabulary.turn_end_id, None if spares_eos else vocabulary.eos_id)
+            chosen.append(([id_ for id_ in ends if id_ is not None], row))
     return chosen
 
 

@@ -80,7 +80,7 @@ class Blockwise:
         if self.block_length is not None:
             return self.block_length
         size = len(canvas) - canvas.prompt_length
-        if canvas.fixed[canvas.prompt_length :].any():
+        if canvas.infilling:
             return size
         fitting = [n for n in range(8, 33) if size % n == 0]
         return fitting[-1] if fitting else size
@@ -98,8 +98,7 @@ class Blockwise:
         size, length = len(canvas) - canvas.prompt_length, self.length_of(canvas)
         if length < 1:
             raise ConfigError(f"block_length={length} must be at least 1")
-        infilling = bool(canvas.fixed[canvas.prompt_length :].any())
-        if size % length and not infilling:
+        if size % length and not canvas.infilling:
             near = min(
                 (n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - length)
             )

@@ -25,8 +25,9 @@ from unmask.sampling import Proposal, Vocabulary
 
 Prompt = str | Sequence[int]
 Messages = list[dict[str, str]]
-OPTIONS = ("decoder", "cache", "gen_length", "seed", "stop_at_eos", "return_trace", "raw")
-"""Options of `generate` beside the knobs of the proposal and of the decoder."""
+INFILL_OPTIONS = ("decoder", "cache", "seed", "return_trace")
+OPTIONS = (*INFILL_OPTIONS, "gen_length", "stop_at_eos", "raw", "max_batch_size")
+"""Options of `infill` and `generate` beside the knobs of the proposal and of the decoder."""
 
 
 class LLM:
@@ -56,7 +57,7 @@ class LLM:
         self.vocabulary = self._vocabulary()
         self.facts = ModelFacts(
             vocab_size=self.spec.vocab_size,
-            eos_id=self.spec.eos_id,
+            eos_id=self.vocabulary.eos_id,
             turn_end_id=self.vocabulary.turn_end_id,
             block_size=self.spec.block_size,
         )
@@ -73,7 +74,7 @@ class LLM:
         forbidden = sorted({self.spec.mask_id, *range(known, rows)})
         return Vocabulary(
             forbidden=torch.tensor(forbidden, device=self.model.device),
-            eos_id=self.spec.eos_id,
+            eos_id=self.spec.eos_id if self.spec.eos_id < rows else None,
             turn_end_id=token_id(self.tokenizer, self.spec.turn_end),
         )
 
@@ -103,8 +104,7 @@ class LLM:
         Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
         is not allowed, with the nearest name).
         """
-        one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        listed: list[Prompt] = [prompts] if one else list(prompts)  # type: ignore[arg-type, list-item]
+        listed = _prompt_list(prompts)
         make = self._maker(decoder, cache, seed, stop_at_eos, knobs)
         canvases = [self.prompt_canvas(prompt, gen_length, raw=raw) for prompt in listed]
         finished = self._run([make(canvas) for canvas in canvases], max_batch_size)
@@ -129,7 +129,7 @@ class LLM:
         `infill(["The ", 3, " sat on the mat."])`. The whole text is one block unless `block_length`
         says otherwise. `out.text` is the whole text, `out.blanks` the fillings.
         """
-        make = self._maker(decoder, cache, seed, False, knobs)
+        make = self._maker(decoder, cache, seed, False, knobs, INFILL_OPTIONS)
         canvas = self.infill_canvas(parts)
         return self.output(self._run([make(canvas)], 1)[0], return_trace)
 
@@ -144,7 +144,8 @@ class LLM:
         **knobs: Any,
     ) -> Iterator[Event]:
         """Decode one canvas (`prompt_canvas`, `infill_canvas`), an event a forward."""
-        request = self._maker(decoder, cache, seed, stop_at_eos, knobs)(canvas)
+        options = tuple(set(OPTIONS) & {*INFILL_OPTIONS, "stop_at_eos"})
+        request = self._maker(decoder, cache, seed, stop_at_eos, knobs, options)(canvas)
         yield from self._events([request], 1)
 
     def prompt_canvas(self, prompt: Prompt, gen_length: int, *, raw: bool = False) -> Canvas:
@@ -171,15 +172,16 @@ class LLM:
             if raw or self._need_tokenizer().chat_template is None:
                 return self._encode(prompt, special=True)
             return self.chat_ids([{"role": "user", "content": prompt}])
-        ids = list(prompt)
-        if not ids:
+        if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+            raise PromptError(f"prompt {prompt!r} must be a string or a list of token ids")
+        if not prompt:
             raise PromptError("the prompt is empty; give at least one token id")
-        for id_ in ids:
+        for id_ in prompt:
             if isinstance(id_, bool) or not isinstance(id_, int):
                 raise PromptError(f"token id {id_!r} is not a whole number")
             if not 0 <= id_ < self.spec.vocab_size:
                 raise PromptError(f"token id {id_} is outside 0..{self.spec.vocab_size - 1}")
-        return ids
+        return [int(id_) for id_ in prompt]
 
     def chat_ids(self, messages: Messages) -> list[int]:
         """A conversation in the model's chat template. Raises PromptError."""
@@ -191,8 +193,10 @@ class LLM:
         if not messages:
             raise PromptError("no messages; give at least one {'role': 'user', 'content': ...}")
         for message in messages:
-            if not {"role", "content"} <= set(message):
+            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
                 raise PromptError(f"message {message!r} needs 'role' and 'content'")
+            if not isinstance(message["content"], str):
+                raise PromptError(f"the content {message['content']!r} of a message must be text")
             if not message["content"].strip():
                 raise PromptError(f"the {message['role']}'s message is empty")
         from jinja2 import TemplateError
@@ -227,7 +231,7 @@ class LLM:
             raise PromptError(
                 f"the text is {len(ids)} tokens long, the model's context {self.spec.max_length}"
             )
-        return new_canvas(ids, blanks, blanks.index(True), self.spec.mask_id)
+        return new_canvas(ids, blanks, blanks.index(True), self.spec.mask_id, infilling=True)
 
     def output(self, sequence: request_module.Sequence, return_trace: bool) -> Output:
         """The result of a finished sequence."""
@@ -238,8 +242,7 @@ class LLM:
         end = next((i for i, id_ in enumerate(answer) if id_ in self.stop_ids), len(answer))
         token_ids, text = answer[:end], self.decode(answer[:end])
         blanks: tuple[str, ...] = ()
-        given = sequence.request.canvas
-        if given.fixed[given.prompt_length :].any():
+        if canvas.infilling:
             token_ids = canvas.tokens[~canvas.fixed].tolist()
             text = self.decode(ids)
             blanks = tuple(self._blank_texts(canvas))
@@ -284,12 +287,18 @@ class LLM:
         return [int(id_) for id_ in found]
 
     def _maker(
-        self, decoder: str, cache: str, seed: int, stop_at_eos: bool, knobs: dict[str, Any]
+        self,
+        decoder: str,
+        cache: str,
+        seed: int,
+        stop_at_eos: bool,
+        knobs: dict[str, Any],
+        options: tuple[str, ...] = OPTIONS,
     ) -> Any:
         """A function from canvas to request; all names and values are checked here."""
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ConfigError(f"seed={seed!r} must be a whole number")
-        method, proposal = configure(decoder, knobs)
+        method, proposal = configure(decoder, knobs, options)
         policy = make_cache(cache)
 
         def make(canvas: Canvas) -> Request:
@@ -330,12 +339,31 @@ class LLM:
         return [finished[i] for i in range(len(requests))]
 
 
-def configure(decoder: str, knobs: dict[str, Any]) -> tuple[Any, Proposal]:
-    """A decoder and a proposal from one set of knobs. Raises ConfigError for a name neither has."""
+def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several as a list. Raises PromptError."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise PromptError(
+            f"prompts of type {type(prompts).__name__}: give a string, a list of strings, or a list of "
+            f"lists of token ids"
+        )
+    if prompts and isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def configure(
+    decoder: str, knobs: dict[str, Any], options: tuple[str, ...] = OPTIONS
+) -> tuple[Any, Proposal]:
+    """A decoder and a proposal from one set of knobs. Raises ConfigError for a name neither has.
+
+    `options` are further names that the caller takes, for the error's listing.
+    """
     shared, own = field_names(Proposal), field_names(decoders.decoder_class(decoder))
     for key in knobs:
         if key not in shared and key not in own:
-            raise _unknown_knob(decoder, key, {*shared, *own, *OPTIONS})
+            raise _unknown_knob(decoder, key, {*shared, *own, *options} - {key})
     proposal = {k: set_field(Proposal, k, v) for k, v in knobs.items() if k in shared}
     method = decoders.make_decoder(decoder, {k: v for k, v in knobs.items() if k in own})
     return method, Proposal(**proposal)
@@ -347,6 +375,7 @@ def _unknown_knob(decoder: str, key: str, allowed: set[str]) -> ConfigError:
         for name in field_names(decoders.decoder_class(other)) - allowed:
             owners.setdefault(name, []).append(other)
     near = difflib.get_close_matches(key, sorted([*allowed, *owners]), n=1)
-    elsewhere = near and near[0] in owners
-    extra = f"; {near[0]!r} is a knob of decoder {', '.join(owners[near[0]])}" if elsewhere else ""
-    return unknown_name(f"knob for decoder {decoder!r}:", key, allowed, extra)
+    owner = ""
+    if near and near[0] in owners:
+        owner = f"{near[0]!r} is a knob of decoder {', '.join(owners[near[0]])}; "
+    return unknown_name(f"knob for decoder {decoder!r}:", key, allowed, owner)

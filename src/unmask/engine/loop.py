@@ -49,6 +49,7 @@ def decode(waiting: Iterable[Sequence], runner: Runner) -> Iterator[Event]:
 def decide(sequence: Sequence, reading: Reading) -> Edit:
     """The decoder's edit, with the progress guard: no step without a change, no endless revision."""
     request = sequence.request
+    assert len(reading.slots), "the cache computed none of the asked rows"
     edit, sequence.decoder_state = request.decoder.step(
         sequence.canvas, sequence.decoder_state, reading
     )

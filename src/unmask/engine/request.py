@@ -122,7 +122,10 @@ class Sequence:
     def _check_end(self) -> None:
         if self.request.stop_at_eos and self.stop_slot() is not None:
             self.finish_reason = "stop"
-            filled = np.where(self.canvas.open, self.request.facts.eos_id, self.canvas.tokens)
+            facts = self.request.facts
+            end = facts.turn_end_id if facts.eos_id is None else facts.eos_id
+            assert end is not None, "stopped without an end token"
+            filled = np.where(self.canvas.open, end, self.canvas.tokens)
             self.canvas = replace(self.canvas, tokens=filled, open=np.zeros_like(self.canvas.open))
         elif self.canvas.num_open == 0:
             self.finish_reason = "stop" if self.stop_slot() is not None else "length"

@@ -129,7 +129,7 @@ class Runner:
         width, key_length = int(counts.max()), int(lengths.max())
         scratch = self.store.slots if self.store is not None else 0
         slots = np.full((len(lanes), width), scratch, dtype=np.int64)
-        ids = np.full((len(lanes), width), spec.pad_id, dtype=np.int64)
+        ids = np.zeros((len(lanes), width), dtype=np.int64)
         for lane, (turn, sees_prompt) in enumerate(lanes):
             canvas, queries = turn.sequence.canvas, turn.plan.queries
             tokens = (

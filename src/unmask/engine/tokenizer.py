@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ def load_tokenizer(folder: Path) -> Any | None:
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else Qwen2Tokenizer
     try:
         return kind.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise ModelError(f"{folder}: the tokenizer cannot be read ({error})") from None
+    except Exception as error:  # tokenizers raises bare Exception for a broken file
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({error})") from error
 
 
 def token_id(tokenizer: Any | None, text: str | None) -> int | None:

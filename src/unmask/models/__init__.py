@@ -144,6 +144,14 @@ def torch_device(device: str | torch.device | None) -> torch.device:
         raise ConfigError(f"unknown device {device!r}; use cpu, cuda or cuda:N") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} asked for, but this machine has no CUDA; use cpu")
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is not supported; use cpu, cuda or cuda:N")
+    if (
+        found.index is not None
+        and found.type == "cuda"
+        and found.index >= torch.cuda.device_count()
+    ):
+        raise ConfigError(f"device {device!r}: there are {torch.cuda.device_count()} CUDA devices")
     return found
 
 

@@ -34,11 +34,15 @@ class Fields:
             raise ModelError(f"config.json: {key}={value!r} must be a number")
         return value
 
-    def int(self, key: str, default: builtins.int | None = None) -> builtins.int:
-        """A non-negative integer."""
+    def int(
+        self, key: str, default: builtins.int | None = None, least: builtins.int = 1
+    ) -> builtins.int:
+        """An integer of at least `least` (sizes: 1, ids: 0)."""
         value = self._number(key, default)
-        if int(value) != value or value < 0:
-            raise ModelError(f"config.json: {key}={value!r} must be a whole number, not negative")
+        if builtins.int(value) != value or value < least:
+            raise ModelError(
+                f"config.json: {key}={value!r} must be a whole number, at least {least}"
+            )
         return builtins.int(value)
 
     def float(self, key: str, default: builtins.float | None = None) -> builtins.float:

@@ -201,6 +201,11 @@ class Transformer(nn.Module):
                 raise ConfigError(
                     f"a 4-D attention_mask must be bool (True = sees), not {attention_mask.dtype}"
                 )
+            if tuple(attention_mask.shape) not in {(n, 1, length, length) for n in (1, batch)}:
+                raise ConfigError(
+                    f"attention_mask of shape {tuple(attention_mask.shape)}: a 4-D mask must be (batch "
+                    f"or 1, 1, length, length), here length = {length}"
+                )
             visible = attention_mask
         elif attention_mask is not None:
             if tuple(attention_mask.shape) != (batch, length):

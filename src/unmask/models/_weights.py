@@ -37,11 +37,7 @@ def shard_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if index.exists():
-        try:
-            weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise ModelError(f"{index}: not a safetensors index ({error!r})") from None
-        files = [folder / name for name in sorted(set(weight_map.values()))]
+        files = [folder / name for name in _shard_names(index)]
         absent = [path.name for path in files if not path.exists()]
         if absent:
             raise ModelError(
@@ -59,6 +55,19 @@ def shard_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
 
 
+def _shard_names(index: Path) -> list[str]:
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{index}: not valid JSON ({error})") from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index}: has no weight_map from tensor names to files")
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelError(f"{index}: weight_map must name a file for every tensor")
+    return sorted(set(weight_map.values()))
+
+
 def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
     with ExitStack() as stack:
         for path in files:
@@ -68,12 +77,6 @@ def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
                 raise ModelError(f"{path}: not a readable safetensors file ({error})") from None
             for name in handle.keys():
                 yield name, path, handle
-
-
-def _listing(names: Iterable[str], most: int = 8) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(ordered[:most]) + more
 
 
 def load_weights(
@@ -104,17 +107,23 @@ def load_weights(
                 problems.append(f"misshapen: {name} is {found}, the config says {expected}")
                 continue
             try:
-                state[wanted[name]] = handle.get_tensor(name).to(device=device, dtype=dtype)
+                tensor = handle.get_tensor(name)
             except SafetensorError as error:
                 raise ModelError(f"{path}: {name} cannot be read ({error})") from None
+            if not tensor.is_floating_point():
+                problems.append(f"ill-typed: {name} is {tensor.dtype}, not floating point")
+                continue
+            state[wanted[name]] = tensor.to(device=device, dtype=dtype)
     seen = {checkpoint_name(ours, names) for ours in state} | {
         line.split(" ")[1] for line in problems
     }
     missing = [name for name in wanted if name not in seen]
     if unmapped:
-        problems.append(f"unmapped (no such parameter in this family): {_listing(unmapped)}")
+        problems.append(
+            f"unmapped (no such parameter in this family): {', '.join(sorted(unmapped))}"
+        )
     if missing:
-        problems.append(f"missing: {_listing(missing)}")
+        problems.append(f"missing: {', '.join(sorted(missing))}")
     embed = state.get("embed.weight")
     tied = head is None or embed is None or torch.equal(head.to(embed), embed)
     if not tied:

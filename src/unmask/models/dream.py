@@ -43,7 +43,7 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     get.require(REQUIRED)
     d_model, num_heads = get.int("hidden_size"), get.int("num_attention_heads")
     num_kv_heads = get.int("num_key_value_heads", num_heads)
-    eos_id = get.int("eos_token_id", 151643)
+    eos_id = get.int("eos_token_id", 151643, least=0)
     return ModelSpec(
         family="dream",
         vocab_size=get.int("vocab_size"),
@@ -56,9 +56,9 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         rope_theta=get.rope_theta(10000.0),
         norm_eps=get.float("rms_norm_eps", 1e-6),
         max_length=get.int("max_position_embeddings", 2048),
-        mask_id=get.int("mask_token_id", 151666),
+        mask_id=get.int("mask_token_id", 151666, least=0),
         eos_id=eos_id,
-        pad_id=get.int("pad_token_id", eos_id),
+        pad_id=get.int("pad_token_id", eos_id, least=0),
         qkv_bias=True,
         tie_embeddings=bool(config.get("tie_word_embeddings")),
         shift_logits=True,

@@ -57,7 +57,7 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     num_kv_heads = get.int("n_kv_heads", 1 if multi_query else num_heads)
     include_bias = bool(config.get("include_bias"))
     norm_bias = config.get("bias_for_layer_norm")
-    eos_id = get.int("eos_token_id", 126081)
+    eos_id = get.int("eos_token_id", 126081, least=0)
     return ModelSpec(
         family="llada",
         vocab_size=get.int("embedding_size", get.int("vocab_size")),
@@ -67,12 +67,12 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         num_kv_heads=num_kv_heads,
         head_dim=get.head_dim(d_model, num_heads, num_kv_heads),
         d_ff=get.int("mlp_hidden_size", int(get.float("mlp_ratio", 4)) * d_model),
-        rope_theta=get.float("rope_theta", 10000.0),
+        rope_theta=get.rope_theta(10000.0),
         norm_eps=get.float("rms_norm_eps", 1e-5),
         max_length=get.int("max_sequence_length", 4096),
-        mask_id=get.int("mask_token_id", 126336),
+        mask_id=get.int("mask_token_id", 126336, least=0),
         eos_id=eos_id,
-        pad_id=get.int("pad_token_id", eos_id),
+        pad_id=get.int("pad_token_id", eos_id, least=0),
         qkv_bias=include_bias or bool(config.get("include_qkv_bias")),
         linear_bias=include_bias,
         norm_bias=include_bias if norm_bias is None else bool(norm_bias),
