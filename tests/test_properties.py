@@ -29,8 +29,8 @@ from tiny import (
 from unmask import LLM, caches, decoders
 from unmask.caches import Plan, make_cache
 from unmask.canvas import Edit
-from unmask.engine.llm import configure
 from unmask.engine.loop import decode
+from unmask.engine.options import configure
 from unmask.engine.request import Request, Sequence
 from unmask.engine.runner import Runner
 from unmask.knobs import field_names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import numbers
 import types
 import typing
 from typing import Any
@@ -18,6 +19,15 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def field_names(cls: type[Any]) -> set[str]:
     """Names of a dataclass's fields."""
     return {field.name for field in dataclasses.fields(cls)}
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """`value` as a Python int. Raises ConfigError when it is not a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ConfigError(f"{name}={value!r} must be a whole number")
+    if least is not None and value < least:
+        raise ConfigError(f"{name}={value} must be at least {least}")
+    return int(value)
 
 
 def set_field(cls: type[Any], name: str, value: Any) -> Any:
@@ -61,6 +71,8 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
 
 def _widen(hint: Any, value: Any) -> Any:
     """Numbers that mean the same in the wanted type; YAML reads 3e-3 as text."""
+    if hint in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)

@@ -116,32 +116,35 @@ def propose(
     tokens = logits.argmax(dim=-1)
     warm = [i for i, rule in enumerate(rules) if rule.temperature > 0]
     if warm:
-        scale = torch.tensor([rules[i].temperature for i in warm], device=logits.device)
+        scale = torch.tensor(
+            [rules[i].temperature for i in warm], dtype=torch.float64, device=logits.device
+        )
         on_device = torch.from_numpy(keys[warm].view(np.int64)).to(logits.device)
-        noise = gumbel(on_device, logits.shape[-1]) * scale[:, None].double()
-        tokens[warm] = (logits[warm].double() + noise).argmax(dim=-1)
+        noisy = gumbel(on_device, logits.shape[-1]).mul_(scale[:, None]).add_(logits[warm])
+        noisy[:, vocabulary.forbidden] = -torch.inf
+        tokens[warm] = noisy.argmax(dim=-1)
     logits[:, vocabulary.forbidden] = held
-    for ids, row in _score_suppression(rules, vocabulary):
-        for token_id in ids:
-            logits[row, token_id] = -torch.inf
+    for rows, token_id in _suppressed_scores(rules, vocabulary):
+        logits[rows, token_id] = -torch.inf
     return torch.stack((tokens.double(), log_odds(logits, tokens).double()), dim=-1)
 
 
-def _score_suppression(
+def _suppressed_scores(
     rules: list[Proposal], vocabulary: Vocabulary
 ) -> list[tuple[list[int], int]]:
-    chosen = []
-    for row, rule in enumerate(rules):
-        if rule.confidence_eos_eot_inf:
-            spares_eos = rule.compat and rule.temperature > 0
-            ends = (vocabulary.turn_end_id, None if spares_eos else vocabulary.eos_id)
-            chosen.append(([id_ for id_ in ends if id_ is not None], row))
-    return chosen
+    """(rows, token id) pairs whose probability counts as 0 in the score."""
+    rows = [i for i, rule in enumerate(rules) if rule.confidence_eos_eot_inf]
+    eos_rows = [i for i in rows if not (rules[i].compat and rules[i].temperature > 0)]
+    pairs = ((rows, vocabulary.turn_end_id), (eos_rows, vocabulary.eos_id))
+    return [(chosen, id_) for chosen, id_ in pairs if chosen and id_ is not None]
 
 
 def log_odds(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
-    """ln(p / (1 - p)) of one token a row, without cancellation near p = 1. Overwrites the logits."""
-    top = logits_NV.amax(dim=-1, keepdim=True)
-    own = logits_NV.gather(-1, tokens_N[:, None]) - top
-    others = logits_NV.sub_(top).exp_().scatter_(-1, tokens_N[:, None], 0.0).sum(dim=-1)
-    return own[:, 0] - others.log()
+    """ln(p / (1 - p)) of one token a row: its logit less the logsumexp of the others.
+
+    Nothing cancels or underflows, so the order holds at any distance from p = 1. Overwrites the logits.
+    """
+    own = logits_NV.gather(-1, tokens_N[:, None])[:, 0]
+    others = logits_NV.scatter_(-1, tokens_N[:, None], -torch.inf)
+    top = others.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(others.dtype).min)
+    return own - (others.sub_(top).exp_().sum(dim=-1).log() + top[:, 0])

@@ -91,7 +91,8 @@ def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, dict[str, An
         check_writable(trace)
     make_cache(wanted.cache)
     with _waiting(f"loading {wanted.model}"):
-        from unmask.engine.llm import LLM, configure
+        from unmask.engine.llm import LLM
+        from unmask.engine.options import configure
 
         method, proposal = configure(wanted.decoder, dict(wanted.knobs))
         llm = LLM(wanted.model, dtype=wanted.dtype, device=wanted.device)

@@ -114,7 +114,7 @@ def _told_to_stop() -> Iterator[list[int]]:
 
 @contextmanager
 def _progress(trainer: Trainer) -> Iterator[Any]:
-    """A function that shows a step: a bar on a terminal, else a line."""
+    """A function that shows a step: a line, and on a terminal a bar below."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal or console.is_dumb_terminal:
         yield lambda entry: print(entry.line(), flush=True)
@@ -137,6 +137,7 @@ def _progress(trainer: Trainer) -> Iterator[Any]:
                 f"loss {entry.loss:.3f}  {entry.tokens_per_s:.0f} tok/s  "
                 f"ETA {minutes}m{seconds:02d}s"
             )
+            bar.console.print(entry.line(), markup=False, soft_wrap=True)
             bar.update(task, completed=entry.step, numbers=numbers)
 
         yield show

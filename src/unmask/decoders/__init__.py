@@ -65,7 +65,7 @@ class Blockwise:
     block_length: int | None = knob(
         None,
         "slots per block, 1 (left to right) to gen_length (any order), a divisor of gen_length; "
-        "default: 32 or the nearest that divides; for infilling the whole text",
+        "default: the largest divisor in 8..32, else gen_length; for infilling the whole text",
     )
     compat: bool = knob(
         False, "repeat the reference's token-changing quirks instead of the fixed rule"

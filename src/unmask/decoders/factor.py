@@ -26,7 +26,7 @@ class Factor(Blockwise):
     def __post_init__(self) -> None:
         """Check the range."""
         if not self.factor >= 0:
-            raise ConfigError(f"factor={self.factor} must not be negative")
+            raise ConfigError(f"factor={self.factor} must be a number, at least 0")
 
     def select(self, reading: Reading, block: Block) -> Ints:
         """The bound on the ranks, with progress guaranteed."""

@@ -45,7 +45,7 @@ class Vanilla(Blockwise):
         num_open = len(canvas.open_slots(start, block.end))
         blocks = -(-(len(canvas) - canvas.prompt_length) // self.length_of(canvas))
         steps = num_open if self.steps is None else self.steps // blocks
-        return replace(block, quotas=quota_schedule(num_open, max(1, steps)))
+        return replace(block, quotas=quota_schedule(num_open, max(1, min(steps, num_open))))
 
     def select(self, reading: Reading, block: Block) -> Ints:
         """This forward's quota, by confidence or at random."""

@@ -140,8 +140,7 @@ def reliability(llm: LLM, limit: int, bins: int = 10) -> list[tuple[float, float
     """(mean confidence, share right, count) of the top proposal per confidence bin.
 
     Teacher-forced on held-out word problems: the true answer with each token masked with a probability
-    drawn uniformly per example; a proposal is right when it is the true token. 64 answer positions,
-    padding left out.
+    drawn uniformly per example; a proposal is right when it is the true token. Padding is not counted.
     """
     import torch
 

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unmask import decoders
 from unmask.caches import make_cache
 from unmask.canvas import Canvas, ModelFacts, new_canvas
 from unmask.engine import request as request_module
 from unmask.engine.loop import Event, decode
+from unmask.engine.options import INFILL_OPTIONS, OPTIONS, Prompt, configure, flags, prompt_list
 from unmask.engine.request import Output, Request
 from unmask.engine.runner import Runner
 from unmask.engine.tokenizer import load_tokenizer, token_id
-from unmask.errors import ConfigError, ModelError, PromptError, unknown_name
-from unmask.knobs import field_names, set_field
+from unmask.errors import ConfigError, ModelError, PromptError
+from unmask.knobs import whole
 from unmask.models import load_model, resolve_model
 from unmask.models._transformer import Transformer
-from unmask.sampling import Proposal, Vocabulary
+from unmask.sampling import Vocabulary
 
-Prompt = str | Sequence[int]
 Messages = list[dict[str, str]]
-INFILL_OPTIONS = ("decoder", "cache", "seed", "return_trace")
-OPTIONS = (*INFILL_OPTIONS, "gen_length", "stop_at_eos", "raw", "max_batch_size")
-"""Options of `infill` and `generate` beside the knobs of the proposal and of the decoder."""
 
 
 class LLM:
@@ -47,6 +43,10 @@ class LLM:
         tokenizer: Any | None = None,
     ) -> None:
         if isinstance(model, Transformer):
+            if dtype is not None or device is not None:
+                raise ConfigError(
+                    "dtype and device belong to loading; this model is loaded already"
+                )
             self.name, self.model, self.tokenizer = "model", model, tokenizer
         else:
             folder = resolve_model(model)
@@ -104,7 +104,9 @@ class LLM:
         Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
         is not allowed, with the nearest name).
         """
-        listed = _prompt_list(prompts)
+        max_batch_size = whole("max_batch_size", max_batch_size, 1)
+        flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
+        listed = prompt_list(prompts)
         make = self._maker(decoder, cache, seed, stop_at_eos, knobs)
         canvases = [self.prompt_canvas(prompt, gen_length, raw=raw) for prompt in listed]
         finished = self._run([make(canvas) for canvas in canvases], max_batch_size)
@@ -150,8 +152,7 @@ class LLM:
 
     def prompt_canvas(self, prompt: Prompt, gen_length: int, *, raw: bool = False) -> Canvas:
         """A prompt followed by `gen_length` open slots. Raises PromptError and ConfigError."""
-        if isinstance(gen_length, bool) or not isinstance(gen_length, int) or gen_length < 1:
-            raise ConfigError(f"gen_length={gen_length!r} must be a whole number, at least 1")
+        gen_length = whole("gen_length", gen_length, 1)
         ids = self.prompt_ids(prompt, raw=raw)
         total = len(ids) + gen_length
         if total > self.spec.max_length:
@@ -172,12 +173,14 @@ class LLM:
             if raw or self._need_tokenizer().chat_template is None:
                 return self._encode(prompt, special=True)
             return self.chat_ids([{"role": "user", "content": prompt}])
+        if raw:
+            raise ConfigError("raw=True is for text; token ids are always used as given")
         if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
             raise PromptError(f"prompt {prompt!r} must be a string or a list of token ids")
         if not prompt:
             raise PromptError("the prompt is empty; give at least one token id")
         for id_ in prompt:
-            if isinstance(id_, bool) or not isinstance(id_, int):
+            if isinstance(id_, bool) or not isinstance(id_, Integral):
                 raise PromptError(f"token id {id_!r} is not a whole number")
             if not 0 <= id_ < self.spec.vocab_size:
                 raise PromptError(f"token id {id_} is outside 0..{self.spec.vocab_size - 1}")
@@ -214,19 +217,19 @@ class LLM:
 
         A space before a blank belongs to the blank (tokens begin with their space); two spaces keep one.
         """
-        if isinstance(parts, str) or not any(isinstance(part, int) for part in parts):
+        if isinstance(parts, str) or not any(isinstance(part, Integral) for part in parts):
             raise PromptError("infill needs a list with at least one number of blank tokens")
         ids: list[int] = self._encode("", special=True)
         blanks = [False] * len(ids)
         for part, following in zip(parts, [*parts[1:], ""], strict=True):
             if isinstance(part, str):
-                text = part.removesuffix(" ") if isinstance(following, int) else part
+                text = part.removesuffix(" ") if isinstance(following, Integral) else part
                 new = self._encode(text, special=False)
                 ids, blanks = ids + new, blanks + [False] * len(new)
-            elif isinstance(part, bool) or not isinstance(part, int) or part < 1:
+            elif isinstance(part, bool) or not isinstance(part, Integral) or part < 1:
                 raise PromptError(f"blank of {part!r} tokens: use a whole number, at least 1")
             else:
-                ids, blanks = ids + [0] * part, blanks + [True] * part
+                ids, blanks = ids + [0] * int(part), blanks + [True] * int(part)
         if len(ids) > self.spec.max_length:
             raise PromptError(
                 f"the text is {len(ids)} tokens long, the model's context {self.spec.max_length}"
@@ -283,6 +286,12 @@ class LLM:
         return self.tokenizer
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise PromptError(
+                f"the text {text!r} holds half a character (a lone surrogate)"
+            ) from None
         found = self._need_tokenizer()(text, add_special_tokens=special)["input_ids"]
         return [int(id_) for id_ in found]
 
@@ -296,9 +305,13 @@ class LLM:
         options: tuple[str, ...] = OPTIONS,
     ) -> Any:
         """A function from canvas to request; all names and values are checked here."""
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ConfigError(f"seed={seed!r} must be a whole number")
+        seed = whole("seed", seed)
         method, proposal = configure(decoder, knobs, options)
+        if proposal.logits_eos_inf and self.vocabulary.eos_id is None:
+            raise ConfigError(
+                f"logits_eos_inf has no effect: the model's eos_token_id={self.spec.eos_id} is not in its "
+                f"vocabulary of {self.spec.vocab_size}"
+            )
         policy = make_cache(cache)
 
         def make(canvas: Canvas) -> Request:
@@ -316,8 +329,6 @@ class LLM:
         return make
 
     def _events(self, requests: list[Request], max_batch_size: int) -> Iterator[Event]:
-        if max_batch_size < 1:
-            raise ConfigError(f"max_batch_size={max_batch_size} must be at least 1")
         sequences = [request_module.Sequence.begin(item, i) for i, item in enumerate(requests)]
         if not sequences:
             return
@@ -337,45 +348,3 @@ class LLM:
             if event.sequence.finish_reason is not None:
                 finished[event.sequence.index] = event.sequence
         return [finished[i] for i in range(len(requests))]
-
-
-def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or several as a list. Raises PromptError."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Sequence):
-        raise PromptError(
-            f"prompts of type {type(prompts).__name__}: give a string, a list of strings, or a list of "
-            f"lists of token ids"
-        )
-    if prompts and isinstance(prompts[0], int):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
-
-
-def configure(
-    decoder: str, knobs: dict[str, Any], options: tuple[str, ...] = OPTIONS
-) -> tuple[Any, Proposal]:
-    """A decoder and a proposal from one set of knobs. Raises ConfigError for a name neither has.
-
-    `options` are further names that the caller takes, for the error's listing.
-    """
-    shared, own = field_names(Proposal), field_names(decoders.decoder_class(decoder))
-    for key in knobs:
-        if key not in shared and key not in own:
-            raise _unknown_knob(decoder, key, {*shared, *own, *options} - {key})
-    proposal = {k: set_field(Proposal, k, v) for k, v in knobs.items() if k in shared}
-    method = decoders.make_decoder(decoder, {k: v for k, v in knobs.items() if k in own})
-    return method, Proposal(**proposal)
-
-
-def _unknown_knob(decoder: str, key: str, allowed: set[str]) -> ConfigError:
-    owners: dict[str, list[str]] = {}
-    for other in decoders.names():
-        for name in field_names(decoders.decoder_class(other)) - allowed:
-            owners.setdefault(name, []).append(other)
-    near = difflib.get_close_matches(key, sorted([*allowed, *owners]), n=1)
-    owner = ""
-    if near and near[0] in owners:
-        owner = f"{near[0]!r} is a knob of decoder {', '.join(owners[near[0]])}; "
-    return unknown_name(f"knob for decoder {decoder!r}:", key, allowed, owner)

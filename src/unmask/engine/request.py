@@ -109,18 +109,16 @@ class Sequence:
     def stop_slot(self) -> int | None:
         """The first decided stop token of the answer, if nothing left of it is open."""
         start = self.canvas.prompt_length
-        answer = self.canvas.tokens[start:].tolist()
-        for offset, (token, is_open) in enumerate(
-            zip(answer, self.canvas.open[start:].tolist(), strict=True)
-        ):
-            if is_open:
-                return None
-            if token in self.request.stop_ids:
-                return start + offset
-        return None
+        open_ = self.canvas.open_slots(start)
+        end = int(open_[0]) if len(open_) else len(self.canvas)
+        answer = self.canvas.tokens[start:end].tolist()
+        return next(
+            (start + i for i, id_ in enumerate(answer) if id_ in self.request.stop_ids), None
+        )
 
     def _check_end(self) -> None:
-        if self.request.stop_at_eos and self.stop_slot() is not None:
+        ends_early = self.request.stop_at_eos and not self.canvas.infilling
+        if ends_early and self.stop_slot() is not None:
             self.finish_reason = "stop"
             facts = self.request.facts
             end = facts.turn_end_id if facts.eos_id is None else facts.eos_id

@@ -3,6 +3,9 @@
 The runner packs the planned queries, runs the network once, applies the LM head to the asked rows only,
 and brings the proposals to the host in a single transfer.
 
+Rows of a batch that query different numbers of slots are padded to the widest; `num_queries` counts what
+was planned, without that padding.
+
 Letters: B rows of the batch, Q queries, K keys, N logit rows, D width.
 """
 
@@ -18,11 +21,12 @@ from unmask.caches import Plan
 from unmask.caches.store import Store, StoreView
 from unmask.canvas import Ask, Ints, Reading
 from unmask.engine.request import Sequence
+from unmask.errors import ModelError
 from unmask.models._transformer import Transformer
 from unmask.sampling import Proposal, Vocabulary, propose, row_keys, uniform
 
 HEAD_CHUNK = 1 << 26
-"""Logits computed at a time (256 MB in float32)."""
+"""Logits computed at a time: 256 MB in float32, of which sampling takes an eighth at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,10 @@ class Runner:
             at = np.searchsorted(turn.plan.queries, turn.rows)
             rows[id(turn.sequence), sees_prompt] = at + lane * width
         values = self._propose(flat, turns, rows).cpu().numpy()
+        if np.isnan(values).any():
+            raise ModelError(
+                "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
+            )
         readings, start = [], 0
         for turn in turns:
             end = start + len(turn.rows)
@@ -172,7 +180,8 @@ class Runner:
         blind = np.concatenate(
             [rows.get((id(turn.sequence), False), np.full(len(turn.rows), -1)) for turn in turns]
         )
-        chunk = max(1, HEAD_CHUNK // self.model.spec.vocab_size)
+        share = 8 if any(rule.temperature > 0 for rule in rules) else 1
+        chunk = max(1, HEAD_CHUNK // share // self.model.spec.vocab_size)
         parts = []
         for start in range(0, len(seen), chunk):
             part = slice(start, start + chunk)

@@ -1,7 +1,7 @@
 """Checkpoints in their families' own formats, loaded into the one transformer.
 
 A family is a file of this package that defines `ARCHITECTURES`, `MODEL_TYPE`, `NAMES` and
-`spec_from_config`; to add one, write the file and name it in `FAMILIES`.
+`spec_from_config`; to add one, write the file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import ConfigError, ModelError, unknown_name
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from unmask.models._transformer import Transformer
 
-FAMILIES = ("llada", "dream")
+NOT_FAMILIES = ("spec", "_config", "_transformer", "_weights")
 BUNDLED = {"demo": Path(__file__).parent.parent / "demo" / "model"}
 DTYPES = {
     "float32": "float32",
@@ -90,7 +91,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _family(config: dict[str, Any], folder: Path) -> Any:
     architectures = config.get("architectures") or []
-    modules = [import_module(f"unmask.models.{name}") for name in FAMILIES]
+    if not isinstance(architectures, list):
+        raise ModelError(f"{folder}: architectures={architectures!r} must be a list")
+    names = sorted(item.name for item in iter_modules(__path__) if item.name not in NOT_FAMILIES)
+    modules = [import_module(f"unmask.models.{name}") for name in names]
     for module in modules:
         if architectures and architectures[0] in module.ARCHITECTURES:
             return module
@@ -123,9 +127,7 @@ def torch_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if isinstance(dtype, torch.dtype):
-        if not dtype.is_floating_point:
-            raise ConfigError(f"dtype {dtype} is not a floating-point type")
-        return dtype
+        dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise unknown_name("dtype", str(dtype), DTYPES)
     result: torch.dtype = getattr(torch, DTYPES[dtype])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ class Fields:
             if default is None:
                 raise ModelError(f"config.json: {self.family} needs the key {key!r}")
             return default
-        if isinstance(value, bool) or not isinstance(value, (int, builtins.float)):
+        is_number = isinstance(value, (int, builtins.float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
             raise ModelError(f"config.json: {key}={value!r} must be a number")
         return value
 

@@ -193,6 +193,8 @@ class Transformer(nn.Module):
         Rows of padded positions are undefined. `hidden_states` collects `num_layers + 1` states.
         Raises ConfigError for a mask of another rank or shape.
         """
+        if input_ids.dim() != 2:
+            raise ConfigError(f"input_ids of shape {tuple(input_ids.shape)}: use (batch, length)")
         batch, length = input_ids.shape
         real: Tensor | None = None
         visible: Tensor | None = None

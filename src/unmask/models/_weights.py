@@ -90,6 +90,7 @@ def load_weights(
     wanted = {checkpoint_name(ours, names): ours for ours in shapes}
     tied_head = checkpoint_name("lm_head.weight", names) if model.spec.tie_embeddings else None
     state: dict[str, Tensor] = {}
+    seen: set[str] = set()
     unmapped: list[str] = []
     problems: list[str] = []
     head: Tensor | None = None
@@ -98,9 +99,10 @@ def load_weights(
             head = handle.get_tensor(name)
         elif name not in wanted:
             unmapped.append(name)
-        elif wanted[name] in state:
+        elif name in seen:
             problems.append(f"stored twice: {name}")
         else:
+            seen.add(name)
             found = tuple(handle.get_slice(name).get_shape())
             expected = shapes[wanted[name]]
             if found != expected:
@@ -114,9 +116,6 @@ def load_weights(
                 problems.append(f"ill-typed: {name} is {tensor.dtype}, not floating point")
                 continue
             state[wanted[name]] = tensor.to(device=device, dtype=dtype)
-    seen = {checkpoint_name(ours, names) for ours in state} | {
-        line.split(" ")[1] for line in problems
-    }
     missing = [name for name in wanted if name not in seen]
     if unmapped:
         problems.append(

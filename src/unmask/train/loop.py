@@ -22,7 +22,7 @@ from unmask.train import checkpoint
 from unmask.train.corrupt import weighted_loss
 from unmask.train.data import Batch, DemoData
 from unmask.train.optim import optimizers, rate
-from unmask.train.recipe import Recipe, save_recipe
+from unmask.train.recipe import Recipe, same_recipe, save_recipe
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,15 @@ class Trainer:
                 f"folder, delete it, or resume=true"
             )
         if found:
+            same_recipe(recipe, self.output / "recipe.yaml")
             self.step = checkpoint.restore(self.model, self.optimizers, found[-1])
         save_recipe(recipe, self.output / "recipe.yaml")
         self._hidden: Callable[..., Tensor] = self.model.hidden
         if recipe.compile:
             self._hidden = torch.compile(self.model.hidden, dynamic=True)
 
-    def train_step(self) -> tuple[dict[str, float], float, int]:
-        """One optimizer step: (loss by task, gradient norm, tokens)."""
+    def train_step(self) -> tuple[float, dict[str, float], float, int]:
+        """One optimizer step: (loss, loss by task, gradient norm, tokens)."""
         losses: dict[str, list[float]] = {}
         tokens = 0
         for micro in range(self.recipe.micro_batches):
@@ -155,7 +156,8 @@ class Trainer:
             optimizer.step()
         self.model.zero_grad(set_to_none=True)
         self.step += 1
-        return {task: sum(v) / len(v) for task, v in losses.items()}, norm, tokens
+        mean = sum(map(sum, losses.values())) / self.recipe.micro_batches
+        return mean, {task: sum(v) / len(v) for task, v in losses.items()}, norm, tokens
 
     def __iter__(self) -> Iterator[StepLog]:
         """Train to the end, a log a step; checkpoints on the way, the final model at the end."""
@@ -163,13 +165,13 @@ class Trainer:
         with (self.output / "log.jsonl").open("a", encoding="utf-8") as log:
             while self.step < self.recipe.steps:
                 began = time.perf_counter()
-                losses, norm, tokens = self.train_step()
+                loss, losses, norm, tokens = self.train_step()
                 elapsed = time.perf_counter() - began
                 average = elapsed if not average else 0.95 * average + 0.05 * elapsed
                 entry = StepLog(
                     step=self.step,
                     steps=self.recipe.steps,
-                    loss=sum(losses.values()) / len(losses),
+                    loss=loss,
                     task_loss=losses,
                     grad_norm=norm,
                     lr=self.optimizers["muon"].param_groups[0]["lr"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,9 @@ import yaml
 
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, set_field
+
+LONGEST_ROW = 128
+"""Tokens that the longest example may take (a drill of 12 equations)."""
 
 
 @dataclass(frozen=True)
@@ -76,33 +80,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Reject numbers that cannot be trained with."""
-        positive = (
-            "steps",
-            "micro_batches",
-            "tokens_per_micro_batch",
-            "length_multiple",
-            "d_model",
-        )
-        for name in (
-            *positive,
-            "num_layers",
-            "num_heads",
-            "d_ff",
-            "checkpoint_every",
-            "block_length",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in (
-            "drill_start",
-            "drill_end",
-            "random_length",
-            "block_share",
-            "digit_share",
-            "final_lr",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        for allowed, (names, fits) in _RANGES.items():
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ConfigError(f"{name}={getattr(self, name)} must be {allowed}")
         if len(self.mix) != 4 or min(self.mix) < 0 or sum(self.mix) <= 0:
             raise ConfigError(f"mix={self.mix} must hold four shares, none negative, not all 0")
         if len(self.level_steps) != 2:
@@ -116,6 +97,24 @@ class Recipe:
                 f"tokens_per_micro_batch={self.tokens_per_micro_batch} cannot hold a row of "
                 f"max_length/2={self.max_length // 2}"
             )
+
+
+_SIZES = ("steps", "micro_batches", "tokens_per_micro_batch", "length_multiple", "d_model")
+_MORE_SIZES = ("num_layers", "num_heads", "d_ff", "checkpoint_every", "block_length")
+_SHARES = ("drill_start", "drill_end", "random_length", "block_share", "digit_share", "final_lr")
+_RANGES: dict[str, tuple[tuple[str, ...], Callable[[float], bool]]] = {
+    "at least 1": ((*_SIZES, *_MORE_SIZES), lambda value: value >= 1),
+    "between 0 and 1": (_SHARES, lambda value: 0 <= value <= 1),
+    "greater than 0": (("muon_lr", "adam_lr", "clip", "rope_theta"), lambda value: value > 0),
+    "at least 0": (
+        ("warmup_steps", "decay_steps", "drill_steps", "weight_decay"),
+        lambda value: value >= 0,
+    ),
+    f"at least {LONGEST_ROW}, the longest row": (
+        ("max_length",),
+        lambda value: value >= LONGEST_ROW,
+    ),
+}
 
 
 def presets() -> list[str]:
@@ -149,6 +148,23 @@ def split_word(word: str) -> tuple[str, str]:
     if not equals or not key:
         raise ConfigError(f"{word!r} is not of the form key=value")
     return key.strip().replace("-", "_"), value
+
+
+MAY_CHANGE = ("output", "init", "steps", "decay_steps", "checkpoint_every", "compile", "resume")
+"""Keys that a resumed run may change: where and how long, not what."""
+
+
+def same_recipe(recipe: Recipe, saved: Path) -> None:
+    """Raise ConfigError when a run that is resumed was begun with other numbers."""
+    before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.exists() else {}
+    for key in sorted(field_names(Recipe) - set(MAY_CHANGE)):
+        now = getattr(recipe, key)
+        then = set_field(Recipe, key, before[key]) if key in before else now
+        if then != now:
+            raise ConfigError(
+                f"{key}={now} but the run in {recipe.output!r} was begun with {key}={then}; use that, or "
+                f"another output folder"
+            )
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

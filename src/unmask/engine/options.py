@@ -1,0 +1,67 @@
+"""The options of a call: names, values and prompts, checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+from unmask import decoders
+from unmask.errors import ConfigError, PromptError, unknown_name
+from unmask.knobs import field_names, set_field
+from unmask.sampling import Proposal
+
+Prompt = str | Sequence[int]
+INFILL_OPTIONS = ("decoder", "cache", "seed", "return_trace")
+OPTIONS = (*INFILL_OPTIONS, "gen_length", "stop_at_eos", "raw", "max_batch_size")
+"""Options of `infill` and `generate` beside the knobs of the proposal and of the decoder."""
+
+
+def flags(**flags: Any) -> None:
+    """Raise ConfigError for a flag that is neither True nor False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r} must be True or False")
+
+
+def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several as a list. Raises PromptError."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise PromptError(
+            f"prompts of type {type(prompts).__name__}: give a string, a list of strings, or a list of "
+            f"lists of token ids"
+        )
+    if len(prompts) and isinstance(prompts[0], Integral):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def configure(
+    decoder: str, knobs: dict[str, Any], options: tuple[str, ...] = OPTIONS
+) -> tuple[Any, Proposal]:
+    """A decoder and a proposal from one set of knobs. Raises ConfigError for a name neither has.
+
+    `options` are further names that the caller takes, for the error's listing.
+    """
+    shared, own = field_names(Proposal), field_names(decoders.decoder_class(decoder))
+    for key in knobs:
+        if key not in shared and key not in own:
+            raise _unknown_knob(decoder, key, {*shared, *own, *options} - {key})
+    proposal = {k: set_field(Proposal, k, v) for k, v in knobs.items() if k in shared}
+    method = decoders.make_decoder(decoder, {k: v for k, v in knobs.items() if k in own})
+    return method, Proposal(**proposal)
+
+
+def _unknown_knob(decoder: str, key: str, allowed: set[str]) -> ConfigError:
+    owners: dict[str, list[str]] = {}
+    for other in decoders.names():
+        for name in field_names(decoders.decoder_class(other)) - allowed:
+            owners.setdefault(name, []).append(other)
+    near = difflib.get_close_matches(key, sorted([*allowed, *owners]), n=1)
+    owner = ""
+    if near and near[0] in owners:
+        owner = f"{near[0]!r} is a knob of decoder {', '.join(owners[near[0]])}; "
+    return unknown_name(f"knob for decoder {decoder!r}:", key, allowed, owner)
