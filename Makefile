@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install -c constraints.txt
 # The stamp's name depends on where the folder is: a moved folder needs its editable install renewed.
 STAMP := .venv/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 
-# keeps glibc from giving every freed tensor back to the system: a third of the training time
+# keeps glibc from giving every freed tensor back to the system, only to fault its pages in again
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000
 
 .DEFAULT_GOAL := help

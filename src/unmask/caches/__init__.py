@@ -12,6 +12,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import numpy as np
+
 from unmask.canvas import Ask, Canvas, Ints
 from unmask.errors import unknown_name
 
@@ -45,6 +47,32 @@ class Cache(Protocol[State]):
     def observe(self, before: Canvas, after: Canvas, state: State) -> State:
         """React to an edit (the canvas before and after it)."""
         ...
+
+
+class PerBlock:
+    """A cache that computes everything when the running block moves, and `queries` in between."""
+
+    stores: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+
+    def queries(self, canvas: Canvas, ask: Ask, rows: Ints) -> Ints:
+        """Slots to compute inside a block, ascending, `rows` among them."""
+        raise AssertionError(f"{type(self).__name__} defines no queries")
+
+    def start(self) -> int | None:
+        """No block yet; later the end of the block that was computed in full."""
+        return None
+
+    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: int | None) -> tuple[Plan, int]:
+        """Everything for a new block."""
+        end = ask.window[1]
+        if state != end:
+            return Plan(np.arange(len(canvas)), refresh=True), end
+        return Plan(self.queries(canvas, ask, rows), refresh=False), end
+
+    def observe(self, before: Canvas, after: Canvas, state: int | None) -> int | None:
+        """Edits lie in what is computed again; when slots move, the next forward is a full one."""
+        return state if len(before) == len(after) else None
 
 
 def names() -> list[str]:
