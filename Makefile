@@ -77,7 +77,7 @@ train-demo: $(STAMP) ## train the bundled model again from scratch (CPU, long)
 
 card: $(STAMP) ## measure the bundled model again and rewrite the table of its model card
 	@echo '==> evaluating the bundled model: python -m unmask.demo.evaluate'
-	@$(PY) -m unmask.demo.evaluate
+	@$(PY) -m unmask.demo.evaluate --write
 
 clean: ## remove caches and built packages; keeps .venv and runs/
 	@echo '==> removing caches, build/ and dist/ (.venv and runs/ stay)'

@@ -1,6 +1,6 @@
 """Measure the bundled model on its held-out sets and write the tables of its model card.
 
-`python -m unmask.demo.evaluate [--model FOLDER] [--limit N]` (`make card`). Everything is deterministic:
+`python -m unmask.demo.evaluate [--model FOLDER] [--limit N] [--write]` (`make card`). Everything is deterministic:
 the sets, the decoding, the masks of the reliability diagram.
 """
 
@@ -209,16 +209,17 @@ def say(text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and rewrite the card (`--limit` smaller than 500: only show)."""
+    """Measure; show the tables, or write them into the card."""
     from unmask.engine.llm import LLM
 
     parser = argparse.ArgumentParser(prog="python -m unmask.demo.evaluate", description=__doc__)
     parser.add_argument("--model", default="demo", help="bundled name or folder (default: demo)")
     parser.add_argument("--limit", type=int, default=500, help="examples per set (default: 500)")
+    parser.add_argument("--write", action="store_true", help="rewrite the bundled model's card")
     options = parser.parse_args(arguments)
     text = table(LLM(options.model, dtype="float32", device="cpu"), options.limit)
     card = BUNDLED["demo"] / "README.md"
-    if options.model == "demo" and options.limit == 500 and card.exists():
+    if options.write:
         head, rest = card.read_text(encoding="utf-8").split(BEGIN)
         tail = rest.split(END)[1]
         card.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
