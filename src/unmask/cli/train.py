@@ -166,7 +166,7 @@ def show_recipes() -> None:
     print(f"recipes: {', '.join(recipes)}\n")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("key", *(f"in {name}" for name in recipes), "meaning"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title == "key")
     for item in dataclasses.fields(Recipe):
         if item.name == "recipe":
             continue

@@ -172,7 +172,7 @@ def calibration_error(rows: Sequence[tuple[float, float, int]]) -> float:
 def table(llm: LLM, limit: int) -> str:
     """The card's measured part as Markdown."""
     lines = [
-        "| held-out set | decoder | cache | gen / block | n | exact | forwards | tokens per forward |",
+        "| held-out set | decoder | cache | gen / block | n | exact | forwards | answer tokens per forward |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for setting in settings():

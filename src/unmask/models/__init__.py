@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NOT_FAMILIES = ("spec", "_config", "_transformer", "_weights")
 BUNDLED = {"demo": Path(__file__).parent.parent / "demo" / "model"}
 DTYPES = {
+    "float64": "float64",
     "float32": "float32",
     "fp32": "float32",
     "bfloat16": "bfloat16",
@@ -127,10 +128,12 @@ def torch_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if isinstance(dtype, torch.dtype):
-        dtype = str(dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
+        name = str(dtype).removeprefix("torch.")
+    else:
+        name = dtype
+    if name not in DTYPES:
         raise unknown_name("dtype", str(dtype), DTYPES)
-    result: torch.dtype = getattr(torch, DTYPES[dtype])
+    result: torch.dtype = getattr(torch, DTYPES[name])
     return result
 
 

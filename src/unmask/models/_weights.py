@@ -141,3 +141,4 @@ def save_weights(model: Transformer, path: Path, names: NameMap, dtype: torch.dt
         for ours, value in model.named_parameters()
     }
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors writes for the owner only
