@@ -1,7 +1,7 @@
 """Measure the bundled model on its held-out sets and write the tables of its model card.
 
-`python -m unmask.demo.evaluate [--model FOLDER] [--limit N] [--write]` (`make card`). Everything is deterministic:
-the sets, the decoding, the masks of the reliability diagram.
+`python -m unmask.demo.evaluate [--model FOLDER] [--limit N] [--write]` (`make card`). Everything is
+deterministic: the sets, the decoding, the masks of the reliability diagram.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ def calibration_error(rows: Sequence[tuple[float, float, int]]) -> float:
 def table(llm: LLM, limit: int) -> str:
     """The card's measured part as Markdown."""
     lines = [
-        "| held-out set | decoder | cache | gen / block | n | exact | forwards | answer tokens per forward |",
+        "| held-out set | decoder | cache | gen / block | n | exact | forwards "
+        "| answer tokens per forward |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for setting in settings():
