@@ -13,7 +13,15 @@ from unmask.caches import make_cache
 from unmask.canvas import Canvas, ModelFacts, new_canvas
 from unmask.engine import request as request_module
 from unmask.engine.loop import Event, decode
-from unmask.engine.options import INFILL_OPTIONS, OPTIONS, Prompt, configure, flags, prompt_list
+from unmask.engine.options import (
+    INFILL_OPTIONS,
+    OPTIONS,
+    STREAM_OPTIONS,
+    Prompt,
+    configure,
+    flags,
+    prompt_list,
+)
 from unmask.engine.request import Output, Request
 from unmask.engine.runner import Runner
 from unmask.engine.tokenizer import load_tokenizer, token_id
@@ -146,8 +154,8 @@ class LLM:
         **knobs: Any,
     ) -> Iterator[Event]:
         """Decode one canvas (`prompt_canvas`, `infill_canvas`), an event a forward."""
-        options = tuple(set(OPTIONS) & {*INFILL_OPTIONS, "stop_at_eos"})
-        request = self._maker(decoder, cache, seed, stop_at_eos, knobs, options)(canvas)
+        make = self._maker(decoder, cache, seed, stop_at_eos, knobs, STREAM_OPTIONS)
+        request = make(canvas)
         yield from self._events([request], 1)
 
     def prompt_canvas(self, prompt: Prompt, gen_length: int, *, raw: bool = False) -> Canvas:

@@ -14,8 +14,9 @@ from unmask.sampling import Proposal
 
 Prompt = str | Sequence[int]
 INFILL_OPTIONS = ("decoder", "cache", "seed", "return_trace")
+STREAM_OPTIONS = ("decoder", "cache", "seed", "stop_at_eos")
 OPTIONS = (*INFILL_OPTIONS, "gen_length", "stop_at_eos", "raw", "max_batch_size")
-"""Options of `infill` and `generate` beside the knobs of the proposal and of the decoder."""
+"""Options of `infill`, `stream` and `generate` beside the knobs of the proposal and of the decoder."""
 
 
 def flags(**flags: Any) -> None:

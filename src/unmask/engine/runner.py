@@ -104,24 +104,26 @@ class Runner:
         for lane, (turn, sees_prompt) in enumerate(lanes):
             at = np.searchsorted(turn.plan.queries, turn.rows)
             rows[id(turn.sequence), sees_prompt] = at + lane * width
-        values = self._propose(flat, turns, rows).cpu().numpy()
+        keys = [self._keys(turn) for turn in turns]
+        values = self._propose(flat, turns, rows, np.concatenate(keys)).cpu().numpy()
         if np.isnan(values).any():
             raise ModelError(
                 "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
             )
         readings, start = [], 0
-        for turn in turns:
+        for turn, own_keys in zip(turns, keys, strict=True):
             end = start + len(turn.rows)
-            readings.append(self._reading(turn, values[start:end]))
+            readings.append(self._reading(turn, values[start:end], own_keys))
             start = end
         return readings
 
-    def _reading(self, turn: Turn, values: np.ndarray) -> Reading:
+    @staticmethod
+    def _reading(turn: Turn, values: np.ndarray, keys: np.ndarray) -> Reading:
         return Reading(
             slots=turn.ask.rows,
             tokens=values[:, 0].astype(np.int64),
             log_odds=values[:, 1].copy(),
-            uniform=uniform(self._keys(turn)),
+            uniform=uniform(keys),
         )
 
     def _keys(self, turn: Turn) -> np.ndarray:
@@ -168,14 +170,17 @@ class Runner:
         return visible
 
     def _propose(
-        self, flat: Tensor, turns: list[Turn], rows: dict[tuple[int, bool], Ints]
+        self,
+        flat: Tensor,
+        turns: list[Turn],
+        rows: dict[tuple[int, bool], Ints],
+        keys: np.ndarray,
     ) -> Tensor:
         """Proposals `(N, 2)` of all turns, the head applied to their rows in bounded chunks."""
         rules: list[Proposal] = []
         for turn in turns:
             rules.extend([turn.sequence.request.proposal] * len(turn.rows))
             turn.sequence.num_logit_rows += len(turn.rows) * self.rows_of(turn.sequence)
-        keys = np.concatenate([self._keys(turn) for turn in turns])
         seen = np.concatenate([rows[id(turn.sequence), True] for turn in turns])
         blind = np.concatenate(
             [rows.get((id(turn.sequence), False), np.full(len(turn.rows), -1)) for turn in turns]

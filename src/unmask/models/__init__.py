@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from unmask.models._transformer import Transformer
 
-NOT_FAMILIES = ("spec", "_config", "_transformer", "_weights")
 BUNDLED = {"demo": Path(__file__).parent.parent / "demo" / "model"}
 DTYPES = {
     "float64": "float64",
@@ -94,7 +93,8 @@ def _family(config: dict[str, Any], folder: Path) -> Any:
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list):
         raise ModelError(f"{folder}: architectures={architectures!r} must be a list")
-    names = sorted(item.name for item in iter_modules(__path__) if item.name not in NOT_FAMILIES)
+    hidden = ("_", "spec")
+    names = sorted(item.name for item in iter_modules(__path__) if not item.name.startswith(hidden))
     modules = [import_module(f"unmask.models.{name}") for name in names]
     for module in modules:
         if architectures and architectures[0] in module.ARCHITECTURES:
