@@ -71,9 +71,8 @@ format: $(STAMP) ## rewrite the sources in the house format
 	@$(PY) -m ruff format .
 
 train-demo: $(STAMP) ## train the bundled model again from scratch (CPU, long)
-	@echo '==> training the demo model in two parts: unmask train recipe=demo, then recipe=demo-finish'
+	@echo '==> training the demo model: unmask train recipe=demo compile=true'
 	@$(MALLOC) $(PY) -m unmask.cli.main train recipe=demo compile=true
-	@$(MALLOC) $(PY) -m unmask.cli.main train recipe=demo-finish compile=true
 
 card: $(STAMP) ## measure the bundled model again and rewrite the table of its model card
 	@echo '==> evaluating the bundled model: python -m unmask.demo.evaluate'

@@ -329,7 +329,12 @@ def test_models_lists_the_bundled_names(cli: Cli) -> None:
 
 def test_train_runs_a_recipe_and_goes_on_where_it_stopped(cli: Cli, tmp_path: Path) -> None:
     sizes = [f"{key}={value}" for key, value in TINY.items()]
-    small = ("micro_batches=1", "tokens_per_micro_batch=128", "checkpoint_every=1")
+    small = (
+        "rows_per_step=4",
+        "micro_batches=1",
+        "tokens_per_micro_batch=128",
+        "checkpoint_every=1",
+    )
     told = ("train", "recipe=demo", f"output={tmp_path}", *sizes, *small)
     status, out, err = cli(*told, "steps=1")
     assert status == 0
@@ -350,7 +355,7 @@ def test_an_interrupted_training_saves_a_checkpoint_and_says_how_to_go_on(
 
     monkeypatch.setattr(StepLog, "line", interrupt)
     sizes = [f"{key}={value}" for key, value in TINY.items()]
-    small = ("micro_batches=1", "tokens_per_micro_batch=128", "steps=9")
+    small = ("rows_per_step=4", "micro_batches=1", "tokens_per_micro_batch=128", "steps=9")
     before = signal.getsignal(signal.SIGINT)
     status, out, err = cli("train", "recipe=demo", f"output={tmp_path}", *sizes, *small)
     assert (status, out) == (130, "a step\n")

@@ -19,7 +19,7 @@ from unmask.train.corrupt import (
     corrupt,
     draw_t,
     random_length,
-    weighted_loss,
+    row_losses,
 )
 from unmask.train.data import DemoData
 from unmask.train.loop import Trainer, demo_spec
@@ -33,6 +33,7 @@ TINY = [
     "num_layers=2",
     "num_heads=2",
     "d_ff=48",
+    "rows_per_step=16",
     "tokens_per_micro_batch=512",
     "micro_batches=2",
     "max_length=256",
@@ -97,8 +98,11 @@ def test_loss_equals_the_published_formula_computed_by_hand():
         math.log(math.exp(3) + 2) - 3,
     ]
     by_hand = sum(n / q for n, q in zip(nll, p.tolist(), strict=True)) / (2 * length)
-    loss = weighted_loss(logits, targets, 1 / (p * length), rows=2)
-    assert loss.item() == pytest.approx(by_hand, rel=1e-6)
+    masked = torch.tensor([[True, False, True, False], [False, False, False, True]])
+    losses = row_losses(logits, targets, 1 / (p * length), masked)
+    assert losses.shape == (2,)
+    assert losses.mean().item() == pytest.approx(by_hand, rel=1e-6)
+    assert losses[1].item() == pytest.approx(nll[2] / (0.8 * length), rel=1e-6)
 
 
 def test_masking_is_bernoulli_with_the_rows_probability():
@@ -150,18 +154,35 @@ def test_block_state_knows_the_left_and_masks_everything_right_of_the_block():
     assert torch.all(noisy.weights_BT.sum(-1) <= 1 + 1e-5)
 
 
-def test_batches_are_a_pure_function_of_seed_step_and_micro_batch(tokenizer):
+def test_block_state_takes_a_block_length_a_row():
+    ids = torch.arange(400).reshape(4, 100) + 1000
+    response = torch.ones_like(ids, dtype=torch.bool)
+    lengths = torch.tensor([[1], [8], [50], [100]])
+    noisy = block_state(ids, response, MASK, generator(6), lengths)
+    known = [int(row.nonzero()[0]) for row in noisy.masked_BT]
+    for row, first, length in zip(noisy.masked_BT, known, lengths[:, 0].tolist(), strict=True):
+        assert row[first + length :].all()
+    assert not noisy.masked_BT[3].all()
+
+
+def equal_batches(one, other):
+    return len(one) == len(other) and all(
+        a.tasks == b.tasks
+        and torch.equal(a.clean_BT, b.clean_BT)
+        and torch.equal(a.noisy.ids_BT, b.noisy.ids_BT)
+        and torch.equal(a.noisy.weights_BT, b.noisy.weights_BT)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_batches_are_a_pure_function_of_seed_and_step(tokenizer):
     recipe = compose(TINY)
     spec = demo_spec(recipe, tokenizer)
     one, other = DemoData(recipe, spec, tokenizer), DemoData(recipe, spec, tokenizer)
     for _ in range(3):
-        other.batch(7, 0)
-    a, b = one.batch(5, 1), other.batch(5, 1)
-    assert torch.equal(a.clean_BT, b.clean_BT)
-    assert torch.equal(a.noisy.ids_BT, b.noisy.ids_BT)
-    assert torch.equal(a.noisy.weights_BT, b.noisy.weights_BT)
-    c = one.batch(6, 1)
-    assert c.clean_BT.shape != a.clean_BT.shape or not torch.equal(c.clean_BT, a.clean_BT)
+        other.batches(7)
+    assert equal_batches(one.batches(5), other.batches(5))
+    assert not equal_batches(one.batches(6), one.batches(5))
 
 
 def test_batches_mask_only_what_their_task_allows(tokenizer):
@@ -169,23 +190,37 @@ def test_batches_mask_only_what_their_task_allows(tokenizer):
     spec = demo_spec(recipe, tokenizer)
     data = DemoData(recipe, spec, tokenizer)
     seen = set()
-    for step in range(40):
-        batch = data.batch(step, 0)
-        seen.add(batch.task)
+    for batch in [batch for step in range(20) for batch in data.batches(step)]:
+        seen.update(batch.tasks)
         assert batch.clean_BT.shape[1] <= spec.max_length
         assert batch.noisy.masked_BT.any()
         clean, masked = batch.clean_BT, batch.noisy.masked_BT
         assert torch.equal(batch.noisy.ids_BT[~masked], clean[~masked])
         assert (batch.noisy.ids_BT[masked] == spec.mask_id).all()
-        if batch.task == "drill":
-            text = [tokenizer.decode([token]) for token in clean[masked].tolist()]
-            assert all(piece.isdigit() for piece in text)
-        elif batch.task != "sentence":
-            turn_end = data.turn_end_id
-            for row in range(len(clean)):
-                prompt_end = int((clean[row] == turn_end).nonzero()[0])
+        for row, task in enumerate(batch.tasks):
+            if task == "drill":
+                text = [tokenizer.decode([token]) for token in clean[row][masked[row]].tolist()]
+                assert all(piece.isdigit() for piece in text)
+            elif task != "sentence":
+                prompt_end = int((clean[row] == data.turn_end_id).nonzero()[0])
                 assert not masked[row, : prompt_end + 1].any()
-    assert {"drill", "word_problem"} <= seen
+    assert seen == {"drill", "word_problem", "sudoku", "countdown", "sentence"}
+
+
+def test_every_step_holds_the_recipes_mixture_in_parts_of_similar_length(tokenizer):
+    recipe = compose(["recipe=demo", "level_steps=[0,0]", "drill_end=0.2", "drill_steps=0"])
+    data = DemoData(recipe, demo_spec(recipe, tokenizer), tokenizer)
+    tasks, real, all_ = [], 0, 0
+    for step in range(10):
+        batches = data.batches(step)
+        assert len(batches) == recipe.micro_batches + 1
+        assert set(batches[0].tasks) == {"sentence"}
+        tasks += [task for batch in batches for task in batch.tasks]
+        real += sum(int((batch.clean_BT != data.spec.eos_id).sum()) for batch in batches)
+        all_ += sum(batch.clean_BT.numel() for batch in batches)
+    assert 0.15 < tasks.count("drill") / len(tasks) < 0.25
+    assert tasks.count("sentence") == 10 * round(recipe.rows_per_step * 0.1 / 0.95)
+    assert real / all_ > 0.6
 
 
 def test_schedule_warms_up_stays_and_decays():

@@ -38,11 +38,11 @@ def _operation(rng: random.Random, limits: Limits) -> tuple[str, int]:
 
 
 def drill(rng: random.Random, level: int = 3) -> Example:
-    """Draw 8 to 12 equations, one a line."""
+    """Draw 6 to 8 equations, one a line."""
     lines: list[str] = []
     spans: list[tuple[int, int]] = []
     position = 0
-    for _ in range(rng.randint(8, 12)):
+    for _ in range(rng.randint(6, 8)):
         left, result = _operation(rng, LIMITS[level - 1])
         line = f"{left}={result}"
         spans.append((position + len(left) + 1, position + len(line)))

@@ -10,10 +10,10 @@ from unmask.demo.example import Example
 from unmask.demo.story import LIMITS, DeadEndError, Story, divisors
 
 # Shares of one, two and three equations at each level.
-LENGTHS: tuple[tuple[int, int, int], ...] = ((1, 0, 0), (40, 60, 0), (15, 45, 40))
+LENGTHS: tuple[tuple[int, int, int], ...] = ((1, 0, 0), (40, 60, 0), (20, 50, 30))
 
 
-def _containers(story: Story, most: int = 144) -> None:
+def _containers(story: Story, most: int = 100) -> None:
     a, b = story.factors(most)
     story.say(ph.CONTAINERS, a=a, b=b)
     story.work(("In {cs}", "At first"), a, "*", b)
@@ -27,7 +27,7 @@ def _kinds(story: Story) -> None:
 
 
 def _start(story: Story, divisible: bool = False) -> None:
-    high = 120 if divisible else story.limits.operand
+    high = story.limits.total if divisible else story.limits.operand
     story.total = story.number(
         2 if divisible else 3, high, lambda n: not divisible or bool(divisors(n, story.limits))
     )

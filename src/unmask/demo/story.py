@@ -23,8 +23,8 @@ class Limits:
 
 LIMITS: tuple[Limits, ...] = (
     Limits(operand=20, total=50, factor=6, quotient=6, divisor=5),
-    Limits(operand=40, total=120, factor=9, quotient=9, divisor=9),
-    Limits(operand=60, total=200, factor=12, quotient=12, divisor=10),
+    Limits(operand=40, total=80, factor=9, quotient=9, divisor=9),
+    Limits(operand=50, total=100, factor=10, quotient=10, divisor=10),
 )
 
 
@@ -92,7 +92,7 @@ class Story:
             raise DeadEndError
         return self.rng.choice(numbers)
 
-    def factors(self, most: int = 144) -> tuple[int, int]:
+    def factors(self, most: int = 100) -> tuple[int, int]:
         """Draw two factors whose product is at most ``most``."""
         a = self.number(2, min(self.limits.factor, most // 2))
         return a, self.number(2, min(self.limits.factor, most // a))

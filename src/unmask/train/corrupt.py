@@ -88,14 +88,14 @@ def block_state(
     response_BT: Tensor,
     mask_id: int,
     generator: torch.Generator,
-    block_length: int = 32,
+    block_length: int | Tensor = 32,
     tail_share: float = 0.2,
 ) -> Noisy:
     """The states that semi-autoregressive decoding visits: known, a half-open block, all masked.
 
-    Per row, a cut is drawn in the response: tokens left of it are known, the next `block_length` are
-    masked with probability p, everything after is masked. The block's masked tokens share weight
-    `1 - tail_share`, those after it `tail_share`.
+    Per row, a cut is drawn in the response: tokens left of it are known, the next `block_length` (one
+    number, or `(B, 1)`) are masked with probability p, everything after is masked. The block's masked
+    tokens share weight `1 - tail_share`, those after it `tail_share`.
     """
     rows, length = ids_BT.shape
     order = response_BT.long().cumsum(-1) - 1
@@ -115,7 +115,14 @@ def block_state(
     return Noisy(torch.where(masked | tail, mask_id, ids_BT), weights)
 
 
-def weighted_loss(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, rows: int) -> Tensor:
-    """`(1 / B) * sum(weight * cross-entropy)` over the masked tokens, in float32."""
-    losses = torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
-    return (losses * weights_N).sum() / rows
+def row_losses(
+    logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, masked_BT: Tensor
+) -> Tensor:
+    """`(B,)` float32: each row's `sum(weight * cross-entropy)` over its masked tokens.
+
+    The N logits are those of the True positions of `masked_BT`, in order; the published loss is the mean
+    over the rows.
+    """
+    losses_N = torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+    row_N = masked_BT.nonzero()[:, 0]
+    return torch.zeros(len(masked_BT)).index_add(0, row_N, losses_N * weights_N)

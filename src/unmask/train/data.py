@@ -1,6 +1,8 @@
-"""Batches of the demo tasks as a pure function of (seed, step, micro-batch).
+"""The demo tasks' batches as a pure function of (seed, step).
 
-Nothing is read in order, so a resumed run needs no data state to see the same batches.
+A step's rows are drawn task by task, sorted by length and cut into micro-batches, so that every step
+sees the whole mixture and little padding. Nothing is read in order: a resumed run needs no data state.
+Sentences are pre-training text and make a micro-batch of their own; everything else is fine-tuning.
 """
 
 from __future__ import annotations
@@ -13,20 +15,21 @@ import torch
 from torch import Tensor
 
 from unmask.demo.tasks import Example, training_example
-from unmask.train.corrupt import Noisy, block_state, corrupt, random_length
+from unmask.train.corrupt import Noisy, block_state, corrupt, draw_t, random_length
 from unmask.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from unmask.models.spec import ModelSpec
 
-SKILLS = ("word_problem", "sudoku", "countdown", "sentence")
+SKILLS = ("word_problem", "sudoku", "countdown", "drill")
+BLOCK_LENGTHS = (8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: `clean_BT` targets and their corruption."""
+    """One micro-batch: `clean_BT` targets, their corruption, and each row's task."""
 
-    task: str
+    tasks: list[str]
     clean_BT: Tensor
     noisy: Noisy
 
@@ -35,6 +38,7 @@ class Batch:
 class Row:
     """Token ids and which of them may be masked (None: from `prompt_length` on, padding too)."""
 
+    task: str
     ids: list[int]
     prompt_length: int
     maskable: list[bool] | None = None
@@ -50,83 +54,88 @@ class DemoData:
         self.is_digit = torch.zeros(spec.vocab_size, dtype=torch.bool)
         self.is_digit[tokenizer.convert_tokens_to_ids(list("0123456789"))] = True
 
-    def task_of(self, step: int, rng: random.Random) -> tuple[str, int]:
-        """The task and curriculum level of a micro-batch at a step."""
+    def mixture(self, step: int) -> tuple[list[float], int]:
+        """Shares of `SKILLS` among a step's fine-tuning rows, and the curriculum's level."""
         recipe = self.recipe
         progress = min(1.0, step / max(1, recipe.drill_steps))
         drills = recipe.drill_start + (recipe.drill_end - recipe.drill_start) * progress
-        level = 1 + sum(step >= at for at in recipe.level_steps)
-        if rng.random() < drills:
-            return "drill", level
-        return rng.choices(SKILLS, weights=recipe.mix)[0], level
+        others = [share * (1 - drills) / sum(recipe.mix[:3]) for share in recipe.mix[:3]]
+        return [*others, drills], 1 + sum(step >= at for at in recipe.level_steps)
 
-    def batch(self, step: int, micro: int) -> Batch:
-        """Micro-batch `micro` of optimizer step `step`."""
-        rng = random.Random(f"{self.recipe.seed} {step} {micro}")
+    def batches(self, step: int) -> list[Batch]:
+        """The micro-batches of optimizer step `step`: sentences (if any) first, then the rest."""
+        rng = random.Random(f"{self.recipe.seed} {step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        task, level = self.task_of(step, rng)
-        rows, length = self._rows(task, level, rng)
-        ids, maskable = self._pad(rows, length)
-        if task == "sentence":
-            length = random_length(length, generator, self.recipe.random_length)
-            ids, maskable = ids[:, :length], maskable[:, :length]
-        noisy = self._corrupt(task, ids, maskable, rng, generator)
-        return Batch(task, ids, noisy)
+        shares, level = self.mixture(step)
+        recipe = self.recipe
+        num_sentences = round(recipe.rows_per_step * recipe.mix[3] / sum(recipe.mix))
+        num_tuning = recipe.rows_per_step - num_sentences
+        tasks = rng.choices(SKILLS, weights=shares, k=num_tuning)
+        rows = self._encode([training_example(task, rng, level) for task in tasks])
+        rows.sort(key=lambda row: len(row.ids))
+        made = []
+        if num_sentences:
+            drawn = [training_example("sentence", rng, level) for _ in range(num_sentences)]
+            made.append(self._pretraining(self._encode(drawn), generator))
+        cuts = [num_tuning * k // recipe.micro_batches for k in range(recipe.micro_batches + 1)]
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            if start < end:
+                made.append(self._fine_tuning(rows[start:end], rng, generator))
+        return made
 
-    def _corrupt(
-        self, task: str, ids: Tensor, maskable: Tensor, rng: random.Random, gen: torch.Generator
-    ) -> Noisy:
-        recipe, mask_id = self.recipe, self.spec.mask_id
-        if task == "drill":
-            levels = 0.3 + 0.7 * torch.rand(len(ids), 1, generator=gen)
-            return corrupt(ids, maskable, mask_id, gen, t_B1=levels, count_weight=True)
-        draw = rng.random() if task != "sentence" else 1.0
-        if draw < recipe.block_share:
-            return block_state(ids, maskable, mask_id, gen, recipe.block_length)
-        if task == "word_problem" and draw < recipe.block_share + recipe.digit_share:
-            levels = 0.3 + 0.7 * torch.rand(len(ids), 1, generator=gen)
-            digits = maskable & self.is_digit[ids]
-            return corrupt(ids, digits, mask_id, gen, t_B1=levels, count_weight=True)
+    def _pretraining(self, rows: list[Row], generator: torch.Generator) -> Batch:
+        ids, maskable = self._pad(rows, self._round(max(len(row.ids) for row in rows)))
+        length = random_length(ids.shape[1], generator, self.recipe.random_length)
+        noisy = self._corrupt(ids[:, :length], maskable[:, :length], generator)
+        return Batch([row.task for row in rows], ids[:, :length], noisy)
+
+    def _fine_tuning(
+        self, rows: list[Row], rng: random.Random, generator: torch.Generator
+    ) -> Batch:
+        """Every row in one of the states that the recipe names: see `decisions/0004`."""
+        recipe = self.recipe
+        length = self._round(len(rows[-1].ids) + _tail(rng))
+        rows = rng.sample(rows, min(len(rows), max(1, recipe.tokens_per_micro_batch // length)))
+        ids, maskable = self._pad(rows, length)
+        states = [self._state_of(row, rng) for row in rows]
+        blocks = torch.tensor([[rng.choice(BLOCK_LENGTHS)] for _ in rows])
+        digits = maskable & self.is_digit[ids]
+        t_B1 = 0.3 + 0.7 * draw_t(len(rows), generator, stratified=True)
+        drawn = {
+            "any": self._corrupt(ids, maskable, generator),
+            "digits": corrupt(
+                ids, digits, self.spec.mask_id, generator, t_B1=t_B1, count_weight=True
+            ),
+            "block": block_state(ids, maskable, self.spec.mask_id, generator, blocks),
+        }
+        noisy = Noisy(
+            torch.stack([drawn[state].ids_BT[i] for i, state in enumerate(states)]),
+            torch.stack([drawn[state].weights_BT[i] for i, state in enumerate(states)]),
+        )
+        return Batch([row.task for row in rows], ids, noisy)
+
+    def _state_of(self, row: Row, rng: random.Random) -> str:
+        if row.task == "drill":
+            return "digits"
+        draw = rng.random()
+        if draw < self.recipe.block_share:
+            return "block"
+        wants_digits = draw < self.recipe.block_share + self.recipe.digit_share
+        return "digits" if wants_digits and row.task == "word_problem" else "any"
+
+    def _corrupt(self, ids: Tensor, maskable: Tensor, generator: torch.Generator) -> Noisy:
         return corrupt(
             ids,
             maskable,
-            mask_id,
-            gen,
-            count_weight=recipe.count_weight,
-            stratified=recipe.stratified,
+            self.spec.mask_id,
+            generator,
+            count_weight=self.recipe.count_weight,
+            stratified=self.recipe.stratified,
         )
 
-    def _rows(self, task: str, level: int, rng: random.Random) -> tuple[list[Row], int]:
-        """Rows of similar length that fill the token budget, and the padded length."""
-        guess = {"word_problem": 64, "sudoku": 48, "countdown": 40, "sentence": 24, "drill": 96}[
-            task
-        ]
-        budget = self.recipe.tokens_per_micro_batch
-        pool = [training_example(task, rng, level) for _ in range(2 * budget // guess)]
-        rows = sorted(self._encode(pool), key=lambda row: len(row.ids))
-        if rng.random() < 0.5:
-            rows = rows[len(rows) // 2 :]
-        else:
-            rows = rows[: len(rows) // 2]
-        longest = len(rows[-1].ids) + self._tail(task, rng)
+    def _round(self, length: int) -> int:
         multiple = self.recipe.length_multiple
-        length = min(-(-longest // multiple) * multiple, self.spec.max_length)
-        rng.shuffle(rows)
-        count = max(1, budget // length)
-        return [rows[i % len(rows)] for i in range(min(count, len(rows)))], length
-
-    def _tail(self, task: str, rng: random.Random) -> int:
-        """Extra end-of-sequence positions, so that long canvases are seen too."""
-        if task in ("drill", "sentence"):
-            return 0
-        draw = rng.random()
-        if draw < 0.6:
-            return 0
-        if draw < 0.88:
-            return rng.randint(1, 32)
-        if draw < 0.98:
-            return rng.randint(32, 160)
-        return rng.randint(160, 480)
+        return min(-(-length // multiple) * multiple, self.spec.max_length)
 
     def _encode(self, examples: list[Example]) -> list[Row]:
         encode = self.tokenizer._tokenizer.encode_batch
@@ -139,12 +148,14 @@ class DemoData:
                     any(start < b and a < end for a, b in example.maskable)
                     for start, end in answer.offsets
                 ]
-                rows.append(Row([self.bos_id, *answer.ids], 1, [False, *free]))
+                rows.append(Row(example.task, [self.bos_id, *answer.ids], 1, [False, *free]))
             elif not example.prompt:
-                rows.append(Row([self.bos_id, *answer.ids, self.spec.eos_id], 0))
+                ids = [self.bos_id, *answer.ids, self.spec.eos_id]
+                rows.append(Row(example.task, ids, 0))
             else:
                 head = [self.bos_id, *prompt.ids, self.turn_end_id]
-                rows.append(Row([*head, *answer.ids, self.turn_end_id], len(head)))
+                ids = [*head, *answer.ids, self.turn_end_id]
+                rows.append(Row(example.task, ids, len(head)))
         return rows
 
     def _pad(self, rows: list[Row], length: int) -> tuple[Tensor, Tensor]:
@@ -157,3 +168,15 @@ class DemoData:
             else:
                 maskable[i, : len(row.maskable)] = torch.tensor(row.maskable)
         return ids, maskable
+
+
+def _tail(rng: random.Random) -> int:
+    """Extra end-of-text positions, so that long canvases are seen too."""
+    draw = rng.random()
+    if draw < 0.8:
+        return 0
+    if draw < 0.95:
+        return rng.randint(1, 40)
+    if draw < 0.995:
+        return rng.randint(40, 128)
+    return rng.randint(128, 400)

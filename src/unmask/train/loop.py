@@ -19,7 +19,7 @@ from unmask.errors import ConfigError
 from unmask.models._transformer import Transformer
 from unmask.models.spec import ModelSpec
 from unmask.train import checkpoint
-from unmask.train.corrupt import weighted_loss
+from unmask.train.corrupt import row_losses
 from unmask.train.data import Batch, DemoData
 from unmask.train.optim import optimizers, rate
 from unmask.train.recipe import Recipe, same_recipe, save_recipe
@@ -71,7 +71,7 @@ def demo_spec(recipe: Recipe, tokenizer: Any) -> ModelSpec:
     )
 
 
-def build(spec: ModelSpec, seed: int) -> Transformer:
+def build(spec: ModelSpec, seed: int, embed_std: float) -> Transformer:
     """A freshly initialized model: normal weights, residual outputs scaled down by depth."""
     model = Transformer(spec)
     generator = torch.Generator().manual_seed(seed)
@@ -79,7 +79,7 @@ def build(spec: ModelSpec, seed: int) -> Transformer:
         for name, parameter in model.named_parameters():
             if parameter.dim() < 2:
                 continue
-            std = 0.5 / math.sqrt(parameter.shape[1])
+            std = embed_std if name == "embed.weight" else 0.5 / math.sqrt(parameter.shape[1])
             if name.endswith((".o.weight", ".down.weight")):
                 std /= math.sqrt(2 * spec.num_layers)
             parameter.normal_(0.0, std, generator=generator)
@@ -110,7 +110,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, tokenizer: Any, tokenizer_folder: Path) -> None:
         self.recipe, self.tokenizer_folder = recipe, tokenizer_folder
         spec = demo_spec(recipe, tokenizer)
-        self.model = build(spec, recipe.seed)
+        self.model = build(spec, recipe.seed, recipe.embed_std)
         if recipe.init is not None:
             checkpoint.load_into(self.model, Path(recipe.init))
         self.data = DemoData(recipe, spec, tokenizer)
@@ -134,19 +134,20 @@ class Trainer:
 
     def train_step(self) -> tuple[float, dict[str, float], float, int]:
         """One optimizer step: (loss, loss by task, gradient norm, tokens)."""
-        losses: dict[str, list[float]] = {}
-        tokens = 0
-        for micro in range(self.recipe.micro_batches):
-            batch = self.data.batch(self.step, micro)
+        sums: dict[str, list[float]] = {}
+        batches = self.data.batches(self.step)
+        num_rows = sum(len(batch.tasks) for batch in batches)
+        for batch in batches:
             with _kernels(self.recipe):
                 logits = masked_logits(self.model, self._hidden, batch)
             masked = batch.noisy.masked_BT
-            loss = weighted_loss(
-                logits, batch.clean_BT[masked], batch.noisy.weights_BT[masked], len(batch.clean_BT)
+            losses_B = row_losses(
+                logits, batch.clean_BT[masked], batch.noisy.weights_BT[masked], masked
             )
-            (loss / self.recipe.micro_batches).backward()  # type: ignore[no-untyped-call]
-            losses.setdefault(batch.task, []).append(loss.item())
-            tokens += batch.clean_BT.numel()
+            (losses_B.sum() / num_rows).backward()  # type: ignore[no-untyped-call]
+            for task, loss in zip(batch.tasks, losses_B.tolist(), strict=True):
+                sums.setdefault(task, []).append(loss)
+        tokens = sum(batch.clean_BT.numel() for batch in batches)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
         if not math.isfinite(norm):
             raise ConfigError(f"step {self.step}: the gradient is {norm}; lower muon_lr or adam_lr")
@@ -156,8 +157,8 @@ class Trainer:
             optimizer.step()
         self.model.zero_grad(set_to_none=True)
         self.step += 1
-        mean = sum(map(sum, losses.values())) / self.recipe.micro_batches
-        return mean, {task: sum(v) / len(v) for task, v in losses.items()}, norm, tokens
+        mean = sum(map(sum, sums.values())) / num_rows
+        return mean, {task: sum(v) / len(v) for task, v in sums.items()}, norm, tokens
 
     def __iter__(self) -> Iterator[StepLog]:
         """Train to the end, a log a step; checkpoints on the way, the final model at the end."""

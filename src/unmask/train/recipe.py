@@ -29,9 +29,13 @@ class Recipe:
     init: str | None = None
     """Checkpoint folder whose weights to start from; default: freshly initialized."""
     steps: int = 1000
-    micro_batches: int = 3
-    tokens_per_micro_batch: int = 3072
-    length_multiple: int = 16
+    rows_per_step: int = 128
+    """Examples an optimizer step sees, all tasks together."""
+    micro_batches: int = 4
+    """Parts, sorted by length, that a step's fine-tuning rows are computed in."""
+    tokens_per_micro_batch: int = 4096
+    """Rows are left out of a part that would be longer than this."""
+    length_multiple: int = 8
     """Batches are padded to a multiple of this many positions."""
     # network
     d_model: int = 256
@@ -41,15 +45,15 @@ class Recipe:
     max_length: int = 1024
     rope_theta: float = 10000.0
     # data
-    drill_start: float = 0.75
-    """Share of drill batches at step 0 ..."""
-    drill_end: float = 0.12
+    drill_start: float = 0.3
+    """Share of drills among the fine-tuning rows at step 0 ..."""
+    drill_end: float = 0.15
     """... and from step `drill_steps` on."""
     drill_steps: int = 1000
     level_steps: tuple[int, ...] = (200, 600)
     """Steps at which the curriculum goes to level 2 and to level 3."""
     mix: tuple[float, ...] = (0.62, 0.15, 0.12, 0.11)
-    """Shares of word problems, Sudoku, Countdown and sentences among the other batches."""
+    """Shares of word problems, Sudoku, Countdown and sentences; drills are taken from the first three."""
     random_length: float = 0.01
     # objective
     stratified: bool = True
@@ -57,10 +61,11 @@ class Recipe:
     count_weight: bool = True
     """Weigh by the number of masked tokens instead of its expectation."""
     block_share: float = 0.4
-    """Share of fine-tuning batches in the state that block decoders see; 0: LLaDA's objective."""
-    block_length: int = 32
+    """Share of fine-tuning rows in the state that block decoders see; 0: LLaDA's objective."""
     digit_share: float = 0.0
-    """Share of word-problem batches that mask only digits (which numbers go where)."""
+    """Share of word problems that mask only digits (which numbers go where)."""
+    embed_std: float = 0.5
+    """Standard deviation of the embeddings at the start."""
     # optimization
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
@@ -99,13 +104,23 @@ class Recipe:
             )
 
 
-_SIZES = ("steps", "micro_batches", "tokens_per_micro_batch", "length_multiple", "d_model")
-_MORE_SIZES = ("num_layers", "num_heads", "d_ff", "checkpoint_every", "block_length")
+_SIZES = (
+    "steps",
+    "micro_batches",
+    "tokens_per_micro_batch",
+    "length_multiple",
+    "d_model",
+    "rows_per_step",
+)
+_MORE_SIZES = ("num_layers", "num_heads", "d_ff", "checkpoint_every")
 _SHARES = ("drill_start", "drill_end", "random_length", "block_share", "digit_share", "final_lr")
 _RANGES: dict[str, tuple[tuple[str, ...], Callable[[float], bool]]] = {
     "at least 1": ((*_SIZES, *_MORE_SIZES), lambda value: value >= 1),
     "between 0 and 1": (_SHARES, lambda value: 0 <= value <= 1),
-    "greater than 0": (("muon_lr", "adam_lr", "clip", "rope_theta"), lambda value: value > 0),
+    "greater than 0": (
+        ("muon_lr", "adam_lr", "clip", "rope_theta", "embed_std"),
+        lambda value: value > 0,
+    ),
     "at least 0": (
         ("warmup_steps", "decay_steps", "drill_steps", "weight_decay"),
         lambda value: value >= 0,
