@@ -90,18 +90,21 @@ def block_state(
     generator: torch.Generator,
     block_length: int | Tensor = 32,
     tail_share: float = 0.2,
+    t_B1: Tensor | None = None,
 ) -> Noisy:
     """The states that semi-autoregressive decoding visits: known, a half-open block, all masked.
 
     Per row, a cut is drawn in the response: tokens left of it are known, the next `block_length` (one
     number, or `(B, 1)`) are masked with probability p, everything after is masked. The block's masked
-    tokens share weight `1 - tail_share`, those after it `tail_share`.
+    tokens share weight `1 - tail_share`, those after it `tail_share`. `t_B1` fixes p; at 1 the prefix
+    is all that is known, as in decoding from left to right.
     """
     rows, length = ids_BT.shape
     order = response_BT.long().cumsum(-1) - 1
     size = response_BT.sum(-1, keepdim=True)
     cut = (torch.rand(rows, 1, generator=generator) * size).long()
-    p_B1 = (1 - EPS) * draw_t(rows, generator, stratified=True) + EPS
+    t = draw_t(rows, generator, stratified=True) if t_B1 is None else t_B1
+    p_B1 = (1 - EPS) * t + EPS
     inside = response_BT & (order >= cut) & (order < cut + block_length)
     tail = response_BT & (order >= cut + block_length)
     chosen = torch.rand(rows, length, generator=generator) < p_B1

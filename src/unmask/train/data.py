@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 SKILLS = ("word_problem", "sudoku", "countdown", "drill")
 BLOCK_LENGTHS = (8, 16, 32, 64)
+STATES = ("any", "block", "digits", "prefix", "full")
+NEXT_LENGTHS = (1, 2, 4, 8)
+"""How many tokens behind a known prefix carry most of the weight."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,10 @@ class DemoData:
     def mixture(self, step: int) -> tuple[list[float], int]:
         """Shares of `SKILLS` among a step's fine-tuning rows, and the curriculum's level."""
         recipe = self.recipe
+        mix = recipe.reading_mix if step >= recipe.reading_at else recipe.mix
         progress = min(1.0, step / max(1, recipe.drill_steps))
         drills = recipe.drill_start + (recipe.drill_end - recipe.drill_start) * progress
-        others = [share * (1 - drills) / sum(recipe.mix[:3]) for share in recipe.mix[:3]]
+        others = [share * (1 - drills) / sum(mix[:3]) for share in mix[:3]]
         return [*others, drills], 1 + sum(step >= at for at in recipe.level_steps)
 
     def batches(self, step: int) -> list[Batch]:
@@ -80,7 +84,7 @@ class DemoData:
         cuts = [num_tuning * k // recipe.micro_batches for k in range(recipe.micro_batches + 1)]
         for start, end in zip(cuts, cuts[1:], strict=False):
             if start < end:
-                made.append(self._fine_tuning(rows[start:end], rng, generator))
+                made.append(self._fine_tuning(rows[start:end], step, rng, generator))
         return made
 
     def _pretraining(self, rows: list[Row], generator: torch.Generator) -> Batch:
@@ -90,14 +94,14 @@ class DemoData:
         return Batch([row.task for row in rows], ids[:, :length], noisy)
 
     def _fine_tuning(
-        self, rows: list[Row], rng: random.Random, generator: torch.Generator
+        self, rows: list[Row], step: int, rng: random.Random, generator: torch.Generator
     ) -> Batch:
         """Every row in one of the states that the recipe names: see `decisions/0004`."""
         recipe = self.recipe
         length = self._round(len(rows[-1].ids) + _tail(rng))
         rows = rng.sample(rows, min(len(rows), max(1, recipe.tokens_per_micro_batch // length)))
         ids, maskable = self._pad(rows, length)
-        states = [self._state_of(row, rng) for row in rows]
+        states = [self._state_of(row, step, rng) for row in rows]
         blocks = torch.tensor([[rng.choice(BLOCK_LENGTHS)] for _ in rows])
         digits = maskable & self.is_digit[ids]
         t_B1 = 0.3 + 0.7 * draw_t(len(rows), generator, stratified=True)
@@ -108,15 +112,27 @@ class DemoData:
             ),
             "block": block_state(ids, maskable, self.spec.mask_id, generator, blocks),
         }
+        if step >= recipe.reading_at:
+            ones = torch.ones(len(rows), 1)
+            near = torch.tensor([[rng.choice(NEXT_LENGTHS)] for _ in rows])
+            drawn["prefix"] = block_state(
+                ids, maskable, self.spec.mask_id, generator, near, t_B1=ones
+            )
+            drawn["full"] = corrupt(
+                ids, maskable, self.spec.mask_id, generator, t_B1=ones, count_weight=True
+            )
         noisy = Noisy(
             torch.stack([drawn[state].ids_BT[i] for i, state in enumerate(states)]),
             torch.stack([drawn[state].weights_BT[i] for i, state in enumerate(states)]),
         )
         return Batch([row.task for row in rows], ids, noisy)
 
-    def _state_of(self, row: Row, rng: random.Random) -> str:
+    def _state_of(self, row: Row, step: int, rng: random.Random) -> str:
         if row.task == "drill":
             return "digits"
+        if step >= self.recipe.reading_at:
+            state = rng.choices(STATES, weights=self.recipe.reading_states)[0]
+            return "any" if state == "digits" and row.task != "word_problem" else state
         draw = rng.random()
         if draw < self.recipe.block_share:
             return "block"

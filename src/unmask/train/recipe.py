@@ -64,6 +64,11 @@ class Recipe:
     """Share of fine-tuning rows in the state that block decoders see; 0: LLaDA's objective."""
     digit_share: float = 0.0
     """Share of word problems that mask only digits (which numbers go where)."""
+    reading_at: int = 1_000_000_000
+    """Step from which `reading_mix` and `reading_states` take the place of the shares above."""
+    reading_mix: tuple[float, ...] = (0.62, 0.15, 0.12, 0.11)
+    reading_states: tuple[float, ...] = (0.1, 0.25, 0.2, 0.35, 0.1)
+    """Shares of the states any, block, digits, prefix (all masked from a cut on) and full (all masked)."""
     embed_std: float = 0.5
     """Standard deviation of the embeddings at the start."""
     # optimization
@@ -89,8 +94,12 @@ class Recipe:
             for name in names:
                 if not fits(getattr(self, name)):
                     raise ConfigError(f"{name}={getattr(self, name)} must be {allowed}")
-        if len(self.mix) != 4 or min(self.mix) < 0 or sum(self.mix) <= 0:
-            raise ConfigError(f"mix={self.mix} must hold four shares, none negative, not all 0")
+        for name, count in (("mix", "four"), ("reading_mix", "four"), ("reading_states", "five")):
+            shares = getattr(self, name)
+            if len(shares) != {"four": 4, "five": 5}[count] or min(shares) < 0 or sum(shares) <= 0:
+                raise ConfigError(
+                    f"{name}={shares} must hold {count} shares, none negative, not all 0"
+                )
         if len(self.level_steps) != 2:
             raise ConfigError(f"level_steps={self.level_steps} must hold two step numbers")
         if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
@@ -122,7 +131,7 @@ _RANGES: dict[str, tuple[tuple[str, ...], Callable[[float], bool]]] = {
         lambda value: value > 0,
     ),
     "at least 0": (
-        ("warmup_steps", "decay_steps", "drill_steps", "weight_decay"),
+        ("warmup_steps", "decay_steps", "drill_steps", "weight_decay", "reading_at"),
         lambda value: value >= 0,
     ),
     f"at least {LONGEST_ROW}, the longest row": (
