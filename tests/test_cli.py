@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import unmask
-from unmask.cli.extended import PROPOSAL_KNOBS
+from unmask import decoders
 from unmask.cli.main import main
 from unmask.cli.train import key_help
 from unmask.cli.words import parse_blanks, read_prompt, settings, split_words
@@ -27,7 +27,7 @@ from unmask.engine.tokenizer import load_tokenizer
 from unmask.errors import ConfigError, PromptError
 from unmask.knobs import field_names
 from unmask.models import BUNDLED
-from unmask.sampling import Proposal
+from unmask.proposal import Proposal
 from unmask.train.checkpoint import export
 from unmask.train.loop import StepLog, build, demo_spec
 from unmask.train.recipe import Recipe
@@ -61,7 +61,7 @@ def model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A random model in LLaDA's format."""
     folder = tmp_path_factory.mktemp("random model")
     recipe = Recipe(**TINY)
-    network = build(demo_spec(recipe, load_tokenizer(tokenizer_folder)), 0)
+    network = build(demo_spec(recipe, load_tokenizer(tokenizer_folder)), 0, recipe.embed_std)
     export(network, tokenizer_folder, folder, torch.float32)
     return folder
 
@@ -229,7 +229,10 @@ def test_a_refused_decode_leaves_no_trace_file(cli: Cli, model: Path, tmp_path: 
         (("x", "gen_length=512"), "context is 192"),
         (("x " * 200, "gen_length=8"), "shorten the prompt"),
         (("x", "treshold=0.9", "-d", "threshold"), "did you mean 'threshold'"),
-        (("x", "threshold=0.9"), "threshold"),
+        (("x", "kl_threshold=0.9"), "'kl_threshold' is a knob of decoder klass"),
+        (("x", "threshold=0.9", "factor=1"), "name different methods"),
+        (("x", "-d", "daedal", "--gen-length", "8"), "initial_gen_length"),
+        (("x", "-d", "prophet(inner=ar)"), "fixed length"),
         (("x", "canvas=1"), "unknown knob"),
         (("x", "threshold=high", "-d", "threshold"), "threshold='high' must be a number"),
         (("x", "steps=1.5"), "steps"),
@@ -396,11 +399,21 @@ def test_train_alone_lists_every_key_with_its_meaning(cli: Cli) -> None:
 def test_generate_help_lists_every_knob(cli: Cli) -> None:
     status, out, _ = cli("generate", "--help")
     assert status == 0
-    for knob in ("threshold", "factor", "steps", "block_length", *PROPOSAL_KNOBS):
+    wanted = {"threshold", "factor", "steps", "block_length", "sigma"} | field_names(Proposal)
+    for name in decoders.names():
+        assert f"  {name}\n" in out
+        wanted |= field_names(decoders.decoder_class(name))
+    for knob in wanted:
         assert f"    {knob}=" in out
-    assert set(PROPOSAL_KNOBS) == set(field_names(Proposal)) - {"compat"}
-    defaults = Proposal()
-    assert all(getattr(defaults, key) == value for key, (value, _) in PROPOSAL_KNOBS.items())
+
+
+def test_a_method_by_another_name_is_said_on_standard_error(cli: Cli, model: Path) -> None:
+    words = ("generate", "x", "gen_length=8", "threshold=0.5", "steps=4", "--json", "-m", model)
+    status, out, err = cli(*words)
+    assert status == 0
+    assert json.loads(out)["decoder"] == "threshold"
+    assert "note: decoder vanilla with threshold is threshold" in err
+    assert "steps=4 has no effect" in err
 
 
 def test_demo_shows_six_tasks_and_a_table_even_when_answers_are_wrong(

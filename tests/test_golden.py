@@ -24,21 +24,36 @@ def cases_of(name):
     return json.loads((GOLDEN / f"{name}.json").read_text())["cases"]
 
 
-def check(case, output):
+def golden_steps(case):
+    """(position, token) pairs of every forward; a slot that was masked again has the mask's id."""
     prompt = len(case["prompt_ids"])
+    return [sorted((slot + prompt, token) for slot, token in step) for step in case["steps"]]
+
+
+def steps_of(output, mask_id=2042):
+    return [
+        sorted([*pairs, *((slot, mask_id) for slot in step.remasked)])
+        for pairs, step in zip(trace_of(output), output.trace, strict=True)
+    ]
+
+
+def check(case, output):
     assert output.canvas_ids == case["prompt_ids"] + case["final_ids"]
     assert len(output.trace) == output.num_forwards
-    assert all(step.committed for step in output.trace)
+    assert all(step.committed or step.inserted or step.appended for step in output.trace)
+    if "vocab_sizes" in case:
+        assert [int(step.notes["vocab_size"]) for step in output.trace] == case["vocab_sizes"]
     if "steps" not in case:
         assert output.num_forwards == case["num_forwards"]
         return
     assert len(case["steps"]) == case["num_forwards"]
-    golden = [sorted((slot + prompt, token) for slot, token in step) for step in case["steps"]]
-    assert trace_of(output) == [step for step in golden if step]
+    assert steps_of(output) == [step for step in golden_steps(case) if step]
 
 
 def run(llm, cases, call):
     prompts = [case["prompt_ids"] for case in cases]
+    if "frequencies" in call:
+        call = call | {"frequencies": str(FIXTURES / call["frequencies"])}
     return llm.generate(prompts, stop_at_eos=False, return_trace=True, **call)
 
 
@@ -50,13 +65,15 @@ def by_call(cases):
 
 
 def test_the_golden_files_of_this_slice_are_here():
-    assert len(FILES) == 16
-    assert {name.split("_")[0] for name in FILES} == {"llada", "fastdllm", "d2"}
+    assert len(FILES) == 26
+    assert {name.split("_")[0] for name in FILES} == {
+        *("llada", "fastdllm", "d2", "pc", "pcrepo", "klass", "wino", "daedal", "prophet", "cadllm")
+    }
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_two_golden_cases_decode_as_published_in_one_batch(name, golden_llm):
-    cases = [case for case in cases_of(name) if case["call"]["gen_length"] == 64]
+    cases = [case for case in cases_of(name) if case["call"].get("gen_length", 64) == 64]
     cases = sorted(cases, key=lambda case: "steps" not in case)[:2]
     assert len({len(case["prompt_ids"]) for case in cases}) == 2
     for case, output in zip(cases, run(golden_llm, cases, cases[0]["call"]), strict=True):

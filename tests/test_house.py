@@ -22,6 +22,7 @@ FILES = {
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 DECODERS_MAY_IMPORT = {
+    "unmask.background",
     "unmask.canvas",
     "unmask.decoders",
     "unmask.errors",

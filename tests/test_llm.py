@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tiny import (
 
 import unmask
 from unmask import LLM, ConfigError, ModelError, PromptError
+from unmask.errors import SettingWarning
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -422,7 +424,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_what_would_fit(tiny):
         llm.generate([[1] * 128], gen_length=1)
 
 
-@pytest.mark.parametrize("value", [0, -8, True, 2.5, "8", None])
+@pytest.mark.parametrize("value", [0, -8, True, 2.5, "8"])
 def test_a_gen_length_that_is_none_is_refused(value, tiny):
     with pytest.raises(ConfigError, match="gen_length"):
         tiny().generate([[1]], gen_length=value)
@@ -457,9 +459,9 @@ def test_steps_that_do_not_split_over_the_blocks_are_refused(value, tiny):
         ("vanilla", "temprature", "did you mean 'temperature'"),
         ("threshold", "treshold", "did you mean 'threshold'"),
         ("vanilla", "retrun_trace", "did you mean 'return_trace'"),
-        ("vanilla", "threshold", "'threshold' is a knob of decoder threshold"),
+        ("vanilla", "kl_threshold", "'kl_threshold' is a knob of decoder klass"),
         ("threshold", "factor", "'factor' is a knob of decoder factor"),
-        ("threshold", "steps", "'steps' is a knob of decoder vanilla"),
+        ("threshold", "steps", "'steps' is a knob of decoder block_diffusion, dream, klass"),
         ("factor", "remasking", "'remasking' is a knob of decoder vanilla"),
         ("vanilla", "zzzzzz", "allowed: "),
     ],
@@ -576,3 +578,94 @@ def test_errors_are_found_before_any_forward(tiny, monkeypatch):
         llm.generate([[1], [1] * 200], **SMALL)
     with pytest.raises(ConfigError):
         llm.generate([[1]], gen_length=8, block_length=3)
+
+
+# one method by another name, and methods around methods
+
+
+@pytest.mark.parametrize(
+    ("knobs", "method"),
+    [
+        ({"threshold": 0.8}, "threshold(threshold=0.8)"),
+        ({"factor": 2.0}, "factor(factor=2.0)"),
+        ({"gamma": 0.3}, "eb_sampler(gamma=0.3, order=confidence)"),
+        ({"debias": True, "clip_alpha": 5.0}, "pc_sampler(clip_alpha=5.0, lambd=0.0)"),
+        ({"sigma": 4.0}, "vanilla(sigma=4.0)"),
+    ],
+)
+def test_what_the_documents_write_on_vanilla_is_the_method_it_names(knobs, method, tiny):
+    out = tiny().generate([[1, 2]], "vanilla", gen_length=8, **knobs)[0]
+    assert out.method == method
+
+
+def test_steps_that_the_named_method_does_not_have_are_warned_of(tiny):
+    with pytest.warns(SettingWarning, match="steps=4 has no effect"):
+        out = tiny().generate([[1, 2]], gen_length=8, steps=4, threshold=0.5)[0]
+    assert out.method == "threshold(threshold=0.5)"
+
+
+def test_two_methods_in_one_call_are_refused(tiny):
+    with pytest.raises(ConfigError, match="threshold and factor name different methods"):
+        tiny().generate([[1]], **SMALL, threshold=0.5, factor=1.0)
+
+
+def test_a_decoders_name_may_carry_its_knobs(tiny):
+    llm = tiny()
+    inside = llm.generate([[1, 2]], "prophet(inner=threshold, threshold=0.4)", gen_length=8)[0]
+    beside = llm.generate([[1, 2]], "prophet", inner="threshold", threshold=0.4, gen_length=8)[0]
+    assert inside == beside
+    assert inside.method == "prophet(inner=threshold(threshold=0.4))"
+    with pytest.raises(ConfigError, match=r"threshold=0.4 and threshold=0.5 contradict"):
+        llm.generate([[1]], "threshold(threshold=0.4)", threshold=0.5, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "knobs", "message"),
+    [
+        ("threshold(", {}, "not of the form"),
+        ("threshold(0.4)", {}, "not of the form key=value"),
+        ("threshold(threshold=[)", {}, "brackets"),
+        ("prophet", {"inner": "prophet"}, "wraps a decoder itself"),
+        ("prophet", {"inner": "ar"}, "fixed length"),
+        ("prophet", {"inner": "daedal"}, "fixed length"),
+        ("prophet", {"answer_start": 99}, "answer_start=99 is beyond"),
+        ("prophet", {"inner": "treshold"}, "did you mean 'threshold'"),
+        ("prophet", {"gap": "probability"}, "never reached"),
+        ("speculative", {"inner": "daedal"}, "not daedal"),
+        ("threshold", {"lambd": 1.0}, "lambd=1.0 has no effect with score=confidence"),
+        ("threshold", {"sigma": 0.0}, "sigma=0.0 must be greater than 0"),
+        ("threshold", {"frequencies": "x.json"}, "has no effect here"),
+        ("cadllm", {"threshold": 0.5}, "adaptive_threshold=false"),
+        ("cadllm", {"min_block": 9, "max_block": 3}, "1 <= min_block <= max_block"),
+        ("dream", {"alg": "origin", "alg_temp": 1.0}, "no effect with alg=origin"),
+        ("hierarchy", {"low_threshold": 0.95}, "low_threshold <= threshold"),
+        ("wino", {"wide_in_thres": 1.5}, "wide_in_thres=1.5"),
+        ("eb_sampler", {"score": "margin", "order": "confidence"}, "contradict"),
+    ],
+)
+def test_a_combination_that_cannot_be_is_refused_with_the_reason(decoder, knobs, message, tiny):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        tiny().generate([[1]], decoder, gen_length=8, **knobs)
+
+
+def test_daedal_finds_the_length_and_says_so_when_told_one(tiny):
+    llm = tiny()
+    with pytest.raises(ConfigError, match="initial_gen_length and max_gen_length"):
+        llm.generate([[1]], "daedal", gen_length=8)
+    with pytest.raises(ConfigError, match="the context leaves 127 slots"):
+        llm.generate([[1]], "daedal", initial_gen_length=8, max_gen_length=200)
+
+
+def test_a_smaller_model_may_draft(tiny, monkeypatch):
+    llm, small = tiny(seed=1), tiny(seed=1)
+    llm._drafters["small"] = small
+    plain = llm.generate([[1, 2]], "threshold", gen_length=16, threshold=0.99)[0]
+    drafted = llm.generate(
+        [[1, 2]],
+        "speculative",
+        drafter="small",
+        gen_length=16,
+        threshold=0.99,
+        accept_threshold=0.0,
+    )[0]
+    assert drafted.num_forwards < plain.num_forwards

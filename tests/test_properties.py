@@ -33,12 +33,25 @@ from unmask.engine.loop import decode
 from unmask.engine.options import configure
 from unmask.engine.request import Request, Sequence
 from unmask.engine.runner import Runner
-from unmask.knobs import field_names
+from unmask.errors import ConfigError
 
 KNOBS = {
     "vanilla": [{}, {"steps": 4}, {"steps": 4, "remasking": "random"}],
     "threshold": [{"threshold": 0.4}],
     "factor": [{"factor": 1.0}],
+    "eb_sampler": [{"gamma": 1.0, "order": "confidence"}],
+    "klass": [{"threshold": 0.1, "kl_threshold": 1.0}],
+    "wino": [{"wide_in_thres": 0.2, "narrow_out_thres": 0.6}],
+    "hierarchy": [{"threshold": 0.6, "low_threshold": 0.2}],
+    "credit": [{"threshold": 0.5}],
+    "joint_threshold": [{"threshold": 0.3, "edit_threshold": 0.2, "max_post_edit_steps": 3}],
+    "cadllm": [
+        {"initial_block_length": 3, "min_block": 2, "max_block": 6, "tau_base": 0.5, "tau_min": 0.2}
+    ],
+    "daedal": [{"threshold": 0.4, "low_conf_expand_thres": 0.5, "num_check_last_eot": 4}],
+    "dream": [{"alg": "origin"}, {"alg": "topk_margin", "schedule": "even"}],
+    "prophet": [{"inner": "threshold", "answer_start": 1, "gap_thresholds": (1.5, 1.0, 0.5)}],
+    "speculative": [{"accept_threshold": 0.1, "ngram": 1, "threshold": 0.6}],
 }
 """Settings of a decoder that are worth their own runs; any other decoder runs with its defaults."""
 
@@ -68,13 +81,25 @@ def model(family, seed=0):
 
 def knobs_for(name, knobs, **more):
     """The knobs, and those of `more` that the decoder has and that are not set."""
-    return {k: v for k, v in more.items() if k in field_names(decoders.decoder_class(name))} | knobs
+    return {k: v for k, v in more.items() if k in decoders.knob_names(name, knobs)} | knobs
+
+
+def finds_length(name):
+    return getattr(decoders.decoder_class(name), "chooses_length", False)
 
 
 def generate(llm, given, name, cache, knobs, **options):
     options = {"gen_length": 8, "stop_at_eos": False} | options
     shape = knobs_for(name, knobs, block_length=4)
+    if finds_length(name):
+        length = options.pop("gen_length")
+        shape = {"initial_gen_length": length, "max_gen_length": 2 * length} | shape
     return llm.generate(given, name, cache, return_trace=True, **shape, **options)
+
+
+def revises(name):
+    """Whether a decided slot may change, so that a slot may take more than one forward."""
+    return hasattr(decoders.decoder_class(name), "num_settled") and name != "speculative"
 
 
 def assert_same_run(ours, theirs):
@@ -103,7 +128,7 @@ def test_only_open_slots_change_and_all_are_decided_in_bounded_forwards(
     ):
         before, after = event.before, event.sequence.canvas
         edit = event.edit
-        assert not edit.is_empty
+        assert not edit.is_empty or revises(name)
         assert before.open[edit.commit].all()
         assert not set(edit.tokens.tolist()) & {MASK, *range(KNOWN, VOCAB)}
         assert ((edit.confidence >= 0) & (edit.confidence <= 1)).all()
@@ -117,7 +142,7 @@ def test_only_open_slots_change_and_all_are_decided_in_bounded_forwards(
     )
     assert after.num_open == 0
     assert forwards == event.sequence.num_forwards <= event.sequence.request.max_forwards + 8
-    if "steps" in knobs:
+    if name == "vanilla" and "steps" in knobs:
         assert forwards == knobs["steps"]
 
 
@@ -129,7 +154,7 @@ def test_the_mask_and_padded_rows_are_never_proposed_however_wanted(
     llm = want(model(family), MASK, *range(KNOWN, VOCAB))
     output = generate(llm, [[7, 8, 9]], name, cache, knobs, temperature=temperature)[0]
     assert not set(output.canvas_ids[3:]) & {MASK, *range(KNOWN, VOCAB)}
-    assert output.num_forwards <= 8
+    assert output.num_forwards <= 8 or revises(name) or finds_length(name)
     assert max(confidences_of(output)) < 1e-6
 
 
@@ -139,13 +164,16 @@ def test_a_mask_id_in_the_prompt_is_a_token_like_any_other(name, knobs, cache, f
     output = generate(model(family), [prompt], name, cache, knobs)[0]
     assert output.canvas_ids[:6] == prompt
     assert output.prompt_length == 6
-    assert all(position >= 6 for step in trace_of(output) for position, _ in step)
-    assert len([pair for step in trace_of(output) for pair in step]) == 8
+    pairs = [pair for step in trace_of(output) for pair in step]
+    assert all(position >= 6 for position, _ in pairs)
+    assert len(pairs) == 8 or revises(name) or finds_length(name)
 
 
 @every_case
 def test_decoding_ends_early_only_behind_a_complete_answer(name, knobs, cache, family):
     """With an end token, the run that stops is a beginning of the run that does not."""
+    if finds_length(name):
+        pytest.skip("slots of a later insertion have no place in the run that stopped")
     stopped = 0
     for seed in range(4):
         llm = want(model(family, seed), EOS, by=2.5)
@@ -157,13 +185,14 @@ def test_decoding_ends_early_only_behind_a_complete_answer(name, knobs, cache, f
             assert ours.finish_reason == whole.finish_reason
             decided = {position for step in trace_of(ours) for position, _ in step}
             for position, token in enumerate(ours.canvas_ids):
-                if position >= ours.prompt_length:
+                if position >= ours.prompt_length and not revises(name):
                     same = token == whole.canvas_ids[position]
                     assert same if position in decided else token == EOS
             end = ours.prompt_length + len(ours.token_ids)
             assert set(range(ours.prompt_length, end)) <= decided
             stopped += ours.num_forwards < whole.num_forwards
-    assert stopped or name == "factor", "no run of this test stopped early"
+    fast = {"factor", "credit", "prophet"}
+    assert stopped or name in fast, "no run of this test stopped early"
 
 
 # many sequences
@@ -210,13 +239,13 @@ def test_any_mixture_of_requests_decodes_like_each_request_alone(family, data):
             "temperature": data.draw(st.sampled_from([0.0, 0.8])),
             "cfg_scale": data.draw(st.sampled_from([0.0, 0.0, 1.0])),
         }
-        method, proposal = configure(name, knobs_for(name, knobs, block_length=4) | shared)
+        method = configure(name, knobs_for(name, knobs, block_length=4) | shared)
         requests.append(
             Request(
                 canvas=llm.prompt_canvas(prompt, data.draw(st.sampled_from([4, 8]))),
-                decoder=method,
+                decoder=method.decoder,
                 cache=make_cache(data.draw(st.sampled_from(caches.names()))),
-                proposal=proposal,
+                proposal=method.proposal,
                 seed=data.draw(seeds),
                 stop_ids=llm.stop_ids,
                 stop_at_eos=data.draw(st.booleans()),
@@ -294,10 +323,10 @@ class RefreshAlways:
 @pytest.mark.parametrize(("name", "knobs"), METHODS)
 def test_a_cache_that_refreshes_every_forward_equals_none(name, knobs, family):
     llm = model(family, 4)
-    method, proposal = configure(name, knobs_for(name, knobs, block_length=4))
+    method = configure(name, knobs_for(name, knobs, block_length=4))
     common = {
-        "decoder": method,
-        "proposal": proposal,
+        "decoder": method.decoder,
+        "proposal": method.proposal,
         "seed": 0,
         "stop_ids": llm.stop_ids,
         "stop_at_eos": False,
@@ -437,9 +466,9 @@ def test_only_the_asked_rows_pass_through_the_head(monkeypatch):
     llm = model("llada")
     plain = type(llm.model).head
 
-    def head(self, hidden):
+    def head(self, hidden, ids=None):
         rows.append(hidden.shape[:-1].numel())
-        return plain(self, hidden)
+        return plain(self, hidden, ids)
 
     monkeypatch.setattr(type(llm.model), "head", head)
     output = generate(llm, [[7, 8, 9]], "vanilla", "none", {})[0]
@@ -460,6 +489,10 @@ def test_infilling_keeps_what_is_given_and_fills_the_rest(name, knobs, cache, fa
     texts = [" ".join(map(str, part)) if isinstance(part, list) else part for part in parts]
     knobs = {key: value for key, value in knobs.items() if key != "steps"}
     llm = model(family, 1)
+    if hasattr(decoders.decoder_class(name), "growth") or finds_length(name):
+        with pytest.raises(ConfigError, match="cannot fill blanks"):
+            llm.infill(texts, name, cache, **knobs)
+        return
     output = llm.infill(texts, name, cache, return_trace=True, **knobs)
     at, filled = 0, []
     for part in parts:
@@ -473,9 +506,9 @@ def test_infilling_keeps_what_is_given_and_fills_the_rest(name, knobs, cache, fa
     assert at == len(output.canvas_ids)
     assert output.token_ids == filled
     assert not set(filled) & {MASK, *range(KNOWN, VOCAB)}
-    assert sorted(p for step in trace_of(output) for p, _ in step) == [
-        i for i, id_ in enumerate(blank_flags(parts)) if id_
-    ]
+    committed = [p for step in trace_of(output) for p, _ in step]
+    assert len(committed) == len(set(committed)) or revises(name)
+    assert sorted(set(committed)) == [i for i, id_ in enumerate(blank_flags(parts)) if id_]
 
 
 def blank_flags(parts):
@@ -493,10 +526,10 @@ class Misbehaving:
     """Wraps the threshold rule and spoils its edits."""
 
     def __init__(self, spoil, room=0):
-        self.rule, _ = configure("threshold", {"threshold": 0.5, "block_length": 4})
+        self.rule = configure("threshold", {"threshold": 0.5, "block_length": 4}).decoder
         self.spoil, self.room = spoil, room
 
-    def max_slots(self, canvas):
+    def max_slots(self, canvas, facts):
         return len(canvas) + self.room
 
     def start(self, canvas, facts):
@@ -528,7 +561,7 @@ def endless_revision(canvas, edit):
 )
 def test_a_decoder_that_does_not_come_to_an_end_is_ended(spoil, room, most, cache, family):
     llm = model(family)
-    _, proposal = configure("threshold", {})
+    proposal = configure("threshold", {}).proposal
     request = Request(
         canvas=llm.prompt_canvas([1, 2, 3], 8),
         decoder=Misbehaving(spoil, room),

@@ -8,26 +8,34 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unmask.canvas import Ask
 from unmask.errors import ConfigError
-from unmask.sampling import (
-    Proposal,
-    Vocabulary,
-    gumbel,
-    log_odds,
-    propose,
-    row_keys,
-    uniform,
-)
+from unmask.proposal import Proposal
+from unmask.randomness import gumbel, row_keys, uniform
+from unmask.sampling import STATS, Span, Vocabulary, log_odds, propose
 
 EOS, TURN = 5, 6
-VOCABULARY = Vocabulary(forbidden=torch.tensor([7, 9]), eos_id=EOS, turn_end_id=TURN)
+VOCABULARY = Vocabulary(torch.arange(10), torch.tensor([7, 9]), EOS, TURN)
 
 
-def run(logits, rule=None, keys=None, vocabulary=VOCABULARY):
+def spans_of(rules, **asked):
+    """A sequence a row."""
+    slots = [np.array([i]) for i in range(len(rules))]
+    return [
+        Span(slot, rule, Ask(slot, (0, 1), **asked))
+        for slot, rule in zip(slots, rules, strict=True)
+    ]
+
+
+def packed_of(logits, rule=None, keys=None, vocabulary=VOCABULARY, **asked):
     logits = torch.as_tensor(logits, dtype=torch.float32).clone()
     rules = rule if isinstance(rule, list) else [rule or Proposal()] * len(logits)
     keys = row_keys(0, 0, np.arange(len(logits))) if keys is None else keys
-    packed = propose(logits, rules, keys, vocabulary)
+    return propose(logits, spans_of(rules, **asked), keys, vocabulary)[0]
+
+
+def run(logits, rule=None, keys=None, vocabulary=VOCABULARY):
+    packed = packed_of(logits, rule, keys, vocabulary)
     return packed[:, 0].long().tolist(), packed[:, 1].tolist()
 
 
@@ -95,7 +103,7 @@ def test_temperature_draws_tokens_with_their_probabilities():
     """Chi-square over 20000 draws with a fixed seed; 8 degrees of freedom, 30 is p < 0.0003."""
     draws, temperature = 20000, 0.7
     logits = torch.tensor([1.0, 0.0, -1.0, 0.5, 0.2, -2.0, 1.5, 99.0, 0.1, -0.5])
-    vocabulary = Vocabulary(forbidden=torch.tensor([7]), eos_id=EOS, turn_end_id=None)
+    vocabulary = Vocabulary(torch.arange(10), torch.tensor([7]), EOS, None)
     tokens, _ = run(
         logits.expand(draws, -1),
         Proposal(temperature=temperature),
@@ -142,7 +150,9 @@ def test_rows_with_different_rules_do_not_disturb_each_other():
 
 
 def test_gumbel_noise_has_gumbels_mean_and_variance_and_no_infinities():
-    noise = gumbel(torch.from_numpy(row_keys(0, 0, np.arange(500)).view(np.int64)), 1000)
+    noise = gumbel(
+        torch.from_numpy(row_keys(0, 0, np.arange(500)).view(np.int64)), torch.arange(1000)
+    )
     assert noise.dtype == torch.float64
     assert bool(torch.isfinite(noise).all())
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)
@@ -150,7 +160,9 @@ def test_gumbel_noise_has_gumbels_mean_and_variance_and_no_infinities():
 
 
 def test_gumbel_noise_of_a_row_and_of_a_token_are_independent():
-    noise = gumbel(torch.from_numpy(row_keys(0, 0, np.arange(60)).view(np.int64)), 400)
+    noise = gumbel(
+        torch.from_numpy(row_keys(0, 0, np.arange(60)).view(np.int64)), torch.arange(400)
+    )
     between = np.corrcoef(noise.numpy())
     assert abs(between[~np.eye(60, dtype=bool)]).max() < 0.3
     assert len(noise.unique()) == noise.numel()
@@ -182,7 +194,7 @@ def test_uniform_numbers_are_uniform():
 
 def test_uniform_numbers_do_not_repeat_the_gumbel_noise():
     keys = row_keys(0, 0, np.arange(300))
-    noise = gumbel(torch.from_numpy(keys.view(np.int64)), 64).numpy()
+    noise = gumbel(torch.from_numpy(keys.view(np.int64)), torch.arange(64)).numpy()
     for token in range(64):
         assert abs(np.corrcoef(uniform(keys), noise[:, token])[0, 1]) < 0.25
 
@@ -222,7 +234,7 @@ def test_at_a_temperature_the_published_code_doubts_only_the_end_of_turn(compat,
 
 
 def test_without_an_end_of_turn_only_the_end_of_text_is_doubted():
-    vocabulary = Vocabulary(forbidden=torch.tensor([7]), eos_id=EOS, turn_end_id=None)
+    vocabulary = Vocabulary(torch.arange(10), torch.tensor([7]), EOS, None)
     rule = Proposal(confidence_eos_eot_inf=True)
     logits = [[0.0, 2.0, 0, 0, 0, 0, 4.0, 0, 0, 0]]
     tokens, found = run(logits, rule, vocabulary=vocabulary)
@@ -240,5 +252,98 @@ def test_a_proposal_refuses_numbers_out_of_range(name, value):
 def test_bfloat16_logits_are_scored_in_float32():
     logits = torch.zeros(1, 10, dtype=torch.bfloat16)
     logits[0, 1] = 2.0
-    packed = propose(logits, [Proposal()], row_keys(0, 0, np.arange(1)), VOCABULARY)
+    packed, _ = propose(logits, spans_of([Proposal()]), row_keys(0, 0, np.arange(1)), VOCABULARY)
     assert packed[0, 1].item() == pytest.approx(2 - np.log(9), abs=1e-6)
+
+
+# statistics
+
+
+def stat(packed, name):
+    return packed[:, 2 + STATS.index(name)]
+
+
+RANDOM = torch.randn(40, 10, generator=torch.Generator().manual_seed(8)) * 3
+
+
+def test_entropy_margin_gap_and_end_equal_float64():
+    packed = packed_of(RANDOM, stats=frozenset({"entropy", "margin", "gap", "eos"}))
+    p = torch.softmax(RANDOM.double(), -1)
+    assert torch.allclose(stat(packed, "entropy"), torch.special.entr(p).sum(-1), atol=1e-5)
+    assert torch.allclose(stat(packed, "eos"), p[:, EOS], atol=1e-6)
+    top = RANDOM.topk(2, dim=-1).values.double()
+    assert torch.allclose(stat(packed, "gap"), top[:, 0] - top[:, 1], atol=1e-5)
+    own = p[torch.arange(40), packed[:, 0].long()]
+    best = own == p.amax(-1)
+    second = p.topk(2, dim=-1).values[:, 1]
+    assert best.any()
+    assert torch.allclose(stat(packed, "margin")[best].exp(), 1 - (own - second)[best], atol=1e-6)
+
+
+def test_entropy_and_margin_keep_the_order_of_near_certain_rows():
+    logits = torch.zeros(30, 10)
+    logits[:, 3] = 30.0 + torch.arange(30) * 1e-2
+    packed = packed_of(logits, stats=frozenset({"entropy", "margin"}))
+    for name in ("entropy", "margin"):
+        assert bool((stat(packed, name).diff() < 0).all()), name
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 99])
+def test_confidence_over_the_likeliest_tokens_alone(size):
+    packed = packed_of(RANDOM, top_v=size, stats=frozenset({"top_v_entropy"}))
+    for row, (token, odds_, *_) in enumerate(packed.tolist()):
+        top = RANDOM[row].double().topk(min(size, 10))
+        shares = torch.softmax(top.values, -1)
+        inside = (top.indices == int(token)).nonzero()
+        if not len(inside):
+            assert odds_ == -np.inf
+            continue
+        own = shares[int(inside[0, 0])].item()
+        assert odds_ == (pytest.approx(odds(own), abs=1e-4) if own < 1 else np.inf)
+        found = stat(packed, "top_v_entropy")[row].item()
+        assert found == pytest.approx(float(torch.special.entr(shares).sum()), abs=1e-5)
+
+
+def test_static_pruning_is_the_users_word_before_the_decoders():
+    asked = packed_of(RANDOM, top_v=2)
+    ruled = packed_of(RANDOM, Proposal(vocabulary="static", vocab_size=2), top_v=9)
+    assert torch.equal(asked, ruled)
+    whole = packed_of(RANDOM, Proposal(vocabulary="none"), top_v=2)
+    assert torch.equal(whole, packed_of(RANDOM))
+
+
+def test_top_p_and_top_k_restrict_what_is_drawn_but_not_how_sure_the_model_is():
+    logits = torch.tensor([[3.0, 2.9, 2.8, 0.0, 0, 0, 0, 50.0, 0, 60.0]]).expand(400, -1)
+    keys = row_keys(1, 1, np.arange(400))
+    for rule, allowed in (
+        (Proposal(temperature=1.0, top_k=2), {0, 1}),
+        (Proposal(temperature=1.0, top_p=0.3), {0}),
+        (Proposal(temperature=1.0, top_p=0.4), {0, 1}),
+        (Proposal(temperature=1.0), {0, 1, 2, 3, 4, 5, 6, 8}),
+    ):
+        packed = packed_of(logits, rule, keys)
+        assert set(packed[:, 0].long().tolist()) == allowed
+        assert float(packed[:, 1].max()) < -40, "the mask that the model wants costs confidence"
+
+
+def test_told_of_the_sampled_distribution_the_confidence_is_its_probability():
+    rule = Proposal(top_k=2)
+    packed = packed_of([[3.0, 2.0, 1.0, 0, 0, 0, 0, 0, 0, 0]], rule, from_sampling=True)
+    assert packed[0, 0] == 0
+    assert packed[0, 1].item() == pytest.approx(1.0, abs=1e-5), "odds e^3 : e^2"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"vocab_size": 5}, "needs vocabulary="),
+        ({"vocabulary": "static", "vocab_size": 0}, "must be at least 1"),
+        ({"vocabulary": "frequency"}, "needs frequencies=FILE"),
+        ({"max_missed": 2.0}, "max_missed=2.0"),
+    ],
+)
+def test_pruning_refuses_what_cannot_be(knobs, message):
+    with pytest.raises(ConfigError, match=message):
+        Proposal(**knobs)

@@ -7,8 +7,9 @@ comparison with the mask id: a prompt may contain the mask's id as ordinary text
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,8 @@ class Edit:
 
     `commit` open slots get `tokens` (with `confidence` in [0, 1]); `replace` decided slots get
     `replace_tokens`; `remask` decided slots become undecided; `delete` slots disappear; `insert` lists
-    `(slot, count)`: `count` open slots before `slot` (`slot == len(canvas)` appends).
+    `(slot, count)`: `count` open slots before `slot` (`slot == len(canvas)` appends); `append` are tokens
+    that become decided slots at the end. `notes`: numbers the method chose, for the trace only.
     """
 
     commit: Ints = field(default_factory=lambda: NO_SLOTS)
@@ -97,11 +99,13 @@ class Edit:
     remask: Ints = field(default_factory=lambda: NO_SLOTS)
     delete: Ints = field(default_factory=lambda: NO_SLOTS)
     insert: tuple[tuple[int, int], ...] = ()
+    append: Ints = field(default_factory=lambda: NO_SLOTS)
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         """Whether applying it changes nothing."""
-        changes = (self.commit, self.replace, self.remask, self.delete)
+        changes = (self.commit, self.replace, self.remask, self.delete, self.append)
         return not self.insert and all(len(slots) == 0 for slots in changes)
 
 
@@ -114,6 +118,7 @@ def apply(canvas: Canvas, edit: Edit, step: int) -> Canvas:
     assert canvas.open[edit.commit].all(), "commit on a decided slot"
     assert (edit.tokens != canvas.mask_id).all(), "the mask id was committed"
     assert (edit.replace_tokens != canvas.mask_id).all(), "the mask id was written"
+    assert (edit.append != canvas.mask_id).all(), "the mask id was appended"
     assert len(np.unique(edit.commit)) == len(edit.commit), "a slot was committed twice"
     assert len(edit.tokens) == len(edit.commit), "not one token a committed slot"
     for slots in (edit.replace, edit.remask, edit.delete):
@@ -127,8 +132,32 @@ def apply(canvas: Canvas, edit: Edit, step: int) -> Canvas:
     tokens[edit.remask], open_[edit.remask], origin[edit.remask] = canvas.mask_id, True, -1
     changed = replace(canvas, tokens=tokens, open=open_, origin=origin)
     if len(edit.delete) or edit.insert:
-        return _restructure(changed, edit)
+        changed = _restructure(changed, edit)
+    if len(edit.append):
+        changed = _append(changed, edit.append, step)
     return changed
+
+
+def truncate(canvas: Canvas, size: int) -> Canvas:
+    """The first `size` slots of a canvas."""
+    kept = {
+        name: getattr(canvas, name)[:size] for name in ("tokens", "open", "fixed", "origin", "uid")
+    }
+    return replace(canvas, **kept)
+
+
+def _append(canvas: Canvas, tokens: Ints, step: int) -> Canvas:
+    """Decided slots at the end."""
+    count = len(tokens)
+    return replace(
+        canvas,
+        tokens=np.concatenate((canvas.tokens, tokens)),
+        open=np.concatenate((canvas.open, np.zeros(count, dtype=np.bool_))),
+        fixed=np.concatenate((canvas.fixed, np.zeros(count, dtype=np.bool_))),
+        origin=np.concatenate((canvas.origin, np.full(count, step, dtype=np.int64))),
+        uid=np.concatenate((canvas.uid, canvas.next_uid + np.arange(count))),
+        next_uid=canvas.next_uid + count,
+    )
 
 
 def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
@@ -168,24 +197,78 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a decoder may know of the model: `block_size` of block-causal attention or None, special ids."""
+    """What a decoder may know of the model.
+
+    `block_size` of block-causal attention or None; special ids; `max_length` of the context;
+    `background()`: how frequent each token is in the model's own output (`(V,)`, measured once, when first
+    called); `draft(canvas)`: a cheap guess at the open slots, one token a slot and -1 for none.
+    """
 
     vocab_size: int
     eos_id: int | None
     turn_end_id: int | None
     block_size: int | None
+    max_length: int = 1 << 30
+    background: Callable[[], Floats] | None = None
+    draft: Callable[[Canvas], Ints] | None = None
+
+
+Stat = Literal["entropy", "margin", "gap", "eos", "kl", "top_v_entropy"]
+"""What a reading may tell of a row beside its proposal.
+
+`entropy` of the distribution in nats. `margin`: ln of 1 - (p1 - p2), so that near-certain rows keep their
+order. `gap`: difference of the two largest logits. `eos`: probability of end-of-text. `kl`: divergence in
+nats from the same slot's distribution of the forward before, +inf where that was not read.
+`top_v_entropy`: in nats, over the `top_v` largest logits.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """Numbers added to logits: at `slots`, of `tokens`, by `values` (equal lengths)."""
+
+    slots: Ints
+    tokens: Ints
+    values: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Evidence from earlier forwards: `amounts` at (`slots`, `tokens`); see `decoders.credit`.
+
+    The forward first adds `p ** gamma` for its own likeliest token, then `alpha * ln(1 + amount)` to the
+    logits.
+    """
+
+    slots: Ints
+    tokens: Ints
+    amounts: Floats
+    alpha: float
+    gamma: float
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a decoder wants from the next forward.
 
-    `rows`: slots whose prediction it reads, ascending. `window` `[start, end)`: the running block;
-    caches refresh when it moves.
+    `rows`: slots whose prediction it reads, ascending, open or decided. `window` `[start, end)`: the
+    running block; caches refresh when it moves. `optional`: further slots, read if the cache computes
+    them anyway. `stats`: what to tell beside the proposal. `top_v`: confidence over that many largest
+    logits only. `from_sampling`: tell all of the distribution that is sampled from (temperature, top_p
+    and top_k applied) instead of the model's own. `twins`: decided slots to be predicted as if they were
+    open, by extra queries that see every slot but their own; `twins_meet`: and see each other.
     """
 
     rows: Ints
     window: tuple[int, int]
+    optional: Ints = field(default_factory=lambda: NO_SLOTS)
+    stats: frozenset[Stat] = frozenset()
+    top_v: int | None = None
+    from_sampling: bool = False
+    twins: Ints = field(default_factory=lambda: NO_SLOTS)
+    twins_meet: bool = True
+    bias: Bias | None = None
+    credit: Credit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,31 +278,58 @@ class Reading:
     `slots` ascending; `tokens` the proposed ids (never the mask or a padded row of the vocabulary);
     `log_odds` = ln(p / (1 - p)) of the proposal's probability p in float32 resolution near 1 too, so
     that near-certain tokens keep their order; -inf where the score was suppressed. `uniform` holds one
-    number in [0, 1) per slot, drawn from (seed, forward, slot identity).
+    number in [0, 1) per slot, drawn from (seed, forward, slot identity). `stats`: what was asked for.
+    With `Credit`, `stats` also has the model's own choice before it (`raw_token`, `raw_confidence`).
+    `twin_log_odds`: of the canvas's token at each twin.
     """
 
     slots: Ints
     tokens: Ints
     log_odds: Floats
     uniform: Floats
+    stats: Mapping[str, Floats] = field(default_factory=dict)
+    twin_log_odds: Floats = field(default_factory=lambda: NO_SCORES)
 
     @property
     def confidence(self) -> Floats:
         """p of each proposal, in [0, 1]."""
-        shown: Floats = np.exp(-np.logaddexp(0.0, -self.log_odds))
-        return shown
+        return probability(self.log_odds)
 
     @property
     def doubt(self) -> Floats:
         """1 - p of each proposal, exact where p rounds to 1."""
-        shown: Floats = np.exp(-np.logaddexp(0.0, self.log_odds))
-        return shown
+        return probability(-self.log_odds)
 
-    def commit(self, chosen: Ints) -> Edit:
+    def only(self, kept: Bools) -> Reading:
+        """The part of the reading where `kept` (one flag a slot of the reading)."""
+        if kept.all():
+            return self
+        return replace(
+            self,
+            slots=self.slots[kept],
+            tokens=self.tokens[kept],
+            log_odds=self.log_odds[kept],
+            uniform=self.uniform[kept],
+            stats={name: values[kept] for name, values in self.stats.items()},
+        )
+
+    def undecided(self, canvas: Canvas, start: int = 0, end: int | None = None) -> Reading:
+        """The part about open slots in `[start, end)`."""
+        limit = len(canvas) if end is None else end
+        return self.only(canvas.open[self.slots] & (self.slots >= start) & (self.slots < limit))
+
+    def commit(self, chosen: Ints, notes: Mapping[str, float] | None = None) -> Edit:
         """The edit that commits the proposals at these indices of the reading."""
         chosen = np.sort(chosen)
         return Edit(
             commit=self.slots[chosen],
             tokens=self.tokens[chosen],
             confidence=self.confidence[chosen],
+            notes=notes or {},
         )
+
+
+def probability(log_odds: Floats) -> Floats:
+    """p of ln(p / (1 - p))."""
+    shown: Floats = np.exp(-np.logaddexp(0.0, -log_odds))
+    return shown

@@ -43,3 +43,7 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], owner: str = "") 
     hint = f"did you mean {near[0]!r}? " if near else ""
     listing = f"allowed: {', '.join(names)}" if names else "none are allowed"
     return ConfigError(f"unknown {kind} {name!r}: {owner}{hint}{listing}")
+
+
+class SettingWarning(UserWarning):
+    """A setting that the founding documents write has no effect with the method it ends up in."""

@@ -16,6 +16,11 @@ from unmask.errors import ConfigError
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
+def knob(default: Any, help: str) -> Any:
+    """A dataclass field with its description (unit, range, source, extremes)."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def field_names(cls: type[Any]) -> set[str]:
     """Names of a dataclass's fields."""
     return {field.name for field in dataclasses.fields(cls)}
@@ -50,6 +55,8 @@ def _takes_text(hint: Any) -> bool:
 
 
 def _convert(name: str, hint: Any, value: Any) -> Any:
+    if hint is Any:
+        return value
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
@@ -81,3 +88,37 @@ def _widen(hint: Any, value: Any) -> Any:
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+def split_call(text: str) -> tuple[str, dict[str, str]]:
+    """`name(key=value, ...)` as a name and its settings; a bare name has none. Raises ConfigError.
+
+    Values may hold calls and lists of their own: commas inside brackets do not separate.
+    """
+    name, opened, rest = text.strip().partition("(")
+    if not opened:
+        return name, {}
+    if not rest.endswith(")"):
+        raise ConfigError(f"{text!r} is not of the form name(key=value, ...)")
+    parts, depth = [""], 0
+    for char in rest[:-1]:
+        depth += (char in "([") - (char in ")]")
+        if depth < 0:
+            break
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    if depth != 0:
+        raise ConfigError(f"the brackets of {text!r} do not match")
+    pairs: dict[str, str] = {}
+    for part in parts:
+        if not part.strip() and len(parts) == 1:
+            continue
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{part.strip()!r} in {text!r} is not of the form key=value")
+        if key.strip() in pairs:
+            raise ConfigError(f"{key.strip()} is given twice in {text!r}")
+        pairs[key.strip()] = value.strip()
+    return name.strip(), pairs

@@ -54,3 +54,29 @@ def factor(scores: Floats, doubt: Floats, phi: float, *, compat: bool = False) -
     if compat and length == len(order) - 1:
         length += 1
     return order[:length]
+
+
+def entropy_budget(scores: Floats, entropy: Floats, gamma: float) -> Ints:
+    """The longest run of top ranks whose entropies sum, the largest left out, to at most `gamma`.
+
+    Source: EB-Sampler, arXiv:2505.24857, Eq. 2. At least one.
+    """
+    order = ranking(scores)
+    ordered = entropy[order]
+    shared = np.cumsum(ordered) - np.maximum.accumulate(ordered)
+    return order[: max(1, int((shared <= gamma).sum()))]
+
+
+def run_argmax(slots: Ints, scores: Floats, confidence: Floats, low: float, high: float) -> Ints:
+    """The surest of every run of adjacent slots if above `low`, all above `high`, the surest of all.
+
+    Source: dInfer, hierarchical decoding. Indices ascend.
+    """
+    chosen = confidence > high
+    starts = np.flatnonzero(np.diff(slots, prepend=slots[0] - 2) != 1)
+    for start, end in zip(starts, [*starts[1:], len(slots)], strict=True):
+        best = start + int(np.argmax(scores[start:end]))
+        chosen[best] |= confidence[best] > low
+    chosen[int(np.argmax(scores))] = True
+    found: Ints = np.flatnonzero(chosen)
+    return found

@@ -34,7 +34,8 @@ class StoreView:
     """What one forward sees of a store: rows `[0, B)`, slots `[0, length)`.
 
     `slots_BQ` says where each query's key and value go. Queries that are one contiguous range, the same
-    in every row, are written as a slice.
+    in every row, are written as a slice. Queries beyond those are extra: they are seen in this forward,
+    after the slots, and never kept.
     """
 
     def __init__(
@@ -50,12 +51,15 @@ class StoreView:
         self.row_index = torch.arange(self.rows, device=slots_BQ.device)[:, None]
 
     def update(self, layer: int, k_BQGA: Tensor, v_BQGA: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the queries' keys and values; give all of `[0, length)` as `(B, G, length, A)`."""
+        """Write the queries' keys and values; give all of `[0, length)`, then the extra ones."""
         out = []
-        for stored, new in ((self.store.keys[layer], k_BQGA), (self.store.values[layer], v_BQGA)):
+        kept = self.slots_BQ.shape[1]
+        for stored, all_ in ((self.store.keys[layer], k_BQGA), (self.store.values[layer], v_BQGA)):
+            new, extra = all_[:, :kept], all_[:, kept:]
             if self.contiguous is not None:
                 stored[: self.rows, :, self.contiguous] = new.transpose(1, 2)
             else:
                 stored[self.row_index, :, self.slots_BQ] = new
-            out.append(stored[: self.rows, :, : self.length])
+            seen = stored[: self.rows, :, : self.length]
+            out.append(torch.cat((seen, extra.transpose(1, 2)), dim=2) if extra.shape[1] else seen)
         return out[0], out[1]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+import warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from unmask.cli.words import Settings, parse_blanks, read_prompt, settings, split_words
-from unmask.errors import ConfigError
+from unmask.decoders import decoder_name
+from unmask.errors import ConfigError, SettingWarning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from unmask.canvas import Canvas
     from unmask.engine.llm import LLM
+    from unmask.engine.options import Method
     from unmask.view.report import Run
     from unmask.view.terminal import LiveView
     from unmask.view.trace import TraceWriter
@@ -42,9 +45,11 @@ def generate(words: Sequence[str], flags: dict[str, Any], shown: Shown) -> None:
     wanted = settings(pairs, flags)
     console = live_console(shown)
     text = read_prompt(prompt)
-    llm, knobs = load(wanted, shown.trace)
-    canvas = llm.prompt_canvas(text, wanted.gen_length, raw=wanted.raw)
-    _decode_and_report(llm, canvas, wanted, knobs, shown, console)
+    llm, method = load(wanted, shown.trace)
+    canvas = llm.prompt_canvas(
+        text, llm.first_length(method.decoder, wanted.gen_length), raw=wanted.raw
+    )
+    _decode_and_report(llm, canvas, wanted, method, shown, console)
 
 
 def infill(words: Sequence[str], flags: dict[str, Any], shown: Shown) -> None:
@@ -58,8 +63,8 @@ def infill(words: Sequence[str], flags: dict[str, Any], shown: Shown) -> None:
     wanted = dataclasses.replace(settings(pairs, flags, unused), stop_at_eos=False)
     console = live_console(shown)
     parts = parse_blanks(read_prompt(text, "text"))
-    llm, knobs = load(wanted, shown.trace)
-    _decode_and_report(llm, llm.infill_canvas(parts), wanted, knobs, shown, console)
+    llm, method = load(wanted, shown.trace)
+    _decode_and_report(llm, llm.infill_canvas(parts), wanted, method, shown, console)
 
 
 def live_console(shown: Shown) -> Console | None:
@@ -81,8 +86,8 @@ def live_console(shown: Shown) -> Console | None:
     return usable[0]
 
 
-def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, dict[str, Any]]:
-    """The model, and all knobs in force; what can be wrong is found before the model is read."""
+def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
+    """The model and the method; what can be wrong is found before the model is read."""
     from unmask.caches import make_cache
 
     if trace is not None:
@@ -94,9 +99,17 @@ def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, dict[str, An
         from unmask.engine.llm import LLM
         from unmask.engine.options import configure
 
-        method, proposal = configure(wanted.decoder, dict(wanted.knobs))
+        method = configure(wanted.decoder, dict(wanted.knobs))
         llm = LLM(wanted.model, dtype=wanted.dtype, device=wanted.device)
-    return llm, dataclasses.asdict(proposal) | dataclasses.asdict(method)
+    if method.said is not None:
+        print(f"unmask: note: {method.said}", file=sys.stderr)
+        warnings.simplefilter("ignore", SettingWarning)
+    return llm, method
+
+
+def knobs_of(method: Method) -> dict[str, Any]:
+    """All knobs in force."""
+    return dataclasses.asdict(method.proposal) | dataclasses.asdict(method.decoder)
 
 
 def _waiting(what: str) -> Any:
@@ -108,7 +121,7 @@ def decode(
     llm: LLM,
     canvas: Canvas,
     wanted: Settings,
-    knobs: dict[str, Any],
+    method: Method,
     view: LiveView | None = None,
     trace: TraceWriter | None = None,
 ) -> Run:
@@ -142,9 +155,9 @@ def decode(
         output=llm.output(last, False),
         seconds=seconds,
         model=wanted.model,
-        decoder=wanted.decoder,
+        decoder=decoder_name(method.decoder),
         cache=wanted.cache,
-        knobs=knobs,
+        knobs=knobs_of(method),
         seed=wanted.seed,
     )
 
@@ -153,7 +166,7 @@ def _decode_and_report(
     llm: LLM,
     canvas: Canvas,
     wanted: Settings,
-    knobs: dict[str, Any],
+    method: Method,
     shown: Shown,
     console: Console | None,
 ) -> None:
@@ -166,9 +179,9 @@ def _decode_and_report(
         if shown.trace is not None:
             header = Header(
                 model=wanted.model,
-                decoder=wanted.decoder,
+                decoder=decoder_name(method.decoder),
                 cache=wanted.cache,
-                knobs=knobs,
+                knobs=knobs_of(method),
                 seed=wanted.seed,
                 prompt_ids=canvas.tokens[: canvas.prompt_length].tolist(),
                 gen_length=len(canvas) - canvas.prompt_length,
@@ -179,7 +192,7 @@ def _decode_and_report(
             trace = stack.enter_context(TraceWriter(shown.trace, header, pieces))
         if console is not None:
             view = stack.enter_context(LiveView(console, pieces, llm.stop_ids, shown.fps))
-        run = decode(llm, canvas, wanted, knobs, view, trace)
+        run = decode(llm, canvas, wanted, method, view, trace)
     if shown.as_json:
         print(json.dumps(run.as_json(), ensure_ascii=False), flush=True)
     else:

@@ -103,16 +103,19 @@ def _decode(
     told = dataclasses.replace(
         wanted, decoder=item.decoder, cache=item.cache, stop_at_eos=not item.infill
     )
+    from unmask.engine.options import configure
+
     if item.infill:
         canvas = llm.infill_canvas(parse_blanks(item.example.prompt))
     else:
         canvas = llm.prompt_canvas(item.example.prompt, item.gen_length)
+    method = configure(told.decoder, {})
     if console is None:
-        return decode(llm, canvas, told, {})
+        return decode(llm, canvas, told, method)
     from unmask.view.terminal import LiveView, Pieces
 
     with LiveView(console, Pieces(llm.tokenizer), llm.stop_ids, pace) as view:
-        return decode(llm, canvas, told, {}, view)
+        return decode(llm, canvas, told, method, view)
 
 
 def _verdict(item: Item, right: bool) -> str:

@@ -9,14 +9,6 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-PROPOSAL_KNOBS: dict[str, tuple[Any, str]] = {
-    "temperature": (0.0, "0: the likeliest token; above: sampled, the higher the wilder"),
-    "cfg_scale": (0.0, "weight of classifier-free guidance, 0: off; costs a second row a forward"),
-    "logits_eos_inf": (False, "never propose end-of-text"),
-    "confidence_eos_eot_inf": (False, "commit end-of-text and end-of-turn last"),
-}
-"""Knobs of the proposal, whose own module would import torch; `compat` is the decoders' too."""
-
 
 class DecodeCommand(TyperCommand):
     """A command that takes decoders' knobs."""
@@ -38,23 +30,44 @@ class TrainCommand(TyperCommand):
         show_recipes()
 
 
-def knobs_page() -> str:
-    """Decoders with their knobs, those that all have apart, and the caches."""
-    from unmask import caches, decoders
+COMMON = 5
+"""A knob that this many decoders explain in the same words is listed once."""
 
+
+def knobs_page() -> str:
+    """Decoders with their knobs, those of many apart, those of every one, and the caches."""
+    from unmask import caches, decoders
+    from unmask.proposal import Proposal
+
+    shared = {field.name: field for field in dataclasses.fields(Proposal)}
     found = {
-        name: {field.name: field for field in dataclasses.fields(decoders.decoder_class(name))}
+        name: [
+            field
+            for field in dataclasses.fields(decoders.decoder_class(name))
+            if field.name not in shared
+        ]
         for name in decoders.names()
     }
-    shared = set.intersection(*(set(fields) for fields in found.values()))
-    first = next(iter(found.values()))
+    owners: dict[tuple[str, str], list[str]] = {}
+    for name, fields in found.items():
+        for field in fields:
+            owners.setdefault((field.name, field.metadata["help"]), []).append(name)
     lines = ["Decoders, and their knobs as key=value:"]
+    common: dict[str, tuple[Any, list[str]]] = {}
     for name, fields in found.items():
         lines.append(f"  {name}")
-        lines.extend(_knob(fields[key]) for key in fields if key not in shared)
+        for field in fields:
+            who = owners[field.name, field.metadata["help"]]
+            if len(who) >= COMMON:
+                common[field.name] = (field, who)
+            else:
+                lines.append(_knob(field))
+    for field, who in common.values():
+        missing = sorted(set(found) - set(who))
+        lines.append(f"  every decoder but {', '.join(missing)}" if missing else "  every decoder")
+        lines.append(_knob(field))
     lines.append("  every decoder")
-    lines.extend(_knob(first[key]) for key in first if key in shared)
-    lines.extend(_entry(key, default, about) for key, (default, about) in PROPOSAL_KNOBS.items())
+    lines.extend(_knob(field) for field in shared.values())
     lines.append(f"Caches: {', '.join(caches.names())}")
     return "\n".join(lines)
 

@@ -5,13 +5,30 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import unmask
+from unmask.cli import frequencies
+from unmask.cli.bench_app import bench
 from unmask.cli.extended import DecodeCommand, TrainCommand
+from unmask.cli.flags import (
+    CacheFlag,
+    DecoderFlag,
+    DeviceFlag,
+    DtypeFlag,
+    FpsFlag,
+    JsonFlag,
+    LengthFlag,
+    LiveFlag,
+    ModelFlag,
+    RawFlag,
+    SeedFlag,
+    StopFlag,
+    TraceFlag,
+    Words,
+)
 from unmask.errors import UnmaskError
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
@@ -28,67 +45,7 @@ app = typer.Typer(
     },
 )
 
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="PROMPT | KEY=VALUE",
-        help="The prompt in quotes ('-' or nothing: standard input), and knobs such as "
-        "threshold=0.9, steps=64, block_length=32 or temperature=0.5.",
-        show_default=False,
-    ),
-]
-ModelFlag = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", metavar="M", help="Bundled name, folder or hub id. Default: demo."
-    ),
-]
-DecoderFlag = Annotated[
-    str | None,
-    typer.Option("--decoder", "-d", metavar="D", help="Decoding method. Default: vanilla."),
-]
-CacheFlag = Annotated[
-    str | None, typer.Option("--cache", "-c", metavar="C", help="Cache policy. Default: none.")
-]
-LengthFlag = Annotated[
-    str | None, typer.Option("--gen-length", metavar="N", help="Slots to generate. Default: 128.")
-]
-SeedFlag = Annotated[
-    str | None, typer.Option("--seed", metavar="S", help="Seed of all randomness. Default: 0.")
-]
-DtypeFlag = Annotated[
-    str | None,
-    typer.Option("--dtype", metavar="T", help="float32 (default on a CPU), bfloat16 or float16."),
-]
-DeviceFlag = Annotated[
-    str | None, typer.Option("--device", metavar="X", help="cpu, cuda or cuda:N.")
-]
-RawFlag = Annotated[
-    bool | None, typer.Option("--raw/--no-raw", help="Take the prompt without the chat template.")
-]
-StopFlag = Annotated[
-    bool | None,
-    typer.Option(
-        "--stop-at-eos/--no-stop-at-eos", help="End as soon as the answer has. Default: stop."
-    ),
-]
-JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object instead of the text.")
-]
-TraceFlag = Annotated[
-    Path | None,
-    typer.Option(
-        "--trace", metavar="FILE", help="Write every forward's changes there as JSON lines."
-    ),
-]
-LiveFlag = Annotated[
-    bool | None,
-    typer.Option("--live/--no-live", help="Show the canvas at work. Default: on a terminal."),
-]
-FpsFlag = Annotated[
-    float | None,
-    typer.Option("--fps", metavar="N", help="Most frames a second of the live canvas."),
-]
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:
@@ -189,6 +146,27 @@ def _models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     models.show(as_json)
 
 
+@app.command("frequencies")
+def _frequencies(
+    files: frequencies.Files = None,
+    out: frequencies.Out = None,
+    model: ModelFlag = None,
+    is_estimate: frequencies.IsEstimate = False,
+    field: frequencies.Field = None,
+    seed: SeedFlag = None,
+    dtype: DtypeFlag = None,
+    device: DeviceFlag = None,
+    is_forced: frequencies.IsForced = False,
+) -> None:
+    """Write background counts of tokens, which some decoders take.
+
+    Seed, dtype and device are for --estimate; counting needs no more than the model's tokenizer.
+    """
+    run = frequencies.estimate if is_estimate else frequencies.count
+    loading = {"seed": seed, "dtype": dtype, "device": device}
+    run(files or [], out, model or "demo", field, loading, is_forced)
+
+
 @app.command("train", cls=TrainCommand)
 def _train(
     words: Annotated[
@@ -222,6 +200,14 @@ def _demo(
     from unmask.cli import demo
 
     demo.run(model or "demo", fps, fast)
+
+
+@app.command("decoders")
+def _decoders() -> None:
+    """Print the reference of all decoders: source, knobs, defaults, what composes (Markdown)."""
+    from unmask.view.reference import markdown
+
+    print(markdown(), end="")
 
 
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]

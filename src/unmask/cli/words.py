@@ -23,7 +23,7 @@ class Settings:
     model: str
     decoder: str
     cache: str
-    gen_length: int
+    gen_length: int | None
     seed: int
     dtype: str | None
     device: str | None
@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "model": "demo",
     "decoder": "vanilla",
     "cache": "none",
-    "gen_length": 128,
+    "gen_length": None,
     "seed": 0,
     "dtype": None,
     "device": None,
@@ -105,7 +105,7 @@ def _typed(key: str, value: Any, default: Any) -> Any:
         if value.lower() not in SPELLED:
             raise ConfigError(f"{key}={value!r} must be true or false")
         return SPELLED[value.lower()]
-    if isinstance(default, int) and not isinstance(default, bool):
+    if key in ("gen_length", "seed"):
         try:
             return int(value)
         except ValueError:

@@ -1,6 +1,6 @@
 """Decoding methods. One paper, one file; the file's name is the decoder's name.
 
-A decoder is a frozen dataclass of knobs with three methods (`Decoder`). It holds no progress: state is
+A decoder is a frozen dataclass of knobs with four methods (`Decoder`). It holds no progress: state is
 a value that `start` makes and `ask` and `step` pass on, one per sequence. It sees one sequence only,
 numbers on the host only, and only the slots it asked for. To add one: write the file, define `DECODER`.
 """
@@ -8,118 +8,59 @@ numbers on the host only, and only the slots it asked for. To add one: write the
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Protocol, TypeVar
 
 from unmask.canvas import Ask, Canvas, Edit, ModelFacts, Reading
+from unmask.decoders._blocks import Block, Blockwise, Scheduled
+from unmask.decoders._scores import Scores, Scoring
 from unmask.errors import ConfigError, unknown_name
-from unmask.knobs import set_field
+from unmask.knobs import field_names, knob, set_field, split_call
+
+__all__ = [
+    "Block",
+    "Blockwise",
+    "Decoder",
+    "Scheduled",
+    "Scores",
+    "Scoring",
+    "decoder_class",
+    "decoder_name",
+    "describe",
+    "knob",
+    "knob_names",
+    "make_decoder",
+    "names",
+    "resolve",
+]
 
 State = TypeVar("State")
 
 
-def knob(default: Any, help: str) -> Any:
-    """A dataclass field with its one-line description (unit, range, source, extremes)."""
-    return field(default=default, metadata={"help": help})
-
-
 class Decoder(Protocol[State]):
-    """The seam: pure functions of one sequence."""
+    """The seam: pure functions of one sequence.
+
+    Two more methods are optional. `first_canvas(canvas, facts)` gives the canvas to begin with (its
+    default: the whole of it open). `num_settled(canvas, state)` says how many slots from the left will
+    not change once they are decided (its default: all; a method that revises says less).
+    """
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> State:
         """The state before the first forward. Raises ConfigError when the knobs do not fit."""
         ...
 
-    def max_slots(self, canvas: Canvas) -> int:
+    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
         """The most slots the canvas may grow to; bounds memory and the loop."""
         ...
 
     def ask(self, canvas: Canvas, state: State) -> tuple[Ask, State]:
-        """What to read next (after moving on from a full block). The canvas has open slots."""
+        """What to read next (after moving on from a full block)."""
         ...
 
     def step(self, canvas: Canvas, state: State, reading: Reading) -> tuple[Edit, State]:
         """What to do about a reading of the asked slots."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A running block `[start, end)`; `step` forwards were made in it; `quotas` per forward."""
-
-    start: int
-    end: int
-    step: int = 0
-    quotas: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Blockwise:
-    """Semi-autoregressive decoding: fixed blocks from left to right, one rule inside (`select`).
-
-    Source: LLaDA, arXiv:2502.09992, Appendix B.4. Eligible are all open slots left of the block's end.
-    """
-
-    block_length: int | None = knob(
-        None,
-        "slots per block, 1 (left to right) to gen_length (any order), a divisor of gen_length; "
-        "default: the largest divisor in 8..32, else gen_length; for infilling the whole text",
-    )
-    compat: bool = knob(
-        False, "repeat the reference's token-changing quirks instead of the fixed rule"
-    )
-
-    def select(self, reading: Reading, block: Block) -> Any:
-        """Indices of the reading to commit."""
-        raise AssertionError(f"{type(self).__name__} defines no rule")
-
-    def length_of(self, canvas: Canvas) -> int:
-        """The block length in force: the knob, or its default for this canvas."""
-        if self.block_length is not None:
-            return self.block_length
-        size = len(canvas) - canvas.prompt_length
-        if canvas.infilling:
-            return size
-        fitting = [n for n in range(8, 33) if size % n == 0]
-        return fitting[-1] if fitting else size
-
-    def enter(self, canvas: Canvas, start: int) -> Block:
-        """The block at `start`."""
-        return Block(start, min(start + self.length_of(canvas), len(canvas)))
-
-    def max_slots(self, canvas: Canvas) -> int:
-        """The canvas never grows."""
-        return len(canvas)
-
-    def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """Check the knobs against the canvas and enter the first block."""
-        size, length = len(canvas) - canvas.prompt_length, self.length_of(canvas)
-        if length < 1:
-            raise ConfigError(f"block_length={length} must be at least 1")
-        if size % length and not canvas.infilling:
-            near = min(
-                (n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - length)
-            )
-            raise ConfigError(
-                f"block_length={length} does not divide gen_length={size}; "
-                f"use block_length={near}, or a gen_length that is a multiple of {length}"
-            )
-        return self.enter(canvas, canvas.prompt_length)
-
-    def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """Every open slot left of the block's end; full blocks are left behind."""
-        rows = canvas.open_slots(0, state.end)
-        while len(rows) == 0:
-            state = self.enter(canvas, state.end)
-            rows = canvas.open_slots(0, state.end)
-        return Ask(rows, (min(state.start, int(rows[0])), state.end)), state
-
-    def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
-        """Commit what the rule selects."""
-        edit = reading.commit(self.select(reading, state))
-        return edit, dataclasses.replace(state, step=state.step + 1)
 
 
 def names() -> list[str]:
@@ -134,7 +75,80 @@ def decoder_class(name: str) -> Any:
     return import_module(f"{__name__}.{name}").DECODER
 
 
+def resolve(name: str, knobs: dict[str, Any]) -> tuple[str, dict[str, Any], str | None]:
+    """The method that a name and its knobs stand for, its knobs, and what was changed (or None).
+
+    `prophet(inner=cadllm)` carries knobs in the name. `vanilla` with `threshold`, `factor`, `gamma` or
+    `debias` is the founding documents' way to write another method. Raises ConfigError.
+    """
+    name, inside = split_call(name)
+    for key, value in inside.items():
+        if key in knobs and str(knobs[key]) != str(value):
+            raise ConfigError(f"{key}={value} and {key}={knobs[key]} contradict; give one of them")
+    knobs = {**inside, **knobs}
+    aliases = getattr(decoder_class(name), "STANDS_FOR", {})
+    found = [key for key in aliases if knobs.get(key) not in (None, False, "false", "null")]
+    knobs = {key: value for key, value in knobs.items() if key not in aliases or key in found}
+    if not found:
+        return name, knobs, None
+    if len(found) > 1:
+        raise ConfigError(f"{' and '.join(found)} name different methods; give one of them")
+    target, changes = aliases[found[0]]
+    knobs = {
+        key: value for key, value in knobs.items() if key != found[0] or key in knob_names(target)
+    }
+    knobs |= {key: value for key, value in changes.items() if key not in knobs}
+    dropped = [key for key in knobs if key == "steps" and key not in knob_names(target)]
+    said = f"decoder {name} with {found[0]} is {target}"
+    if dropped:
+        said += f", which has no schedule: steps={knobs['steps']} has no effect"
+    return target, {key: value for key, value in knobs.items() if key not in dropped}, said
+
+
+def knob_names(name: str, knobs: dict[str, Any] | None = None) -> set[str]:
+    """Knobs that a decoder takes, those of what it wraps included."""
+    cls = decoder_class(name)
+    own = field_names(cls)
+    if "inner" not in own:
+        return own | set(getattr(cls, "STANDS_FOR", {}))
+    inner, _ = split_call(str((knobs or {}).get("inner", cls.inner)))
+    return own | knob_names(inner)
+
+
 def make_decoder(name: str, knobs: dict[str, Any]) -> Any:
     """A decoder with these knobs, all of which it has. Raises ConfigError for a wrong value."""
     cls = decoder_class(name)
+    own = field_names(cls)
+    if "inner" in own:
+        inner = {key: value for key, value in knobs.items() if key not in own}
+        wrapped, inner, _ = resolve(str(knobs.get("inner", cls.inner)), inner)
+        if "inner" in field_names(decoder_class(wrapped)):
+            raise ConfigError(f"inner={wrapped!r} wraps a decoder itself; use one that does not")
+        if "compat" in knobs:
+            inner["compat"] = knobs["compat"]
+        made = make_decoder(wrapped, inner)
+        values = {
+            key: set_field(cls, key, value)
+            for key, value in knobs.items()
+            if key in own - {"inner"}
+        }
+        return cls(inner=made, **values)
     return cls(**{key: set_field(cls, key, value) for key, value in knobs.items()})
+
+
+def decoder_name(decoder: Any) -> str:
+    """The name of a decoder's method."""
+    return str(type(decoder).__module__.rpartition(".")[2])
+
+
+def describe(decoder: Any) -> str:
+    """A decoder as `name(knob=value, ...)`, knobs at their defaults left out."""
+    shown = []
+    for item in dataclasses.fields(decoder):
+        value = getattr(decoder, item.name)
+        if item.name == "inner":
+            shown.append(f"inner={describe(value)}")
+        elif value != item.default:
+            shown.append(f"{item.name}={value}")
+    name = decoder_name(decoder)
+    return f"{name}({', '.join(shown)})" if shown else name

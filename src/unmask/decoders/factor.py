@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from unmask import selection
 from unmask.canvas import Ints, Reading
-from unmask.decoders import Block, Blockwise, knob
+from unmask.decoders import Block, Blockwise, Scores, knob
 from unmask.errors import ConfigError
 
 
@@ -28,9 +28,9 @@ class Factor(Blockwise):
         if not self.factor >= 0:
             raise ConfigError(f"factor={self.factor} must be a number, at least 0")
 
-    def select(self, reading: Reading, block: Block) -> Ints:
+    def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
         """The bound on the ranks, with progress guaranteed."""
-        return selection.factor(reading.log_odds, reading.doubt, self.factor, compat=self.compat)
+        return selection.factor(scores.rank, scores.doubt, self.factor, compat=self.compat)
 
 
 DECODER = Factor

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from unmask import selection
 from unmask.canvas import Ints, Reading
-from unmask.decoders import Block, Blockwise, knob
+from unmask.decoders import Block, Blockwise, Scores, knob
 from unmask.errors import ConfigError
 
 
@@ -27,9 +27,9 @@ class Threshold(Blockwise):
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold={self.threshold} must be between 0 and 1")
 
-    def select(self, reading: Reading, block: Block) -> Ints:
+    def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
         """Eq. 1 of the rule, with progress guaranteed."""
-        return selection.threshold(reading.log_odds, reading.confidence, self.threshold)
+        return selection.threshold(scores.rank, scores.level, self.threshold)
 
 
 DECODER = Threshold

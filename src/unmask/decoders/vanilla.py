@@ -6,52 +6,44 @@ whose quota is 0 (more steps than slots) is not made; ties go to the lowest slot
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-from unmask.canvas import Canvas, Ints, ModelFacts, Reading
-from unmask.decoders import Block, Blockwise, knob
+from unmask.canvas import Ints, Reading
+from unmask.decoders import Block, Scheduled, Scores, knob
 from unmask.errors import ConfigError
-from unmask.selection import quota, quota_schedule
+from unmask.selection import quota
 
 
 @dataclass(frozen=True)
-class Vanilla(Blockwise):
-    """`steps` forwards over the whole generation, split evenly over the blocks."""
+class Vanilla(Scheduled):
+    """A quota a forward, by score or at random."""
 
-    steps: int | None = knob(
-        None, "forwards in all, number of blocks to gen_length; default: gen_length (a token each)"
-    )
+    STANDS_FOR: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "threshold": ("threshold", {}),
+        "factor": ("factor", {}),
+        "gamma": ("eb_sampler", {"order": "confidence"}),
+        "debias": ("pc_sampler", {"lambd": 0.0}),
+    }
+    """Knobs that the founding documents write on it, the method each names, and its other knobs."""
+
     remasking: Literal["low_confidence", "random"] = knob(
         "low_confidence", "keep the surest tokens, or random ones"
     )
 
-    def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """Also check that `steps` can be split."""
-        size = len(canvas) - canvas.prompt_length
-        block = super().start(canvas, facts)
-        length = self.length_of(canvas)
-        blocks = -(-size // length)
-        if self.steps is not None and (self.steps < 1 or self.steps % blocks):
-            raise ConfigError(
-                f"steps={self.steps} cannot be split over {blocks} blocks (gen_length={size}, "
-                f"block_length={length}); use a positive multiple of {blocks}"
-            )
-        return block
+    def __post_init__(self) -> None:
+        """Reject a random order by two names that contradict."""
+        if self.remasking == "random" and self.score != "confidence":
+            raise ConfigError(f"remasking=random leaves score={self.score} without effect")
 
-    def enter(self, canvas: Canvas, start: int) -> Block:
-        """A block with its quotas, set by the slots that are open when it begins."""
-        block = super().enter(canvas, start)
-        num_open = len(canvas.open_slots(start, block.end))
-        blocks = -(-(len(canvas) - canvas.prompt_length) // self.length_of(canvas))
-        steps = num_open if self.steps is None else self.steps // blocks
-        return replace(block, quotas=quota_schedule(num_open, max(1, min(steps, num_open))))
+    @property
+    def effective_score(self) -> str:
+        """Random remasking is the random score."""
+        return "random" if self.remasking == "random" else self.score
 
-    def select(self, reading: Reading, block: Block) -> Ints:
-        """This forward's quota, by confidence or at random."""
-        score = reading.uniform if self.remasking == "random" else reading.log_odds
-        k = block.quotas[block.step] if block.step < len(block.quotas) else 1
-        return quota(score, k)
+    def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
+        """This forward's quota."""
+        return quota(scores.rank, self.quota_of(block))
 
 
 DECODER = Vanilla

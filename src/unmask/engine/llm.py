@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from numbers import Integral
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from unmask.caches import make_cache
-from unmask.canvas import Canvas, ModelFacts, new_canvas
+from unmask.canvas import Canvas, Floats, Ints, ModelFacts
+from unmask.decoders import describe
 from unmask.engine import request as request_module
+from unmask.engine.background import estimate
+from unmask.engine.likelihood import loglikelihood
 from unmask.engine.loop import Event, decode
 from unmask.engine.options import (
     INFILL_OPTIONS,
     OPTIONS,
     STREAM_OPTIONS,
+    Method,
     Prompt,
     configure,
     flags,
     prompt_list,
 )
+from unmask.engine.prompts import Messages, Prompts
 from unmask.engine.request import Output, Request
 from unmask.engine.runner import Runner
 from unmask.engine.tokenizer import load_tokenizer, token_id
-from unmask.errors import ConfigError, ModelError, PromptError
+from unmask.errors import ConfigError, ModelError, SettingWarning
 from unmask.knobs import whole
 from unmask.models import load_model, resolve_model
 from unmask.models._transformer import Transformer
 from unmask.sampling import Vocabulary
 
-Messages = list[dict[str, str]]
+GEN_LENGTH = 128
 
 
-class LLM:
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Everything of a request but its canvas."""
+
+    method: Method
+    cache: Any
+    seed: int
+    stop_ids: frozenset[int]
+    stop_at_eos: bool
+    facts: ModelFacts
+
+    def __call__(self, canvas: Canvas) -> Request:
+        """The request of a canvas."""
+        return Request(
+            canvas=canvas,
+            decoder=self.method.decoder,
+            cache=self.cache,
+            proposal=self.method.proposal,
+            seed=self.seed,
+            stop_ids=self.stop_ids,
+            stop_at_eos=self.stop_at_eos,
+            facts=self.facts,
+        )
+
+
+class LLM(Prompts):
     """A loaded model with its tokenizer.
 
     `model`: a bundled name ("demo"), a checkpoint folder, a hub id, or a `Transformer`. `dtype`, e.g.
@@ -63,11 +95,15 @@ class LLM:
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
         self.spec = self.model.spec
         self.vocabulary = self._vocabulary()
+        self._background: Floats | None = None
+        self._drafters: dict[str, LLM] = {}
         self.facts = ModelFacts(
             vocab_size=self.spec.vocab_size,
             eos_id=self.vocabulary.eos_id,
             turn_end_id=self.vocabulary.turn_end_id,
             block_size=self.spec.block_size,
+            max_length=self.spec.max_length,
+            background=self.background,
         )
         ends = (self.vocabulary.eos_id, self.vocabulary.turn_end_id)
         self.stop_ids = frozenset(id_ for id_ in ends if id_ is not None)
@@ -81,6 +117,7 @@ class LLM:
             raise ModelError(f"mask_token_id={self.spec.mask_id} is outside the {rows} rows")
         forbidden = sorted({self.spec.mask_id, *range(known, rows)})
         return Vocabulary(
+            token_ids=torch.arange(rows, device=self.model.device),
             forbidden=torch.tensor(forbidden, device=self.model.device),
             eos_id=self.spec.eos_id if self.spec.eos_id < rows else None,
             turn_end_id=token_id(self.tokenizer, self.spec.turn_end),
@@ -92,7 +129,7 @@ class LLM:
         decoder: str = "vanilla",
         cache: str = "none",
         *,
-        gen_length: int = 128,
+        gen_length: int | None = None,
         seed: int = 0,
         stop_at_eos: bool = True,
         return_trace: bool = False,
@@ -104,10 +141,11 @@ class LLM:
 
         `prompts`: a string, strings, or lists of token ids (used as given). A string is one user turn in
         the model's chat template when it has one; `raw=True` takes it as plain text. `gen_length`
-        slots are generated; `stop_at_eos` ends early when an end token has everything before it.
-        `seed` fixes all randomness of a request, whatever the batch. `max_batch_size` rows share a
-        forward. `knobs`: `temperature`, `cfg_scale`, `logits_eos_inf`, `confidence_eos_eot_inf`, and
-        the decoder's own (`steps`, `block_length`, `threshold`, `factor`, `remasking`, `compat`...).
+        slots are generated (128 by default; decoder daedal finds its own); `stop_at_eos` ends early when
+        an end token has everything before it. `seed` fixes all randomness of a request, whatever the
+        batch. `max_batch_size` rows share a forward. `knobs`: those of `Proposal` (`temperature`,
+        `cfg_scale`, `vocabulary`...) and the decoder's own (`steps`, `block_length`, `threshold`...).
+        `decoder` may carry some: "prophet(inner=cadllm)".
 
         Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
         is not allowed, with the nearest name).
@@ -116,7 +154,8 @@ class LLM:
         flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
         listed = prompt_list(prompts)
         make = self._maker(decoder, cache, seed, stop_at_eos, knobs)
-        canvases = [self.prompt_canvas(prompt, gen_length, raw=raw) for prompt in listed]
+        length = self.first_length(make.method.decoder, gen_length)
+        canvases = [self.prompt_canvas(prompt, length, raw=raw) for prompt in listed]
         finished = self._run([make(canvas) for canvas in canvases], max_batch_size)
         return [self.output(sequence, return_trace) for sequence in finished]
 
@@ -158,91 +197,28 @@ class LLM:
         request = make(canvas)
         yield from self._events([request], 1)
 
-    def prompt_canvas(self, prompt: Prompt, gen_length: int, *, raw: bool = False) -> Canvas:
-        """A prompt followed by `gen_length` open slots. Raises PromptError and ConfigError."""
-        gen_length = whole("gen_length", gen_length, 1)
-        ids = self.prompt_ids(prompt, raw=raw)
-        total = len(ids) + gen_length
-        if total > self.spec.max_length:
-            room = self.spec.max_length - len(ids)
-            advice = f"use gen_length={room} or less" if room > 0 else "shorten the prompt"
-            raise PromptError(
-                f"prompt of {len(ids)} tokens + gen_length={gen_length} = {total}, but the model's "
-                f"context is {self.spec.max_length}; {advice}"
-            )
-        blanks = [False] * len(ids) + [True] * gen_length
-        return new_canvas([*ids, *[0] * gen_length], blanks, len(ids), self.spec.mask_id)
+    @staticmethod
+    def first_length(decoder: Any, asked: int | None) -> int:
+        """The slots to begin with. Raises ConfigError when a decoder that finds the length is told one."""
+        if getattr(decoder, "chooses_length", False):
+            if asked is not None:
+                raise ConfigError(
+                    f"gen_length={asked} has no effect: the decoder finds the length; use "
+                    f"initial_gen_length and max_gen_length"
+                )
+            return int(decoder.first_length())
+        return GEN_LENGTH if asked is None else asked
 
-    def prompt_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
-        """Token ids of a prompt. Raises PromptError."""
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise PromptError("the prompt is empty; give some text")
-            if raw or self._need_tokenizer().chat_template is None:
-                return self._encode(prompt, special=True)
-            return self.chat_ids([{"role": "user", "content": prompt}])
-        if raw:
-            raise ConfigError("raw=True is for text; token ids are always used as given")
-        if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
-            raise PromptError(f"prompt {prompt!r} must be a string or a list of token ids")
-        if not prompt:
-            raise PromptError("the prompt is empty; give at least one token id")
-        for id_ in prompt:
-            if isinstance(id_, bool) or not isinstance(id_, Integral):
-                raise PromptError(f"token id {id_!r} is not a whole number")
-            if not 0 <= id_ < self.spec.vocab_size:
-                raise PromptError(f"token id {id_} is outside 0..{self.spec.vocab_size - 1}")
-        return [int(id_) for id_ in prompt]
+    def background(self) -> Floats:
+        """How frequent each token is in what the model says of empty canvases, `(V,)`; measured once."""
+        if self._background is None:
+            room = self.spec.max_length - 1
+            self._background = estimate(self, length=min(64, room))
+        return self._background
 
-    def chat_ids(self, messages: Messages) -> list[int]:
-        """A conversation in the model's chat template. Raises PromptError."""
-        tokenizer = self._need_tokenizer()
-        if tokenizer.chat_template is None:
-            raise PromptError(
-                f"model {self.name!r} has no chat template; use generate with raw text"
-            )
-        if not messages:
-            raise PromptError("no messages; give at least one {'role': 'user', 'content': ...}")
-        for message in messages:
-            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-                raise PromptError(f"message {message!r} needs 'role' and 'content'")
-            if not isinstance(message["content"], str):
-                raise PromptError(f"the content {message['content']!r} of a message must be text")
-            if not message["content"].strip():
-                raise PromptError(f"the {message['role']}'s message is empty")
-        from jinja2 import TemplateError
-
-        try:
-            text: str = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise PromptError(f"the chat template refuses these messages: {error}") from None
-        return self._encode(text, special=False)
-
-    def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:
-        """A text with blanks as a canvas. Raises PromptError.
-
-        A space before a blank belongs to the blank (tokens begin with their space); two spaces keep one.
-        """
-        if isinstance(parts, str) or not any(isinstance(part, Integral) for part in parts):
-            raise PromptError("infill needs a list with at least one number of blank tokens")
-        ids: list[int] = self._encode("", special=True)
-        blanks = [False] * len(ids)
-        for part, following in zip(parts, [*parts[1:], ""], strict=True):
-            if isinstance(part, str):
-                text = part.removesuffix(" ") if isinstance(following, Integral) else part
-                new = self._encode(text, special=False)
-                ids, blanks = ids + new, blanks + [False] * len(new)
-            elif isinstance(part, bool) or not isinstance(part, Integral) or part < 1:
-                raise PromptError(f"blank of {part!r} tokens: use a whole number, at least 1")
-            else:
-                ids, blanks = ids + [0] * int(part), blanks + [True] * int(part)
-        if len(ids) > self.spec.max_length:
-            raise PromptError(
-                f"the text is {len(ids)} tokens long, the model's context {self.spec.max_length}"
-            )
-        return new_canvas(ids, blanks, blanks.index(True), self.spec.mask_id, infilling=True)
+    def loglikelihood(self, prompt: Any, answer: Any, **options: Any) -> Any:
+        """ln p(answer | prompt) in nats: see `engine.likelihood.loglikelihood` for options and errors."""
+        return loglikelihood(self, prompt, answer, **options)
 
     def output(self, sequence: request_module.Sequence, return_trace: bool) -> Output:
         """The result of a finished sequence."""
@@ -267,6 +243,7 @@ class LLM:
             num_logit_rows=sequence.num_logit_rows,
             finish_reason=sequence.finish_reason,
             cache_exact=sequence.request.cache.exact,
+            method=describe(sequence.request.decoder),
             trace=tuple(sequence.trace) if return_trace else None,
             blanks=blanks,
         )
@@ -288,21 +265,6 @@ class LLM:
             return ""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _need_tokenizer(self) -> Any:
-        if self.tokenizer is None:
-            raise PromptError(f"model {self.name!r} has no tokenizer; give prompts as token ids")
-        return self.tokenizer
-
-    def _encode(self, text: str, *, special: bool) -> list[int]:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise PromptError(
-                f"the text {text!r} holds half a character (a lone surrogate)"
-            ) from None
-        found = self._need_tokenizer()(text, add_special_tokens=special)["input_ids"]
-        return [int(id_) for id_ in found]
-
     def _maker(
         self,
         decoder: str,
@@ -311,30 +273,46 @@ class LLM:
         stop_at_eos: bool,
         knobs: dict[str, Any],
         options: tuple[str, ...] = OPTIONS,
-    ) -> Any:
-        """A function from canvas to request; all names and values are checked here."""
+    ) -> Maker:
+        """What turns canvases into requests; all names and values are checked here."""
         seed = whole("seed", seed)
-        method, proposal = configure(decoder, knobs, options)
-        if proposal.logits_eos_inf and self.vocabulary.eos_id is None:
+        method = configure(decoder, knobs, options)
+        if method.said is not None and "no effect" in method.said:
+            warnings.warn(method.said, SettingWarning, stacklevel=3)
+        if method.proposal.logits_eos_inf and self.vocabulary.eos_id is None:
             raise ConfigError(
                 f"logits_eos_inf has no effect: the model's eos_token_id={self.spec.eos_id} is not in its "
                 f"vocabulary of {self.spec.vocab_size}"
             )
-        policy = make_cache(cache)
+        facts = self.facts
+        drafter = getattr(method.decoder, "drafter", "lookup")
+        if drafter != "lookup":
+            facts = replace(facts, draft=self._draft_with(drafter))
+        return Maker(method, make_cache(cache), seed, self.stop_ids, stop_at_eos, facts)
 
-        def make(canvas: Canvas) -> Request:
-            return Request(
-                canvas=canvas,
-                decoder=method,
-                cache=policy,
-                proposal=proposal,
-                seed=seed,
-                stop_ids=self.stop_ids,
-                stop_at_eos=stop_at_eos,
-                facts=self.facts,
+    def _draft_with(self, name: str) -> Callable[[Canvas], Ints]:
+        """A smaller model's guess at all open slots, by the threshold rule."""
+        if name not in self._drafters:
+            self._drafters[name] = LLM(name, dtype=self.model.dtype, device=self.model.device)
+        small = self._drafters[name]
+        if small.spec.vocab_size != self.spec.vocab_size:
+            raise ConfigError(
+                f"drafter={name!r} has {small.spec.vocab_size} rows of vocabulary, the model "
+                f"{self.spec.vocab_size}; use a drafter with the same tokenizer"
             )
 
-        return make
+        def draft(canvas: Canvas) -> Ints:
+            own = replace(
+                canvas,
+                tokens=np.where(canvas.open, small.spec.mask_id, canvas.tokens),
+                mask_id=small.spec.mask_id,
+                infilling=True,
+            )
+            make = small._maker("threshold", "none", 0, False, {"threshold": 0.7}, INFILL_OPTIONS)
+            done = small._run([make(own)], 1)[0].canvas
+            return np.where(canvas.open, done.tokens, -1)
+
+        return draft
 
     def _events(self, requests: list[Request], max_batch_size: int) -> Iterator[Event]:
         sequences = [request_module.Sequence.begin(item, i) for i, item in enumerate(requests)]

@@ -39,7 +39,7 @@ def decode(waiting: Iterable[Sequence], runner: Runner) -> Iterator[Event]:
         for turn, reading in zip(turns, readings, strict=True):
             sequence, before = turn.sequence, turn.sequence.canvas
             edit = decide(sequence, reading)
-            sequence.advance(edit, len(turn.plan.queries) * runner.rows_of(sequence))
+            sequence.advance(edit, turn.num_queries * runner.rows_of(sequence))
             if sequence.finish_reason is not None:
                 runner.release(sequence)
             yield Event(before, edit, sequence)
@@ -48,14 +48,13 @@ def decode(waiting: Iterable[Sequence], runner: Runner) -> Iterator[Event]:
 
 def decide(sequence: Sequence, reading: Reading) -> Edit:
     """The decoder's edit, with the progress guard: no step without a change, no endless revision."""
-    request = sequence.request
+    request, canvas = sequence.request, sequence.canvas
     assert len(reading.slots), "the cache computed none of the asked rows"
-    edit, sequence.decoder_state = request.decoder.step(
-        sequence.canvas, sequence.decoder_state, reading
-    )
+    edit, sequence.decoder_state = request.decoder.step(canvas, sequence.decoder_state, reading)
+    undecided = reading.undecided(canvas)
     if sequence.num_forwards >= request.max_forwards:
-        return reading.commit(np.arange(len(reading.slots)))
-    if edit.is_empty:
-        return reading.commit(np.argmax(reading.log_odds, keepdims=True))
+        return undecided.commit(np.arange(len(undecided.slots)))
+    if edit.is_empty and len(undecided.slots):
+        return undecided.commit(np.argmax(undecided.log_odds, keepdims=True))
     result: Edit = edit
     return result

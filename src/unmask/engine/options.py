@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 from unmask import decoders
 from unmask.errors import ConfigError, PromptError, unknown_name
 from unmask.knobs import field_names, set_field
-from unmask.sampling import Proposal
+from unmask.proposal import Proposal
 
 Prompt = str | Sequence[int]
 INFILL_OPTIONS = ("decoder", "cache", "seed", "return_trace")
@@ -40,20 +41,37 @@ def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def configure(
-    decoder: str, knobs: dict[str, Any], options: tuple[str, ...] = OPTIONS
-) -> tuple[Any, Proposal]:
-    """A decoder and a proposal from one set of knobs. Raises ConfigError for a name neither has.
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A decoder, how it proposes, and what was changed on the way from what was written (or None)."""
+
+    decoder: Any
+    proposal: Proposal
+    said: str | None
+
+
+def configure(decoder: str, knobs: dict[str, Any], options: tuple[str, ...] = OPTIONS) -> Method:
+    """The method of one set of knobs. Raises ConfigError for a name that nothing of it has.
 
     `options` are further names that the caller takes, for the error's listing.
     """
-    shared, own = field_names(Proposal), field_names(decoders.decoder_class(decoder))
+    shared = field_names(Proposal)
+    decoder, knobs, said = decoders.resolve(decoder, knobs)
+    own = decoders.knob_names(decoder, knobs)
     for key in knobs:
         if key not in shared and key not in own:
             raise _unknown_knob(decoder, key, {*shared, *own, *options} - {key})
     proposal = {k: set_field(Proposal, k, v) for k, v in knobs.items() if k in shared}
     method = decoders.make_decoder(decoder, {k: v for k, v in knobs.items() if k in own})
-    return method, Proposal(**proposal)
+    made = Proposal(**proposal)
+    inner = getattr(method, "inner", method)
+    reads = made.vocabulary == "frequency" or getattr(inner, "effective_score", "") == "pc"
+    if made.frequencies is not None and not reads:
+        raise ConfigError(
+            f"frequencies={made.frequencies} has no effect here; use score=pc, decoder pc_sampler or "
+            f"vocabulary=frequency, or leave it out"
+        )
+    return Method(method, made, said)
 
 
 def _unknown_knob(decoder: str, key: str, allowed: set[str]) -> ConfigError:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from unmask.canvas import Canvas, Edit, ModelFacts, apply
-from unmask.sampling import Proposal
+from unmask.proposal import Proposal
+
+if TYPE_CHECKING:
+    from unmask.engine.memory import Memory
 
 FinishReason = Literal["stop", "length"]
 
@@ -26,7 +30,8 @@ class Step:
     """What one forward changed.
 
     `committed` in slot order; `replaced` likewise (decided before); `remasked` slots; `inserted`
-    `(slot, count)` pairs; `deleted` slots; `num_queries` slots computed by the forward.
+    `(slot, count)` pairs; `deleted` slots; `appended` tokens; `num_queries` slots computed by the forward;
+    `notes`: numbers the method chose for it (a controller's block length, threshold...).
     """
 
     committed: tuple[Commit, ...]
@@ -35,6 +40,8 @@ class Step:
     replaced: tuple[Commit, ...] = ()
     deleted: tuple[int, ...] = ()
     num_queries: int = 0
+    appended: tuple[int, ...] = ()
+    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 def step_of(edit: Edit, num_queries: int) -> Step:
@@ -48,6 +55,8 @@ def step_of(edit: Edit, num_queries: int) -> Step:
         replaced=tuple(Commit(slot, token, 0.0) for slot, token in replaced),
         deleted=tuple(edit.delete.tolist()),
         num_queries=num_queries,
+        appended=tuple(edit.append.tolist()),
+        notes=dict(edit.notes),
     )
 
 
@@ -67,7 +76,7 @@ class Request:
     @property
     def max_slots(self) -> int:
         """The most slots the canvas may grow to."""
-        return int(self.decoder.max_slots(self.canvas))
+        return int(self.decoder.max_slots(self.canvas, self.facts))
 
     @property
     def max_forwards(self) -> int:
@@ -83,6 +92,7 @@ class Sequence:
     canvas: Canvas
     decoder_state: Any
     cache_state: Any
+    memory: Memory
     index: int = 0
     num_forwards: int = 0
     num_queries: int = 0
@@ -93,8 +103,12 @@ class Sequence:
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> Sequence:
         """A sequence before its first forward. Raises ConfigError when the decoder's knobs misfit."""
+        from unmask.engine.memory import Memory
+
+        first = getattr(request.decoder, "first_canvas", None)
+        canvas = request.canvas if first is None else first(request.canvas, request.facts)
         state = request.decoder.start(request.canvas, request.facts)
-        return cls(request, request.canvas, state, request.cache.start(), index)
+        return cls(request, canvas, state, request.cache.start(), Memory(), index)
 
     def advance(self, edit: Edit, num_queries: int) -> None:
         """Apply a step's edit, record it, tell the cache, and see whether this is the end."""
@@ -107,17 +121,24 @@ class Sequence:
         self._check_end()
 
     def stop_slot(self) -> int | None:
-        """The first decided stop token of the answer, if nothing left of it is open."""
+        """The first decided stop token of the answer, if nothing left of it is open or may change."""
         start = self.canvas.prompt_length
         open_ = self.canvas.open_slots(start)
         end = int(open_[0]) if len(open_) else len(self.canvas)
+        end = min(end, self._num_settled())
         answer = self.canvas.tokens[start:end].tolist()
         return next(
             (start + i for i, id_ in enumerate(answer) if id_ in self.request.stop_ids), None
         )
 
+    def _num_settled(self) -> int:
+        """Slots from the left that the decoder will not change any more once they are decided."""
+        settled = getattr(self.request.decoder, "num_settled", None)
+        return len(self.canvas) if settled is None else settled(self.canvas, self.decoder_state)
+
     def _check_end(self) -> None:
         ends_early = self.request.stop_at_eos and not self.canvas.infilling
+        exhausted = self.num_forwards >= self.request.max_forwards
         if ends_early and self.stop_slot() is not None:
             self.finish_reason = "stop"
             facts = self.request.facts
@@ -125,7 +146,7 @@ class Sequence:
             assert end is not None, "stopped without an end token"
             filled = np.where(self.canvas.open, end, self.canvas.tokens)
             self.canvas = replace(self.canvas, tokens=filled, open=np.zeros_like(self.canvas.open))
-        elif self.canvas.num_open == 0:
+        elif self.canvas.num_open == 0 and (exhausted or self._num_settled() >= len(self.canvas)):
             self.finish_reason = "stop" if self.stop_slot() is not None else "length"
 
 
@@ -139,7 +160,7 @@ class Output:
     `num_queries` slots computed in all of them, `num_logit_rows` rows of the LM head.
     `finish_reason`: "stop" (an end token) or "length" (the canvas is full). `trace[k]`: what forward k
     changed, only with return_trace. `blanks`: the filled texts of an infill. `cache_exact`: whether the
-    cache equals decoding without one.
+    cache equals decoding without one. `method`: the decoder and its knobs, as it was resolved.
     """
 
     text: str
@@ -153,3 +174,4 @@ class Output:
     cache_exact: bool
     trace: tuple[Step, ...] | None = None
     blanks: tuple[str, ...] = ()
+    method: str = ""

@@ -170,12 +170,19 @@ class Transformer(nn.Module):
         result: Tensor = x
         return result
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits `(..., V)` of any rows of `hidden`."""
-        if self.spec.tie_embeddings:
-            return F.linear(hidden, self.embed.weight)
-        result: Tensor = self.lm_head(hidden)
-        return result
+    @property
+    def head_weight(self) -> Tensor:
+        """The `(V, D)` matrix that turns states into logits."""
+        weight: Tensor = self.embed.weight if self.spec.tie_embeddings else self.lm_head.weight
+        return weight
+
+    def head(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Logits `(..., V)` of any rows of `hidden`; of the tokens `ids` alone when they are given."""
+        weight = self.head_weight
+        bias: Tensor | None = None if self.spec.tie_embeddings else self.lm_head.bias
+        if ids is not None:
+            weight, bias = weight[ids], None if bias is None else bias[ids]
+        return F.linear(hidden, weight, bias)
 
     def forward(
         self,

@@ -41,8 +41,8 @@ class Header:
     version: int = VERSION
 
 
-def check_writable(path: Path) -> None:
-    """Raises ConfigError when a trace cannot be written there; writes nothing."""
+def check_writable(path: Path, what: str = "trace file") -> None:
+    """Raises ConfigError when a file cannot be written there (`what` it is to be); writes nothing."""
     folder = path.absolute().parent
     if path.is_dir():
         reason = "it is a folder"
@@ -52,13 +52,11 @@ def check_writable(path: Path) -> None:
         reason = "no permission"
     else:
         return
-    raise _refusal(path, reason)
+    raise _refusal(path, reason, what)
 
 
-def _refusal(path: Path, reason: object) -> ConfigError:
-    return ConfigError(
-        f"trace file {str(path)!r} cannot be written: {reason}; give a path to a file"
-    )
+def _refusal(path: Path, reason: object, what: str = "trace file") -> ConfigError:
+    return ConfigError(f"{what} {str(path)!r} cannot be written: {reason}; give a path to a file")
 
 
 class TraceWriter:
@@ -104,7 +102,9 @@ class TraceWriter:
                 "inserted": [list(pair) for pair in step.inserted],
                 "replaced": [self._commit(item) for item in step.replaced],
                 "deleted": list(step.deleted),
+                "appended": list(step.appended),
                 "num_queries": step.num_queries,
+                "notes": dict(step.notes),
             }
         )
 
@@ -143,4 +143,6 @@ def _step(line: dict[str, Any]) -> Step:
         replaced=commits(line["replaced"]),
         deleted=tuple(line["deleted"]),
         num_queries=line["num_queries"],
+        appended=tuple(line["appended"]),
+        notes=line["notes"],
     )

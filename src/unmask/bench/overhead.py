@@ -1,0 +1,103 @@
+"""What a decoder adds to the time of its forwards: everything that is neither network nor LM head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from unmask import decoders
+from unmask.engine.llm import LLM
+from unmask.models._transformer import Transformer
+from unmask.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """One decoder's decode, in seconds; `share` is what it adds over what its forwards take."""
+
+    decoder: str
+    num_forwards: int
+    forward_s: float
+    added_s: float
+
+    @property
+    def share(self) -> float:
+        """Added time over forward time."""
+        return self.added_s / self.forward_s
+
+
+def random_llm(vocab_size: int, width: int, layers: int, dtype: torch.dtype) -> LLM:
+    """A LLaDA of random weights and any size; fewer layers than a real one overstate the share."""
+    heads = max(1, width // 128)
+    spec = ModelSpec(
+        family="llada",
+        vocab_size=vocab_size,
+        d_model=width,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        d_ff=3 * width,
+        rope_theta=500000.0,
+        norm_eps=1e-5,
+        max_length=4096,
+        mask_id=vocab_size - 128,
+        eos_id=vocab_size - 383,
+        pad_id=vocab_size - 383,
+        rope_fp32=True,
+    )
+    with torch.device("meta"):
+        model = Transformer(spec)
+    model = model.to_empty(device="cpu").to(dtype).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+        else:
+            scale = parameter.shape[1] ** -0.5
+            parameter.uniform_(-2 * scale, 2 * scale, generator=generator)
+    return LLM(model)
+
+
+class Stopwatch:
+    """Seconds spent in a function while it is watched."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """The function's result."""
+        began = time.perf_counter()
+        result = self.function(*args, **options)
+        self.seconds += time.perf_counter() - began
+        return result
+
+
+def measure(llm: LLM, name: str, gen_length: int, prompt_length: int, repeat: int) -> Overhead:
+    """The median of `repeat` decodes after one to warm up. On the CPU, where calls do not overlap."""
+    block = {"block_length": min(32, gen_length)}
+    knobs: dict[str, Any] = block if "block_length" in decoders.knob_names(name) else {}
+    length: dict[str, Any] = {"gen_length": gen_length}
+    if getattr(decoders.decoder_class(name), "chooses_length", False):
+        length = {"initial_gen_length": gen_length, "max_gen_length": gen_length}
+    prompt = list(range(10, 10 + prompt_length))
+    runs: list[Overhead] = []
+    hidden, head = llm.model.hidden, llm.model.head
+    for _ in range(repeat + 1):
+        watched = Stopwatch(hidden), Stopwatch(head)
+        llm.model.hidden, llm.model.head = watched  # type: ignore[assignment, method-assign]
+        try:
+            began = time.perf_counter()
+            out = llm.generate([prompt], name, stop_at_eos=False, **length, **knobs)[0]
+            total = time.perf_counter() - began
+        finally:
+            llm.model.hidden, llm.model.head = hidden, head  # type: ignore[method-assign]
+        forward = sum(watch.seconds for watch in watched)
+        runs.append(Overhead(name, out.num_forwards, forward, total - forward))
+    middle = median(run.share for run in runs[1:])
+    return min(runs[1:], key=lambda run: abs(run.share - middle))

@@ -1,0 +1,218 @@
+"""What a run of `bench decode` found: measured numbers, those derived from them, both as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+STANDARD_ERRORS = 2
+"""A mean difference of more than so many standard errors counts as one."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A decoder to measure, with the knobs that were typed (as text; the others have their defaults)."""
+
+    decoder: str
+    knobs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """As it is typed: `threshold(threshold=0.8)`."""
+        inside = ", ".join(f"{key}={value}" for key, value in self.knobs)
+        return f"{self.decoder}({inside})" if inside else self.decoder
+
+
+BASELINE = Entry("vanilla")
+"""One token a forward."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all decoders of a run share. `limit` prompts, `repeat` timed passes over them."""
+
+    task: str = "word_problem"
+    cache: str = "none"
+    limit: int = 50
+    gen_length: int = 64
+    block_length: int = 32
+    repeat: int = 1
+    max_batch_size: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """A decoder's pass over all prompts: counts of the first repeat, seconds of every one.
+
+    `num_tokens` of the answers, each up to (without) its end token. `is_repeatable`: whether every
+    repeat gave the same answers.
+    """
+
+    right: tuple[bool, ...]
+    num_tokens: int
+    num_forwards: int
+    num_queries: int
+    seconds: tuple[float, ...]
+    is_repeatable: bool = True
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return sum(self.right) / len(self.right)
+
+    @property
+    def accuracy_error(self) -> float:
+        """Binomial standard error of the accuracy; 0 when all are right or none is."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / len(self.right))
+
+    @property
+    def forwards_per_answer(self) -> float:
+        """Forwards that a prompt took, on average."""
+        return self.num_forwards / len(self.right)
+
+    @property
+    def queries_per_answer(self) -> float:
+        """Slots computed for a prompt, on average."""
+        return self.num_queries / len(self.right)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Answer tokens a forward; vanilla is below 1, since it also decides slots after the end."""
+        return self.num_tokens / self.num_forwards
+
+    @property
+    def tokens_per_s(self) -> tuple[float, float, float]:
+        """Answer tokens a second: median, lowest and highest over the repeats."""
+        rates = [self.num_tokens / seconds for seconds in self.seconds]
+        return statistics.median(rates), min(rates), max(rates)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A result against the baseline's, prompt by prompt.
+
+    `difference` of the accuracies with the standard error of the mean of the paired differences.
+    `is_different`: more than two standard errors; it and `error` are None with a single prompt.
+    `speed_up`: ratio of the median tokens a second, None when the baseline's answers are all empty.
+    """
+
+    difference: float
+    error: float | None
+    is_different: bool | None
+    num_better: int
+    num_worse: int
+    speed_up: float | None
+
+
+def compare(result: Result, baseline: Result) -> Comparison:
+    """How a result differs from the baseline on the same prompts."""
+    pairs = zip(result.right, baseline.right, strict=True)
+    changes = [int(own) - int(other) for own, other in pairs]
+    count, mean = len(changes), statistics.fmean(changes)
+    error = math.sqrt(statistics.variance(changes) / count) if count > 1 else None
+    own_rate, base_rate = result.tokens_per_s[0], baseline.tokens_per_s[0]
+    return Comparison(
+        difference=mean,
+        error=error,
+        is_different=None if error is None else abs(mean) > STANDARD_ERRORS * error,
+        num_better=changes.count(1),
+        num_worse=changes.count(-1),
+        speed_up=own_rate / base_rate if base_rate else None,
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """An entry with its result, or why there is none; `in_force` are all its knobs."""
+
+    entry: Entry
+    in_force: dict[str, Any]
+    result: Result | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run; the first row is the baseline's."""
+
+    model: str
+    dtype: str
+    device: str
+    setting: Setting
+    rows: tuple[Row, ...]
+    machine: dict[str, Any]
+    date: str
+    version: str
+
+    @property
+    def baseline(self) -> Result:
+        """Vanilla's result, which is always there."""
+        found = self.rows[0].result
+        assert self.rows[0].entry == BASELINE, "the first row is the baseline's"
+        assert found is not None, "a run without a baseline is refused"
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """All numbers, measured and derived."""
+        return {
+            "unmask": self.version,
+            "date": self.date,
+            "model": self.model,
+            "dtype": self.dtype,
+            "device": self.device,
+            "machine": self.machine,
+            "setting": dataclasses.asdict(self.setting),
+            "rows": [self._row_as_json(row) for row in self.rows],
+        }
+
+    def _row_as_json(self, row: Row) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "label": row.entry.label,
+            "decoder": row.entry.decoder,
+            "knobs": dict(row.entry.knobs),
+            "in_force": row.in_force,
+            "problem": row.problem,
+            "result": None,
+            "derived": None,
+        }
+        if row.result is None:
+            return found
+        rate, slowest, fastest = row.result.tokens_per_s
+        derived = {
+            "accuracy": row.result.accuracy,
+            "accuracy_error": row.result.accuracy_error,
+            "forwards_per_answer": row.result.forwards_per_answer,
+            "queries_per_answer": row.result.queries_per_answer,
+            "tokens_per_forward": row.result.tokens_per_forward,
+            "tokens_per_s": rate,
+            "tokens_per_s_min": slowest,
+            "tokens_per_s_max": fastest,
+            "against_baseline": dataclasses.asdict(compare(row.result, self.baseline)),
+        }
+        return found | {"result": dataclasses.asdict(row.result), "derived": derived}
+
+
+def from_json(found: dict[str, Any]) -> Report:
+    """The report that `Report.as_json` wrote, from what it measured; derived numbers are derived anew."""
+    rows = []
+    for item in found["rows"]:
+        result = item["result"]
+        if result is not None:
+            lists = {"right": tuple(result["right"]), "seconds": tuple(result["seconds"])}
+            result = Result(**(result | lists))
+        entry = Entry(item["decoder"], tuple(item["knobs"].items()))
+        rows.append(Row(entry, item["in_force"], result, item["problem"]))
+    return Report(
+        model=found["model"],
+        dtype=found["dtype"],
+        device=found["device"],
+        setting=Setting(**found["setting"]),
+        rows=tuple(rows),
+        machine=found["machine"],
+        date=found["date"],
+        version=found["unmask"],
+    )

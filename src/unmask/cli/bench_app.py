@@ -1,0 +1,102 @@
+"""The flags of `unmask bench`; `cli.bench` does the work, and imports what is heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unmask.cli.extended import DecodeCommand
+from unmask.cli.flags import CacheFlag, DeviceFlag, DtypeFlag, ModelFlag
+
+bench = typer.Typer(help="Measure quality and speed.", no_args_is_help=True)
+
+DecodersFlag = Annotated[
+    str,
+    typer.Option(
+        "--decoders",
+        "-d",
+        metavar="LIST",
+        help="all, or names with commas between; knobs in brackets: 'factor,threshold(threshold=0.8)'.",
+    ),
+]
+TaskFlag = Annotated[
+    str, typer.Option("--task", metavar="T", help="word_problem, sudoku or countdown.")
+]
+TaskLengthFlag = Annotated[
+    int | None,
+    typer.Option("--gen-length", metavar="N", help="Slots to generate. Default: 64; puzzles: 32."),
+]
+BlockFlag = Annotated[
+    int, typer.Option("--block-length", metavar="N", help="Slots a block, where there are blocks.")
+]
+BatchFlag = Annotated[
+    int, typer.Option("--max-batch-size", metavar="N", help="Rows that share a forward.")
+]
+JsonFileFlag = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write all numbers; '-': print them, no table."),
+]
+PlotFlag = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw quality against speed.")
+]
+PlotXFlag = Annotated[
+    str | None,
+    typer.Option("--plot-x", metavar="X", help="tokens_per_s (default) or tokens_per_forward."),
+]
+
+
+@bench.command("decode", cls=DecodeCommand)
+def _bench_decode(
+    decoders: DecodersFlag = "all",
+    model: ModelFlag = None,
+    cache: CacheFlag = None,
+    task: TaskFlag = "word_problem",
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="Prompts.")] = 50,
+    gen_length: TaskLengthFlag = None,
+    block_length: BlockFlag = 32,
+    repeat: Annotated[int, typer.Option("--repeat", metavar="N", help="Timed passes.")] = 1,
+    max_batch_size: BatchFlag = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the decoding.")] = 0,
+    dtype: DtypeFlag = None,
+    device: DeviceFlag = None,
+    as_json: JsonFileFlag = None,
+    plot: PlotFlag = None,
+    plot_x: PlotXFlag = None,
+) -> None:
+    """Compare decoders on held-out tasks of the demo model: accuracy, forwards, speed.
+
+    Vanilla at a token a forward is always measured along, as the baseline.
+    """
+    from unmask.cli import bench as command
+
+    setting = {
+        "task": task,
+        "cache": cache or "none",
+        "limit": limit,
+        "gen_length": gen_length,
+        "block_length": block_length,
+        "repeat": repeat,
+        "max_batch_size": max_batch_size,
+        "seed": seed,
+    }
+    wanted = command.Wanted(decoders, model or "demo", dtype, device, as_json, plot, plot_x)
+    command.decode(wanted, setting)
+
+
+@bench.command("overhead")
+def _bench_overhead(
+    decoders: Annotated[str, typer.Option("--decoders", metavar="A,B", help="Or all.")] = "all",
+    vocab_size: Annotated[int, typer.Option("--vocab-size", metavar="N")] = 126464,
+    width: Annotated[int, typer.Option("--width", metavar="N")] = 4096,
+    layers: Annotated[int, typer.Option("--layers", metavar="N")] = 2,
+    gen_length: Annotated[int, typer.Option("--gen-length", metavar="N")] = 32,
+    prompt_length: Annotated[int, typer.Option("--prompt-length", metavar="N")] = 224,
+    repeat: Annotated[int, typer.Option("--repeat", metavar="N")] = 1,
+) -> None:
+    """What each decoder adds to the time of its forwards, on random weights (default: LLaDA's sizes)."""
+    from unmask.cli import bench as command
+
+    sizes = {"vocab_size": vocab_size, "width": width, "layers": layers, "repeat": repeat}
+    command.overhead(sizes | {"gen_length": gen_length, "prompt_length": prompt_length}, decoders)

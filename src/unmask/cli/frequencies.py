@@ -1,0 +1,217 @@
+"""`unmask frequencies`: background counts of tokens, from texts or from the model itself.
+
+The flags are read by `unmask --help`, so nothing heavy is imported at the top.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from unmask.errors import ConfigError, PromptError
+
+DEFAULT_FIELD = "text"
+STANDARD_INPUT = Path("-")
+MIN_PIECE = 1 << 16
+"""Characters after which a long text is cut at the end of a line: what is tokenized at a time."""
+
+
+Files = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="FILE",
+        help="Texts; .jsonl: one object with a text a line. '-' or nothing: standard input.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="OUT.json", help="Where the counts go.")]
+IsEstimate = Annotated[
+    bool, typer.Option("--estimate", help="Ask the model itself instead of counting in texts.")
+]
+Field = Annotated[
+    str | None,
+    typer.Option(
+        "--field",
+        metavar="NAME",
+        help="All input is JSON lines, with the text in this field. Default: text, in .jsonl files.",
+    ),
+]
+IsForced = Annotated[bool, typer.Option("--force", help="Overwrite OUT.json.")]
+
+
+def count(
+    files: Sequence[Path],
+    out: Path | None,
+    model: str,
+    field: str | None,
+    loading: Mapping[str, str | None],
+    is_forced: bool,
+) -> None:
+    """Count the tokens of texts.
+
+    A file that ends with .jsonl is JSON lines, every file is when `field` is given. Long texts are cut
+    between lines, so a few tokens that would span a cut are counted as two. `loading`: seed, dtype and
+    device, which `estimate` alone takes.
+    """
+    for name, value in loading.items():
+        if value is not None:
+            raise ConfigError(f"--{name} {value} has no effect without --estimate; leave it out")
+    target = _target(out, is_forced)
+    sources = list(files) or [STANDARD_INPUT]
+    if not files and sys.stdin.isatty():
+        raise PromptError("no text; give files, pipe text in, or use --estimate")
+    twice = next((path for path in sources if sources.count(path) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"file {str(twice)!r} is given twice; give it once")
+
+    from unmask.background import save_background
+    from unmask.engine.background import count as count_tokens
+    from unmask.engine.tokenizer import load_tokenizer
+    from unmask.models import read_spec, resolve_model
+
+    folder = resolve_model(model)
+    vocab_size, tokenizer = read_spec(folder).vocab_size, load_tokenizer(folder)
+    if tokenizer is None:
+        raise PromptError(f"model {model!r} has no tokenizer to count with; use --estimate")
+    counts = count_tokens(tokenizer, _texts(sources, field))
+    if not counts:
+        raise PromptError("the texts are empty; nothing was written")
+    if max(counts) >= vocab_size:
+        raise ConfigError(
+            f"the tokenizer gives token id {max(counts)}, the model has only {vocab_size} rows; use "
+            "another model"
+        )
+    save_background(target, counts)
+    print(
+        f"{target}: {sum(counts.values())} tokens, {len(counts)} of {vocab_size} different",
+        file=sys.stderr,
+    )
+
+
+def estimate(
+    files: Sequence[Path],
+    out: Path | None,
+    model: str,
+    field: str | None,
+    loading: Mapping[str, str | None],
+    is_forced: bool,
+) -> None:
+    """Ask the model what it says about empty canvases."""
+    if files:
+        raise ConfigError(
+            f"--estimate reads no text, but {str(files[0])!r} is given; use one of both"
+        )
+    if field is not None:
+        raise ConfigError(f"--field {field} has no effect with --estimate; leave it out")
+    seed = _seed(loading["seed"])
+    target = _target(out, is_forced)
+
+    from unmask.background import counts_of, save_background
+    from unmask.engine.background import estimate as estimate_frequencies
+    from unmask.engine.llm import LLM
+
+    llm = LLM(model, dtype=loading["dtype"], device=loading["device"])
+    counts = counts_of(estimate_frequencies(llm, seed=seed))
+    save_background(target, counts)
+    print(
+        f"{target}: estimated by the model, {len(counts)} of {llm.spec.vocab_size} tokens above 1e-9",
+        file=sys.stderr,
+    )
+
+
+def _seed(text: str | None) -> int:
+    try:
+        return int(text or "0")
+    except ValueError:
+        raise ConfigError(f"seed={text!r} must be a whole number") from None
+
+
+def _target(out: Path | None, is_forced: bool) -> Path:
+    """The file to write, found wrong before any work is done."""
+    if out is None:
+        raise ConfigError("no place for the counts; give one with --out OUT.json")
+    path = out.expanduser()
+    folder = path.absolute().parent
+    if path.is_dir():
+        reason = "it is a folder; give a path to a file"
+    elif not folder.is_dir():
+        reason = f"there is no folder {str(folder)!r}; make it or give another path"
+    elif path.exists() and not is_forced:
+        reason = "it exists; use --force to overwrite it"
+    elif not os.access(folder, os.W_OK):
+        reason = "no permission; give another path"
+    else:
+        return path
+    raise ConfigError(f"background file {str(out)!r} cannot be written: {reason}")
+
+
+def _texts(sources: Iterable[Path], field: str | None) -> Iterator[str]:
+    for path in sources:
+        is_piped = path == STANDARD_INPUT
+        name = "standard input" if is_piped else f"file {str(path)!r}"
+        as_lines = field is not None or path.suffix.lower() == ".jsonl"
+        try:
+            if is_piped:
+                yield from _read(sys.stdin, name, as_lines, field)
+            else:
+                with path.expanduser().open(encoding="utf-8", newline="") as file:
+                    yield from _read(file, name, as_lines, field)
+        except UnicodeDecodeError as error:
+            raise PromptError(
+                f"{name} is not UTF-8 text ({error.reason}); convert it or leave it out"
+            ) from None
+        except OSError as error:
+            raise PromptError(
+                f"{name} cannot be read: {error.strerror or error}; give a text file"
+            ) from None
+
+
+def _read(lines: TextIO, name: str, as_lines: bool, field: str | None) -> Iterator[str]:
+    yield from _json_lines(lines, name, field or DEFAULT_FIELD) if as_lines else pieces(lines)
+
+
+def pieces(lines: Iterable[str]) -> Iterator[str]:
+    """A text in pieces of whole lines, of at least MIN_PIECE characters but for the last.
+
+    A piece never ends within empty lines, which tokenizers like to take together.
+    """
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        if size >= MIN_PIECE and line.strip():
+            yield "".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    if piece:
+        yield "".join(piece)
+
+
+def _json_lines(lines: Iterable[str], name: str, field: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            found: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"{name}, line {number} is not JSON ({error}); mend it") from None
+        if not isinstance(found, dict) or field not in found:
+            has = (
+                f"fields {', '.join(map(repr, found))}" if isinstance(found, dict) else "no object"
+            )
+            raise PromptError(
+                f"{name}, line {number} has no field {field!r} but {has}; name the text's field with "
+                "--field NAME"
+            )
+        if not isinstance(found[field], str):
+            raise PromptError(
+                f"{name}, line {number}: field {field!r} holds a {type(found[field]).__name__}, not "
+                "text; name the text's field with --field NAME"
+            )
+        yield from pieces(found[field].splitlines(keepends=True))

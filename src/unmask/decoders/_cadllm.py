@@ -1,0 +1,142 @@
+"""CadLLM's controller: block length, steps, vocabulary and threshold from the confidences so far.
+
+Source: arXiv:2512.07173, Eq. 2 to 5, and the authors' code. Pure functions of a history; the decoder is
+`cadllm`. Where paper and code differ, `variant` says which is followed:
+
+| | code | paper |
+|---|---|---|
+| mean confidence of Eq. 2 and 3 | last 2 forwards, float32 | last 5 |
+| steps (Eq. 3) | times B_t / initial block length | as printed |
+| progress in Eq. 5 | restarts with every block | of the whole answer, as in Eq. 4 |
+| vocabulary (Eq. 4) | 1.3 times on a falling trend; 4 equal ids repeat | no trend; 4 ids twice too |
+| steps bound the forwards of a block | no | yes |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from unmask.errors import ConfigError
+from unmask.knobs import knob
+
+RING = 50
+"""Committed ids that the repetition detector remembers."""
+MIN_TRACKED = 8
+FIXED_VOCABULARY = 100
+
+
+@dataclass(frozen=True)
+class Controller:
+    """The adaptive policies; each has a switch."""
+
+    variant: Literal["code", "paper"] = knob(
+        "code", "follow the authors' code, or the paper's equations where they differ"
+    )
+    initial_block_length: int = knob(
+        24, "slots of the first block, and of every one if not adaptive"
+    )
+    min_block: int = knob(4, "B_min, slots of a block in doubt, at least 1")
+    max_block: int = knob(64, "B_max, slots of a block when sure, at least B_min")
+    initial_steps: int = knob(
+        24, "S_base: over how many forwards the threshold relaxes, at least 1"
+    )
+    max_steps: int = knob(90, "S_max; below S_base it has no effect")
+    initial_vocab_size: int = knob(100, "V_init: tokens that share the confidence, at least 1")
+    min_vocab_size: int = knob(35, "V_min: never fewer tokens, at least 1")
+    max_vocab_size: int = knob(1000, "V_max: never more tokens, at least V_min")
+    tau_base: float = knob(0.85, "threshold a block begins with, in [0, 1]")
+    tau_min: float = knob(0.4, "threshold a block ends with, in [0, tau_base]")
+    adaptive_blocks: bool = knob(True, "false: every block has initial_block_length")
+    adaptive_steps: bool = knob(True, "false: always initial_steps")
+    adaptive_vocab_size: bool = knob(True, "false: always the 100 likeliest tokens")
+    adaptive_threshold: bool = knob(True, "false: always tau_base (or the given threshold)")
+
+    def check(self) -> None:
+        """Raise ConfigError for values out of range."""
+        for low, high in (
+            ("min_block", "max_block"),
+            ("min_vocab_size", "max_vocab_size"),
+        ):
+            if not 1 <= getattr(self, low) <= getattr(self, high):
+                raise ConfigError(
+                    f"{low}={getattr(self, low)}, {high}={getattr(self, high)}: use 1 <= {low} <= {high}"
+                )
+        for name in ("initial_block_length", "initial_steps", "max_steps", "initial_vocab_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.tau_min <= self.tau_base <= 1:
+            raise ConfigError(
+                f"tau_min={self.tau_min}, tau_base={self.tau_base}: use 0 <= tau_min <= tau_base <= 1"
+            )
+
+    def recent(self, history: Sequence[float]) -> float:
+        """The mean confidence that blocks and steps follow."""
+        if self.variant == "paper":
+            return float(np.mean(history[-5:]))
+        return float(np.mean(np.array(history[-2:], dtype=np.float32), dtype=np.float32))
+
+    def length(self, history: Sequence[float], remaining: int) -> int:
+        """Eq. 2: between B_min and B_max in proportion to the confidence; at most `remaining`."""
+        if not history or not self.adaptive_blocks:
+            return max(1, min(self.initial_block_length, remaining))
+        grown = self.min_block + int((self.max_block - self.min_block) * self.recent(history))
+        return max(1, min(max(self.min_block, min(grown, self.max_block)), remaining))
+
+    def step_budget(self, history: Sequence[float], block_length: int) -> int:
+        """Eq. 3: between S_base and S_max against the confidence."""
+        if not history or not self.adaptive_steps:
+            return self.initial_steps
+        doubt = 1 - min(max(self.recent(history), 0.0), 1.0)
+        steps = self.initial_steps + int((self.max_steps - self.initial_steps) * doubt)
+        steps = max(self.initial_steps, min(steps, self.max_steps))
+        if self.variant == "paper":
+            return steps
+        return max(1, int(steps * block_length / self.initial_block_length))
+
+    def tau(self, progress: float) -> float:
+        """Eq. 5: from tau_base at progress 0 to tau_min at 1."""
+        if not self.adaptive_threshold:
+            return self.tau_base
+        return max(self.tau_min, self.tau_base * (1 - progress) + self.tau_min * progress)
+
+    def vocabulary(
+        self, history: Sequence[float], committed: Sequence[int], progress: float
+    ) -> int:
+        """Eq. 4: wide at first and in doubt, narrow when sure, wide again when ids repeat."""
+        if not self.adaptive_vocab_size:
+            return FIXED_VOCABULARY
+        size = 0.9 * self.initial_vocab_size
+        if progress < 0.2:
+            size = 0.8 * self.max_vocab_size
+        elif progress < 0.7:
+            size = 0.7 * self.initial_vocab_size
+        if history:
+            mean = float(np.mean(history[-5:]))
+            size *= 1.5 if mean < 0.3 else 1.2 if mean < 0.6 else 0.8 if mean > 0.8 else 1.0
+            falling = len(history) >= 3 and history[-1] - history[-3] < -0.1
+            if falling and self.variant == "code":
+                size *= 1.3
+        repeated = repetition(committed)
+        if repeated > 0.5 or (repeated == 0.5 and self.variant == "paper"):
+            size *= 1 + 2 * repeated
+        return int(min(max(size, self.min_vocab_size), self.max_vocab_size))
+
+
+def repetition(committed: Sequence[int]) -> float:
+    """How much the last committed ids repeat, in [0, 1].
+
+    1: the last four are equal. Else the longest n of 2 to 4 whose last n ids equal the n before, over 8. 0
+    while fewer than eight are known.
+    """
+    if len(committed) < MIN_TRACKED:
+        return 0.0
+    if len(set(committed[-4:])) == 1:
+        return 1.0
+    for n in (4, 3, 2):
+        if list(committed[-n:]) == list(committed[-2 * n : -n]):
+            return n / 8
+    return 0.0

@@ -1,0 +1,23 @@
+"""Autoregressive sampling: one mask at the end, filled, then the next.
+
+Source: LLaDA, arXiv:2502.09992, Appendix B.4. The slowest and the most familiar order; it is block
+diffusion with blocks of one slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unmask.decoders._growing import Growing
+
+
+@dataclass(frozen=True)
+class Autoregressive(Growing):
+    """The answer grows by a slot."""
+
+    def growth(self, gen_length: int) -> tuple[int, int | None]:
+        """One by one."""
+        return 1, 1
+
+
+DECODER = Autoregressive

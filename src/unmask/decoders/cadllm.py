@@ -1,0 +1,191 @@
+"""CadLLM: block, steps, vocabulary and threshold adapted from the model's own confidence.
+
+Source: arXiv:2512.07173, Algorithm 1 and Eq. 2 to 5; the controller and how paper and code differ are in
+`_cadllm`. A block's slots are committed when their confidence among the V_t likeliest tokens reaches tau_t,
+at least the surest. Differs: V_t never exceeds the vocabulary; the mask is never proposed (the published
+loop then hangs); without the adaptive threshold tau_base holds (the reference falls back to one token
+a forward, which `compat=True` repeats); inside a block-causal model a block ends with the model's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from unmask import selection
+from unmask.canvas import Ask, Canvas, Edit, Floats, Ints, ModelFacts, Reading, Stat
+from unmask.decoders import knob
+from unmask.decoders._cadllm import RING, Controller
+from unmask.errors import ConfigError
+
+EXIT_MARGIN, EXIT_CONFIDENCE, EXIT_PATIENCE, EXIT_AFTER = 0.3, 0.6, 2, 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One sequence's history and running block `[start, end)`."""
+
+    facts: ModelFacts
+    start: int
+    end: int
+    total: int
+    num_steps: int
+    done_before: int
+    step: int = 0
+    history: tuple[float, ...] = ()
+    committed: tuple[int, ...] = ()
+    threshold: float = 0.0
+    vocab_size: int = 0
+    patience: int = 0
+    is_all_in: bool = False
+
+
+@dataclass(frozen=True)
+class CadLLM(Controller):
+    """Threshold decoding under the controller."""
+
+    threshold: float | None = knob(
+        None, "fixed threshold in [0, 1] with adaptive_threshold=false; default: tau_base"
+    )
+    confidence: Literal["softmax", "entropy"] = knob(
+        "softmax", "the proposal's share of the V_t likeliest tokens, or 1 / (1 + their entropy)"
+    )
+    path: Literal["llada", "dream"] = knob(
+        "llada",
+        "dream: as the authors' Dream code, a block's first forward commits its first slot alone and is "
+        "no evidence",
+    )
+    early_exit: bool = knob(
+        False, "commit everything once a block has been clear (margin 0.3, confidence 0.6) twice"
+    )
+    compat: bool = knob(
+        False, "with adaptive_threshold=false and no threshold: one token a forward, as published"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges and what has no effect."""
+        self.check()
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold={self.threshold} must be between 0 and 1")
+        if self.threshold is not None and self.adaptive_threshold:
+            raise ConfigError(
+                f"threshold={self.threshold} has no effect with the adaptive threshold; say "
+                f"adaptive_threshold=false too"
+            )
+
+    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """The canvas never grows."""
+        return len(canvas)
+
+    def start(self, canvas: Canvas, facts: ModelFacts) -> Control:
+        """The first block."""
+        total = int((~canvas.fixed).sum())
+        return self.enter(canvas, Control(facts, 0, canvas.prompt_length, total, 1, 0))
+
+    def enter(self, canvas: Canvas, state: Control) -> Control:
+        """The block after `state.end`, as long as the history says."""
+        start = state.end
+        length = self.length(state.history, len(canvas) - start)
+        end = start + length
+        if state.facts.block_size is not None:
+            size = state.facts.block_size
+            end = min(end, (start // size + 1) * size)
+        return replace(
+            state,
+            start=start,
+            end=end,
+            num_steps=self.step_budget(state.history, length),
+            done_before=state.total - canvas.num_open,
+            step=0,
+            patience=0,
+        )
+
+    def ask(self, canvas: Canvas, state: Control) -> tuple[Ask, Control]:
+        """The block's open slots, their confidence over V_t tokens."""
+        window = (state.start, state.end)
+        if state.is_all_in:
+            return Ask(canvas.open_slots(), window), state
+        while not canvas.open[: state.end].any():
+            state = self.enter(canvas, state)
+        rows, window = canvas.open_slots(0, state.end), (state.start, state.end)
+        state = replace(
+            state,
+            threshold=self.tau_now(state),
+            vocab_size=min(
+                self.vocabulary(state.history, state.committed, self.progress(state)),
+                state.facts.vocab_size,
+            ),
+        )
+        stats: set[Stat] = {"top_v_entropy"} if self.confidence == "entropy" else set()
+        if self.early_exit:
+            stats.add("margin")
+        window = (min(window[0], int(rows[0])), window[1])
+        return Ask(rows, window, stats=frozenset(stats), top_v=state.vocab_size), state
+
+    def progress(self, state: Control) -> float:
+        """g_t of Eq. 4: the answer's share before the block, and the block's by its steps."""
+        share = (state.step / state.num_steps) * ((state.end - state.start) / state.total)
+        return state.done_before / state.total + share
+
+    def tau_now(self, state: Control) -> float:
+        """tau_t of Eq. 5, or the fixed threshold."""
+        if not self.adaptive_threshold:
+            return self.tau_base if self.threshold is None else self.threshold
+        if self.variant == "paper":
+            return self.tau(self.progress(state))
+        return self.tau(state.step / state.num_steps)
+
+    def levels(self, state: Control, reading: Reading) -> tuple[Floats, Floats]:
+        """(rank, confidence) of each slot."""
+        if self.confidence == "entropy":
+            entropy = reading.stats["top_v_entropy"]
+            return -entropy, 1.0 / (1.0 + entropy)
+        return reading.log_odds, reading.confidence
+
+    def step(self, canvas: Canvas, state: Control, reading: Reading) -> tuple[Edit, Control]:
+        """Commit, and remember how sure the block was before."""
+        masked = reading.undecided(canvas, end=len(canvas) if state.is_all_in else state.end)
+        if state.is_all_in or not len(masked.slots):
+            return masked.commit(np.arange(len(masked.slots)), {"all_in": 1.0}), state
+        rank, level = self.levels(state, masked)
+        chosen = self.choose(state, masked, rank, level)
+        inside = masked.slots >= state.start
+        mean = float(level[inside].mean()) if inside.any() else None
+        notes = {
+            "block_length": float(state.end - state.start),
+            "steps": float(state.num_steps),
+            "vocab_size": float(state.vocab_size),
+            "threshold": state.threshold,
+        }
+        edit = masked.commit(chosen, notes if mean is None else notes | {"mean_confidence": mean})
+        if self.path == "dream" and state.step == 0:
+            return edit, replace(state, step=1)
+        history = state.history if mean is None else (*state.history, mean)
+        committed = (*state.committed, *edit.tokens.tolist())[-RING:]
+        after = replace(state, step=state.step + 1, history=history, committed=committed)
+        return edit, self.watch(after, masked, level)
+
+    def choose(self, state: Control, masked: Reading, rank: Floats, level: Floats) -> Ints:
+        """The threshold rule, or one of its exceptions."""
+        if self.path == "dream" and state.step == 0:
+            return np.zeros(1, dtype=np.int64)
+        if self.variant == "paper" and state.step >= state.num_steps - 1:
+            return np.arange(len(masked.slots))
+        if self.compat and not self.adaptive_threshold and self.threshold is None:
+            return selection.quota(rank, 1)
+        return selection.threshold(rank, level, state.threshold)
+
+    def watch(self, state: Control, masked: Reading, level: Floats) -> Control:
+        """The early exit: two clear forwards in a row, after a fifth of the block's steps."""
+        if not self.early_exit:
+            return state
+        margin = 1.0 - np.minimum(np.exp(masked.stats["margin"]), 1.0)
+        clear = margin.mean() > EXIT_MARGIN and level.mean() > EXIT_CONFIDENCE
+        patience = state.patience + 1 if clear else 0
+        late = state.step - 1 > EXIT_AFTER * state.num_steps
+        return replace(state, patience=patience, is_all_in=patience >= EXIT_PATIENCE and late)
+
+
+DECODER = CadLLM

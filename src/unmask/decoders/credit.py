@@ -1,0 +1,77 @@
+"""dInfer's credit decoding: a token that keeps being proposed gains the credit to be committed.
+
+Source: CreditDecoding, arXiv:2510.06133, Eq. 4 to 6, as in dInfer. Per slot and token a credit C is kept:
+C := beta C, plus p^gamma for the forward's likeliest token; logits gain alpha ln(1 + C), then the threshold
+rule. Differs: the credit belongs to one request (in the reference it can survive into the next).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unmask import selection
+from unmask.canvas import Ask, Canvas, Credit, Edit, Ints, Reading
+from unmask.decoders import Block, Blockwise, Scores, knob
+from unmask.errors import ConfigError
+
+Amounts = dict[tuple[int, int], float]
+"""Credit by (slot identity, token)."""
+
+
+@dataclass(frozen=True)
+class CreditDecoding(Blockwise):
+    """The threshold rule over logits fused with credit."""
+
+    threshold: float = knob(0.9, "fused confidence to commit, in [0, 1]; 0: all at once")
+    credit_alpha: float = knob(0.7, "strength of the credit in the logits, >= 0; 0: none")
+    credit_beta: float = knob(0.8, "share of the credit kept per forward, in [0, 1]")
+    credit_gamma: float = knob(
+        0.2, "exponent of the confidence that becomes credit, >= 0; 0: one a forward"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("threshold", "credit_beta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        for name in ("credit_alpha", "credit_gamma"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 0")
+
+    def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
+        """With the credit that is left of earlier forwards."""
+        ask, state = super().ask(canvas, state)
+        amounts: Amounts = state.memory or {}
+        slot_of = dict(zip(canvas.uid[ask.rows].tolist(), ask.rows.tolist(), strict=True))
+        held = [(slot_of[uid], token, c) for (uid, token), c in amounts.items() if uid in slot_of]
+        credit = Credit(
+            slots=np.array([slot for slot, _, _ in held], dtype=np.int64),
+            tokens=np.array([token for _, token, _ in held], dtype=np.int64),
+            amounts=np.array([self.credit_beta * c for _, _, c in held], dtype=np.float64),
+            alpha=self.credit_alpha,
+            gamma=self.credit_gamma,
+        )
+        return replace(ask, credit=credit), state
+
+    def next_block(self, canvas: Canvas, state: Block) -> Block:
+        """A block's credit ends with it."""
+        return replace(super().next_block(canvas, state), memory=None)
+
+    def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
+        """Book this forward's credit, as the forward itself did."""
+        amounts = {key: self.credit_beta * c for key, c in (state.memory or {}).items()}
+        uids = canvas.uid[reading.slots].tolist()
+        raw = zip(uids, reading.stats["raw_token"], reading.stats["raw_confidence"], strict=True)
+        for uid, token, confidence in raw:
+            key = (uid, int(token))
+            amounts[key] = amounts.get(key, 0.0) + float(confidence) ** self.credit_gamma
+        return super().step(canvas, replace(state, memory=amounts), reading)
+
+    def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
+        """The threshold rule."""
+        return selection.threshold(scores.rank, scores.level, self.threshold)
+
+
+DECODER = CreditDecoding

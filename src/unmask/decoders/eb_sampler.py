@@ -1,0 +1,55 @@
+"""EB-Sampler: as many tokens as the entropy they share allows.
+
+Source: arXiv:2505.24857, Eq. 2 and Algorithm 1: in order of an error proxy, the longest prefix U with
+sum over U of H - max over U of H <= gamma, at least one slot. Differs: entropies in float32 from the
+log-odds instead of the reference's bfloat16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unmask import selection
+from unmask.canvas import Ints, Reading, Stat
+from unmask.decoders import Block, Blockwise, Scores, knob
+from unmask.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EBSampler(Blockwise):
+    """Entropy-bounded unmasking."""
+
+    score: Literal["confidence", "margin", "entropy", "pc", "random"] | None = knob(  # type: ignore[assignment]
+        None, "error proxy that orders the slots, as for other decoders; default: order"
+    )
+    gamma: float = knob(
+        0.1, "bound in nats on the shared entropy, >= 0; 0: a token a forward, large: all at once"
+    )
+    order: Literal["confidence", "entropy", "margin"] = knob(
+        "entropy", "the paper's name for the error proxy: surest first by it"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the range and that order and score agree."""
+        if not self.gamma >= 0:
+            raise ConfigError(f"gamma={self.gamma} must be a number, at least 0")
+        if self.score is not None and self.order not in ("entropy", self.score):
+            raise ConfigError(f"order={self.order} and score={self.score} contradict; give one")
+
+    @property
+    def effective_score(self) -> str:
+        """The error proxy."""
+        return self.order if self.score is None else self.score
+
+    @property
+    def stats(self) -> frozenset[Stat]:
+        """The bound reads entropies whatever the order."""
+        return self.score_stats | {"entropy"}
+
+    def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
+        """Eq. 2, with progress guaranteed."""
+        return selection.entropy_budget(scores.rank, reading.stats["entropy"], self.gamma)
+
+
+DECODER = EBSampler

@@ -1,0 +1,41 @@
+"""dInfer's hierarchical decoding: split each run of masks by committing its surest slot.
+
+Source: dInfer, arXiv:2510.08666, hierarchical decoding: the surest slot of every maximal run of open
+slots if it exceeds `low_threshold`, every slot above `threshold`, and the surest of all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unmask import selection
+from unmask.canvas import Ints, Reading
+from unmask.decoders import Block, Blockwise, Scores, knob
+from unmask.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Hierarchy(Blockwise):
+    """Divide and conquer over the runs of masks."""
+
+    threshold: float = knob(0.9, "confidence above which any slot is committed, in [0, 1]")
+    low_threshold: float = knob(
+        0.4, "confidence above which a run's surest slot is committed; at most threshold"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.low_threshold <= self.threshold <= 1:
+            raise ConfigError(
+                f"low_threshold={self.low_threshold}, threshold={self.threshold}: use "
+                f"0 <= low_threshold <= threshold <= 1"
+            )
+
+    def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
+        """Surest of each run, all the sure ones, the surest of all."""
+        return selection.run_argmax(
+            reading.slots, scores.rank, scores.level, self.low_threshold, self.threshold
+        )
+
+
+DECODER = Hierarchy

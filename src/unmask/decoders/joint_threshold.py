@@ -1,0 +1,112 @@
+"""JointThreshold: masks become tokens, and tokens may be edited, in the same forward.
+
+Source: LLaDA2.1, arXiv:2602.08676, and SGLang's JointThreshold. Every forward of a block commits open slots
+surer than `threshold` (at least the surest) and replaces decided ones whose likeliest token is another
+with probability above `edit_threshold`. The block ends when nothing is open and nothing changed, or after
+`max_post_edit_steps` forwards without masks. Differs: the mask is never written over a token; the block
+ends with the forward that changed nothing (the reference pays one more).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unmask import selection
+from unmask.canvas import Ask, Bias, Canvas, Edit, Ints, Reading
+from unmask.decoders import Block, Blockwise, knob
+from unmask.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Editing:
+    """Forwards that the block has made without masks, and whether it has ended."""
+
+    num_post: int = 0
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
+class JointThreshold(Blockwise):
+    """Threshold decoding with editing."""
+
+    threshold: float = knob(0.9, "confidence above which a mask becomes a token, in [0, 1]")
+    edit_threshold: float = knob(
+        0.9, "probability above which another token replaces a decided one, in [0, 1]; 1: never"
+    )
+    max_post_edit_steps: int = knob(16, "most forwards of a block after its last mask, at least 0")
+    penalty_lambda: float = knob(
+        0.0, "logit taken from the left neighbor's token, >= 0: discourages repetition"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("threshold", "edit_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if self.max_post_edit_steps < 0:
+            raise ConfigError(f"max_post_edit_steps={self.max_post_edit_steps} must be at least 0")
+        if not self.penalty_lambda >= 0:
+            raise ConfigError(f"penalty_lambda={self.penalty_lambda} must be at least 0")
+
+    def num_settled(self, canvas: Canvas, state: Block) -> int:
+        """The running block may be edited until it is over."""
+        return state.end if self.editing(state).is_over else state.start
+
+    @staticmethod
+    def editing(state: Block) -> Editing:
+        """The block's progress."""
+        return Editing() if state.memory is None else state.memory
+
+    def next_block(self, canvas: Canvas, state: Block) -> Block:
+        """A new block has edited nothing."""
+        return replace(super().next_block(canvas, state), memory=None)
+
+    def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
+        """All slots of the block that are not given."""
+        rows = self.rows(canvas, state)
+        while self.editing(state).is_over or not len(rows):
+            state = self.next_block(canvas, state)
+            rows = self.rows(canvas, state)
+        window = (min(state.start, int(rows[0])), state.end)
+        ask = Ask(rows, window, stats=self.stats)
+        if self.penalty_lambda > 0:
+            left = np.maximum(rows - 1, 0)
+            known = (rows > 0) & ~canvas.open[left]
+            values = np.full(int(known.sum()), -self.penalty_lambda)
+            ask = replace(ask, bias=Bias(rows[known], canvas.tokens[left[known]], values))
+        return ask, state
+
+    @staticmethod
+    def rows(canvas: Canvas, state: Block) -> Ints:
+        """Open slots left of the block's end, and decided ones in it."""
+        slots = np.arange(state.end)
+        inside = (slots >= state.start) & ~canvas.fixed[: state.end]
+        rows: Ints = slots[canvas.open[: state.end] | inside]
+        return rows
+
+    def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
+        """Commit, edit, and see whether the block is over."""
+        editing = self.editing(state)
+        masked = reading.undecided(canvas, end=state.end)
+        edit = Edit()
+        if len(masked.slots):
+            scores = self.scores(canvas, state.facts, state.start, masked)
+            sure: Ints = np.flatnonzero(scores.level > self.threshold)
+            edit = masked.commit(sure if len(sure) else selection.ranking(scores.rank)[:1])
+        else:
+            editing = replace(editing, num_post=editing.num_post + 1)
+        decided = ~canvas.open[reading.slots]
+        wrong = decided & (reading.tokens != canvas.tokens[reading.slots])
+        wrong &= reading.confidence > self.edit_threshold
+        edit = replace(edit, replace=reading.slots[wrong], replace_tokens=reading.tokens[wrong])
+        still_open = len(masked.slots) - len(edit.commit)
+        exhausted = editing.num_post >= self.max_post_edit_steps
+        unchanged = not len(masked.slots) and not wrong.any()
+        if still_open == 0 and (unchanged or exhausted):
+            editing = replace(editing, is_over=True)
+        return edit, replace(state, step=state.step + 1, memory=editing)
+
+
+DECODER = JointThreshold

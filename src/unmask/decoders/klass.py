@@ -1,0 +1,81 @@
+"""KLASS: commit what is sure and has stopped changing.
+
+Source: arXiv:2511.05664, Algorithm 1. A slot is ready when its last `kl_history_length` divergences
+between consecutive forwards are all below `kl_threshold`, its confidence is above `threshold` and the block
+has seen enough forwards; all ready ones are committed, else the schedule's quota by confidence.
+Differs: where a slot was not read in the forward before (a cache), its history begins anew; the loop goes
+on until the block is full (the published one can leave masks); the threshold has a real default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unmask.canvas import Ask, Canvas, Edit, Ints, Reading, Stat
+from unmask.decoders import Block, Scheduled, Scores, knob
+from unmask.errors import ConfigError
+from unmask.selection import quota
+
+History = dict[int, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Klass(Scheduled):
+    """Stable and confident slots, or the quota."""
+
+    threshold: float = knob(
+        0.9, "confidence that a stable slot must exceed, in [0, 1]; the paper uses 0.6 to 0.9"
+    )
+    kl_threshold: float = knob(
+        0.01, "divergence in nats that counts as stable, > 0; tiny: never, large: confidence alone"
+    )
+    kl_history_length: int = knob(2, "forwards in a row that a slot must be stable, at least 1")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold={self.threshold} must be between 0 and 1")
+        if not self.kl_threshold > 0:
+            raise ConfigError(f"kl_threshold={self.kl_threshold} must be greater than 0")
+        if self.kl_history_length < 1:
+            raise ConfigError(f"kl_history_length={self.kl_history_length} must be at least 1")
+
+    @property
+    def stats(self) -> frozenset[Stat]:
+        """Divergences beside the score."""
+        return self.score_stats | {"kl"}
+
+    def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
+        """The next block is read too where it is computed: its history begins before it runs."""
+        ask, state = super().ask(canvas, state)
+        following = canvas.open_slots(state.end, min(2 * state.end - state.start, len(canvas)))
+        return replace(ask, optional=following), state
+
+    def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
+        """Push the divergences, then choose."""
+        before: History = state.memory or {}
+        history: History = {}
+        uids = canvas.uid[reading.slots].tolist()
+        for uid, divergence in zip(uids, reading.stats["kl"].tolist(), strict=True):
+            past = before.get(uid, ()) if np.isfinite(divergence) else ()
+            history[uid] = (*past, divergence)[-self.kl_history_length :]
+        stable = [
+            len(history[uid]) == self.kl_history_length and max(history[uid]) < self.kl_threshold
+            for uid in uids
+        ]
+        marked = replace(reading, stats={**reading.stats, "stable": np.array(stable, dtype=float)})
+        return super().step(canvas, replace(state, memory=history), marked)
+
+    def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
+        """All ready slots, else the quota."""
+        if block.step >= self.kl_history_length - 1:
+            ready = (reading.stats["stable"] > 0) & (scores.level > self.threshold)
+            if ready.any():
+                found: Ints = np.flatnonzero(ready)
+                return found
+        return quota(scores.rank, self.quota_of(block))
+
+
+DECODER = Klass

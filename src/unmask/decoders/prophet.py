@@ -1,0 +1,147 @@
+"""Prophet: when the answer has settled, commit everything at once.
+
+Source: arXiv:2508.19982, Algorithm 1. At every forward of the decoder it wraps, the gap between the two
+likeliest tokens, averaged over the answer's slots, is compared with a threshold that falls with progress;
+once it is reached, every open slot of the canvas takes its likeliest token. Differs: any decoder inside;
+where a cache does not compute the whole canvas, the all-in commit is one forward more; without
+`answer_start` the whole generation is the answer (the reference then never exits).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from unmask.canvas import Ask, Canvas, Edit, Ints, ModelFacts, Reading
+from unmask.decoders import knob
+from unmask.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """The wrapped decoder's state, forwards made, what it asked, whether to go all in."""
+
+    inner: Any
+    num_forwards: int = 0
+    asked: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    is_all_in: bool = False
+
+
+@dataclass(frozen=True)
+class Prophet:
+    """Early exit on the top-2 gap."""
+
+    inner: Any = knob("vanilla", "the decoder that is watched, with its own knobs beside these")
+    answer_start: int | None = knob(
+        None, "first slot of the answer, counted from the prompt's end; default: all slots count"
+    )
+    answer_length: int = knob(5, "slots of the answer, at least 1")
+    gap: Literal["logits", "probability"] = knob(
+        "logits", "difference of the two largest logits (published), or probabilities"
+    )
+    gap_thresholds: tuple[float, ...] = knob(
+        (7.5, 5.0, 2.5), "gap to exit at before 1/3, before 2/3 and after 2/3 of the steps"
+    )
+    compat: bool = knob(False, "repeat the quirks of the decoder inside")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.answer_start is not None and self.answer_start < 0:
+            raise ConfigError(f"answer_start={self.answer_start} must be at least 0")
+        if self.answer_length < 1:
+            raise ConfigError(f"answer_length={self.answer_length} must be at least 1")
+        if len(self.gap_thresholds) != 3:
+            raise ConfigError(f"gap_thresholds={self.gap_thresholds} must hold three numbers")
+        if self.gap == "probability" and min(self.gap_thresholds) > 1:
+            raise ConfigError(
+                f"gap_thresholds={self.gap_thresholds} are never reached by gap=probability, which is at "
+                f"most 1; use e.g. gap_thresholds=[0.9,0.8,0.7]"
+            )
+        if hasattr(self.inner, "growth") or getattr(self.inner, "chooses_length", False):
+            raise ConfigError(
+                "an all-in commit needs a canvas of fixed length; inner must not grow it"
+            )
+
+    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """As the decoder inside."""
+        return int(self.inner.max_slots(canvas, facts))
+
+    def num_settled(self, canvas: Canvas, state: Watch) -> int:
+        """As the decoder inside, until all is decided."""
+        settled = getattr(self.inner, "num_settled", None)
+        if settled is None or (state.is_all_in and canvas.num_open == 0):
+            return len(canvas)
+        return int(settled(canvas, state.inner))
+
+    def start(self, canvas: Canvas, facts: ModelFacts) -> Watch:
+        """Also check that the answer lies in the canvas."""
+        if not len(self.span(canvas)):
+            raise ConfigError(
+                f"answer_start={self.answer_start} is beyond the {len(canvas) - canvas.prompt_length} "
+                f"generated slots"
+            )
+        return Watch(self.inner.start(canvas, facts))
+
+    def span(self, canvas: Canvas) -> Ints:
+        """The answer's slots."""
+        if self.answer_start is None:
+            return np.flatnonzero(~canvas.fixed)
+        first = canvas.prompt_length + self.answer_start
+        return np.arange(first, min(first + self.answer_length, len(canvas)))
+
+    def ask(self, canvas: Canvas, state: Watch) -> tuple[Ask, Watch]:
+        """What the decoder inside asks, the answer, and where it costs nothing the whole canvas."""
+        ask, inner = self.inner.ask(canvas, state.inner)
+        span, open_ = self.span(canvas), canvas.open_slots()
+        if self.answer_start is None:
+            span = span[canvas.open[span]]
+        asked = np.union1d(ask.rows, ask.optional)
+        rows = open_ if state.is_all_in else np.union1d(ask.rows, span)
+        wanted = {"gap"} if self.gap == "logits" else {"margin"}
+        told = replace(
+            ask,
+            rows=rows,
+            optional=np.union1d(ask.optional, open_),
+            stats=ask.stats | frozenset(wanted),
+        )
+        return told, replace(state, inner=inner, asked=asked)
+
+    def threshold(self, canvas: Canvas, state: Watch) -> float:
+        """The gap to reach, by the share of the steps that are done."""
+        planned = getattr(self.inner, "planned_steps", None)
+        if planned is not None:
+            progress = (state.num_forwards + 1) / planned(canvas)
+        else:
+            progress = 1 - canvas.num_open / max(1, int((~canvas.fixed).sum()))
+        early, middle, late = self.gap_thresholds
+        return early if progress < 0.33 else middle if progress < 0.67 else late
+
+    def step(self, canvas: Canvas, state: Watch, reading: Reading) -> tuple[Edit, Watch]:
+        """All in, or what the decoder inside does."""
+        masked = reading.undecided(canvas)
+        everything = np.arange(len(masked.slots))
+        if state.is_all_in:
+            return masked.commit(everything, {"all_in": 1.0}), state
+        answer = np.isin(reading.slots, self.span(canvas))
+        gaps = (
+            reading.stats["gap"]
+            if self.gap == "logits"
+            else 1.0 - np.minimum(np.exp(reading.stats["margin"]), 1.0)
+        )
+        mean = float(gaps[answer].mean()) if answer.any() else 0.0
+        notes = {"gap": mean, "gap_threshold": self.threshold(canvas, state)}
+        after = replace(state, num_forwards=state.num_forwards + 1)
+        exits = mean >= notes["gap_threshold"]
+        if exits and len(masked.slots) == canvas.num_open:
+            return masked.commit(everything, notes | {"all_in": 1.0}), replace(
+                after, is_all_in=True
+            )
+        own = reading.only(np.isin(reading.slots, state.asked))
+        edit, inner = self.inner.step(canvas, state.inner, own)
+        edit = replace(edit, notes={**edit.notes, **notes})
+        return edit, replace(after, inner=inner, is_all_in=exits)
+
+
+DECODER = Prophet

@@ -1,0 +1,148 @@
+"""Speculative unmasking: a cheap draft of the block, verified by the forward that is made anyway.
+
+Source: our own answer to a question of the founding documents (speculative sampling for block diffusion);
+the acceptance test is Fast-dLLM's (arXiv:2505.22618) with a lower threshold where a second opinion agrees.
+A drafter proposes tokens for the open slots: the continuation of an earlier place with the same last words
+(`drafter=lookup`), or a smaller model (`drafter=NAME`). A slot whose draft is the model's own choice with
+confidence `accept_threshold` is committed together with whatever the wrapped decoder commits, so that no
+forward commits less than that decoder would on the same canvas; the rest stays open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from unmask.canvas import Ask, Canvas, Edit, Ints, ModelFacts, Reading
+from unmask.decoders import knob
+from unmask.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """The wrapped decoder's state, and the drafter's tokens by slot identity for this block."""
+
+    inner: Any
+    facts: ModelFacts
+    window_end: int = -1
+    draft: dict[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Speculative:
+    """Draft, then verify."""
+
+    inner: Any = knob("threshold", "the decoder that is sped up, with its own knobs beside these")
+    drafter: str = knob(
+        "lookup", "lookup: the text's own repetitions; else a smaller model's name or folder"
+    )
+    accept_threshold: float = knob(
+        0.5, "confidence at which an agreeing draft is accepted, in [0, 1]; 0: always, 1: never"
+    )
+    ngram: int = knob(2, "drafter=lookup: tokens that must repeat before a continuation is tried")
+    compat: bool = knob(False, "repeat the quirks of the decoder inside")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.accept_threshold <= 1:
+            raise ConfigError(f"accept_threshold={self.accept_threshold} must be between 0 and 1")
+        if self.ngram < 1:
+            raise ConfigError(f"ngram={self.ngram} must be at least 1")
+        if getattr(self.inner, "chooses_length", False):
+            raise ConfigError("speculative needs a decoder that does not move slots; not daedal")
+
+    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """As the decoder inside."""
+        return int(self.inner.max_slots(canvas, facts))
+
+    def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
+        """As the decoder inside."""
+        first = getattr(self.inner, "first_canvas", None)
+        return canvas if first is None else first(canvas, facts)
+
+    def num_settled(self, canvas: Canvas, state: Guess) -> int:
+        """As the decoder inside."""
+        settled = getattr(self.inner, "num_settled", None)
+        return len(canvas) if settled is None else int(settled(canvas, state.inner))
+
+    def start(self, canvas: Canvas, facts: ModelFacts) -> Guess:
+        """Before the first draft."""
+        if self.drafter != "lookup" and facts.draft is None:
+            raise ConfigError(
+                f"drafter={self.drafter!r} was not loaded; use drafter=lookup, or LLM.generate, which "
+                f"loads it"
+            )
+        return Guess(self.inner.start(canvas, facts), facts)
+
+    def ask(self, canvas: Canvas, state: Guess) -> tuple[Ask, Guess]:
+        """What the decoder inside asks; a new block gets a draft."""
+        ask, inner = self.inner.ask(canvas, state.inner)
+        state = replace(state, inner=inner)
+        if self.drafter == "lookup":
+            tokens = lookup(canvas, ask.rows, self.ngram)
+        elif ask.window[1] != state.window_end:
+            assert state.facts.draft is not None, "checked at the start"
+            tokens = state.facts.draft(canvas)
+        else:
+            return ask, state
+        draft = {int(canvas.uid[slot]): int(tokens[slot]) for slot in np.flatnonzero(tokens >= 0)}
+        return ask, replace(state, window_end=ask.window[1], draft=draft)
+
+    def step(self, canvas: Canvas, state: Guess, reading: Reading) -> tuple[Edit, Guess]:
+        """The decoder's own edit, and every agreeing draft."""
+        edit, inner = self.inner.step(canvas, state.inner, reading)
+        draft = state.draft or {}
+        masked = reading.undecided(canvas)
+        guessed = np.array(
+            [draft.get(int(uid), -1) for uid in canvas.uid[masked.slots]], dtype=np.int64
+        )
+        agrees = (guessed == masked.tokens) & (masked.confidence >= self.accept_threshold)
+        more = np.flatnonzero(agrees & ~np.isin(masked.slots, edit.commit))
+        notes = {
+            **edit.notes,
+            "num_drafted": float((guessed >= 0).sum()),
+            "num_accepted": float(len(more)),
+        }
+        if len(more):
+            both = np.flatnonzero(
+                np.isin(masked.slots, np.union1d(edit.commit, masked.slots[more]))
+            )
+            merged = masked.commit(both)
+            edit = replace(
+                edit, commit=merged.commit, tokens=merged.tokens, confidence=merged.confidence
+            )
+            extend = getattr(self.inner, "extend", None)
+            edit = edit if extend is None else extend(canvas, state.inner, edit)
+        return replace(edit, notes=notes), replace(state, inner=inner)
+
+
+def lookup(canvas: Canvas, rows: Ints, ngram: int) -> Ints:
+    """The continuation of the latest earlier place that ends like the text before each run of masks.
+
+    One token a slot of the canvas, -1 where nothing is proposed. Only decided text is looked at.
+    """
+    tokens, open_ = canvas.tokens, canvas.open
+    draft: Ints = np.full(len(canvas), -1, dtype=np.int64)
+    for slot in rows.tolist():
+        if slot < ngram or not open_[slot] or open_[slot - ngram : slot].any():
+            continue
+        last = tokens[slot - ngram : slot]
+        for at in range(slot - 1, ngram - 1, -1):
+            if open_[at - ngram : at].any() or (tokens[at - ngram : at] != last).any():
+                continue
+            if at == slot or open_[at]:
+                continue
+            length = 0
+            while slot + length < len(canvas) and open_[slot + length]:
+                source = at + length
+                if source >= slot or open_[source]:
+                    break
+                draft[slot + length] = tokens[source]
+                length += 1
+            break
+    return draft
+
+
+DECODER = Speculative

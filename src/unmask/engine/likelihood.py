@@ -1,0 +1,342 @@
+"""How likely the model finds a given answer to a prompt.
+
+Letters: C masked copies of an example, L answer tokens, S samples, B rows of a batch, T slots, D width.
+
+`monte_carlo`: the mean of `(L / n) * sum of ln p(token | the rest)` over samples in which n of the L
+answer tokens, chosen without replacement, are masked. Its expectation is the model's bound on the log
+likelihood: the mean over all orders in which the answer can be decoded one token at a time.
+Source: arXiv:2502.09992, Eq. 6 and Algorithm 3 (LLaDA), with the counts of `get_log_likelihood.py`,
+spread evenly over 1..L from a random phase. Differs:
+- The counts are spread over all samples, not anew over every batch, so that neither `mc_num` nor the
+  result depends on the batch size.
+- Halves round up. Rounded to even, some counts come up more often than others, a bias of the estimate.
+- What is masked is marked, not recognized by its id: an answer or a prompt may hold the mask token.
+- Log-probabilities are float32 whatever the model's dtype (there: the model's), their sums float64.
+- Equal masks are computed once, which changes nothing but the cost.
+
+`chain_rule`: the one order from left to right, exactly; every later token is masked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmask.canvas import Bools, Floats, Ints
+from unmask.engine.options import Prompt, flags, prompt_list
+from unmask.errors import ConfigError, ModelError, PromptError, unknown_name
+from unmask.knobs import whole
+from unmask.models._transformer import Transformer, topology
+
+if TYPE_CHECKING:
+    from unmask.engine.llm import LLM
+
+Method = Literal["monte_carlo", "chain_rule"]
+METHODS = ("monte_carlo", "chain_rule")
+DEFAULT_MC_NUM = 128
+HEAD_CHUNK = 1 << 24
+"""Logits computed at a time: 64 MB in float32, and up to three more tensors of that size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """The log-likelihood of one answer.
+
+    `log_prob`: nats, the whole answer given the prompt. `num_tokens`: tokens of the answer.
+    `num_forwards`: different masked copies of the example that the network read; how they were batched
+    does not matter, and a guided copy counts once though it takes two rows. `standard_error`: of
+    `log_prob` in nats, 0 where it is exact (chain rule, a single token), None where one sample tells
+    nothing about it.
+    """
+
+    log_prob: float
+    num_tokens: int
+    num_forwards: int
+    standard_error: float | None
+
+
+class _Example(NamedTuple):
+    """Prompt and answer in one; the answer begins at `start`."""
+
+    ids: Ints
+    start: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids) - self.start
+
+
+class _Copies(NamedTuple):
+    """The copies of an example that the network reads: bool `(C, L)`, what is masked, what is asked.
+
+    `samples` are the copy of each sample `(S,)`, `counts` its number of masks `(S,)`; None: the copies
+    add up.
+    """
+
+    masked: Bools
+    asked: Bools
+    samples: Ints | None = None
+    counts: Ints | None = None
+
+
+class _Row(NamedTuple):
+    """One copy of the example at this place of the list."""
+
+    place: int
+    example: _Example
+    masked: Bools
+    asked: Bools
+
+
+def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
+    llm: LLM,
+    prompt: Prompt | Sequence[Prompt],
+    answer: Prompt | Sequence[Prompt],
+    *,
+    mc_num: int = DEFAULT_MC_NUM,
+    method: Method = "monte_carlo",
+    cfg_scale: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    raw: bool = False,
+) -> Likelihood | list[Likelihood]:
+    """The log-likelihood of an answer, or of each answer of a list to the prompt in the same place.
+
+    `prompt` as in `generate`; `answer` is text, taken without special tokens, or token ids. `mc_num`
+    samples: 1 is exact for an answer of one token and very rough for others, 128 is what LLaDA
+    reports; the cost grows with it up to the number of different masks. `cfg_scale`: guidance as in
+    `generate`, 0 is off. `seed` draws the masks of each example from a CPU generator of its own:
+    the result does not depend on the other examples or on `batch_size`, the copies that share a
+    forward (beyond the rounding of other matrix shapes). Probabilities are over the model's whole
+    vocabulary. `chain_rule` draws nothing and takes one copy a token.
+
+    Raises PromptError (empty, too long, ids outside the vocabulary), ConfigError (any other value that
+    is not allowed) and ModelError (logits that are no numbers).
+    """
+    if method not in METHODS:
+        raise unknown_name("method", str(method), METHODS)
+    mc_num, seed = whole("mc_num", mc_num, 1), whole("seed", seed)
+    if method == "chain_rule" and mc_num != DEFAULT_MC_NUM:
+        raise ConfigError(f"mc_num={mc_num} has no effect with method='chain_rule'; leave it out")
+    batch_size = whole("batch_size", batch_size, 1)
+    weight = _guidance(cfg_scale)
+    flags(raw=raw)
+    prompts, answers, is_single = _pairs(prompt, answer)
+    examples = [_example(llm, *pair, raw) for pair in zip(prompts, answers, strict=True)]
+
+    copies: dict[int, _Copies] = {}
+    scores: dict[int, list[float]] = {}
+    found: dict[int, Likelihood] = {}
+
+    def rows() -> Iterator[_Row]:
+        # The longest first: little padding, and a batch that does not fit fails at once.
+        for index in sorted(range(len(examples)), key=lambda i: -len(examples[i].ids)):
+            length = examples[index].num_tokens
+            if method == "monte_carlo":
+                copies[index] = _monte_carlo(length, mc_num, seed)
+            else:
+                copies[index] = _chain_rule(length)
+            scores[index] = []
+            for masked, asked in zip(copies[index].masked, copies[index].asked, strict=True):
+                yield _Row(index, examples[index], masked, asked)
+
+    waiting = rows()
+    while batch := list(islice(waiting, batch_size)):
+        for row, score in zip(batch, _score(llm.model, batch, weight).tolist(), strict=True):
+            scores[row.place].append(score)
+            if len(scores[row.place]) == len(copies[row.place].masked):
+                found[row.place] = _result(copies.pop(row.place), scores.pop(row.place))
+    results = [found[index] for index in range(len(examples))]
+    return results[0] if is_single else results
+
+
+def _guidance(cfg_scale: float) -> float:
+    is_number = isinstance(cfg_scale, Real) and not isinstance(cfg_scale, bool)
+    if not (is_number and math.isfinite(cfg_scale) and cfg_scale >= 0):
+        raise ConfigError(f"cfg_scale={cfg_scale!r} must be a number, not negative; 0 is off")
+    return float(cfg_scale)
+
+
+def _pairs(
+    prompt: Prompt | Sequence[Prompt], answer: Prompt | Sequence[Prompt]
+) -> tuple[list[Prompt], list[Prompt], bool]:
+    """Prompts and answers, as many of each, and whether one was given rather than a list."""
+    is_single = _is_one(prompt)
+    empty_answer = isinstance(answer, Sequence) and not len(answer)
+    if is_single and (_is_one(answer) or empty_answer):
+        return [prompt], [answer], True  # type: ignore[list-item]
+    prompts, answers = prompt_list(prompt), _answer_list(answer)
+    if is_single or _is_one(answer):
+        raise ConfigError(
+            f"{_number(prompts, is_single, 'prompt')} and {_number(answers, not is_single, 'answer')}: "
+            "give one of each, or two lists of the same length"
+        )
+    if len(prompts) != len(answers):
+        raise ConfigError(
+            f"{len(prompts)} prompts and {len(answers)} answers; give one answer for each prompt"
+        )
+    return prompts, answers, False
+
+
+def _is_one(given: object) -> bool:
+    """Whether it is one text or one list of ids, not a list of such."""
+    if isinstance(given, (str, bytes)):
+        return True
+    return isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Integral)
+
+
+def _number(items: list[Prompt], is_single: bool, name: str) -> str:
+    return f"one {name}" if is_single else f"a list of {len(items)} {name}s"
+
+
+def _answer_list(answer: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if not isinstance(answer, Sequence):
+        raise PromptError(
+            f"answers of type {type(answer).__name__}: give a string, a list of strings, or a list of "
+            "lists of token ids"
+        )
+    return prompt_list(answer)
+
+
+def _example(llm: LLM, prompt: Prompt, answer: Prompt, raw: bool) -> _Example:
+    before = llm.prompt_ids(prompt, raw=raw)
+    if isinstance(answer, str):
+        after = llm._encode(answer, special=False)
+    elif isinstance(answer, bytes) or not isinstance(answer, Sequence):
+        raise PromptError(f"answer {answer!r} must be a string or a list of token ids")
+    else:
+        after = llm.prompt_ids(answer) if len(answer) else []
+    if not after:
+        raise PromptError(f"the answer {answer!r} is empty; give at least one token")
+    total, most = len(before) + len(after), llm.spec.max_length
+    if total > most:
+        raise PromptError(
+            f"prompt of {len(before)} tokens + answer of {len(after)} = {total}, but the model's context "
+            f"is {most}; shorten them by {total - most}"
+        )
+    return _Example(np.array([*before, *after], dtype=np.int64), len(before))
+
+
+def stratified_counts(length: int, mc_num: int, phase: int) -> Ints:
+    """Numbers of masked tokens `(S,)` in 1..L, evenly spread from `phase` in 1..L on.
+
+    With a uniform phase each count is uniform by itself, which is what makes the estimate unbiased.
+    """
+    steps = np.arange(mc_num, dtype=np.int64)
+    counts: Ints = (phase - 1 + (2 * steps * length + mc_num) // (2 * mc_num)) % length + 1
+    return counts
+
+
+def _monte_carlo(length: int, mc_num: int, seed: int) -> _Copies:
+    generator = torch.Generator().manual_seed(seed % 2**64)
+    phase = int(torch.randint(1, length + 1, (), generator=generator))
+    counts = stratified_counts(length, mc_num, phase)
+    masked = np.zeros((mc_num, length), dtype=np.bool_)
+    for row, count in zip(masked, counts.tolist(), strict=True):
+        row[torch.randperm(length, generator=generator)[:count].numpy()] = True
+    place: dict[bytes, int] = {}
+    samples = np.array([place.setdefault(row.tobytes(), len(place)) for row in masked])
+    first = np.unique(samples, return_index=True)[1]
+    return _Copies(masked[first], masked[first], samples, counts)
+
+
+def _chain_rule(length: int) -> _Copies:
+    masked = np.triu(np.ones((length, length), dtype=np.bool_))
+    return _Copies(masked, np.eye(length, dtype=np.bool_))
+
+
+def _result(copies: _Copies, scores: list[float]) -> Likelihood:
+    num_copies, length = copies.masked.shape
+    sums = np.array(scores, dtype=np.float64)
+    if copies.samples is None or copies.counts is None:
+        return Likelihood(float(sums.sum()), length, num_copies, 0.0)
+    values = length / copies.counts * sums[copies.samples]
+    order = np.argsort(copies.counts, kind="stable")
+    error = 0.0 if length == 1 else _standard_error(values[order])
+    return Likelihood(float(values.mean()), length, num_copies, error)
+
+
+def _standard_error(values: Floats) -> float | None:
+    """Of the mean of samples in the order of their counts; None for fewer than two.
+
+    From the differences of neighbors: what the counts explain is stratified away, so it is no error.
+    """
+    if len(values) < 2:
+        return None
+    variance = np.square(np.diff(values)).mean() / 2
+    return float(np.sqrt(variance / len(values)))
+
+
+@torch.inference_mode()
+def _score(model: Transformer, batch: list[_Row], weight: float) -> Floats:
+    """The summed log-probabilities `(B,)` of the asked tokens of each row."""
+    spec, device = model.spec, model.device
+    lengths = np.array([len(row.example.ids) for row in batch])
+    width = int(lengths.max())
+    ids = np.zeros((len(batch), width), dtype=np.int64)
+    blind = np.zeros((len(batch), width), dtype=np.int64)
+    asked, targets, owners = [], [], []
+    for lane, row in enumerate(batch):
+        example = row.example
+        answer = example.ids[example.start :]
+        end = len(example.ids)
+        ids[lane, : example.start] = example.ids[: example.start]
+        ids[lane, example.start : end] = np.where(row.masked, spec.mask_id, answer)
+        blind[lane, :end] = ids[lane, :end]
+        blind[lane, : example.start] = spec.mask_id
+        slots = example.start + np.flatnonzero(row.asked)
+        # A prompt is never empty: the row before the answer exists.
+        asked.append(lane * width + slots - (1 if spec.shift_logits else 0))
+        targets.append(answer[row.asked])
+        owners.append(np.full(len(slots), lane))
+    if weight > 0:
+        ids, lengths = np.concatenate((ids, blind)), np.concatenate((lengths, lengths))
+    positions = torch.arange(width, device=device).expand(len(ids), width)
+    real = None
+    if (lengths < width).any():
+        real = positions < torch.from_numpy(lengths).to(device)[:, None]
+    states_BTD = model.hidden(
+        torch.from_numpy(ids).to(device), positions, topology(spec, positions, real)
+    )
+    half = states_BTD[: len(batch)].flatten(0, 1)
+    without = states_BTD[len(batch) :].flatten(0, 1) if weight > 0 else None
+    found = _log_probs(
+        model, (half, without), np.concatenate(asked), np.concatenate(targets), weight
+    )
+    sums = np.bincount(np.concatenate(owners), weights=found, minlength=len(batch))
+    return sums.astype(np.float64)
+
+
+def _log_probs(
+    model: Transformer,
+    states: tuple[Tensor, Tensor | None],
+    asked: Ints,
+    targets: Ints,
+    weight: float,
+) -> Floats:
+    """`ln p` of one target a row, the head applied to the asked rows of `states` in bounded chunks."""
+    seeing, blind = states
+    rows, wanted = (torch.from_numpy(item).to(seeing.device) for item in (asked, targets))
+    chunk = max(1, HEAD_CHUNK // model.spec.vocab_size)
+    parts = []
+    for start in range(0, len(rows), chunk):
+        at, target = rows[start : start + chunk], wanted[start : start + chunk]
+        logits = model.head(seeing[at]).float()
+        if blind is not None:
+            without = model.head(blind[at]).float()
+            logits = without + (1 + weight) * (logits - without)
+        parts.append(logits.log_softmax(dim=-1).gather(-1, target[:, None])[:, 0])
+    found: Floats = torch.cat(parts).double().cpu().numpy()
+    if np.isnan(found).any():
+        raise ModelError(
+            "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
+        )
+    return found

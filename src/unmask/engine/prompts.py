@@ -1,0 +1,124 @@
+"""From prompts, conversations and texts with blanks to canvases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+from unmask.canvas import Canvas, new_canvas
+from unmask.engine.options import Prompt
+from unmask.errors import ConfigError, PromptError
+from unmask.knobs import whole
+from unmask.models.spec import ModelSpec
+
+Messages = list[dict[str, str]]
+
+
+class Prompts:
+    """What reads text for a model: its tokenizer (or None), sizes and name."""
+
+    tokenizer: Any | None
+    spec: ModelSpec
+    name: str
+
+    def prompt_canvas(self, prompt: Prompt, gen_length: int, *, raw: bool = False) -> Canvas:
+        """A prompt followed by `gen_length` open slots. Raises PromptError and ConfigError."""
+        gen_length = whole("gen_length", gen_length, 1)
+        ids = self.prompt_ids(prompt, raw=raw)
+        total = len(ids) + gen_length
+        if total > self.spec.max_length:
+            room = self.spec.max_length - len(ids)
+            advice = f"use gen_length={room} or less" if room > 0 else "shorten the prompt"
+            raise PromptError(
+                f"prompt of {len(ids)} tokens + gen_length={gen_length} = {total}, but the model's "
+                f"context is {self.spec.max_length}; {advice}"
+            )
+        blanks = [False] * len(ids) + [True] * gen_length
+        return new_canvas([*ids, *[0] * gen_length], blanks, len(ids), self.spec.mask_id)
+
+    def prompt_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """Token ids of a prompt. Raises PromptError."""
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise PromptError("the prompt is empty; give some text")
+            if raw or self._need_tokenizer().chat_template is None:
+                return self._encode(prompt, special=True)
+            return self.chat_ids([{"role": "user", "content": prompt}])
+        if raw:
+            raise ConfigError("raw=True is for text; token ids are always used as given")
+        if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+            raise PromptError(f"prompt {prompt!r} must be a string or a list of token ids")
+        if not prompt:
+            raise PromptError("the prompt is empty; give at least one token id")
+        for id_ in prompt:
+            if isinstance(id_, bool) or not isinstance(id_, Integral):
+                raise PromptError(f"token id {id_!r} is not a whole number")
+            if not 0 <= id_ < self.spec.vocab_size:
+                raise PromptError(f"token id {id_} is outside 0..{self.spec.vocab_size - 1}")
+        return [int(id_) for id_ in prompt]
+
+    def chat_ids(self, messages: Messages) -> list[int]:
+        """A conversation in the model's chat template. Raises PromptError."""
+        tokenizer = self._need_tokenizer()
+        if tokenizer.chat_template is None:
+            raise PromptError(
+                f"model {self.name!r} has no chat template; use generate with raw text"
+            )
+        if not messages:
+            raise PromptError("no messages; give at least one {'role': 'user', 'content': ...}")
+        for message in messages:
+            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+                raise PromptError(f"message {message!r} needs 'role' and 'content'")
+            if not isinstance(message["content"], str):
+                raise PromptError(f"the content {message['content']!r} of a message must be text")
+            if not message["content"].strip():
+                raise PromptError(f"the {message['role']}'s message is empty")
+        from jinja2 import TemplateError
+
+        try:
+            text: str = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise PromptError(f"the chat template refuses these messages: {error}") from None
+        return self._encode(text, special=False)
+
+    def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:
+        """A text with blanks as a canvas. Raises PromptError.
+
+        A space before a blank belongs to the blank (tokens begin with their space); two spaces keep one.
+        """
+        if isinstance(parts, str) or not any(isinstance(part, Integral) for part in parts):
+            raise PromptError("infill needs a list with at least one number of blank tokens")
+        ids: list[int] = self._encode("", special=True)
+        blanks = [False] * len(ids)
+        for part, following in zip(parts, [*parts[1:], ""], strict=True):
+            if isinstance(part, str):
+                text = part.removesuffix(" ") if isinstance(following, Integral) else part
+                new = self._encode(text, special=False)
+                ids, blanks = ids + new, blanks + [False] * len(new)
+            elif isinstance(part, bool) or not isinstance(part, Integral) or part < 1:
+                raise PromptError(f"blank of {part!r} tokens: use a whole number, at least 1")
+            else:
+                ids, blanks = ids + [0] * int(part), blanks + [True] * int(part)
+        if len(ids) > self.spec.max_length:
+            raise PromptError(
+                f"the text is {len(ids)} tokens long, the model's context {self.spec.max_length}"
+            )
+        return new_canvas(ids, blanks, blanks.index(True), self.spec.mask_id, infilling=True)
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise PromptError(f"model {self.name!r} has no tokenizer; give prompts as token ids")
+        return self.tokenizer
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise PromptError(
+                f"the text {text!r} holds half a character (a lone surrogate)"
+            ) from None
+        found = self._need_tokenizer()(text, add_special_tokens=special)["input_ids"]
+        return [int(id_) for id_ in found]

@@ -1,0 +1,61 @@
+"""Counter-based randomness: a number is a function of (seed, forward, slot identity, token id) alone.
+
+So a sample does not depend on the batch, the cache, the device or the order of requests.
+
+Letters: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmask.canvas import Floats, Ints
+
+_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mix_host(x: np.ndarray) -> np.ndarray:
+    """splitmix64's finalizer on uint64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX[0])
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX[1])
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+def row_keys(seed: int, forward: int, uids: Ints) -> np.ndarray:
+    """One uint64 key a slot."""
+    with np.errstate(over="ignore"):
+        key = np.full(len(uids), seed & (2**64 - 1), dtype=np.uint64)
+        for part in (np.full(len(uids), forward), uids):
+            key = _mix_host(key * np.uint64(_GOLDEN) + part.astype(np.uint64) + np.uint64(1))
+    return key
+
+
+def uniform(keys: np.ndarray) -> Floats:
+    """One number in [0, 1) a key."""
+    bits = _mix_host(keys ^ np.uint64(_GOLDEN)) >> np.uint64(11)
+    numbers: Floats = bits.astype(np.float64) * 2.0**-53
+    return numbers
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _mix_device(x: Tensor) -> Tensor:
+    for shift, factor in ((30, _MIX[0]), (27, _MIX[1]), (31, None)):
+        x = x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))
+        if factor is not None:
+            x = x * _signed(factor)
+    return x
+
+
+def gumbel(keys_N: Tensor, token_ids_V: Tensor) -> Tensor:
+    """`(N, V)` float64 Gumbel noise from int64 keys; a number depends on its key and token id alone."""
+    token = (token_ids_V.to(keys_N.device) + 1) * _signed(_GOLDEN)
+    bits = (_mix_device(keys_N[:, None] + token) >> 11) & ((1 << 53) - 1)
+    u = (bits.double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(u))

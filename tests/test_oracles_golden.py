@@ -1,0 +1,135 @@
+"""The naive renderings in `oracles/` against golden decodes of the methods' own published code.
+
+They are the judges of our decoders, so they are judged by something else than us.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import dream, eb_sampler, klass, pc_sampler, prior, prophet
+from safetensors.torch import load_file
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def pc_sampler_decode(frequencies, clip_alpha, **call):
+    table = json.loads((FIXTURES / frequencies).read_text())
+    counts = {int(token): count for token, count in table["p_baseline_dict"].items()}
+    return pc_sampler.decode(alpha=clip_alpha, counts=counts, total=table["num_token"], **call)
+
+
+def prophet_decode(compat, **call):
+    assert compat, "the gap is of raw logits"
+    return prophet.decode(**call)
+
+
+def prior_decode(remasking, **call):
+    assert remasking == "low_confidence"
+    return prior.decode(**call)
+
+
+ORACLES = {
+    "pc_l0.25_a10": pc_sampler_decode,
+    "pcrepo_eb_g0.1": eb_sampler.decode,
+    "klass_gsm8k": klass.decode,
+    "prophet_ans36": prophet_decode,
+    "d2_sigma10": prior_decode,
+}
+
+
+def cases_of(name):
+    return json.loads((FIXTURES / "golden" / f"{name}.json").read_text())["cases"]
+
+
+def logits_of(model):
+    return lambda ids: model(torch.tensor([ids]))[0].double()
+
+
+def ids_of(trace):
+    """The tokens in the order of their positions: the generated part, if each was committed once."""
+    commits = sorted(commit for step in trace for commit in step)
+    assert len({position for position, _ in commits}) == len(commits)
+    return [token for _, token in commits]
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        pytest.param(name, index, marks=[pytest.mark.slow] if index > 1 else [])
+        for name in ORACLES
+        for index in range(len(cases_of(name)))
+    ],
+)
+def test_an_oracle_decodes_as_published(name, index, golden_llm):
+    case = cases_of(name)[index]
+    call = {key: value for key, value in case["call"].items() if key != "decoder"}
+    mask_id = golden_llm.model.spec.mask_id
+    trace = ORACLES[name](
+        logits_fn=logits_of(golden_llm.model),
+        prompt=case["prompt_ids"],
+        mask_id=mask_id,
+        forbidden={mask_id},
+        **call,
+    )
+    assert ids_of(trace) == case["final_ids"]
+    if "steps" in case:
+        start = len(case["prompt_ids"])
+        golden = [sorted((start + slot, token) for slot, token in step) for step in case["steps"]]
+        assert trace == [step for step in golden if step]
+    else:
+        assert len(trace) == case["num_forwards"]
+
+
+DREAM_RUNS = FIXTURES / "parity" / "dream" / "decode"
+
+
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("alg", ["maskgit_plus", "topk_margin", "entropy"])
+def test_the_dream_oracle_decodes_as_dreams_own_sampler(alg, row, parity_model):
+    """Row 1 was left-padded there; here it is what it is, a shorter prompt."""
+    name = f"dream.{alg}_padded"
+    call = json.loads((DREAM_RUNS / "decode.json").read_text())["runs"][name]
+    tensors = load_file(DREAM_RUNS / "decode.safetensors")
+    prompt = tensors["prompt"][row][tensors["attention_mask"][row].bool()].tolist()
+    model = parity_model("dream")
+    assert call["temperature"] == 0
+    trace = dream.decode(
+        logits_of(model),
+        prompt,
+        call["max_new_tokens"],
+        steps=call["steps"],
+        alg=alg,
+        eps=call["eps"],
+        mask_id=model.spec.mask_id,
+        forbidden={model.spec.mask_id},
+        shift=True,
+    )
+    assert ids_of(trace) == tensors[name][row, tensors["prompt"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("length", "steps", "counts"),
+    [
+        (64, 64, [0] + [1] * 62 + [2]),
+        (256, 256, [0] + [1] * 254 + [2]),
+        (64, 32, [1] + [2] * 30 + [3]),
+        (64, 16, [3] + [4] * 14 + [5]),
+    ],
+)
+def test_dreams_schedule_starts_with_too_few_and_ends_with_the_rest(length, steps, counts):
+    left, made = length, []
+    for t in range(steps):
+        made.append(dream.quota(left, t, steps, 1e-3))
+        left -= made[-1]
+    assert made == counts
+
+
+def test_the_density_of_an_empty_canvas_is_the_published_one():
+    found = prior.density([False] * 256, 10.0)
+    assert found[0] == pytest.approx(0.48, abs=5e-3)
+    assert found == sorted(found, reverse=True)
+    assert prior.density([True] * 8, 10.0) == pytest.approx([1.0] * 8)
