@@ -22,6 +22,7 @@ from tiny import (
     tiny_model,
     tiny_spec,
     trace_of,
+    want,
 )
 
 import unmask
@@ -634,6 +635,9 @@ def test_a_decoders_name_may_carry_its_knobs(tiny):
         ("speculative", {"inner": "daedal"}, "not daedal"),
         ("threshold", {"lambd": 1.0}, "lambd=1.0 has no effect with score=confidence"),
         ("threshold", {"sigma": 0.0}, "sigma=0.0 must be greater than 0"),
+        ("threshold", {"top_p": 0.9}, "top_p=0.9 has no effect at temperature=0"),
+        ("threshold", {"max_missed": 0.1}, "no effect without vocabulary=union"),
+        ("threshold", {"vocabulary": "union", "cfg_scale": 1.0}, "cannot bound"),
         ("threshold", {"frequencies": "x.json"}, "has no effect here"),
         ("cadllm", {"threshold": 0.5}, "adaptive_threshold=false"),
         ("cadllm", {"min_block": 9, "max_block": 3}, "1 <= min_block <= max_block"),
@@ -669,3 +673,59 @@ def test_a_smaller_model_may_draft(tiny, monkeypatch):
         accept_threshold=0.0,
     )[0]
     assert drafted.num_forwards < plain.num_forwards
+
+
+@pytest.mark.parametrize(
+    ("decoder", "knobs", "message"),
+    [
+        ("prophet(inner=threshold(foo=1))", {}, "unknown knob for decoder 'prophet': 'foo'"),
+        ("vanilla", {"threshold": 0.9, "remasking": "random"}, "unknown knob"),
+        ("klass", {"vocabulary": "union"}, "compares whole distributions"),
+        ("threshold", {"vocabulary": "static", "score": "margin"}, "no effect on score=margin"),
+        ("ar", {"sigma": 3.0}, "no effect on decoder ar"),
+        ("dream", {"schedule": "even", "eps": 0.1}, "eps=0.1 has no effect"),
+        ("prophet", {"answer_length": 3}, "no effect without answer_start"),
+        ("cadllm", {"adaptive_blocks": False, "min_block": 2}, "adaptive_blocks=false"),
+    ],
+)
+def test_what_has_no_effect_or_no_owner_is_refused(decoder, knobs, message, tiny):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        tiny().generate([[1]], decoder, gen_length=8, **knobs)
+
+
+def test_zero_is_a_value_of_an_alias_and_false_is_not(tiny):
+    llm = tiny()
+    assert llm.generate([[1]], gen_length=8, threshold=0.0)[0].num_forwards == 1
+    assert llm.generate([[1]], gen_length=8, debias=False)[0].method == "vanilla"
+    assert llm.generate([[1]], gen_length=8, debias="no")[0].method == "vanilla"
+
+
+def test_debias_beside_a_rule_is_its_score(tiny):
+    out = tiny().generate([[1]], gen_length=8, threshold=0.5, debias=True)[0]
+    assert out.method == "threshold(score=pc, threshold=0.5)"
+
+
+def test_what_the_documents_write_also_goes_inside_a_wrapper(tiny):
+    with pytest.warns(SettingWarning, match="steps=4 has no effect"):
+        out = tiny().generate([[1]], "prophet", gen_length=8, threshold=0.5, steps=4)[0]
+    assert out.method == "prophet(inner=threshold(threshold=0.5))"
+
+
+def test_daedals_error_for_a_full_context_names_its_own_knob(tiny):
+    with pytest.raises(PromptError, match="use initial_gen_length=8"):
+        tiny().generate([[1] * 120], "daedal")
+
+
+@pytest.mark.parametrize("decoder", ["eb_sampler", "dream", "wino", "threshold"])
+def test_an_end_without_confidence_is_committed_last_by_every_score(decoder, tiny):
+    llm = want(tiny(seed=2), EOS, by=3.0)
+    knobs = {"confidence_eos_eot_inf": True, "stop_at_eos": False, "return_trace": True}
+    out = llm.generate([[1, 2]], decoder, gen_length=8, **knobs)[0]
+    tokens = [token for step in trace_of(out) for _, token in step]
+    assert EOS in tokens
+    first = tokens.index(EOS)
+    assert all(token == EOS for token in tokens[first:]) or decoder == "wino"
+
+
+def test_a_run_that_the_guard_ended_says_so(tiny):
+    assert tiny().generate([[1, 2]], "threshold", gen_length=8)[0].num_forced == 0

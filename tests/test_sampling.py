@@ -273,11 +273,8 @@ def test_entropy_margin_gap_and_end_equal_float64():
     assert torch.allclose(stat(packed, "eos"), p[:, EOS], atol=1e-6)
     top = RANDOM.topk(2, dim=-1).values.double()
     assert torch.allclose(stat(packed, "gap"), top[:, 0] - top[:, 1], atol=1e-5)
-    own = p[torch.arange(40), packed[:, 0].long()]
-    best = own == p.amax(-1)
-    second = p.topk(2, dim=-1).values[:, 1]
-    assert best.any()
-    assert torch.allclose(stat(packed, "margin")[best].exp(), 1 - (own - second)[best], atol=1e-6)
+    first, second = p.topk(2, dim=-1).values.unbind(-1)
+    assert torch.allclose(stat(packed, "margin").exp(), 1 - (first - second), atol=1e-6)
 
 
 def test_entropy_and_margin_keep_the_order_of_near_certain_rows():
@@ -286,6 +283,23 @@ def test_entropy_and_margin_keep_the_order_of_near_certain_rows():
     packed = packed_of(logits, stats=frozenset({"entropy", "margin"}))
     for name in ("entropy", "margin"):
         assert bool((stat(packed, name).diff() < 0).all()), name
+
+
+@pytest.mark.parametrize("name", ["logits_eos_inf", "confidence_eos_eot_inf"])
+def test_a_suppressed_end_leaves_every_statistic_a_number(name):
+    logits = torch.zeros(2, 10)
+    logits[:, EOS] = 9.0
+    asked = frozenset({"entropy", "margin", "gap", "eos"})
+    packed = packed_of(logits, Proposal(**{name: True}), stats=asked)
+    assert not packed.isnan().any()
+
+
+def test_a_proposal_that_the_filters_cut_keeps_its_own_probability():
+    """The mask alone passes top_k=1; the proposal is the best of the rest."""
+    logits = [[1.0, 0, 0, 0, 0, 0, 0, 9.0, 0, 0]]
+    packed = packed_of(logits, Proposal(top_k=1), from_sampling=True, stats=frozenset({"entropy"}))
+    assert packed[0, 0] == 0
+    assert packed[0, 1].item() == pytest.approx(-8.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 99])

@@ -208,7 +208,7 @@ def test_batches_mask_only_what_their_task_allows(tokenizer):
 
 
 def test_every_step_holds_the_recipes_mixture_in_parts_of_similar_length(tokenizer):
-    recipe = compose(["recipe=demo", "level_steps=[0,0]", "drill_end=0.2", "drill_steps=0"])
+    recipe = compose(["recipe=demo", "level_steps=[0,0,0]", "drill_end=0.2", "drill_steps=0"])
     data = DemoData(recipe, demo_spec(recipe, tokenizer), tokenizer)
     tasks, real, all_ = [], 0, 0
     for step in range(10):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.errors import ConfigError, DependencyError, ModelError, PromptError, UnmaskError
 
 if TYPE_CHECKING:
+    from unmask.engine.likelihood import Likelihood
     from unmask.engine.llm import LLM
     from unmask.engine.request import Output
     from unmask.models import load_model
@@ -20,6 +21,7 @@ __all__ = [
     "LLM",
     "ConfigError",
     "DependencyError",
+    "Likelihood",
     "ModelError",
     "Output",
     "PromptError",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 _LAZY = {
     "LLM": "unmask.engine.llm",
+    "Likelihood": "unmask.engine.likelihood",
     "Output": "unmask.engine.request",
     "load_model": "unmask.models",
 }

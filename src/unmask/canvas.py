@@ -217,9 +217,9 @@ Stat = Literal["entropy", "margin", "gap", "eos", "kl", "top_v_entropy"]
 """What a reading may tell of a row beside its proposal.
 
 `entropy` of the distribution in nats. `margin`: ln of 1 - (p1 - p2), so that near-certain rows keep their
-order. `gap`: difference of the two largest logits. `eos`: probability of end-of-text. `kl`: divergence in
-nats from the same slot's distribution of the forward before, +inf where that was not read.
-`top_v_entropy`: in nats, over the `top_v` largest logits.
+order. `gap`: difference of the two largest logits. `eos`: probability of end-of-text (and `eos_top`: 1
+where it is the likeliest, before sampling). `kl`: divergence in nats from the same slot's distribution of
+the forward before, +inf where that was not read. `top_v_entropy`: in nats, over the `top_v` largest logits.
 """
 
 
@@ -280,7 +280,8 @@ class Reading:
     that near-certain tokens keep their order; -inf where the score was suppressed. `uniform` holds one
     number in [0, 1) per slot, drawn from (seed, forward, slot identity). `stats`: what was asked for.
     With `Credit`, `stats` also has the model's own choice before it (`raw_token`, `raw_confidence`).
-    `twin_log_odds`: of the canvas's token at each twin.
+    `twin_log_odds`: of the canvas's token at each twin. `top_v`: how many tokens shared the confidence,
+    None for all.
     """
 
     slots: Ints
@@ -289,6 +290,7 @@ class Reading:
     uniform: Floats
     stats: Mapping[str, Floats] = field(default_factory=dict)
     twin_log_odds: Floats = field(default_factory=lambda: NO_SCORES)
+    top_v: int | None = None
 
     @property
     def confidence(self) -> Floats:

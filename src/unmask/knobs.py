@@ -35,6 +35,16 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     return int(value)
 
 
+def read_value(value: Any) -> Any:
+    """A value, or what a text in YAML's spelling means (unreadable text is itself)."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
 def set_field(cls: type[Any], name: str, value: Any) -> Any:
     """`value` (a Python value, or text in YAML's spelling) as the type of the dataclass's field `name`.
 

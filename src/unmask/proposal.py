@@ -71,6 +71,15 @@ class Proposal:
             )
         if not 0 <= self.max_missed <= 1:
             raise ConfigError(f"max_missed={self.max_missed} must be between 0 and 1")
+        if self.max_missed < 1 and self.vocabulary != "union":
+            raise ConfigError(
+                f"max_missed={self.max_missed} has no effect without vocabulary=union"
+            )
+        if self.vocabulary == "union" and self.cfg_scale > 0:
+            raise ConfigError(
+                f"vocabulary=union cannot bound what it misses under cfg_scale={self.cfg_scale}; use one "
+                f"of them"
+            )
         if self.vocabulary == "frequency" and self.frequencies is None:
             raise ConfigError(
                 "vocabulary=frequency needs frequencies=FILE; make one with `unmask frequencies`"

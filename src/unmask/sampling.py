@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.canvas import Ask, Ints
+from unmask.canvas import Ask, Floats, Ints
 from unmask.proposal import Proposal
 from unmask.randomness import gumbel
 
@@ -22,6 +22,7 @@ STATS: tuple[str, ...] = (
     "margin",
     "gap",
     "eos",
+    "eos_top",
     "kl",
     "top_v_entropy",
     "raw_token",
@@ -35,13 +36,15 @@ STATS: tuple[str, ...] = (
 class Vocabulary:
     """The columns of the logits: their token ids, and those with a meaning to the sampler.
 
-    `forbidden` columns are never proposed; `eos` and `turn_end` are columns or None.
+    `forbidden` columns are never proposed; `eos_id` and `turn_end_id` are columns or None. `is_whole`:
+    every token has its column, so that ids are columns.
     """
 
     token_ids: Tensor
     forbidden: Tensor
     eos_id: int | None
     turn_end_id: int | None
+    is_whole: bool = True
 
     def part(self, ids: Tensor) -> Vocabulary:
         """The same for logits of the tokens `ids` (ascending) alone."""
@@ -53,7 +56,8 @@ class Vocabulary:
             return at if at < len(ids) and int(ids[at]) == id_ else None
 
         forbidden = torch.isin(ids, self.forbidden).nonzero()[:, 0]
-        return Vocabulary(ids, forbidden, column(self.eos_id), column(self.turn_end_id))
+        ends = column(self.eos_id), column(self.turn_end_id)
+        return Vocabulary(ids, forbidden, *ends, is_whole=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,7 @@ def propose(
     held = logits[:, vocabulary.forbidden]
     logits[:, vocabulary.forbidden] = -torch.inf
     tokens = logits.argmax(dim=-1)
+    _end_is_top(tokens, spans, vocabulary, packed)
     _sample(logits, tokens, held, spans, keys, vocabulary)
     for rows, column in _suppressed_scores(spans, vocabulary):
         logits[rows, column] = -torch.inf
@@ -121,12 +126,19 @@ def _column(name: str) -> int:
     return 2 + STATS.index(name)
 
 
-def _columns_of(token_ids: Ints, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
-    """(which of the ids have a column, those columns)."""
-    ids = torch.from_numpy(token_ids).to(vocabulary.token_ids.device)
-    at = torch.searchsorted(vocabulary.token_ids, ids).clamp(max=len(vocabulary.token_ids) - 1)
-    known = vocabulary.token_ids[at] == ids
-    return known, at[known]
+def _place(
+    target: Tensor, rows: Ints, token_ids: Ints, values: Floats, vocabulary: Vocabulary
+) -> None:
+    """Add values at (row, token) in place; tokens without a column are left out."""
+    device = target.device
+    at, columns = torch.from_numpy(rows).to(device), torch.from_numpy(token_ids).to(device)
+    added = torch.from_numpy(values).to(device).float()
+    if not vocabulary.is_whole:
+        ids = vocabulary.token_ids
+        found = torch.searchsorted(ids, columns).clamp(max=len(ids) - 1)
+        added = torch.where(ids[found] == columns, added, torch.zeros_like(added))
+        columns = found
+    target.index_put_((at, columns), added, accumulate=True)
 
 
 def _add_biases(logits: Tensor, spans: list[Span], vocabulary: Vocabulary) -> None:
@@ -136,10 +148,7 @@ def _add_biases(logits: Tensor, spans: list[Span], vocabulary: Vocabulary) -> No
         if bias is not None:
             at = np.searchsorted(span.slots, bias.slots).clip(max=max(0, len(span.slots) - 1))
             here = span.slots[at] == bias.slots if len(span.slots) else np.zeros(0, dtype=bool)
-            known, columns = _columns_of(bias.tokens[here], vocabulary)
-            rows = torch.from_numpy(at[here] + start).to(logits.device)[known]
-            values = torch.from_numpy(bias.values[here]).to(logits.device)[known].float()
-            logits.index_put_((rows, columns), values, accumulate=True)
+            _place(logits, at[here] + start, bias.tokens[here], bias.values[here], vocabulary)
         start += len(span.slots)
 
 
@@ -158,11 +167,8 @@ def _add_credit(logits: Tensor, spans: list[Span], vocabulary: Vocabulary, packe
             packed[start:end, _column("raw_confidence")] = p.double()
             at = np.searchsorted(span.slots, credit.slots).clip(max=len(span.slots) - 1)
             here = span.slots[at] == credit.slots
-            known, columns = _columns_of(credit.tokens[here], vocabulary)
             amounts = torch.zeros_like(part)
-            rows = torch.from_numpy(at[here]).to(logits.device)[known]
-            values = torch.from_numpy(credit.amounts[here]).to(logits.device)[known].float()
-            amounts.index_put_((rows, columns), values, accumulate=True)
+            _place(amounts, at[here], credit.tokens[here], credit.amounts[here], vocabulary)
             amounts.scatter_add_(1, raw[:, None], (p**credit.gamma)[:, None])
             part += credit.alpha * torch.log1p(amounts)
         start = end
@@ -174,6 +180,13 @@ def _top_two(logits: Tensor, spans: list[Span], packed: Tensor) -> None:
     if rows:
         top = logits[rows].topk(min(2, logits.shape[-1]), dim=-1).values
         packed[rows, _column("gap")] = (top[:, 0] - top[:, -1]).double()
+
+
+def _end_is_top(tokens: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor) -> None:
+    """Whether the likeliest token, before any sampling, is the end of text."""
+    rows = _rows(spans, lambda span: "eos" in span.ask.stats)
+    if rows and vocabulary.eos_id is not None:
+        packed[rows, _column("eos_top")] = (tokens[rows] == vocabulary.eos_id).double()
 
 
 def _sample(
@@ -197,7 +210,12 @@ def _sample(
     logits[:, vocabulary.forbidden] = held
     told = _rows(spans, lambda span: span.ask.from_sampling)
     if told:
-        logits[told] = _tempered(logits, told, spans).float()
+        tempered = _tempered(logits, told, spans)
+        own = tokens[told][:, None]
+        heat = _per_row(spans, told, lambda span: span.rule.temperature or 1.0)
+        scale = torch.tensor(heat, dtype=torch.float64, device=logits.device)[:, None]
+        kept = logits[told].gather(1, own).double() / scale  # whatever the filters say of it
+        logits[told] = tempered.scatter_(1, own, kept).float()
 
 
 def _tempered(logits: Tensor, rows: list[int], spans: list[Span]) -> Tensor:
@@ -221,10 +239,12 @@ def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
         ordered[before > limit] = -torch.inf
         tempered[cut] = torch.empty_like(ordered).scatter_(-1, order, ordered)
     top_k = [int(k) for k in _per_row(spans, rows, lambda span: span.rule.top_k or 0)]
-    for i, k in enumerate(top_k):
-        if 0 < k < tempered.shape[-1]:
-            least = tempered[i].topk(k).values[-1]
-            tempered[i, tempered[i] < least] = -torch.inf
+    cut = [i for i, k in enumerate(top_k) if 0 < k < tempered.shape[-1]]
+    if cut:
+        sizes = torch.tensor([top_k[i] for i in cut], device=tempered.device)
+        largest = tempered[cut].topk(max(top_k[i] for i in cut), dim=-1).values
+        least = largest.gather(1, sizes[:, None] - 1)
+        tempered[cut] = tempered[cut].masked_fill(tempered[cut] < least, -torch.inf)
 
 
 def _suppressed_scores(spans: list[Span], vocabulary: Vocabulary) -> list[tuple[list[int], int]]:
@@ -260,11 +280,17 @@ def _remember(logits: Tensor, spans: list[Span], packed: Tensor) -> dict[int, Te
     return kept
 
 
+def effective_top_v(rule: Proposal, ask: Ask) -> int | None:
+    """How many of a row's largest logits count (None: all): the user's word goes before the decoder's."""
+    if rule.vocabulary is None:
+        return ask.top_v
+    return rule.kept_tokens if rule.vocabulary == "static" else None
+
+
 def _top_v(span: Span) -> int | None:
-    """How many of a row's largest logits count: the user's word goes before the decoder's."""
-    if span.rule.vocabulary is None:
-        return span.ask.top_v
-    return span.rule.kept_tokens if span.rule.vocabulary == "static" else None
+    everything = 1 << 30 if "top_v_entropy" in span.ask.stats else None
+    found = effective_top_v(span.rule, span.ask)
+    return everything if found is None else found
 
 
 def _top_v_odds(
@@ -303,6 +329,8 @@ def _statistics(
     eos_logit = None
     if eos and vocabulary.eos_id is not None:
         eos_logit = logits[eos, vocabulary.eos_id]
+    margin = _rows(spans, lambda span: "margin" in span.ask.stats)
+    largest = logits[margin].topk(min(2, logits.shape[-1]), dim=-1).values if margin else own
     others = logits.scatter_(-1, tokens[:, None], -torch.inf)
     top = others.amax(dim=-1).clamp(min=torch.finfo(others.dtype).min)
     shifted = others.sub_(top[:, None])
@@ -318,11 +346,16 @@ def _statistics(
         lse = torch.logaddexp(own[entropy], total[entropy].log() + top[entropy])
         rest = torch.sigmoid(-odds[entropy]) * (lse - top[entropy] - first_moment / sub)
         first = torch.sigmoid(odds[entropy]) * torch.nn.functional.softplus(-odds[entropy])
+        first = first.masked_fill(odds[entropy] == -torch.inf, 0.0)  # 0 ln 0
         packed[entropy, _column("entropy")] = (first + rest).clamp(min=0).double()
-    margin = _rows(spans, lambda span: "margin" in span.ask.stats)
     if margin:
-        log_second = top[margin] - torch.logaddexp(own[margin], total[margin].log() + top[margin])
-        log_doubt = torch.nn.functional.logsigmoid(-odds[margin])
+        lse = torch.logaddexp(own[margin], total[margin].log() + top[margin])
+        is_first = own[margin] >= largest[:, 0]
+        other_doubt = torch.log1p(-torch.exp((largest[:, 0] - lse).clamp(max=-1e-7)))
+        log_doubt = torch.where(
+            is_first, torch.nn.functional.logsigmoid(-odds[margin]), other_doubt
+        )
+        log_second = largest[:, -1] - lse
         packed[margin, _column("margin")] = torch.logaddexp(log_doubt, log_second).double()
     if eos_logit is not None:
         lse = torch.logaddexp(own[eos], total[eos].log() + top[eos])

@@ -55,10 +55,10 @@ def keep_top_k(row: torch.Tensor, top_k: int) -> torch.Tensor:
     return kept
 
 
-def margin(probs: torch.Tensor, token: int) -> float:
-    """The proposal's lead over the likeliest other token, whether or not that may be proposed."""
-    others = [float(p) for i, p in enumerate(probs) if i != token]
-    return float(probs[token]) - max(others)
+def margin(probs: torch.Tensor) -> float:
+    """The lead of the likeliest token over the next, whether or not they may be proposed."""
+    first, second = sorted(probs.tolist(), reverse=True)[:2]
+    return first - second
 
 
 def sureness(alg: str, probs: torch.Tensor, token: int) -> float:
@@ -66,7 +66,7 @@ def sureness(alg: str, probs: torch.Tensor, token: int) -> float:
     if alg == "maskgit_plus":
         return float(probs[token])
     if alg == "topk_margin":
-        return margin(probs, token)
+        return margin(probs)
     assert alg == "entropy", alg
     return float((probs * torch.log(probs + 1e-10)).sum())
 

@@ -29,10 +29,10 @@ def entropy(row: torch.Tensor) -> float:
     return -float((p[p > 0] * log_p[p > 0]).sum())
 
 
-def margin(probs: torch.Tensor, token: int) -> float:
-    """The proposal's lead over the likeliest other token, whether or not that may be proposed."""
-    others = [float(p) for i, p in enumerate(probs) if i != token]
-    return float(probs[token]) - max(others)
+def margin(probs: torch.Tensor) -> float:
+    """The lead of the likeliest token over the next, whether or not they may be proposed."""
+    first, second = sorted(probs.tolist(), reverse=True)[:2]
+    return first - second
 
 
 def sureness(order: str, probs: torch.Tensor, token: int, row_entropy: float) -> float:
@@ -42,7 +42,7 @@ def sureness(order: str, probs: torch.Tensor, token: int, row_entropy: float) ->
     if order == "entropy":
         return -row_entropy
     assert order == "margin", order
-    return margin(probs, token)
+    return margin(probs)
 
 
 def budget_prefix(entropies: list[float], gamma: float) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from unmask.cli.words import Settings, parse_blanks, read_prompt, settings, split_words
-from unmask.decoders import decoder_name
+from unmask.decoders import decoder_name, describe
 from unmask.errors import ConfigError, SettingWarning
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ def _decode_and_report(
                 mask_id=canvas.mask_id,
                 tokens=canvas.tokens.tolist(),
                 open=canvas.open_slots().tolist(),
+                method=describe(method.decoder),
             )
             trace = stack.enter_context(TraceWriter(shown.trace, header, pieces))
         if console is not None:

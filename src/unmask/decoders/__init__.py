@@ -16,7 +16,7 @@ from unmask.canvas import Ask, Canvas, Edit, ModelFacts, Reading
 from unmask.decoders._blocks import Block, Blockwise, Scheduled
 from unmask.decoders._scores import Scores, Scoring
 from unmask.errors import ConfigError, unknown_name
-from unmask.knobs import field_names, knob, set_field, split_call
+from unmask.knobs import field_names, knob, read_value, set_field, split_call
 
 __all__ = [
     "Block",
@@ -86,23 +86,48 @@ def resolve(name: str, knobs: dict[str, Any]) -> tuple[str, dict[str, Any], str 
         if key in knobs and str(knobs[key]) != str(value):
             raise ConfigError(f"{key}={value} and {key}={knobs[key]} contradict; give one of them")
     knobs = {**inside, **knobs}
-    aliases = getattr(decoder_class(name), "STANDS_FOR", {})
-    found = [key for key in aliases if knobs.get(key) not in (None, False, "false", "null")]
+    cls = decoder_class(name)
+    if "inner" in field_names(cls):
+        own = field_names(cls)
+        wrapped, _ = split_call(str(knobs.get("inner", cls.inner)))
+        theirs = {key for key in knobs if key not in own and key in knob_names(wrapped)}
+        found, inner, said = resolve(
+            str(knobs.get("inner", cls.inner)), {key: knobs[key] for key in theirs}
+        )
+        rest = {key: value for key, value in knobs.items() if key not in theirs}
+        return name, {**rest, **inner, "inner": found}, said
+    return _by_alias(name, knobs, getattr(cls, "STANDS_FOR", {}))
+
+
+def _by_alias(
+    name: str, knobs: dict[str, Any], aliases: dict[str, Any]
+) -> tuple[str, dict[str, Any], str | None]:
+    """What the aliases among a decoder's knobs make of it."""
+    found = [key for key in aliases if key in knobs and not _is_off(knobs[key])]
     knobs = {key: value for key, value in knobs.items() if key not in aliases or key in found}
     if not found:
         return name, knobs, None
+    more: dict[str, Any] = {}
+    if len(found) == 2 and "debias" in found and "gamma" not in found:
+        found.remove("debias")  # a modifier of the other rule
+        more = {"score": "pc"}
+        del knobs["debias"]
     if len(found) > 1:
         raise ConfigError(f"{' and '.join(found)} name different methods; give one of them")
     target, changes = aliases[found[0]]
-    knobs = {
-        key: value for key, value in knobs.items() if key != found[0] or key in knob_names(target)
-    }
-    knobs |= {key: value for key, value in changes.items() if key not in knobs}
-    dropped = [key for key in knobs if key == "steps" and key not in knob_names(target)]
+    taken = knob_names(target)
+    knobs = {key: value for key, value in knobs.items() if key != found[0] or key in taken}
+    knobs |= {key: value for key, value in {**changes, **more}.items() if key not in knobs}
     said = f"decoder {name} with {found[0]} is {target}"
-    if dropped:
-        said += f", which has no schedule: steps={knobs['steps']} has no effect"
-    return target, {key: value for key, value in knobs.items() if key not in dropped}, said
+    if "steps" in knobs and "steps" not in taken:
+        said += f", which has no schedule: steps={knobs.pop('steps')} has no effect"
+    return target, knobs, said
+
+
+def _is_off(value: Any) -> bool:
+    """Whether an alias is written but switched off: null or false, not the number 0."""
+    value = read_value(value)
+    return value is None or value is False
 
 
 def knob_names(name: str, knobs: dict[str, Any] | None = None) -> set[str]:
@@ -116,24 +141,27 @@ def knob_names(name: str, knobs: dict[str, Any] | None = None) -> set[str]:
 
 
 def make_decoder(name: str, knobs: dict[str, Any]) -> Any:
-    """A decoder with these knobs, all of which it has. Raises ConfigError for a wrong value."""
+    """A decoder with these knobs, all of which it has. Raises ConfigError for a wrong name or value."""
     cls = decoder_class(name)
     own = field_names(cls)
     if "inner" in own:
         inner = {key: value for key, value in knobs.items() if key not in own}
-        wrapped, inner, _ = resolve(str(knobs.get("inner", cls.inner)), inner)
+        wrapped = str(knobs.get("inner", cls.inner))
         if "inner" in field_names(decoder_class(wrapped)):
             raise ConfigError(f"inner={wrapped!r} wraps a decoder itself; use one that does not")
         if "compat" in knobs:
             inner["compat"] = knobs["compat"]
         made = make_decoder(wrapped, inner)
-        values = {
-            key: set_field(cls, key, value)
-            for key, value in knobs.items()
-            if key in own - {"inner"}
-        }
-        return cls(inner=made, **values)
-    return cls(**{key: set_field(cls, key, value) for key, value in knobs.items()})
+        own_knobs = {key: value for key, value in knobs.items() if key in own - {"inner"}}
+        return cls(inner=made, **_typed(cls, own_knobs))
+    for key in knobs:
+        if key not in own:
+            raise unknown_name(f"knob for decoder {name!r}:", key, own)
+    return cls(**_typed(cls, knobs))
+
+
+def _typed(cls: Any, knobs: dict[str, Any]) -> dict[str, Any]:
+    return {key: set_field(cls, key, value) for key, value in knobs.items()}
 
 
 def decoder_name(decoder: Any) -> str:

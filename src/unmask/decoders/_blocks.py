@@ -73,7 +73,7 @@ class Blockwise(Scoring):
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
         """Check the knobs against the canvas and enter the first block."""
-        self.check_scores()
+        self.check_scores(facts)
         size, length = len(canvas) - canvas.prompt_length, self.length_of(canvas)
         if length < 1:
             raise ConfigError(f"block_length={length} must be at least 1")
@@ -116,7 +116,9 @@ class Scheduled(Blockwise):
     """`steps` forwards over the whole generation, split evenly over the blocks."""
 
     steps: int | None = knob(
-        None, "forwards in all, number of blocks to gen_length; default: gen_length (a token each)"
+        None,
+        "forwards in all, a multiple of the number of blocks; default: gen_length (a token each), beyond "
+        "which there is nothing to do",
     )
 
     def planned_steps(self, canvas: Canvas) -> int:

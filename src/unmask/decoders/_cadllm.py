@@ -14,6 +14,7 @@ Source: arXiv:2512.07173, Eq. 2 to 5, and the authors' code. Pure functions of a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -72,6 +73,21 @@ class Controller:
             raise ConfigError(
                 f"tau_min={self.tau_min}, tau_base={self.tau_base}: use 0 <= tau_min <= tau_base <= 1"
             )
+
+    def check_switches(self) -> None:
+        """Raise ConfigError for a limit whose policy is switched off."""
+        limits = {
+            "adaptive_blocks": ("min_block", "max_block"),
+            "adaptive_steps": ("max_steps",),
+            "adaptive_vocab_size": ("initial_vocab_size", "min_vocab_size", "max_vocab_size"),
+            "adaptive_threshold": ("tau_min",),
+        }
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for switch, names in limits.items():
+            for name in names:
+                value = getattr(self, name)
+                if not getattr(self, switch) and value != defaults[name]:
+                    raise ConfigError(f"{name}={value} has no effect with {switch}=false")
 
     def recent(self, history: Sequence[float]) -> float:
         """The mean confidence that blocks and steps follow."""

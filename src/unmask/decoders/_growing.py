@@ -15,7 +15,7 @@ from unmask.selection import quota, quota_schedule
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Extent:
     """How long the canvas may get, and how many forwards a whole block takes (None: its slots)."""
 
     total: int
@@ -48,15 +48,15 @@ class Growing(Scoring):
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
         """The first block, of a canvas that is still whole."""
-        self.check_scores()
+        self.check_scores(facts)
         length, steps = self.growth(len(canvas) - canvas.prompt_length)
-        return self._enter(canvas.prompt_length, Span(len(canvas), length, steps), facts)
+        return self._enter(canvas.prompt_length, Extent(len(canvas), length, steps), facts)
 
     @staticmethod
-    def _enter(start: int, span: Span, facts: ModelFacts) -> Block:
-        end = min(start + span.length, span.total)
-        steps = end - start if span.steps is None else min(span.steps, end - start)
-        return Block(start, end, facts, quotas=quota_schedule(end - start, steps), memory=span)
+    def _enter(start: int, extent: Extent, facts: ModelFacts) -> Block:
+        end = min(start + extent.length, extent.total)
+        steps = end - start if extent.steps is None else min(extent.steps, end - start)
+        return Block(start, end, facts, quotas=quota_schedule(end - start, steps), memory=extent)
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
         """The open slots of the last block."""

@@ -62,8 +62,8 @@ class Scoring:
         False, "repeat the reference's token-changing quirks instead of the fixed rule"
     )
 
-    def check_scores(self) -> None:
-        """Raise ConfigError for knobs out of range or without effect."""
+    def check_scores(self, facts: ModelFacts) -> None:
+        """Raise ConfigError for knobs out of range or without effect, and for an unreadable file."""
         if self.sigma is not None and not self.sigma > 0:
             raise ConfigError(f"sigma={self.sigma} must be greater than 0 (or null for none)")
         if not self.clip_alpha > 0:
@@ -71,9 +71,9 @@ class Scoring:
         if not self.lambd >= 0:
             raise ConfigError(f"lambd={self.lambd} must be at least 0")
         if self.effective_score == "pc":
+            if self.frequencies is not None:
+                load_background(self.frequencies, facts.vocab_size)
             return
-        if self.frequencies is not None:
-            return  # `vocabulary=frequency` reads it too: the engine knows whether anything does
         unused = {"lambd": 0.0, "clip_alpha": 10.0}
         for name, default in unused.items():
             if getattr(self, name) != default:
@@ -111,7 +111,16 @@ class Scoring:
             found = self._calibrated(facts, start, reading)
         else:
             found = Scores(reading.log_odds, reading.confidence, reading.doubt)
-        return found if self.sigma is None else self._near_text(canvas, reading.slots, found)
+        if self.sigma is not None:
+            found = self._near_text(canvas, reading.slots, found)
+        held = np.isneginf(reading.log_odds)  # a proposal without confidence comes last
+        if name == "random" or not held.any():
+            return found
+        return Scores(
+            np.where(held, -np.inf, found.rank),
+            np.where(held, 0.0, found.level),
+            np.where(held, 1.0, found.doubt),
+        )
 
     def _calibrated(self, facts: ModelFacts, start: int, reading: Reading) -> Scores:
         """PC-Sampler: ln min(alpha, -p ln f) - lambd * offset. In logs nothing underflows."""
@@ -168,6 +177,6 @@ def certainty_density(known: Bools, slots: Ints, sigma: float, reach: int) -> Fl
     """
     right = np.full(reach, bool(known[-1]) if len(known) else False)
     line = np.concatenate((np.ones(reach, dtype=bool), known, right)).astype(np.float64)
-    around = line[slots[:, None] + np.arange(2 * reach + 1)[None, :]]
-    density: Floats = around @ _kernel(sigma, reach)
+    everywhere = np.convolve(line, _kernel(sigma, reach), mode="valid")
+    density: Floats = everywhere[slots]
     return density

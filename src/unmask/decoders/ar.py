@@ -9,11 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unmask.decoders._growing import Growing
+from unmask.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Autoregressive(Growing):
     """The answer grows by a slot."""
+
+    def __post_init__(self) -> None:
+        """Refuse scores: there is never a choice between slots."""
+        if self.score != "confidence" or self.sigma is not None:
+            raise ConfigError("score and sigma have no effect on decoder ar: it has one open slot")
 
     def growth(self, gen_length: int) -> tuple[int, int | None]:
         """One by one."""

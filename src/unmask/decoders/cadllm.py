@@ -74,6 +74,7 @@ class CadLLM(Controller):
                 f"threshold={self.threshold} has no effect with the adaptive threshold; say "
                 f"adaptive_threshold=false too"
             )
+        self.check_switches()
 
     def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
         """The canvas never grows."""
@@ -122,6 +123,9 @@ class CadLLM(Controller):
         if self.early_exit:
             stats.add("margin")
         window = (min(window[0], int(rows[0])), window[1])
+        if self.early_exit:  # it looks at the whole block
+            inside = np.arange(state.start, state.end)
+            rows = np.union1d(rows, inside[~canvas.fixed[inside]])
         return Ask(rows, window, stats=frozenset(stats), top_v=state.vocab_size), state
 
     def progress(self, state: Control) -> float:
@@ -156,7 +160,7 @@ class CadLLM(Controller):
         notes = {
             "block_length": float(state.end - state.start),
             "steps": float(state.num_steps),
-            "vocab_size": float(state.vocab_size),
+            "vocab_size": float(reading.top_v or state.facts.vocab_size),
             "threshold": state.threshold,
         }
         edit = masked.commit(chosen, notes if mean is None else notes | {"mean_confidence": mean})
@@ -165,7 +169,7 @@ class CadLLM(Controller):
         history = state.history if mean is None else (*state.history, mean)
         committed = (*state.committed, *edit.tokens.tolist())[-RING:]
         after = replace(state, step=state.step + 1, history=history, committed=committed)
-        return edit, self.watch(after, masked, level)
+        return edit, self.watch(after, reading)
 
     def choose(self, state: Control, masked: Reading, rank: Floats, level: Floats) -> Ints:
         """The threshold rule, or one of its exceptions."""
@@ -177,11 +181,13 @@ class CadLLM(Controller):
             return selection.quota(rank, 1)
         return selection.threshold(rank, level, state.threshold)
 
-    def watch(self, state: Control, masked: Reading, level: Floats) -> Control:
-        """The early exit: two clear forwards in a row, after a fifth of the block's steps."""
+    def watch(self, state: Control, reading: Reading) -> Control:
+        """The early exit: two clear forwards of the block in a row, after a fifth of its steps."""
         if not self.early_exit:
             return state
-        margin = 1.0 - np.minimum(np.exp(masked.stats["margin"]), 1.0)
+        block = reading.only((reading.slots >= state.start) & (reading.slots < state.end))
+        _, level = self.levels(state, block)
+        margin = 1.0 - np.minimum(np.exp(block.stats["margin"]), 1.0)
         clear = margin.mean() > EXIT_MARGIN and level.mean() > EXIT_CONFIDENCE
         patience = state.patience + 1 if clear else 0
         late = state.step - 1 > EXIT_AFTER * state.num_steps

@@ -36,6 +36,7 @@ class Daedal(Scoring):
     """Both phases."""
 
     chooses_length: ClassVar[bool] = True
+    length_knob: ClassVar[str] = "initial_gen_length"
 
     block_length: int = knob(32, "slots of the sliding block, at least 1")
     threshold: float = knob(0.9, "confidence above which a token is committed, in [0, 1]")
@@ -98,11 +99,12 @@ class Daedal(Scoring):
                 f"max_gen_length={self.max_gen_length} does not fit: the context leaves {room} slots; use "
                 f"that or less"
             )
-        return canvas.prompt_length + (self.max_gen_length or min(2048, room))
+        most = self.max_gen_length or min(2048, room)
+        return canvas.prompt_length + max(most, self.initial_gen_length)
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Growth:
         """Phase 1."""
-        self.check_scores()
+        self.check_scores(facts)
         if facts.eos_id is None:
             raise ConfigError("decoder 'daedal' needs a model with an end-of-text token")
         return Growth(facts, canvas.prompt_length, self.max_slots(canvas, facts))
@@ -126,7 +128,7 @@ class Daedal(Scoring):
 
     def expected_end(self, state: Growth, reading: Reading) -> float:
         """Mean probability of the end over the last slots that would say it; missing ones count 0."""
-        says_end = np.flatnonzero(reading.tokens == state.facts.eos_id)[-self.num_check_last_eot :]
+        says_end = np.flatnonzero(reading.stats["eos_top"] > 0)[-self.num_check_last_eot :]
         return float(reading.stats["eos"][says_end].sum()) / self.num_check_last_eot
 
     def step(self, canvas: Canvas, state: Growth, reading: Reading) -> tuple[Edit, Growth]:

@@ -10,8 +10,9 @@ sequence, not of the batch's mean, and never reach beyond its masks.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Progress:
     quotas: tuple[int, ...] = ()
 
 
+@functools.lru_cache(maxsize=64)
 def shares(steps: int, eps: float) -> Floats:
     """1 - s/t of every step, in float32 as published: `t` is `linspace(1, eps, steps + 1)`."""
     width = np.float32((np.float32(eps) - np.float32(1)) / np.float32(steps))
@@ -46,6 +48,8 @@ def shares(steps: int, eps: float) -> Floats:
 @dataclass(frozen=True)
 class Dream(Scoring):
     """Dream's four algorithms."""
+
+    tells_sampling: ClassVar[bool] = True
 
     steps: int | None = knob(None, "steps of the schedule, at least 1; default: gen_length")
     alg: Literal["origin", "maskgit_plus", "topk_margin", "entropy"] = knob(
@@ -67,6 +71,8 @@ class Dream(Scoring):
             raise ConfigError(f"eps={self.eps} must be between 0 and 1")
         if self.alg_temp is not None and not self.alg_temp > 0:
             raise ConfigError(f"alg_temp={self.alg_temp} must be greater than 0 (or null for none)")
+        if self.schedule == "even" and self.eps != 1e-3:
+            raise ConfigError(f"eps={self.eps} has no effect with schedule=even")
         if self.alg == "origin":
             for name, default in (("alg_temp", None), ("schedule", "dream"), ("sigma", None)):
                 if getattr(self, name) != default:
@@ -90,7 +96,7 @@ class Dream(Scoring):
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Progress:
         """Before the first step."""
-        self.check_scores()
+        self.check_scores(facts)
         steps = self.planned_steps(canvas)
         quotas = quota_schedule(canvas.num_open, steps) if self.schedule == "even" else ()
         return Progress(facts, 0, steps, quotas)
@@ -104,6 +110,8 @@ class Dream(Scoring):
     def step(self, canvas: Canvas, state: Progress, reading: Reading) -> tuple[Edit, Progress]:
         """The next step that commits something."""
         masked = reading.undecided(canvas)
+        if self.schedule == "even" and self.eps != 1e-3:
+            raise ConfigError(f"eps={self.eps} has no effect with schedule=even")
         if self.alg == "origin":
             chosen, step = self.toss(masked.uniform, state)
         else:
@@ -129,14 +137,15 @@ class Dream(Scoring):
 
     def next_quota(self, num_open: int, state: Progress) -> tuple[int, int]:
         """How many to commit at the first step from now on that commits any, and the step after."""
-        for step in range(state.step, state.steps - 1):
-            if self.schedule == "even":
-                k = state.quotas[step]
-            else:
-                k = int(np.float32(num_open) * shares(state.steps, self.eps)[step])
-            if k:
-                return k, step + 1
-        return num_open, state.steps
+        if self.schedule == "even":
+            quotas = np.array(state.quotas[state.step : -1], dtype=np.int64)
+        else:
+            share = shares(state.steps, self.eps)[state.step : -1]
+            quotas = (np.float32(num_open) * share).astype(np.int64)
+        some = np.flatnonzero(quotas)
+        if not len(some):
+            return num_open, state.steps
+        return int(quotas[some[0]]), state.step + int(some[0]) + 1
 
     def rank_or_draw(self, canvas: Canvas, state: Progress, masked: Reading, k: int) -> Ints:
         """The k surest, or k drawn without replacement (Gumbel top-k)."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unmask import selection
-from unmask.canvas import Ask, Bias, Canvas, Edit, Ints, Reading
+from unmask.canvas import Ask, Bias, Canvas, Edit, Ints, ModelFacts, Reading
 from unmask.decoders import Block, Blockwise, knob
 from unmask.errors import ConfigError
 
@@ -49,6 +49,12 @@ class JointThreshold(Blockwise):
             raise ConfigError(f"max_post_edit_steps={self.max_post_edit_steps} must be at least 0")
         if not self.penalty_lambda >= 0:
             raise ConfigError(f"penalty_lambda={self.penalty_lambda} must be at least 0")
+
+    def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """Every slot may take a forward, and every block its edits and the one that changes nothing."""
+        size = len(canvas) - canvas.prompt_length
+        blocks = -(-size // self.length_of(canvas))
+        return size + blocks * (self.max_post_edit_steps + 1)
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
         """The running block may be edited until it is over."""

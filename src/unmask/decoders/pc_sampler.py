@@ -30,6 +30,8 @@ class PCSampler(Scheduled):
         """Reject another score: that is another method."""
         if self.score != "pc":
             raise ConfigError(f"score={self.score}: pc_sampler is score=pc; use decoder vanilla")
+        if not self.debias and self.frequencies is not None:
+            raise ConfigError(f"frequencies={self.frequencies} has no effect with debias=false")
 
     def _informativeness(self, facts: ModelFacts, reading: Reading) -> Floats:
         """Without calibration, p alone."""

@@ -52,6 +52,10 @@ class Prophet:
             raise ConfigError(f"answer_start={self.answer_start} must be at least 0")
         if self.answer_length < 1:
             raise ConfigError(f"answer_length={self.answer_length} must be at least 1")
+        if self.answer_start is None and self.answer_length != 5:
+            raise ConfigError(
+                f"answer_length={self.answer_length} has no effect without answer_start"
+            )
         if len(self.gap_thresholds) != 3:
             raise ConfigError(f"gap_thresholds={self.gap_thresholds} must hold three numbers")
         if self.gap == "probability" and min(self.gap_thresholds) > 1:
@@ -67,6 +71,11 @@ class Prophet:
     def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
         """As the decoder inside."""
         return int(self.inner.max_slots(canvas, facts))
+
+    def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """As the decoder inside, and one more."""
+        bound = getattr(self.inner, "max_forwards", None)
+        return 0 if bound is None else 1 + int(bound(canvas, facts))
 
     def num_settled(self, canvas: Canvas, state: Watch) -> int:
         """As the decoder inside, until all is decided."""

@@ -5,7 +5,8 @@ the acceptance test is Fast-dLLM's (arXiv:2505.22618) with a lower threshold whe
 A drafter proposes tokens for the open slots: the continuation of an earlier place with the same last words
 (`drafter=lookup`), or a smaller model (`drafter=NAME`). A slot whose draft is the model's own choice with
 confidence `accept_threshold` is committed together with whatever the wrapped decoder commits, so that no
-forward commits less than that decoder would on the same canvas; the rest stays open.
+forward commits less than that decoder would on the same canvas; the rest stays open. A smaller model drafts
+once a block; its forwards are not counted in `num_forwards`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Speculative:
         "lookup", "lookup: the text's own repetitions; else a smaller model's name or folder"
     )
     accept_threshold: float = knob(
-        0.5, "confidence at which an agreeing draft is accepted, in [0, 1]; 0: always, 1: never"
+        0.5,
+        "confidence at which an agreeing draft is accepted, in [0, 1]; 0: always, 1: all but never",
     )
     ngram: int = knob(2, "drafter=lookup: tokens that must repeat before a continuation is tried")
     compat: bool = knob(False, "repeat the quirks of the decoder inside")
@@ -50,12 +52,19 @@ class Speculative:
             raise ConfigError(f"accept_threshold={self.accept_threshold} must be between 0 and 1")
         if self.ngram < 1:
             raise ConfigError(f"ngram={self.ngram} must be at least 1")
+        if self.drafter != "lookup" and self.ngram != 2:
+            raise ConfigError(f"ngram={self.ngram} has no effect with drafter={self.drafter!r}")
         if getattr(self.inner, "chooses_length", False):
             raise ConfigError("speculative needs a decoder that does not move slots; not daedal")
 
     def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
         """As the decoder inside."""
         return int(self.inner.max_slots(canvas, facts))
+
+    def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """As the decoder inside."""
+        bound = getattr(self.inner, "max_forwards", None)
+        return 0 if bound is None else int(bound(canvas, facts))
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
         """As the decoder inside."""
@@ -125,23 +134,26 @@ def lookup(canvas: Canvas, rows: Ints, ngram: int) -> Ints:
     """
     tokens, open_ = canvas.tokens, canvas.open
     draft: Ints = np.full(len(canvas), -1, dtype=np.int64)
-    for slot in rows.tolist():
-        if slot < ngram or not open_[slot] or open_[slot - ngram : slot].any():
+    begins = rows[open_[rows] & (rows >= ngram)]
+    begins = begins[~open_[begins - 1]]
+    if not len(begins):
+        return draft
+    words = np.lib.stride_tricks.sliding_window_view(tokens, ngram)
+    known = ~np.lib.stride_tricks.sliding_window_view(open_, ngram).any(axis=1)
+    for slot in begins.tolist():
+        if not known[slot - ngram]:
             continue
-        last = tokens[slot - ngram : slot]
-        for at in range(slot - 1, ngram - 1, -1):
-            if open_[at - ngram : at].any() or (tokens[at - ngram : at] != last).any():
-                continue
-            if at == slot or open_[at]:
-                continue
-            length = 0
-            while slot + length < len(canvas) and open_[slot + length]:
-                source = at + length
-                if source >= slot or open_[source]:
-                    break
-                draft[slot + length] = tokens[source]
-                length += 1
-            break
+        same = (words[: slot - ngram] == words[slot - ngram]).all(axis=1) & known[: slot - ngram]
+        places = np.flatnonzero(same) + ngram
+        places = places[~open_[places]]
+        if not len(places):
+            continue
+        source = tokens[places[-1] : slot]
+        end = np.flatnonzero(open_[places[-1] : slot])
+        length = min(int(end[0]) if len(end) else len(source), len(canvas) - slot)
+        decided = np.flatnonzero(~open_[slot : slot + length])
+        length = int(decided[0]) if len(decided) else length
+        draft[slot : slot + length] = source[:length]
     return draft
 
 

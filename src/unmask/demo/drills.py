@@ -37,7 +37,7 @@ def _operation(rng: random.Random, limits: Limits) -> tuple[str, int]:
     return f"{a * b}/{b}", a
 
 
-def drill(rng: random.Random, level: int = 3) -> Example:
+def drill(rng: random.Random, level: int = 4) -> Example:
     """Draw 6 to 8 equations, one a line."""
     lines: list[str] = []
     spans: list[tuple[int, int]] = []

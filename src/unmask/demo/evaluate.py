@@ -42,11 +42,12 @@ class Setting:
 def settings() -> list[Setting]:
     """The card's settings: vanilla is one token a forward."""
     rows = [
-        Setting("word problems", "word_problem", "vanilla", "none", 64, 16),
+        Setting("word problems", "word_problem", "vanilla", "none", 64, 8),
         Setting("word problems", "word_problem", "vanilla", "none", 64, 32),
         Setting("word problems", "word_problem", "threshold", "none", 64, 32, {"threshold": 0.9}),
         Setting("word problems", "word_problem", "threshold", "dual", 64, 32, {"threshold": 0.9}),
         Setting("word problems", "word_problem", "factor", "prefix", 64, 32, {"factor": 1.0}),
+        Setting("word problems", "word_problem", "eb_sampler", "none", 64, 32, {"gamma": 0.1}),
         Setting("word problems", "word_problem", "vanilla", "none", 64, 32, {"steps": 16}),
     ]
     for blanks in (6, 8, 10):

@@ -10,7 +10,12 @@ from unmask.demo.example import Example
 from unmask.demo.story import LIMITS, DeadEndError, Story, divisors
 
 # Shares of one, two and three equations at each level.
-LENGTHS: tuple[tuple[int, int, int], ...] = ((1, 0, 0), (40, 60, 0), (20, 50, 30))
+LENGTHS: tuple[tuple[int, int, int], ...] = (
+    (1, 0, 0),
+    (40, 60, 0),
+    (20, 50, 30),
+    (35, 55, 10),
+)
 
 
 def _containers(story: Story, most: int = 100) -> None:
@@ -271,7 +276,7 @@ def key_of(steps: Sequence[tuple[str, int, str, int, int]]) -> str:
     return ";".join(parts)
 
 
-def word_problem(rng: random.Random, level: int = 3, equations: int | None = None) -> Example:
+def word_problem(rng: random.Random, level: int = 4, equations: int | None = None) -> Example:
     """Tell a word problem of the given curriculum level (or exact number of equations)."""
     if equations is None:
         equations = rng.choices((1, 2, 3), LENGTHS[level - 1])[0]

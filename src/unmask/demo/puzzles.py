@@ -12,9 +12,9 @@ from unmask.demo.example import Example
 SUDOKU_HEADER = "Sudoku\n"
 COUNTDOWN_HEADER = "Countdown "
 # Fewest and most blank cells at each curriculum level.
-BLANKS: tuple[tuple[int, int], ...] = ((4, 6), (4, 8), (4, 10))
+BLANKS: tuple[tuple[int, int], ...] = ((4, 6), (4, 8), (4, 10), (4, 10))
 # Largest number of a countdown at each curriculum level.
-LARGEST: tuple[int, ...] = (20, 50, 99)
+LARGEST: tuple[int, ...] = (20, 50, 99, 99)
 # How often each pair of operators solves a puzzle of the public test set.
 OPERATORS: dict[str, int] = {
     "--": 288,
@@ -84,7 +84,7 @@ def _rows(digits: str) -> str:
     return "\n".join(digits[i : i + 4] for i in range(0, 16, 4))
 
 
-def sudoku(rng: random.Random, level: int = 3, blanks: int | None = None) -> Example:
+def sudoku(rng: random.Random, level: int = 4, blanks: int | None = None) -> Example:
     """Draw a 4x4 sudoku with exactly one solution."""
     if blanks is None:
         blanks = rng.randint(*BLANKS[level - 1])
@@ -125,7 +125,7 @@ def _combine(left: int, operator: str, right: int) -> tuple[str, int] | None:
     return f"{left}{operator}{right}={result}", result
 
 
-def countdown(rng: random.Random, level: int = 3) -> Example:
+def countdown(rng: random.Random, level: int = 4) -> Example:
     """Draw three numbers and a target two operations away, and one way to get there."""
     operators = rng.choices(list(OPERATORS), list(OPERATORS.values()))[0]
     while True:

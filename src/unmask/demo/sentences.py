@@ -149,7 +149,7 @@ def _one(rng: random.Random) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: rng.choice(SLOTS[m[1]]), pattern)
 
 
-def sentence(rng: random.Random, level: int = 3) -> Example:
+def sentence(rng: random.Random, level: int = 4) -> Example:
     """Draw a text of one sentence (level 1) or of one or two."""
     text = _one(rng)
     if level > 1 and rng.random() < 0.5:

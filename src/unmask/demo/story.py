@@ -25,6 +25,7 @@ LIMITS: tuple[Limits, ...] = (
     Limits(operand=20, total=50, factor=6, quotient=6, divisor=5),
     Limits(operand=40, total=80, factor=9, quotient=9, divisor=9),
     Limits(operand=50, total=100, factor=10, quotient=10, divisor=10),
+    Limits(operand=40, total=80, factor=9, quotient=9, divisor=9),
 )
 
 

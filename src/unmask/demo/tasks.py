@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 TASKS: tuple[str, ...] = ("word_problem", "sudoku", "countdown", "sentence", "drill")
+FINAL_LEVEL = 4
 HELD_OUT_SHARE = 32
 # Draws in a row without a new held-out example after which there are no more to be had.
 PATIENCE = 20_000
@@ -35,7 +36,7 @@ PATIENCE = 20_000
 def sample(
     task: str,
     rng: random.Random,
-    level: int = 3,
+    level: int = FINAL_LEVEL,
     *,
     blanks: int | None = None,
     equations: int | None = None,
@@ -45,12 +46,12 @@ def sample(
     Args:
         task: one of ``TASKS``.
         rng: source of all randomness.
-        level: curriculum level, 1 (easiest) to 3 (the final distribution).
+        level: curriculum level: 1 (easiest) to 3 (hardest), then 4, the final distribution.
         blanks: exact number of blank cells (sudoku only).
         equations: exact number of equations (word_problem only).
     """
-    if level not in (1, 2, 3):
-        raise ValueError(f"level must be 1, 2 or 3, not {level}")
+    if level not in (1, 2, 3, 4):
+        raise ValueError(f"level must be 1, 2, 3 or 4, not {level}")
     if blanks is not None and task != "sudoku":
         raise ValueError("blanks is an option of sudoku only")
     if equations is not None and (task != "word_problem" or equations not in (1, 2, 3)):
@@ -97,7 +98,7 @@ def is_held_out(example: Example) -> bool:
     return _is_held_out_key(example.task, example.key)
 
 
-def training_example(task: str, rng: random.Random, level: int = 3) -> Example:
+def training_example(task: str, rng: random.Random, level: int = FINAL_LEVEL) -> Example:
     """Draw an example that training may see."""
     while is_held_out(example := sample(task, rng, level)):
         pass
@@ -109,7 +110,7 @@ def held_out_set(
     n: int,
     seed: int = 0,
     *,
-    level: int = 3,
+    level: int = FINAL_LEVEL,
     blanks: int | None = None,
     equations: int | None = None,
 ) -> list[Example]:

@@ -41,7 +41,7 @@ def _texts(seed: int, per_task: int = 12_000) -> Iterator[str]:
         rng = random.Random(f"tokenizer {task} {seed}")
         count = per_task if task in ("word_problem", "sentence") else 50
         for _ in range(count):
-            example = sample(task, rng)
+            example = sample(task, rng, level=3)
             if example.prompt:
                 yield example.prompt
             yield example.answer

@@ -6,7 +6,7 @@ Letters: N logit rows, D width, V vocabulary, C columns of a packed result.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,14 @@ class Heads:
     def __init__(self, model: Transformer, vocabulary: Vocabulary) -> None:
         self.model, self.vocabulary = model, vocabulary
         self.frequent: dict[tuple[str, int], Vocabulary] = {}
+        self._longest: Tensor | None = None
+
+    @property
+    def longest_row(self) -> Tensor:
+        """The largest Euclidean norm of a row of the LM head; computed once."""
+        if self._longest is None:
+            self._longest = self.model.head_weight.float().norm(dim=-1).amax()
+        return self._longest
 
     def propose(self, flat: Tensor, parts: list[Part]) -> Tensor:
         """Packed `(N, C)` float64: the proposals of all parts in order, then the twins of all parts.
@@ -67,11 +75,8 @@ class Heads:
         for vocabulary, members in groups.values():
             for chosen in self._chunks(parts, members, len(vocabulary.token_ids)):
                 self._propose(flat, parts, chosen, vocabulary, packed, starts)
-        start = int(starts[-1])
-        for part in parts:
-            if len(part.ask.twins):
-                packed[start : start + len(part.ask.twins), 1] = self._twins(flat, part).double()
-                start += len(part.ask.twins)
+        if num_twins:
+            self._twins(flat, parts, packed[int(starts[-1]) :])
         return packed
 
     def _vocabulary(self, part: Part) -> Vocabulary:
@@ -93,9 +98,9 @@ class Heads:
         """The `count` most frequent tokens that may be proposed, and the end tokens."""
         whole = self.vocabulary
         frequency = load_background(file, self.model.spec.vocab_size).copy()
-        frequency[whole.forbidden.cpu().numpy()] = -1.0
-        ids = np.argsort(-frequency, kind="stable")[: min(count, int((frequency >= 0).sum()))]
         ends = [id_ for id_ in (whole.eos_id, whole.turn_end_id) if id_ is not None]
+        frequency[[*whole.forbidden.tolist(), *ends]] = -1.0
+        ids = np.argsort(-frequency, kind="stable")[: min(count, int((frequency >= 0).sum()))]
         chosen = np.union1d(ids, np.array(ends, dtype=np.int64))
         return whole.part(torch.from_numpy(chosen).to(self.model.device))
 
@@ -109,6 +114,9 @@ class Heads:
         room = most
         for i in members:
             start, total = 0, len(parts[i].ask.rows)
+            if room < total <= most and chunk:  # keep together what fits
+                yield chunk
+                chunk, room = [], most
             while start < total:
                 end = min(total, start + room)
                 chunk.append((i, slice(start, end)))
@@ -130,9 +138,8 @@ class Heads:
         starts: np.ndarray,
     ) -> None:
         """Fill the packed rows of these pieces."""
-        logits = torch.cat(
-            [self._guided(flat, parts[i], piece, vocabulary, 0) for i, piece in chosen]
-        )
+        pieces = [(parts[i], piece) for i, piece in chosen]
+        logits = self._guided(flat, pieces, vocabulary, 0)
         missed = self._prune(flat, parts, chosen, vocabulary, logits)
         spans = [self._span(parts[i], piece) for i, piece in chosen]
         keys = np.concatenate([parts[i].keys[piece] for i, piece in chosen])
@@ -148,14 +155,25 @@ class Heads:
                 self._keep(parts[i], piece, distributions[number])
 
     def _guided(
-        self, flat: Tensor, part: Part, piece: slice, vocabulary: Vocabulary, kind: int
+        self, flat: Tensor, pieces: list[tuple[Part, slice]], vocabulary: Vocabulary, kind: int
     ) -> Tensor:
-        """Logits of rows (`kind` 0) or twins (1), with classifier-free guidance where asked."""
-        logits = self._logits(flat, part.seen[kind][piece], vocabulary)
-        if part.blind is None:
-            return logits
-        without = self._logits(flat, part.blind[kind][piece], vocabulary)
-        return without + (1 + part.rule.cfg_scale) * (logits - without)
+        """Logits of all rows (`kind` 0) or twins (1) at once, with classifier-free guidance where asked."""
+        seen = np.concatenate([part.seen[kind][piece] for part, piece in pieces])
+        logits = self._logits(flat, seen, vocabulary)
+        guided, blind, weights, row = [], [], [], 0
+        for part, piece in pieces:
+            count = len(part.seen[kind][piece])
+            if part.blind is not None:
+                guided.append(np.arange(row, row + count))
+                blind.append(part.blind[kind][piece])
+                weights += [1 + part.rule.cfg_scale] * count
+            row += count
+        if guided:
+            at = torch.from_numpy(np.concatenate(guided)).to(flat.device)
+            without = self._logits(flat, np.concatenate(blind), vocabulary)
+            weight = torch.tensor(weights, device=flat.device)[:, None]
+            logits[at] = without + weight * (logits[at] - without)
+        return logits
 
     def _logits(self, flat: Tensor, rows: Ints, vocabulary: Vocabulary) -> Tensor:
         states = flat[torch.from_numpy(rows).to(flat.device)]
@@ -206,10 +224,10 @@ class Heads:
             if vocabulary is not self.vocabulary:
                 assert memory.candidates is not None, "a pruned head has candidates"
                 missed[rows] = memory.candidates.missed(
-                    logits[rows], states, uids, self.model
+                    logits[rows], states, uids, self.longest_row, self.model.spec.vocab_size
                 ).double()
-            elif piece == slice(0, len(part.ask.rows)) and part.blind is None:
-                memory.candidates = Candidates.choose(
+            else:
+                chosen_now = Candidates.choose(
                     part.ask.window[1],
                     logits[rows],
                     states,
@@ -217,11 +235,28 @@ class Heads:
                     part.rule.kept_tokens,
                     self.vocabulary,
                 )
+                before = memory.candidates if piece.start > 0 else None
+                memory.candidates = (
+                    chosen_now if before is None else before.joined(chosen_now, self.vocabulary)
+                )
         return missed
 
-    def _twins(self, flat: Tensor, part: Part) -> Tensor:
-        """Log-odds of the canvas's token at each twin."""
-        everything = slice(0, len(part.ask.twins))
-        logits = self._guided(flat, part, everything, self.vocabulary, 1)
-        tokens = torch.from_numpy(part.sequence.canvas.tokens[part.ask.twins]).to(flat.device)
-        return log_odds(logits, tokens)
+    def _twins(self, flat: Tensor, parts: list[Part], packed: Tensor) -> None:
+        """Log-odds of the canvas's token at each twin whose slot is decided; 0 at the others."""
+        most = max(1, HEAD_CHUNK // self.model.spec.vocab_size)
+        start = 0
+        for part in parts:
+            canvas, twins = part.sequence.canvas, part.ask.twins
+            decided = np.flatnonzero(~canvas.open[twins])
+            for first in range(0, len(decided), most):
+                chosen = decided[first : first + most]
+                only = replace(
+                    part,
+                    seen=(part.seen[0], part.seen[1][chosen]),
+                    blind=None if part.blind is None else (part.blind[0], part.blind[1][chosen]),
+                )
+                logits = self._guided(flat, [(only, slice(None))], self.vocabulary, 1)
+                tokens = torch.from_numpy(canvas.tokens[twins[chosen]]).to(flat.device)
+                at = torch.from_numpy(start + chosen).to(flat.device)
+                packed[at, 1] = log_odds(logits, tokens).double()
+            start += len(twins)

@@ -16,7 +16,7 @@ from unmask.canvas import Canvas, Floats, Ints, ModelFacts
 from unmask.decoders import describe
 from unmask.engine import request as request_module
 from unmask.engine.background import estimate
-from unmask.engine.likelihood import loglikelihood
+from unmask.engine.likelihood import Likelihood, loglikelihood
 from unmask.engine.loop import Event, decode
 from unmask.engine.options import (
     INFILL_OPTIONS,
@@ -154,8 +154,10 @@ class LLM(Prompts):
         flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
         listed = prompt_list(prompts)
         make = self._maker(decoder, cache, seed, stop_at_eos, knobs)
-        length = self.first_length(make.method.decoder, gen_length)
-        canvases = [self.prompt_canvas(prompt, length, raw=raw) for prompt in listed]
+        decoder_ = make.method.decoder
+        length = self.first_length(decoder_, gen_length)
+        option = getattr(decoder_, "length_knob", "gen_length")
+        canvases = [self.prompt_canvas(prompt, length, raw=raw, option=option) for prompt in listed]
         finished = self._run([make(canvas) for canvas in canvases], max_batch_size)
         return [self.output(sequence, return_trace) for sequence in finished]
 
@@ -216,7 +218,9 @@ class LLM(Prompts):
             self._background = estimate(self, length=min(64, room))
         return self._background
 
-    def loglikelihood(self, prompt: Any, answer: Any, **options: Any) -> Any:
+    def loglikelihood(
+        self, prompt: Any, answer: Any, **options: Any
+    ) -> Likelihood | list[Likelihood]:
         """ln p(answer | prompt) in nats: see `engine.likelihood.loglikelihood` for options and errors."""
         return loglikelihood(self, prompt, answer, **options)
 
@@ -244,6 +248,7 @@ class LLM(Prompts):
             finish_reason=sequence.finish_reason,
             cache_exact=sequence.request.cache.exact,
             method=describe(sequence.request.decoder),
+            num_forced=sequence.num_forced,
             trace=tuple(sequence.trace) if return_trace else None,
             blanks=blanks,
         )
@@ -302,6 +307,11 @@ class LLM(Prompts):
             )
 
         def draft(canvas: Canvas) -> Ints:
+            if len(canvas) > small.spec.max_length:
+                raise ConfigError(
+                    f"drafter={name!r} has a context of {small.spec.max_length}, the canvas "
+                    f"{len(canvas)} slots; use a shorter gen_length or another drafter"
+                )
             own = replace(
                 canvas,
                 tokens=np.where(canvas.open, small.spec.mask_id, canvas.tokens),

@@ -53,8 +53,10 @@ def decide(sequence: Sequence, reading: Reading) -> Edit:
     edit, sequence.decoder_state = request.decoder.step(canvas, sequence.decoder_state, reading)
     undecided = reading.undecided(canvas)
     if sequence.num_forwards >= request.max_forwards:
+        sequence.num_forced += 1
         return undecided.commit(np.arange(len(undecided.slots)))
     if edit.is_empty and len(undecided.slots):
+        sequence.num_forced += 1
         return undecided.commit(np.argmax(undecided.log_odds, keepdims=True))
     result: Edit = edit
     return result

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from unmask.canvas import Ints
-from unmask.models._transformer import Transformer
 from unmask.sampling import Vocabulary
 
 
@@ -34,6 +33,7 @@ class Memory:
         """What was collected in this forward becomes what was known before the next."""
         self.uids = np.concatenate(self.next_uids)
         self.distributions_nV = torch.cat(self.next_distributions)
+        self.next_uids, self.next_distributions = [], []
 
     def before(self, uids: Ints, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The distributions of these slots in the forward before, and which slots had one."""
@@ -43,9 +43,8 @@ class Memory:
         if known.any():
             assert self.distributions_nV is not None, "remembered slots have distributions"
             at = order[np.searchsorted(self.uids, uids[known], sorter=order)]
-            found[torch.from_numpy(known).to(device)] = self.distributions_nV[
-                torch.from_numpy(at).to(device)
-            ]
+            rows = torch.from_numpy(np.flatnonzero(known)).to(device)
+            found[rows] = self.distributions_nV[torch.from_numpy(at).to(device)]
         return found, torch.from_numpy(known).to(device)
 
 
@@ -74,10 +73,15 @@ class Candidates:
         keep: int,
         vocabulary: Vocabulary,
     ) -> Candidates:
-        """The union of the `keep` likeliest tokens at every slot, and the end tokens."""
-        top = logits_nV.topk(min(keep, logits_nV.shape[-1]), dim=-1)
+        """The union of the `keep` likeliest proposable tokens at every slot.
+
+        End tokens stay in it, and tokens that are never proposed too: they cost confidence.
+        """
+        allowed = logits_nV.index_fill(1, vocabulary.forbidden, -torch.inf)
+        top = allowed.topk(min(keep, logits_nV.shape[-1] - len(vocabulary.forbidden)), dim=-1)
         ends = [id_ for id_ in (vocabulary.eos_id, vocabulary.turn_end_id) if id_ is not None]
-        found = torch.cat((top.indices.flatten(), top.indices.new_tensor(ends)))
+        always = torch.cat((vocabulary.forbidden, top.indices.new_tensor(ends)))
+        found = torch.cat((top.indices.flatten(), always))
         ids: Tensor = torch.unique(found)  # type: ignore[no-untyped-call]
         return cls(
             window_end,
@@ -88,8 +92,26 @@ class Candidates:
             top.values[:, -1].float(),
         )
 
+    def joined(self, more: Candidates, vocabulary: Vocabulary) -> Candidates:
+        """The candidates of two parts of a block."""
+        both = torch.cat((self.ids_U, more.ids_U))
+        ids: Tensor = torch.unique(both)  # type: ignore[no-untyped-call]
+        return Candidates(
+            self.window_end,
+            ids,
+            vocabulary.part(ids),
+            np.concatenate((self.uids, more.uids)),
+            torch.cat((self.states_nD, more.states_nD)),
+            torch.cat((self.ceilings_n, more.ceilings_n)),
+        )
+
     def missed(
-        self, logits_NU: Tensor, states_ND: Tensor, uids: Ints, model: Transformer
+        self,
+        logits_NU: Tensor,
+        states_ND: Tensor,
+        uids: Ints,
+        longest_row: Tensor,
+        vocab_size: int,
     ) -> Tensor:
         """`(N,)` upper bounds on the probability that the left-out tokens share; 1 where unknown."""
         position = {int(uid): i for i, uid in enumerate(self.uids)}
@@ -97,10 +119,9 @@ class Candidates:
         known = torch.tensor([i >= 0 for i in at], device=logits_NU.device)
         index = torch.tensor([max(i, 0) for i in at], device=logits_NU.device)
         moved = (states_ND.float() - self.states_nD[index]).norm(dim=-1)
-        longest = model.head_weight.float().norm(dim=-1).amax()
-        left_out = max(model.spec.vocab_size - len(self.ids_U), 0)
+        left_out = vocab_size - len(self.ids_U)
         if left_out == 0:
             return torch.zeros(len(uids), device=logits_NU.device)
-        most = self.ceilings_n[index] + moved * longest + float(np.log(left_out))
+        most = self.ceilings_n[index] + moved * longest_row + float(np.log(left_out))
         bound = torch.sigmoid(most - logits_NU.float().logsumexp(dim=-1))
         return torch.where(known, bound, torch.ones_like(bound))

@@ -65,6 +65,22 @@ def configure(decoder: str, knobs: dict[str, Any], options: tuple[str, ...] = OP
     method = decoders.make_decoder(decoder, {k: v for k, v in knobs.items() if k in own})
     made = Proposal(**proposal)
     inner = getattr(method, "inner", method)
+    if made.temperature == 0 and not getattr(inner, "tells_sampling", False):
+        for key, value in (("top_p", made.top_p), ("top_k", made.top_k)):
+            if value is not None:
+                raise ConfigError(
+                    f"{key}={value} has no effect at temperature=0; set a temperature"
+                )
+    if "kl" in getattr(inner, "stats", ()) and made.vocabulary in ("frequency", "union"):
+        raise ConfigError(
+            f"vocabulary={made.vocabulary} changes which tokens there are from forward to forward; "
+            f"decoder klass compares whole distributions: use static or none"
+        )
+    score = getattr(inner, "effective_score", "confidence")
+    if made.vocabulary == "static" and score not in ("confidence", "pc"):
+        raise ConfigError(
+            f"vocabulary=static has no effect on score={score}; use another vocabulary"
+        )
     reads = made.vocabulary == "frequency" or getattr(inner, "effective_score", "") == "pc"
     if made.frequencies is not None and not reads:
         raise ConfigError(

@@ -22,16 +22,21 @@ class Prompts:
     spec: ModelSpec
     name: str
 
-    def prompt_canvas(self, prompt: Prompt, gen_length: int, *, raw: bool = False) -> Canvas:
-        """A prompt followed by `gen_length` open slots. Raises PromptError and ConfigError."""
-        gen_length = whole("gen_length", gen_length, 1)
+    def prompt_canvas(
+        self, prompt: Prompt, gen_length: int, *, raw: bool = False, option: str = "gen_length"
+    ) -> Canvas:
+        """A prompt followed by `gen_length` open slots. Raises PromptError and ConfigError.
+
+        `option` is what the caller calls the length, for the errors.
+        """
+        gen_length = whole(option, gen_length, 1)
         ids = self.prompt_ids(prompt, raw=raw)
         total = len(ids) + gen_length
         if total > self.spec.max_length:
             room = self.spec.max_length - len(ids)
-            advice = f"use gen_length={room} or less" if room > 0 else "shorten the prompt"
+            advice = f"use {option}={room} or less" if room > 0 else "shorten the prompt"
             raise PromptError(
-                f"prompt of {len(ids)} tokens + gen_length={gen_length} = {total}, but the model's "
+                f"prompt of {len(ids)} tokens + {option}={gen_length} = {total}, but the model's "
                 f"context is {self.spec.max_length}; {advice}"
             )
         blanks = [False] * len(ids) + [True] * gen_length

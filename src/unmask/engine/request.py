@@ -81,7 +81,9 @@ class Request:
     @property
     def max_forwards(self) -> int:
         """The loop's bound: past it every forward commits all it reads."""
-        return 2 * (self.max_slots - self.canvas.prompt_length) + 64
+        usual = 2 * (self.max_slots - self.canvas.prompt_length) + 64
+        own = getattr(self.decoder, "max_forwards", None)
+        return usual if own is None else max(usual, int(own(self.canvas, self.facts)))
 
 
 @dataclass
@@ -97,6 +99,7 @@ class Sequence:
     num_forwards: int = 0
     num_queries: int = 0
     num_logit_rows: int = 0
+    num_forced: int = 0
     trace: list[Step] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
@@ -161,6 +164,8 @@ class Output:
     `finish_reason`: "stop" (an end token) or "length" (the canvas is full). `trace[k]`: what forward k
     changed, only with return_trace. `blanks`: the filled texts of an infill. `cache_exact`: whether the
     cache equals decoding without one. `method`: the decoder and its knobs, as it was resolved.
+    `num_forced`: forwards in which the loop's guard decided instead of the decoder, which changed nothing
+    or went on for too long.
     """
 
     text: str
@@ -175,3 +180,4 @@ class Output:
     trace: tuple[Step, ...] | None = None
     blanks: tuple[str, ...] = ()
     method: str = ""
+    num_forced: int = 0

@@ -25,7 +25,7 @@ from unmask.engine.request import Sequence
 from unmask.errors import ModelError
 from unmask.models._transformer import Transformer
 from unmask.randomness import row_keys, uniform
-from unmask.sampling import STATS, Vocabulary
+from unmask.sampling import STATS, Vocabulary, effective_top_v
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,7 @@ class Runner:
             end, twin_end = start + len(part.ask.rows), twin + len(part.ask.twins)
             own = values[start:end]
             told: list[str] = [name for name in STATS if name in part.ask.stats]
+            told += ["eos_top"] if "eos" in told else []
             if part.ask.credit is not None:
                 told += ["raw_token", "raw_confidence"]
             if part.sequence.request.proposal.vocabulary == "union":
@@ -153,6 +154,7 @@ class Runner:
                     uniform=uniform(part.keys),
                     stats={name: own[:, 2 + STATS.index(name)].copy() for name in told},
                     twin_log_odds=values[twin:twin_end, 1].copy(),
+                    top_v=effective_top_v(part.sequence.request.proposal, part.ask),
                 )
             )
             start, twin = end, twin_end

@@ -50,8 +50,8 @@ class Recipe:
     drill_end: float = 0.15
     """... and from step `drill_steps` on."""
     drill_steps: int = 1000
-    level_steps: tuple[int, ...] = (200, 600)
-    """Steps at which the curriculum goes to level 2 and to level 3."""
+    level_steps: tuple[int, ...] = (200, 600, 1200)
+    """Steps at which the curriculum goes to level 2, to the hardest, 3, and to the final one, 4."""
     mix: tuple[float, ...] = (0.62, 0.15, 0.12, 0.11)
     """Shares of word problems, Sudoku, Countdown and sentences; drills are taken from the first three."""
     random_length: float = 0.01
@@ -100,8 +100,8 @@ class Recipe:
                 raise ConfigError(
                     f"{name}={shares} must hold {count} shares, none negative, not all 0"
                 )
-        if len(self.level_steps) != 2:
-            raise ConfigError(f"level_steps={self.level_steps} must hold two step numbers")
+        if len(self.level_steps) != 3:
+            raise ConfigError(f"level_steps={self.level_steps} must hold three step numbers")
         if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
             raise ConfigError(
                 f"num_heads={self.num_heads} must divide d_model={self.d_model} into even widths"

@@ -62,6 +62,8 @@ class Run:
             "tokens_per_forward": self.tokens_per_forward,
             "model": self.model,
             "decoder": self.decoder,
+            "method": out.method,
+            "num_forced": out.num_forced,
             "cache": self.cache,
             "cache_exact": out.cache_exact,
             "knobs": self.knobs,

@@ -25,7 +25,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Header:
-    """First line of a trace file; `knobs` are all settings in force, the defaults too."""
+    """First line of a trace file.
+
+    `knobs` are all settings in force, the defaults too; `method` is the decoder with those that are not
+    at their defaults, as `--decoder` takes it.
+    """
 
     model: str
     decoder: str
@@ -37,6 +41,7 @@ class Header:
     mask_id: int
     tokens: list[int]
     open: list[int]
+    method: str = ""
     format: str = FORMAT
     version: int = VERSION
 
