@@ -215,3 +215,13 @@ def test_only_frequent_tokens_are_proposed(family, tmp_path):
     )
     assert set(out.canvas_ids[3:]) <= {5, 6, 11, EOS, 58}
     assert KNOWN - 1 not in out.canvas_ids[3:]
+
+
+@every_family
+def test_the_adaptive_vocabulary_of_cadllm_serves_every_decoder(family):
+    llm = tiny_llm(family, 3)
+    out = run(llm, "threshold", vocabulary="adaptive")
+    assert all(35 <= step.notes["vocab_size"] <= VOCAB for step in out.trace)
+    assert out.trace[0].notes["vocab_size"] == VOCAB, "wide at first"
+    ours = run(llm, "cadllm", block_length=None, vocabulary="adaptive")
+    assert trace_of(ours) == trace_of(run(llm, "cadllm", block_length=None))

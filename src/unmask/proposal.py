@@ -23,10 +23,11 @@ class Proposal:
     published code does.
 
     `vocabulary` prunes what confidence is computed over, to `vocab_size` tokens: "static" the likeliest
-    at each slot, "frequency" the most frequent of the file `frequencies` (nothing else is proposed, and
-    the LM head has only those rows), "union" the likeliest at any slot of the block's first forward (the
-    later LM heads have only those rows; what that can miss is bounded, and a bound above `max_missed`
-    makes the next forward a full one). "none" is the whole vocabulary; None leaves it to the decoder.
+    at each slot, "adaptive" as many of them as CadLLM's Eq. 4 says (`decoders._cadllm`), "frequency" the
+    most frequent of the file `frequencies` (nothing else is proposed, and the LM head has only those
+    rows), "union" the likeliest at any slot of the block's first forward (the later LM heads have only
+    those rows; what that can miss is bounded, and a bound above `max_missed` makes the next forward a
+    full one). "none" is the whole vocabulary; None leaves it to the decoder.
     """
 
     temperature: float = knob(0.0, "0: the likeliest token; above: sampled, the higher the wilder")
@@ -39,10 +40,11 @@ class Proposal:
     )
     logits_eos_inf: bool = knob(False, "never propose end-of-text")
     confidence_eos_eot_inf: bool = knob(False, "commit end-of-text and end-of-turn last")
-    vocabulary: Literal["none", "static", "frequency", "union"] | None = knob(
+    vocabulary: Literal["none", "static", "adaptive", "frequency", "union"] | None = knob(
         None,
-        "tokens that count: none (all), static (the likeliest of a slot), frequency (of a file), union "
-        "(the likeliest of a block's first forward; later LM heads have only those rows)",
+        "tokens that count: none (all), static (the likeliest of a slot), adaptive (as many as CadLLM's "
+        "Eq. 4 says), frequency (of a file), union (the likeliest of a block's first forward; later LM "
+        "heads have only those rows); default: as the decoder says",
     )
     vocab_size: int | None = knob(None, "how many tokens vocabulary keeps; default: 1000")
     max_missed: float = knob(
@@ -63,7 +65,7 @@ class Proposal:
             raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} must be at least 1")
-        pruned = self.vocabulary not in (None, "none")
+        pruned = self.vocabulary not in (None, "none", "adaptive")
         if self.vocab_size is not None and (not pruned or self.vocab_size < 1):
             raise ConfigError(
                 f"vocab_size={self.vocab_size} must be at least 1 and needs vocabulary=static, "

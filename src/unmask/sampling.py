@@ -282,7 +282,7 @@ def _remember(logits: Tensor, spans: list[Span], packed: Tensor) -> dict[int, Te
 
 def effective_top_v(rule: Proposal, ask: Ask) -> int | None:
     """How many of a row's largest logits count (None: all): the user's word goes before the decoder's."""
-    if rule.vocabulary is None:
+    if rule.vocabulary in (None, "adaptive"):
         return ask.top_v
     return rule.kept_tokens if rule.vocabulary == "static" else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,6 +52,9 @@ def decide(sequence: Sequence, reading: Reading) -> Edit:
     assert len(reading.slots), "the cache computed none of the asked rows"
     edit, sequence.decoder_state = request.decoder.step(canvas, sequence.decoder_state, reading)
     undecided = reading.undecided(canvas)
+    if request.proposal.vocabulary == "adaptive":
+        sequence.memory.watch(undecided.confidence, edit.tokens)
+        edit = replace(edit, notes={"vocab_size": float(reading.top_v or 0), **edit.notes})
     if sequence.num_forwards >= request.max_forwards:
         sequence.num_forced += 1
         return undecided.commit(np.arange(len(undecided.slots)))

@@ -11,23 +11,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.canvas import Ints
+from unmask.canvas import Canvas, Floats, Ints
+from unmask.decoders._cadllm import RING, Controller
 from unmask.sampling import Vocabulary
+
+CONTROLLER = Controller()
 
 
 @dataclass
 class Memory:
     """One sequence's; `uids` say which slots `distributions_nV` belongs to, in order.
 
-    `missed`: the largest bound on what the last pruned head could miss, on the host.
+    `missed`: the largest bound on what the last pruned head could miss, on the host. `history` and
+    `committed`: mean confidences and last ids, for vocabulary=adaptive.
     """
 
     uids: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     distributions_nV: Tensor | None = None
     candidates: Candidates | None = None
     missed: float = 0.0
+    history: list[float] = field(default_factory=list)
+    committed: list[int] = field(default_factory=list)
     next_uids: list[Ints] = field(default_factory=list)
     next_distributions: list[Tensor] = field(default_factory=list)
+
+    def adaptive_size(self, canvas: Canvas) -> int:
+        """How many tokens count next (CadLLM, Eq. 4)."""
+        total = max(1, int((~canvas.fixed).sum()))
+        progress = (total - canvas.num_open) / total
+        return CONTROLLER.vocabulary(self.history, self.committed, progress)
+
+    def watch(self, confidence: Floats, tokens: Ints) -> None:
+        """Remember how sure a forward was of its open slots and what was committed."""
+        if len(confidence):
+            self.history = [*self.history, float(confidence.mean())][-5:]
+        self.committed = [*self.committed, *tokens.tolist()][-RING:]
 
     def turn_over(self) -> None:
         """What was collected in this forward becomes what was known before the next."""

@@ -95,6 +95,9 @@ class Runner:
         """Ask the decoder, then let the cache plan the forward that answers it."""
         request = sequence.request
         ask, sequence.decoder_state = request.decoder.ask(sequence.canvas, sequence.decoder_state)
+        if request.proposal.vocabulary == "adaptive" and ask.top_v is None:
+            size = sequence.memory.adaptive_size(sequence.canvas)
+            ask = replace(ask, top_v=min(size, self.model.spec.vocab_size))
         plan, sequence.cache_state = request.cache.plan(
             sequence.canvas, ask, np.unique(self.row_of(ask.rows)), sequence.cache_state
         )
