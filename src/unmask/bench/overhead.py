@@ -90,7 +90,7 @@ def measure(llm: LLM, name: str, gen_length: int, prompt_length: int, repeat: in
     hidden, head = llm.model.hidden, llm.model.head
     for _ in range(repeat + 1):
         watched = Stopwatch(hidden), Stopwatch(head)
-        llm.model.hidden, llm.model.head = watched  # type: ignore[assignment, method-assign]
+        llm.model.hidden, llm.model.head = watched  # type: ignore[method-assign]
         try:
             began = time.perf_counter()
             out = llm.generate([prompt], name, stop_at_eos=False, **length, **knobs)[0]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from unmask.canvas import Ask, Canvas, Edit, Ints, ModelFacts, Reading
+from unmask.canvas import Ask, Bools, Canvas, Edit, Ints, ModelFacts, Reading
 from unmask.decoders import knob
 from unmask.errors import ConfigError
 
@@ -139,7 +139,8 @@ def lookup(canvas: Canvas, rows: Ints, ngram: int) -> Ints:
     if not len(begins):
         return draft
     words = np.lib.stride_tricks.sliding_window_view(tokens, ngram)
-    known = ~np.lib.stride_tricks.sliding_window_view(open_, ngram).any(axis=1)
+    masked = np.lib.stride_tricks.sliding_window_view(open_, ngram)
+    known: Bools = np.asarray(~masked.any(axis=1))
     for slot in begins.tolist():
         if not known[slot - ngram]:
             continue

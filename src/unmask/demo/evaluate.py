@@ -50,32 +50,26 @@ def settings() -> list[Setting]:
         Setting("word problems", "word_problem", "eb_sampler", "none", 64, 32, {"gamma": 0.1}),
         Setting("word problems", "word_problem", "vanilla", "none", 64, 32, {"steps": 16}),
     ]
-    for blanks in (6, 8, 10):
-        rows.append(
-            Setting(
-                f"4x4 Sudoku, {blanks} blanks",
-                "sudoku",
-                "vanilla",
-                "none",
-                32,
-                32,
-                options={"blanks": blanks},
-            )
-        )
-    rows.append(
-        Setting(
-            "4x4 Sudoku, 8 blanks",
-            "sudoku",
-            "threshold",
-            "none",
-            32,
-            32,
-            {"threshold": 0.9},
-            {"blanks": 8},
-        )
-    )
+    for blanks, block_length in ((6, 8), (8, 8), (8, 32), (10, 8)):
+        rows.append(_sudoku(blanks, "vanilla", block_length))
+    rows.append(_sudoku(8, "threshold", 8, {"threshold": 0.9}))
     rows.append(Setting("Countdown, 3 numbers", "countdown", "vanilla", "none", 32, 32))
     return rows
+
+
+def _sudoku(
+    blanks: int, decoder: str, block_length: int, knobs: dict[str, Any] | None = None
+) -> Setting:
+    return Setting(
+        f"4x4 Sudoku, {blanks} blanks",
+        "sudoku",
+        decoder,
+        "none",
+        32,
+        block_length,
+        knobs or {},
+        {"blanks": blanks},
+    )
 
 
 def accuracy(llm: LLM, setting: Setting, limit: int) -> dict[str, float]:

@@ -100,7 +100,7 @@ class Candidates:
         ends = [id_ for id_ in (vocabulary.eos_id, vocabulary.turn_end_id) if id_ is not None]
         always = torch.cat((vocabulary.forbidden, top.indices.new_tensor(ends)))
         found = torch.cat((top.indices.flatten(), always))
-        ids: Tensor = torch.unique(found)  # type: ignore[no-untyped-call]
+        ids: Tensor = torch.unique(found)
         return cls(
             window_end,
             ids,
@@ -113,7 +113,7 @@ class Candidates:
     def joined(self, more: Candidates, vocabulary: Vocabulary) -> Candidates:
         """The candidates of two parts of a block."""
         both = torch.cat((self.ids_U, more.ids_U))
-        ids: Tensor = torch.unique(both)  # type: ignore[no-untyped-call]
+        ids: Tensor = torch.unique(both)
         return Candidates(
             self.window_end,
             ids,
