@@ -127,6 +127,8 @@ def test_json_is_one_object_with_all_numbers(cli: Cli, model: Path) -> None:
         "tokens_per_forward",
         "model",
         "decoder",
+        "method",
+        "num_forced",
         "cache",
         "cache_exact",
         "knobs",

@@ -718,7 +718,7 @@ def test_daedals_error_for_a_full_context_names_its_own_knob(tiny):
 
 @pytest.mark.parametrize("decoder", ["eb_sampler", "dream", "wino", "threshold"])
 def test_an_end_without_confidence_is_committed_last_by_every_score(decoder, tiny):
-    llm = want(tiny(seed=2), EOS, by=3.0)
+    llm = want(tiny(seed=3), EOS, by=3.0)
     knobs = {"confidence_eos_eot_inf": True, "stop_at_eos": False, "return_trace": True}
     out = llm.generate([[1, 2]], decoder, gen_length=8, **knobs)[0]
     tokens = [token for step in trace_of(out) for _, token in step]
