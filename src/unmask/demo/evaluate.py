@@ -27,7 +27,10 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 @dataclass(frozen=True)
 class Setting:
-    """One line of the table: a held-out set and how it is decoded."""
+    """One line of the table: a held-out set and how it is decoded.
+
+    `is_aim`: what the model is trained for; the others are measured on two fifths of the examples.
+    """
 
     label: str
     task: str
@@ -37,12 +40,13 @@ class Setting:
     block_length: int
     knobs: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    is_aim: bool = False
 
 
 def settings() -> list[Setting]:
     """The card's settings: vanilla is one token a forward."""
     rows = [
-        Setting("word problems", "word_problem", "vanilla", "none", 64, 8),
+        Setting("word problems", "word_problem", "vanilla", "none", 64, 8, is_aim=True),
         Setting("word problems", "word_problem", "vanilla", "none", 64, 32),
         Setting("word problems", "word_problem", "threshold", "none", 64, 32, {"threshold": 0.9}),
         Setting("word problems", "word_problem", "threshold", "dual", 64, 32, {"threshold": 0.9}),
@@ -69,6 +73,7 @@ def _sudoku(
         block_length,
         knobs or {},
         {"blanks": blanks},
+        is_aim=blanks == 8 and decoder == "vanilla",
     )
 
 
@@ -172,7 +177,7 @@ def table(llm: LLM, limit: int) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for setting in settings():
-        got = accuracy(llm, setting, limit)
+        got = accuracy(llm, setting, limit if setting.is_aim else max(1, 2 * limit // 5))
         knobs = "".join(f" {key}={value}" for key, value in setting.knobs.items())
         lines.append(
             f"| {setting.label} | {setting.decoder}{knobs} | {setting.cache} | {setting.gen_length} / "
@@ -180,7 +185,7 @@ def table(llm: LLM, limit: int) -> str:
             f"{100 * got['error']:.1f} % | {got['forwards']:.1f} | {got['tokens_per_forward']:.2f} |"
         )
         say(f"{lines[-1]}  ({got['seconds']:.0f} s)")
-    got = infilling(llm, limit)
+    got = infilling(llm, max(1, 2 * limit // 5))
     lines.append(
         f"| infill: a third of a sentence, result in the grammar | vanilla | none | - | {got['n']:.0f}"
         f" | {100 * got['right']:.1f} ± {100 * got['error']:.1f} % | {got['forwards']:.1f} | 1.00 |"
