@@ -48,16 +48,15 @@ class Item:
 
 def items() -> list[Item]:
     """The show."""
-    one, two = held_out_set("word_problem", 2, PICK, equations=2)
+    one, two, three = held_out_set("word_problem", 3, PICK, equations=2)
     (grid,) = held_out_set("sudoku", 1, PICK, blanks=8)
-    (sum_,) = held_out_set("countdown", 1, PICK)
     sentence = Example("sentence", INFILL, "", INFILL)
     return [
         Item("Word problem", PENS, "vanilla"),
         Item("Word problem, held out from training", one, "threshold"),
         Item("Word problem, held out from training", two, "threshold", "dual"),
+        Item("Word problem, held out from training", three, "cadllm", "dual"),
         Item("Sudoku, held out from training", grid, "threshold", gen_length=32),
-        Item("Countdown, held out from training", sum_, "threshold", gen_length=32),
         Item("Infill", sentence, "threshold", infill=True),
     ]
 

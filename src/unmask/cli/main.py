@@ -196,7 +196,7 @@ def _demo(
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="As fast as the model decodes.")] = False,
 ) -> None:
-    """Watch a small model solve word problems, a Sudoku, a Countdown and an infill."""
+    """Watch a small model solve word problems, a Sudoku and an infill."""
     from unmask.cli import demo
 
     demo.run(model or "demo", fps, fast)

@@ -14,7 +14,7 @@ from rich.table import Table
 from unmask.errors import ModelError
 from unmask.models import BUNDLED, read_spec
 
-ABOUT = {"demo": "word problems, 4x4 Sudoku, Countdown, blanks in simple sentences"}
+ABOUT = {"demo": "word problems, 4x4 Sudoku, blanks in simple sentences"}
 """What each is good for."""
 
 
