@@ -4,7 +4,7 @@ Source: arXiv:2508.19982, Algorithm 1. At every forward of the decoder it wraps,
 likeliest tokens, averaged over the answer's slots, is compared with a threshold that falls with progress;
 once it is reached, every open slot of the canvas takes its likeliest token. Differs: any decoder inside;
 where a cache does not compute the whole canvas, the all-in commit is one forward more; without
-`answer_start` the whole generation is the answer (the reference then never exits).
+`answer_start` every open slot that does not propose an end token counts (the reference then never exits).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Watch:
     """The wrapped decoder's state, forwards made, what it asked, whether to go all in."""
 
     inner: Any
+    ends: tuple[int, ...] = ()
     num_forwards: int = 0
     asked: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     is_all_in: bool = False
@@ -35,7 +36,9 @@ class Prophet:
 
     inner: Any = knob("vanilla", "the decoder that is watched, with its own knobs beside these")
     answer_start: int | None = knob(
-        None, "first slot of the answer, counted from the prompt's end; default: all slots count"
+        None,
+        "first slot of the answer, counted from the prompt's end; default: every open slot counts that "
+        "does not propose an end token",
     )
     answer_length: int = knob(5, "slots of the answer, at least 1")
     gap: Literal["logits", "probability"] = knob(
@@ -91,7 +94,8 @@ class Prophet:
                 f"answer_start={self.answer_start} is beyond the {len(canvas) - canvas.prompt_length} "
                 f"generated slots"
             )
-        return Watch(self.inner.start(canvas, facts))
+        ends = tuple(id_ for id_ in (facts.eos_id, facts.turn_end_id) if id_ is not None)
+        return Watch(self.inner.start(canvas, facts), ends)
 
     def span(self, canvas: Canvas) -> Ints:
         """The answer's slots."""
@@ -134,6 +138,8 @@ class Prophet:
         if state.is_all_in:
             return masked.commit(everything, {"all_in": 1.0}), state
         answer = np.isin(reading.slots, self.span(canvas))
+        if self.answer_start is None:
+            answer &= canvas.open[reading.slots] & ~np.isin(reading.tokens, state.ends)
         gaps = (
             reading.stats["gap"]
             if self.gap == "logits"
