@@ -484,3 +484,24 @@ def test_blanks_are_numbers_in_braces(text: str, parts: list[str | int]) -> None
 def test_a_prompt_that_is_no_text_is_refused() -> None:
     with pytest.raises(PromptError, match="UTF-8"):
         read_prompt("\udcff")
+
+
+def test_bench_overhead_gives_a_row_a_decoder(cli: Cli) -> None:
+    sizes = ("--vocab-size", "1024", "--width", "64", "--layers", "1", "--gen-length", "8")
+    rest = ("--prompt-length", "8", "--batch", "2", "--decoders", "threshold, daedal")
+    status, out, _ = cli("bench", "overhead", *sizes, *rest)
+    assert status == 0
+    assert [line.split("|")[1].strip() for line in out.splitlines()[-2:]] == ["threshold", "daedal"]
+    assert all(float(line.split("|")[5].strip(" %")) > 0 for line in out.splitlines()[-2:])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--decoders", "treshold"), "did you mean 'threshold'"),
+        (("--layers", "0"), "layers=0"),
+        (("--vocab-size", "10"), "at least 1024"),
+    ],
+)
+def test_bench_overhead_refuses_what_cannot_be(words: tuple[str, ...], says: str, cli: Cli) -> None:
+    assert says in refused(cli("bench", "overhead", *words))

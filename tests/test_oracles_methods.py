@@ -24,6 +24,7 @@ from oracles import (
     pc_sampler,
     prior,
     prophet,
+    speculative,
     wino,
 )
 from tiny import EOS, FAMILIES, KNOWN, MASK, VOCAB, trace_of
@@ -384,6 +385,33 @@ def test_cadllm(variant, confidence, family, tiny):
         )
         assert [int(n["steps"]) for n in notes] == [entry["num_steps"] for entry in trace]
         assert out.canvas_ids == ids
+
+
+@every_family
+@pytest.mark.parametrize("ngram", [1, 2])
+@pytest.mark.parametrize(("tau", "accept"), [(0.9, 0.0), (0.6, 0.1), (0.9, 0.5)])
+def test_speculation_by_lookup(tau, accept, ngram, family, tiny):
+    accepted = 0
+    for seed in range(6):
+        llm = tiny(family, seed=seed)
+        prompt = [7, 8, 9, 7, 8, 9, 7, 8] if seed % 2 else [4, 4, 4, 4]
+        for block in (4, 8):
+            expected = speculative.decode(
+                logits_fn(llm),
+                prompt,
+                16,
+                block_length=block,
+                threshold=tau,
+                accept_threshold=accept,
+                ngram=ngram,
+                mask_id=MASK,
+                forbidden=FORBIDDEN,
+            )
+            knobs = {"threshold": tau, "accept_threshold": accept, "ngram": ngram}
+            out = ours(llm, prompt, "speculative", gen_length=16, block_length=block, **knobs)
+            assert trace_of(out) == expected
+            accepted += sum(step.notes["num_accepted"] for step in out.trace)
+    assert accepted or accept > 0.1, "no draft of this test was accepted"
 
 
 # Dream's coin by coin algorithm has no deterministic oracle: its law is tested

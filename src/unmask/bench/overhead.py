@@ -78,14 +78,20 @@ class Stopwatch:
         return result
 
 
-def measure(llm: LLM, name: str, gen_length: int, prompt_length: int, repeat: int) -> Overhead:
-    """The median of `repeat` decodes after one to warm up. On the CPU, where calls do not overlap."""
+def measure(
+    llm: LLM, name: str, gen_length: int, prompt_length: int, repeat: int, batch: int = 1
+) -> Overhead:
+    """The median of `repeat` decodes after one to warm up. On the CPU, where calls do not overlap.
+
+    `batch` prompts share the forwards; network and LM head, of all rows that the decoder asks for, count
+    as forward, everything else as added.
+    """
     block = {"block_length": min(32, gen_length)}
     knobs: dict[str, Any] = block if "block_length" in decoders.knob_names(name) else {}
     length: dict[str, Any] = {"gen_length": gen_length}
     if getattr(decoders.decoder_class(name), "chooses_length", False):
         length = {"initial_gen_length": gen_length, "max_gen_length": gen_length}
-    prompt = list(range(10, 10 + prompt_length))
+    prompts = [list(range(10 + row, 10 + row + prompt_length)) for row in range(batch)]
     runs: list[Overhead] = []
     hidden, head = llm.model.hidden, llm.model.head
     for _ in range(repeat + 1):
@@ -93,7 +99,7 @@ def measure(llm: LLM, name: str, gen_length: int, prompt_length: int, repeat: in
         llm.model.hidden, llm.model.head = watched  # type: ignore[method-assign]
         try:
             began = time.perf_counter()
-            out = llm.generate([prompt], name, stop_at_eos=False, **length, **knobs)[0]
+            out = llm.generate(prompts, name, stop_at_eos=False, **length, **knobs)[0]
             total = time.perf_counter() - began
         finally:
             llm.model.hidden, llm.model.head = hidden, head  # type: ignore[method-assign]

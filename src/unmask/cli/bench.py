@@ -322,7 +322,7 @@ def overhead(sizes: dict[str, int], names: str) -> None:
     """What each decoder adds to the time of its forwards, on a random model of the given sizes."""
     from unmask import decoders
 
-    chosen = decoders.names() if names == "all" else names.split(",")
+    chosen = decoders.names() if names == "all" else [name.strip() for name in names.split(",")]
     for name in chosen:
         decoders.decoder_class(name)
     for key, value in sizes.items():
@@ -341,12 +341,14 @@ def overhead(sizes: dict[str, int], names: str) -> None:
     print(
         f"random LLaDA: vocabulary {sizes['vocab_size']}, width {sizes['width']}, "
         f"{sizes['layers']} layers, bfloat16, {torch.get_num_threads()} threads; prompt "
-        f"{sizes['prompt_length']}, gen_length {sizes['gen_length']}"
+        f"{sizes['prompt_length']}, gen_length {sizes['gen_length']}, batch {sizes['batch']}"
     )
     print("| decoder | forwards | forwards' seconds | added seconds | added share |")
     print("|---|---|---|---|---|")
     for name in chosen:
-        found = measure(llm, name, sizes["gen_length"], sizes["prompt_length"], sizes["repeat"])
+        found = measure(
+            llm, name, sizes["gen_length"], sizes["prompt_length"], sizes["repeat"], sizes["batch"]
+        )
         print(
             f"| {name} | {found.num_forwards} | {found.forward_s:.2f} | {found.added_s:.3f} | "
             f"{100 * found.share:.1f} % |",

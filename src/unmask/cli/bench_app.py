@@ -94,9 +94,16 @@ def _bench_overhead(
     gen_length: Annotated[int, typer.Option("--gen-length", metavar="N")] = 32,
     prompt_length: Annotated[int, typer.Option("--prompt-length", metavar="N")] = 224,
     repeat: Annotated[int, typer.Option("--repeat", metavar="N")] = 1,
+    batch: Annotated[int, typer.Option("--batch", metavar="N")] = 1,
 ) -> None:
     """What each decoder adds to the time of its forwards, on random weights (default: LLaDA's sizes)."""
     from unmask.cli import bench as command
 
-    sizes = {"vocab_size": vocab_size, "width": width, "layers": layers, "repeat": repeat}
+    sizes = {
+        "vocab_size": vocab_size,
+        "width": width,
+        "layers": layers,
+        "repeat": repeat,
+        "batch": batch,
+    }
     command.overhead(sizes | {"gen_length": gen_length, "prompt_length": prompt_length}, decoders)
