@@ -656,8 +656,6 @@ def test_daedal_finds_the_length_and_says_so_when_told_one(tiny):
     llm = tiny()
     with pytest.raises(ConfigError, match="initial_gen_length and max_gen_length"):
         llm.generate([[1]], "daedal", gen_length=8)
-    with pytest.raises(ConfigError, match="the context leaves 127 slots"):
-        llm.generate([[1]], "daedal", initial_gen_length=8, max_gen_length=200)
 
 
 def test_a_smaller_model_may_draft(tiny, monkeypatch):
@@ -729,3 +727,9 @@ def test_an_end_without_confidence_is_committed_last_by_every_score(decoder, tin
 
 def test_a_run_that_the_guard_ended_says_so(tiny):
     assert tiny().generate([[1, 2]], "threshold", gen_length=8)[0].num_forced == 0
+
+
+def test_daedal_never_outgrows_the_context(tiny):
+    knobs = {"initial_gen_length": 8, "max_gen_length": 200, "initial_eot_expand_thres": 1.0}
+    out = tiny().generate([[1] * 100], "daedal", stop_at_eos=False, **knobs)[0]
+    assert len(out.canvas_ids) == 128

@@ -20,6 +20,8 @@ from unmask.canvas import Ask, Canvas, Edit, Ints, ModelFacts, Reading
 from unmask.decoders import Scoring, knob
 from unmask.errors import ConfigError
 
+MAX_GEN_LENGTH = 2048
+
 
 @dataclass(frozen=True, slots=True)
 class Growth:
@@ -42,7 +44,7 @@ class Daedal(Scoring):
     threshold: float = knob(0.9, "confidence above which a token is committed, in [0, 1]")
     initial_gen_length: int = knob(64, "masks to begin with, at least 1")
     max_gen_length: int | None = knob(
-        None, "most slots of the answer; default: 2048, or what the context leaves if less"
+        None, "most slots of the answer, never more than the context leaves; default: 2048"
     )
     initial_eot_expand_thres: float = knob(
         0.5, "phase 1 grows while the tail's mean probability of the end is below; 0: never"
@@ -94,12 +96,7 @@ class Daedal(Scoring):
     def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
         """The longest the canvas may get."""
         room = facts.max_length - canvas.prompt_length
-        if self.max_gen_length is not None and self.max_gen_length > room:
-            raise ConfigError(
-                f"max_gen_length={self.max_gen_length} does not fit: the context leaves {room} slots; use "
-                f"that or less"
-            )
-        most = self.max_gen_length or min(2048, room)
+        most = min(self.max_gen_length or MAX_GEN_LENGTH, room)
         return canvas.prompt_length + max(most, self.initial_gen_length)
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Growth:
