@@ -105,16 +105,16 @@ def want(llm: LLM, *token_ids: int, by: float = 30.0) -> LLM:
 class TableModel(Transformer):
     """Says `table[position]` at every position, whatever the tokens: exact order and counts by hand.
 
-    `seen` collects what each forward was asked: (ids, positions, visible, has a store).
+    `seen` collects what each forward was asked: (ids, positions, mixing).
     """
 
     def __init__(self, spec: ModelSpec, table: torch.Tensor) -> None:
         super().__init__(spec)
         self.table, self.seen = table, []
 
-    def hidden(self, ids_BQ, positions_BQ, visible=None, store=None, each=None):  # type: ignore[no-untyped-def]
-        self.seen.append((ids_BQ.clone(), positions_BQ.clone(), visible, store is not None))
-        return torch.nn.functional.one_hot(positions_BQ, self.spec.max_length + 1).float()
+    def hidden(self, ids, positions, visible=None, mixing=None, each=None):  # type: ignore[no-untyped-def]
+        self.seen.append((ids.clone(), positions.clone(), mixing))
+        return torch.nn.functional.one_hot(positions, self.spec.max_length + 1).float()
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden[..., : len(self.table)] @ self.table

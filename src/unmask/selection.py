@@ -6,9 +6,11 @@ breaks ties towards the lowest slot and chooses at least one of a non-empty set 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
-from unmask.canvas import Floats, Ints
+from unmask.canvas import Bools, Floats, Ints
 
 
 def quota_schedule(num_open: int, steps: int) -> tuple[int, ...]:
@@ -80,3 +82,24 @@ def run_argmax(slots: Ints, scores: Floats, confidence: Floats, low: float, high
     chosen[int(np.argmax(scores))] = True
     found: Ints = np.flatnonzero(chosen)
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _kernel(sigma: float, reach: int) -> Floats:
+    """exp(-d^2 / 2 sigma^2) for d = -reach..reach, normalized."""
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    normalized: Floats = kernel / kernel.sum()
+    return normalized
+
+
+def certainty_density(known: Bools, slots: Ints, sigma: float, reach: int) -> Floats:
+    """Share of a Gaussian around each slot, cut at `reach` slots, that lies on decided text, in [0, 1].
+
+    Source: d2Cache, arXiv:2509.23094, Eq. 3. Left of the canvas everything counts as decided; right of it,
+    what its last slot is.
+    """
+    right = np.full(reach, bool(known[-1]) if len(known) else False)
+    line = np.concatenate((np.ones(reach, dtype=bool), known, right)).astype(np.float64)
+    everywhere = np.convolve(line, _kernel(sigma, reach), mode="valid")
+    density: Floats = everywhere[slots]
+    return density

@@ -1,23 +1,38 @@
 """Fast-dLLM's dual cache: prefix and suffix are computed once per block, only the block every forward.
 
 Source: arXiv:2505.22618, Section 3.1. Approximate: both sides' keys and values are those of the
-block's first forward. Differs: on models with shifted logits the queries start one slot earlier.
+block's first forward. Differs: on models with shifted logits the queries start one slot earlier; rows that
+a decoder needs outside the block, and what an edit changes there, are computed too.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-from unmask.caches import PerBlock
+from unmask.caches import PerBlock, Progress, knob
 from unmask.canvas import Ask, Canvas, Ints
 
 
+@dataclass(frozen=True)
 class Dual(PerBlock):
     """The running block is recomputed every forward; everything when the block moves."""
 
-    def queries(self, canvas: Canvas, ask: Ask, rows: Ints) -> Ints:
-        """The window and whatever rows are needed outside it."""
-        return np.union1d(np.arange(*ask.window), rows).astype(np.int64)
+    use_dual: bool = knob(
+        True, "false is cache prefix: the suffix is computed too (the documents' spelling)"
+    )
+
+    def stands_for(self, block_size: int | None) -> Any:
+        """Itself, or the prefix cache."""
+        from unmask.caches.prefix import Prefix
+
+        return self if self.use_dual else Prefix()
+
+    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: Progress) -> Ints:
+        """The window."""
+        return np.arange(*ask.window)
 
 
 CACHE = Dual

@@ -2,21 +2,35 @@
 
 Source: arXiv:2505.22618, Section 3.1. Approximate: prefix keys and values are those of the block's
 first forward. Differs: on models with shifted logits the queries start one slot earlier, so that the
-block's first slot has its row.
+block's first slot has its row; what an edit changes left of the block is computed again.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-from unmask.caches import PerBlock
+from unmask.caches import PerBlock, Progress, knob
 from unmask.canvas import Ask, Canvas, Ints
 
 
+@dataclass(frozen=True)
 class Prefix(PerBlock):
     """Block and suffix are recomputed every forward; everything when the block moves."""
 
-    def queries(self, canvas: Canvas, ask: Ask, rows: Ints) -> Ints:
+    use_dual: bool = knob(
+        False, "true is cache dual: the suffix is kept too (the documents' spelling)"
+    )
+
+    def stands_for(self, block_size: int | None) -> Any:
+        """Itself, or the dual cache."""
+        from unmask.caches.dual import Dual
+
+        return Dual() if self.use_dual else self
+
+    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: Progress) -> Ints:
         """From the first needed slot to the end."""
         first = min(ask.window[0], int(rows.min(initial=ask.window[0])))
         return np.arange(first, len(canvas))

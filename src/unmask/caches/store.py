@@ -1,65 +1,108 @@
 """The only place where keys and values live: preallocated, written in place, keys already rotated.
 
-Source: storing rotated keys equals rotating stored ones (arXiv:2104.09864, RoPE acts on each key alone).
+Source: storing rotated keys equals rotating stored ones (arXiv:2104.09864, RoPE acts on each key alone), so
+slots that move by n are rotated by n more.
 
-Letters: B rows, G key/value heads, T slots, Q queries, A head width.
+Letters: G key/value heads, A head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from unmask.canvas import Ints
+from unmask.models._transformer import Rotary
 from unmask.models.spec import ModelSpec
+
+MOVED_AT_ONCE = 64
 
 
 class Store:
-    """`(rows, G, slots + 1, A)` keys and values a layer; the last slot takes padding's writes."""
+    """`(rows, G, slots, A)` keys and values a layer.
+
+    Behind a canvas's last slot lie the keys of queries that are seen in one forward only.
+    """
 
     def __init__(
         self, spec: ModelSpec, rows: int, slots: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (rows, spec.num_kv_heads, slots + 1, spec.head_dim)
-        self.slots = slots
+        self.spec = spec
+        shape = (rows, spec.num_kv_heads, slots, spec.head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
 
+    @property
+    def slots(self) -> int:
+        """Slots that there is room for."""
+        return self.keys[0].shape[2]
+
+    @property
+    def tensors(self) -> Iterator[list[Tensor]]:
+        """All that is kept, one tensor a layer; rows come first, slots third."""
+        yield self.keys
+        yield self.values
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes of all layers."""
+        return sum(t[0, :, 0].nbytes for tensors in self.tensors for t in tensors)
+
+    @property
+    def bytes_of_keys(self) -> int:
+        """Bytes of all layers' keys and values."""
+        return sum(t[0, :, 0].nbytes for tensors in (self.keys, self.values) for t in tensors)
+
+    @torch.inference_mode()
+    def reserve(self, slots: int) -> None:
+        """Make room."""
+        more = slots - self.slots
+        if more <= 0:
+            return
+        for tensors in self.tensors:
+            for layer, tensor in enumerate(tensors):
+                rows, heads, _, width = tensor.shape
+                tensors[layer] = torch.cat(
+                    (tensor, tensor.new_zeros(rows, heads, more, width)), dim=2
+                )
+
+    @torch.inference_mode()
     def move_row(self, source: int, target: int) -> None:
         """Copy one row over another (a finished one)."""
-        for tensor in (*self.keys, *self.values):
-            tensor[target] = tensor[source]
+        for tensors in self.tensors:
+            for tensor in tensors:
+                tensor[target] = tensor[source]
+
+    @torch.inference_mode()
+    def move_slots(self, row: int, sources: Ints, targets: Ints) -> None:
+        """Slots `sources` (ascending) of a row become slots `targets` (ascending); keys turn along."""
+        for old, new in _in_order(sources, targets):
+            shift = new[0] - old[0]
+            turn = torch.tensor([shift], device=self.keys[0].device)
+            rotary = Rotary(turn, self.spec, torch.float32)
+            at, to = slice(old[0], old[-1] + 1), slice(new[0], new[-1] + 1)
+            for tensors in self.tensors:
+                for tensor in tensors:
+                    moved = tensor[row, :, at].clone()
+                    if tensors is self.keys:
+                        moved = rotary(moved.float()).to(tensor.dtype)
+                    tensor[row, :, to] = moved
 
 
-class StoreView:
-    """What one forward sees of a store: rows `[0, B)`, slots `[0, length)`.
-
-    `slots_BQ` says where each query's key and value go. Queries that are one contiguous range, the same
-    in every row, are written as a slice. Queries beyond those are extra: they are seen in this forward,
-    after the slots, and never kept.
-    """
-
-    def __init__(
-        self, store: Store, slots_BQ: Tensor, length: int, contiguous: slice | None
-    ) -> None:
-        self.store, self.slots_BQ, self.length, self.contiguous = (
-            store,
-            slots_BQ,
-            length,
-            contiguous,
-        )
-        self.rows = slots_BQ.shape[0]
-        self.row_index = torch.arange(self.rows, device=slots_BQ.device)[:, None]
-
-    def update(self, layer: int, k_BQGA: Tensor, v_BQGA: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the queries' keys and values; give all of `[0, length)`, then the extra ones."""
-        out = []
-        kept = self.slots_BQ.shape[1]
-        for stored, all_ in ((self.store.keys[layer], k_BQGA), (self.store.values[layer], v_BQGA)):
-            new, extra = all_[:, :kept], all_[:, kept:]
-            if self.contiguous is not None:
-                stored[: self.rows, :, self.contiguous] = new.transpose(1, 2)
-            else:
-                stored[self.row_index, :, self.slots_BQ] = new
-            seen = stored[: self.rows, :, : self.length]
-            out.append(torch.cat((seen, extra.transpose(1, 2)), dim=2) if extra.shape[1] else seen)
-        return out[0], out[1]
+def _in_order(sources: Ints, targets: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """Pieces of slots that move by one distance, in an order in which none overwrites a later one."""
+    moves = targets - sources
+    runs = np.split(
+        np.arange(len(sources)), np.flatnonzero(np.diff(moves) | (np.diff(sources) - 1)) + 1
+    )
+    for leftwards in (True, False):
+        ordered = runs if leftwards else runs[::-1]
+        for run in ordered:
+            if len(run) == 0 or moves[run[0]] == 0 or (moves[run[0]] < 0) != leftwards:
+                continue
+            pieces = [run[i : i + MOVED_AT_ONCE] for i in range(0, len(run), MOVED_AT_ONCE)]
+            for piece in pieces if leftwards else pieces[::-1]:
+                yield sources[piece], targets[piece]

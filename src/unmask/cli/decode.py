@@ -88,18 +88,16 @@ def live_console(shown: Shown) -> Console | None:
 
 def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
     """The model and the method; what can be wrong is found before the model is read."""
-    from unmask.caches import make_cache
-
     if trace is not None:
         from unmask.view.trace import check_writable
 
         check_writable(trace)
-    make_cache(wanted.cache)
     with _waiting(f"loading {wanted.model}"):
         from unmask.engine.llm import LLM
-        from unmask.engine.options import configure
+        from unmask.engine.options import configure, split_cache
 
-        method = configure(wanted.decoder, dict(wanted.knobs))
+        knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), None)
+        method = configure(wanted.decoder, knobs)
         llm = LLM(wanted.model, dtype=wanted.dtype, device=wanted.device)
     if method.said is not None:
         print(f"unmask: note: {method.said}", file=sys.stderr)
@@ -134,6 +132,7 @@ def decode(
         wanted.cache,
         seed=wanted.seed,
         stop_at_eos=wanted.stop_at_eos,
+        cache_args=None,
         **wanted.knobs,
     )
     if view is not None:

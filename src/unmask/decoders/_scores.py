@@ -6,16 +6,16 @@ Eq. 3 to 6 (calibrated confidence, position weight); d2Cache, arXiv:2509.23094, 
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from unmask.background import load_background
-from unmask.canvas import Bools, Canvas, Floats, Ints, ModelFacts, Reading, Stat
+from unmask.canvas import Canvas, Floats, Ints, ModelFacts, Reading, Stat
 from unmask.errors import ConfigError
 from unmask.knobs import knob
+from unmask.selection import certainty_density
 
 ScoreName = Literal["confidence", "margin", "entropy", "pc", "random"]
 
@@ -160,23 +160,3 @@ class Scoring:
         most = 1.0 if self.compat else max(float(density.max(initial=0.0)), 1e-300)
         level = found.level * density / most
         return Scores(base + log_density, level, 1.0 - level)
-
-
-@functools.lru_cache(maxsize=64)
-def _kernel(sigma: float, reach: int) -> Floats:
-    """exp(-d^2 / 2 sigma^2) for d = -reach..reach, normalized."""
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    normalized: Floats = kernel / kernel.sum()
-    return normalized
-
-
-def certainty_density(known: Bools, slots: Ints, sigma: float, reach: int) -> Floats:
-    """Share of a Gaussian around each slot, cut at `reach` slots, that lies on decided text, in [0, 1].
-
-    Left of the canvas everything counts as decided; right of it, what its last slot is.
-    """
-    right = np.full(reach, bool(known[-1]) if len(known) else False)
-    line = np.concatenate((np.ones(reach, dtype=bool), known, right)).astype(np.float64)
-    everywhere = np.convolve(line, _kernel(sigma, reach), mode="valid")
-    density: Floats = everywhere[slots]
-    return density

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unmask.caches import make_cache
+from unmask.caches import describe as describe_cache
 from unmask.canvas import Canvas, Floats, Ints, ModelFacts
 from unmask.decoders import describe
 from unmask.engine import request as request_module
@@ -27,6 +27,7 @@ from unmask.engine.options import (
     configure,
     flags,
     prompt_list,
+    split_cache,
 )
 from unmask.engine.prompts import Messages, Prompts
 from unmask.engine.request import Output, Request
@@ -129,6 +130,7 @@ class LLM(Prompts):
         decoder: str = "vanilla",
         cache: str = "none",
         *,
+        cache_args: Mapping[str, Any] | None = None,
         gen_length: int | None = None,
         seed: int = 0,
         stop_at_eos: bool = True,
@@ -145,7 +147,8 @@ class LLM(Prompts):
         an end token has everything before it. `seed` fixes all randomness of a request, whatever the
         batch. `max_batch_size` rows share a forward. `knobs`: those of `Proposal` (`temperature`,
         `cfg_scale`, `vocabulary`...) and the decoder's own (`steps`, `block_length`, `threshold`...).
-        `decoder` may carry some: "prophet(inner=cadllm)".
+        `decoder` may carry some: "prophet(inner=cadllm)". `cache` takes its own in `cache_args`, as
+        knobs called `cache.NAME`, or in its name: "dllm(kp=50, kr=7)".
 
         Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
         is not allowed, with the nearest name).
@@ -153,7 +156,7 @@ class LLM(Prompts):
         max_batch_size = whole("max_batch_size", max_batch_size, 1)
         flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
         listed = prompt_list(prompts)
-        make = self._maker(decoder, cache, seed, stop_at_eos, knobs)
+        make = self._maker(decoder, (cache, cache_args), seed, stop_at_eos, knobs)
         decoder_ = make.method.decoder
         length = self.first_length(decoder_, gen_length)
         option = getattr(decoder_, "length_knob", "gen_length")
@@ -171,6 +174,7 @@ class LLM(Prompts):
         decoder: str = "vanilla",
         cache: str = "none",
         *,
+        cache_args: Mapping[str, Any] | None = None,
         seed: int = 0,
         return_trace: bool = False,
         **knobs: Any,
@@ -180,7 +184,7 @@ class LLM(Prompts):
         `infill(["The ", 3, " sat on the mat."])`. The whole text is one block unless `block_length`
         says otherwise. `out.text` is the whole text, `out.blanks` the fillings.
         """
-        make = self._maker(decoder, cache, seed, False, knobs, INFILL_OPTIONS)
+        make = self._maker(decoder, (cache, cache_args), seed, False, knobs, INFILL_OPTIONS)
         canvas = self.infill_canvas(parts)
         return self.output(self._run([make(canvas)], 1)[0], return_trace)
 
@@ -190,12 +194,13 @@ class LLM(Prompts):
         decoder: str = "vanilla",
         cache: str = "none",
         *,
+        cache_args: Mapping[str, Any] | None = None,
         seed: int = 0,
         stop_at_eos: bool = True,
         **knobs: Any,
     ) -> Iterator[Event]:
         """Decode one canvas (`prompt_canvas`, `infill_canvas`), an event a forward."""
-        make = self._maker(decoder, cache, seed, stop_at_eos, knobs, STREAM_OPTIONS)
+        make = self._maker(decoder, (cache, cache_args), seed, stop_at_eos, knobs, STREAM_OPTIONS)
         request = make(canvas)
         yield from self._events([request], 1)
 
@@ -246,7 +251,9 @@ class LLM(Prompts):
             num_queries=sequence.num_queries,
             num_logit_rows=sequence.num_logit_rows,
             finish_reason=sequence.finish_reason,
+            cache=describe_cache(sequence.request.cache),
             cache_exact=sequence.request.cache.exact,
+            cache_bytes=sequence.cache_bytes,
             method=describe(sequence.request.decoder),
             num_forced=sequence.num_forced,
             trace=tuple(sequence.trace) if return_trace else None,
@@ -273,7 +280,7 @@ class LLM(Prompts):
     def _maker(
         self,
         decoder: str,
-        cache: str,
+        cache: tuple[str, Mapping[str, Any] | None],
         seed: int,
         stop_at_eos: bool,
         knobs: dict[str, Any],
@@ -281,6 +288,9 @@ class LLM(Prompts):
     ) -> Maker:
         """What turns canvases into requests; all names and values are checked here."""
         seed = whole("seed", seed)
+        knobs, policy = split_cache(cache[0], cache[1], knobs, self.spec.block_size)
+        if hasattr(policy, "check"):
+            policy.check(self.spec.block_size)
         method = configure(decoder, knobs, options)
         if method.said is not None and "no effect" in method.said:
             warnings.warn(method.said, SettingWarning, stacklevel=3)
@@ -293,7 +303,7 @@ class LLM(Prompts):
         drafter = getattr(method.decoder, "drafter", "lookup")
         if drafter != "lookup":
             facts = replace(facts, draft=self._draft_with(drafter))
-        return Maker(method, make_cache(cache), seed, self.stop_ids, stop_at_eos, facts)
+        return Maker(method, policy, seed, self.stop_ids, stop_at_eos, facts)
 
     def _draft_with(self, name: str) -> Callable[[Canvas], Ints]:
         """A smaller model's guess at all open slots, by the threshold rule."""
@@ -318,7 +328,9 @@ class LLM(Prompts):
                 mask_id=small.spec.mask_id,
                 infilling=True,
             )
-            make = small._maker("threshold", "none", 0, False, {"threshold": 0.7}, INFILL_OPTIONS)
+            make = small._maker(
+                "threshold", ("none", None), 0, False, {"threshold": 0.7}, INFILL_OPTIONS
+            )
             done = small._run([make(own)], 1)[0].canvas
             return np.where(canvas.open, done.tokens, -1)
 
@@ -335,6 +347,7 @@ class LLM(Prompts):
             max_rows=rows * min(max_batch_size, len(sequences)),
             max_slots=max(request.max_slots for request in requests),
             store=any(sequence.request.cache.stores for sequence in sequences),
+            features=any(getattr(s.request.cache, "layered", False) for s in sequences),
         )
         yield from decode(sequences, runner)
 

@@ -35,11 +35,13 @@ def decode(waiting: Iterable[Sequence], runner: Runner) -> Iterator[Event]:
             active.append(queue.popleft())
             runner.admit(active[-1])
         turns = [runner.turn(sequence) for sequence in active]
-        readings = runner.forward(turns)
-        for turn, reading in zip(turns, readings, strict=True):
+        for turn, seen in zip(turns, runner.forward(turns), strict=True):
             sequence, before = turn.sequence, turn.sequence.canvas
-            edit = decide(sequence, reading)
-            sequence.advance(edit, turn.num_queries * runner.rows_of(sequence))
+            edit = decide(sequence, seen.reading)
+            queries = turn.num_queries(runner.model.spec.num_layers) * runner.rows_of(sequence)
+            sequence.advance(edit, queries, seen)
+            runner.follow(sequence, before)
+            sequence.cache_bytes = max(sequence.cache_bytes, runner.cache_bytes(sequence))
             if sequence.finish_reason is not None:
                 runner.release(sequence)
             yield Event(before, edit, sequence)

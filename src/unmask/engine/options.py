@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 from unmask import decoders
+from unmask.caches import make_cache
 from unmask.errors import ConfigError, PromptError, unknown_name
 from unmask.knobs import field_names, set_field
 from unmask.proposal import Proposal
 
+PREFIX = "cache."
 Prompt = str | Sequence[int]
-INFILL_OPTIONS = ("decoder", "cache", "seed", "return_trace")
-STREAM_OPTIONS = ("decoder", "cache", "seed", "stop_at_eos")
+INFILL_OPTIONS = ("decoder", "cache", "cache_args", "seed", "return_trace")
+STREAM_OPTIONS = ("decoder", "cache", "cache_args", "seed", "stop_at_eos")
 OPTIONS = (*INFILL_OPTIONS, "gen_length", "stop_at_eos", "raw", "max_batch_size")
 """Options of `infill`, `stream` and `generate` beside the knobs of the proposal and of the decoder."""
 
@@ -39,6 +41,25 @@ def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if len(prompts) and isinstance(prompts[0], Integral):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
+
+
+def split_cache(
+    name: str, args: Mapping[str, Any] | None, knobs: dict[str, Any], block_size: int | None
+) -> tuple[dict[str, Any], Any]:
+    """The knobs that are the decoder's, and the cache of the others (`cache.kp`) and `args`.
+
+    Raises ConfigError.
+    """
+    if args is not None and not isinstance(args, Mapping):
+        raise ConfigError(f"cache_args={args!r} must map the cache's knobs to values")
+    inside = dict(args or {})
+    for key in [key for key in knobs if key.startswith(PREFIX)]:
+        own = key.removeprefix(PREFIX)
+        if own in inside and str(inside[own]) != str(knobs[key]):
+            raise ConfigError(f"{key}={knobs[key]} and {own}={inside[own]} contradict; give one")
+        inside[own] = knobs[key]
+    rest = {key: value for key, value in knobs.items() if not key.startswith(PREFIX)}
+    return rest, make_cache(name, inside, block_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from unmask.canvas import Canvas, Edit, ModelFacts, apply
 from unmask.proposal import Proposal
 
 if TYPE_CHECKING:
+    from unmask.caches import Seen
     from unmask.engine.memory import Memory
 
 FinishReason = Literal["stop", "length"]
@@ -100,6 +101,7 @@ class Sequence:
     num_queries: int = 0
     num_logit_rows: int = 0
     num_forced: int = 0
+    cache_bytes: int = 0
     trace: list[Step] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
@@ -111,16 +113,17 @@ class Sequence:
         first = getattr(request.decoder, "first_canvas", None)
         canvas = request.canvas if first is None else first(request.canvas, request.facts)
         state = request.decoder.start(request.canvas, request.facts)
-        return cls(request, canvas, state, request.cache.start(), Memory(), index)
+        cached = request.cache.start(canvas, request.facts)
+        return cls(request, canvas, state, cached, Memory(), index)
 
-    def advance(self, edit: Edit, num_queries: int) -> None:
+    def advance(self, edit: Edit, num_queries: int, seen: Seen) -> None:
         """Apply a step's edit, record it, tell the cache, and see whether this is the end."""
         before = self.canvas
         self.canvas = apply(before, edit, self.num_forwards)
         self.trace.append(step_of(edit, num_queries))
         self.num_forwards += 1
         self.num_queries += num_queries
-        self.cache_state = self.request.cache.observe(before, self.canvas, self.cache_state)
+        self.cache_state = self.request.cache.observe(before, self.canvas, seen, self.cache_state)
         self._check_end()
 
     def stop_slot(self) -> int | None:
@@ -162,8 +165,9 @@ class Output:
     prompt and the whole generated part. `num_forwards` of the network (a guided one counts once),
     `num_queries` slots computed in all of them, `num_logit_rows` rows of the LM head.
     `finish_reason`: "stop" (an end token) or "length" (the canvas is full). `trace[k]`: what forward k
-    changed, only with return_trace. `blanks`: the filled texts of an infill. `cache_exact`: whether the
-    cache equals decoding without one. `method`: the decoder and its knobs, as it was resolved.
+    changed, only with return_trace. `blanks`: the filled texts of an infill. `cache`: the policy
+    and its knobs, as `auto` chose it; `cache_exact`: whether it equals decoding without one; `cache_bytes`:
+    what its tensors held for this sequence at most. `method`: the decoder and its knobs, as it was resolved.
     `num_forced`: forwards in which the loop's guard decided instead of the decoder, which changed nothing
     or went on for too long.
     """
@@ -177,6 +181,8 @@ class Output:
     num_logit_rows: int
     finish_reason: FinishReason
     cache_exact: bool
+    cache: str = "none"
+    cache_bytes: int = 0
     trace: tuple[Step, ...] | None = None
     blanks: tuple[str, ...] = ()
     method: str = ""

@@ -3,10 +3,7 @@
 The runner packs the planned queries, runs the network once, applies the LM head to the asked rows only,
 and brings the proposals to the host in a single transfer.
 
-Rows of a batch that query different numbers of slots are padded to the widest; `num_queries` counts what
-was planned, without that padding.
-
-Letters: B rows of the batch, Q queries, E extra ones, K keys, N logit rows, D width.
+Letters: N queries of all rows or logit rows of all sequences, D width, C columns of a reading, T slots.
 """
 
 from __future__ import annotations
@@ -17,9 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.caches import Plan
-from unmask.caches.store import Store, StoreView
-from unmask.canvas import Ask, Ints, Reading
+from unmask.caches import Plan, Seen
+from unmask.caches._features import FeatureLane, Features, Layered
+from unmask.caches._packed import Lane, Packed
+from unmask.caches._rollout import rollout
+from unmask.caches._slots import places
+from unmask.caches.store import Store
+from unmask.canvas import Ask, Canvas, Floats, Ints, Reading
 from unmask.engine.heads import Heads, Part
 from unmask.engine.request import Sequence
 from unmask.errors import ModelError
@@ -40,10 +41,13 @@ class Turn:
     rows: Ints
     plan: Plan
 
-    @property
-    def num_queries(self) -> int:
-        """Slots that the forward computes for it, twins included."""
-        return len(self.plan.queries) + len(self.ask.twins)
+    def num_queries(self, num_layers: int) -> int:
+        """Slots that the forward computes for it, twins included; the layers' mean if they differ."""
+        if self.plan.layers is None:
+            return len(self.plan.queries) + len(self.ask.twins)
+        rows = self.plan.layers.num_rows(len(self.plan.queries))
+        mean = (len(self.plan.queries) + (num_layers - 1) * rows) / num_layers
+        return round(mean) + len(self.ask.twins)
 
 
 class Runner:
@@ -53,13 +57,21 @@ class Runner:
     """
 
     def __init__(
-        self, model: Transformer, vocabulary: Vocabulary, max_rows: int, max_slots: int, store: bool
+        self,
+        model: Transformer,
+        vocabulary: Vocabulary,
+        max_rows: int,
+        max_slots: int,
+        *,
+        store: bool,
+        features: bool = False,
     ) -> None:
         self.model, self.max_rows = model, max_rows
         self.heads = Heads(model, vocabulary)
-        self.store = (
-            Store(model.spec, max_rows, max_slots, model.dtype, model.device) if store else None
-        )
+        self.store: Store | None = None
+        if store or features:
+            made = Features if features else Store
+            self.store = made(model.spec, max_rows, max_slots, model.dtype, model.device)
         self.lanes: list[tuple[Sequence, bool]] = []
         """(sequence, sees the prompt) of each row of the batch, in the store's order."""
 
@@ -86,6 +98,26 @@ class Runner:
                     if self.store is not None:
                         self.store.move_row(len(self.lanes), lane)
 
+    def follow(self, sequence: Sequence, before: Canvas) -> None:
+        """Move what is kept of a sequence along with its slots, after an edit."""
+        size = len(before)
+        if self.store is None or np.array_equal(before.uid, sequence.canvas.uid[:size]):
+            return
+        sources = places(before, sequence.canvas)
+        targets = np.flatnonzero(sources >= 0)
+        self.store.reserve(len(sequence.canvas))
+        for lane, (other, _) in enumerate(self.lanes):
+            if other is sequence:
+                self.store.move_slots(lane, sources[targets], targets)
+
+    def cache_bytes(self, sequence: Sequence) -> int:
+        """Bytes that a sequence's cache needs for its canvas as it is."""
+        if self.store is None or not sequence.request.cache.stores:
+            return 0
+        layered = getattr(sequence.request.cache, "layered", False)
+        per_slot = self.store.bytes_per_slot if layered else self.store.bytes_of_keys
+        return per_slot * len(sequence.canvas) * self.rows_of(sequence)
+
     def row_of(self, slots: Ints) -> Ints:
         """The slot whose row answers each slot."""
         answering: Ints = np.maximum(slots - 1, 0) if self.model.spec.shift_logits else slots
@@ -99,7 +131,7 @@ class Runner:
             size = sequence.memory.adaptive_size(sequence.canvas)
             ask = replace(ask, top_v=min(size, self.model.spec.vocab_size))
         plan, sequence.cache_state = request.cache.plan(
-            sequence.canvas, ask, np.unique(self.row_of(ask.rows)), sequence.cache_state
+            sequence.canvas, ask, self.row_of(ask.rows), sequence.cache_state
         )
         slots = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
         rows = self.row_of(slots)
@@ -107,32 +139,41 @@ class Runner:
         return Turn(sequence, replace(ask, rows=slots[computed]), rows[computed], plan)
 
     @torch.inference_mode()
-    def forward(self, turns: list[Turn]) -> list[Reading]:
-        """Run the network once for all admitted sequences; one reading a turn."""
+    def forward(self, turns: list[Turn]) -> list[Seen]:
+        """Run the network once for all admitted sequences; what was seen, a turn each."""
         by_id = {id(turn.sequence): turn for turn in turns}
         lanes = [(by_id[id(sequence)], sees_prompt) for sequence, sees_prompt in self.lanes]
-        states_BQD, width = self._states(lanes)
-        flat = states_BQD.reshape(-1, states_BQD.shape[-1])
-        stride = states_BQD.shape[1]
-        places: dict[tuple[int, bool], tuple[Ints, Ints]] = {}
-        for lane, (turn, sees_prompt) in enumerate(lanes):
-            at = np.searchsorted(turn.plan.queries, turn.rows) + lane * stride
-            twins = np.arange(len(turn.ask.twins)) + lane * stride + width
-            places[id(turn.sequence), sees_prompt] = (at, twins)
+        flat_ND, starts, importance = self._states(lanes)
+        states: dict[tuple[int, bool], tuple[Ints, Ints]] = {}
+        for (turn, sees_prompt), start in zip(lanes, starts, strict=True):
+            at = np.searchsorted(turn.plan.queries, turn.rows) + start
+            twins = np.arange(len(turn.ask.twins)) + start + len(turn.plan.queries)
+            states[id(turn.sequence), sees_prompt] = (at, twins)
         parts = []
         for turn in turns:
-            seen, blind = (places.get((id(turn.sequence), branch)) for branch in (True, False))
+            seen, blind = (states.get((id(turn.sequence), branch)) for branch in (True, False))
             assert seen is not None, "every sequence has a row that sees its prompt"
             turn.sequence.num_logit_rows += (len(turn.rows) + len(turn.ask.twins)) * (
                 1 if blind is None else 2
             )
             parts.append(Part(turn.sequence, turn.ask, seen, blind, self._keys(turn)))
-        values = self.heads.propose(flat, parts).cpu().numpy()
+        packed = self.heads.propose(flat_ND, parts)
+        told = [tensor.double() for tensor in importance.values()]
+        numbers = torch.cat((packed.flatten(), *told)).cpu().numpy()  # the forward's one transfer
+        values = numbers[: packed.numel()].reshape(packed.shape)
         if np.isnan(values).any():
             raise ModelError(
                 "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
             )
-        return self._readings(parts, values)
+        shares, start = dict[int, Floats](), packed.numel()
+        for key, tensor in importance.items():
+            shares[key] = numbers[start : start + len(tensor)]
+            start += len(tensor)
+        readings = self._readings(parts, values)
+        return [
+            Seen(reading, shares.get(id(turn.sequence)))
+            for turn, reading in zip(turns, readings, strict=True)
+        ]
 
     def _readings(self, parts: list[Part], values: np.ndarray) -> list[Reading]:
         """Rows of `values`: the proposals of all parts, then the twins of all parts."""
@@ -168,84 +209,69 @@ class Runner:
         uids = sequence.canvas.uid[turn.ask.rows]
         return row_keys(sequence.request.seed, sequence.num_forwards, uids)
 
-    def _states(self, lanes: list[tuple[Turn, bool]]) -> tuple[Tensor, int]:
-        """Final states `(B, Q + E, D)` and Q; rows with fewer queries or twins are padded."""
-        spec, device = self.model.spec, self.model.device
-        lengths = np.array([len(turn.sequence.canvas) for turn, _ in lanes])
-        counts = np.array([len(turn.plan.queries) for turn, _ in lanes])
-        extra = max(len(turn.ask.twins) for turn, _ in lanes)
-        width, key_length = int(counts.max()), int(lengths.max())
-        scratch = self.store.slots if self.store is not None else 0
-        slots = np.full((len(lanes), width + extra), scratch, dtype=np.int64)
-        ids = np.zeros((len(lanes), width + extra), dtype=np.int64)
-        for lane, (turn, sees_prompt) in enumerate(lanes):
-            canvas, queries, twins = turn.sequence.canvas, turn.plan.queries, turn.ask.twins
-            tokens = (
-                canvas.tokens
-                if sees_prompt
-                else np.where(canvas.fixed, spec.mask_id, canvas.tokens)
+    def _states(
+        self, lanes: list[tuple[Turn, bool]]
+    ) -> tuple[Tensor, list[int], dict[int, Tensor]]:
+        """Final states `(N, D)`, where each lane's begin, and `(T,)` importances of watched sequences.
+
+        A lane's states are those of its plan's queries, then those of its twins. Lanes whose layers
+        differ in what they compute go through the network apart.
+        """
+        layered = [i for i, (turn, _) in enumerate(lanes) if turn.plan.layers is not None]
+        plain = [i for i, (turn, _) in enumerate(lanes) if turn.plan.layers is None]
+        starts, states, start = [0] * len(lanes), list[Tensor](), 0
+        importance: dict[int, Tensor] = {}
+        for chosen in (plain, layered):
+            if not chosen:
+                continue
+            made = [self._lane(i, *lanes[i]) for i in chosen]
+            block_size, device = self.model.spec.block_size, self.model.device
+            mixing: Packed
+            if chosen is plain:
+                mixing = Packed(made, self.store, block_size, device)
+            else:
+                assert isinstance(self.store, Features), "layered plans have their store"
+                plans = [lanes[i][0].plan.layers for i in chosen]
+                found = [
+                    FeatureLane(a, b) for a, b in zip(made, plans, strict=True) if b is not None
+                ]
+                mixing = Layered(found, self.store, block_size, device)
+            ids = np.concatenate([self._ids(*lanes[i]) for i in chosen])
+            positions = np.concatenate([lane.positions for lane in made])
+            states.append(
+                self.model.hidden(
+                    torch.from_numpy(ids).to(device),
+                    torch.from_numpy(positions).to(device),
+                    mixing=mixing,
+                )
             )
-            slots[lane, : counts[lane]] = queries
-            ids[lane, : counts[lane]] = tokens[queries]
-            slots[lane, width : width + len(twins)] = self.row_of(twins)
-            ids[lane, width : width + len(twins)] = spec.mask_id
-        slots_BQ = torch.from_numpy(slots).to(device)
-        visible = self._visible(slots_BQ[:, :width], lengths, key_length)
-        if extra:
-            visible = self._twin_visible(visible, slots_BQ[:, width:], lanes, lengths, key_length)
-        view = None
-        if self.store is not None:
-            view = StoreView(
-                self.store,
-                slots_BQ[:, :width],
-                key_length,
-                _contiguous(slots[:, :width], counts),
-            )
-        ids_BQ = torch.from_numpy(ids).to(device)
-        return self.model.hidden(ids_BQ, slots_BQ, visible, view), width
+            for i, lane in zip(chosen, made, strict=True):
+                starts[i] = start
+                start += len(lane.positions)
+                if lane.watched and lanes[i][1]:
+                    queries = torch.from_numpy(lane.slots).to(device)
+                    shares = rollout(mixing.maps[lane.row], queries, lane.length)
+                    importance[id(lanes[i][0].sequence)] = shares
+        return torch.cat(states) if len(states) > 1 else states[0], starts, importance
 
-    def _visible(self, slots_BQ: Tensor, lengths: Ints, key_length: int) -> Tensor | None:
-        """Who sees whom, `(B, 1, Q, K)`; None when everyone sees everyone."""
-        block_size = self.model.spec.block_size
-        if block_size is None and (lengths == key_length).all():
-            return None
-        keys = torch.arange(key_length, device=slots_BQ.device)
-        real = keys[None, :] < torch.from_numpy(lengths).to(slots_BQ.device)[:, None]
-        visible = real[:, None, None, :].expand(-1, 1, slots_BQ.shape[1], -1)
-        if block_size is not None:
-            seen = keys[None, None, :] // block_size <= slots_BQ[:, :, None] // block_size
-            visible = visible & seen[:, None]
-        return visible
+    def _lane(self, row: int, turn: Turn, sees_prompt: bool) -> Lane:
+        plan, twins = turn.plan, turn.ask.twins
+        return Lane(
+            row=row,
+            slots=plan.queries,
+            length=len(turn.sequence.canvas),
+            positions=np.concatenate((plan.queries, self.row_of(twins))),
+            twins=twins,
+            twins_meet=turn.ask.twins_meet,
+            kept=turn.sequence.request.cache.stores,
+            watched=plan.watched and sees_prompt,
+        )
 
-    def _twin_visible(
-        self,
-        canvas: Tensor | None,
-        twin_slots_BE: Tensor,
-        lanes: list[tuple[Turn, bool]],
-        lengths: Ints,
-        key_length: int,
-    ) -> Tensor:
-        """`(B, 1, Q + E, K + E)`: nobody sees a twin but twins; a twin does not see its own slot."""
-        rows, extra = twin_slots_BE.shape
-        if canvas is None:
-            queries = max(len(turn.plan.queries) for turn, _ in lanes)
-            canvas = torch.ones(
-                rows, 1, queries, key_length, dtype=torch.bool, device=twin_slots_BE.device
-            )
-        above = torch.nn.functional.pad(canvas, (0, extra))
-        own = self._visible(twin_slots_BE, lengths, key_length)
-        below = canvas.new_ones(rows, 1, extra, key_length) if own is None else own.clone()
-        meet = torch.eye(extra, dtype=torch.bool, device=canvas.device).repeat(rows, 1, 1, 1)
-        for lane, (turn, _) in enumerate(lanes):
-            twins = turn.ask.twins
-            below[lane, 0, np.arange(len(twins)), twins] = False
-            if turn.ask.twins_meet:
-                meet[lane, 0, : len(twins), : len(twins)] = True
-        return torch.cat((above, torch.cat((below, meet), dim=-1)), dim=2)
-
-
-def _contiguous(slots: Ints, counts: Ints) -> slice | None:
-    """The slots as one slice, when every row queries the same contiguous range."""
-    first, last = int(slots[0, 0]), int(slots[0, -1])
-    same = (counts == slots.shape[1]).all() and (slots == slots[0]).all()
-    return slice(first, last + 1) if same and last - first + 1 == slots.shape[1] else None
+    def _ids(self, turn: Turn, sees_prompt: bool) -> Ints:
+        """The tokens of a lane's queries and twins."""
+        canvas, mask_id = turn.sequence.canvas, self.model.spec.mask_id
+        tokens = canvas.tokens[turn.plan.queries]
+        if not sees_prompt:
+            tokens = np.where(canvas.fixed[turn.plan.queries], mask_id, tokens)
+        masks = np.full(len(turn.ask.twins), mask_id, dtype=np.int64)
+        return np.concatenate((tokens, masks))

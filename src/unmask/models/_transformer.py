@@ -1,10 +1,12 @@
-"""The one transformer under every family, and the only caller of a key/value store.
+"""The one transformer under every family.
 
-Letters: B rows, Q queries, K keys, D width, H heads, G key/value heads, A head width, V vocabulary.
+Letters: B rows, T tokens, Q queries, K keys, D width, H heads, G key/value heads, A head width,
+V vocabulary.
 """
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Protocol
 
 import torch
@@ -15,12 +17,46 @@ from unmask.errors import ConfigError
 from unmask.models.spec import ModelSpec
 
 
-class KeyValueHook(Protocol):
-    """Where a layer leaves its new keys and values and gets all the visible ones."""
+class Mixing(Protocol):
+    """How the queries of a forward meet keys and values: see `Dense` and `caches`."""
 
-    def update(self, layer: int, k_BQGA: Tensor, v_BQGA: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the (already rotated) keys and values; give `(B, G, K, A)` keys and values."""
+    def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
+        """One residual block; usually just `layer(x, rotary, self)`."""
         ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What the queries `(..., H, A)` see of (already rotated) keys and values `(..., G, A)`."""
+        ...
+
+
+class Dense:
+    """Rows `(B, Q)` attend to themselves; `visible` bool `(B or 1, 1, Q, Q)`, None for everything."""
+
+    def __init__(self, visible: Tensor | None = None) -> None:
+        self.visible = visible
+
+    def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
+        """The block as it is."""
+        result: Tensor = layer(x, rotary, self)
+        return result
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention inside each row."""
+        return attention(q, k.transpose(1, 2), v.transpose(1, 2), self.visible)
+
+
+def attention(
+    q_BQHA: Tensor, keys_BGKA: Tensor, values_BGKA: Tensor, visible: Tensor | None
+) -> Tensor:
+    """Grouped-query attention, `(B, Q, H, A)`."""
+    out = F.scaled_dot_product_attention(
+        q_BQHA.transpose(1, 2),
+        keys_BGKA,
+        values_BGKA,
+        attn_mask=visible,
+        enable_gqa=q_BQHA.shape[2] != keys_BGKA.shape[1],
+    )
+    return out.transpose(1, 2)
 
 
 class RMSNorm(nn.Module):
@@ -39,53 +75,59 @@ class RMSNorm(nn.Module):
 
 
 class Rotary:
-    """Cosine and sine tables `(B, Q, 1, A)` for half-rotate RoPE at given positions."""
+    """Cosine and sine tables `(..., 1, A)` for half-rotate RoPE at given positions `(...)`."""
 
-    def __init__(self, positions_BQ: Tensor, spec: ModelSpec, dtype: torch.dtype) -> None:
-        steps = torch.arange(0, spec.head_dim, 2, device=positions_BQ.device, dtype=torch.float32)
+    def __init__(self, positions: Tensor, spec: ModelSpec, dtype: torch.dtype) -> None:
+        steps = torch.arange(0, spec.head_dim, 2, device=positions.device, dtype=torch.float32)
         frequency = 1.0 / spec.rope_theta ** (steps / spec.head_dim)
-        angle = positions_BQ[:, :, None, None].float() * frequency
+        angle = positions[..., None, None].float() * frequency
         angle = torch.cat((angle, angle), dim=-1)
         self.dtype = torch.float32 if spec.rope_fp32 else dtype
         self.cos, self.sin = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
-    def __call__(self, x_BQHA: Tensor) -> Tensor:
-        """Rotate heads; the result has the input's dtype."""
-        x = x_BQHA.to(self.dtype)
+    def at(self, rows: Tensor) -> Rotary:
+        """The tables of some rows of a flat list of positions."""
+        part = copy(self)
+        part.cos, part.sin = self.cos[rows], self.sin[rows]
+        return part
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate heads `(..., H, A)`; the result has the input's dtype."""
+        turned = x.to(self.dtype)
         half = x.shape[-1] // 2
-        turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-        return (x * self.cos + turned * self.sin).to(x_BQHA.dtype)
+        swapped = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
+        return (turned * self.cos + swapped * self.sin).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention whose keys may come from a store."""
+    """Grouped-query attention; where its keys come from is the mixing's business."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, spec.head_dim
-        self.grouped = spec.num_heads != spec.num_kv_heads
         q_width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q = nn.Linear(spec.d_model, q_width, bias=spec.qkv_bias)
         self.k = nn.Linear(spec.d_model, kv_width, bias=spec.qkv_bias)
         self.v = nn.Linear(spec.d_model, kv_width, bias=spec.qkv_bias)
         self.o = nn.Linear(q_width, spec.d_model, bias=spec.linear_bias)
 
-    def forward(
-        self, x_BQD: Tensor, rotary: Rotary, visible: Tensor | None, store: KeyValueHook | None
-    ) -> Tensor:
-        """Attend from the queries to every visible key."""
-        rows, queries, _ = x_BQD.shape
-        heads = (rows, queries, -1, self.head_dim)
-        q, k = rotary(self.q(x_BQD).view(heads)), rotary(self.k(x_BQD).view(heads))
-        v = self.v(x_BQD).view(heads)
-        if store is None:
-            keys, values = k.transpose(1, 2), v.transpose(1, 2)
-        else:
-            keys, values = store.update(self.layer, k, v)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), keys, values, attn_mask=visible, enable_gqa=self.grouped
-        )
-        result: Tensor = self.o(out.transpose(1, 2).reshape(rows, queries, -1))
+    def queries(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """`(..., H, A)`, rotated."""
+        return rotary(self.q(x).unflatten(-1, (-1, self.head_dim)))
+
+    def keys(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """`(..., G, A)`, rotated."""
+        return rotary(self.k(x).unflatten(-1, (-1, self.head_dim)))
+
+    def values(self, x: Tensor) -> Tensor:
+        """`(..., G, A)`."""
+        found: Tensor = self.v(x).unflatten(-1, (-1, self.head_dim))
+        return found
+
+    def forward(self, x: Tensor, rotary: Rotary, mixing: Mixing) -> Tensor:
+        """Attend from the queries to what the mixing shows."""
+        q, k, v = self.queries(x, rotary), self.keys(x, rotary), self.values(x)
+        result: Tensor = self.o(mixing.attend(self.layer, q, k, v).flatten(-2))
         return result
 
 
@@ -114,11 +156,9 @@ class Layer(nn.Module):
         self.ffn_norm = RMSNorm(spec.d_model, spec.norm_eps, spec.norm_bias)
         self.ffn = FeedForward(spec)
 
-    def forward(
-        self, x: Tensor, rotary: Rotary, visible: Tensor | None, store: KeyValueHook | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, mixing: Mixing) -> Tensor:
         """One block."""
-        x = x + self.attn(self.attn_norm(x), rotary, visible, store)
+        x = x + self.attn(self.attn_norm(x), rotary, mixing)
         result: Tensor = x + self.ffn(self.ffn_norm(x))
         return result
 
@@ -147,23 +187,26 @@ class Transformer(nn.Module):
 
     def hidden(
         self,
-        ids_BQ: Tensor,
-        positions_BQ: Tensor,
+        ids: Tensor,
+        positions: Tensor,
         visible: Tensor | None = None,
-        store: KeyValueHook | None = None,
+        mixing: Mixing | None = None,
         each: list[Tensor] | None = None,
     ) -> Tensor:
-        """Final normed states `(B, Q, D)` of the queried positions.
+        """Final normed states `(..., D)` of the tokens `ids` at `positions` (of equal shapes).
 
-        `visible`: bool `(B or 1, 1, Q, K)`, None when every query sees every key. `each` collects the
-        input of every block and then the result.
+        Without `mixing` both are `(B, T)`, rows attend to themselves and `visible` is a bool
+        `(B or 1, 1, T, T)`, None when everyone sees everyone. With it, both have whatever shape it takes.
+        `each` collects the input of every block and then the result.
         """
-        x = self.embed(ids_BQ)
-        rotary = Rotary(positions_BQ, self.spec, x.dtype)
+        mixing = Dense(visible) if mixing is None else mixing
+        x = self.embed(ids)
+        rotary = Rotary(positions, self.spec, x.dtype)
         for layer in self.layers:
             if each is not None:
                 each.append(x)
-            x = layer(x, rotary, visible, store)
+            assert isinstance(layer, Layer), "made so"
+            x = mixing.layer(layer, x, rotary)
         x = self.norm(x)
         if each is not None:
             each.append(x)

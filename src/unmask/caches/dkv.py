@@ -1,0 +1,107 @@
+"""dKV-Cache: what was just decoded is computed once more before it is kept.
+
+Source: dKV-Cache, arXiv:2505.15781 (one-step delayed caching with a refresh interval). Alone it computes
+every open slot and those decoded in the last `delay` forwards, and everything every `interval` forwards
+and for a new block. With `inner` it is that policy, whose choice gains the just decoded slots (and a full
+forward every `interval`, when one is given). Approximate. Differs: the second forward may reuse already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from unmask.caches import PerBlock, Plan, Progress, Seen, cache_name, knob
+from unmask.canvas import NO_SLOTS, Ask, Canvas, Ints, ModelFacts
+from unmask.errors import ConfigError
+
+INTERVAL = 4
+
+
+@dataclass(frozen=True)
+class OpenSlots(PerBlock):
+    """dKV-Cache's own choice: every open slot."""
+
+    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: Progress) -> Ints:
+        """What is undecided."""
+        return canvas.open_slots()
+
+
+@dataclass(frozen=True, slots=True)
+class Delayed:
+    """The policy's state; forwards in all and since a full one."""
+
+    inner: Any
+    num_forwards: int = 0
+    num_since: int = 0
+
+
+@dataclass(frozen=True)
+class DelayedCache:
+    """A policy whose committed slots stay in the queries for `delay` forwards."""
+
+    inner: Any = knob(None, "the policy that is delayed, e.g. dual or dllm; null: every open slot")
+    delay: int = knob(1, "forwards for which a committed slot is still computed, at least 1")
+    interval: int | None = knob(
+        None, "most forwards from one full one to the next; 1: always; default: 4, with inner never"
+    )
+
+    stores: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.delay < 1:
+            raise ConfigError(f"delay={self.delay} must be at least 1")
+        if self.interval is not None and self.interval < 1:
+            raise ConfigError(f"interval={self.interval} must be at least 1")
+        if self.inner is not None and (self.inner.exact or isinstance(self.inner, DelayedCache)):
+            raise ConfigError(
+                f"inner={cache_name(self.inner)} leaves nothing to delay; use dual, prefix, vicinity, dllm "
+                f"or d2cache"
+            )
+
+    @property
+    def layered(self) -> bool:
+        """Whether the policy inside keeps the layers' outputs."""
+        return bool(getattr(self.inner, "layered", False))
+
+    @property
+    def policy(self) -> Any:
+        """The policy inside."""
+        return OpenSlots() if self.inner is None else self.inner
+
+    def start(self, canvas: Canvas, facts: ModelFacts) -> Delayed:
+        """The policy's start."""
+        return Delayed(self.policy.start(canvas, facts))
+
+    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Delayed) -> tuple[Plan, Delayed]:
+        """The policy's choice and the just decoded slots."""
+        plan, inner = self.policy.plan(canvas, ask, rows, state.inner)
+        interval = self.interval
+        if interval is None and self.inner is None:
+            interval = INTERVAL
+        due = interval is not None and state.num_since >= interval
+        recent = np.flatnonzero(canvas.origin >= max(0, state.num_forwards - self.delay))
+        everything = np.arange(len(canvas))
+        layers = plan.layers
+        if layers is not None:
+            forced = np.union1d(layers.forced, recent)
+            layers = replace(layers, forced=NO_SLOTS if due else forced)
+            layers = replace(layers, prompt=True, response=True) if due else layers
+            full = layers.prompt and layers.response
+        else:
+            queries = everything if due else np.union1d(plan.queries, recent)
+            full = len(queries) == len(canvas)
+            plan = replace(plan, queries=queries)
+        after = Delayed(inner, state.num_forwards + 1, 1 if full else state.num_since + 1)
+        return replace(plan, layers=layers), after
+
+    def observe(self, before: Canvas, after: Canvas, seen: Seen, state: Delayed) -> Delayed:
+        """As the policy."""
+        return replace(state, inner=self.policy.observe(before, after, seen, state.inner))
+
+
+CACHE = DelayedCache
