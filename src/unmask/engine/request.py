@@ -167,7 +167,7 @@ class Output:
     `finish_reason`: "stop" (an end token) or "length" (the canvas is full). `trace[k]`: what forward k
     changed, only with return_trace. `blanks`: the filled texts of an infill. `cache`: the policy
     and its knobs, as `auto` chose it; `cache_exact`: whether it equals decoding without one; `cache_bytes`:
-    what its tensors held for this sequence at most. `method`: the decoder and its knobs, as it was resolved.
+    what its tensors held for this sequence at most. `method`: the decoder and its knobs, as resolved.
     `num_forced`: forwards in which the loop's guard decided instead of the decoder, which changed nothing
     or went on for too long.
     """

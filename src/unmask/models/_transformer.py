@@ -221,6 +221,9 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """Logits `(..., V)` of any rows of `hidden`; of the tokens `ids` alone when they are given."""
+        if ids is None and not self.spec.tie_embeddings:
+            logits: Tensor = self.lm_head(hidden)
+            return logits
         weight = self.head_weight
         bias: Tensor | None = None if self.spec.tie_embeddings else self.lm_head.bias
         if ids is not None:
