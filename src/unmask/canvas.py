@@ -252,15 +252,18 @@ class Ask:
     """What a decoder wants from the next forward.
 
     `rows`: slots whose prediction it reads, ascending, open or decided. `window` `[start, end)`: the
-    running block; caches refresh when it moves. `optional`: further slots, read if the cache computes
-    them anyway. `stats`: what to tell beside the proposal. `top_v`: confidence over that many largest
-    logits only. `from_sampling`: tell all of the distribution that is sampled from (temperature, top_p
-    and top_k applied) instead of the model's own. `twins`: decided slots to be predicted as if they were
-    open, by extra queries that see every slot but their own; `twins_meet`: and see each other.
+    running block; caches refresh when it moves. `needed`: slots of `rows` that must be read, where a cache
+    may else choose among the window's open ones. `optional`: further slots, read if an approximate cache
+    computes them anyway, and always without one or with an exact one. `stats`: what to tell beside the
+    proposal. `top_v`: confidence over that many largest logits only. `from_sampling`: tell all of the
+    distribution that is sampled from (temperature, top_p and top_k applied) instead of the model's own.
+    `twins`: decided slots to be predicted as if they were open, by extra queries that see every slot but
+    their own; `twins_meet`: and see each other.
     """
 
     rows: Ints
     window: tuple[int, int]
+    needed: Ints = field(default_factory=lambda: NO_SLOTS)
     optional: Ints = field(default_factory=lambda: NO_SLOTS)
     stats: frozenset[Stat] = frozenset()
     top_v: int | None = None

@@ -98,8 +98,8 @@ class Cache(Protocol[State]):
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: State) -> tuple[Plan, State]:
         """What to compute; `rows[i]` is the slot whose logit row answers `ask.rows[i]`.
 
-        Rows of decided slots and of slots outside the window must be among the queries, and at least one
-        of the others; what is not, the decoder does not see.
+        Rows of needed slots, of decided ones and of slots outside the window must be among the queries, and
+        at least one of the others; what is not, the decoder does not see.
         """
         ...
 

@@ -78,7 +78,7 @@ class D2Cache:
             return Plan(np.arange(len(canvas)), watched=True), state
         shift = int((rows != ask.rows).any())
         inside = (ask.rows >= ask.window[0]) & (ask.rows < ask.window[1])
-        free = canvas.open[ask.rows] & inside
+        free = canvas.open[ask.rows] & inside & ~np.isin(ask.rows, ask.needed)
         chosen = np.zeros(len(canvas), dtype=np.bool_)
         chosen[rows[~free]] = True
         chosen[np.maximum(self.next_decoded(canvas, ask.window, state) - shift, 0)] = True

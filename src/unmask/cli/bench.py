@@ -91,7 +91,7 @@ def parse_decoders(text: str) -> list[Entry]:
     knobs that the decoder refuses.
     """
     entries: list[Entry] = []
-    for word in _split(text):
+    for word in split_list(text):
         match = DECODER_WORD.fullmatch(word)
         if match is None:
             raise ConfigError(
@@ -111,7 +111,7 @@ def parse_decoders(text: str) -> list[Entry]:
     return entries
 
 
-def _split(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     """Parts between commas that are in no brackets."""
     parts, depth = [""], 0
     for char in text:
@@ -137,7 +137,7 @@ def _resolved(name: str, knobs: dict[str, str]) -> Entry:
 
 def _knobs(name: str, inside: str | None) -> dict[str, str]:
     found: dict[str, str] = {}
-    for part in _split(inside) if inside and inside.strip() else []:
+    for part in split_list(inside) if inside and inside.strip() else []:
         typed = "=".join(side.strip() for side in part.split("=", 1))
         match = WORD.fullmatch(typed)
         if match is None:

@@ -85,6 +85,59 @@ def _bench_decode(
     command.decode(wanted, setting)
 
 
+@bench.command("cache")
+def _bench_cache(
+    caches: Annotated[
+        str,
+        typer.Option(
+            "--caches",
+            metavar="LIST",
+            help="all, or names with commas between; knobs in brackets: 'dual,dllm(kp=50,kr=7)'.",
+        ),
+    ] = "all",
+    decoder: Annotated[
+        str, typer.Option("--decoder", "-d", metavar="D", help="One decoder, knobs in brackets.")
+    ] = "vanilla",
+    model: ModelFlag = None,
+    task: TaskFlag = "word_problem",
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="Prompts.")] = 20,
+    gen_length: TaskLengthFlag = None,
+    block_length: BlockFlag = 32,
+    repeat: Annotated[int, typer.Option("--repeat", metavar="N", help="Timed passes.")] = 1,
+    max_batch_size: BatchFlag = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the decoding.")] = 0,
+    dtype: DtypeFlag = None,
+    device: DeviceFlag = None,
+    as_json: JsonFileFlag = None,
+) -> None:
+    """Compare caches with none: answers, staleness (KL of the read rows), queries, speed, bytes."""
+    from unmask.cli import bench_cache as command
+
+    setting = {
+        "task": task,
+        "limit": limit,
+        "gen_length": gen_length,
+        "block_length": block_length,
+        "repeat": repeat,
+        "max_batch_size": max_batch_size,
+        "seed": seed,
+    }
+    command.cache(caches, decoder, (model or "demo", dtype, device), setting, as_json)
+
+
+@bench.command("matrix")
+def _bench_matrix(
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Prompts.")] = 4,
+    gen_length: Annotated[
+        int, typer.Option("--gen-length", metavar="N", min=2, help="Slots to generate, even.")
+    ] = 64,
+) -> None:
+    """Every decoder with every cache: share of queries, equal tokens, what is refused (Markdown)."""
+    from unmask.cli import bench_cache as command
+
+    command.matrix(limit, gen_length)
+
+
 @bench.command("overhead")
 def _bench_overhead(
     decoders: Annotated[str, typer.Option("--decoders", metavar="A,B", help="Or all.")] = "all",

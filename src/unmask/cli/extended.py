@@ -35,7 +35,7 @@ COMMON = 5
 
 
 def knobs_page() -> str:
-    """Decoders with their knobs, those of many apart, those of every one, and the caches."""
+    """Decoders with their knobs, those of many apart, those of every one, and caches with theirs."""
     from unmask import caches, decoders
     from unmask.proposal import Proposal
 
@@ -68,7 +68,10 @@ def knobs_page() -> str:
         lines.append(_knob(field))
     lines.append("  every decoder")
     lines.extend(_knob(field) for field in shared.values())
-    lines.append(f"Caches: {', '.join(caches.names())}")
+    lines.append("Caches (--cache C), and their knobs as cache.key=value:")
+    for name in caches.names():
+        lines.append(f"  {name}")
+        lines.extend(_knob(field) for field in dataclasses.fields(caches.cache_class(name)))
     return "\n".join(lines)
 
 

@@ -210,6 +210,14 @@ def _decoders() -> None:
     print(markdown(), end="")
 
 
+@app.command("caches")
+def _caches() -> None:
+    """Print the reference of all caches: source, knobs, defaults, memory (Markdown)."""
+    from unmask.view.cache_reference import markdown
+
+    print(markdown(), end="")
+
+
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 """click's ClickException, which newer versions of typer carry inside and older ones import."""
 

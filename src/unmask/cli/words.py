@@ -10,7 +10,7 @@ from typing import Any
 
 from unmask.errors import ConfigError, PromptError
 
-WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=(.*)", re.DOTALL)
+WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 BLANK = re.compile(r"(\{\{|\}\}|\{\d+\}|[{}])")
 SPELLED = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 MAX_BLANK_DIGITS = 9

@@ -118,6 +118,7 @@ class Daedal(Scoring):
         ask = Ask(
             np.union1d(canvas.open_slots(cursor, end), tail),
             (cursor, end),
+            needed=tail,
             optional=np.arange(canvas.prompt_length, len(canvas)),
             stats=self.score_stats | {"eos"},
         )

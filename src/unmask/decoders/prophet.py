@@ -116,6 +116,7 @@ class Prophet:
         told = replace(
             ask,
             rows=rows,
+            needed=np.union1d(ask.needed, span),
             optional=np.union1d(ask.optional, open_),
             stats=ask.stats | frozenset(wanted),
         )

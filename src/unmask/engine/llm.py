@@ -123,6 +123,9 @@ class LLM(Prompts):
         ends = (self.vocabulary.eos_id, self.vocabulary.turn_end_id)
         self.stop_ids = frozenset(id_ for id_ in ends if id_ is not None)
 
+    make_runner: Callable[..., Runner] = Runner
+    """What runs the forwards; a measurement puts its own in its place."""
+
     def _vocabulary(self) -> Vocabulary:
         rows = self.spec.vocab_size
         known = rows if self.tokenizer is None else len(self.tokenizer)
@@ -355,7 +358,7 @@ class LLM(Prompts):
         if not sequences:
             return
         rows = max(Runner.rows_of(sequence) for sequence in sequences)
-        runner = Runner(
+        runner = self.make_runner(
             self.model,
             self.vocabulary,
             max_rows=rows * min(max_batch_size, len(sequences)),

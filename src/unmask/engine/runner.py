@@ -130,10 +130,12 @@ class Runner:
         if request.proposal.vocabulary == "adaptive" and ask.top_v is None:
             size = sequence.memory.adaptive_size(sequence.canvas)
             ask = replace(ask, top_v=min(size, self.model.spec.vocab_size))
+        slots = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
+        if request.cache.exact:  # without a cache all of them are there
+            ask = replace(ask, rows=slots)
         plan, sequence.cache_state = request.cache.plan(
             sequence.canvas, ask, self.row_of(ask.rows), sequence.cache_state
         )
-        slots = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
         rows = self.row_of(slots)
         computed = np.isin(rows, plan.queries)
         return Turn(sequence, replace(ask, rows=slots[computed]), rows[computed], plan)

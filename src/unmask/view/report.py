@@ -33,7 +33,7 @@ class Run:
     def line(self) -> str:
         """The statistics."""
         out = self.output
-        cache = f"cache {self.cache} ({'exact' if out.cache_exact else 'approximate'})"
+        cache = f"cache {out.cache} ({'exact' if out.cache_exact else 'approximate'})"
         parts = [
             _count(out.num_forwards, "forward"),
             _count(len(out.token_ids), "token"),
@@ -64,8 +64,9 @@ class Run:
             "decoder": self.decoder,
             "method": out.method,
             "num_forced": out.num_forced,
-            "cache": self.cache,
+            "cache": out.cache,
             "cache_exact": out.cache_exact,
+            "cache_bytes": out.cache_bytes,
             "knobs": self.knobs,
             "seed": self.seed,
         }

@@ -1,0 +1,185 @@
+"""Caches side by side: how stale each gets, and what it saves.
+
+Each cache decodes the same held-out prompts. A timed pass tells speed and answers; a second one runs, after
+every forward, the network without a cache on the same canvas, and compares the distributions of the rows
+that the decoder reads. So staleness is measured where it matters, and not mixed with what a different
+choice of one token leads to.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmask import decoders
+from unmask.bench.decode import options_of
+from unmask.bench.report import Entry, Setting
+from unmask.caches import make_cache
+from unmask.demo.tasks import Example, check
+from unmask.engine.runner import Runner, Turn
+from unmask.models._transformer import topology
+
+if TYPE_CHECKING:
+    from unmask.engine.llm import LLM
+    from unmask.engine.request import Output
+
+ROWS_AT_ONCE = 1 << 24
+
+
+@dataclass
+class Staleness:
+    """Sums over the rows that a decoder read: divergence in nats, equal likeliest tokens, rows."""
+
+    divergence: float = 0.0
+    num_equal: int = 0
+    num_rows: int = 0
+
+    def add(self, exact_NV: Tensor, cached_NV: Tensor) -> None:
+        """Compare the logits of rows."""
+        exact, cached = exact_NV.log_softmax(dim=-1), cached_NV.log_softmax(dim=-1)
+        self.divergence += float((exact.exp() * (exact - cached)).sum())
+        self.num_equal += int((exact.argmax(dim=-1) == cached.argmax(dim=-1)).sum())
+        self.num_rows += len(exact)
+
+
+class Probe(Runner):
+    """A runner that also makes every forward without a cache, and compares."""
+
+    def __init__(self, *args: Any, found: Staleness, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.found = found
+
+    def _states(
+        self, lanes: list[tuple[Turn, bool]]
+    ) -> tuple[Tensor, list[int], dict[int, Tensor]]:
+        states_ND, starts, importance = super()._states(lanes)
+        for (turn, sees_prompt), start in zip(lanes, starts, strict=True):
+            if sees_prompt and len(turn.rows):
+                at = np.searchsorted(turn.plan.queries, turn.rows) + start
+                self._compare(turn, states_ND[torch.from_numpy(at).to(states_ND.device)])
+        return states_ND, starts, importance
+
+    def _compare(self, turn: Turn, cached_ND: Tensor) -> None:
+        device = self.model.device
+        ids = torch.from_numpy(turn.sequence.canvas.tokens)[None].to(device)
+        positions = torch.arange(ids.shape[1], device=device)[None]
+        visible = topology(self.model.spec, positions, None)
+        exact_TD = self.model.hidden(ids, positions, visible)[0]
+        rows = torch.from_numpy(turn.rows).to(device)
+        most = max(1, ROWS_AT_ONCE // self.model.spec.vocab_size)
+        for first in range(0, len(rows), most):
+            part = slice(first, first + most)
+            self.found.add(
+                self.model.head(exact_TD[rows[part]]).float(),
+                self.model.head(cached_ND[part]).float(),
+            )
+
+
+@dataclass(frozen=True)
+class CacheResult:
+    """A cache's passes over all prompts.
+
+    `same_answers` of `none`'s, `same_tokens`: share of generated slots that are equal to them;
+    `divergence`: mean KL(exact || cached) in nats a read row; `same_top`: share of read rows whose
+    likeliest token is the exact one; `bytes_per_slot`: what is kept of a slot, all layers.
+    """
+
+    name: str
+    is_exact: bool
+    right: tuple[bool, ...]
+    same_answers: float
+    same_tokens: float
+    divergence: float
+    same_top: float
+    num_forwards: int
+    num_queries: int
+    num_logit_rows: int
+    seconds: tuple[float, ...]
+    bytes_per_slot: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return sum(self.right) / len(self.right)
+
+    @property
+    def median_seconds(self) -> float:
+        """Of the repeats."""
+        return float(np.median(self.seconds))
+
+
+@dataclass
+class _Pass:
+    """What is known of a cache so far."""
+
+    name: str
+    outputs: list[Output] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    found: Staleness = field(default_factory=Staleness)
+
+
+def measure_caches(
+    llm: LLM,
+    names: Sequence[str],
+    entry: Entry,
+    setting: Setting,
+    examples: Sequence[Example],
+    watch: Callable[[str, int], AbstractContextManager[None]] = lambda name, repeat: nullcontext(),
+) -> list[CacheResult]:
+    """`none` first, then each of `names`. Raises ConfigError for what cannot run on this model."""
+    options = options_of(entry, setting) | {
+        "seed": setting.seed,
+        "max_batch_size": setting.max_batch_size,
+    }
+    if not getattr(decoders.decoder_class(entry.decoder), "chooses_length", False):
+        options["gen_length"] = setting.gen_length
+    prompts = [llm.prompt_ids(item.prompt) for item in examples]
+    passes = [_Pass(name) for name in dict.fromkeys(("none", *names))]
+    for item in passes:
+        with watch(item.name, 0):
+            llm.generate(prompts[: setting.max_batch_size], entry.decoder, item.name, **options)
+    for repeat in range(setting.repeat):
+        for item in (*passes[repeat % len(passes) :], *passes[: repeat % len(passes)]):
+            with watch(item.name, repeat + 1):
+                began = time.perf_counter()
+                outputs = llm.generate(prompts, entry.decoder, item.name, **options)
+                item.seconds.append(time.perf_counter() - began)
+                item.outputs = item.outputs or outputs
+    for item in passes[1:]:
+        probed = copy.copy(llm)
+        probed.make_runner = functools.partial(Probe, found=item.found)
+        probed.generate(prompts, entry.decoder, item.name, **options)
+    return [_result(llm, item, passes[0].outputs, examples) for item in passes]
+
+
+def _result(llm: LLM, item: _Pass, exact: list[Output], examples: Sequence[Example]) -> CacheResult:
+    outputs, found = item.outputs, item.found
+    pairs = list(zip(outputs, exact, strict=True))
+    answers = [(o.canvas_ids[o.prompt_length :], e.canvas_ids[e.prompt_length :]) for o, e in pairs]
+    equal = sum(sum(a == b for a, b in zip(*both, strict=False)) for both in answers)
+    total = sum(max(len(a), len(b)) for a, b in answers)
+    rows = found.num_rows
+    return CacheResult(
+        name=item.name,
+        is_exact=make_cache(item.name, None, llm.spec.block_size).exact,
+        right=tuple(check(e, o.text) for e, o in zip(examples, outputs, strict=True)),
+        same_answers=sum(o.token_ids == e.token_ids for o, e in pairs) / len(pairs),
+        same_tokens=equal / total,
+        divergence=found.divergence / rows if rows else (0.0 if item.name == "none" else math.nan),
+        same_top=found.num_equal / rows if rows else 1.0,
+        num_forwards=sum(o.num_forwards for o in outputs),
+        num_queries=sum(o.num_queries for o in outputs),
+        num_logit_rows=sum(o.num_logit_rows for o in outputs),
+        seconds=tuple(item.seconds),
+        bytes_per_slot=max(o.cache_bytes / len(o.canvas_ids) for o in outputs),
+    )

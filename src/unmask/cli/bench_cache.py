@@ -1,0 +1,132 @@
+"""`unmask bench cache`: caches side by side, as a table or JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from unmask import caches
+from unmask.bench.cache import CacheResult, measure_caches
+from unmask.bench.decode import held_out
+from unmask.bench.machine import machine
+from unmask.cli.bench import parse_decoders, setting_of, split_list
+from unmask.cli.decode import load
+from unmask.cli.words import DEFAULTS, Settings
+from unmask.errors import ConfigError
+
+HEAD = (
+    "| cache | | right | same answers | same tokens | KL, nats | same top | forwards | queries | "
+    "of none | head rows | seconds | speed-up | bytes a slot |\n" + "|---" * 14 + "|"
+)
+EXPLAINED = (
+    "right: answers | same: as without a cache (answers up to the end, slots of the canvas) | KL and same "
+    "top: exact against cached distribution of the rows that were read, on the cached run's canvases | of "
+    "none: share of its queries | seconds: median of the repeats"
+)
+
+
+def cache(
+    names: str,
+    decoder: str,
+    where: tuple[str, str | None, str | None],
+    options: dict[str, Any],
+    as_json: str | None,
+) -> None:
+    """Measure, then show; what can be wrong is found before the model is read."""
+    setting = setting_of(options)
+    entries = parse_decoders(decoder)
+    if len(entries) != 1:
+        raise ConfigError(f"--decoder {decoder}: give one decoder; its caches are what is compared")
+    if as_json not in (None, "-"):
+        from unmask.view.trace import check_writable
+
+        check_writable(Path(str(as_json)), "JSON file")
+    if names != "all":
+        for name in split_list(names):
+            caches.make_cache(name.strip())
+    told = dict(zip(("model", "dtype", "device"), where, strict=True))
+    llm, _ = load(Settings(**{**DEFAULTS, **told}, knobs={}))
+    chosen = _chosen(names, llm.spec.block_size)
+    found = measure_caches(llm, chosen, entries[0], setting, held_out(setting), _watch)
+    facts = machine(llm.model.device)
+    report = {
+        "decoder": entries[0].label,
+        "model": llm.name,
+        "setting": dataclasses.asdict(setting),
+        "machine": facts,
+        "caches": [dataclasses.asdict(item) for item in found],
+    }
+    text = json.dumps(report, ensure_ascii=False)
+    if as_json == "-":
+        print(text, flush=True)
+        return
+    print("\n".join([HEAD, *(_row(item, found[0]) for item in found)]))
+    print(
+        f"\ndecoder {entries[0].label} | task {setting.task} | {setting.limit} held-out prompts | model "
+        f"{llm.name} | gen_length {setting.gen_length} | block_length {setting.block_length} | batch "
+        f"{setting.max_batch_size} | seed {setting.seed} | repeats {setting.repeat} | "
+        f"{facts['accelerator'] or facts['processor']}, {facts['num_threads']} threads, torch "
+        f"{facts['torch']}"
+    )
+    print(EXPLAINED)
+    if as_json is not None:
+        try:
+            Path(as_json).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{as_json!r} cannot be written: {error.strerror}") from None
+
+
+def _chosen(names: str, block_size: int | None) -> list[str]:
+    """The caches to measure; all: those that this model can have."""
+    if names != "all":
+        return [name.strip() for name in split_list(names)]
+    fitting = [name for name in caches.names() if name not in ("auto", "none")]
+    return [name for name in fitting if name != "block_causal" or block_size is not None]
+
+
+def _row(item: CacheResult, none: CacheResult) -> str:
+    return (
+        f"| {item.name} | {'exact' if item.is_exact else 'approximate'} | {100 * item.accuracy:.1f} % | "
+        f"{100 * item.same_answers:.1f} % | {100 * item.same_tokens:.1f} % | {item.divergence:.2g} | "
+        f"{100 * item.same_top:.1f} % | {item.num_forwards} | {item.num_queries} | "
+        f"{100 * item.num_queries / none.num_queries:.0f} % | {item.num_logit_rows} | "
+        f"{item.median_seconds:.2f} | {none.median_seconds / item.median_seconds:.2f} | "
+        f"{item.bytes_per_slot:.0f} |"
+    )
+
+
+def matrix(limit: int, gen_length: int) -> None:
+    """Run every decoder with every cache on the bundled model and on two random ones; a Markdown page."""
+    from unmask.bench.matrix import matrix, small_llm, table
+    from unmask.demo.tasks import held_out_set
+    from unmask.engine.llm import LLM
+    from unmask.view.cache_reference import MATRIX_HEAD
+
+    demo = LLM("demo")
+    prompts = [demo.prompt_ids(item.prompt) for item in held_out_set("word_problem", limit)]
+    print(MATRIX_HEAD)
+    print(
+        f"## The bundled model\n\n{limit} held-out word problems, gen_length {gen_length}, blocks of half "
+        f"of it, the decoders' defaults.\n"
+    )
+    print(table(matrix(demo, prompts, gen_length)), flush=True)
+    small = [[3, 4, 5, 6, 7], [8] * 9, [9, 1]]
+    print("\n## A random model with shifted logits\n\n3 prompts, gen_length 16.\n")
+    print(table(matrix(small_llm(shift_logits=True), small, 16)), flush=True)
+    print("\n## A random block-causal model, blocks of 4\n\n3 prompts, gen_length 16.\n")
+    print(table(matrix(small_llm(block_size=4), small, 16)))
+
+
+@contextmanager
+def _watch(name: str, repeat: int) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    if repeat:
+        seconds = time.perf_counter() - began
+        print(f"{name}: repeat {repeat}, {seconds:.1f} s", file=sys.stderr, flush=True)
