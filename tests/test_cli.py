@@ -131,6 +131,7 @@ def test_json_is_one_object_with_all_numbers(cli: Cli, model: Path) -> None:
         "num_forced",
         "cache",
         "cache_exact",
+        "cache_bytes",
         "knobs",
         "seed",
     }
