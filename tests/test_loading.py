@@ -196,7 +196,12 @@ def test_remote_code_is_never_run(folder):
 
 @pytest.mark.parametrize(
     ("architectures", "model_type"),
-    [(["LLaDAMoEModelLM"], "llada"), (["LlamaForCausalLM"], "llama"), ([], "gpt2"), (None, None)],
+    [
+        (["LLaDA2MoeModel"], "llada2_moe"),
+        (["LlamaForCausalLM"], "llama"),
+        ([], "gpt2"),
+        (None, None),
+    ],
 )
 def test_an_unsupported_architecture_is_named(folder, architectures, model_type):
     folder.change(architectures=architectures, model_type=model_type)

@@ -1,6 +1,6 @@
 """Checkpoints in their families' own formats, loaded into the one transformer.
 
-A family is a file of this package that defines `ARCHITECTURES`, `MODEL_TYPE`, `NAMES` and
+A family is a file of this package that defines `ARCHITECTURES`, `MODEL_TYPES`, `NAMES` and
 `spec_from_config`; to add one, write the file.
 """
 
@@ -99,9 +99,12 @@ def _family(config: dict[str, Any], folder: Path) -> Any:
     for module in modules:
         if architectures and architectures[0] in module.ARCHITECTURES:
             return module
-    if not architectures and "num_experts" not in config:
+    kind = config.get("model_type")
+    if kind == "llada" and "num_experts" in config:
+        kind = "llada_moe"  # its released files call themselves like the dense model
+    if not architectures:
         for module in modules:
-            if config.get("model_type") == module.MODEL_TYPE:
+            if kind in module.MODEL_TYPES:
                 return module
     known = ", ".join(name for module in modules for name in module.ARCHITECTURES)
     remote = ""

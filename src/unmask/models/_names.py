@@ -42,7 +42,8 @@ def layout(shapes: Mapping[str, Shape], names: NameMap) -> dict[str, Stored]:
     places: dict[str, list[tuple[str, str]]] = {}
     for name in shapes:
         generic, layer, suffix = _generic(name)
-        places.setdefault(generic, []).append((layer, suffix))
+        for template in (generic, generic.replace("{p}", suffix)):
+            places.setdefault(template, []).append((layer, suffix))
     found: dict[str, Stored] = {}
     covered: set[str] = set()
     for theirs, targets in names:
@@ -67,7 +68,7 @@ def checkpoint_name(ours: str, names: NameMap) -> str:
     """The checkpoint's name of a parameter that has a tensor for itself."""
     generic, layer, suffix = _generic(ours)
     for theirs, mine in names:
-        if mine == generic:
+        if mine in (generic, generic.replace("{p}", suffix)):
             return theirs.format(i=layer, p=suffix)
     raise AssertionError(f"no checkpoint name for {ours}")
 

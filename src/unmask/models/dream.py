@@ -12,7 +12,7 @@ from unmask.models._config import Fields
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("DreamModel", "DreamForCausalLM")
-MODEL_TYPE = "Dream"
+MODEL_TYPES = ("Dream",)
 
 NAMES = (
     ("model.embed_tokens.{p}", "embed.{p}"),

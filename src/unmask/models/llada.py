@@ -13,7 +13,7 @@ from unmask.models._config import Fields
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel")
-MODEL_TYPE = "llada"
+MODEL_TYPES = ("llada",)
 
 # checkpoint name, our name; {i} is the layer, {p} is weight or bias
 NAMES = (
