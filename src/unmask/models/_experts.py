@@ -67,7 +67,8 @@ class Router(nn.Module):
 
     def _in_best_groups(self, choice_NE: Tensor) -> Tensor:
         """Scores outside the best groups become -inf; a group is worth the sum of its two best."""
-        grouped = choice_NE.view(len(choice_NE), self.spec.num_groups, -1)
+        size = self.spec.num_experts // self.spec.num_groups
+        grouped = choice_NE.view(-1, self.spec.num_groups, size)
         worth = grouped.topk(2, dim=-1).values.sum(-1)
         best = worth.topk(self.spec.num_chosen_groups, dim=-1).indices
         out = torch.ones_like(worth, dtype=torch.bool).scatter(-1, best, False)
