@@ -53,8 +53,7 @@ class JointThreshold(Blockwise):
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
         """Every slot may take a forward, and every block its edits and the one that changes nothing."""
         size = len(canvas) - canvas.prompt_length
-        blocks = -(-size // self.length_of(canvas))
-        return size + blocks * (self.max_post_edit_steps + 1)
+        return size + self.num_blocks(canvas, facts) * (self.max_post_edit_steps + 1)
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
         """The running block may be edited until it is over."""

@@ -1,0 +1,260 @@
+"""Block-causal families decode as their own samplers do, cached, padded and in blocks of their own."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_llm, trace_of
+
+from unmask import LLM
+from unmask.engine.options import configure
+from unmask.errors import ConfigError
+
+# The reference pads its canvas to whole blocks: prompt 13, asked for 40 or 24, so 51 and 27 are here
+LLADA2 = {
+    "v20.static": ("threshold", {"threshold": 0.95, "block_steps": 16}),
+    "v20.threshold": ("threshold", {"threshold": 0.1, "block_steps": 16}),
+    "v20.steps4": ("threshold", {"threshold": 0.95, "block_steps": 4}),
+    "v21.static": (
+        "joint_threshold",
+        {"threshold": 0.95, "edit_threshold": 0.12, "max_post_edit_steps": 4},
+    ),
+    "v21.threshold": (
+        "joint_threshold",
+        {"threshold": 0.1, "edit_threshold": 0.12, "max_post_edit_steps": 4},
+    ),
+}
+SDAR = {
+    "sdar.sequential": (4, {"remasking": "sequential", "block_steps": 4}),
+    "sdar.sequential2": (4, {"remasking": "sequential", "block_steps": 2}),
+    # top_k=1 makes SDAR's confidence 1 everywhere, so its threshold passes all
+    "sdar.dynamic_all": (4, {"decoder": "threshold", "threshold": 0.0, "block_steps": 4}),
+    "sdar.sequential_block8": (8, {"remasking": "sequential", "block_steps": 8}),
+}
+CACHES = ("none", "block_causal", "auto")
+OTHERS = [[7, 8, 9], list(range(100, 127))]
+"""Prompts of other lengths that share the batch."""
+
+
+@pytest.fixture
+def llm_of(parity_model):
+    """A family's LLM whose blocks are of this size; the fixtures' mask id stands in no config."""
+
+    def get(family, block_size):
+        model = copy(parity_model(family))
+        model.spec = replace(model.spec, mask_id=1004, block_size=block_size)
+        return LLM(model)
+
+    return get
+
+
+def reference(parity_folder, family, name):
+    values = load_file(parity_folder(family) / "decode" / "decode.safetensors")
+    return values["prompt"][0].tolist(), values[name][0].tolist()
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", LLADA2)
+def test_llada2_decodes_as_its_own_sampler(name, cache, llm_of, parity_folder):
+    prompt, wanted = reference(parity_folder, "llada2_moe", name)
+    decoder, knobs = LLADA2[name]
+    out = llm_of("llada2_moe", 16).generate(
+        [prompt], decoder, cache, gen_length=51, stop_at_eos=False, **knobs
+    )[0]
+    assert out.canvas_ids[13 : 13 + len(wanted)] == wanted
+    assert out.num_forced == 0
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", SDAR)
+def test_sdar_decodes_as_its_own_sampler(name, cache, llm_of, parity_folder):
+    prompt, wanted = reference(parity_folder, "sdar", name)
+    block_size, knobs = SDAR[name]
+    out = llm_of("sdar", block_size).generate(
+        [prompt], cache=cache, gen_length=27, stop_at_eos=False, **knobs
+    )[0]
+    assert out.canvas_ids == wanted
+    assert out.num_forced == 0
+
+
+@pytest.mark.parametrize("cache", ["none", "block_causal"])
+@pytest.mark.parametrize("name", ["v20.static", "v20.threshold", "v21.static"])
+def test_llada2_decodes_so_beside_prompts_of_other_lengths(name, cache, llm_of, parity_folder):
+    prompt, wanted = reference(parity_folder, "llada2_moe", name)
+    decoder, knobs = LLADA2[name]
+    outs = llm_of("llada2_moe", 16).generate(
+        [OTHERS[0], prompt, OTHERS[1]], decoder, cache, gen_length=51, stop_at_eos=False, **knobs
+    )
+    assert outs[1].canvas_ids[13 : 13 + len(wanted)] == wanted
+
+
+@pytest.mark.parametrize("cache", ["none", "block_causal"])
+@pytest.mark.parametrize("name", ["sdar.sequential2", "sdar.dynamic_all"])
+def test_sdar_decodes_so_beside_prompts_of_other_lengths(name, cache, llm_of, parity_folder):
+    prompt, wanted = reference(parity_folder, "sdar", name)
+    block_size, knobs = SDAR[name]
+    outs = llm_of("sdar", block_size).generate(
+        [OTHERS[1], OTHERS[0], prompt], cache=cache, gen_length=27, stop_at_eos=False, **knobs
+    )
+    assert outs[2].canvas_ids == wanted
+
+
+# The rules, against a plain loop over whole forwards
+
+
+def naive(llm, prompt, gen_length, *, length, tau, least=None, first_alone=False):
+    """Forward by forward, which (slot, token) a family's sampler commits, without any cache."""
+    spec = llm.spec
+    ids = list(prompt) + [spec.mask_id] * gen_length
+    open_ = [False] * len(prompt) + [True] * gen_length
+    trace, forbidden = [], llm.vocabulary.forbidden
+    for block in range(len(prompt) // length, -(-len(ids) // length)):
+        step, inside = 0, range(block * length, min((block + 1) * length, len(ids)))
+        while masked := [slot for slot in inside if open_[slot]]:
+            shares = llm.model(torch.tensor([ids]))[0].double().softmax(-1)
+            shares[:, forbidden] = 0  # never proposed, but the confidence stays the model's own
+            if spec.shift_logits:
+                shares = torch.cat((shares[:1], shares[:-1]))
+            top = shares.max(-1)
+            sure = {slot: float(top.values[slot]) for slot in masked}
+            chosen = [slot for slot in masked if sure[slot] >= tau]
+            need = 1 if least is None or step >= len(least) else least[step]
+            if len(chosen) < min(need, len(masked)):
+                chosen = sorted(masked, key=lambda slot: -sure[slot])[:need]
+            if first_alone and masked[0] % spec.block_size == 0:
+                chosen = masked[:1]
+            trace.append(sorted((slot, int(top.indices[slot])) for slot in chosen))
+            for slot, token in trace[-1]:
+                ids[slot], open_[slot] = token, False
+            step += 1
+    return trace
+
+
+@pytest.mark.parametrize("cache", ["none", "block_causal"])
+@pytest.mark.parametrize("prompt", [[7, 8, 9], [5] * 16, list(range(21))], ids=len)
+def test_fast_dllm_v2_decodes_sub_blocks_and_each_first_token_alone(prompt, cache):
+    llm = tiny_llm("dream", seed=2, block_size=16)
+    out = llm.generate(
+        [prompt, [1]],
+        cache=cache,
+        gen_length=30,
+        stop_at_eos=False,
+        return_trace=True,
+        preset="fast_dllm_v2",
+        block_length=4,
+        threshold=0.2,
+    )[0]
+    wanted = naive(llm, prompt, 30, length=4, tau=0.2, first_alone=True)
+    assert trace_of(out) == wanted
+    assert any(len(step) > 1 for step in wanted)
+    assert len(wanted) < 30
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize(("steps", "least"), [(2, [4, 4]), (3, [3, 3, 2]), (8, [1] * 8)])
+def test_a_quota_under_the_threshold_is_that_of_a_whole_block(family, steps, least):
+    llm = tiny_llm(family, seed=4, block_size=8)
+    for prompt in ([7, 8, 9], [5] * 15, [1] * 8):
+        out = llm.generate(
+            [prompt],
+            preset="llada2",
+            threshold=0.6,
+            block_steps=steps,
+            gen_length=21,
+            stop_at_eos=False,
+            return_trace=True,
+        )[0]
+        assert trace_of(out) == naive(llm, prompt, 21, length=8, tau=0.6, least=least)
+
+
+def test_blocks_of_a_block_causal_model_end_where_the_models_do():
+    llm = tiny_llm(block_size=8)
+    for prompt in ([7] * 3, [5] * 8, [1] * 13):
+        out = llm.generate(
+            [prompt], "vanilla", gen_length=22, stop_at_eos=False, return_trace=True
+        )[0]
+        blocks = [slot // 8 for step in trace_of(out) for slot, _ in step]
+        assert blocks == sorted(blocks)
+
+
+def test_sequential_remasking_goes_from_left_to_right():
+    out = tiny_llm().generate(
+        [[7, 8]],
+        remasking="sequential",
+        gen_length=12,
+        block_length=6,
+        block_steps=2,
+        stop_at_eos=False,
+        return_trace=True,
+    )[0]
+    slots = [[slot for slot, _ in step] for step in trace_of(out)]
+    assert slots == [[2, 3, 4], [5, 6, 7], [8, 9, 10], [11, 12, 13]]
+
+
+def test_half_rotated_heads_and_experts_cache_exactly():
+    """Every decoder-independent part of LLaDA2 that the tiny families of the properties lack."""
+    from unmask.models.spec import ExpertSpec
+
+    experts = ExpertSpec(
+        num_experts=6, num_chosen=2, d_ff=24, score="softmax", renormalize=False, dense_layers=(0,)
+    )
+    llm = tiny_llm(block_size=4, experts=experts, qk_norm=True, rotary_dim=4, rope_fp32=False)
+    calls = [
+        llm.generate(
+            [[7, 8, 9], [1, 2]], "threshold", cache, gen_length=14, return_trace=True, threshold=0.5
+        )
+        for cache in ("none", "block_causal")
+    ]
+    for plain, cached in zip(*calls, strict=True):
+        assert trace_of(plain) == trace_of(cached)
+        assert cached.num_queries < plain.num_queries
+
+
+# presets
+
+
+@pytest.mark.parametrize(
+    ("preset", "described"),
+    [
+        ("llada2", "threshold(threshold=0.95, block_steps=32)"),
+        ("llada2_1", "joint_threshold(threshold=0.95)"),
+        ("sdar", "threshold(threshold=0.85)"),
+        ("fast_dllm_v2", "threshold(block_length=8, threshold=0.95, first_alone=True)"),
+    ],
+)
+def test_a_preset_is_a_decoder_with_its_knobs(preset, described):
+    out = tiny_llm(block_size=8).generate([[7]], gen_length=16, preset=preset)[0]
+    assert out.method == described
+    assert preset in str(configure("vanilla", {"preset": preset}).said)
+
+
+def test_a_given_knob_wins_over_the_presets():
+    llm = tiny_llm(block_size=8)
+    out = llm.generate([[7]], "threshold", gen_length=16, preset="sdar", threshold=0.5)[0]
+    assert out.method == "threshold(threshold=0.5)"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"preset": "llada3"}, ("preset", "llada3", "llada2")),
+        ({"preset": "sdar", "decoder": "wino"}, ("preset=sdar", "'threshold'", "'wino'")),
+        ({"preset": "sdar", "steps": 4}, ("steps",)),
+        ({"decoder": "threshold", "block_steps": 0}, ("block_steps=0",)),
+        ({"decoder": "threshold", "first_alone": True}, ("first_alone=True",)),
+        ({"steps": 4, "block_steps": 4}, ("steps=4", "block_steps=4")),
+        ({"block_steps": 0}, ("block_steps=0",)),
+        ({"remasking": "sequential", "score": "margin"}, ("sequential", "margin")),
+        ({"remasking": "sequential", "sigma": 3.0}, ("sequential", "sigma")),
+    ],
+    ids=str,
+)
+def test_a_setting_without_effect_is_refused(knobs, words):
+    with pytest.raises(ConfigError) as caught:
+        tiny_llm().generate([[7]], gen_length=16, **knobs)
+    for word in words:
+        assert word in str(caught.value)
