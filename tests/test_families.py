@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from copy import deepcopy
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from unmask import LLM
 from unmask.errors import ModelError
 from unmask.models import (
     fast_dllm_v2,
@@ -339,6 +341,129 @@ def test_a_fused_tensor_of_another_height_is_named_with_both_shapes(folder):
 def test_experts_tell_llada_moe_from_llada_where_no_architecture_is_given(model_type, folder):
     assert folder("llada_moe").write(architectures=ABSENT, model_type=model_type).load()
     assert folder("llada_moe").write().load().spec.family == "llada_moe"
+
+
+QWEN3_MOE = {
+    "architectures": ["SDARMoeForCausalLM"],
+    "model_type": "sdar_moe",
+    "block_size": 8,
+    "decoder_sparse_step": 1,
+    "head_dim": 8,
+    "hidden_size": 32,
+    "mask_token_id": 60,
+    "mlp_only_layers": [1],
+    "moe_intermediate_size": 24,
+    "intermediate_size": 48,
+    "norm_topk_prob": True,
+    "num_attention_heads": 4,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "rope_theta": 1000000.0,
+    "vocab_size": 64,
+}
+
+
+@pytest.mark.parametrize("form", ["each", "transformers 5"])
+def test_sdars_experts_are_read_one_by_one_or_stacked(form, tmp_path):
+    """Its MoE code was not to be had; `test_oracle_transformers.py` has the maths of Qwen3-MoE."""
+    spec = sdar.spec_from_config(QWEN3_MOE)
+    assert spec.experts is not None
+    assert (spec.experts.dense_layers, spec.experts.renormalize, spec.block_size) == ((1,), True, 8)
+    model = Transformer(spec).eval().requires_grad_(False)
+    path = tmp_path / "model.safetensors"
+    save_weights(model, path, sdar.NAMES, torch.float32)
+    tensors = load_file(path)
+    assert tensors["model.layers.0.mlp.experts.5.down_proj.weight"].shape == (32, 24)
+    if form != "each":
+        tensors = stack_experts(tensors, (0, 2), "fused")
+        for layer in (0, 2):
+            mlp = f"model.layers.{layer}.mlp"
+            tensors[f"{mlp}.experts.gate_up_proj"] = tensors.pop(f"{mlp}.w1")
+            tensors[f"{mlp}.experts.down_proj"] = tensors.pop(f"{mlp}.w2")
+        save_file(tensors, path)
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_MOE))
+    loaded = load_model(tmp_path, "float32", "cpu")
+    assert loaded.spec == spec
+    ids = torch.arange(20)[None]
+    assert torch.equal(loaded(ids), model(ids))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"moe_router_enable_expert_bias": True},
+        {"shared_expert_intermediate_size": 40},
+        {"moe_layer_freq": [0, 1, 1, 0], "dense_intermediate_size": 56},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_llada_moes_options_take_part(changes, tmp_path, parity_folder):
+    """No released checkpoint uses them; each adds tensors and changes what is said."""
+    config = read_config(parity_folder("llada_moe"))
+    spec = llada_moe.spec_from_config(config | changes)
+    model = Transformer(spec).eval().requires_grad_(False)
+    for name, value in model.named_parameters():
+        if name.endswith("router.bias"):
+            value.copy_(torch.linspace(-1, 1, len(value)))
+    save_weights(model, tmp_path / "model.safetensors", llada_moe.NAMES, torch.float32)
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    loaded, ids = load_model(tmp_path, "float32", "cpu"), torch.arange(20)[None]
+    assert loaded.spec == spec
+    assert torch.equal(loaded(ids), model(ids))
+    stored = load_file(tmp_path / "model.safetensors").keys()
+    wanted = {
+        "moe_router_enable_expert_bias": "model.layers.3.mlp.expert_bias",
+        "shared_expert_intermediate_size": "model.layers.3.shared_expert.up_proj.weight",
+        "moe_layer_freq": "model.layers.3.mlp.up_proj.weight",
+    }
+    assert wanted[next(iter(changes))] in stored
+    for name, value in model.named_parameters():
+        if any(part in name for part in ("router.bias", "shared.down", "layers.3.ffn.down")):
+            value.zero_()
+    assert not torch.equal(loaded(ids), model(ids))
+
+
+# from a folder as it is released: config, weights and tokenizer
+
+TOKENIZERS = {
+    "llada_moe": ("llada2_moe", 1007),
+    "llada2_moe": ("llada2_moe", 1007),
+    "sdar": ("sdar", 1002),
+    "fast_dllm_v2": ("fast_dllm_v2", 1002),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_answers_a_chat_with_its_own_special_ids(family, folder, parity_folder):
+    checkpoint, (tokenizer, turn_end) = folder(family), TOKENIZERS[family]
+    for path in (parity_folder("").parent / "tokenizers" / tokenizer).iterdir():
+        shutil.copy(path, checkpoint.path)
+    checkpoint.write()
+    llm = LLM(checkpoint.path, device="cpu")
+    assert llm.spec.mask_id == 1004, "named by the config (SDAR) or by the tokenizer"
+    assert llm.stop_ids == {llm.spec.eos_id, turn_end}
+    for cache in ("none", "auto"):
+        out = llm.generate("import os", "threshold", cache, gen_length=32, block_length=16)[0]
+        assert out.prompt_length > 2
+        assert 1004 not in out.canvas_ids
+
+
+def test_a_mask_id_of_the_config_comes_first(folder):
+    checkpoint = folder("llada2_moe")
+    tokens = {"added_tokens_decoder": {"1004": {"content": "<|mask|>"}}}
+    (checkpoint.path / "tokenizer_config.json").write_text(json.dumps(tokens))
+    assert checkpoint.write().load().spec.mask_id == 1004
+    assert checkpoint.write(mask_token_id=7).load().spec.mask_id == 7
+    (checkpoint.path / "tokenizer_config.json").write_text("{}")
+    assert checkpoint.write().load().spec.mask_id == 156895
+    (checkpoint.path / "tokenizer.json").write_text(
+        json.dumps({"added_tokens": [{"id": 9, "content": "<|mask|>"}]})
+    )
+    assert checkpoint.load().spec.mask_id == 9
+    (checkpoint.path / "tokenizer.json").write_text("{")
+    checkpoint.refused("tokenizer.json", "JSON")
 
 
 def test_diffusion_gemma_is_refused_with_the_reason(tmp_path):

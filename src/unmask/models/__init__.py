@@ -1,18 +1,20 @@
 """Checkpoints in their families' own formats, loaded into the one transformer.
 
-A family is a file of this package that defines `ARCHITECTURES`, `MODEL_TYPES`, `NAMES` and
-`spec_from_config`; to add one, write the file.
+A family is a file of this package that defines `ARCHITECTURES`, `MODEL_TYPES`, `MASK` (how its tokenizer
+spells the mask), `NAMES` and `spec_from_config`; to add one, write the file.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import ConfigError, ModelError, unknown_name
+from unmask.models._special import added_token_id
 from unmask.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -120,7 +122,16 @@ def read_spec(model: str | Path) -> ModelSpec:
     """The spec of a checkpoint, without its weights. Raises ModelError."""
     folder = resolve_model(model)
     config = read_config(folder)
-    spec: ModelSpec = _family(config, folder).spec_from_config(config)
+    return _spec(_family(config, folder), config, folder)
+
+
+def _spec(family: Any, config: dict[str, Any], folder: Path) -> ModelSpec:
+    """The config's spec; a mask id that it leaves out is the tokenizer's, else the family's own."""
+    spec: ModelSpec = family.spec_from_config(config)
+    if config.get("mask_token_id") is None:
+        found = added_token_id(folder, family.MASK)
+        if found is not None:
+            return replace(spec, mask_id=found)
     return spec
 
 
@@ -185,6 +196,6 @@ def load_model(
     config = read_config(folder)
     family = _family(config, folder)
     with torch.device("meta"):
-        network = Transformer(family.spec_from_config(config))
+        network = Transformer(_spec(family, config, folder))
     load_weights(network, folder, family.NAMES, kind, where)
     return network.eval().requires_grad_(False)

@@ -12,6 +12,7 @@ from unmask.errors import ModelError
 
 ARCHITECTURES = ("DiffusionGemmaForBlockDiffusion",)
 MODEL_TYPES = ("diffusion_gemma",)
+MASK = ""
 NAMES: tuple[tuple[str, str], ...] = ()
 
 

@@ -13,6 +13,7 @@ from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("DreamModel", "DreamForCausalLM")
 MODEL_TYPES = ("Dream",)
+MASK = "<|mask|>"
 
 NAMES = (
     ("model.embed_tokens.{p}", "embed.{p}"),

@@ -14,6 +14,7 @@ from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("Fast_dLLM_QwenForCausalLM",)
 MODEL_TYPES = ("Fast_dLLM_Qwen",)
+MASK = "|<MASK>|"
 NAMES = dream.NAMES
 
 REQUIRED: dict[str, tuple[Any, ...]] = {

@@ -14,6 +14,7 @@ from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel")
 MODEL_TYPES = ("llada",)
+MASK = "<|mdm_mask|>"
 
 # checkpoint name, our name; {i} is the layer, {p} is weight or bias
 NAMES = (

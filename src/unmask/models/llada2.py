@@ -17,6 +17,7 @@ from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("LLaDA2MoeModelLM",)
 MODEL_TYPES = ("llada2_moe", "llada2_moe_veomni")
+MASK = "<|mask|>"
 
 _ATTN, _OURS = "model.layers.{i}.attention", "layers.{i}.attn"
 _MLP, _FFN = "model.layers.{i}.mlp", "layers.{i}.ffn"

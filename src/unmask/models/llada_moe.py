@@ -17,6 +17,7 @@ from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("LLaDAMoEModelLM", "LLaDAMoEModel")
 MODEL_TYPES = ("lladamoe", "llada_moe")
+MASK = "<|mask|>"
 
 _MLP, _FFN = "model.layers.{i}.mlp", "layers.{i}.ffn"
 _SHARED = "model.layers.{i}.shared_expert"

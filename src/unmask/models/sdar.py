@@ -17,6 +17,7 @@ from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("SDARForCausalLM", "SDARMoeForCausalLM")
 MODEL_TYPES = ("sdar", "sdar_moe")
+MASK = "<|MASK|>"
 
 _MLP, _FFN = "model.layers.{i}.mlp", "layers.{i}.ffn"
 NAMES = (
