@@ -14,26 +14,25 @@ from unmask import LLM
 from unmask.engine.options import configure
 from unmask.errors import ConfigError
 
-# The reference pads its canvas to whole blocks: prompt 13, asked for 40 or 24, so 51 and 27 are here
 LLADA2 = {
-    "v20.static": ("threshold", {"threshold": 0.95, "block_steps": 16}),
-    "v20.threshold": ("threshold", {"threshold": 0.1, "block_steps": 16}),
-    "v20.steps4": ("threshold", {"threshold": 0.95, "block_steps": 4}),
-    "v21.static": (
-        "joint_threshold",
-        {"threshold": 0.95, "edit_threshold": 0.12, "max_post_edit_steps": 4},
-    ),
+    "v20.static": ("llada2", {"block_steps": 16}),
+    "v20.threshold": ("llada2", {"threshold": 0.1, "block_steps": 16}),
+    "v20.steps4": ("llada2", {"block_steps": 4}),
+    "v21.static": ("llada2_1", {"edit_threshold": 0.12, "max_post_edit_steps": 4}),
     "v21.threshold": (
-        "joint_threshold",
+        "llada2_1",
         {"threshold": 0.1, "edit_threshold": 0.12, "max_post_edit_steps": 4},
     ),
 }
 SDAR = {
-    "sdar.sequential": (4, {"remasking": "sequential", "block_steps": 4}),
-    "sdar.sequential2": (4, {"remasking": "sequential", "block_steps": 2}),
+    "sdar.sequential": (4, {"remasking": "sequential", "block_steps": 4, "whole_blocks": True}),
+    "sdar.sequential2": (4, {"remasking": "sequential", "block_steps": 2, "whole_blocks": True}),
     # top_k=1 makes SDAR's confidence 1 everywhere, so its threshold passes all
-    "sdar.dynamic_all": (4, {"decoder": "threshold", "threshold": 0.0, "block_steps": 4}),
-    "sdar.sequential_block8": (8, {"remasking": "sequential", "block_steps": 8}),
+    "sdar.dynamic_all": (4, {"preset": "sdar", "threshold": 0.0, "block_steps": 4}),
+    "sdar.sequential_block8": (
+        8,
+        {"remasking": "sequential", "block_steps": 8, "whole_blocks": True},
+    ),
 }
 CACHES = ("none", "block_causal", "auto")
 OTHERS = [[7, 8, 9], list(range(100, 127))]
@@ -61,11 +60,11 @@ def reference(parity_folder, family, name):
 @pytest.mark.parametrize("name", LLADA2)
 def test_llada2_decodes_as_its_own_sampler(name, cache, llm_of, parity_folder):
     prompt, wanted = reference(parity_folder, "llada2_moe", name)
-    decoder, knobs = LLADA2[name]
+    preset, knobs = LLADA2[name]
     out = llm_of("llada2_moe", 16).generate(
-        [prompt], decoder, cache, gen_length=51, stop_at_eos=False, **knobs
+        [prompt], preset=preset, cache=cache, gen_length=40, stop_at_eos=False, **knobs
     )[0]
-    assert out.canvas_ids[13 : 13 + len(wanted)] == wanted
+    assert out.canvas_ids == prompt + wanted
     assert out.num_forced == 0
 
 
@@ -75,9 +74,9 @@ def test_sdar_decodes_as_its_own_sampler(name, cache, llm_of, parity_folder):
     prompt, wanted = reference(parity_folder, "sdar", name)
     block_size, knobs = SDAR[name]
     out = llm_of("sdar", block_size).generate(
-        [prompt], cache=cache, gen_length=27, stop_at_eos=False, **knobs
+        [prompt], cache=cache, gen_length=24, stop_at_eos=False, **knobs
     )[0]
-    assert out.canvas_ids == wanted
+    assert out.canvas_ids == wanted[: 13 + 24], "the reference returns its surplus too"
     assert out.num_forced == 0
 
 
@@ -85,11 +84,13 @@ def test_sdar_decodes_as_its_own_sampler(name, cache, llm_of, parity_folder):
 @pytest.mark.parametrize("name", ["v20.static", "v20.threshold", "v21.static"])
 def test_llada2_decodes_so_beside_prompts_of_other_lengths(name, cache, llm_of, parity_folder):
     prompt, wanted = reference(parity_folder, "llada2_moe", name)
-    decoder, knobs = LLADA2[name]
+    preset, knobs = LLADA2[name]
+    prompts = [OTHERS[0], prompt, OTHERS[1]]
     outs = llm_of("llada2_moe", 16).generate(
-        [OTHERS[0], prompt, OTHERS[1]], decoder, cache, gen_length=51, stop_at_eos=False, **knobs
+        prompts, preset=preset, cache=cache, gen_length=40, stop_at_eos=False, **knobs
     )
-    assert outs[1].canvas_ids[13 : 13 + len(wanted)] == wanted
+    assert outs[1].canvas_ids == prompt + wanted
+    assert [len(out.canvas_ids) for out in outs] == [3 + 40, 13 + 40, 27 + 40]
 
 
 @pytest.mark.parametrize("cache", ["none", "block_causal"])
@@ -98,9 +99,9 @@ def test_sdar_decodes_so_beside_prompts_of_other_lengths(name, cache, llm_of, pa
     prompt, wanted = reference(parity_folder, "sdar", name)
     block_size, knobs = SDAR[name]
     outs = llm_of("sdar", block_size).generate(
-        [OTHERS[1], OTHERS[0], prompt], cache=cache, gen_length=27, stop_at_eos=False, **knobs
+        [OTHERS[1], OTHERS[0], prompt], cache=cache, gen_length=24, stop_at_eos=False, **knobs
     )
-    assert outs[2].canvas_ids == wanted
+    assert outs[2].canvas_ids == wanted[: 13 + 24]
 
 
 # The rules, against a plain loop over whole forwards
@@ -147,6 +148,7 @@ def test_fast_dllm_v2_decodes_sub_blocks_and_each_first_token_alone(prompt, cach
         preset="fast_dllm_v2",
         block_length=4,
         threshold=0.2,
+        whole_blocks=False,
     )[0]
     wanted = naive(llm, prompt, 30, length=4, tau=0.2, first_alone=True)
     assert trace_of(out) == wanted
@@ -164,6 +166,7 @@ def test_a_quota_under_the_threshold_is_that_of_a_whole_block(family, steps, lea
             preset="llada2",
             threshold=0.6,
             block_steps=steps,
+            whole_blocks=False,
             gen_length=21,
             stop_at_eos=False,
             return_trace=True,
@@ -214,28 +217,46 @@ def test_half_rotated_heads_and_experts_cache_exactly():
         assert cached.num_queries < plain.num_queries
 
 
+@pytest.mark.parametrize("decoder", ["vanilla", "threshold", "joint_threshold"])
+@pytest.mark.parametrize("gen_length", [1, 5, 6, 13])
+def test_whole_blocks_are_a_longer_canvas_that_is_cut(decoder, gen_length):
+    """To the answer's end it is the decode of the answer and surplus together."""
+    llm, prompt = tiny_llm(seed=6, block_size=8), [7, 8, 9]
+    surplus = -(3 + gen_length) % 8
+    short, long = (
+        llm.generate([prompt], decoder, gen_length=n, whole_blocks=whole, stop_at_eos=False)[0]
+        for n, whole in ((gen_length, True), (gen_length + surplus, False))
+    )
+    assert short.canvas_ids == long.canvas_ids[: 3 + gen_length]
+    assert short.num_forwards <= long.num_forwards
+    assert short.num_forced == 0
+
+
 # presets
 
 
 @pytest.mark.parametrize(
-    ("preset", "described"),
+    ("preset", "knobs"),
     [
-        ("llada2", "threshold(threshold=0.95, block_steps=32)"),
-        ("llada2_1", "joint_threshold(threshold=0.95)"),
-        ("sdar", "threshold(threshold=0.85)"),
-        ("fast_dllm_v2", "threshold(block_length=8, threshold=0.95, first_alone=True)"),
+        ("llada2", {"threshold": 0.95, "block_steps": 32}),
+        ("llada2_1", {"threshold": 0.95, "edit_threshold": 0.9, "max_post_edit_steps": 16}),
+        ("sdar", {"threshold": 0.85}),
+        ("fast_dllm_v2", {"block_length": 8, "threshold": 0.95, "first_alone": True}),
     ],
 )
-def test_a_preset_is_a_decoder_with_its_knobs(preset, described):
-    out = tiny_llm(block_size=8).generate([[7]], gen_length=16, preset=preset)[0]
-    assert out.method == described
+def test_a_preset_is_a_decoder_with_its_knobs(preset, knobs):
+    llm = tiny_llm(block_size=8)
+    out = llm.generate([[7]], gen_length=16, preset=preset)[0]
+    decoder = "joint_threshold" if preset == "llada2_1" else "threshold"
+    assert out == llm.generate([[7]], decoder, gen_length=16, whole_blocks=True, **knobs)[0]
+    assert out.method.startswith(f"{decoder}(")
     assert preset in str(configure("vanilla", {"preset": preset}).said)
 
 
 def test_a_given_knob_wins_over_the_presets():
     llm = tiny_llm(block_size=8)
     out = llm.generate([[7]], "threshold", gen_length=16, preset="sdar", threshold=0.5)[0]
-    assert out.method == "threshold(threshold=0.5)"
+    assert out.method == "threshold(whole_blocks=True, threshold=0.5)"
 
 
 @pytest.mark.parametrize(
@@ -244,6 +265,8 @@ def test_a_given_knob_wins_over_the_presets():
         ({"preset": "llada3"}, ("preset", "llada3", "llada2")),
         ({"preset": "sdar", "decoder": "wino"}, ("preset=sdar", "'threshold'", "'wino'")),
         ({"preset": "sdar", "steps": 4}, ("steps",)),
+        ({"preset": "sdar"}, ("whole_blocks=True", "no blocks")),
+        ({"decoder": "prophet", "inner": "threshold", "whole_blocks": True}, ("whole_blocks",)),
         ({"decoder": "threshold", "block_steps": 0}, ("block_steps=0",)),
         ({"decoder": "threshold", "first_alone": True}, ("first_alone=True",)),
         ({"steps": 4, "block_steps": 4}, ("steps=4", "block_steps=4")),

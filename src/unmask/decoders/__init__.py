@@ -16,6 +16,7 @@ from unmask.canvas import Ask, Canvas, Edit, ModelFacts, Reading
 from unmask.decoders._blocks import Block, Blockwise, Scheduled
 from unmask.decoders._presets import with_preset
 from unmask.decoders._scores import Scores, Scoring
+from unmask.decoders._whole import WholeBlocks
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, knob, read_value, set_field, split_call
 
@@ -26,6 +27,7 @@ __all__ = [
     "Scheduled",
     "Scores",
     "Scoring",
+    "WholeBlocks",
     "decoder_class",
     "decoder_name",
     "describe",
@@ -159,6 +161,10 @@ def make_decoder(name: str, knobs: dict[str, Any]) -> Any:
         if "compat" in knobs:
             inner["compat"] = knobs["compat"]
         made = make_decoder(wrapped, inner)
+        if getattr(made, "whole_blocks", False):
+            raise ConfigError(
+                f"whole_blocks=True has no effect inside decoder {name!r}; leave it out"
+            )
         own_knobs = {key: value for key, value in knobs.items() if key in own - {"inner"}}
         return cls(inner=made, **_typed(cls, own_knobs))
     for key in knobs:

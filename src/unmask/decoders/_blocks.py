@@ -24,7 +24,8 @@ from unmask.selection import quota_schedule
 class Block:
     """A running block `[start, end)`; `step` forwards were made in it; `quotas` per forward.
 
-    `memory` is what the method itself remembers; it goes from block to block.
+    `memory` is what the method itself remembers; it goes from block to block, as `limit` does: slots from
+    there on are no part of the answer (None: there are none).
     """
 
     start: int
@@ -33,6 +34,7 @@ class Block:
     step: int = 0
     quotas: tuple[int, ...] = ()
     memory: Any = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Blockwise(Scoring):
     def next_block(self, canvas: Canvas, state: Block) -> Block:
         """The block after a full one."""
         found = self.enter(canvas, state.end, state.facts)
-        return dataclasses.replace(found, memory=state.memory)
+        return dataclasses.replace(found, memory=state.memory, limit=state.limit)
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
         """Commit what the rule selects."""

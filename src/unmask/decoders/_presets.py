@@ -2,8 +2,7 @@
 
 Sources: LLaDA2.0, arXiv:2512.15745; LLaDA2.1, arXiv:2602.08676; SDAR, arXiv:2510.06303; Fast-dLLM v2,
 arXiv:2509.26328; numbers are the defaults of their published `generate`. Differs: the temperature is
-unmask's, 0, unless it is given (SDAR's default is 1); the canvas ends with gen_length instead of a whole
-block, so an answer that need not be cut has prompt and gen_length of a multiple of the block size.
+unmask's, 0, unless it is given (SDAR's default is 1).
 """
 
 from __future__ import annotations
@@ -15,13 +14,21 @@ from unmask.errors import ConfigError, unknown_name
 
 DEFAULT_DECODER = "vanilla"
 PRESETS: dict[str, tuple[str, Mapping[str, Any]]] = {
-    "llada2": ("threshold", {"threshold": 0.95, "block_steps": 32}),
+    "llada2": ("threshold", {"threshold": 0.95, "block_steps": 32, "whole_blocks": True}),
     "llada2_1": (
         "joint_threshold",
-        {"threshold": 0.95, "edit_threshold": 0.9, "max_post_edit_steps": 16},
+        {
+            "threshold": 0.95,
+            "edit_threshold": 0.9,
+            "max_post_edit_steps": 16,
+            "whole_blocks": True,
+        },
     ),
-    "sdar": ("threshold", {"threshold": 0.85}),
-    "fast_dllm_v2": ("threshold", {"block_length": 8, "threshold": 0.95, "first_alone": True}),
+    "sdar": ("threshold", {"threshold": 0.85, "whole_blocks": True}),
+    "fast_dllm_v2": (
+        "threshold",
+        {"block_length": 8, "threshold": 0.95, "first_alone": True, "whole_blocks": True},
+    ),
 }
 """Decoder and knobs by name; block lengths not said are the model's."""
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from unmask import selection
 from unmask.canvas import Canvas, Ints, ModelFacts, Reading
-from unmask.decoders import Block, Blockwise, Scores, knob
+from unmask.decoders import Block, Scores, WholeBlocks, knob
 from unmask.decoders._blocks import check_block_steps
 from unmask.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Threshold(Blockwise):
+class Threshold(WholeBlocks):
     """All slots with confidence >= `threshold`, at least the surest one (or the quota)."""
 
     threshold: float = knob(

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from unmask.canvas import Ints, Reading
-from unmask.decoders import Block, Scheduled, Scores, knob
+from unmask.decoders import Block, Scheduled, Scores, WholeBlocks, knob
 from unmask.errors import ConfigError
 from unmask.selection import quota
 
 
 @dataclass(frozen=True)
-class Vanilla(Scheduled):
+class Vanilla(WholeBlocks, Scheduled):
     """A quota a forward, by score, at random or from the left."""
 
     STANDS_FOR: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
