@@ -35,10 +35,10 @@ DTYPES = {
 _FILES = ("*.safetensors", "*.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt")
 
 
-def resolve_model(model: str | Path) -> Path:
+def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
     """The folder of a bundled name, a folder, or a hub id (downloaded; safetensors and JSON only).
 
-    Raises ModelError when there is no such model.
+    `weights=False` leaves safetensors out of a download. Raises ModelError when there is no such model.
     """
     text = str(model)
     if text in BUNDLED:
@@ -53,7 +53,7 @@ def resolve_model(model: str | Path) -> Path:
     looks_like_id = text.count("/") == 1 and not text.startswith((".", "~", "/"))
     if not looks_like_id:
         raise unknown_model(text)
-    return _download(text)
+    return _download(text, weights)
 
 
 def unknown_model(text: str) -> ModelError:
@@ -62,12 +62,12 @@ def unknown_model(text: str) -> ModelError:
     return ModelError(f"{hint}; or give a folder with config.json, or a hub id like owner/name")
 
 
-def _download(model_id: str) -> Path:
+def _download(model_id: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model_id, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(model_id, allow_patterns=list(_FILES[not weights :])))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -120,7 +120,7 @@ def _family(config: dict[str, Any], folder: Path) -> Any:
 
 def read_spec(model: str | Path) -> ModelSpec:
     """The spec of a checkpoint, without its weights. Raises ModelError."""
-    folder = resolve_model(model)
+    folder = resolve_model(model, weights=False)
     config = read_config(folder)
     return _spec(_family(config, folder), config, folder)
 
