@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_llm, trace_of
 
-from unmask import LLM
+from unmask import LLM, decoders
 from unmask.engine.options import configure
 from unmask.errors import ConfigError
+from unmask.models.spec import ExpertSpec
 
 LLADA2 = {
     "v20.static": ("llada2", {"block_steps": 16}),
@@ -198,23 +199,45 @@ def test_sequential_remasking_goes_from_left_to_right():
     assert slots == [[2, 3, 4], [5, 6, 7], [8, 9, 10], [11, 12, 13]]
 
 
-def test_half_rotated_heads_and_experts_cache_exactly():
-    """Every decoder-independent part of LLaDA2 that the tiny families of the properties lack."""
-    from unmask.models.spec import ExpertSpec
+EXPERTS = ExpertSpec(
+    num_experts=6, num_chosen=2, d_ff=24, score="softmax", renormalize=False, dense_layers=(0,)
+)
+NETWORKS = {
+    "llada2": (
+        "llada",
+        {"experts": EXPERTS, "qk_norm": True, "rotary_dim": 4, "rope_fp32": False},
+    ),
+    "sdar": ("llada", {"qk_norm": True, "norm_fp32": True, "num_kv_heads": 2}),
+    "fast_dllm_v2": ("dream", {}),
+}
+"""The families' networks, tiny and block-causal."""
+KNOBS = {
+    "threshold": {"threshold": 0.3},
+    "joint_threshold": {"threshold": 0.3, "edit_threshold": 0.2, "max_post_edit_steps": 3},
+    "wino": {"wide_in_thres": 0.2, "narrow_out_thres": 0.6},
+    "daedal": {"initial_gen_length": 8, "max_gen_length": 16},
+}
+"""Of decoders that would do little with their defaults."""
+SAME = [name for name in decoders.names() if name not in ("klass", "prophet")]
+"""Those two also read what a forward computes anyway, which is less with a cache: they end later."""
 
-    experts = ExpertSpec(
-        num_experts=6, num_chosen=2, d_ff=24, score="softmax", renormalize=False, dense_layers=(0,)
-    )
-    llm = tiny_llm(block_size=4, experts=experts, qk_norm=True, rotary_dim=4, rope_fp32=False)
-    calls = [
-        llm.generate(
-            [[7, 8, 9], [1, 2]], "threshold", cache, gen_length=14, return_trace=True, threshold=0.5
-        )
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("decoder", SAME)
+def test_every_decoder_decodes_the_same_with_the_exact_cache(decoder, network):
+    family, changes = NETWORKS[network]
+    llm = tiny_llm(family, seed=3, block_size=4, **changes)
+    knobs = dict(KNOBS.get(decoder, {}))
+    if decoder != "daedal":
+        knobs["gen_length"] = 14
+    plain, cached = (
+        llm.generate([[7, 8, 9], [1, 2]], decoder, cache, return_trace=True, **knobs)
         for cache in ("none", "block_causal")
-    ]
-    for plain, cached in zip(*calls, strict=True):
-        assert trace_of(plain) == trace_of(cached)
-        assert cached.num_queries < plain.num_queries
+    )
+    for one, other in zip(plain, cached, strict=True):
+        assert trace_of(one) == trace_of(other)
+        assert one.canvas_ids == other.canvas_ids
+        assert one.num_forced == other.num_forced == 0
 
 
 @pytest.mark.parametrize("decoder", ["vanilla", "threshold", "joint_threshold"])

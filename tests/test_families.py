@@ -479,6 +479,11 @@ def test_a_missing_key_is_named(family, folder):
         folder(family).write(**{key: ABSENT}).refused(key)
 
 
+@pytest.mark.parametrize("key", ["topk_group", "routed_scaling_factor", "num_experts"])
+def test_a_missing_key_of_llada2s_router_is_named(key, folder):
+    folder("llada2_moe").write(**{key: ABSENT}).refused(key)
+
+
 REFUSED = [
     ("llada_moe", "moe_router_score_function", "sigmoid"),
     ("llada_moe", "router_num_group", 2),

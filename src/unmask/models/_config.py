@@ -67,9 +67,9 @@ class Fields:
                 return Fields(nested, self.family).float("rope_theta")
         return self.float("rope_theta", default)
 
-    def at_most(self, key: str, limit: str, default: builtins.int | None = None) -> builtins.int:
-        """An integer from 1 to the value of another key, whose default is the same."""
-        value, most = self.int(key, default), self.int(limit, default)
+    def at_most(self, key: str, limit: str) -> builtins.int:
+        """An integer from 1 to the value of another key."""
+        value, most = self.int(key), self.int(limit)
         if value > most:
             raise ModelError(f"config.json: {key}={value} must not exceed {limit}={most}")
         return value
@@ -105,7 +105,8 @@ class Fields:
     def require_full_attention(self) -> None:
         """Refuse `layer_types` other than full attention."""
         kinds = self.config.get("layer_types")
-        if kinds is not None and set(kinds) != {"full_attention"}:
+        are_full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+        if kinds is not None and not are_full:
             raise ModelError(
                 f"config.json: layer_types={kinds!r} is not supported for {self.family}; supported: "
                 f"'full_attention' for every layer"

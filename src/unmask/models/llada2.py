@@ -106,7 +106,10 @@ def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec:
             f"config.json: n_group={num_groups} cannot split num_experts={num_experts} evenly into groups "
             f"of at least 2"
         )
-    num_chosen, num_kept = get.int("num_experts_per_tok"), get.at_most("topk_group", "n_group", 1)
+    num_kept = get.int("topk_group", 1 if num_groups == 1 else None)
+    if num_kept > num_groups:
+        raise ModelError(f"config.json: topk_group={num_kept} must not exceed n_group={num_groups}")
+    num_chosen = get.int("num_experts_per_tok")
     if num_chosen > num_kept * (num_experts // num_groups):
         raise ModelError(
             f"config.json: num_experts_per_tok={num_chosen} is more than topk_group={num_kept} of "
@@ -120,7 +123,7 @@ def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec:
         d_ff=d_ff,
         score="sigmoid",
         renormalize=True,
-        scale=get.float("routed_scaling_factor", 1.0),
+        scale=get.float("routed_scaling_factor"),
         num_groups=num_groups,
         num_chosen_groups=num_kept,
         router_bias=True if has_bias is None else bool(has_bias),

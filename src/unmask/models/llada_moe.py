@@ -86,7 +86,11 @@ def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec:
     kinds = config.get("moe_layer_freq")
     if kinds is None or kinds == 1:
         kinds = [1] * num_layers
-    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= {0, 1}:
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != num_layers
+        or any(kind not in (0, 1) for kind in kinds)
+    ):
         raise ModelError(
             f"config.json: moe_layer_freq={kinds!r} must have a 0 (dense) or 1 (experts) for each of "
             f"the {num_layers} layers"

@@ -45,6 +45,7 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     """The spec of an SDAR `config.json`. Raises ModelError for missing or unsupported keys."""
     get = Fields(config, "SDAR")
     get.require(REQUIRED)
+    get.require_full_attention()
     d_model, num_heads = get.int("hidden_size"), get.int("num_attention_heads")
     num_kv_heads = get.int("num_key_value_heads", num_heads)
     eos_id = get.int("eos_token_id", 151643, least=0)
