@@ -13,8 +13,9 @@ from tiny import tiny_model
 from unmask import LLM
 from unmask.errors import ConfigError, ModelError
 from unmask.models import dream, llada, load_model, read_spec
+from unmask.models._names import checkpoint_name
 from unmask.models._transformer import Transformer
-from unmask.models._weights import checkpoint_name, save_weights
+from unmask.models._weights import save_weights
 
 WTE = "model.transformer.wte.weight"
 HEAD = "model.transformer.ff_out.weight"
@@ -195,7 +196,12 @@ def test_remote_code_is_never_run(folder):
 
 @pytest.mark.parametrize(
     ("architectures", "model_type"),
-    [(["LLaDAMoEModelLM"], "llada"), (["LlamaForCausalLM"], "llama"), ([], "gpt2"), (None, None)],
+    [
+        (["LLaDA2MoeModel"], "llada2_moe"),
+        (["LlamaForCausalLM"], "llama"),
+        ([], "gpt2"),
+        (None, None),
+    ],
 )
 def test_an_unsupported_architecture_is_named(folder, architectures, model_type):
     folder.change(architectures=architectures, model_type=model_type)

@@ -33,13 +33,13 @@ def quota(scores: Floats, k: int) -> Ints:
     return ranking(scores)[: max(1, k)]
 
 
-def threshold(scores: Floats, confidence: Floats, tau: float) -> Ints:
-    """Every candidate with `confidence >= tau`, and the surest one in any case.
+def threshold(scores: Floats, confidence: Floats, tau: float, least: int = 1) -> Ints:
+    """Every candidate with `confidence >= tau`, or the `least` surest ones when those are fewer.
 
-    Source: Fast-dLLM, arXiv:2505.22618, Algorithm 1.
+    Source: Fast-dLLM, arXiv:2505.22618, Algorithm 1; with `least`, LLaDA2.0, arXiv:2512.15745.
     """
     passed = np.flatnonzero(confidence >= tau)
-    return passed if len(passed) else ranking(scores)[:1]
+    return passed if len(passed) >= min(least, len(scores)) else ranking(scores)[:least]
 
 
 def factor(scores: Floats, doubt: Floats, phi: float, *, compat: bool = False) -> Ints:

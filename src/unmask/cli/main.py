@@ -146,6 +146,19 @@ def _models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     models.show(as_json)
 
 
+@app.command("inspect")
+def _inspect(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Bundled name, folder or hub id.")
+    ] = "demo",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a checkpoint is: sizes, special ids, attention, chat template; reads no weights."""
+    from unmask.cli import inspect
+
+    inspect.show(model, as_json)
+
+
 @app.command("frequencies")
 def _frequencies(
     files: frequencies.Files = None,

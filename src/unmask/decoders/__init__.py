@@ -14,7 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 from unmask.canvas import Ask, Canvas, Edit, ModelFacts, Reading
 from unmask.decoders._blocks import Block, Blockwise, Scheduled
+from unmask.decoders._presets import with_preset
 from unmask.decoders._scores import Scores, Scoring
+from unmask.decoders._whole import WholeBlocks
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, knob, read_value, set_field, split_call
 
@@ -25,6 +27,7 @@ __all__ = [
     "Scheduled",
     "Scores",
     "Scoring",
+    "WholeBlocks",
     "decoder_class",
     "decoder_name",
     "describe",
@@ -78,14 +81,20 @@ def decoder_class(name: str) -> Any:
 def resolve(name: str, knobs: dict[str, Any]) -> tuple[str, dict[str, Any], str | None]:
     """The method that a name and its knobs stand for, its knobs, and what was changed (or None).
 
-    `prophet(inner=cadllm)` carries knobs in the name. `vanilla` with `threshold`, `factor`, `gamma` or
-    `debias` is the founding documents' way to write another method. Raises ConfigError.
+    `prophet(inner=cadllm)` carries knobs in the name. `preset` is a family's own sampler (`_presets`).
+    `vanilla` with `threshold`, `factor`, `gamma` or `debias` is the founding documents' way to write
+    another method. Raises ConfigError.
     """
     name, inside = split_call(name)
     for key, value in inside.items():
         if key in knobs and str(knobs[key]) != str(value):
             raise ConfigError(f"{key}={value} and {key}={knobs[key]} contradict; give one of them")
     knobs = {**inside, **knobs}
+    if "preset" in knobs:
+        decoder_class(name)
+        name, knobs, told = with_preset(name, knobs)
+        if told is not None:
+            return name, knobs, told
     cls = decoder_class(name)
     if "inner" in field_names(cls):
         own = field_names(cls)
@@ -152,6 +161,10 @@ def make_decoder(name: str, knobs: dict[str, Any]) -> Any:
         if "compat" in knobs:
             inner["compat"] = knobs["compat"]
         made = make_decoder(wrapped, inner)
+        if getattr(made, "whole_blocks", False):
+            raise ConfigError(
+                f"whole_blocks=True has no effect inside decoder {name!r}; leave it out"
+            )
         own_knobs = {key: value for key, value in knobs.items() if key in own - {"inner"}}
         return cls(inner=made, **_typed(cls, own_knobs))
     for key in knobs:

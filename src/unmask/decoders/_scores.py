@@ -101,6 +101,8 @@ class Scoring:
         name = self.effective_score
         if name == "random":
             found = Scores(reading.uniform, reading.confidence, reading.doubt)
+        elif name == "sequential":
+            found = Scores(-reading.slots.astype(np.float64), reading.confidence, reading.doubt)
         elif name == "margin":
             doubt = np.minimum(np.exp(reading.stats["margin"]), 1.0)
             found = Scores(-reading.stats["margin"], 1.0 - doubt, doubt)

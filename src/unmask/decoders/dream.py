@@ -90,14 +90,14 @@ class Dream(Scoring):
         """The canvas never grows."""
         return len(canvas)
 
-    def planned_steps(self, canvas: Canvas) -> int:
+    def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int:
         """How many steps the schedule has."""
         return self.steps or len(canvas) - canvas.prompt_length
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Progress:
         """Before the first step."""
         self.check_scores(facts)
-        steps = self.planned_steps(canvas)
+        steps = self.planned_steps(canvas, facts)
         quotas = quota_schedule(canvas.num_open, steps) if self.schedule == "even" else ()
         return Progress(facts, 0, steps, quotas)
 

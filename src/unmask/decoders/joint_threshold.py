@@ -15,7 +15,7 @@ import numpy as np
 
 from unmask import selection
 from unmask.canvas import Ask, Bias, Canvas, Edit, Ints, ModelFacts, Reading
-from unmask.decoders import Block, Blockwise, knob
+from unmask.decoders import Block, WholeBlocks, knob
 from unmask.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ class Editing:
 
 
 @dataclass(frozen=True)
-class JointThreshold(Blockwise):
+class JointThreshold(WholeBlocks):
     """Threshold decoding with editing."""
 
     threshold: float = knob(0.9, "confidence above which a mask becomes a token, in [0, 1]")
@@ -52,9 +52,8 @@ class JointThreshold(Blockwise):
 
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
         """Every slot may take a forward, and every block its edits and the one that changes nothing."""
-        size = len(canvas) - canvas.prompt_length
-        blocks = -(-size // self.length_of(canvas))
-        return size + blocks * (self.max_post_edit_steps + 1)
+        size = self.max_slots(canvas, facts) - canvas.prompt_length
+        return size + self.num_blocks(canvas, facts) * (self.max_post_edit_steps + 1)
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
         """The running block may be edited until it is over."""
@@ -112,6 +111,7 @@ class JointThreshold(Blockwise):
         unchanged = not len(masked.slots) and not wrong.any()
         if still_open == 0 and (unchanged or exhausted):
             editing = replace(editing, is_over=True)
+            edit = self.cut(canvas, state, edit)
         return edit, replace(state, step=state.step + 1, memory=editing)
 
 

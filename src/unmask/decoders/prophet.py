@@ -126,7 +126,7 @@ class Prophet:
         """The gap to reach, by the share of the steps that are done."""
         planned = getattr(self.inner, "planned_steps", None)
         if planned is not None:
-            progress = (state.num_forwards + 1) / planned(canvas)
+            progress = (state.num_forwards + 1) / planned(canvas, state.inner.facts)
         else:
             progress = 1 - canvas.num_open / max(1, int((~canvas.fixed).sum()))
         early, middle, late = self.gap_thresholds

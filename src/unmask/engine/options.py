@@ -16,8 +16,8 @@ from unmask.proposal import Proposal
 
 PREFIX = "cache."
 Prompt = str | Sequence[int]
-INFILL_OPTIONS = ("decoder", "cache", "cache_args", "seed", "return_trace")
-STREAM_OPTIONS = ("decoder", "cache", "cache_args", "seed", "stop_at_eos")
+INFILL_OPTIONS = ("decoder", "preset", "cache", "cache_args", "seed", "return_trace")
+STREAM_OPTIONS = ("decoder", "preset", "cache", "cache_args", "seed", "stop_at_eos")
 OPTIONS = (*INFILL_OPTIONS, "gen_length", "stop_at_eos", "raw", "max_batch_size")
 """Options of `infill`, `stream` and `generate` beside the knobs of the proposal and of the decoder."""
 

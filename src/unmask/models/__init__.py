@@ -1,18 +1,20 @@
 """Checkpoints in their families' own formats, loaded into the one transformer.
 
-A family is a file of this package that defines `ARCHITECTURES`, `MODEL_TYPE`, `NAMES` and
-`spec_from_config`; to add one, write the file.
+A family is a file of this package that defines `ARCHITECTURES`, `MODEL_TYPES`, `MASK` (how its tokenizer
+spells the mask), `NAMES` and `spec_from_config`; to add one, write the file.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import ConfigError, ModelError, unknown_name
+from unmask.models._special import added_token_id
 from unmask.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -33,10 +35,10 @@ DTYPES = {
 _FILES = ("*.safetensors", "*.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt")
 
 
-def resolve_model(model: str | Path) -> Path:
+def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
     """The folder of a bundled name, a folder, or a hub id (downloaded; safetensors and JSON only).
 
-    Raises ModelError when there is no such model.
+    `weights=False` leaves safetensors out of a download. Raises ModelError when there is no such model.
     """
     text = str(model)
     if text in BUNDLED:
@@ -51,7 +53,7 @@ def resolve_model(model: str | Path) -> Path:
     looks_like_id = text.count("/") == 1 and not text.startswith((".", "~", "/"))
     if not looks_like_id:
         raise unknown_model(text)
-    return _download(text)
+    return _download(text, weights)
 
 
 def unknown_model(text: str) -> ModelError:
@@ -60,12 +62,12 @@ def unknown_model(text: str) -> ModelError:
     return ModelError(f"{hint}; or give a folder with config.json, or a hub id like owner/name")
 
 
-def _download(model_id: str) -> Path:
+def _download(model_id: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model_id, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(model_id, allow_patterns=list(_FILES[not weights :])))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -99,9 +101,12 @@ def _family(config: dict[str, Any], folder: Path) -> Any:
     for module in modules:
         if architectures and architectures[0] in module.ARCHITECTURES:
             return module
-    if not architectures and "num_experts" not in config:
+    kind = config.get("model_type")
+    if kind == "llada" and "num_experts" in config:
+        kind = "llada_moe"  # its released files call themselves like the dense model
+    if not architectures:
         for module in modules:
-            if config.get("model_type") == module.MODEL_TYPE:
+            if kind in module.MODEL_TYPES:
                 return module
     known = ", ".join(name for module in modules for name in module.ARCHITECTURES)
     remote = ""
@@ -115,9 +120,18 @@ def _family(config: dict[str, Any], folder: Path) -> Any:
 
 def read_spec(model: str | Path) -> ModelSpec:
     """The spec of a checkpoint, without its weights. Raises ModelError."""
-    folder = resolve_model(model)
+    folder = resolve_model(model, weights=False)
     config = read_config(folder)
-    spec: ModelSpec = _family(config, folder).spec_from_config(config)
+    return _spec(_family(config, folder), config, folder)
+
+
+def _spec(family: Any, config: dict[str, Any], folder: Path) -> ModelSpec:
+    """The config's spec; a mask id that it leaves out is the tokenizer's, else the family's own."""
+    spec: ModelSpec = family.spec_from_config(config)
+    if config.get("mask_token_id") is None:
+        found = added_token_id(folder, family.MASK)
+        if found is not None:
+            return replace(spec, mask_id=found)
     return spec
 
 
@@ -182,6 +196,6 @@ def load_model(
     config = read_config(folder)
     family = _family(config, folder)
     with torch.device("meta"):
-        network = Transformer(family.spec_from_config(config))
+        network = Transformer(_spec(family, config, folder))
     load_weights(network, folder, family.NAMES, kind, where)
     return network.eval().requires_grad_(False)

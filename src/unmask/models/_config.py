@@ -67,6 +67,51 @@ class Fields:
                 return Fields(nested, self.family).float("rope_theta")
         return self.float("rope_theta", default)
 
+    def at_most(self, key: str, limit: str) -> builtins.int:
+        """An integer from 1 to the value of another key."""
+        value, most = self.int(key), self.int(limit)
+        if value > most:
+            raise ModelError(f"config.json: {key}={value} must not exceed {limit}={most}")
+        return value
+
+    def rotary_dim(self, head_dim: builtins.int) -> builtins.int:
+        """How many dimensions of a head turn: `rotary_dim`, `partial_rotary_factor` (either place), or all.
+
+        Raises ModelError for an odd number, one beyond the head, or keys that contradict each other.
+        """
+        nested = self.config.get("rope_parameters")
+        found = {}
+        if self.config.get("rotary_dim") is not None:
+            found["rotary_dim"] = self.int("rotary_dim")
+        if self.config.get("partial_rotary_factor") is not None:
+            found["partial_rotary_factor"] = builtins.int(
+                head_dim * self.float("partial_rotary_factor")
+            )
+        if isinstance(nested, Mapping) and nested.get("partial_rotary_factor") is not None:
+            factor = Fields(nested, self.family).float("partial_rotary_factor")
+            found["rope_parameters.partial_rotary_factor"] = builtins.int(head_dim * factor)
+        said = ", ".join(f"{key} says {value}" for key, value in found.items())
+        if len(set(found.values())) > 1:
+            raise ModelError(
+                f"config.json: of {head_dim} dimensions of a head, {said}; they must agree"
+            )
+        turned = next(iter(found.values()), head_dim)
+        if turned % 2 or not 0 < turned <= head_dim:
+            raise ModelError(
+                f"config.json: of {head_dim} dimensions of a head, {said}; must be even, 2 to {head_dim}"
+            )
+        return turned
+
+    def require_full_attention(self) -> None:
+        """Refuse `layer_types` other than full attention."""
+        kinds = self.config.get("layer_types")
+        are_full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+        if kinds is not None and not are_full:
+            raise ModelError(
+                f"config.json: layer_types={kinds!r} is not supported for {self.family}; supported: "
+                f"'full_attention' for every layer"
+            )
+
     def head_dim(
         self, d_model: builtins.int, num_heads: builtins.int, num_kv_heads: builtins.int
     ) -> builtins.int:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.errors import ConfigError
+from unmask.models._experts import feed_forward
 from unmask.models.spec import ModelSpec
 
 
@@ -60,26 +61,37 @@ def attention(
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32, cast down, then scaled (the order of the released files)."""
+    """Root-mean-square norm in float32, cast down, then scaled (the order of most released files).
 
-    def __init__(self, width: int, eps: float, bias: bool = False) -> None:
+    `norm_fp32` of the spec scales before the cast; the two differ in low precision only.
+    """
+
+    def __init__(self, width: int, spec: ModelSpec, bias: bool = False) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.fp32 = spec.norm_eps, spec.norm_fp32
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension."""
-        y = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * self.weight
+        y = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        if self.fp32:
+            y = (y * self.weight.float()).to(x.dtype)
+        else:
+            y = y.to(x.dtype) * self.weight
         return y if self.bias is None else y + self.bias
 
 
 class Rotary:
-    """Cosine and sine tables `(..., 1, A)` for half-rotate RoPE at given positions `(...)`."""
+    """Cosine and sine tables for half-rotate RoPE at given positions `(...)`.
+
+    They are `(..., 1, R)` with R the spec's `rotary_dim`: a head's dimensions behind the first R stay.
+    """
 
     def __init__(self, positions: Tensor, spec: ModelSpec, dtype: torch.dtype) -> None:
-        steps = torch.arange(0, spec.head_dim, 2, device=positions.device, dtype=torch.float32)
-        frequency = 1.0 / spec.rope_theta ** (steps / spec.head_dim)
+        width = spec.rotary_dim or spec.head_dim
+        steps = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
+        frequency = 1.0 / spec.rope_theta ** (steps / width)
         angle = positions[..., None, None].float() * frequency
         angle = torch.cat((angle, angle), dim=-1)
         self.dtype = torch.float32 if spec.rope_fp32 else dtype
@@ -93,10 +105,11 @@ class Rotary:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate heads `(..., H, A)`; the result has the input's dtype."""
-        turned = x.to(self.dtype)
-        half = x.shape[-1] // 2
-        swapped = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
-        return (turned * self.cos + swapped * self.sin).to(x.dtype)
+        width = self.cos.shape[-1]
+        part, half = x[..., :width].to(self.dtype), width // 2
+        swapped = torch.cat((-part[..., half:], part[..., :half]), dim=-1)
+        turned = (part * self.cos + swapped * self.sin).to(x.dtype)
+        return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
 
 
 class Attention(nn.Module):
@@ -110,14 +123,18 @@ class Attention(nn.Module):
         self.k = nn.Linear(spec.d_model, kv_width, bias=spec.qkv_bias)
         self.v = nn.Linear(spec.d_model, kv_width, bias=spec.qkv_bias)
         self.o = nn.Linear(q_width, spec.d_model, bias=spec.linear_bias)
+        self.q_norm = RMSNorm(spec.head_dim, spec) if spec.qk_norm else None
+        self.k_norm = RMSNorm(spec.head_dim, spec) if spec.qk_norm else None
 
     def queries(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """`(..., H, A)`, rotated."""
-        return rotary(self.q(x).unflatten(-1, (-1, self.head_dim)))
+        """`(..., H, A)`, normalized if the family does so, then rotated."""
+        q = self.q(x).unflatten(-1, (-1, self.head_dim))
+        return rotary(q if self.q_norm is None else self.q_norm(q))
 
     def keys(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """`(..., G, A)`, rotated."""
-        return rotary(self.k(x).unflatten(-1, (-1, self.head_dim)))
+        """`(..., G, A)`, normalized if the family does so, then rotated."""
+        k = self.k(x).unflatten(-1, (-1, self.head_dim))
+        return rotary(k if self.k_norm is None else self.k_norm(k))
 
     def values(self, x: Tensor) -> Tensor:
         """`(..., G, A)`."""
@@ -131,30 +148,15 @@ class Attention(nn.Module):
         return result
 
 
-class FeedForward(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.gate = nn.Linear(spec.d_model, spec.d_ff, bias=spec.linear_bias)
-        self.up = nn.Linear(spec.d_model, spec.d_ff, bias=spec.linear_bias)
-        self.down = nn.Linear(spec.d_ff, spec.d_model, bias=spec.linear_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`down(silu(gate) * up)`."""
-        result: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
-        return result
-
-
 class Layer(nn.Module):
     """Pre-norm residual block."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
-        self.attn_norm = RMSNorm(spec.d_model, spec.norm_eps, spec.norm_bias)
+        self.attn_norm = RMSNorm(spec.d_model, spec, spec.norm_bias)
         self.attn = Attention(spec, layer)
-        self.ffn_norm = RMSNorm(spec.d_model, spec.norm_eps, spec.norm_bias)
-        self.ffn = FeedForward(spec)
+        self.ffn_norm = RMSNorm(spec.d_model, spec, spec.norm_bias)
+        self.ffn = feed_forward(spec, layer)
 
     def forward(self, x: Tensor, rotary: Rotary, mixing: Mixing) -> Tensor:
         """One block."""
@@ -171,7 +173,7 @@ class Transformer(nn.Module):
         self.spec = spec
         self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
         self.layers = nn.ModuleList(Layer(spec, i) for i in range(spec.num_layers))
-        self.norm = RMSNorm(spec.d_model, spec.norm_eps, spec.norm_bias)
+        self.norm = RMSNorm(spec.d_model, spec, spec.norm_bias)
         if not spec.tie_embeddings:
             self.lm_head = nn.Linear(spec.d_model, spec.vocab_size, bias=spec.linear_bias)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unmask.errors import ModelError
+from unmask.models._names import NameMap, Stored, checkpoint_name, layout
 from unmask.models._transformer import Transformer
 
-NameMap = Sequence[tuple[str, str]]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-def checkpoint_name(ours: str, names: NameMap) -> str:
-    """The checkpoint's name of one of our parameters."""
-    layer = re.search(r"\.(\d+)\.", ours)
-    suffix = ours.rsplit(".", 1)[1]
-    generic = ours if layer is None else ours.replace(layer.group(0), ".{i}.", 1)
-    generic = generic[: -len(suffix)] + "{p}"
-    for theirs, mine in names:
-        if mine == generic:
-            return theirs.format(i=layer.group(1) if layer else "", p=suffix)
-    raise AssertionError(f"no checkpoint name for {ours}")
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -86,59 +73,109 @@ def load_weights(
 
     Raises ModelError naming every tensor that is unmapped, missing, stored twice or misshapen.
     """
-    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    wanted = {checkpoint_name(ours, names): ours for ours in shapes}
+    filling = _Filling(model, names, dtype, device)
     tied_head = checkpoint_name("lm_head.weight", names) if model.spec.tie_embeddings else None
-    state: dict[str, Tensor] = {}
-    seen: set[str] = set()
-    unmapped: list[str] = []
-    problems: list[str] = []
     head: Tensor | None = None
     for name, path, handle in _tensors(shard_files(folder)):
         if name == tied_head:
             head = handle.get_tensor(name)
-        elif name not in wanted:
-            unmapped.append(name)
-        elif name in seen:
-            problems.append(f"stored twice: {name}")
         else:
-            seen.add(name)
-            found = tuple(handle.get_slice(name).get_shape())
-            expected = shapes[wanted[name]]
-            if found != expected:
-                problems.append(f"misshapen: {name} is {found}, the config says {expected}")
-                continue
-            try:
-                tensor = handle.get_tensor(name)
-            except SafetensorError as error:
-                raise ModelError(f"{path}: {name} cannot be read ({error})") from None
-            if not tensor.is_floating_point():
-                problems.append(f"ill-typed: {name} is {tensor.dtype}, not floating point")
-                continue
-            state[wanted[name]] = tensor.to(device=device, dtype=dtype)
-    missing = [name for name in wanted if name not in seen]
-    if unmapped:
-        problems.append(
-            f"unmapped (no such parameter in this family): {', '.join(sorted(unmapped))}"
-        )
-    if missing:
-        problems.append(f"missing: {', '.join(sorted(missing))}")
-    embed = state.get("embed.weight")
+            filling.take(name, path, handle)
+    problems = filling.all_problems()
+    embed = filling.state.get("embed.weight")
     tied = head is None or embed is None or torch.equal(head.to(embed), embed)
     if not tied:
         problems.append(f"{tied_head} differs from the embedding although the config ties them")
     if problems:
         raise ModelError(f"{folder}: the weights do not fit the config: " + "; ".join(problems))
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(filling.state, assign=True)
+
+
+class _Filling:
+    """The state of a model on its way from the files, and what is wrong with them."""
+
+    def __init__(
+        self, model: Transformer, names: NameMap, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+        self.layout = layout(self.shapes, names)
+        self.dtype, self.device = dtype, device
+        self.state: dict[str, Tensor] = {}
+        self.taken: dict[str, set[int | None]] = {name: set() for name in self.shapes}
+        self.seen: set[str] = set()
+        self.unmapped: list[str] = []
+        self.problems: list[str] = []
+
+    def take(self, name: str, path: Path, handle: Any) -> None:
+        """One stored tensor."""
+        place = self.layout.get(name)
+        if place is None:
+            self.unmapped.append(name)
+            return
+        if name in self.seen or any(self._is_taken(ours, place.expert) for ours in place.ours):
+            self.problems.append(f"stored twice: {name}")
+            return
+        self.seen.add(name)
+        for ours in place.ours:
+            self.taken[ours].add(place.expert)
+        found = tuple(handle.get_slice(name).get_shape())
+        if found != place.shape:
+            self.problems.append(f"misshapen: {name} is {found}, the config says {place.shape}")
+            return
+        try:
+            tensor = handle.get_tensor(name)
+        except SafetensorError as error:
+            raise ModelError(f"{path}: {name} cannot be read ({error})") from None
+        if not tensor.is_floating_point():
+            self.problems.append(f"ill-typed: {name} is {tensor.dtype}, not floating point")
+            return
+        self._put(place, tensor.to(device=self.device, dtype=self.dtype))
+
+    def _is_taken(self, ours: str, expert: int | None) -> bool:
+        taken = self.taken[ours]
+        return bool(taken) and (expert is None or None in taken or expert in taken)
+
+    def _put(self, place: Stored, tensor: Tensor) -> None:
+        parts = [tensor]
+        if len(place.ours) > 1:
+            parts = list(torch.split(tensor, place.rows(self.shapes), dim=place.row_dim))
+            parts = [part.clone() for part in parts]  # each is freed and moved by itself
+        for ours, part in zip(place.ours, parts, strict=True):
+            if place.expert is None:
+                self.state[ours] = part
+                continue
+            if ours not in self.state:
+                self.state[ours] = part.new_empty(self.shapes[ours])
+            self.state[ours][place.expert] = part
+
+    def all_problems(self) -> list[str]:
+        """What is wrong, once every file was read."""
+        problems = list(self.problems)
+        if self.unmapped:
+            names = ", ".join(sorted(self.unmapped))
+            problems.append(f"unmapped (no such parameter in this family): {names}")
+        missing = [
+            name
+            for name, place in self.layout.items()
+            if place.is_first
+            and any(not {None, place.expert} & self.taken[ours] for ours in place.ours)
+        ]
+        if missing:
+            problems.append(f"missing: {', '.join(sorted(missing))}")
+        return problems
 
 
 def save_weights(model: Transformer, path: Path, names: NameMap, dtype: torch.dtype) -> None:
-    """Write one safetensors file with the family's own names."""
+    """Write one safetensors file with the family's own names, each parameter in the family's first way."""
     from safetensors.torch import save_file
 
-    tensors = {
-        checkpoint_name(ours, names): value.detach().to(dtype).cpu().contiguous()
-        for ours, value in model.named_parameters()
-    }
+    ours = {name: value.detach() for name, value in model.named_parameters()}
+    tensors = {}
+    for name, place in layout({key: tuple(v.shape) for key, v in ours.items()}, names).items():
+        if place.is_first:
+            parts = [
+                ours[key] if place.expert is None else ours[key][place.expert] for key in place.ours
+            ]
+            tensors[name] = torch.cat(parts, dim=place.row_dim).to(dtype).cpu().contiguous()
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors writes for the owner only

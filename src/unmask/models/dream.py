@@ -12,7 +12,8 @@ from unmask.models._config import Fields
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("DreamModel", "DreamForCausalLM")
-MODEL_TYPE = "Dream"
+MODEL_TYPES = ("Dream",)
+MASK = "<|mask|>"
 
 NAMES = (
     ("model.embed_tokens.{p}", "embed.{p}"),

@@ -13,7 +13,8 @@ from unmask.models._config import Fields
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel")
-MODEL_TYPE = "llada"
+MODEL_TYPES = ("llada",)
+MASK = "<|mdm_mask|>"
 
 # checkpoint name, our name; {i} is the layer, {p} is weight or bias
 NAMES = (

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSpec:
+    """A mixture of `num_experts` SwiGLUs of width `d_ff`, of which a token takes `num_chosen`.
+
+    A router's `score` of every expert (softmax over all, or sigmoid each) plus, with `router_bias`, a
+    constant chooses them, inside the best `num_chosen_groups` of `num_groups` equal groups (a group's two
+    best are its worth). The weight of a chosen expert is its score, with the constant if `is_bias_weighed`,
+    divided by the sum of the chosen if `renormalize`, times `scale`. `in_fp32` scores and sums in float32,
+    otherwise logits and sum have the model's dtype. `d_shared`: width of a further SwiGLU for all tokens
+    (0: none). `dense_layers` have one SwiGLU of the model's `d_ff` instead.
+    """
+
+    num_experts: int
+    num_chosen: int
+    d_ff: int
+    score: Literal["softmax", "sigmoid"]
+    renormalize: bool
+    scale: float = 1.0
+    num_groups: int = 1
+    num_chosen_groups: int = 1
+    router_bias: bool = False
+    is_bias_weighed: bool = False
+    in_fp32: bool = False
+    d_shared: int = 0
+    dense_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One dense masked-diffusion transformer, independent of the family's spelling of it.
+    """One masked-diffusion transformer, independent of the family's spelling of it.
 
     Network: `vocab_size` rows of the embedding (may exceed the tokenizer), `d_model`, `num_layers`,
-    `num_heads` / `num_kv_heads` of `head_dim`, SwiGLU of `d_ff`, RMSNorm `norm_eps`, half-rotate RoPE
-    `rope_theta`. `rope_fp32` rotates in float32 (LLaDA); otherwise the tables take the model's dtype.
+    `num_heads` / `num_kv_heads` of `head_dim`, SwiGLU of `d_ff` (or `experts`), RMSNorm `norm_eps`,
+    half-rotate RoPE `rope_theta` on a head's first `rotary_dim` dimensions (None: all). `qk_norm` norms
+    each head of queries and keys before RoPE. `rope_fp32` rotates in float32 (LLaDA); otherwise the tables
+    take the model's dtype. `norm_fp32` scales norms in float32 (SDAR); otherwise in the model's dtype.
     Decoding: `mask_id`, `eos_id`, `pad_id`, `turn_end` (the text of the token that ends a chat turn),
     `shift_logits` (row i-1 predicts position i), `block_size` (block-causal attention counted from the
     first prompt token; None: every position sees every other), `max_length` in tokens.
@@ -36,6 +66,10 @@ class ModelSpec:
     norm_bias: bool = False
     tie_embeddings: bool = False
     rope_fp32: bool = False
+    norm_fp32: bool = False
+    qk_norm: bool = False
+    rotary_dim: int | None = None
+    experts: ExpertSpec | None = None
     shift_logits: bool = False
     block_size: int | None = None
     turn_end: str | None = None

@@ -1,0 +1,172 @@
+"""`unmask inspect MODEL`: what a checkpoint is, from its small files; no weights are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from unmask import decoders
+from unmask.decoders._presets import PRESETS
+from unmask.errors import ModelError
+from unmask.models import read_config, read_spec, resolve_model
+from unmask.models.spec import ModelSpec
+
+
+def facts(model: str) -> dict[str, Any]:
+    """What is known of a checkpoint, by name, in the order in which it is shown. Raises ModelError."""
+    folder = resolve_model(model, weights=False)
+    spec = read_spec(folder)
+    total, active = parameters(spec)
+    found: dict[str, Any] = {
+        "model": model,
+        "folder": str(folder),
+        "family": spec.family,
+        "architecture": (read_config(folder).get("architectures") or [None])[0],
+        "parameters": total,
+        "active_parameters": active,
+        "layers": spec.num_layers,
+        "width": spec.d_model,
+        "heads": spec.num_heads,
+        "kv_heads": spec.num_kv_heads,
+        "head_width": spec.head_dim,
+        "feed_forward": feed_forward(spec),
+        "vocabulary_rows": spec.vocab_size,
+        "context": spec.max_length,
+        "rope": rope(spec),
+        "attention": attention(spec),
+        "logits": "shifted: row i-1 says position i" if spec.shift_logits else "in place",
+        "mask_id": spec.mask_id,
+        "eos_id": spec.eos_id,
+        "pad_id": spec.pad_id,
+    }
+    found |= from_tokenizer(folder, spec)
+    found["own_sampler"] = own_sampler(spec)
+    found["cache_auto"] = "vicinity" if spec.block_size is None else "block_causal (exact)"
+    found["weights"] = weights(folder)
+    return found
+
+
+def parameters(spec: ModelSpec) -> tuple[int, int]:
+    """How many numbers the network has, and how many a token is multiplied with or looked up in."""
+    import torch
+
+    from unmask.models._transformer import Transformer
+
+    with torch.device("meta"):
+        sizes = {name: value.numel() for name, value in Transformer(spec).named_parameters()}
+    total = sum(sizes.values())
+    if spec.experts is None:
+        return total, total
+    stacked = sum(size for name, size in sizes.items() if ".ffn.experts." in name)
+    used = stacked * spec.experts.num_chosen // spec.experts.num_experts
+    return total, total - stacked + used
+
+
+def feed_forward(spec: ModelSpec) -> str:
+    """Widths in words."""
+    experts = spec.experts
+    if experts is None:
+        return str(spec.d_ff)
+    text = f"{experts.num_experts} experts of {experts.d_ff}, {experts.num_chosen} a token"
+    if experts.d_shared:
+        text += f", {experts.d_shared} shared"
+    if experts.dense_layers:
+        text += f"; {len(experts.dense_layers)} dense layers of {spec.d_ff}"
+    return text
+
+
+def attention(spec: ModelSpec) -> str:
+    """Who sees whom, in words."""
+    if spec.block_size is None:
+        return "full: every position sees every other"
+    return f"block-causal: blocks of {spec.block_size}, from the first prompt token"
+
+
+def rope(spec: ModelSpec) -> str:
+    """Base, and how much of a head turns."""
+    part = (
+        "" if spec.rotary_dim in (None, spec.head_dim) else f", first {spec.rotary_dim} of a head"
+    )
+    return f"base {spec.rope_theta:g}{part}"
+
+
+def own_sampler(spec: ModelSpec) -> str:
+    """The settings under which the family's published sampler is repeated."""
+    presets = [name for name in PRESETS if f"{name}_".startswith(f"{spec.family}_")]
+    if presets:
+        return "preset=" + " or ".join(presets)
+    return f"decoder={spec.family if spec.family in decoders.names() else 'vanilla'}"
+
+
+def from_tokenizer(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """How many tokens it knows, what ends a turn, whether it has a chat template; None without one."""
+    from unmask.engine.tokenizer import load_tokenizer, token_id
+
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        return {"tokens": None, "mask": None, "turn_end": None, "chat_template": None}
+    known = len(tokenizer)
+    mask = tokenizer.convert_ids_to_tokens(spec.mask_id) if spec.mask_id < known else None
+    turn_end = token_id(tokenizer, spec.turn_end)
+    return {
+        "tokens": known,
+        "mask": mask,
+        "turn_end": None if turn_end is None else f"{spec.turn_end} ({turn_end})",
+        "chat_template": tokenizer.chat_template is not None,
+    }
+
+
+def weights(folder: Path) -> str:
+    """The files that hold them, and their dtypes, from their headers."""
+    from unmask.models._weights import shard_files
+
+    try:
+        files = shard_files(folder)
+    except ModelError:
+        return "not here"
+    kinds = sorted({kind for path in files for kind in _dtypes(path)})
+    size = sum(path.stat().st_size for path in files)
+    plural = "file" if len(files) == 1 else "files"
+    return f"{len(files)} {plural}, {size / 1e6:.1f} MB, {', '.join(kinds)}"
+
+
+def _dtypes(path: Path) -> set[str]:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {item["dtype"] for key, item in header.items() if key != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def show(model: str, as_json: bool) -> None:
+    """Print the facts."""
+    found = facts(model)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    console = Console(highlight=False)
+    shown = {key.replace("_", " "): _text(key, value) for key, value in found.items()}
+    if not console.is_terminal:
+        for key, text in shown.items():
+            print(f"{key}\t{text}")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, text in shown.items():
+        table.add_row(key, text)
+    console.print(table)
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    return f"{value:,}" if key.endswith("parameters") else str(value)

@@ -1,0 +1,54 @@
+"""Families' own samplers as settings of the decoders here.
+
+Sources: LLaDA2.0, arXiv:2512.15745; LLaDA2.1, arXiv:2602.08676; SDAR, arXiv:2510.06303; Fast-dLLM v2,
+arXiv:2509.26328; numbers are the defaults of their published `generate`. Differs: the temperature is
+unmask's, 0, unless it is given (SDAR's default is 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unmask.errors import ConfigError, unknown_name
+
+DEFAULT_DECODER = "vanilla"
+PRESETS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "llada2": ("threshold", {"threshold": 0.95, "block_steps": 32, "whole_blocks": True}),
+    "llada2_1": (
+        "joint_threshold",
+        {
+            "threshold": 0.95,
+            "edit_threshold": 0.9,
+            "max_post_edit_steps": 16,
+            "whole_blocks": True,
+        },
+    ),
+    "sdar": ("threshold", {"threshold": 0.85, "whole_blocks": True}),
+    "fast_dllm_v2": (
+        "threshold",
+        {"block_length": 8, "threshold": 0.95, "first_alone": True, "whole_blocks": True},
+    ),
+}
+"""Decoder and knobs by name; block lengths not said are the model's."""
+
+
+def with_preset(name: str, knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any], str | None]:
+    """The decoder and knobs that `preset` among the knobs stands for, and what to tell (or None).
+
+    Knobs that are given win. Raises ConfigError for an unknown preset, or one of another decoder than
+    `name` (the default decoder counts as none).
+    """
+    rest = {key: value for key, value in knobs.items() if key != "preset"}
+    preset = knobs.get("preset")
+    if preset is None or str(preset).lower() in ("null", "none"):
+        return name, rest, None
+    if preset not in PRESETS:
+        raise unknown_name("preset", str(preset), PRESETS)
+    decoder, chosen = PRESETS[preset]
+    if name not in (DEFAULT_DECODER, decoder):
+        raise ConfigError(
+            f"preset={preset} is for decoder {decoder!r}, not {name!r}; leave one of them out"
+        )
+    shown = ", ".join(f"{key}={value}" for key, value in chosen.items())
+    return decoder, {**chosen, **rest}, f"preset {preset} is {decoder}({shown})"

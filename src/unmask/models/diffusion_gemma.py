@@ -1,0 +1,24 @@
+"""DiffusionGemma is not supported, and this says why.
+
+Its canvas starts as random tokens instead of masks and every token stays revisable; a causal encoder of its
+own fills the keys and values; the decoder reads its own last logits. Nothing of that is a masked diffusion.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from unmask.errors import ModelError
+
+ARCHITECTURES = ("DiffusionGemmaForBlockDiffusion",)
+MODEL_TYPES = ("diffusion_gemma",)
+MASK = ""
+NAMES: tuple[tuple[str, str], ...] = ()
+
+
+def spec_from_config(config: dict[str, Any]) -> NoReturn:
+    """Raises ModelError."""
+    raise ModelError(
+        "DiffusionGemma is not supported: it has no mask token (its canvas starts as random tokens), and "
+        "unmask decodes masked diffusion only; use transformers' DiffusionGemmaForBlockDiffusion"
+    )

@@ -1,0 +1,133 @@
+"""LLaDA2.0 and 2.1, mini and flash: block-causal, sigmoid router in groups, half-rotated heads.
+
+Source: arXiv:2512.15745 and the released configuration. Traps: the config omits what is on by default or
+known to the sampler only: q/k norm, the mask id, the end id (the pad id) and the block size (32, or the
+key `block_size` where somebody adds it); query, key and value are one tensor; RoPE turns the first
+`rotary_dim` dimensions; the expert bias chooses but does not weigh. It is rounded to the model's dtype, as
+the released code does on loading: in bfloat16 that decides near-ties of the router.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unmask.errors import ModelError
+from unmask.models._config import Fields
+from unmask.models.spec import ExpertSpec, ModelSpec
+
+ARCHITECTURES = ("LLaDA2MoeModelLM",)
+MODEL_TYPES = ("llada2_moe", "llada2_moe_veomni")
+MASK = "<|mask|>"
+
+_ATTN, _OURS = "model.layers.{i}.attention", "layers.{i}.attn"
+_MLP, _FFN = "model.layers.{i}.mlp", "layers.{i}.ffn"
+NAMES = (
+    ("model.word_embeddings.{p}", "embed.{p}"),
+    ("model.norm.{p}", "norm.{p}"),
+    ("lm_head.{p}", "lm_head.{p}"),
+    ("model.layers.{i}.input_layernorm.{p}", "layers.{i}.attn_norm.{p}"),
+    ("model.layers.{i}.post_attention_layernorm.{p}", "layers.{i}.ffn_norm.{p}"),
+    (
+        f"{_ATTN}.query_key_value.{{p}}",
+        (f"{_OURS}.q.{{p}}", f"{_OURS}.k.{{p}}", f"{_OURS}.v.{{p}}"),
+    ),
+    (f"{_ATTN}.query_layernorm.{{p}}", f"{_OURS}.q_norm.{{p}}"),
+    (f"{_ATTN}.key_layernorm.{{p}}", f"{_OURS}.k_norm.{{p}}"),
+    (f"{_ATTN}.dense.{{p}}", f"{_OURS}.o.{{p}}"),
+    (f"{_MLP}.gate_proj.{{p}}", f"{_FFN}.gate.{{p}}"),
+    (f"{_MLP}.up_proj.{{p}}", f"{_FFN}.up.{{p}}"),
+    (f"{_MLP}.down_proj.{{p}}", f"{_FFN}.down.{{p}}"),
+    (f"{_MLP}.gate.weight", f"{_FFN}.router.weight"),
+    (f"{_MLP}.gate.expert_bias", f"{_FFN}.router.bias"),
+    (f"{_MLP}.experts.{{e}}.gate_proj.{{p}}", f"{_FFN}.experts.gate.{{p}}"),
+    (f"{_MLP}.experts.{{e}}.up_proj.{{p}}", f"{_FFN}.experts.up.{{p}}"),
+    (f"{_MLP}.experts.{{e}}.down_proj.{{p}}", f"{_FFN}.experts.down.{{p}}"),
+    (f"{_MLP}.shared_experts.gate_proj.{{p}}", f"{_FFN}.shared.gate.{{p}}"),
+    (f"{_MLP}.shared_experts.up_proj.{{p}}", f"{_FFN}.shared.up.{{p}}"),
+    (f"{_MLP}.shared_experts.down_proj.{{p}}", f"{_FFN}.shared.down.{{p}}"),
+    # as dFactory stacks them for training
+    (f"{_MLP}.experts.gate_proj", f"{_FFN}.experts.gate.{{p}}"),
+    (f"{_MLP}.experts.up_proj", f"{_FFN}.experts.up.{{p}}"),
+    (f"{_MLP}.experts.down_proj", f"{_FFN}.experts.down.{{p}}"),
+)
+
+REQUIRED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "norm_head": (False, None),
+    "norm_softmax": (False, None),
+    "norm_topk_prob": (True,),
+    "rope_scaling": (None,),
+    "score_function": ("sigmoid",),
+    "use_bias": (False, None),
+    "use_qkv_bias": (False, None),
+    "use_rmsnorm": (True, None),
+    "use_sliding_window": (False, None),
+    "using_split_qkv_in_self_attention": (False, None),
+}
+
+
+def spec_from_config(config: dict[str, Any]) -> ModelSpec:
+    """The spec of a LLaDA2 `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = Fields(config, "LLaDA2")
+    get.require(REQUIRED)
+    d_model, num_heads = get.int("hidden_size"), get.int("num_attention_heads")
+    num_kv_heads = get.int("num_key_value_heads", num_heads)
+    head_dim = get.head_dim(d_model, num_heads, num_kv_heads)
+    pad_id = get.int("pad_token_id", 156892, least=0)
+    use_qk_norm = config.get("use_qk_norm")
+    return ModelSpec(
+        family="llada2",
+        vocab_size=get.int("vocab_size"),
+        d_model=d_model,
+        num_layers=get.int("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        d_ff=get.int("intermediate_size"),
+        rope_theta=get.rope_theta(10000.0),
+        rotary_dim=get.rotary_dim(head_dim),
+        norm_eps=get.float("rms_norm_eps", 1e-6),
+        qk_norm=True if use_qk_norm is None else bool(use_qk_norm),
+        experts=_experts(config, get),
+        max_length=get.int("max_position_embeddings", 32768),
+        mask_id=get.int("mask_token_id", 156895, least=0),
+        eos_id=get.int("eos_token_id", pad_id, least=0),
+        pad_id=pad_id,
+        tie_embeddings=bool(config.get("tie_word_embeddings")),
+        block_size=get.int("block_size", 32),
+        turn_end="<|role_end|>",
+    )
+
+
+def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec:
+    num_experts, num_groups = get.int("num_experts"), get.int("n_group", 1)
+    if num_experts % num_groups or (num_groups > 1 and num_experts < 2 * num_groups):
+        raise ModelError(
+            f"config.json: n_group={num_groups} cannot split num_experts={num_experts} evenly into groups "
+            f"of at least 2"
+        )
+    num_kept = get.int("topk_group", 1 if num_groups == 1 else None)
+    if num_kept > num_groups:
+        raise ModelError(f"config.json: topk_group={num_kept} must not exceed n_group={num_groups}")
+    num_chosen = get.int("num_experts_per_tok")
+    if num_chosen > num_kept * (num_experts // num_groups):
+        raise ModelError(
+            f"config.json: num_experts_per_tok={num_chosen} is more than topk_group={num_kept} of "
+            f"n_group={num_groups} groups hold of num_experts={num_experts}"
+        )
+    d_ff = get.int("moe_intermediate_size")
+    has_bias = config.get("moe_router_enable_expert_bias")
+    return ExpertSpec(
+        num_experts=num_experts,
+        num_chosen=num_chosen,
+        d_ff=d_ff,
+        score="sigmoid",
+        renormalize=True,
+        scale=get.float("routed_scaling_factor"),
+        num_groups=num_groups,
+        num_chosen_groups=num_kept,
+        router_bias=True if has_bias is None else bool(has_bias),
+        in_fp32=True,
+        d_shared=d_ff * get.int("num_shared_experts", 0, least=0),
+        dense_layers=tuple(range(get.int("first_k_dense_replace", 0, least=0))),
+    )

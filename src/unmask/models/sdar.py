@@ -1,0 +1,99 @@
+"""SDAR 1.7B to 8B and 30B-A3B, TraDo: Qwen3's network (dense or with experts), block-causal.
+
+Source: arXiv:2510.06303 and the released configuration; the experts are Qwen3-MoE's (arXiv:2505.09388).
+Traps: a head's width is 128 whatever the model's; norms scale in float32; there is no pad id; the block
+size is the config's (4, and 8 to 64 in variants). Not known: how the MoE checkpoint's own code rounds its
+norms; it is taken to do as the dense one does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unmask.errors import ModelError
+from unmask.models import dream
+from unmask.models._config import Fields
+from unmask.models.spec import ExpertSpec, ModelSpec
+
+ARCHITECTURES = ("SDARForCausalLM", "SDARMoeForCausalLM")
+MODEL_TYPES = ("sdar", "sdar_moe")
+MASK = "<|MASK|>"
+
+_MLP, _FFN = "model.layers.{i}.mlp", "layers.{i}.ffn"
+NAMES = (
+    *dream.NAMES,
+    ("model.layers.{i}.self_attn.q_norm.{p}", "layers.{i}.attn.q_norm.{p}"),
+    ("model.layers.{i}.self_attn.k_norm.{p}", "layers.{i}.attn.k_norm.{p}"),
+    (f"{_MLP}.gate.{{p}}", f"{_FFN}.router.{{p}}"),
+    (f"{_MLP}.experts.{{e}}.gate_proj.{{p}}", f"{_FFN}.experts.gate.{{p}}"),
+    (f"{_MLP}.experts.{{e}}.up_proj.{{p}}", f"{_FFN}.experts.up.{{p}}"),
+    (f"{_MLP}.experts.{{e}}.down_proj.{{p}}", f"{_FFN}.experts.down.{{p}}"),
+    # as transformers 5 writes it
+    (f"{_MLP}.experts.gate_up_proj", (f"{_FFN}.experts.gate.{{p}}", f"{_FFN}.experts.up.{{p}}")),
+    (f"{_MLP}.experts.down_proj", f"{_FFN}.experts.down.{{p}}"),
+)
+
+REQUIRED: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False, None),
+    "hidden_act": ("silu",),
+    "rope_scaling": (None,),
+    "use_sliding_window": (False, None),
+}
+
+
+def spec_from_config(config: dict[str, Any]) -> ModelSpec:
+    """The spec of an SDAR `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = Fields(config, "SDAR")
+    get.require(REQUIRED)
+    get.require_full_attention()
+    d_model, num_heads = get.int("hidden_size"), get.int("num_attention_heads")
+    num_kv_heads = get.int("num_key_value_heads", num_heads)
+    eos_id = get.int("eos_token_id", 151643, least=0)
+    experts = _experts(config, get)
+    return ModelSpec(
+        family="sdar",
+        vocab_size=get.int("vocab_size"),
+        d_model=d_model,
+        num_layers=get.int("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=get.head_dim(128 * num_heads, num_heads, num_kv_heads),
+        d_ff=get.int("intermediate_size", experts.d_ff if experts else None),
+        rope_theta=get.rope_theta(1e6),
+        norm_eps=get.float("rms_norm_eps", 1e-6),
+        norm_fp32=True,
+        qk_norm=True,
+        experts=experts,
+        max_length=get.int("max_position_embeddings", 32768),
+        mask_id=get.int("mask_token_id", 151669, least=0),
+        eos_id=eos_id,
+        pad_id=get.int("pad_token_id", eos_id, least=0),
+        tie_embeddings=bool(config.get("tie_word_embeddings")),
+        block_size=get.int("block_size", 4),
+        turn_end="<|im_end|>",
+    )
+
+
+def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec | None:
+    architectures = config.get("architectures") or [None]
+    if architectures[0] != "SDARMoeForCausalLM" and config.get("model_type") != "sdar_moe":
+        if config.get("num_experts"):
+            raise ModelError(
+                f"config.json: num_experts={config['num_experts']!r} is not supported for the dense "
+                f"SDARForCausalLM; supported: architectures ['SDARMoeForCausalLM']"
+            )
+        return None
+    num_layers, every = get.int("num_hidden_layers"), get.int("decoder_sparse_step", 1)
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
+        raise ModelError(f"config.json: mlp_only_layers={dense!r} must be a list of layer numbers")
+    return ExpertSpec(
+        num_experts=get.int("num_experts"),
+        num_chosen=get.at_most("num_experts_per_tok", "num_experts"),
+        d_ff=get.int("moe_intermediate_size"),
+        score="softmax",
+        renormalize=bool(config.get("norm_topk_prob", True)),
+        dense_layers=tuple(
+            layer for layer in range(num_layers) if layer in dense or (layer + 1) % every
+        ),
+    )

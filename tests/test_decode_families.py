@@ -1,0 +1,306 @@
+"""Block-causal families decode as their own samplers do, cached, padded and in blocks of their own."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_llm, trace_of
+
+from unmask import LLM, decoders
+from unmask.engine.options import configure
+from unmask.errors import ConfigError
+from unmask.models.spec import ExpertSpec
+
+LLADA2 = {
+    "v20.static": ("llada2", {"block_steps": 16}),
+    "v20.threshold": ("llada2", {"threshold": 0.1, "block_steps": 16}),
+    "v20.steps4": ("llada2", {"block_steps": 4}),
+    "v21.static": ("llada2_1", {"edit_threshold": 0.12, "max_post_edit_steps": 4}),
+    "v21.threshold": (
+        "llada2_1",
+        {"threshold": 0.1, "edit_threshold": 0.12, "max_post_edit_steps": 4},
+    ),
+}
+SDAR = {
+    "sdar.sequential": (4, {"remasking": "sequential", "block_steps": 4, "whole_blocks": True}),
+    "sdar.sequential2": (4, {"remasking": "sequential", "block_steps": 2, "whole_blocks": True}),
+    # top_k=1 makes SDAR's confidence 1 everywhere, so its threshold passes all
+    "sdar.dynamic_all": (4, {"preset": "sdar", "threshold": 0.0, "block_steps": 4}),
+    "sdar.sequential_block8": (
+        8,
+        {"remasking": "sequential", "block_steps": 8, "whole_blocks": True},
+    ),
+}
+CACHES = ("none", "block_causal", "auto")
+OTHERS = [[7, 8, 9], list(range(100, 127))]
+"""Prompts of other lengths that share the batch."""
+
+
+@pytest.fixture
+def llm_of(parity_model):
+    """A family's LLM whose blocks are of this size; the fixtures' mask id stands in no config."""
+
+    def get(family, block_size):
+        model = copy(parity_model(family))
+        model.spec = replace(model.spec, mask_id=1004, block_size=block_size)
+        return LLM(model)
+
+    return get
+
+
+def reference(parity_folder, family, name):
+    values = load_file(parity_folder(family) / "decode" / "decode.safetensors")
+    return values["prompt"][0].tolist(), values[name][0].tolist()
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", LLADA2)
+def test_llada2_decodes_as_its_own_sampler(name, cache, llm_of, parity_folder):
+    prompt, wanted = reference(parity_folder, "llada2_moe", name)
+    preset, knobs = LLADA2[name]
+    out = llm_of("llada2_moe", 16).generate(
+        [prompt], preset=preset, cache=cache, gen_length=40, stop_at_eos=False, **knobs
+    )[0]
+    assert out.canvas_ids == prompt + wanted
+    assert out.num_forced == 0
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", SDAR)
+def test_sdar_decodes_as_its_own_sampler(name, cache, llm_of, parity_folder):
+    prompt, wanted = reference(parity_folder, "sdar", name)
+    block_size, knobs = SDAR[name]
+    out = llm_of("sdar", block_size).generate(
+        [prompt], cache=cache, gen_length=24, stop_at_eos=False, **knobs
+    )[0]
+    assert out.canvas_ids == wanted[: 13 + 24], "the reference returns its surplus too"
+    assert out.num_forced == 0
+
+
+@pytest.mark.parametrize("cache", ["none", "block_causal"])
+@pytest.mark.parametrize("name", ["v20.static", "v20.threshold", "v21.static"])
+def test_llada2_decodes_so_beside_prompts_of_other_lengths(name, cache, llm_of, parity_folder):
+    prompt, wanted = reference(parity_folder, "llada2_moe", name)
+    preset, knobs = LLADA2[name]
+    prompts = [OTHERS[0], prompt, OTHERS[1]]
+    outs = llm_of("llada2_moe", 16).generate(
+        prompts, preset=preset, cache=cache, gen_length=40, stop_at_eos=False, **knobs
+    )
+    assert outs[1].canvas_ids == prompt + wanted
+    assert [len(out.canvas_ids) for out in outs] == [3 + 40, 13 + 40, 27 + 40]
+
+
+@pytest.mark.parametrize("cache", ["none", "block_causal"])
+@pytest.mark.parametrize("name", ["sdar.sequential2", "sdar.dynamic_all"])
+def test_sdar_decodes_so_beside_prompts_of_other_lengths(name, cache, llm_of, parity_folder):
+    prompt, wanted = reference(parity_folder, "sdar", name)
+    block_size, knobs = SDAR[name]
+    outs = llm_of("sdar", block_size).generate(
+        [OTHERS[1], OTHERS[0], prompt], cache=cache, gen_length=24, stop_at_eos=False, **knobs
+    )
+    assert outs[2].canvas_ids == wanted[: 13 + 24]
+
+
+# The rules, against a plain loop over whole forwards
+
+
+def naive(llm, prompt, gen_length, *, length, tau, least=None, first_alone=False):
+    """Forward by forward, which (slot, token) a family's sampler commits, without any cache."""
+    spec = llm.spec
+    ids = list(prompt) + [spec.mask_id] * gen_length
+    open_ = [False] * len(prompt) + [True] * gen_length
+    trace, forbidden = [], llm.vocabulary.forbidden
+    for block in range(len(prompt) // length, -(-len(ids) // length)):
+        step, inside = 0, range(block * length, min((block + 1) * length, len(ids)))
+        while masked := [slot for slot in inside if open_[slot]]:
+            shares = llm.model(torch.tensor([ids]))[0].double().softmax(-1)
+            shares[:, forbidden] = 0  # never proposed, but the confidence stays the model's own
+            if spec.shift_logits:
+                shares = torch.cat((shares[:1], shares[:-1]))
+            top = shares.max(-1)
+            sure = {slot: float(top.values[slot]) for slot in masked}
+            chosen = [slot for slot in masked if sure[slot] >= tau]
+            need = 1 if least is None or step >= len(least) else least[step]
+            if len(chosen) < min(need, len(masked)):
+                chosen = sorted(masked, key=lambda slot: -sure[slot])[:need]
+            if first_alone and masked[0] % spec.block_size == 0:
+                chosen = masked[:1]
+            trace.append(sorted((slot, int(top.indices[slot])) for slot in chosen))
+            for slot, token in trace[-1]:
+                ids[slot], open_[slot] = token, False
+            step += 1
+    return trace
+
+
+@pytest.mark.parametrize("cache", ["none", "block_causal"])
+@pytest.mark.parametrize("prompt", [[7, 8, 9], [5] * 16, list(range(21))], ids=len)
+def test_fast_dllm_v2_decodes_sub_blocks_and_each_first_token_alone(prompt, cache):
+    llm = tiny_llm("dream", seed=2, block_size=16)
+    out = llm.generate(
+        [prompt, [1]],
+        cache=cache,
+        gen_length=30,
+        stop_at_eos=False,
+        return_trace=True,
+        preset="fast_dllm_v2",
+        block_length=4,
+        threshold=0.2,
+        whole_blocks=False,
+    )[0]
+    wanted = naive(llm, prompt, 30, length=4, tau=0.2, first_alone=True)
+    assert trace_of(out) == wanted
+    assert any(len(step) > 1 for step in wanted)
+    assert len(wanted) < 30
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize(("steps", "least"), [(2, [4, 4]), (3, [3, 3, 2]), (8, [1] * 8)])
+def test_a_quota_under_the_threshold_is_that_of_a_whole_block(family, steps, least):
+    llm = tiny_llm(family, seed=4, block_size=8)
+    for prompt in ([7, 8, 9], [5] * 15, [1] * 8):
+        out = llm.generate(
+            [prompt],
+            preset="llada2",
+            threshold=0.6,
+            block_steps=steps,
+            whole_blocks=False,
+            gen_length=21,
+            stop_at_eos=False,
+            return_trace=True,
+        )[0]
+        assert trace_of(out) == naive(llm, prompt, 21, length=8, tau=0.6, least=least)
+
+
+def test_blocks_of_a_block_causal_model_end_where_the_models_do():
+    llm = tiny_llm(block_size=8)
+    for prompt in ([7] * 3, [5] * 8, [1] * 13):
+        out = llm.generate(
+            [prompt], "vanilla", gen_length=22, stop_at_eos=False, return_trace=True
+        )[0]
+        blocks = [slot // 8 for step in trace_of(out) for slot, _ in step]
+        assert blocks == sorted(blocks)
+
+
+def test_sequential_remasking_goes_from_left_to_right():
+    out = tiny_llm().generate(
+        [[7, 8]],
+        remasking="sequential",
+        gen_length=12,
+        block_length=6,
+        block_steps=2,
+        stop_at_eos=False,
+        return_trace=True,
+    )[0]
+    slots = [[slot for slot, _ in step] for step in trace_of(out)]
+    assert slots == [[2, 3, 4], [5, 6, 7], [8, 9, 10], [11, 12, 13]]
+
+
+EXPERTS = ExpertSpec(
+    num_experts=6, num_chosen=2, d_ff=24, score="softmax", renormalize=False, dense_layers=(0,)
+)
+NETWORKS = {
+    "llada2": (
+        "llada",
+        {"experts": EXPERTS, "qk_norm": True, "rotary_dim": 4, "rope_fp32": False},
+    ),
+    "sdar": ("llada", {"qk_norm": True, "norm_fp32": True, "num_kv_heads": 2}),
+    "fast_dllm_v2": ("dream", {}),
+}
+"""The families' networks, tiny and block-causal."""
+KNOBS = {
+    "threshold": {"threshold": 0.3},
+    "joint_threshold": {"threshold": 0.3, "edit_threshold": 0.2, "max_post_edit_steps": 3},
+    "wino": {"wide_in_thres": 0.2, "narrow_out_thres": 0.6},
+    "daedal": {"initial_gen_length": 8, "max_gen_length": 16},
+}
+"""Of decoders that would do little with their defaults."""
+SAME = [name for name in decoders.names() if name not in ("klass", "prophet")]
+"""Those two also read what a forward computes anyway, which is less with a cache: they end later."""
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("decoder", SAME)
+def test_every_decoder_decodes_the_same_with_the_exact_cache(decoder, network):
+    family, changes = NETWORKS[network]
+    llm = tiny_llm(family, seed=3, block_size=4, **changes)
+    knobs = dict(KNOBS.get(decoder, {}))
+    if decoder != "daedal":
+        knobs["gen_length"] = 14
+    plain, cached = (
+        llm.generate([[7, 8, 9], [1, 2]], decoder, cache, return_trace=True, **knobs)
+        for cache in ("none", "block_causal")
+    )
+    for one, other in zip(plain, cached, strict=True):
+        assert trace_of(one) == trace_of(other)
+        assert one.canvas_ids == other.canvas_ids
+        assert one.num_forced == other.num_forced == 0
+
+
+@pytest.mark.parametrize("decoder", ["vanilla", "threshold", "joint_threshold"])
+@pytest.mark.parametrize("gen_length", [1, 5, 6, 13])
+def test_whole_blocks_are_a_longer_canvas_that_is_cut(decoder, gen_length):
+    """To the answer's end it is the decode of the answer and surplus together."""
+    llm, prompt = tiny_llm(seed=6, block_size=8), [7, 8, 9]
+    surplus = -(3 + gen_length) % 8
+    short, long = (
+        llm.generate([prompt], decoder, gen_length=n, whole_blocks=whole, stop_at_eos=False)[0]
+        for n, whole in ((gen_length, True), (gen_length + surplus, False))
+    )
+    assert short.canvas_ids == long.canvas_ids[: 3 + gen_length]
+    assert short.num_forwards <= long.num_forwards
+    assert short.num_forced == 0
+
+
+# presets
+
+
+@pytest.mark.parametrize(
+    ("preset", "knobs"),
+    [
+        ("llada2", {"threshold": 0.95, "block_steps": 32}),
+        ("llada2_1", {"threshold": 0.95, "edit_threshold": 0.9, "max_post_edit_steps": 16}),
+        ("sdar", {"threshold": 0.85}),
+        ("fast_dllm_v2", {"block_length": 8, "threshold": 0.95, "first_alone": True}),
+    ],
+)
+def test_a_preset_is_a_decoder_with_its_knobs(preset, knobs):
+    llm = tiny_llm(block_size=8)
+    out = llm.generate([[7]], gen_length=16, preset=preset)[0]
+    decoder = "joint_threshold" if preset == "llada2_1" else "threshold"
+    assert out == llm.generate([[7]], decoder, gen_length=16, whole_blocks=True, **knobs)[0]
+    assert out.method.startswith(f"{decoder}(")
+    assert preset in str(configure("vanilla", {"preset": preset}).said)
+
+
+def test_a_given_knob_wins_over_the_presets():
+    llm = tiny_llm(block_size=8)
+    out = llm.generate([[7]], "threshold", gen_length=16, preset="sdar", threshold=0.5)[0]
+    assert out.method == "threshold(whole_blocks=True, threshold=0.5)"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"preset": "llada3"}, ("preset", "llada3", "llada2")),
+        ({"preset": "sdar", "decoder": "wino"}, ("preset=sdar", "'threshold'", "'wino'")),
+        ({"preset": "sdar", "steps": 4}, ("steps",)),
+        ({"preset": "sdar"}, ("whole_blocks=True", "no blocks")),
+        ({"decoder": "prophet", "inner": "threshold", "whole_blocks": True}, ("whole_blocks",)),
+        ({"decoder": "threshold", "block_steps": 0}, ("block_steps=0",)),
+        ({"decoder": "threshold", "first_alone": True}, ("first_alone=True",)),
+        ({"steps": 4, "block_steps": 4}, ("steps=4", "block_steps=4")),
+        ({"block_steps": 0}, ("block_steps=0",)),
+        ({"remasking": "sequential", "score": "margin"}, ("sequential", "margin")),
+        ({"remasking": "sequential", "sigma": 3.0}, ("sequential", "sigma")),
+    ],
+    ids=str,
+)
+def test_a_setting_without_effect_is_refused(knobs, words):
+    with pytest.raises(ConfigError) as caught:
+        tiny_llm().generate([[7]], gen_length=16, **knobs)
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,199 @@
+"""Block-causal families against reference values of their own code (`fixtures/parity`)."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unmask.caches._packed import Lane, Packed
+from unmask.caches.store import Store
+from unmask.models import load_model
+
+FAMILIES = ("llada2_moe", "sdar", "fast_dllm_v2")
+ATOL = 5e-5
+# a family's key of the logits under a mask of blocks of so many tokens
+BLOCKS = [
+    ("llada2_moe", "block", 16),
+    ("llada2_moe", "block32", 32),
+    ("sdar", "block", 4),
+    ("sdar", "block16", 16),
+    ("fast_dllm_v2", "block", 16),
+    ("fast_dllm_v2", "block4", 4),
+]
+
+
+@pytest.fixture(scope="module")
+def reference(parity_folder):
+    return {
+        family: {
+            **load_file(parity_folder(family) / "inputs.safetensors"),
+            **load_file(parity_folder(family) / "logits.safetensors"),
+        }
+        for family in FAMILIES
+    }
+
+
+@pytest.fixture
+def in_blocks_of(parity_model):
+    """A family's model (weights shared) as if its config had said this block size."""
+
+    def get(family, size):
+        model = copy(parity_model(family))
+        model.spec = replace(model.spec, block_size=size)
+        return model
+
+    return get
+
+
+def error(ours, theirs):
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("family", "size"), [("llada2_moe", 32), ("sdar", 4), ("fast_dllm_v2", 16)]
+)
+def test_the_block_size_is_the_configs_or_the_familys(family, size, parity_model):
+    assert parity_model(family).spec.block_size == size
+
+
+@pytest.mark.parametrize(("family", "key", "size"), BLOCKS)
+def test_without_a_mask_the_familys_blocks_are_seen(family, key, size, in_blocks_of, reference):
+    ours = in_blocks_of(family, size)(reference[family]["full.input_ids"])
+    assert error(ours, reference[family][f"{key}.logits"]) <= ATOL
+
+
+@pytest.mark.parametrize(("family", "key", "size"), BLOCKS)
+def test_a_4d_mask_of_blocks_gives_the_reference_logits(family, key, size, parity_model, reference):
+    values = reference[family]
+    place = torch.arange(48) // size
+    mask = (place[:, None] >= place[None, :])[None, None]
+    stored = values.get(f"{key}.attention_mask_4d")
+    if stored is not None:
+        assert torch.equal(mask.expand_as(stored), stored.bool())
+    ours = parity_model(family)(values["full.input_ids"], mask)
+    assert error(ours, values[f"{key}.logits"]) <= ATOL
+
+
+@pytest.mark.parametrize("family", ["llada2_moe", "sdar"])
+def test_a_mask_that_shows_everything_gives_the_reference_logits(family, parity_model, reference):
+    values = reference[family]
+    everyone = torch.ones(1, 1, 48, 48, dtype=torch.bool)
+    ours = parity_model(family)(values["full.input_ids"], everyone)
+    assert error(ours, values["full.logits"]) <= ATOL
+    assert error(ours, values["block.logits"]) > 1, "the comparison would not see the mask"
+
+
+@pytest.mark.parametrize(("family", "size"), [("llada2_moe", 16), ("sdar", 4)])
+def test_every_hidden_state_is_the_reference_state(family, size, in_blocks_of, reference):
+    states: list[torch.Tensor] = []
+    in_blocks_of(family, size)(reference[family]["full.input_ids"], hidden_states=states)
+    wanted = reference[family]["block.hidden_states"]
+    assert len(states) == len(wanted)
+    for layer, (ours, theirs) in enumerate(zip(states, wanted, strict=True)):
+        assert error(ours, theirs) <= ATOL, f"state {layer}"
+
+
+def test_fast_dllm_v2s_raw_logits_shift_to_what_its_sampler_reads(parity_model, reference):
+    values = reference["fast_dllm_v2"]
+    ours = parity_model("fast_dllm_v2")(values["full.input_ids"])
+    shifted = torch.cat((ours[:, :1], ours[:, :-1]), dim=1)
+    assert error(shifted, values["block.shifted_logits"]) <= ATOL
+    assert error(ours, values["block.shifted_logits"]) > 1
+
+
+@pytest.mark.parametrize(("family", "size"), [("llada2_moe", 16), ("sdar", 4)])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("explicit", [True, False])
+def test_padding_does_not_shift_the_blocks(family, size, side, explicit, in_blocks_of, reference):
+    """By the family's own 4-D mask, and by which positions are real alone."""
+    values = reference[family]
+    model, ids = in_blocks_of(family, size), values[f"{side}.input_ids"]
+    if explicit:
+        mask = values[f"{side}.attention_mask_4d"].bool()
+        ours = model(ids, mask, values[f"{side}.position_ids"])
+    else:
+        ours = model(ids, values[f"{side}.attention_mask"])
+    valid = values[f"{side}.valid"].bool()
+    assert 0 < int((~valid).sum()) < valid.numel()
+    assert error(ours[valid], values[f"{side}.logits"][valid]) <= ATOL
+    assert torch.isfinite(ours).all(), "unused rows must not poison a batch"
+
+
+@pytest.mark.parametrize(("family", "size"), [("llada2_moe", 16), ("sdar", 4)])
+def test_bfloat16_is_the_references_own_bit_for_bit(family, size, parity_folder, reference):
+    """LLaDA2's expert bias is rounded, SDAR's norms are not: each differs by more than 0.1 else."""
+    model = load_model(parity_folder(family), "bfloat16", "cpu")
+    model.spec = replace(model.spec, block_size=size)
+    ours = model(reference[family]["full.input_ids"]).float()
+    assert torch.equal(ours, reference[family]["block.logits_bf16"])
+
+
+def test_sdars_norm_rule_is_what_makes_bfloat16_equal(parity_folder, reference):
+    model = load_model(parity_folder("sdar"), "bfloat16", "cpu")
+    for part in model.modules():
+        if hasattr(part, "fp32"):
+            part.fp32 = False
+    ours = model(reference["sdar"]["full.input_ids"]).float()
+    assert 0.05 < error(ours, reference["sdar"]["block.logits_bf16"]) < 0.3
+
+
+class Kept:
+    """A store of two rows of 48 slots, and forwards of some of them."""
+
+    def __init__(self, model):
+        self.model = model
+        self.store = Store(model.spec, 2, 48, torch.float32, torch.device("cpu"))
+
+    def __call__(self, ids_BT, start):
+        slots = np.arange(start, start + ids_BT.shape[1])
+        lanes = [Lane(row, slots, 48, slots) for row in range(2)]
+        packed = Packed(lanes, self.store, self.model.spec.block_size, torch.device("cpu"))
+        positions = torch.from_numpy(np.tile(slots, 2))
+        states = self.model.hidden(ids_BT.flatten(), positions, mixing=packed)
+        return self.model.head(states).unflatten(0, ids_BT.shape)
+
+    def check(self, values, name, count):
+        """The stored keys (after norm and RoPE) and values of the first slots."""
+        for kind, ours in (("keys", self.store.keys), ("values", self.store.values)):
+            found = torch.stack([layer[:, :, :count] for layer in ours])
+            assert error(found, values[f"kv.{kind}_{name}"]) <= ATOL
+
+
+def test_llada2s_keys_are_appended_peeked_at_and_replaced(in_blocks_of, reference):
+    values, forward = reference["llada2_moe"], Kept(in_blocks_of("llada2_moe", 16))
+    ids = values["full.input_ids"]
+    assert error(forward(ids[:, :16], 0), values["kv.block0.logits"]) <= ATOL
+    assert error(forward(ids[:, 16:32], 16), values["kv.block1.logits"]) <= ATOL
+    forward.check(values, "after_block1", 32)
+    assert error(forward(ids[:, 32:], 32), values["kv.block2.logits"]) <= ATOL
+    assert error(forward(values["kv.block2b_input_ids"], 32), values["kv.block2b.logits"]) <= ATOL
+    assert error(forward(ids[:, 32:], 32), values["kv.block2.logits"]) <= ATOL
+    forward.check(values, "after_block1", 32)
+
+
+def test_sdars_keys_are_appended_peeked_at_and_replaced(parity_model, reference):
+    values, forward = reference["sdar"], Kept(parity_model("sdar"))
+    ids = values["full.input_ids"]
+    forward(ids[:, :32], 0)
+    forward.check(values, "after_32", 32)
+    assert error(forward(ids[:, 32:36], 32), values["kv.block8.logits"]) <= ATOL
+    assert error(forward(values["kv.block8b_input_ids"], 32), values["kv.block8b.logits"]) <= ATOL
+    assert error(forward(ids[:, 36:40], 36), values["kv.block9_after_8b.logits"]) <= ATOL
+
+
+def test_fast_dllm_v2s_block_and_sub_block_read_its_keys(parity_model, reference):
+    values, forward = reference["fast_dllm_v2"], Kept(parity_model("fast_dllm_v2"))
+    ids = values["full.input_ids"]
+    forward(ids[:, :32], 0)
+    block = forward(ids[:, 32:], 32)
+    assert error(block, values["kv.block2.logits"]) <= ATOL
+    inside = torch.cat((block[:, :1], block[:, :-1]), dim=1)
+    assert error(inside, values["kv.block2.shifted_logits_upstream"]) <= ATOL
+    stale = forward(values["kv.subblock_input_ids"], 40)
+    assert error(stale, values["kv.subblock.logits"]) <= ATOL
