@@ -218,12 +218,10 @@ KNOBS = {
     "daedal": {"initial_gen_length": 8, "max_gen_length": 16},
 }
 """Of decoders that would do little with their defaults."""
-SAME = [name for name in decoders.names() if name not in ("klass", "prophet")]
-"""Those two also read what a forward computes anyway, which is less with a cache: they end later."""
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("decoder", SAME)
+@pytest.mark.parametrize("decoder", decoders.names())
 def test_every_decoder_decodes_the_same_with_the_exact_cache(decoder, network):
     family, changes = NETWORKS[network]
     llm = tiny_llm(family, seed=3, block_size=4, **changes)

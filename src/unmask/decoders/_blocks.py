@@ -142,7 +142,8 @@ class Scheduled(Blockwise):
     steps: int | None = knob(
         None,
         "forwards in all, a multiple of the number of blocks; default: gen_length (a token each), beyond "
-        "which there is nothing to do",
+        "which there is nothing to do; block-causal models, whose first block the prompt cuts: any number, "
+        "whose rate each block keeps",
     )
     block_steps: int | None = knob(
         None, "forwards a block instead of steps, at least 1; 1: the whole block at once"
@@ -164,7 +165,8 @@ class Scheduled(Blockwise):
             raise ConfigError(
                 f"steps={self.steps} and block_steps={self.block_steps} both plan the forwards; give one"
             )
-        if self.steps is not None and (self.steps < 1 or self.steps % blocks):
+        ragged = not self.is_aligned(canvas, facts) and (self.steps or 0) % blocks
+        if self.steps is not None and (self.steps < 1 or ragged):
             raise ConfigError(
                 f"steps={self.steps} cannot be split over {blocks} blocks (gen_length={size}, "
                 f"block_length={length}); use a positive multiple of {blocks}"
@@ -176,10 +178,14 @@ class Scheduled(Blockwise):
         block = super().enter(canvas, start, facts)
         count = len(canvas.open_slots(start, block.end))
         steps = self.block_steps
+        aligned, length = self.is_aligned(canvas, facts), self.length_of(canvas, facts)
         if steps is None and self.steps is not None:
+            size = len(canvas) - canvas.prompt_length
             steps = self.steps // self.num_blocks(canvas, facts)
-        if self.is_aligned(canvas, facts) and steps is not None:
-            count = self.length_of(canvas, facts)
+            if aligned:  # the prompt cuts the first block: at the schedule's rate
+                steps = max(1, self.steps * length // size)
+        if aligned and steps is not None:
+            count = length
         steps = count if steps is None else steps
         quotas = quota_schedule(count, max(1, min(steps, count)))
         return dataclasses.replace(block, quotas=quotas)

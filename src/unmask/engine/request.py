@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from unmask.canvas import Canvas, Edit, ModelFacts, apply
+from unmask.canvas import Canvas, Edit, ModelFacts, apply, truncate
 from unmask.proposal import Proposal
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ class Sequence:
             assert end is not None, "stopped without an end token"
             filled = np.where(self.canvas.open, end, self.canvas.tokens)
             self.canvas = replace(self.canvas, tokens=filled, open=np.zeros_like(self.canvas.open))
+            if getattr(self.request.decoder, "whole_blocks", False):
+                self.canvas = truncate(self.canvas, len(self.request.canvas))
         elif self.canvas.num_open == 0 and (exhausted or self._num_settled() >= len(self.canvas)):
             self.finish_reason = "stop" if self.stop_slot() is not None else "length"
 
