@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from unmask import decoders
+from unmask.bench import matrix
+from unmask.view.cache_reference import markdown as cache_page
 from unmask.view.reference import markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -43,3 +45,43 @@ def test_the_how_to_adds_a_decoder_that_runs(tmp_path, monkeypatch, capsys):
     assert len(lines) == 1 + int(forwards)
     positions = [int(p) for line in lines[1:] for p in re.findall(r"\((\d+), \d+\)", line)]
     assert positions == sorted(positions)
+
+
+def test_the_reference_of_the_caches_is_what_the_code_says():
+    if not DOCS.exists():
+        pytest.skip("the source distribution has no docs")
+    page = (DOCS / "reference" / "caches.md").read_text(encoding="utf-8")
+    assert page == cache_page(), "run: unmask caches > docs/reference/caches.md"
+
+
+def cells_of(table):
+    """(decoder, cache) -> what the cell says."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    return {
+        (row[0].strip("`"), cache): cell
+        for row in lines[2:]
+        for cache, cell in zip(lines[0][1:], row[1:], strict=True)
+    }
+
+
+def test_the_matrix_page_has_every_cell_as_it_runs():
+    """Shares are measurements; what runs, what is refused and what is exact must be so now."""
+    if not DOCS.exists():
+        pytest.skip("the source distribution has no docs")
+    page = (DOCS / "reference" / "cache-matrix.md").read_text(encoding="utf-8")
+    demo, shifted, causal = re.split(r"^## .*$", page, flags=re.MULTILINE)[1:]
+    made = ((shifted, {"shift_logits": True}), (causal, {"block_size": 4}))
+    for text, facts in made:
+        now = {
+            (cell.decoder, cell.cache): cell
+            for cell in matrix.matrix(matrix.small_llm(**facts), [[3, 4, 5, 6, 7], [9, 1]], 16)
+        }
+        written = cells_of(text)
+        assert set(written) == set(now)
+        for key, cell in now.items():
+            assert (written[key] == "no") == (cell.problem is not None), key
+            if key[1] == "block_causal" and cell.problem is None:
+                assert cell.same == 1, key
+                assert written[key].endswith("= 100 %"), key
+    refused = {key for key, cell in cells_of(demo).items() if cell == "no"}
+    assert refused == {(name, "block_causal") for name in decoders.names()}

@@ -4,9 +4,9 @@ Source: d2Cache, arXiv:2509.23094 (Eq. 3: certainty prior). A forward computes t
 of the largest confidence times certainty density (the running block's first), the slots that the last edit
 changed, the slots of the largest attention rollout that share `rollout_p` of it, and gaps up to
 `inflate_w` between them. Approximate; slots that were not computed are not decoded. Differs from the
-published code: confidences are those of the last time a slot was read (there, of the first forward), one
-never read counts with the mean; rows of a batch are not topped up to equal numbers; what a decoder must
-see (an answer's span, decided slots, the tail) is computed too.
+published code: confidences are those of the last time a slot was read (there, and with `compat=True`, of
+the first), one never read counts with the mean; rows of a batch are not topped up to equal numbers; what a
+decoder must see (an answer's span, decided slots, the tail) is computed too.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class D2Cache:
         10.0, "width in slots of the certainty prior, > 0; small: near decided text only"
     )
     inflate_w: int = knob(4, "gaps up to this distance are filled; 0: none")
+    compat: bool = knob(
+        False,
+        "a slot keeps the confidence of the first forward that read it, as in the published code",
+    )
 
     stores: ClassVar[bool] = True
     exact: ClassVar[bool] = False
@@ -135,8 +139,9 @@ class D2Cache:
         confidence = np.full(len(before), np.nan)
         if len(state.confidence) == len(before):
             confidence = state.confidence.copy()
-        read = seen.reading.slots[before.open[seen.reading.slots]]
-        confidence[read] = seen.reading.undecided(before).confidence
+        told = seen.reading.undecided(before)
+        fresh = np.isnan(confidence[told.slots]) | (not self.compat)
+        confidence[told.slots[fresh]] = told.confidence[fresh]
         at = places(before, after)
         kept = at >= 0
         return replace(

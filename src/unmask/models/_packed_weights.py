@@ -29,9 +29,10 @@ class PackedLinear(nn.Linear):
         self.version = plain.weight._version
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x W^T + b`; by the plain kernel for no rows, with gradients, or after the weight was changed."""
-        stale = self.weight._version != self.version or self.weight.dtype != torch.float32
-        if torch.is_grad_enabled() or x.numel() == 0 or stale or x.dtype != torch.float32:
+        """`x W^T + b`; plainly for no rows, with gradients, elsewhere, or once the weight was changed."""
+        changed = self.weight._version != self.version or self.weight.dtype != torch.float32
+        other = x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0
+        if torch.is_grad_enabled() or changed or other:
             return F.linear(x, self.weight, self.bias)
         flat = x.reshape(-1, self.in_features)
         out: Tensor = _ops()._linear_pointwise(flat, self.packed, self.bias, "none", [], "")

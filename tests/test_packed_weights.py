@@ -1,0 +1,72 @@
+"""Packed weights give what plain ones give, and step aside when they cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_llm, tiny_model
+
+from unmask import LLM
+from unmask.errors import ConfigError
+from unmask.models import _packed_weights as packing
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    monkeypatch.setattr(packing, "LEAST_ELEMENTS", 1)
+
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no packed kernels"
+)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_packed_weights_decode_the_same(family, everything_is_large):
+    plain = tiny_llm(family, 1)
+    packed = LLM(tiny_model(family, 1), tokenizer=plain.tokenizer, pack_weights=True)
+    kinds = [isinstance(m, packing.PackedLinear) for m in packed.model.modules()]
+    assert sum(kinds) == 2 * 7 + 1
+    plain_again = LLM(tiny_model(family, 1), tokenizer=plain.tokenizer, pack_weights=False)
+    for cache in ("none", "dual"):
+        ours, theirs = (
+            llm.generate([[1, 2, 3], [4]], "vanilla", cache, gen_length=16, block_length=8)
+            for llm in (packed, plain_again)
+        )
+        assert [o.canvas_ids for o in ours] == [o.canvas_ids for o in theirs]
+
+
+def test_packing_keeps_names_values_and_rows(everything_is_large):
+    model = tiny_model("dream", 2)
+    names, x = list(model.state_dict()), torch.randn(3, 5, model.spec.d_model)
+    wanted = model.layers[0].attn.q(x)
+    assert packing.pack_weights(model) > 0
+    assert list(model.state_dict()) == names
+    with torch.inference_mode():
+        found = model.layers[0].attn.q(x)
+        assert model.layers[0].attn.q(x[:0]).shape == (0, 5, found.shape[-1])
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_changed_weight_is_not_answered_from_the_old_copy(everything_is_large):
+    model = tiny_model("llada", 2)
+    packing.pack_weights(model)
+    linear, x = model.layers[0].ffn.up, torch.randn(4, model.spec.d_model)
+    linear.weight.mul_(2)
+    with torch.inference_mode():
+        assert torch.equal(linear(x), torch.nn.functional.linear(x, linear.weight))
+    assert packing.can_pack(model)
+
+
+def test_gradients_go_through_the_plain_kernel(everything_is_large):
+    model = tiny_model("llada", 2)
+    packing.pack_weights(model)
+    linear = model.layers[0].ffn.up
+    x = torch.randn(4, model.spec.d_model, requires_grad=True)
+    linear(x).sum().backward()
+    assert torch.allclose(x.grad, linear.weight.sum(dim=0).expand(4, -1), atol=1e-5)
+
+
+def test_packing_on_demand_is_refused_where_it_has_no_effect():
+    with pytest.raises(ConfigError, match="pack_weights=True needs large float32 weights"):
+        LLM(tiny_model("llada"), pack_weights=True)
