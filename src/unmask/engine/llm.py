@@ -39,6 +39,7 @@ from unmask.models import load_model, resolve_model
 from unmask.models._packed_weights import can_pack
 from unmask.models._packed_weights import pack_weights as pack
 from unmask.models._transformer import Transformer
+from unmask.models._weights import Progress
 from unmask.sampling import Vocabulary
 
 GEN_LENGTH = 128
@@ -76,7 +77,8 @@ class LLM(Prompts):
     "float32" (the CPU's default) or "bfloat16"; `device`, e.g. "cpu" or "cuda". `tokenizer` overrides
     the folder's. `pack_weights` keeps the large weights a second time in the layout of the CPU's float32
     kernels, which makes forwards of few slots 2 to 4 times as fast; None: where half of the free memory
-    holds them. Raises ModelError and ConfigError like `load_model`.
+    holds them. `progress` is told the bytes of the weights that were read and those there are. Raises
+    ModelError and ConfigError like `load_model`.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class LLM(Prompts):
         device: str | torch.device | None = None,
         tokenizer: Any | None = None,
         pack_weights: bool | None = None,
+        progress: Progress | None = None,
     ) -> None:
         if isinstance(model, Transformer):
             if dtype is not None or device is not None:
@@ -97,7 +100,7 @@ class LLM(Prompts):
         else:
             folder = resolve_model(model)
             self.name = str(model)
-            self.model = load_model(folder, dtype, device)
+            self.model = load_model(folder, dtype, device, progress)
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
         if pack_weights is None or pack_weights:
             packable = can_pack(self.model)

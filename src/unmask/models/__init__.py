@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from unmask.models._transformer import Transformer
+    from unmask.models._weights import Progress
 
 BUNDLED = {"demo": Path(__file__).parent.parent / "demo" / "model"}
 DTYPES = {
@@ -178,12 +179,14 @@ def load_model(
     model: str | Path,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    progress: Progress | None = None,
 ) -> Transformer:
     """A checkpoint as a `Transformer` in eval mode, gradients off.
 
     `model` is a bundled name, a folder or a hub id; `dtype` e.g. "float32" or "bfloat16"; `device` e.g.
-    "cpu" or "cuda". Raises ModelError (missing, unsupported, pickled or ill-fitting checkpoint) and
-    ConfigError (dtype, device).
+    "cpu" or "cuda"; `progress` is told the bytes that were read and those there are. Weights are read
+    straight to where they stay: the peak of memory is their own size and a few megabytes. Raises
+    ModelError (missing, unsupported, pickled or ill-fitting checkpoint) and ConfigError (dtype, device).
     """
     import torch
 
@@ -197,5 +200,5 @@ def load_model(
     family = _family(config, folder)
     with torch.device("meta"):
         network = Transformer(_spec(family, config, folder))
-    load_weights(network, folder, family.NAMES, kind, where)
+    load_weights(network, folder, family.NAMES, kind, where, progress)
     return network.eval().requires_grad_(False)
