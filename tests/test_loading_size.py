@@ -129,6 +129,40 @@ def test_loading_gigabytes_takes_no_more_memory_than_the_weights(
     assert ratio <= 1.1
 
 
+CONVERTING = """
+import sys
+from unmask.models import _convert, convert_checkpoint
+def peak_bytes():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+_convert.convert.__defaults__ = (300_000_000, None)
+convert_checkpoint(sys.argv[1], sys.argv[3] + "-small", "unmask")
+before = peak_bytes()
+done = convert_checkpoint(sys.argv[2], sys.argv[3], "unmask")
+print(before, peak_bytes(), done.size_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_converting_gigabytes_takes_the_memory_of_a_shard_or_two(tmp_path, parity_folder):
+    write_checkpoint(tmp_path / "model", *CASES["experts_and_fused_qkv"])
+    small = str(parity_folder("llada2_moe"))
+    command = [
+        sys.executable,
+        "-c",
+        CONVERTING,
+        small,
+        *map(str, (tmp_path / "model", tmp_path / "to")),
+    ]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    before, peak, size = map(int, out.split())
+    assert size > 2e9
+    print(f"converted {size / 1e9:.2f} GB, peak {(peak - before) / 3e8:.2f} shards")
+    assert peak - before < 2.5 * 3e8
+
+
 def test_what_does_not_fit_is_refused_before_a_weight_is_read(tmp_path, parity_folder, monkeypatch):
     tensors = load_file(parity_folder("sdar") / "model.safetensors")
     tensors["stray"] = torch.zeros(1)
