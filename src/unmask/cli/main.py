@@ -170,7 +170,7 @@ def _convert(
         typer.Option(
             "--to",
             metavar="FORM",
-            help="family (as released), unmask (as it is held in memory: loads fastest), stacked "
+            help="family (as released), unmask (as it is held in memory), stacked "
             "(LLaDA2) or fused (LLaDA-MoE, SDAR with experts).",
         ),
     ],
