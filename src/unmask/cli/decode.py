@@ -7,7 +7,7 @@ import json
 import sys
 import time
 import warnings
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,13 +92,15 @@ def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
         from unmask.view.trace import check_writable
 
         check_writable(trace)
-    with _waiting(f"loading {wanted.model}"):
+    from unmask.view.loading import LoadingView
+
+    with LoadingView(wanted.model) as progress:
         from unmask.engine.llm import LLM
         from unmask.engine.options import configure, split_cache
 
         knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), None)
         method = configure(wanted.decoder, knobs)
-        llm = LLM(wanted.model, dtype=wanted.dtype, device=wanted.device)
+        llm = LLM(wanted.model, dtype=wanted.dtype, device=wanted.device, progress=progress)
     if method.said is not None:
         print(f"unmask: note: {method.said}", file=sys.stderr)
         warnings.simplefilter("ignore", SettingWarning)
@@ -108,11 +110,6 @@ def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
 def knobs_of(method: Method) -> dict[str, Any]:
     """All knobs in force."""
     return dataclasses.asdict(method.proposal) | dataclasses.asdict(method.decoder)
-
-
-def _waiting(what: str) -> Any:
-    console = Console(stderr=True)
-    return console.status(what) if console.is_terminal else nullcontext()
 
 
 def decode(

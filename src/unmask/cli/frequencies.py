@@ -115,8 +115,10 @@ def estimate(
     from unmask.background import counts_of, save_background
     from unmask.engine.background import estimate as estimate_frequencies
     from unmask.engine.llm import LLM
+    from unmask.view.loading import LoadingView
 
-    llm = LLM(model, dtype=loading["dtype"], device=loading["device"])
+    with LoadingView(model) as progress:
+        llm = LLM(model, dtype=loading["dtype"], device=loading["device"], progress=progress)
     counts = counts_of(estimate_frequencies(llm, seed=seed))
     save_background(target, counts)
     print(

@@ -123,7 +123,7 @@ def from_tokenizer(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 def weights(folder: Path) -> str:
     """The files that hold them, and their dtypes, from their headers."""
-    from unmask.models._weights import shard_files
+    from unmask.models._files import shard_files
 
     try:
         files = shard_files(folder)

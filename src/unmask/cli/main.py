@@ -159,6 +159,31 @@ def _inspect(
     inspect.show(model, as_json)
 
 
+@app.command("convert")
+def _convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Bundled name, folder or hub id.")
+    ],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder to make.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORM",
+            help="family (as released), unmask (as it is held in memory), stacked "
+            "(LLaDA2) or fused (LLaDA-MoE, SDAR with experts).",
+        ),
+    ],
+) -> None:
+    """Write a checkpoint with its weights in another form, bit by bit equal.
+
+    Config, tokenizer and texts go along. Nothing is overwritten.
+    """
+    from unmask.cli import convert
+
+    convert.run(source, target, form)
+
+
 @app.command("frequencies")
 def _frequencies(
     files: frequencies.Files = None,

@@ -38,7 +38,9 @@ from unmask.knobs import whole
 from unmask.models import load_model, resolve_model
 from unmask.models._packed_weights import can_pack
 from unmask.models._packed_weights import pack_weights as pack
+from unmask.models._quantize import quantize_weights
 from unmask.models._transformer import Transformer
+from unmask.models._weights import Progress
 from unmask.sampling import Vocabulary
 
 GEN_LENGTH = 128
@@ -76,7 +78,9 @@ class LLM(Prompts):
     "float32" (the CPU's default) or "bfloat16"; `device`, e.g. "cpu" or "cuda". `tokenizer` overrides
     the folder's. `pack_weights` keeps the large weights a second time in the layout of the CPU's float32
     kernels, which makes forwards of few slots 2 to 4 times as fast; None: where half of the free memory
-    holds them. Raises ModelError and ConfigError like `load_model`.
+    holds them. `progress` is told the bytes of the weights that were read and those there are.
+    `quantize="int8"` keeps the blocks' weights in 8 bits (extra `quantize`; dense models; not packed).
+    Raises ModelError and ConfigError like `load_model`, and DependencyError.
     """
 
     def __init__(
@@ -87,6 +91,8 @@ class LLM(Prompts):
         device: str | torch.device | None = None,
         tokenizer: Any | None = None,
         pack_weights: bool | None = None,
+        progress: Progress | None = None,
+        quantize: str | None = None,
     ) -> None:
         if isinstance(model, Transformer):
             if dtype is not None or device is not None:
@@ -97,9 +103,15 @@ class LLM(Prompts):
         else:
             folder = resolve_model(model)
             self.name = str(model)
-            self.model = load_model(folder, dtype, device)
+            self.model = load_model(folder, dtype, device, progress)
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
-        if pack_weights is None or pack_weights:
+        if quantize is not None:
+            if pack_weights:
+                raise ConfigError(
+                    f"pack_weights=True has no 8-bit kernels for quantize={quantize!r}"
+                )
+            quantize_weights(self.model, quantize)
+        elif pack_weights is None or pack_weights:
             packable = can_pack(self.model)
             if pack_weights and not packable:
                 raise ConfigError(

@@ -1,7 +1,8 @@
 """Checkpoints in their families' own formats, loaded into the one transformer.
 
 A family is a file of this package that defines `ARCHITECTURES`, `MODEL_TYPES`, `MASK` (how its tokenizer
-spells the mask), `NAMES` and `spec_from_config`; to add one, write the file.
+spells the mask), `NAMES` and `spec_from_config`, and `FORMS` where its experts come joined in other ways
+too; to add one, write the file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from unmask.models.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
+    from unmask.models._convert import Converted
     from unmask.models._transformer import Transformer
+    from unmask.models._weights import Progress
 
 BUNDLED = {"demo": Path(__file__).parent.parent / "demo" / "model"}
 DTYPES = {
@@ -178,12 +181,14 @@ def load_model(
     model: str | Path,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    progress: Progress | None = None,
 ) -> Transformer:
     """A checkpoint as a `Transformer` in eval mode, gradients off.
 
     `model` is a bundled name, a folder or a hub id; `dtype` e.g. "float32" or "bfloat16"; `device` e.g.
-    "cpu" or "cuda". Raises ModelError (missing, unsupported, pickled or ill-fitting checkpoint) and
-    ConfigError (dtype, device).
+    "cpu" or "cuda"; `progress` is told the bytes that were read and those there are. Weights are read
+    straight to where they stay: the peak of memory is their own size and a few megabytes. Raises
+    ModelError (missing, unsupported, pickled or ill-fitting checkpoint) and ConfigError (dtype, device).
     """
     import torch
 
@@ -197,5 +202,27 @@ def load_model(
     family = _family(config, folder)
     with torch.device("meta"):
         network = Transformer(_spec(family, config, folder))
-    load_weights(network, folder, family.NAMES, kind, where)
+    load_weights(network, folder, family.NAMES, kind, where, progress)
     return network.eval().requires_grad_(False)
+
+
+def convert_checkpoint(
+    model: str | Path, target: str | Path, form: str, progress: Progress | None = None
+) -> Converted:
+    """Write a checkpoint into the new folder `target` with its weights in another form, bit by bit equal.
+
+    `form`: "family" (as released), "unmask" (as we hold them: experts stacked, query, key and value apart),
+    "stacked" (LLaDA2) or "fused" (LLaDA-MoE, SDAR with experts). `load_model` reads all of them. Config,
+    tokenizer and texts go along. Raises ModelError and ConfigError.
+    """
+    import torch
+
+    from unmask.models._convert import convert
+    from unmask.models._transformer import Transformer
+
+    folder = resolve_model(model)
+    config = read_config(folder)
+    family = _family(config, folder)
+    with torch.device("meta"):
+        network = Transformer(_spec(family, config, folder))
+    return convert(network, family, (folder, Path(target).expanduser()), form, progress=progress)

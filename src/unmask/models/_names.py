@@ -2,14 +2,15 @@
 
 A row of the list is `(theirs, ours)`. `{i}` is the layer, `{p}` weight or bias. `{e}` in theirs: one
 expert of our stack. Several of ours: they lie behind each other in the stored tensor's rows. A parameter
-that comes again further down may be stored in that way instead.
+that comes again further down may be stored in that way instead, and every one under its `own_name`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 Shape = tuple[int, ...]
 NameMap = Sequence[tuple[str, str | tuple[str, ...]]]
@@ -56,12 +57,38 @@ def layout(shapes: Mapping[str, Shape], names: NameMap) -> dict[str, Stored]:
             for expert in experts:
                 shape = _joined([shapes[name][expert is not None :] for name in ours])
                 name = theirs.format(i=layer, p=suffix, e=expert)
-                found[name] = Stored(shape, ours, expert, covered.isdisjoint(ours))
+                found.setdefault(name, Stored(shape, ours, expert, covered.isdisjoint(ours)))
             ours_now.update(ours)
         covered |= ours_now
+    for name, whole in shapes.items():
+        found.setdefault(own_name(name), Stored(whole, (name,), None, False))
     forgotten = sorted(shapes.keys() - covered)
     assert not forgotten, f"no checkpoint name for {', '.join(forgotten)}"
     return found
+
+
+def own_name(ours: str) -> str:
+    """What a file calls a parameter that is stored as we hold it, in any family."""
+    return f"unmask.{ours}"
+
+
+def own_names(shapes: Mapping[str, Shape]) -> NameMap:
+    """The list of names of a checkpoint in which every parameter is stored as we hold it."""
+    generic = dict.fromkeys(_generic(name)[0] for name in shapes)
+    return [(own_name(name), name) for name in generic]
+
+
+def runs(place: Stored, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, int, int]]:
+    """A stored tensor's numbers in their order: whose they are, from which of its own on, how many."""
+    skipped = [(place.expert or 0) * prod(shapes[name][1:]) for name in place.ours]
+    if len(place.ours) == 1:
+        yield place.ours[0], skipped[0], prod(place.shape)
+        return
+    width = prod(place.shape[place.row_dim + 1 :])
+    counts = [rows * width for rows in place.rows(shapes)]
+    for outer in range(prod(place.shape[: place.row_dim])):
+        for name, first, count in zip(place.ours, skipped, counts, strict=True):
+            yield name, first + outer * count, count
 
 
 def checkpoint_name(ours: str, names: NameMap) -> str:

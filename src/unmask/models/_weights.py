@@ -2,167 +2,141 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unmask.errors import ModelError
-from unmask.models._names import NameMap, Stored, checkpoint_name, layout
+from unmask.models._files import CHUNK, DTYPES, Found, read, shard_files, tensors_of
+from unmask.models._names import NameMap, Shape, Stored, checkpoint_name, layout, runs
 from unmask.models._transformer import Transformer
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder. Raises ModelError when there are none."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if index.exists():
-        files = [folder / name for name in _shard_names(index)]
-        absent = [path.name for path in files if not path.exists()]
-        if absent:
-            raise ModelError(
-                f"{folder}: the index names shards that are missing: {', '.join(absent)}"
-            )
-        return files
-    if single.exists():
-        return [single]
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise ModelError(
-            f"{folder}: only pickle weights found ({pickles[0]}); unpickling runs code, so unmask reads "
-            f"safetensors only. Convert the checkpoint first, e.g. with safetensors.torch.save_file"
-        )
-    raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
-
-
-def _shard_names(index: Path) -> list[str]:
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{index}: not valid JSON ({error})") from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{index}: has no weight_map from tensor names to files")
-    if not all(isinstance(name, str) for name in weight_map.values()):
-        raise ModelError(f"{index}: weight_map must name a file for every tensor")
-    return sorted(set(weight_map.values()))
-
-
-def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
-    with ExitStack() as stack:
-        for path in files:
-            try:
-                handle = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{path}: not a readable safetensors file ({error})") from None
-            for name in handle.keys():
-                yield name, path, handle
+Progress = Callable[[int, int], None]
+"""Told the bytes that were read and those there are, from time to time and at the end."""
 
 
 def load_weights(
-    model: Transformer, folder: Path, names: NameMap, dtype: torch.dtype, device: torch.device
+    model: Transformer,
+    folder: Path,
+    names: NameMap,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
 ) -> None:
     """Fill a model that was built on the meta device.
 
-    Raises ModelError naming every tensor that is unmapped, missing, stored twice or misshapen.
+    Numbers go from the file to their parameter; what is held beside the weights is a few megabytes.
+    Raises ModelError naming every tensor that is unmapped, missing, stored twice or misshapen, before
+    any weight is read.
     """
-    filling = _Filling(model, names, dtype, device)
-    tied_head = checkpoint_name("lm_head.weight", names) if model.spec.tie_embeddings else None
-    head: Tensor | None = None
-    for name, path, handle in _tensors(shard_files(folder)):
+    shapes = shapes_of(model)
+    fitting = fit(folder, shapes, names, model.spec.tie_embeddings)
+    state = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+    total = sum(tensor.size_bytes for tensor, _ in fitting.pairs)
+    done = 0
+    for path, pairs in groupby(fitting.pairs, key=lambda pair: pair[0].path):
+        with path.open("rb") as file:
+            for tensor, place in pairs:
+                first = 0
+                for ours, start, count in runs(place, shapes):
+                    read(file, tensor, first, state[ours].view(-1)[start : start + count])
+                    first += count
+                done += tensor.size_bytes
+                if progress is not None:
+                    progress(done, total)
+    if fitting.head is not None:
+        check_tied(folder, fitting.head, state["embed.weight"])
+    model.load_state_dict(state, assign=True)
+
+
+def shapes_of(model: Transformer) -> dict[str, Shape]:
+    """The shape of every parameter."""
+    return {name: tuple(value.shape) for name, value in model.named_parameters()}
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A checkpoint's tensors with their places, file by file; `head`: a stored copy of a tied one."""
+
+    pairs: list[tuple[Found, Stored]]
+    head: Found | None
+
+
+def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool) -> Fit:
+    """Every stored tensor and the parameters that it holds, from the files' headers.
+
+    Raises ModelError naming every tensor that is unmapped, missing, stored twice, misshapen or ill-typed.
+    """
+    places = layout(shapes, names)
+    tied_head = checkpoint_name("lm_head.weight", names) if is_tied else None
+    taken: dict[str, set[int | None]] = {name: set() for name in shapes}
+    seen: set[str] = set()
+    unmapped: list[str] = []
+    problems: list[str] = []
+    fitting = Fit([], None)
+    for tensor in (found for path in shard_files(folder) for found in tensors_of(path)):
+        name, place = tensor.name, places.get(tensor.name)
         if name == tied_head:
-            head = handle.get_tensor(name)
+            problems += _misfits(tensor, shapes["embed.weight"])
+            fitting = Fit(fitting.pairs, tensor)
+        elif place is None:
+            unmapped.append(name)
+        elif name in seen or any(_is_taken(taken[ours], place.expert) for ours in place.ours):
+            problems.append(f"stored twice: {name}")
         else:
-            filling.take(name, path, handle)
-    problems = filling.all_problems()
-    embed = filling.state.get("embed.weight")
-    tied = head is None or embed is None or torch.equal(head.to(embed), embed)
-    if not tied:
-        problems.append(f"{tied_head} differs from the embedding although the config ties them")
+            seen.add(name)
+            for ours in place.ours:
+                taken[ours].add(place.expert)
+            problems += _misfits(tensor, place.shape)
+            fitting.pairs.append((tensor, place))
+    if unmapped:
+        listed = ", ".join(sorted(unmapped))
+        problems.append(f"unmapped (no such parameter in this family): {listed}")
+    missing = [
+        name
+        for name, place in places.items()
+        if place.is_first and any(not {None, place.expert} & taken[ours] for ours in place.ours)
+    ]
+    if missing:
+        problems.append(f"missing: {', '.join(sorted(missing))}")
     if problems:
-        raise ModelError(f"{folder}: the weights do not fit the config: " + "; ".join(problems))
-    model.load_state_dict(filling.state, assign=True)
+        raise misfit(folder, "; ".join(problems))
+    return fitting
 
 
-class _Filling:
-    """The state of a model on its way from the files, and what is wrong with them."""
+def misfit(folder: Path, problem: str) -> ModelError:
+    """The error for weights that are not those of the config."""
+    return ModelError(f"{folder}: the weights do not fit the config: {problem}")
 
-    def __init__(
-        self, model: Transformer, names: NameMap, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-        self.layout = layout(self.shapes, names)
-        self.dtype, self.device = dtype, device
-        self.state: dict[str, Tensor] = {}
-        self.taken: dict[str, set[int | None]] = {name: set() for name in self.shapes}
-        self.seen: set[str] = set()
-        self.unmapped: list[str] = []
-        self.problems: list[str] = []
 
-    def take(self, name: str, path: Path, handle: Any) -> None:
-        """One stored tensor."""
-        place = self.layout.get(name)
-        if place is None:
-            self.unmapped.append(name)
-            return
-        if name in self.seen or any(self._is_taken(ours, place.expert) for ours in place.ours):
-            self.problems.append(f"stored twice: {name}")
-            return
-        self.seen.add(name)
-        for ours in place.ours:
-            self.taken[ours].add(place.expert)
-        found = tuple(handle.get_slice(name).get_shape())
-        if found != place.shape:
-            self.problems.append(f"misshapen: {name} is {found}, the config says {place.shape}")
-            return
-        try:
-            tensor = handle.get_tensor(name)
-        except SafetensorError as error:
-            raise ModelError(f"{path}: {name} cannot be read ({error})") from None
-        if not tensor.is_floating_point():
-            self.problems.append(f"ill-typed: {name} is {tensor.dtype}, not floating point")
-            return
-        self._put(place, tensor.to(device=self.device, dtype=self.dtype))
+def _is_taken(taken: set[int | None], expert: int | None) -> bool:
+    return bool(taken) and (expert is None or None in taken or expert in taken)
 
-    def _is_taken(self, ours: str, expert: int | None) -> bool:
-        taken = self.taken[ours]
-        return bool(taken) and (expert is None or None in taken or expert in taken)
 
-    def _put(self, place: Stored, tensor: Tensor) -> None:
-        parts = [tensor]
-        if len(place.ours) > 1:
-            parts = list(torch.split(tensor, place.rows(self.shapes), dim=place.row_dim))
-            parts = [part.clone() for part in parts]  # each is freed and moved by itself
-        for ours, part in zip(place.ours, parts, strict=True):
-            if place.expert is None:
-                self.state[ours] = part
-                continue
-            if ours not in self.state:
-                self.state[ours] = part.new_empty(self.shapes[ours])
-            self.state[ours][place.expert] = part
+def _misfits(tensor: Found, shape: Shape) -> list[str]:
+    if tensor.shape != shape:
+        return [f"misshapen: {tensor.name} is {tensor.shape}, the config says {shape}"]
+    if tensor.kind not in DTYPES:
+        return [f"ill-typed: {tensor.name} is {tensor.kind}, not {', '.join(DTYPES)}"]
+    return []
 
-    def all_problems(self) -> list[str]:
-        """What is wrong, once every file was read."""
-        problems = list(self.problems)
-        if self.unmapped:
-            names = ", ".join(sorted(self.unmapped))
-            problems.append(f"unmapped (no such parameter in this family): {names}")
-        missing = [
-            name
-            for name, place in self.layout.items()
-            if place.is_first
-            and any(not {None, place.expert} & self.taken[ours] for ours in place.ours)
-        ]
-        if missing:
-            problems.append(f"missing: {', '.join(sorted(missing))}")
-        return problems
+
+def check_tied(folder: Path, head: Found, embed: Tensor) -> None:
+    """Raise ModelError unless a stored head equals the embedding that the config ties it to."""
+    flat = embed.view(-1)
+    with head.path.open("rb") as file:
+        for at in range(0, len(flat), CHUNK):
+            wanted = flat[at : at + CHUNK]
+            found = torch.empty_like(wanted)
+            read(file, head, at, found)
+            if not torch.equal(found, wanted):
+                raise misfit(
+                    folder, f"{head.name} differs from the embedding although the config ties them"
+                )
 
 
 def save_weights(model: Transformer, path: Path, names: NameMap, dtype: torch.dtype) -> None:

@@ -21,6 +21,13 @@ MASK = "<|mask|>"
 
 _ATTN, _OURS = "model.layers.{i}.attention", "layers.{i}.attn"
 _MLP, _FFN = "model.layers.{i}.mlp", "layers.{i}.ffn"
+FORMS = {
+    "stacked": (  # as dFactory writes them for training
+        (f"{_MLP}.experts.gate_proj", f"{_FFN}.experts.gate.{{p}}"),
+        (f"{_MLP}.experts.up_proj", f"{_FFN}.experts.up.{{p}}"),
+        (f"{_MLP}.experts.down_proj", f"{_FFN}.experts.down.{{p}}"),
+    )
+}
 NAMES = (
     ("model.word_embeddings.{p}", "embed.{p}"),
     ("model.norm.{p}", "norm.{p}"),
@@ -45,10 +52,7 @@ NAMES = (
     (f"{_MLP}.shared_experts.gate_proj.{{p}}", f"{_FFN}.shared.gate.{{p}}"),
     (f"{_MLP}.shared_experts.up_proj.{{p}}", f"{_FFN}.shared.up.{{p}}"),
     (f"{_MLP}.shared_experts.down_proj.{{p}}", f"{_FFN}.shared.down.{{p}}"),
-    # as dFactory stacks them for training
-    (f"{_MLP}.experts.gate_proj", f"{_FFN}.experts.gate.{{p}}"),
-    (f"{_MLP}.experts.up_proj", f"{_FFN}.experts.up.{{p}}"),
-    (f"{_MLP}.experts.down_proj", f"{_FFN}.experts.down.{{p}}"),
+    *FORMS["stacked"],
 )
 
 REQUIRED: dict[str, tuple[Any, ...]] = {

@@ -21,6 +21,12 @@ MASK = "<|mask|>"
 
 _MLP, _FFN = "model.layers.{i}.mlp", "layers.{i}.ffn"
 _SHARED = "model.layers.{i}.shared_expert"
+FORMS = {
+    "fused": (  # the repositories called -fused
+        (f"{_MLP}.w1", (f"{_FFN}.experts.gate.{{p}}", f"{_FFN}.experts.up.{{p}}")),
+        (f"{_MLP}.w2", f"{_FFN}.experts.down.{{p}}"),
+    )
+}
 NAMES = (
     *dream.NAMES,
     ("model.layers.{i}.self_attn.q_norm.{p}", "layers.{i}.attn.q_norm.{p}"),
@@ -33,9 +39,7 @@ NAMES = (
     (f"{_SHARED}.gate_proj.{{p}}", f"{_FFN}.shared.gate.{{p}}"),
     (f"{_SHARED}.up_proj.{{p}}", f"{_FFN}.shared.up.{{p}}"),
     (f"{_SHARED}.down_proj.{{p}}", f"{_FFN}.shared.down.{{p}}"),
-    # the repositories called -fused
-    (f"{_MLP}.w1", (f"{_FFN}.experts.gate.{{p}}", f"{_FFN}.experts.up.{{p}}")),
-    (f"{_MLP}.w2", f"{_FFN}.experts.down.{{p}}"),
+    *FORMS["fused"],
 )
 
 REQUIRED: dict[str, tuple[Any, ...]] = {

@@ -20,6 +20,15 @@ MODEL_TYPES = ("sdar", "sdar_moe")
 MASK = "<|MASK|>"
 
 _MLP, _FFN = "model.layers.{i}.mlp", "layers.{i}.ffn"
+FORMS = {
+    "fused": (  # as transformers 5 writes experts
+        (
+            f"{_MLP}.experts.gate_up_proj",
+            (f"{_FFN}.experts.gate.{{p}}", f"{_FFN}.experts.up.{{p}}"),
+        ),
+        (f"{_MLP}.experts.down_proj", f"{_FFN}.experts.down.{{p}}"),
+    )
+}
 NAMES = (
     *dream.NAMES,
     ("model.layers.{i}.self_attn.q_norm.{p}", "layers.{i}.attn.q_norm.{p}"),
@@ -28,9 +37,7 @@ NAMES = (
     (f"{_MLP}.experts.{{e}}.gate_proj.{{p}}", f"{_FFN}.experts.gate.{{p}}"),
     (f"{_MLP}.experts.{{e}}.up_proj.{{p}}", f"{_FFN}.experts.up.{{p}}"),
     (f"{_MLP}.experts.{{e}}.down_proj.{{p}}", f"{_FFN}.experts.down.{{p}}"),
-    # as transformers 5 writes it
-    (f"{_MLP}.experts.gate_up_proj", (f"{_FFN}.experts.gate.{{p}}", f"{_FFN}.experts.up.{{p}}")),
-    (f"{_MLP}.experts.down_proj", f"{_FFN}.experts.down.{{p}}"),
+    *FORMS["fused"],
 )
 
 REQUIRED: dict[str, tuple[Any, ...]] = {
