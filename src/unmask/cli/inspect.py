@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unmask import decoders
+from unmask.caches import describe, make_cache
 from unmask.decoders._presets import PRESETS
 from unmask.errors import ModelError
 from unmask.models import read_config, read_spec, resolve_model
@@ -46,7 +47,8 @@ def facts(model: str) -> dict[str, Any]:
     }
     found |= from_tokenizer(folder, spec)
     found["own_sampler"] = own_sampler(spec)
-    found["cache_auto"] = "vicinity" if spec.block_size is None else "block_causal (exact)"
+    cache = make_cache("auto", block_size=spec.block_size)
+    found["cache_auto"] = describe(cache) + (" (exact)" if cache.exact else "")
     found["weights"] = weights(folder)
     return found
 
@@ -123,25 +125,16 @@ def from_tokenizer(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 def weights(folder: Path) -> str:
     """The files that hold them, and their dtypes, from their headers."""
-    from unmask.models._files import shard_files
+    from unmask.models._files import shard_files, tensors_of
 
     try:
         files = shard_files(folder)
     except ModelError:
         return "not here"
-    kinds = sorted({kind for path in files for kind in _dtypes(path)})
+    kinds = sorted({tensor.kind for path in files for tensor in tensors_of(path)})
     size = sum(path.stat().st_size for path in files)
     plural = "file" if len(files) == 1 else "files"
     return f"{len(files)} {plural}, {size / 1e6:.1f} MB, {', '.join(kinds)}"
-
-
-def _dtypes(path: Path) -> set[str]:
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return {item["dtype"] for key, item in header.items() if key != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def show(model: str, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unmask.errors import ModelError
+from unmask.models.spec import ModelSpec
 
 
 class Fields:
@@ -125,3 +126,45 @@ class Fields:
         if explicit is None and d_model % num_heads:
             raise ModelError(f"config.json: width {d_model} is not a multiple of {num_heads} heads")
         return self.int("head_dim", d_model // num_heads)
+
+
+def hub_spec(
+    get: Fields,
+    *,
+    family: str,
+    eos_id: int,
+    mask_id: int,
+    max_length: int,
+    norm_eps: float = 1e-6,
+    rope_theta: float = 10000.0,
+    head_width: int | None = None,
+    **own: Any,
+) -> ModelSpec:
+    """The spec of a config that spells its sizes as transformers' Llama and Qwen do.
+
+    Ids, `max_length`, `norm_eps` and `rope_theta` are what holds where the config is silent, `head_width`
+    what a head is wide then (None: the model's width, split). `own` are the family's other fields; they
+    win. Raises ModelError.
+    """
+    d_model, num_heads = get.int("hidden_size"), get.int("num_attention_heads")
+    num_kv_heads = get.int("num_key_value_heads", num_heads)
+    width = d_model if head_width is None else head_width * num_heads
+    end = get.int("eos_token_id", eos_id, least=0)
+    values: dict[str, Any] = {
+        "vocab_size": get.int("vocab_size"),
+        "d_model": d_model,
+        "num_layers": get.int("num_hidden_layers"),
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": get.head_dim(width, num_heads, num_kv_heads),
+        "rope_theta": get.rope_theta(rope_theta),
+        "norm_eps": get.float("rms_norm_eps", norm_eps),
+        "max_length": get.int("max_position_embeddings", max_length),
+        "mask_id": get.int("mask_token_id", mask_id, least=0),
+        "eos_id": end,
+        "pad_id": get.int("pad_token_id", end, least=0),
+        "tie_embeddings": bool(get.config.get("tie_word_embeddings")),
+    }
+    if "d_ff" not in own:
+        values["d_ff"] = get.int("intermediate_size")
+    return ModelSpec(family=family, **(values | own))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unmask.models._config import Fields
+from unmask.models._config import Fields, hub_spec
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("DreamModel", "DreamForCausalLM")
@@ -42,26 +42,13 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     """The spec of a Dream `config.json`. Raises ModelError for missing or unsupported keys."""
     get = Fields(config, "Dream")
     get.require(REQUIRED)
-    d_model, num_heads = get.int("hidden_size"), get.int("num_attention_heads")
-    num_kv_heads = get.int("num_key_value_heads", num_heads)
-    eos_id = get.int("eos_token_id", 151643, least=0)
-    return ModelSpec(
+    return hub_spec(
+        get,
         family="dream",
-        vocab_size=get.int("vocab_size"),
-        d_model=d_model,
-        num_layers=get.int("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=get.head_dim(d_model, num_heads, num_kv_heads),
-        d_ff=get.int("intermediate_size"),
-        rope_theta=get.rope_theta(10000.0),
-        norm_eps=get.float("rms_norm_eps", 1e-6),
-        max_length=get.int("max_position_embeddings", 2048),
-        mask_id=get.int("mask_token_id", 151666, least=0),
-        eos_id=eos_id,
-        pad_id=get.int("pad_token_id", eos_id, least=0),
+        max_length=2048,
+        mask_id=151666,
+        eos_id=151643,
         qkv_bias=True,
-        tie_embeddings=bool(config.get("tie_word_embeddings")),
         shift_logits=True,
         turn_end="<|im_end|>",
     )

@@ -9,10 +9,11 @@ the released code does on loading: in bfloat16 that decides near-ties of the rou
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from unmask.errors import ModelError
-from unmask.models._config import Fields
+from unmask.models._config import Fields, hub_spec
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("LLaDA2MoeModelLM",)
@@ -74,33 +75,21 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     """The spec of a LLaDA2 `config.json`. Raises ModelError for missing or unsupported keys."""
     get = Fields(config, "LLaDA2")
     get.require(REQUIRED)
-    d_model, num_heads = get.int("hidden_size"), get.int("num_attention_heads")
-    num_kv_heads = get.int("num_key_value_heads", num_heads)
-    head_dim = get.head_dim(d_model, num_heads, num_kv_heads)
     pad_id = get.int("pad_token_id", 156892, least=0)
     use_qk_norm = config.get("use_qk_norm")
-    return ModelSpec(
+    spec = hub_spec(
+        get,
         family="llada2",
-        vocab_size=get.int("vocab_size"),
-        d_model=d_model,
-        num_layers=get.int("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        d_ff=get.int("intermediate_size"),
-        rope_theta=get.rope_theta(10000.0),
-        rotary_dim=get.rotary_dim(head_dim),
-        norm_eps=get.float("rms_norm_eps", 1e-6),
+        max_length=32768,
+        mask_id=156895,
+        eos_id=pad_id,
+        pad_id=pad_id,
         qk_norm=True if use_qk_norm is None else bool(use_qk_norm),
         experts=_experts(config, get),
-        max_length=get.int("max_position_embeddings", 32768),
-        mask_id=get.int("mask_token_id", 156895, least=0),
-        eos_id=get.int("eos_token_id", pad_id, least=0),
-        pad_id=pad_id,
-        tie_embeddings=bool(config.get("tie_word_embeddings")),
         block_size=get.int("block_size", 32),
         turn_end="<|role_end|>",
     )
+    return replace(spec, rotary_dim=get.rotary_dim(spec.head_dim))
 
 
 def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec:

@@ -12,7 +12,7 @@ from typing import Any
 
 from unmask.errors import ModelError
 from unmask.models import dream
-from unmask.models._config import Fields
+from unmask.models._config import Fields, hub_spec
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("LLaDAMoEModelLM", "LLaDAMoEModel")
@@ -59,28 +59,17 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     """The spec of a LLaDA-MoE `config.json`. Raises ModelError for missing or unsupported keys."""
     get = Fields(config, "LLaDA-MoE")
     get.require(REQUIRED)
-    d_model, num_heads = get.int("hidden_size"), get.int("num_attention_heads")
-    num_kv_heads = get.int("num_key_value_heads", num_heads)
-    eos_id = get.int("eos_token_id", 156892, least=0)
     experts = _experts(config, get)
-    return ModelSpec(
+    return hub_spec(
+        get,
         family="llada_moe",
-        vocab_size=get.int("vocab_size"),
-        d_model=d_model,
-        num_layers=get.int("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=get.head_dim(d_model, num_heads, num_kv_heads),
+        max_length=4096,
+        mask_id=156895,
+        eos_id=156892,
+        norm_eps=1e-5,
         d_ff=get.int("dense_intermediate_size", None if experts.dense_layers else experts.d_ff),
-        rope_theta=get.rope_theta(10000.0),
-        norm_eps=get.float("rms_norm_eps", 1e-5),
         qk_norm=bool(config.get("qk_layernorm", True)),
         experts=experts,
-        max_length=get.int("max_position_embeddings", 4096),
-        mask_id=get.int("mask_token_id", 156895, least=0),
-        eos_id=eos_id,
-        pad_id=get.int("pad_token_id", eos_id, least=0),
-        tie_embeddings=bool(config.get("tie_word_embeddings")),
         turn_end="<|role_end|>",
     )
 

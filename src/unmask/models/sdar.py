@@ -12,7 +12,7 @@ from typing import Any
 
 from unmask.errors import ModelError
 from unmask.models import dream
-from unmask.models._config import Fields
+from unmask.models._config import Fields, hub_spec
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("SDARForCausalLM", "SDARMoeForCausalLM")
@@ -53,29 +53,19 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     get = Fields(config, "SDAR")
     get.require(REQUIRED)
     get.require_full_attention()
-    d_model, num_heads = get.int("hidden_size"), get.int("num_attention_heads")
-    num_kv_heads = get.int("num_key_value_heads", num_heads)
-    eos_id = get.int("eos_token_id", 151643, least=0)
     experts = _experts(config, get)
-    return ModelSpec(
+    return hub_spec(
+        get,
         family="sdar",
-        vocab_size=get.int("vocab_size"),
-        d_model=d_model,
-        num_layers=get.int("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=get.head_dim(128 * num_heads, num_heads, num_kv_heads),
+        max_length=32768,
+        mask_id=151669,
+        eos_id=151643,
+        rope_theta=1e6,
+        head_width=128,
         d_ff=get.int("intermediate_size", experts.d_ff if experts else None),
-        rope_theta=get.rope_theta(1e6),
-        norm_eps=get.float("rms_norm_eps", 1e-6),
         norm_fp32=True,
         qk_norm=True,
         experts=experts,
-        max_length=get.int("max_position_embeddings", 32768),
-        mask_id=get.int("mask_token_id", 151669, least=0),
-        eos_id=eos_id,
-        pad_id=get.int("pad_token_id", eos_id, least=0),
-        tie_embeddings=bool(config.get("tie_word_embeddings")),
         block_size=get.int("block_size", 4),
         turn_end="<|im_end|>",
     )
