@@ -25,39 +25,10 @@ import torch.nn.functional as F
 
 from unmask import LLM
 from unmask.bench.machine import machine
+from unmask.bench.overhead import random_llm
 from unmask.models._transformer import Transformer
-from unmask.models.spec import ModelSpec
 
 PROMPT, GEN, BLOCK, STEPS = 256, 128, 32, 64
-
-
-def random_model(quick: bool) -> Transformer:
-    """Seeded weights; `quick` is small."""
-    width, layers, ffn, vocab = (128, 2, 256, 4096) if quick else (1024, 8, 3072, 126464)
-    spec = ModelSpec(
-        family="llada",
-        vocab_size=vocab,
-        d_model=width,
-        num_layers=layers,
-        num_heads=width // 64,
-        num_kv_heads=width // 64,
-        head_dim=64,
-        d_ff=ffn,
-        rope_theta=500000.0,
-        norm_eps=1e-5,
-        max_length=4096,
-        mask_id=vocab - 128,
-        eos_id=vocab - 383,
-        pad_id=vocab - 383,
-        rope_fp32=True,
-    )
-    torch.manual_seed(0)
-    model = Transformer(spec)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.normal_(std=0.02)
-    return model.eval().requires_grad_(False)
 
 
 class Bare:
@@ -172,8 +143,9 @@ def main(say: Callable[[str], None] = print) -> None:
     parser.add_argument("--quick", action="store_true", help="a small model, to see that it runs")
     parser.add_argument("--caches", default="none,prefix,dual,vicinity,dkv,d2cache,dllm")
     wanted = parser.parse_args()
-    model = random_model(wanted.quick)
-    llm, bare = LLM(model), Bare(model)
+    vocabulary, width, layers = (4096, 128, 2) if wanted.quick else (126464, 1024, 8)
+    llm = random_llm(vocabulary, width, layers, torch.float32, head_width=64)
+    model, bare = llm.model, Bare(llm.model)
     prompt = torch.randint(0, 1000, (PROMPT,), generator=torch.Generator().manual_seed(1)).tolist()
     for cache in ("none", "dual"):  # warm up
         for event in llm.stream(

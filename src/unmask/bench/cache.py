@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask import decoders
-from unmask.bench.decode import options_of
+from unmask.bench.decode import decode_all
 from unmask.bench.report import Entry, Setting
 from unmask.caches import make_cache
 from unmask.demo.tasks import Example, check
@@ -137,28 +136,22 @@ def measure_caches(
     watch: Callable[[str, int], AbstractContextManager[None]] = lambda name, repeat: nullcontext(),
 ) -> list[CacheResult]:
     """`none` first, then each of `names`. Raises ConfigError for what cannot run on this model."""
-    options = options_of(entry, setting) | {
-        "seed": setting.seed,
-        "max_batch_size": setting.max_batch_size,
-    }
-    if not getattr(decoders.decoder_class(entry.decoder), "chooses_length", False):
-        options["gen_length"] = setting.gen_length
     prompts = [llm.prompt_ids(item.prompt) for item in examples]
     passes = [_Pass(name) for name in dict.fromkeys(("none", *names))]
     for item in passes:
         with watch(item.name, 0):
-            llm.generate(prompts[: setting.max_batch_size], entry.decoder, item.name, **options)
+            decode_all(llm, prompts[: setting.max_batch_size], entry, item.name, setting)
     for repeat in range(setting.repeat):
         for item in (*passes[repeat % len(passes) :], *passes[: repeat % len(passes)]):
             with watch(item.name, repeat + 1):
                 began = time.perf_counter()
-                outputs = llm.generate(prompts, entry.decoder, item.name, **options)
+                outputs = decode_all(llm, prompts, entry, item.name, setting)
                 item.seconds.append(time.perf_counter() - began)
                 item.outputs = item.outputs or outputs
     for item in passes[1:]:
         probed = copy.copy(llm)
         probed.make_runner = functools.partial(Probe, found=item.found)
-        probed.generate(prompts, entry.decoder, item.name, **options)
+        decode_all(probed, prompts, entry, item.name, setting)
     return [_result(llm, item, passes[0].outputs, examples) for item in passes]
 
 

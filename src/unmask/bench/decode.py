@@ -58,6 +58,28 @@ def options_of(entry: Entry, setting: Setting) -> dict[str, Any]:
     return options | dict(entry.knobs)
 
 
+def decode_all(
+    llm: LLM, prompts: list[list[int]], entry: Entry, cache: str, setting: Setting
+) -> list[Output]:
+    """One pass of an entry; it has ended when this returns, on an accelerator too."""
+    options = options_of(entry, setting)
+    if not decoders.finds_length(entry.decoder):
+        options["gen_length"] = setting.gen_length
+    outputs = llm.generate(
+        prompts,
+        entry.decoder,
+        cache,
+        seed=setting.seed,
+        max_batch_size=setting.max_batch_size,
+        **options,
+    )
+    if llm.model.device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(llm.model.device)
+    return outputs
+
+
 def measure(
     llm: LLM,
     entries: Sequence[Entry],
@@ -166,19 +188,4 @@ class _Bench:
             item.problem = str(error)
 
     def _decode(self, entry: Entry, prompts: list[list[int]]) -> list[Output]:
-        options = options_of(entry, self.setting)
-        if not getattr(decoders.decoder_class(entry.decoder), "chooses_length", False):
-            options["gen_length"] = self.setting.gen_length
-        outputs = self.llm.generate(
-            prompts,
-            entry.decoder,
-            self.setting.cache,
-            seed=self.setting.seed,
-            max_batch_size=self.setting.max_batch_size,
-            **options,
-        )
-        if self.llm.model.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self.llm.model.device)
-        return outputs
+        return decode_all(self.llm, prompts, entry, self.setting.cache, self.setting)

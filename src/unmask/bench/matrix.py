@@ -95,7 +95,7 @@ def _run(
     llm: LLM, prompts: Sequence[Sequence[int]], name: str, cache: str, gen_length: int
 ) -> list[Output]:
     length: dict[str, Any] = {"gen_length": gen_length}
-    if getattr(decoders.decoder_class(name), "chooses_length", False):
+    if decoders.finds_length(name):
         length = {"initial_gen_length": gen_length // 2, "max_gen_length": gen_length}
     own = decoders.knob_names(name)
     block: dict[str, Any] = {"block_length": gen_length // 2} if "block_length" in own else {}

@@ -31,9 +31,11 @@ class Overhead:
         return self.added_s / self.forward_s
 
 
-def random_llm(vocab_size: int, width: int, layers: int, dtype: torch.dtype) -> LLM:
+def random_llm(
+    vocab_size: int, width: int, layers: int, dtype: torch.dtype, head_width: int = 128
+) -> LLM:
     """A LLaDA of random weights and any size; fewer layers than a real one overstate the share."""
-    heads = max(1, width // 128)
+    heads = max(1, width // head_width)
     spec = ModelSpec(
         family="llada",
         vocab_size=vocab_size,
@@ -89,7 +91,7 @@ def measure(
     block = {"block_length": min(32, gen_length)}
     knobs: dict[str, Any] = block if "block_length" in decoders.knob_names(name) else {}
     length: dict[str, Any] = {"gen_length": gen_length}
-    if getattr(decoders.decoder_class(name), "chooses_length", False):
+    if decoders.finds_length(name):
         length = {"initial_gen_length": gen_length, "max_gen_length": gen_length}
     prompts = [list(range(10 + row, 10 + row + prompt_length)) for row in range(batch)]
     runs: list[Overhead] = []

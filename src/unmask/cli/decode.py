@@ -152,7 +152,6 @@ def decode(
         seconds=seconds,
         model=wanted.model,
         decoder=decoder_name(method.decoder),
-        cache=wanted.cache,
         knobs=knobs_of(method),
         seed=wanted.seed,
     )

@@ -31,6 +31,7 @@ __all__ = [
     "decoder_class",
     "decoder_name",
     "describe",
+    "finds_length",
     "knob",
     "knob_names",
     "make_decoder",
@@ -76,6 +77,11 @@ def decoder_class(name: str) -> Any:
     if name not in names():
         raise unknown_name("decoder", str(name), names())
     return import_module(f"{__name__}.{name}").DECODER
+
+
+def finds_length(name: str) -> bool:
+    """Whether a decoder chooses the answer's length itself. Raises ConfigError for an unknown name."""
+    return bool(getattr(decoder_class(name), "chooses_length", False))
 
 
 def resolve(name: str, knobs: dict[str, Any]) -> tuple[str, dict[str, Any], str | None]:

@@ -16,7 +16,6 @@ class Run:
     seconds: float
     model: str
     decoder: str
-    cache: str
     knobs: dict[str, Any]
     seed: int
 
