@@ -175,11 +175,15 @@ def cache_class(name: str) -> Any:
 
 
 def make_cache(
-    name: str, args: Mapping[str, Any] | None = None, block_size: int | None = None
+    name: str,
+    args: Mapping[str, Any] | None = None,
+    block_size: int | None = None,
+    compat: Any = None,
 ) -> Any:
     """A cache policy by name with its knobs, e.g. `dllm(kp=50, kr=7)` or `dllm` and `args`.
 
-    `block_size` is the model's (see `ModelFacts`): `auto` chooses by it. Raises ConfigError for an unknown
+    `block_size` is the model's (see `ModelFacts`): `auto` chooses by it. `compat`, if not None, holds for a
+    policy that has such a knob and is not told otherwise. Raises ConfigError for an unknown
     name or knob, and for values that are not allowed.
     """
     name, inside = split_call(name) if isinstance(name, str) else (name, {})
@@ -188,18 +192,16 @@ def make_cache(
         if key in given and str(given[key]) != str(value):
             raise ConfigError(f"{key}={value} and {key}={given[key]} contradict; give one of them")
     cls = cache_class(name)
-    return _make(cls, name, {**inside, **given}, block_size)
-
-
-def _make(cls: Any, name: str, given: dict[str, Any], block_size: int | None) -> Any:
-    """The policy that a class and its knobs stand for."""
+    given = {**inside, **given}
     own = field_names(cls)
+    if compat is not None and "compat" in own:
+        given.setdefault("compat", compat)
     if "inner" in own:
         inner = read_value(given.get("inner"))
         theirs = {key: value for key, value in given.items() if key not in own}
         if inner is None and theirs:
             raise unknown_name(f"knob for cache {name!r}:", next(iter(theirs)), own)
-        made = None if inner is None else make_cache(str(inner), theirs, block_size)
+        made = None if inner is None else make_cache(str(inner), theirs, block_size, compat)
         mine = {key: set_field(cls, key, given[key]) for key in given if key in own - {"inner"}}
         return cls(inner=made, **mine)
     for key in given:

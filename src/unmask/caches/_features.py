@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +63,8 @@ class Layered(Packed):
     ) -> None:
         super().__init__([item.lane for item in lanes], store, block_size, device)
         self.features, self.items = store, list(lanes)
-        sizes = [len(item.lane.positions) for item in lanes]
-        self.starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.sizes = sizes
+        self.sizes = [len(lane.positions) for lane in self.lanes]
+        self.starts = [0, *accumulate(self.sizes[:-1])]
         self.visible = [
             run.visible[i, 0] if run.visible is not None else None
             for run in self.runs

@@ -67,8 +67,9 @@ class Run:
         self.kept, self.watched = first.kept, first.watched
         slots = np.stack([lane.slots for lane in lanes])
         self.to = _as_slice(slots)
-        self.row_index = torch.arange(first.row, first.row + self.count, device=device)[:, None]
-        self.slot_index = torch.from_numpy(slots).to(device)
+        if self.to is None:
+            rows = torch.arange(first.row, first.row + self.count, device=device)
+            self.row_index, self.slot_index = rows[:, None], torch.from_numpy(slots).to(device)
         self.visible = self._visible(block_size, device)
 
     def keys_and_values(

@@ -34,18 +34,14 @@ class BlockCausal:
     stores: ClassVar[bool] = True
     exact: ClassVar[bool] = True
 
-    def check(self, block_size: int | None) -> None:
-        """Raise ConfigError for a model that is not block-causal."""
-        if block_size is None:
+    def start(self, canvas: Canvas, facts: ModelFacts) -> Final:
+        """Nothing is final. Raises ConfigError for a model that is not block-causal."""
+        if facts.block_size is None:
             raise ConfigError(
                 "cache 'block_causal' is exact for block-causal models; in this one every slot sees every "
                 "other, so no key is ever final: use vicinity, dual, or auto"
             )
-
-    def start(self, canvas: Canvas, facts: ModelFacts) -> Final:
-        """Nothing is final."""
-        self.check(facts.block_size)
-        return Final(facts.block_size or 0)
+        return Final(facts.block_size)
 
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Final) -> tuple[Plan, Final]:
         """Blocks from the first that is not final to the last one asked for."""

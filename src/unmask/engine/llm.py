@@ -318,8 +318,6 @@ class LLM(Prompts):
         """What turns canvases into requests; all names and values are checked here."""
         seed = whole("seed", seed)
         knobs, policy = split_cache(cache[0], cache[1], knobs, self.spec.block_size)
-        if hasattr(policy, "check"):
-            policy.check(self.spec.block_size)
         method = configure(decoder, knobs, options)
         if method.said is not None and "no effect" in method.said:
             warnings.warn(method.said, SettingWarning, stacklevel=3)

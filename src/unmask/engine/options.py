@@ -11,7 +11,7 @@ from typing import Any
 from unmask import decoders
 from unmask.caches import make_cache
 from unmask.errors import ConfigError, PromptError, unknown_name
-from unmask.knobs import field_names, set_field, split_call
+from unmask.knobs import field_names, set_field
 from unmask.proposal import Proposal
 
 PREFIX = "cache."
@@ -43,11 +43,6 @@ def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def name_takes_compat(name: Any) -> bool:
-    """Whether a cache has quirks of its own to repeat, so that `compat` means them too."""
-    return isinstance(name, str) and split_call(name)[0] == "d2cache" and "compat" not in name
-
-
 def split_cache(
     name: str, args: Mapping[str, Any] | None, knobs: dict[str, Any], block_size: int | None
 ) -> tuple[dict[str, Any], Any]:
@@ -63,10 +58,8 @@ def split_cache(
         if own in inside and str(inside[own]) != str(knobs[key]):
             raise ConfigError(f"{key}={knobs[key]} and {own}={inside[own]} contradict; give one")
         inside[own] = knobs[key]
-    if name_takes_compat(name) and "compat" in knobs:
-        inside.setdefault("compat", knobs["compat"])
     rest = {key: value for key, value in knobs.items() if not key.startswith(PREFIX)}
-    return rest, make_cache(name, inside, block_size)
+    return rest, make_cache(name, inside, block_size, knobs.get("compat"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.caches import Plan, Seen
+from unmask.caches import Layers, Plan, Seen
 from unmask.caches._features import FeatureLane, Features, Layered
 from unmask.caches._packed import Lane, Packed
 from unmask.caches._rollout import rollout
@@ -219,25 +219,17 @@ class Runner:
         A lane's states are those of its plan's queries, then those of its twins. Lanes whose layers
         differ in what they compute go through the network apart.
         """
-        layered = [i for i, (turn, _) in enumerate(lanes) if turn.plan.layers is not None]
-        plain = [i for i, (turn, _) in enumerate(lanes) if turn.plan.layers is None]
         starts, states, start = [0] * len(lanes), list[Tensor](), 0
         importance: dict[int, Tensor] = {}
-        for chosen in (plain, layered):
+        device = self.model.device
+        for is_layered in (False, True):
+            chosen = [
+                i for i, (t, _) in enumerate(lanes) if (t.plan.layers is not None) == is_layered
+            ]
             if not chosen:
                 continue
             made = [self._lane(i, *lanes[i]) for i in chosen]
-            block_size, device = self.model.spec.block_size, self.model.device
-            mixing: Packed
-            if chosen is plain:
-                mixing = Packed(made, self.store, block_size, device)
-            else:
-                assert isinstance(self.store, Features), "layered plans have their store"
-                plans = [lanes[i][0].plan.layers for i in chosen]
-                found = [
-                    FeatureLane(a, b) for a, b in zip(made, plans, strict=True) if b is not None
-                ]
-                mixing = Layered(found, self.store, block_size, device)
+            mixing = self._mixing(made, [lanes[i][0].plan.layers for i in chosen])
             ids = np.concatenate([self._ids(*lanes[i]) for i in chosen])
             positions = np.concatenate([lane.positions for lane in made])
             states.append(
@@ -250,11 +242,20 @@ class Runner:
             for i, lane in zip(chosen, made, strict=True):
                 starts[i] = start
                 start += len(lane.positions)
-                if lane.watched and lanes[i][1]:
+                if lane.watched:
                     queries = torch.from_numpy(lane.slots).to(device)
                     shares = rollout(mixing.maps[lane.row], queries, lane.length)
                     importance[id(lanes[i][0].sequence)] = shares
         return torch.cat(states) if len(states) > 1 else states[0], starts, importance
+
+    def _mixing(self, made: list[Lane], layers: list[Layers | None]) -> Packed:
+        """How the queries of these lanes, all layered or none, meet keys and values."""
+        block_size, device = self.model.spec.block_size, self.model.device
+        items = [FeatureLane(a, b) for a, b in zip(made, layers, strict=True) if b is not None]
+        if not items:
+            return Packed(made, self.store, block_size, device)
+        assert isinstance(self.store, Features), "layered plans have their store"
+        return Layered(items, self.store, block_size, device)
 
     def _lane(self, row: int, turn: Turn, sees_prompt: bool) -> Lane:
         plan, twins = turn.plan, turn.ask.twins
