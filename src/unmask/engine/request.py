@@ -181,7 +181,8 @@ class Sequence:
         end = None if canvas.infilling else self.stop_slot()
         if end is None:
             return 0
-        return round(float(self.computed[canvas.uid[end + 1 :]].sum()))
+        right = canvas.uid[end + 1 :]
+        return round(float(self.computed[right[right < len(self.computed)]].sum()))
 
     def _check_end(self) -> None:
         ends_early = self.request.stop_at_eos and not self.canvas.infilling
