@@ -77,8 +77,8 @@ def _names(node: ast.AST) -> list[str]:
 def humaneval_program(prompt: str, completion: str, entry_point: str) -> str:
     """The function that an answer to a HumanEval prompt defines.
 
-    What the prompt defines beside it stays, since a test may use it. A fenced block that defines the entry point is taken instead of a continuation; the prompt's imports
-    and helpers stay in front of it.
+    What the prompt defines beside it stays, since a test may use it. A fenced block that defines the
+    entry point is taken instead of a continuation.
     """
     block = fenced(completion)
     roots = [entry_point, *definitions(prompt)]
