@@ -75,7 +75,7 @@ def draw(folders: list[str], folder: Path) -> list[Path]:
         pictures.draw_early(traced, drawn[-1])
     for run in runs:
         values = confidence_map(run)
-        if values is not None:
+        if values.size:
             drawn.append(folder / f"confidence_{run.name.replace('/', '_')}.png")
             pictures.draw_confidence(run, values, drawn[-1])
     return drawn

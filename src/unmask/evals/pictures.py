@@ -33,7 +33,7 @@ def draw_front(runs: Sequence[Run], path: Path, x: str = "tokens_per_second") ->
             zorder=3,
         )
     best = front([(point.x, point.y) for point in shown])
-    axes.plot(*zip(*best, strict=True), "--", color="#888888", label="not beaten in both")
+    axes.plot(*zip(*best, strict=True), "--", color="#888888", label="no run is better in both")
     low, high = min(p.y - p.y_error for p in shown), max(p.y + p.y_error for p in shown)
     margin = max(0.12 * (high - low), 5.0)
     axes.set_ylim(max(-4, low - margin), min(104, high + margin))
@@ -58,7 +58,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def draw_confidence(run: Run, values: Floats, path: Path) -> None:
-    """Confidence of committed tokens by forward and place. Source: arXiv:2512.07173 (CadLLM), Fig. 1a."""
+    """Confidence in open slots by forward and place. Source: arXiv:2512.07173 (CadLLM), Fig. 1a."""
     figure, axes = _figure(9, 5)
     image = axes.imshow(
         values,
@@ -73,8 +73,8 @@ def draw_confidence(run: Run, values: Floats, path: Path) -> None:
     axes.set_xlabel("place in the answer")
     axes.set_ylabel("forward")
     axes.set_title(
-        f"{run.results.task}, {run.results.method}, cache {run.results.cache}: mean confidence of what is "
-        f"committed\n{len(run.results.docs)} documents; gray: nothing is",
+        f"{run.results.task}, {run.results.method}, cache {run.results.cache}: mean confidence in open "
+        f"slots\n{len(run.results.docs)} documents; gray: all are decided there",
         fontsize="medium",
     )
     figure.colorbar(image, ax=axes, label="confidence")

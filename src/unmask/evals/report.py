@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,10 @@ import numpy as np
 
 from unmask.canvas import Floats
 from unmask.errors import ConfigError
-from unmask.evals.journal import read_all
+from unmask.evals.early import CONFIDENCE
 from unmask.evals.numbers import aup
 from unmask.evals.results import Results
 from unmask.evals.table import side_by_side
-from unmask.evals.traces import SCALE
 
 
 @dataclass(frozen=True)
@@ -59,25 +59,13 @@ def report(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def confidence_map(run: Run) -> Floats | None:
-    """Mean confidence of the tokens that forward `k` committed at place `p` of the answer: `(K, P)`.
+def confidence_map(run: Run) -> Floats:
+    """Mean confidence at forward `k` in the open place `p` of the answer, `(K, P)`; empty without traces.
 
-    NaN where no run's answer committed anything. None without traces. Insertions shift what follows;
-    the place is that of the canvas at the time.
+    NaN where no document has an open slot there then.
     """
-    sums: dict[tuple[int, int], list[float]] = {}
-    for stored in read_all(run.folder).values():
-        trace = stored.answer.trace
-        if trace is None or stored.answer.doc not in run.results.docs:
-            continue
-        start = len(trace["prompt_ids"])
-        for number, parts in enumerate(trace["steps"]):
-            for slot, _, confidence in parts[0]:
-                sums.setdefault((number, slot - start), []).append(confidence / SCALE)
-    if not sums:
-        return None
-    size = tuple(1 + max(key[axis] for key in sums) for axis in (0, 1))
-    found = np.full(size, np.nan)
-    for key, values in sums.items():
-        found[key] = sum(values) / len(values)
-    return found
+    path = run.folder / CONFIDENCE
+    if not path.exists():
+        return np.zeros((0, 0))
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return np.array([[np.nan if cell is None else cell for cell in row] for row in rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,14 +186,18 @@ TASKS = Path(__file__).parent / "tasks"
 
 @contextlib.contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """No log lines of lm-eval below errors."""
+    """No log lines of lm-eval below errors, and no bar of its beside ours (it has no switch for that)."""
+    from lm_eval.api import task
+
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    bar, task.tqdm = task.tqdm, lambda items, **_: items
     try:
         yield
     finally:
+        task.tqdm = bar
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
@@ -277,10 +282,12 @@ def _early(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> tupl
     if not settings.trace or entry.choices or entry.runs_code:
         return ()
     judge = early.judge_of(scored.task, entry.metric, entry.filter)
-    listed = []
+    listed, seen = [], early.ConfidenceMap()
     for item in run.asked:
         answer = item.answer
         assert answer.trace is not None, "every answer of this run has its trace"
         judged = functools.partial(judge, answer.doc)
-        listed.append(list(early.scores(llm, answer.trace, run.stops, judged)))
+        listed.append(list(early.scores(llm, answer.trace, run.stops, judged, seen)))
+    rows = json.dumps(seen.rows())
+    (settings.folder / early.CONFIDENCE).write_text(rows, encoding="utf-8")
     return early.curve(listed)
