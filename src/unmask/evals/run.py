@@ -152,7 +152,7 @@ def _scored(
             model=UnmaskLM.of(llm, settings, run.ask, run.ask_pairs),
             tasks=[settings.task],
             task_manager=manager,
-            num_fewshot=None if CATALOG[settings.task].num_fewshot == 0 else settings.num_fewshot,
+            num_fewshot=None if CATALOG[settings.task].own_shots else settings.num_fewshot,
             samples={settings.task: docs},
             bootstrap_iters=0,
             apply_chat_template=uses_chat(llm, settings),
@@ -197,6 +197,8 @@ def _docs(settings: EvalSettings) -> tuple[range, dict[str, Any]]:
         metadata["data"] = settings.data
     elif end is not None:
         metadata["num_docs"] = end
+    if CATALOG[settings.task].own_shots and settings.num_fewshot is not None:
+        metadata["shots"] = settings.num_fewshot
     return range(settings.offset, end or 0), metadata
 
 

@@ -86,6 +86,10 @@ class EvalSettings:
             )
         if self.data is not None and not entry.files:
             raise ConfigError(f"data={self.data!r} has no effect: task={self.task} is bundled")
+        if self.num_fewshot and not entry.num_fewshot:
+            raise ConfigError(
+                f"num_fewshot={self.num_fewshot} has no effect: task={self.task} has none; leave it out"
+            )
         if entry.runs_code and not self.confirm_run_unsafe_code:
             raise ConfigError(
                 f"task={self.task} runs code that the model writes; with confirm_run_unsafe_code=true it "
