@@ -16,9 +16,12 @@ from unmask.errors import ConfigError
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def knob(default: Any, help: str) -> Any:
-    """A dataclass field with its description (unit, range, source, extremes)."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def knob(default: Any, help: str, tune: tuple[float, float] | None = None) -> Any:
+    """A dataclass field with its description (unit, range, source, extremes).
+
+    `tune`: the range that `unmask tune` searches, for knobs that trade quality for speed.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "tune": tune})
 
 
 def field_names(cls: type[Any]) -> set[str]:
