@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import unmask
-from unmask.cli import frequencies
+from unmask.cli import eval_app, frequencies
 from unmask.cli.bench_app import bench
 from unmask.cli.extended import DecodeCommand, TrainCommand
 from unmask.cli.flags import (
@@ -47,6 +47,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+eval_app.register(app)
 
 
 def _print_version(wanted: bool) -> None:

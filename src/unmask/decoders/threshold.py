@@ -26,6 +26,7 @@ class Threshold(WholeBlocks):
     threshold: float = knob(
         0.9,
         "confidence to commit, in [0, 1]; 0: the whole block at once, 1: mostly a token a forward",
+        tune=(0.5, 0.99),
     )
 
     block_steps: int | None = knob(
