@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import confidences_of, tiny_llm, trace_of, want
+from tiny import KNOWN, MASK, VOCAB, confidences_of, tiny_llm, trace_of, want
 
 from unmask import LLM, decoders
 from unmask.engine.options import configure
@@ -310,6 +310,35 @@ def test_every_decoder_decodes_the_same_with_the_exact_cache(decoder, network):
         assert trace_of(one) == trace_of(other)
         assert one.canvas_ids == other.canvas_ids
         assert one.num_forced == other.num_forced == 0
+
+
+SHARED = ("dream", "joint_threshold", "klass", "speculative", "threshold", "wino")
+"""`test_properties.py` has all decoders on bidirectional dense networks; these differ most."""
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("decoder", SHARED)
+def test_a_row_does_not_depend_on_its_neighbors_in_any_network(decoder, network):
+    family, changes = NETWORKS[network]
+    llm = tiny_llm(family, seed=5, block_size=4, **changes)
+    prompts = [[7, 8, 9], [1, 2], [5] * 6]
+    options = {"gen_length": 10, "return_trace": True, **KNOBS.get(decoder, {})}
+    together = llm.generate(prompts, decoder, "auto", **options)
+    for prompt, row in zip(prompts, together, strict=True):
+        alone = llm.generate([prompt], decoder, "auto", **options)[0]
+        assert trace_of(alone) == trace_of(row)
+        assert alone.canvas_ids == row.canvas_ids
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("decoder", SHARED)
+def test_the_mask_and_padded_rows_are_never_proposed_in_any_network(decoder, network):
+    family, changes = NETWORKS[network]
+    llm = want(tiny_llm(family, seed=5, block_size=4, **changes), MASK, *range(KNOWN, VOCAB))
+    out = llm.generate([[7, 8, 9]], decoder, gen_length=10, **KNOBS.get(decoder, {}))[0]
+    assert max(out.canvas_ids) < KNOWN
+    assert MASK not in out.canvas_ids
+    assert len(out.canvas_ids) == 13
 
 
 @pytest.mark.parametrize("decoder", ["vanilla", "threshold", "joint_threshold"])
