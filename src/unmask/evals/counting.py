@@ -10,6 +10,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unmask.errors import ConfigError
 from unmask.evals.settings import EvalSettings
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def d2cache_tokens(generated: list[int], eos_id: int) -> int:
 
 
 def uses_chat(llm: LLM, settings: EvalSettings) -> bool:
-    """Whether prompts go through the chat template."""
+    """Whether prompts go through the chat template. Raises ConfigError where there is none."""
     has_template = getattr(llm.tokenizer, "chat_template", None) is not None
+    if settings.chat and not has_template:
+        raise ConfigError(f"chat=True: model {llm.name!r} has no chat template; leave chat out")
     return has_template if settings.chat is None else settings.chat

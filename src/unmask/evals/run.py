@@ -153,28 +153,27 @@ def _scored(llm: LLM, settings: EvalSettings, run: _Run) -> _Scored | None:
     from unmask.evals.lm import UnmaskLM
 
     with _quiet_lm_eval(), contextlib.suppress(_ShareIsDone):
-        from lm_eval import simple_evaluate
+        # Not simple_evaluate, which also runs a dozen programs to describe the machine.
+        from lm_eval.evaluator import evaluate as lm_evaluate
         from lm_eval.tasks import TaskManager
 
         docs, metadata = _docs(settings)
         manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-        task = manager.load([settings.task])["tasks"][settings.task]
+        loaded = manager.load([settings.task])
+        task = loaded["tasks"][settings.task]
         docs = _within(docs, len(task.eval_docs), settings)
-        found = simple_evaluate(
-            model=UnmaskLM.of(llm, settings, run.ask, run.ask_pairs),
-            tasks=[settings.task],
-            task_manager=manager,
-            num_fewshot=None if CATALOG[settings.task].own_shots else settings.num_fewshot,
+        if settings.num_fewshot is not None and not CATALOG[settings.task].own_shots:
+            task.set_config(key="num_fewshot", value=settings.num_fewshot)
+        task.set_fewshot_seed(seed=settings.seed)
+        found = lm_evaluate(
+            lm=UnmaskLM.of(llm, settings, run.ask, run.ask_pairs),
+            task_dict=loaded,
             samples={settings.task: docs},
             bootstrap_iters=0,
             apply_chat_template=uses_chat(llm, settings),
             fewshot_as_multiturn=False,
             system_instruction=settings.system_prompt,
             confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
-            random_seed=settings.seed,
-            numpy_random_seed=settings.seed,
-            torch_random_seed=settings.seed,
-            fewshot_random_seed=settings.seed,
         )
         assert found is not None, "rank 0 gets lm-eval's results"
         return _Scored(found["samples"][settings.task], task)
