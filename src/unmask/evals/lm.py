@@ -1,14 +1,13 @@
 """The lm-eval model `unmask`: lm-eval's three kinds of requests, answered by the engine.
 
-Importing this module registers the name. `python -m unmask.evals.lm run --model unmask ...` is lm-eval's
-own command line with the name known; plain `lm-eval run` knows it once a task file of ours is named.
+Importing this module registers the name. `python -m unmask.evals run --model unmask ...` is lm-eval's own
+command line with the name known; plain `lm-eval run` knows it once a task file of ours is named.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -227,16 +226,3 @@ def _refuse(options: Mapping[str, Any]) -> None:
 def _result(answer: Answer) -> tuple[float, bool]:
     assert answer.log_prob is not None, "an answer by likelihood"
     return answer.log_prob, bool(answer.is_greedy)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """lm-eval's command line, in which the model `unmask` is known."""
-    from lm_eval.__main__ import cli_evaluate
-
-    if arguments is not None:
-        sys.argv = ["lm-eval", *arguments]
-    cli_evaluate()
-
-
-if __name__ == "__main__":
-    main()

@@ -45,6 +45,7 @@ def draw_front(runs: Sequence[Run], path: Path, x: str = "tokens_per_second") ->
     canvas = figure.canvas
     canvas.draw()
     label_points(axes, canvas.get_renderer(), shown)
+    figure.set_layout_engine("none")
     figure.savefig(path, dpi=DPI)
 
 
@@ -144,7 +145,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     FigureCanvasAgg(figure)  # type: ignore[no-untyped-call, unused-ignore]
     return figure, figure.subplots()
 
