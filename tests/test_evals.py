@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_where_it_was(llm: unmask.LLM, tmp_path: Path) -> N
     options = {
         "task": "word_problem",
         "output": str(tmp_path),
-        "limit": 12,
+        "limit": 8,
         "knobs": {"block_length": 8},
     }
     code = (
@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on_where_it_was(llm: unmask.LLM, tmp_path: Path) -> N
     )
     process = subprocess.Popen([sys.executable, "-c", code, json.dumps(options)])
     path = tmp_path / "samples.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (path.exists() and path.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None, "ended before it was killed"
         assert time.monotonic() < deadline, "no answers"
@@ -172,11 +172,11 @@ def test_a_killed_run_goes_on_where_it_was(llm: unmask.LLM, tmp_path: Path) -> N
     process.wait()
     stored = path.read_bytes()
     kept = stored[: stored.rfind(b"\n") + 1]
-    assert kept.count(b"\n") < 12, "it was too quick to be killed"
+    assert kept.count(b"\n") < 8, "it was too quick to be killed"
     results = evaluate(EvalSettings(**options), llm=llm)
     assert path.read_bytes().startswith(kept)
-    assert sorted(json.loads(line)["doc"] for line in path.read_text().splitlines()) == [*range(12)]
-    assert results.docs == tuple(range(12))
+    assert sorted(json.loads(line)["doc"] for line in path.read_text().splitlines()) == [*range(8)]
+    assert results.docs == tuple(range(8))
     assert results.resolved["num_sessions"] == 2
 
 
