@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from unmask.cli.configured import is_first, tell
+from unmask.view.evaluating import EvaluationView
 
 if TYPE_CHECKING:
     from unmask.config import Sources
@@ -91,17 +84,8 @@ def _progress(label: str) -> Iterator[Any]:
     if not console.is_terminal:
         yield _lines(label)
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with EvaluationView(label, console) as view:
+        yield view
 
 
 def _lines(label: str) -> Any:

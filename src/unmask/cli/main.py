@@ -29,6 +29,7 @@ from unmask.cli.flags import (
     TraceFlag,
     Words,
 )
+from unmask.cli.report import report
 from unmask.errors import UnmaskError
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
@@ -239,6 +240,9 @@ def _demo(
     from unmask.cli import demo
 
     demo.run(model or "demo", fps, fast)
+
+
+app.command("report")(report)
 
 
 @app.command("decoders")

@@ -77,22 +77,23 @@ def _names(node: ast.AST) -> list[str]:
 def humaneval_program(prompt: str, completion: str, entry_point: str) -> str:
     """The function that an answer to a HumanEval prompt defines.
 
-    What the prompt defines beside it stays, since a test may use it. A fenced block that defines the entry point is taken instead of a continuation; the prompt's imports
-    and helpers stay in front of it.
+    What the prompt defines beside it stays, since a test may use it. A fenced block that defines the
+    entry point is taken instead of a continuation.
     """
-    block = fenced(completion)
     roots = [entry_point, *definitions(prompt)]
-    if block is not None and entry_point in definitions(longest_program(block)):
-        head = prompt[: prompt.rfind(f"def {entry_point}")]
-        return reachable(longest_program(f"{head}\n{block}"), roots)
-    text = completion if block is None else completion.partition("```")[0]
-    if not text.strip() and block is not None:
-        text = block
-    return reachable(longest_program(prompt + text), roots)
+    before, block = completion.partition("```")[0], fenced(completion)
+    goes_on = before[:1].isspace() and bool(before.strip()) and parse(prompt + before) is not None
+    if not goes_on and block is not None:
+        if entry_point in definitions(longest_program(block)):
+            head = prompt[: prompt.rfind(f"def {entry_point}")]
+            return reachable(longest_program(f"{head}\n{block}"), roots)
+        before = before if before.strip() else block
+    return reachable(longest_program(prompt + before), roots)
 
 
 def mbpp_program(completion: str) -> str:
-    """The code of an answer to an MBPP prompt."""
-    block = fenced(completion)
-    text = completion.partition("```")[0] if block is None else block
+    """The code of an answer to an MBPP prompt, which may have opened a fence already."""
+    before, block = completion.partition("```")[0], fenced(completion)
+    is_code = any(not isinstance(node, ast.Expr) for node in getattr(parse(before), "body", ()))
+    text = before if is_code or block is None else block
     return longest_program(text.replace("\r\n", "\n").strip("\n"))

@@ -13,7 +13,7 @@ from unmask.evals.journal import PATTERN
 from unmask.evals.settings import EvalSettings
 
 CONFIG = "config.yaml"
-OWN_FILES = (PATTERN, "results.json", "results.md", "scores.jsonl", "*.png")
+OWN_FILES = (PATTERN, "results.json", "results.md", "scores.jsonl", "confidence.json")
 
 
 def begin_run(settings: EvalSettings) -> None:

@@ -25,6 +25,7 @@ from unmask.evals.settings import EvalSettings, method_settings
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
+LM_EVAL_DEVICE = "cuda:0"
 Ask = Callable[[Sequence[Question]], Mapping[str, Answer]]
 AskPairs = Callable[[Sequence[Pair]], Mapping[str, Answer]]
 
@@ -54,7 +55,7 @@ class UnmaskLM(LM):  # type: ignore[misc]
 
         if max_batch_size is not None:
             raise ConfigError(f"max_batch_size={max_batch_size} has no effect; use batch_size")
-        made = method_settings(pretrained, batch_size, device, settings)
+        made = method_settings(pretrained, batch_size, _present(device), settings)
         self._set_up(LLM(made.model, dtype=made.dtype, device=made.device), made, check_greedy)
 
     def _set_up(self, llm: LLM, settings: EvalSettings, check_greedy: bool) -> None:
@@ -200,6 +201,15 @@ class UnmaskLM(LM):  # type: ignore[misc]
             continue_final_message=not add_generation_prompt,
         )
         return str(text)
+
+
+def _present(device: str | None) -> str | None:
+    """lm-eval's command line says cuda:0 when nothing was asked for; without CUDA, what there is."""
+    import torch
+
+    if device == LM_EVAL_DEVICE and not torch.cuda.is_available():
+        return None
+    return device
 
 
 def _refuse(options: Mapping[str, Any]) -> None:

@@ -21,7 +21,9 @@ class Results:
     `metrics`: every number by name, as docs/reference/numbers.md defines them; what does not apply to a
     run is absent. `right[i]` is the score of document `docs[i]`. `settings`: the `EvalSettings`.
     `resolved`: what was settled on the way: the method with its knobs, chat, lengths, dtype, device.
-    `machine`: processor, versions. `lm_eval`: lm-eval's table of the run, by metric and filter.
+    `machine`: processor, versions. `scores`: every metric of the task with its standard error, as
+    "metric,filter" and "metric_stderr,filter". `early`: with traces, the mean score when all open slots are
+    filled at 0, 5, ... 100 % of the forwards (`evals.early`).
     """
 
     task: str
@@ -34,7 +36,7 @@ class Results:
     settings: dict[str, Any]
     resolved: dict[str, Any]
     machine: dict[str, Any]
-    lm_eval: dict[str, float]
+    scores: dict[str, float]
     date: str
     version: str
     commit: str | None = None

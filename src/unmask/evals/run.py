@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import unmask
 from unmask import caches, decoders
 from unmask.errors import ConfigError, DependencyError
-from unmask.evals import numbers
+from unmask.evals import early, numbers
 from unmask.evals.answers import Answer, Question, Stopwatch, decode_all
 from unmask.evals.catalog import CATALOG
 from unmask.evals.counting import uses_chat
@@ -24,6 +26,7 @@ from unmask.evals.machine import facts, git_commit, peak_memory_bytes
 from unmask.evals.processes import Processes, processes
 from unmask.evals.results import Results
 from unmask.evals.settings import EvalSettings
+from unmask.evals.table import markdown
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -55,8 +58,9 @@ def evaluate(
         run = _Run(llm, settings, group, journal, stored, progress)
         scored = _scored(llm, settings, run)
     if scored is not None:
-        results = _results(llm, settings, run, *scored)
+        results = _results(llm, settings, run, scored)
         results.write(settings.folder)
+        (settings.folder / "results.md").write_text(markdown(results), encoding="utf-8")
     group.wait()
     return Results.read(settings.folder)
 
@@ -76,9 +80,11 @@ class _Run:
     stored: dict[str, Stored]
     progress: Progress | None
     asked: list[Stored] = field(default_factory=list)
+    stops: tuple[str, ...] = ()
 
     def ask(self, questions: Sequence[Question]) -> Mapping[str, Answer]:
         watch = Stopwatch()
+        self.stops = questions[0].stops
 
         def work(mine: list[Question]) -> Iterator[Answer]:
             return decode_all(self.llm, mine, self.settings, watch)
@@ -134,10 +140,16 @@ def _load(settings: EvalSettings, group: Processes) -> LLM:
     return LLM(settings.model, dtype=settings.dtype, device=device)
 
 
-def _scored(
-    llm: LLM, settings: EvalSettings, run: _Run
-) -> tuple[list[dict[str, Any]], dict[str, float]] | None:
-    """lm-eval's samples and its table; None in the processes that only answer."""
+@dataclass
+class _Scored:
+    """lm-eval's samples, and its task."""
+
+    samples: list[dict[str, Any]]
+    task: Any
+
+
+def _scored(llm: LLM, settings: EvalSettings, run: _Run) -> _Scored | None:
+    """Ask and judge by lm-eval; None in the processes that only answer."""
     from unmask.evals.lm import UnmaskLM
 
     with _quiet_lm_eval(), contextlib.suppress(_ShareIsDone):
@@ -146,8 +158,8 @@ def _scored(
 
         docs, metadata = _docs(settings)
         manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-        loaded = manager.load([settings.task])["tasks"][settings.task]
-        docs = _within(docs, len(loaded.eval_docs), settings)
+        task = manager.load([settings.task])["tasks"][settings.task]
+        docs = _within(docs, len(task.eval_docs), settings)
         found = simple_evaluate(
             model=UnmaskLM.of(llm, settings, run.ask, run.ask_pairs),
             tasks=[settings.task],
@@ -165,10 +177,7 @@ def _scored(
             fewshot_random_seed=settings.seed,
         )
         assert found is not None, "rank 0 gets lm-eval's results"
-        table = found["results"][settings.task].items()
-        return found["samples"][settings.task], {
-            key: value for key, value in table if isinstance(value, (int, float))
-        }
+        return _Scored(found["samples"][settings.task], task)
     return None
 
 
@@ -177,14 +186,18 @@ TASKS = Path(__file__).parent / "tasks"
 
 @contextlib.contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """No log lines of lm-eval below errors."""
+    """No log lines of lm-eval below errors, and no bar of its beside ours (it has no switch for that)."""
+    from lm_eval.api import task
+
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    bar, task.tqdm = task.tqdm, lambda items, **_: items
     try:
         yield
     finally:
+        task.tqdm = bar
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
@@ -211,21 +224,21 @@ def _within(docs: range, count: int, settings: EvalSettings) -> range:
     return range(settings.offset, end)
 
 
-def _results(
-    llm: LLM,
-    settings: EvalSettings,
-    run: _Run,
-    samples: list[dict[str, Any]],
-    table: dict[str, float],
-) -> Results:
-    entry = CATALOG[settings.task]
-    chosen = sorted(
-        (item for item in samples if item["filter"] == entry.filter),
-        key=lambda item: item["doc_id"],
-    )
-    right = tuple(float(item[entry.metric]) for item in chosen)
+def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Results:
+    entry, samples = CATALOG[settings.task], scored.samples
+    scores: dict[str, float] = {}
+    for metric, filter_name in sorted({(m, s["filter"]) for s in samples for m in s["metrics"]}):
+        values = [float(s[metric]) for s in samples if s["filter"] == filter_name]
+        found = numbers.accuracy(values)
+        scores[f"{metric},{filter_name}"] = found["accuracy"]
+        if "accuracy_stderr" in found:
+            scores[f"{metric}_stderr,{filter_name}"] = found["accuracy_stderr"]
+    chosen = {s["doc_id"]: float(s[entry.metric]) for s in samples if s["filter"] == entry.filter}
+    docs = tuple(sorted(chosen))
+    right = tuple(chosen[doc] for doc in docs)
     counts = numbers.scoring if entry.choices else numbers.speed
-    metrics = numbers.accuracy(right) | counts(run.asked, settings.batch_size)
+    metrics = {"num_docs": float(len(docs))} | numbers.accuracy(right)
+    metrics |= counts(run.asked, settings.batch_size)
     metrics["peak_memory_bytes"] = float(peak_memory_bytes(llm.model.device))
     write_scores(settings.folder, samples)
     make = llm._maker(settings.decoder, (settings.cache, None), 0, True, dict(settings.knobs))
@@ -235,21 +248,25 @@ def _results(
         method=decoders.describe(make.method.decoder),
         cache=caches.describe(make.cache),
         metrics=metrics,
-        docs=tuple(item["doc_id"] for item in chosen),
+        docs=docs,
         right=right,
         settings=settings.as_dict(),
         resolved=resolved(llm, settings, run),
         machine=facts(llm),
-        lm_eval=table,
+        scores=scores,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=unmask.__version__,
         commit=git_commit(),
+        early=_early(llm, settings, run, scored),
     )
 
 
 def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, Any]:
     """What the settings left open."""
+    entry = CATALOG[settings.task]
     return {
+        "num_fewshot": entry.num_fewshot if settings.num_fewshot is None else settings.num_fewshot,
+        "gen_length": entry.gen_length if settings.gen_length is None else settings.gen_length,
         "chat": uses_chat(llm, settings),
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "device": str(llm.model.device),
@@ -257,3 +274,20 @@ def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, Any]:
         "num_sessions": max(item.session for item in run.asked),
         "num_processes": run.group.count,
     }
+
+
+def _early(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> tuple[float, ...]:
+    """Empty without traces, and where judging would run the model's code at every forward."""
+    entry = CATALOG[settings.task]
+    if not settings.trace or entry.choices or entry.runs_code:
+        return ()
+    judge = early.judge_of(scored.task, entry.metric, entry.filter)
+    listed, seen = [], early.ConfidenceMap()
+    for item in run.asked:
+        answer = item.answer
+        assert answer.trace is not None, "every answer of this run has its trace"
+        judged = functools.partial(judge, answer.doc)
+        listed.append(list(early.scores(llm, answer.trace, run.stops, judged, seen)))
+    rows = json.dumps(seen.rows())
+    (settings.folder / early.CONFIDENCE).write_text(rows, encoding="utf-8")
+    return early.curve(listed)

@@ -52,7 +52,8 @@ def math500() -> list[dict[str, Any]]:
         {
             "problem": "What is the remainder when $7^{10}$ is divided by $5$?",
             "solution": "Since $7 \\equiv 2 \\pmod 5$ and $2^4 \\equiv 1 \\pmod 5$, we have "
-            "$7^{10} \\equiv 2^{10} = 2^4 \\cdot 2^4 \\cdot 2^2 \\equiv 4 \\pmod 5$. The remainder is $\\boxed{4}$.",
+            "$7^{10} \\equiv 2^{10} = 2^4 \\cdot 2^4 \\cdot 2^2 \\equiv 4 \\pmod 5$. The remainder is "
+            "$\\boxed{4}$.",
             "few_shot": "1",
         },
         {

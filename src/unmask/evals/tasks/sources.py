@@ -7,6 +7,7 @@ lm-eval's own command line). Nothing is downloaded.
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import json
 from collections.abc import Iterable, Iterator
@@ -35,9 +36,10 @@ def _splits(**rows: Rows) -> Splits:
     return {name: Dataset.from_list(list(items)) for name, items in rows.items()}
 
 
-def _held_out(task: str, num_docs: int, **options: Any) -> Splits:
+@functools.lru_cache(maxsize=8)
+def _held_out(task: str, num_docs: int, blanks: int | None = None) -> Splits:
     try:
-        found = held_out_set(task, max(num_docs, BUNDLED_SIZE), **options)
+        found = held_out_set(task, num_docs, blanks=blanks)
     except ValueError as error:
         raise ConfigError(f"limit and offset ask for {num_docs} documents: {error}") from None
     return _splits(test=[{"prompt": e.prompt, "answer": e.answer, "key": e.key} for e in found])
