@@ -312,7 +312,7 @@ def test_no_point_that_keeps_to_what_is_asked_is_said_so(tmp_path):
 
 def test_tune_on_the_bundled_model_writes_a_preset_that_eval_takes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["--decoder", "threshold", "--trials", "2", "--prompts", "4", "--held-out", "4"]
+    words = ["--decoder", "threshold", "--trials", "2", "--prompts", "4", "--held-out", "1"]
     words += ["--batch-size", "4", "--space", "threshold=0.3:0.95", "-o", "out"]
     assert main(["tune", *words]) == 0
     out = capsys.readouterr().out
