@@ -29,6 +29,47 @@ from unmask.cli.configured import (
 from unmask.cli.extended import DecodeCommand
 from unmask.errors import ConfigError
 
+ObjectiveFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--objective",
+        metavar="METRIC",
+        help="What is sought beside accuracy: tokens_per_forward (default; the same on every machine), "
+        "tokens_per_second, forwards_per_answer, latency_mean_s, ...; may be repeated.",
+    ),
+]
+ConstraintFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constraint",
+        metavar="TEXT",
+        help="METRIC>=NUMBER or METRIC<=NUMBER, the number perhaps times the baseline's. Default: "
+        "'accuracy>=0.99*baseline'; 'none': none.",
+    ),
+]
+SpaceFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--space",
+        metavar="KNOB=RANGE",
+        help="LOW:HIGH, A,B,C or off; changes or adds to the knobs that are searched.",
+    ),
+]
+TrialsFlag = Annotated[
+    int, typer.Option("--trials", metavar="N", help="Points in all; more go on with a study.")
+]
+PromptsFlag = Annotated[
+    int, typer.Option("--prompts", metavar="N", help="Prompts that the search sees.")
+]
+HeldOutFlag = Annotated[
+    int,
+    typer.Option("--held-out", metavar="N", help="Further prompts for the check; 0: no check."),
+]
+FrontFlag = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", help="The front as .png, .svg or .pdf."),
+]
+
 config = typer.Typer(help="See what a command would run with.", no_args_is_help=True)
 
 
@@ -113,46 +154,13 @@ def reference() -> None:
 def tune(
     words: KeyWords = None,
     decoder: DecoderWord = None,
-    objective: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--objective",
-            metavar="METRIC",
-            help="What is sought beside accuracy: tokens_per_forward (default; the same on every machine), "
-            "tokens_per_second, forwards_per_answer, latency_mean_s, ...; may be repeated.",
-        ),
-    ] = None,
-    constraint: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--constraint",
-            metavar="TEXT",
-            help="METRIC>=NUMBER or METRIC<=NUMBER, the number perhaps times the baseline's. Default: "
-            "'accuracy>=0.99*baseline'; 'none': none.",
-        ),
-    ] = None,
-    space: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--space",
-            metavar="KNOB=RANGE",
-            help="LOW:HIGH, A,B,C or off; changes or adds to the knobs that are searched.",
-        ),
-    ] = None,
-    trials: Annotated[
-        int, typer.Option("--trials", metavar="N", help="Points in all; more go on with a study.")
-    ] = 40,
-    prompts: Annotated[
-        int, typer.Option("--prompts", metavar="N", help="Prompts that the search sees.")
-    ] = 100,
-    held_out: Annotated[
-        int,
-        typer.Option("--held-out", metavar="N", help="Further prompts for the check; 0: no check."),
-    ] = 200,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="FILE", help="The front as .png, .svg or .pdf."),
-    ] = None,
+    objective: ObjectiveFlag = None,
+    constraint: ConstraintFlag = None,
+    space: SpaceFlag = None,
+    trials: TrialsFlag = 40,
+    prompts: PromptsFlag = 100,
+    held_out: HeldOutFlag = 200,
+    plot: FrontFlag = None,
     model: ModelWord = None,
     task: TaskWord = None,
     data: DataWord = None,

@@ -42,8 +42,8 @@ def check(bench: Bench, found: Found, count: int, watch: Watch) -> HeldOut | Non
 
     methods: list[dict[str, Any]] = [{}, best.knobs]
     measured: dict[int, Measured] = {}
-    for turn in range(TURNS):  # in turns, so that a machine that slows down does so to both
-        part = max(1, count * (turn + 1) // TURNS)
+    parts = sorted({max(1, count * (turn + 1) // TURNS) for turn in range(TURNS)})
+    for turn, part in enumerate(parts):  # in turns: a machine that slows down does so to both
         for which in (0, 1) if turn % 2 else (1, 0):
             measured[which] = bench.measure(methods[which], offset, part, told)
     defaults, tuned = measured[0], measured[1]

@@ -209,7 +209,7 @@ class _Search:
 
         for failure in range(MOST_FAILURES):
             number = len(self.study.get_trials(deepcopy=False))
-            self.study.sampler = _sampler(self.plan, number)
+            self.study.sampler = _sampler(self.plan, number, after_failure=failure > 0)
             trial = self.study.ask()
             try:
                 point = self._climb(trial.number, suggest(trial, self.plan.space))
@@ -277,16 +277,19 @@ class _Search:
         return bool(names)
 
 
-def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one draw."""
+def _sampler(plan: Plan, number: int, after_failure: bool) -> optuna.samplers.BaseSampler:
+    """The sampler of one draw; uniform where TPE drew knobs that do not fit: it cannot learn that."""
     import warnings
 
     import optuna
 
+    seed = (plan.seed * 1_000_003 + number) % 2**32
+    if after_failure:
+        return optuna.samplers.RandomSampler(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
-            seed=(plan.seed * 1_000_003 + number) % 2**32,
+            seed=seed,
             n_startup_trials=min(10, max(4, plan.num_trials // 4)),
             multivariate=True,
         )
