@@ -8,21 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import unmask
-from unmask.canvas import new_canvas
 from unmask.errors import ConfigError, PromptError
 from unmask.evals import run as run_module
+from unmask.evals.answers import Question, Stopwatch, decode_all
 from unmask.evals.catalog import CATALOG
 from unmask.evals.journal import Journal, read_all
 from unmask.evals.results import Results
 from unmask.evals.run import evaluate
 from unmask.evals.settings import EvalSettings
-from unmask.evals.traces import compact, replay
+from unmask.evals.traces import replay
 
 DATA = Path(__file__).parent / "fixtures" / "evals"
 FAST = {"decoder": "threshold", "knobs": {"block_length": 32}, "limit": 3}
@@ -280,18 +281,34 @@ def test_every_task_runs_from_local_files(llm: unmask.LLM, task: str, tmp_path: 
     assert results.metrics["num_answers"] == (4 if entry.choices else 1)
 
 
-@pytest.mark.parametrize("decoder", ["vanilla", "threshold", "wino", "daedal", "block_diffusion"])
-def test_a_trace_gives_the_canvases_back(llm: unmask.LLM, decoder: str) -> None:
-    knobs: dict[str, Any] = {"daedal": {"max_gen_length": 64}}.get(decoder, {"gen_length": 32})
-    out = llm.generate("Tom has 3 pens.", decoder, return_trace=True, stop_at_eos=False, **knobs)[0]
-    first = llm.prompt_canvas("Tom has 3 pens.", knobs.get("gen_length", 64))
-    start = new_canvas(
-        first.tokens.tolist(), first.open.tolist(), first.prompt_length, llm.spec.mask_id
+@pytest.mark.parametrize(
+    ("decoder", "knobs"),
+    [
+        ("vanilla", {"gen_length": 16}),
+        ("wino", {"gen_length": 32, "block_length": 16}),
+        ("daedal", {"initial_gen_length": 8, "max_gen_length": 64}),
+        ("block_diffusion", {"gen_length": 32, "block_length": 8}),
+        ("ar", {"gen_length": 8}),
+    ],
+)
+def test_a_trace_gives_the_canvases_back(
+    llm: unmask.LLM, decoder: str, knobs: dict[str, Any]
+) -> None:
+    question = Question(0, 0, "k", tuple(llm.prompt_ids("Tom has 3 pens.")), None)
+    length = knobs.pop("gen_length", None)
+    settings = EvalSettings(
+        task="word_problem", decoder=decoder, knobs=knobs, gen_length=length, trace=True
     )
-    canvases = list(replay(json.loads(json.dumps(compact(start, out))), llm.spec.mask_id))
-    assert len(canvases) == out.num_forwards + 1
+    asked = replace(question, gen_length=length)
+    answer = next(iter(decode_all(llm, [asked], settings, Stopwatch())))
+    out = llm.generate("Tom has 3 pens.", decoder, gen_length=length, **knobs)[0]
+    canvases = list(replay(json.loads(json.dumps(answer.trace)), llm.spec.mask_id))
+    assert len(canvases) == answer.num_forwards + 1 == out.num_forwards + 1
+    last = canvases[-1]
+    decided = ~last.open
+    ids = last.tokens[decided].tolist()
+    assert ids == [t for t, there in zip(out.canvas_ids, decided, strict=False) if there]
     assert canvases[0].num_open > 0
-    assert canvases[-1].tokens.tolist() == out.canvas_ids
 
 
 def test_a_traced_run_says_when_answers_were_right(llm: unmask.LLM, tmp_path: Path) -> None:

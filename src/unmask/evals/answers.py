@@ -152,5 +152,5 @@ def decode_all(
             latency_s=ended - admitted.pop(sequence.index),
             decode_s=decode_s,
             wall_s=wall_s,
-            trace=compact(sequence.request.canvas, output) if settings.trace else None,
+            trace=compact(sequence.request, output) if settings.trace else None,
         )

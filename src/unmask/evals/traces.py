@@ -14,14 +14,16 @@ import numpy as np
 from unmask.canvas import Canvas, Edit, apply, new_canvas
 
 if TYPE_CHECKING:
-    from unmask.engine.request import Output
+    from unmask.engine.request import Output, Request
 
 SCALE = 1000
 
 
-def compact(start: Canvas, output: Output) -> dict[str, Any]:
-    """The trace of an output that was decoded from the canvas `start`, ready for JSON."""
+def compact(request: Request, output: Output) -> dict[str, Any]:
+    """The trace of a request's output, ready for JSON."""
     assert output.trace is not None, "decoded without a trace"
+    first = getattr(request.decoder, "first_canvas", None)
+    start = request.canvas if first is None else first(request.canvas, request.facts)
     steps = []
     for step in output.trace:
         commits = [[slot, token, round(SCALE * c)] for slot, token, c in step.committed]
