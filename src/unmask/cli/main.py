@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import unmask
-from unmask.cli import frequencies
+from unmask.cli import eval_app, frequencies
 from unmask.cli.bench_app import bench
 from unmask.cli.extended import DecodeCommand, TrainCommand
 from unmask.cli.flags import (
@@ -30,6 +30,7 @@ from unmask.cli.flags import (
     TraceFlag,
     Words,
 )
+from unmask.cli.report import report
 from unmask.errors import UnmaskError
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+eval_app.register(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -243,6 +245,9 @@ def _demo(
     from unmask.cli import demo
 
     demo.run(model or "demo", fps, fast)
+
+
+app.command("report")(report)
 
 
 @app.command("decoders")
