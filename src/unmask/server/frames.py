@@ -7,9 +7,10 @@ A frame is
 
 `forward` counts from 1; frame 0 is the canvas before the first. Slots are those of the answer; of an infill
 those of the whole text, where given ones say `"fixed": true`. An open slot has token and confidence null
-and no text. `new`: this forward wrote it; `taken_back`: this forward opened it again. `confidence` is null
-where the method does not say. `num_settled` slots from the left will not change. `text` is the text with
-a light shade for every open slot: what Mercury's `diffusing` streams send as content.
+and no text. `new`: this forward wrote it; `taken_back`: this forward opened it again; `end`: it ends the
+text or the turn. `confidence` is null where the method does not say. `num_settled` slots from the left
+will not change. `text` is the text without its ends, with a light shade for every open slot: what Mercury's
+`diffusing` streams send as content.
 """
 
 from __future__ import annotations
@@ -64,8 +65,12 @@ def frame(
     *,
     forward: int,
     num_settled: int,
+    end_ids: frozenset[int] = frozenset(),
 ) -> dict[str, Any]:
-    """The frame of a canvas; `changed` is what the last forward saw and did (None: there was none)."""
+    """The frame of a canvas; `changed` is what the last forward saw and did (None: there was none).
+
+    `end_ids` are the tokens that end a text or turn.
+    """
     start = 0 if canvas.infilling else canvas.prompt_length
     fresh, taken = changes(changed)
     texts = pieces.of_slots(canvas, start)
@@ -80,6 +85,8 @@ def frame(
             "open": is_open,
             "new": uid in fresh and not is_open,
         }
+        if entry["token"] in end_ids:
+            entry["end"] = True
         if canvas.infilling:
             entry["fixed"] = bool(canvas.fixed[slot])
         if uid in taken:
@@ -89,7 +96,9 @@ def frame(
         "forward": forward,
         "num_settled": max(0, min(num_settled, len(canvas)) - start),
         "num_open": canvas.num_open,
-        "text": "".join(OPEN_MARK if item["open"] else item["text"] for item in slots),
+        "text": "".join(
+            OPEN_MARK if item["open"] else item["text"] for item in slots if "end" not in item
+        ),
         "slots": slots,
     }
 
@@ -100,5 +109,6 @@ def changes(changed: tuple[Canvas, Edit] | None) -> tuple[set[int], set[int]]:
         return set(), set()
     before, edit = changed
     written = before.uid[edit.commit].tolist() + before.uid[edit.replace].tolist()
-    appended = range(before.next_uid, before.next_uid + len(edit.append))
+    first = before.next_uid + sum(count for _, count in edit.insert)
+    appended = range(first, first + len(edit.append))
     return {*written, *appended}, set(before.uid[edit.remask].tolist())
