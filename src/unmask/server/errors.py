@@ -1,6 +1,6 @@
 """What an HTTP client is told when something is wrong: OpenAI's envelope, one short message.
 
-    {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 """
 
 from __future__ import annotations

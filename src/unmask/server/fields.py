@@ -114,7 +114,9 @@ def knob_names() -> frozenset[str]:
 @lru_cache(maxsize=1)
 def cache_knob_names() -> frozenset[str]:
     """Every knob of every cache, as `cache.NAME`."""
-    found = {f.name for name in caches.names() for f in dataclasses.fields(caches.cache_class(name))}
+    found = {
+        f.name for name in caches.names() for f in dataclasses.fields(caches.cache_class(name))
+    }
     return frozenset(CACHE_PREFIX + name for name in found)
 
 
@@ -139,7 +141,11 @@ def read(
             if value is not None:
                 knobs[key] = value
         else:
-            allowed = {*known, *neutral, *((knob_names() | cache_knob_names()) if takes_knobs else ())}
+            allowed = {
+                *known,
+                *neutral,
+                *((knob_names() | cache_knob_names()) if takes_knobs else ()),
+            }
             raise unknown_field(key, allowed, set(known))
     try:
         return kind.model_validate(fields), knobs

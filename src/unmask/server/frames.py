@@ -36,9 +36,7 @@ class Confidences:
         """Take over an edit that was made on `before`."""
         for uid in before.uid[edit.replace].tolist() + before.uid[edit.remask].tolist():
             self._of.pop(uid, None)
-        for uid, p in zip(
-            before.uid[edit.commit].tolist(), edit.confidence.tolist(), strict=True
-        ):
+        for uid, p in zip(before.uid[edit.commit].tolist(), edit.confidence.tolist(), strict=True):
             self._of[uid] = p
         replaced = set(edit.replace.tolist())
         for slot, uid in zip(edit.commit.tolist(), before.uid[edit.commit].tolist(), strict=True):

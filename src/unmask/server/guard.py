@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from unmask.server.errors import ApiError
@@ -22,10 +23,13 @@ PAGE = ("/", "/static")
 
 
 class Guard:
-    """Wraps an app: answers 401, 403 and 431 itself, and puts security headers on every answer."""
+    """Wraps an app: answers 401, 403 and 431 itself, and puts security headers on every answer.
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+    `count` is told the route (a template, or "other") and the status of every answer.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, count: Callable[[str, int], None]) -> None:
+        self.app, self.settings, self.count = app, settings, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it."""
@@ -35,6 +39,7 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                self.count(getattr(scope.get("route"), "path", "other"), message["status"])
                 message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS]}
             await send(message)
 

@@ -35,7 +35,9 @@ class StreamOptions(Strict):
     """What a stream tells beside the text."""
 
     include_usage: bool = Field(False, description="a last chunk with the usage")
-    continuous_usage_stats: bool = Field(False, description="the usage so far in every chunk (vLLM)")
+    continuous_usage_stats: bool = Field(
+        False, description="the usage so far in every chunk (vLLM)"
+    )
 
 
 class Decoding(Strict):
@@ -52,7 +54,9 @@ class Decoding(Strict):
         None, max_length=64, description="the decoder's knobs; they may also stand at the top level"
     )
     preset: str | None = Field(None, max_length=100, description="a model family's own sampler")
-    cache: str | None = Field(None, max_length=500, description="cache policy; default: the server's")
+    cache: str | None = Field(
+        None, max_length=500, description="cache policy; default: the server's"
+    )
     cache_args: Arguments | None = Field(None, max_length=64, description="the cache's knobs")
     steps: Whole | None = Field(None, description="forwards, where the decoder has a schedule")
     block_length: Whole | None = Field(None, description="slots a block, where there are blocks")
@@ -151,7 +155,9 @@ class ChatRequest(Decoding):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Whole | None = Field(None, description="the newer name of max_tokens")
-    logprobs: bool | None = Field(None, description="log-probabilities of the tokens, when committed")
+    logprobs: bool | None = Field(
+        None, description="log-probabilities of the tokens, when committed"
+    )
     top_logprobs: Literal[0] | None = Field(
         None, description="0: a forward tells the chosen token's probability, no others"
     )

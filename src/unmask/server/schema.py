@@ -1,4 +1,4 @@
-"""What the model, the decoders and the caches take, as data: pages and clients build their forms from it."""
+"""What the model, the decoders and the caches take, as data, for pages and clients to build forms from."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From a canvas that fills in any order to text that only grows.
 
-Text is released when it can no longer change: the tokens from the left that are decided and that the decoder
-will not revise, in whole characters, and as far as no stop string may begin. What was released is a
+Text is released when it can no longer change: the tokens from the left that are decided and that the
+decoder will not revise, in whole characters, and as far as no stop string may begin. What was released is a
 prefix of the answer's text, so a stream's pieces put together are the text of the reply without a stream.
 This holds for tokenizers whose text of a prefix is a prefix of the text, as byte-level BPE's is.
 """
