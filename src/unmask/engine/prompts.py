@@ -124,8 +124,8 @@ class Prompts:
         total = len(ids) + num_blanks + len(right)
         if total > self.spec.max_length:
             raise PromptError(
-                f"prompt of {len(ids)} tokens + {num_blanks} blanks + suffix of {len(right)} tokens = {total}, "
-                f"but the model's context is {self.spec.max_length}; shorten one of them"
+                f"prompt of {len(ids)} tokens + {num_blanks} blanks + suffix of {len(right)} tokens = "
+                f"{total}, but the model's context is {self.spec.max_length}; shorten one of them"
             )
         blanks = [False] * len(ids) + [True] * num_blanks + [False] * len(right)
         tokens = [*ids, *[0] * num_blanks, *right]

@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the answer that are certain: up to its end, without it; of an infill the filled ones."""
+        """Tokens of the answer that are certain, without its end; of an infill the filled ones."""
         if self.is_infill:
             return int((~self.canvas.fixed[: self.num_settled]).sum())
         return self.stream.num_tokens

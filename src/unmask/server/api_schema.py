@@ -36,9 +36,9 @@ ENVELOPE = {
     },
 }
 KNOBS = (
-    "Beside these fields: knobs of the decoder and of every decoder at the top level, those of the cache as "
-    "`cache.NAME` (see `/v1/schema`); fields of OpenAI and vLLM that have no meaning here, at values that "
-    "change nothing. Anything else is refused."
+    "Beside these fields: knobs of the decoder and of every decoder at the top level, the cache's as "
+    "`cache.NAME` (see `/v1/schema`); fields of OpenAI and vLLM that have no meaning here, at values "
+    "that change nothing. Anything else is refused."
 )
 
 

@@ -1,7 +1,7 @@
 """The bodies of OpenAI's and unmask's routes, strict: no value is converted, no field is ignored.
 
-Fields of OpenAI that mean nothing here are in `fields`; knobs of decoders may stand at the top level, as the
-SDK's `extra_body` puts them there, or in `decoder_args`.
+Fields of OpenAI that mean nothing here are in `fields`; knobs of decoders may stand at the top level, as
+the SDK's `extra_body` puts them there, or in `decoder_args`.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ NEUTRAL_TOP_K = (-1, 0)
 class Plan:
     """One answer to be decoded.
 
-    `index` of the choice; `prompt`: the number of the prompt that it answers; `num_prompt` tokens that are given; the text is that of the slots from `start`
-    on, `size` of them (None: all), up to what `ends` it.
+    `index` of the choice; `prompt`: the number of the prompt that it answers; `num_prompt` tokens that are
+    given; the text is that of the slots from `start` on, `size` of them (None: all), up to what `ends` it.
     """
 
     index: int
