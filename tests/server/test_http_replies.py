@@ -10,7 +10,7 @@ from served import ANSWER, CHAT, QUESTION
 from unmask import caches, decoders
 
 CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
-SAMPLED = {"prompt": "A story about a dog: ", "temperature": 2.0, "max_tokens": 12}
+SAMPLED = {"prompt": "A story about a dog: ", "temperature": 2.0, "max_tokens": 8, "steps": 4}
 
 
 def ask(client, url, **body):
@@ -123,9 +123,9 @@ def test_every_request_has_its_own_temperature(client):
         return ask(client, COMPLETIONS, **sampled)["choices"][0]["text"]
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(text, range(16)))
+        found = list(pool.map(text, range(10)))
     assert len(set(found[::2])) == 1
-    assert len(set(found[1::2])) > 4
+    assert len(set(found[1::2])) > 3
 
 
 def test_several_prompts_have_n_answers_each_in_order(client):

@@ -10,7 +10,7 @@ from served import QUESTION
 
 BODY = {
     "text": QUESTION,
-    "sampling_params": {"temperature": 0.0, "max_new_tokens": 32, "ignore_eos": True},
+    "sampling_params": {"temperature": 0.0, "max_new_tokens": 32, "ignore_eos": True, "steps": 4},
     "stream": False,
     "lora_path": None,
     "return_logprob": False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.canvas import Canvas, Edit, apply, new_canvas
@@ -59,6 +59,7 @@ def canvases(draw):
     return ids, order, Ends(frozenset({END}), tuple(stops))
 
 
+@settings(max_examples=50)
 @given(canvases())
 def test_the_pieces_are_the_text_that_is_not_streamed(case):
     ids, order, ends = case
@@ -68,6 +69,7 @@ def test_the_pieces_are_the_text_that_is_not_streamed(case):
     assert (stream.ended, stream.token_ids) == (whole.ended, whole.token_ids)
 
 
+@settings(max_examples=50)
 @given(canvases())
 def test_no_piece_holds_a_stop_string_or_half_a_character_that_is_completed_later(case):
     ids, order, ends = case

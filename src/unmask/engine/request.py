@@ -182,8 +182,7 @@ class Sequence:
         if end is None:
             return 0
         right = canvas.uid[end + 1 :]
-        known = right[right < len(self.computed)]  # the last edit's own slots were never computed
-        return round(float(self.computed[known].sum()))
+        return round(float(self.computed[right[right < len(self.computed)]].sum()))
 
     def _check_end(self) -> None:
         ends_early = self.request.stop_at_eos and not self.canvas.infilling
