@@ -31,6 +31,7 @@ from unmask.cli.flags import (
     Words,
 )
 from unmask.cli.report import report
+from unmask.cli.serve_app import serve
 from unmask.errors import UnmaskError
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+app.command("serve", cls=DecodeCommand)(serve)
 eval_app.register(app)
 
 
@@ -264,6 +266,16 @@ def _caches() -> None:
     from unmask.view.cache_reference import markdown
 
     print(markdown(), end="")
+
+
+@app.command("routes")
+def _routes(
+    metrics: Annotated[bool, typer.Option("--metrics", help="The metrics instead.")] = False,
+) -> None:
+    """Print the reference of the HTTP API: routes, fields, streams, limits, errors (Markdown)."""
+    from unmask.cli import serve as command
+
+    command.print_routes(metrics)
 
 
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
