@@ -114,6 +114,36 @@ async def server_model(client: httpx2.AsyncClient, base_url: str) -> str:
         raise RemoteError(f"{base_url}/v1/models lists no model") from None
 
 
+@dataclass(frozen=True)
+class Server:
+    """Where the server is; the model's name as it is served (None: the first it lists)."""
+
+    base_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    model: str | None = None
+    api_key: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The address without a path. Raises ConfigError."""
+        url = self.base_url or f"http://{self.host.removeprefix('http://')}:{self.port}"
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"base_url={url!r} must begin with http:// or https://")
+        return url.rstrip("/").removesuffix("/v1")
+
+    def model_id(self) -> str:
+        """The model's name, asked for if need be. Raises RemoteError."""
+        if self.model is not None:
+            return self.model
+
+        async def ask() -> str:
+            async with make_client(self.api_key) as client:
+                return await server_model(client, self.url)
+
+        return asyncio.run(ask())
+
+
 async def accept_length(client: httpx2.AsyncClient, base_url: str) -> float | None:
     """SGLang's `avg_spec_accept_length` (here: tokens a forward), where the server tells it."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -15,42 +14,12 @@ from typing import Any
 
 import typer
 
-from unmask.bench.endpoint import KINDS, Endpoint, Reply, kind_of, make_client
+from unmask.bench.endpoint import KINDS, Endpoint, Reply, kind_of
 from unmask.bench.latency import BLOCK_LENGTH, blocks, parse_goals, standard
-from unmask.bench.serve import Served, Traffic, measure, server_model
+from unmask.bench.serve import Served, Server, Traffic, measure
 from unmask.bench.workload import Workload
 from unmask.errors import ConfigError, RemoteError, UnmaskError, unknown_name
 from unmask.view.serving import METRICS, ServingReport
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where the server is; the model's name as it is served (None: the first it lists)."""
-
-    base_url: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    model: str | None = None
-    api_key: str | None = None
-
-    @property
-    def url(self) -> str:
-        """The address without a path. Raises ConfigError."""
-        url = self.base_url or f"http://{self.host.removeprefix('http://')}:{self.port}"
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url={url!r} must begin with http:// or https://")
-        return url.rstrip("/").removesuffix("/v1")
-
-    def model_id(self) -> str:
-        """The model's name, asked for if need be. Raises RemoteError."""
-        if self.model is not None:
-            return self.model
-
-        async def ask() -> str:
-            async with make_client(self.api_key) as client:
-                return await server_model(client, self.url)
-
-        return asyncio.run(ask())
 
 
 @dataclass(frozen=True)

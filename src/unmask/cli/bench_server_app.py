@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,7 +50,7 @@ def bench_serve(
 
     Exit status 1 when some requests failed. Goals may follow each other: --goodput ttft:500 e2el:2000.
     """
-    from unmask.bench.serve import Traffic
+    from unmask.bench.serve import Server, Traffic
     from unmask.bench.workload import Workload
     from unmask.cli import bench_serve as command
 
@@ -57,7 +58,7 @@ def bench_serve(
         raise ConfigError("--result-dir and --result-filename have no effect without --save-result")
     save = command.result_file(result_dir, result_filename, backend) if save_result else None
     command.serve(
-        command.Server(base_url, host, port, model, api_key),
+        Server(base_url, host, port, model, api_key),
         Workload(
             dataset_name, dataset_path, num_prompts, input_length, output_length, range_ratio, as_ids
         ),
@@ -69,6 +70,67 @@ def bench_serve(
             metric_percentiles=metric_percentiles, as_json=as_json, save=save, append=output_file,
         ),
     )  # fmt: skip
+
+
+def bench_gsm8k(
+    data: flags.DataFlag,
+    num_questions: flags.QuestionsFlag = 200,
+    num_shots: Annotated[
+        int, typer.Option("--num-shots", metavar="N", help="Solved questions before each.")
+    ] = 5,
+    shots_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--shots-from",
+            metavar="FILE",
+            help="Where the shots come from, such as train.jsonl. Default: the questions' own file, "
+            "as SGLang does, whose first few are then asked with their answers in sight.",
+        ),
+    ] = None,
+    num_tokens: flags.NewTokensFlag = 512,
+    parallel: flags.ParallelFlag = 128,
+    backend: flags.BackendFlag = "openai",
+    base_url: flags.BaseUrlFlag = None,
+    host: flags.HostFlag = "127.0.0.1",
+    port: flags.PortFlag = 8000,
+    api_key: flags.KeyFlag = None,
+    model: flags.ServedFlag = None,
+    temperature: flags.TemperatureFlag = 0.0,
+    extra_body: flags.ExtraFlag = None,
+    as_json: flags.NumbersFlag = False,
+) -> None:
+    """Ask a running server GSM8K with few shots, as SGLang's few_shot_gsm8k does."""
+    from unmask.bench.serve import Server
+    from unmask.cli import bench_exam as command
+
+    server = Server(base_url, host, port, model, api_key)
+    exam = command.Exam(backend, num_tokens, parallel, temperature, extra_body, as_json)
+    command.gsm8k(server, exam, data, num_questions, num_shots, shots_from)
+
+
+def bench_mmlu(
+    data: flags.DataFlag,
+    num_questions: flags.QuestionsFlag = 200,
+    num_tokens: flags.NewTokensFlag = 512,
+    parallel: flags.ParallelFlag = 128,
+    backend: flags.BackendFlag = "openai-chat",
+    base_url: flags.BaseUrlFlag = None,
+    host: flags.HostFlag = "127.0.0.1",
+    port: flags.PortFlag = 8000,
+    api_key: flags.KeyFlag = None,
+    model: flags.ServedFlag = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the sample.")] = 0,
+    temperature: flags.TemperatureFlag = 0.0,
+    extra_body: flags.ExtraFlag = None,
+    as_json: flags.NumbersFlag = False,
+) -> None:
+    """Ask a running server a sample of MMLU, a chat turn a question, no shots."""
+    from unmask.bench.serve import Server
+    from unmask.cli import bench_exam as command
+
+    server = Server(base_url, host, port, model, api_key)
+    exam = command.Exam(backend, num_tokens, parallel, temperature, extra_body, as_json)
+    command.mmlu(server, exam, data, num_questions, seed)
 
 
 def _goals(goodput: list[str] | None, words: list[str] | None) -> list[str]:

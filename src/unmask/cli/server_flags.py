@@ -159,3 +159,21 @@ AppendFlag = Annotated[
     Path | None, typer.Option("--output-file", metavar="FILE", help="Append the numbers, a line.")
 ]
 NumbersFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")]
+DataFlag = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        "--data-path",
+        metavar="PATH",
+        help="The task's test file, its folder, or the folder above it.",
+    ),
+]
+QuestionsFlag = Annotated[
+    int, typer.Option("--num-questions", "--num-examples", metavar="N", help="Questions to ask.")
+]
+NewTokensFlag = Annotated[
+    int, typer.Option("--max-new-tokens", "--max-tokens", metavar="N", help="Most of an answer.")
+]
+ParallelFlag = Annotated[
+    int, typer.Option("--parallel", "--num-threads", metavar="N", help="Requests under way.")
+]
