@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 BLOCK = 32
@@ -37,20 +37,24 @@ class Mock:
     accept_length: float | None = None
     answer: str | None = None
     """Given as the whole answer, where one is set."""
+    tells_forwards: bool = True
+    steps: int = 0
+    """Forwards since the start, as `/metrics` counts them."""
     log: list[dict] = field(default_factory=list)
     url: str = ""
 
 
-def _usage(num: int) -> dict:
-    forwards = FORWARDS_A_BLOCK * -(-num // BLOCK)
-    computed = forwards * BLOCK
+def _forwards(num: int) -> int:
+    return FORWARDS_A_BLOCK * -(-num // BLOCK)
+
+
+def _usage(num: int, tells: bool) -> dict:
+    forwards = _forwards(num)
     return {
         "prompt_tokens": 4,
         "completion_tokens": num,
         "total_tokens": 4 + num,
-        "num_forwards": forwards,
-        "num_queries": computed,
-        "num_wasted": computed // 4,
+        **({"num_forwards": forwards} if tells else {}),
     }
 
 
@@ -65,6 +69,7 @@ class App:
         routes = [
             Route("/v1/models", self.models),
             Route("/get_server_info", self.info),
+            Route("/metrics", self.metrics),
             Route("/generate", self.generate, methods=["POST"]),
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
@@ -78,6 +83,15 @@ class App:
         told = self.mock.accept_length
         state = {} if told is None else {"avg_spec_accept_length": told}
         return JSONResponse({"internal_states": [state]})
+
+    async def metrics(self, request: Request) -> PlainTextResponse:
+        positions = BLOCK * self.mock.steps
+        return PlainTextResponse(
+            "# HELP vllm:diffusion_num_denoising_steps_total Steps.\n"
+            f'vllm:diffusion_num_denoising_steps_total{{model_name="a"}} {self.mock.steps}.0\n'
+            f'vllm:diffusion_num_canvas_positions_total{{model_name="a b"}} {positions}.0\n'
+            f"unmask:wasted_positions_total {positions // 4}.0\n"
+        )
 
     async def generate(self, request: Request):
         body = await request.json()
@@ -112,6 +126,7 @@ class App:
             yield self.mock.answer, num, self.mock.answer
             return
         done = 0
+        self.mock.steps += _forwards(num)
         while done < num:
             await asyncio.sleep(self.mock.block_s)
             if number in self.mock.break_off and done:
@@ -122,13 +137,13 @@ class App:
 
     async def _native(self, num: int, number: int):
         async for text, done, _ in self._pieces(num, number):
-            yield {"text": text, "meta_info": _usage(done)}
+            yield {"text": text, "meta_info": _usage(done, self.mock.tells_forwards)}
 
     async def _openai(self, num: int, number: int, is_chat: bool):
         async for _, _, new in self._pieces(num, number):
             content = {"delta": {"content": new}} if is_chat else {"text": new}
             yield {"choices": [{"index": 0, **content}]}
-        yield {"choices": [], "usage": _usage(num)}
+        yield {"choices": [], "usage": _usage(num, self.mock.tells_forwards)}
 
     def _stream(self, items) -> StreamingResponse:
         async def events():

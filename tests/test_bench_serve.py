@@ -93,16 +93,19 @@ def test_document_000s_own_row_is_reproduced():
 
 
 def test_blocks_are_timed_by_when_their_last_token_came():
-    told = {"num_forwards": 3, "num_queries": 40, "num_wasted": 10}
+    told = {"num_forwards": 3}
     one = reply(0.0, [(1.0, "", 3), (2.0, "", 9), (4.0, "", 10)], 4.5, 10, usage=told)
     two = reply(0.0, [(1.5, "", 4)], 2.0, 4, usage=told)
-    found = blocks([one, two], 5.0, words, 4, {"e2el": 2500.0})
+    counted = {"steps": 7, "positions": 40, "wasted": 10}
+    found = blocks([one, two], 5.0, words, 4, {"e2el": 2500.0}, counted)
     assert found.first_block.values == pytest.approx((2000, 1500))
     assert found.block.values == pytest.approx((0, 2000)), "two blocks at 2 s, the rest at 4 s"
     assert found.tokens_per_forward == 14 / 6
-    assert found.forwards.values == (3, 3)
+    assert found.forwards == 3, "the replies' own count comes first"
     assert found.eos_waste == 0.25
     assert found.good_rate == 1 / 5
+    by_server = blocks([reply(0.0, [(1.0, "", 14)], 1.0, 14)], 5.0, words, 4, counted=counted)
+    assert (by_server.forwards, by_server.tokens_per_forward) == (7, 2)
     silent = blocks([reply(0.0, [(1.0, "a b")], 1.0, 2)], 5.0, words, 4)
     assert (silent.tokens_per_forward, silent.eos_waste, silent.good_rate) == (None, None, None)
 
@@ -208,6 +211,14 @@ def test_a_server_of_known_pace_is_measured_right(backend, capsys):
     assert found["diffusion_eos_waste"] == 0.25
     assert found["request_goodput"] == 0
     assert found["accept_length"] == (4.0 if backend.startswith("sglang") else None)
+
+
+def test_forwards_come_from_the_servers_counters_where_replies_do_not_tell(capsys):
+    with mock_server(block_s=0.001, tells_forwards=False) as mock:
+        assert main(bench(mock, "--num-prompts", 2, "--random-output-len", 64, "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["diffusion_forwards_per_request"] == 16, "the warm-up's are not counted"
+    assert found["diffusion_tokens_per_forward"] == 4
 
 
 def test_requests_that_fail_are_counted_and_the_first_reason_is_shown(capsys):

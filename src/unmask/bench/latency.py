@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -187,19 +186,19 @@ class Blocks:
     """What tells a diffusion model's server. Times in ms.
 
     A block has come when its last token has: `block_length` tokens, or the answer's end. `first_block`:
-    sending to the first; `block`: from each to the next. `forwards` of each request, `tokens_per_forward`
-    and `eos_waste` (slots computed behind the answer's end, of all slots computed) as the server reports
-    them, None when it does not. `good_rate`: requests a second that met every goal of `goals`.
+    sending to the first; `block`: from each to the next. `forwards` a request (on average) and
+    `tokens_per_forward` as the replies' usage says, else by the server's counters; `eos_waste`: slots that
+    were computed behind an end of text, of all that were computed, by its counters. Each is None when
+    the server does not say. `good_rate`: requests a second that met every goal of `goals`.
     """
 
     block_length: int
     first_block: Spread
     block: Spread
-    forwards: Spread
-    tokens_per_forward: float | None
-    eos_waste: float | None
+    forwards: float | None = None
+    tokens_per_forward: float | None = None
+    eos_waste: float | None = None
     goals: Mapping[str, float] = field(default_factory=dict)
-    num_good: int = 0
     good_rate: float | None = None
 
 
@@ -209,34 +208,29 @@ def blocks(
     count: Count,
     block_length: int = BLOCK_LENGTH,
     goals: Mapping[str, float] | None = None,
+    counted: Mapping[str, float] | None = None,
 ) -> Blocks:
-    """The numbers of blocks, forwards, waste and goals."""
-    goals = goals or {}
+    """The numbers of blocks, forwards, waste and goals; `counted` as in `serve.Served`."""
+    goals, counted = goals or {}, counted or {}
     done = [reply for reply in replies if reply.error is None]
     arrivals = [block_times(reply, count, block_length) for reply in done]
     forwards = [reply.usage.get("num_forwards") for reply in done]
-    known = [int(each) for each in forwards if each is not None]
-    is_told = bool(known) and len(known) == len(done)
-    tokens, steps = sum(reply.num_tokens for reply in done), sum(known)
+    steps = counted.get("steps")
+    if done and None not in forwards:
+        steps = sum(int(each or 0) for each in forwards)
+    tokens = sum(reply.num_tokens for reply in done)
     good = len([reply for reply in done if meets(reply, goals)])
+    positions, wasted = counted.get("positions"), counted.get("wasted")
     return Blocks(
         block_length=block_length,
         first_block=Spread(tuple(1000 * times[0] for times in arrivals if times)),
         block=Spread(tuple(1000 * (b - a) for times in arrivals for a, b in pairwise(times))),
-        forwards=Spread(tuple(map(float, known)) if is_told else ()),
-        tokens_per_forward=tokens / steps if is_told and steps else None,
-        eos_waste=_waste([reply.usage for reply in done]),
+        forwards=steps / len(done) if steps and done else None,
+        tokens_per_forward=tokens / steps if steps else None,
+        eos_waste=wasted / positions if positions and wasted is not None else None,
         goals=dict(goals),
-        num_good=good,
         good_rate=good / duration_s if goals else None,
     )
-
-
-def _waste(usages: Sequence[Mapping[str, Any]]) -> float | None:
-    pairs = [(each.get("num_wasted"), each.get("num_queries")) for each in usages]
-    if not pairs or any(wasted is None or not computed for wasted, computed in pairs):
-        return None
-    return sum(int(wasted or 0) for wasted, _ in pairs) / sum(int(each or 0) for _, each in pairs)
 
 
 def block_times(reply: Reply, count: Count, block_length: int) -> list[float]:

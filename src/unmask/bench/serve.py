@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,12 +63,33 @@ class Traffic:
         return float(rng.gamma(self.burstiness, 1 / (self.request_rate * self.burstiness)))
 
 
+COUNTERS = {
+    "steps": "vllm:diffusion_num_denoising_steps",
+    "positions": "vllm:diffusion_num_canvas_positions",
+    "wasted": "unmask:wasted_positions",
+}
+"""Of the server's metrics page: forwards of all sequences, slots computed, and those behind an end."""
+
+
 @dataclass(frozen=True)
 class Served:
-    """What came back, in the order of sending; `duration_s` from the first sending to the last line."""
+    """What came back, in the order of sending; `duration_s` from the first sending to the last line.
+
+    `counted`: by how much each of `COUNTERS` that the server has grew meanwhile, by whatever request.
+    """
 
     replies: tuple[Reply, ...]
     duration_s: float
+    accept_length: float | None = None
+    counted: Mapping[str, float] = field(default_factory=dict)
+
+
+async def warm_up(endpoint: Endpoint, ask: Ask, number: int, client: httpx2.AsyncClient) -> None:
+    """Send a small version of a request `number` times. Raises RemoteError when none goes well."""
+    small = Ask(ask.prompt, min(ask.num_tokens, WARM_UP_TOKENS))
+    warm = await asyncio.gather(*(endpoint.send(client, small) for _ in range(number)))
+    if warm and all(reply.error is not None for reply in warm):
+        raise RemoteError(f"{endpoint.url} does not answer the warm-up request: {warm[0].error}")
 
 
 async def run(
@@ -79,13 +100,7 @@ async def run(
     client: httpx2.AsyncClient,
     watch: Watch = lambda reply: None,
 ) -> Served:
-    """Warm up, then send everything. Raises RemoteError when no warm-up goes well."""
-    traffic.check()
-    first = items[0].ask
-    small = Ask(first.prompt, min(first.num_tokens, WARM_UP_TOKENS))
-    warm = await asyncio.gather(*(endpoint.send(client, small) for _ in range(traffic.warm_ups)))
-    if warm and all(reply.error is not None for reply in warm):
-        raise RemoteError(f"{endpoint.url} does not answer the warm-up request: {warm[0].error}")
+    """Send everything at the traffic's pace and wait for all replies."""
     limit = asyncio.Semaphore(traffic.max_concurrency or len(items))
 
     async def send(ask: Ask) -> Reply:
@@ -154,6 +169,23 @@ async def accept_length(client: httpx2.AsyncClient, base_url: str) -> float | No
     return float(value) if value else None
 
 
+async def counters(client: httpx2.AsyncClient, base_url: str) -> dict[str, float]:
+    """Those of `COUNTERS` that the server's `/metrics` has now, labels summed up."""
+    import httpx2
+
+    found: dict[str, float] = {}
+    try:
+        page = await client.get(f"{base_url}/metrics")
+    except httpx2.HTTPError:
+        return found  # as with the accept length
+    for line in page.text.splitlines() if page.status_code == 200 else ():
+        name = line.partition("{")[0].partition(" ")[0].removesuffix("_total")
+        for key, wanted in COUNTERS.items():
+            if name == wanted:
+                found[key] = found.get(key, 0.0) + float(line.rpartition(" ")[2])
+    return found
+
+
 def measure(
     endpoint: Endpoint,
     base_url: str,
@@ -162,12 +194,20 @@ def measure(
     rng: np.random.RandomState,
     api_key: str | None = None,
     watch: Watch = lambda reply: None,
-) -> tuple[Served, float | None]:
-    """Run the benchmark in a loop of its own; also the accept length that the server tells."""
+) -> Served:
+    """Warm up and run the benchmark in an event loop of its own. Raises RemoteError and ConfigError."""
+    traffic.check()
 
-    async def go() -> tuple[Served, float | None]:
+    async def go() -> Served:
         async with make_client(api_key) as client:
+            await warm_up(endpoint, items[0].ask, traffic.warm_ups, client)
+            before = await counters(client, base_url)
             served = await run(endpoint, items, traffic, rng, client, watch)
-            return served, await accept_length(client, base_url)
+            after = await counters(client, base_url)
+            return replace(
+                served,
+                accept_length=await accept_length(client, base_url),
+                counted={key: after[key] - value for key, value in before.items() if key in after},
+            )
 
     return asyncio.run(go())

@@ -54,12 +54,12 @@ def serve(server: Server, workload: Workload, traffic: Traffic, wanted: Wanted) 
     rng = np.random.RandomState(wanted.seed)
     items = workload.items(tokenizer, rng)
     with progress(len(items)) as watch:
-        served, told = measure(endpoint, server.url, items, traffic, rng, server.api_key, watch)
+        served = measure(endpoint, server.url, items, traffic, rng, server.api_key, watch)
     failed = [reply.error for reply in served.replies if reply.error is not None]
     if len(failed) == len(items):
         raise RemoteError(f"all {len(items)} requests failed; the first: {failed[0]}")
     count, lengths = counter(tokenizer), [item.prompt_length for item in items]
-    accepted = told if wanted.backend.startswith("sglang") else None
+    accepted = served.accept_length if wanted.backend.startswith("sglang") else None
     report = make_report(
         request_rate=traffic.request_rate,
         max_concurrency=traffic.max_concurrency,
@@ -70,6 +70,7 @@ def serve(server: Server, workload: Workload, traffic: Traffic, wanted: Wanted) 
             count,
             wanted.block_length,
             parse_goals(wanted.goodput),
+            served.counted,
         ),
         num_failed=len(failed),
         first_error=failed[0] if failed else None,

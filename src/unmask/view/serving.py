@@ -88,7 +88,7 @@ class ServingReport:
         yield "Median block latency (ms):", found.block.percentile(50)
         yield "P99 block latency (ms):", found.block.percentile(99)
         yield "Tokens per forward:", found.tokens_per_forward
-        yield "Forwards per request (NFE):", found.forwards.mean
+        yield "Forwards per request (NFE):", found.forwards
         waste = found.eos_waste
         yield "EOS waste (% of slots computed):", None if waste is None else 100 * waste
         if found.good_rate is not None:
@@ -136,7 +136,7 @@ class ServingReport:
         return result | {
             "block_length": own.block_length,
             "diffusion_tokens_per_forward": own.tokens_per_forward,
-            "diffusion_forwards_per_request": own.forwards.mean,
+            "diffusion_forwards_per_request": own.forwards,
             "diffusion_eos_waste": own.eos_waste,
             "goals": dict(own.goals),
             "request_goodput": own.good_rate,
