@@ -133,6 +133,7 @@ class App:
         app = Starlette(
             routes=[
                 Route("/", self.index),
+                Route("/v1/models", self.models),
                 Route("/v1/schema", self.schema),
                 *(Route(path, self.decode, methods=["POST"]) for path in posts),
                 Mount("/static", StaticFiles(directory=STATIC)),
@@ -163,6 +164,9 @@ class App:
             return JSONResponse({"error": {"message": "no valid API key"}}, 401)
         return JSONResponse(SCHEMA)
 
+    async def models(self, request: Request) -> JSONResponse:
+        return JSONResponse({"data": [{"id": "demo"}]})
+
     async def decode(self, request: Request):
         body = await request.json()
         self.page.log.append(body)
@@ -176,23 +180,25 @@ class App:
         def event(value) -> str:
             return f"data: {json.dumps(value)}\n\n"
 
-        number, slots = 0, []
-        for number, slots in frames(body):
+        body = {"decoder": "vanilla", "cache": "none", "max_tokens": 16} | body
+        number, slots, watched = 0, _slots(body), body.get("stream_mode") == "canvas"
+        for number, slots in frames(body) if watched else ():
             await asyncio.sleep(self.page.step_s)
             num_open = sum(slot["open"] for slot in slots)
             frame = {"forward": number, "num_settled": 0, "num_open": num_open, "slots": slots}
             choice = {"index": 0, "text": "ignored", "canvas": frame, "finish_reason": None}
             yield event({"choices": [choice]})
         final = [{**slot, "new": False} for slot in slots]
-        frame = {"forward": number, "num_settled": 0, "num_open": 0, "slots": final}
-        yield event({"choices": [{"index": 0, "text": "", "canvas": frame}]})
+        if watched:
+            frame = {"forward": number, "num_settled": 0, "num_open": 0, "slots": final}
+            yield event({"choices": [{"index": 0, "text": "", "canvas": frame}]})
         text = "".join(slot["text"] for slot in final if "end" not in slot)
         content = {"delta": {"content": text}} if is_chat else {"text": text}
         last = {"choices": [{"index": 0, **content, "finish_reason": "stop"}]}
         yield event(last | {"unmask": {"cache_exact": body["cache"] == "none"}})
         tokens = len([slot for slot in final if "end" not in slot])
         usage = {"completion_tokens": tokens, "num_forwards": number}
-        usage["tokens_per_forward"] = tokens / number
+        usage["tokens_per_forward"] = tokens / max(1, number)
         yield event({"choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
 

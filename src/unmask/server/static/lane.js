@@ -7,6 +7,7 @@ import { Knobs } from "./knobs.js";
 import { curl, events } from "./stream.js";
 
 const FRAME_MS = 120;
+const ENDINGS = { stop: "came to its end", length: "all slots used" };
 
 export class Lane {
   // `ask()` gives {path, body} of what is typed now; throws what is wrong with it.
@@ -126,7 +127,8 @@ export class Lane {
         method = chunk.unmask ?? method;
       }
       const last = body.messages?.at(-1);
-      if (last) this.turns.push(last, { role: "assistant", content: this.text });
+      // a turn without an answer cannot be gone on from
+      if (last && this.text.trim()) this.turns.push(last, { role: "assistant", content: this.text });
       this.end((performance.now() - began) / 1000, { usage, method, reason });
       return true;
     } catch (error) {
@@ -176,7 +178,7 @@ export class Lane {
       facts.push(`${usage.completion_tokens} tokens`, `${usage.num_forwards ?? "?"} forwards`);
       if (usage.tokens_per_forward) facts.push(`${usage.tokens_per_forward.toFixed(2)} a forward`);
     }
-    facts.push(`${seconds.toFixed(2)} s`, reason === "stop" ? "ended" : reason === "length" ? "full" : reason ?? "");
+    facts.push(`${seconds.toFixed(2)} s`, ENDINGS[reason] ?? reason ?? "");
     if (method) facts.push(method.cache_exact ? "exact" : "approximate");
     this.parts.facts.textContent = facts.filter(Boolean).join(" · ");
   }
