@@ -28,7 +28,7 @@ run() { # name, command...: its last lines, and whether it went well
   shift
   echo "== $name"
   if "$@" >"$scratch/log" 2>&1; then
-    grep -E "Successful|Failed|Accept length|TTFT|Denoising|exact_match|complete|answer" "$scratch/log" | head -12
+    grep -E "Successful|Failed requests|Accept length|TTFT|Denoising|exact_match|Benchmarking complete|^answer" "$scratch/log" | head -12
   else
     tail -5 "$scratch/log"
     failures=$((failures + 1))
