@@ -23,6 +23,11 @@ trap 'rm -rf "$scratch"' EXIT
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 failures=0
 
+if ! curl -sf --max-time 10 "$url/health" >/dev/null; then
+  echo "error: no server answers at $url; start one with: unmask serve demo" >&2
+  exit 2
+fi
+
 run() { # name, command...: its last lines, and whether it went well
   local name=$1
   shift
