@@ -189,6 +189,16 @@ def test_the_table_has_document_000s_rows_in_its_order(capsys):
     assert "Backend:                                 sglang    " in lines
 
 
+def test_percentiles_that_are_asked_for_become_rows(capsys):
+    asked = ["--percentile-metrics", "ttft,e2el", "--metric-percentiles", "50,90"]
+    with mock_server(block_s=0.001) as mock:
+        assert main(bench(mock, "--num-prompts", 1, *asked)) == 0
+    labels = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if ":" in line]
+    added = [label for label in labels if label not in DOCUMENT_ROWS and label.startswith("P")]
+    assert added[:2] == ["P90 E2E Latency (ms)", "P90 TTFT (ms)"]
+    assert not any(label.startswith("P50") for label in labels), "the median is there already"
+
+
 @pytest.mark.parametrize("backend", ["sglang", "openai", "openai-chat", "sglang-oai"])
 def test_a_server_of_known_pace_is_measured_right(backend, capsys):
     pace = 0.06

@@ -51,6 +51,8 @@ class ServingReport:
             lines.append(_row(f"Mean {short} (ms):", spread.mean))
             lines.append(_row(f"Median {short} (ms):", spread.percentile(50)))
             for percent in self.percentiles(metric):
+                if percent == 50:
+                    continue  # the median is there already
                 lines.append(_row(f"P{percent:g} {short} (ms):", spread.percentile(percent)))
             if metric == "itl":
                 lines.append(_row("Max ITL (ms):", spread.most))
