@@ -24,6 +24,7 @@ from unmask.cli.flags import (
     LengthFlag,
     LiveFlag,
     ModelFlag,
+    QuantizeFlag,
     RawFlag,
     SeedFlag,
     StopFlag,
@@ -80,6 +81,7 @@ def _generate(
     seed: SeedFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    quantize: QuantizeFlag = None,
     raw: RawFlag = None,
     stop_at_eos: StopFlag = None,
     as_json: JsonFlag = False,
@@ -98,6 +100,7 @@ def _generate(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "quantize": quantize,
         "raw": raw,
         "stop_at_eos": stop_at_eos,
     }
@@ -120,6 +123,7 @@ def _infill(
     seed: SeedFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    quantize: QuantizeFlag = None,
     as_json: JsonFlag = False,
     trace: TraceFlag = None,
     live: LiveFlag = None,
@@ -138,6 +142,7 @@ def _infill(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "quantize": quantize,
     }
     decode.infill(words or [], flags, decode.Shown(as_json, trace, live, fps))
 

@@ -26,7 +26,7 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 class Wanted:
     """The flags, as given."""
 
-    words: tuple[str, ...]
+    words: list[str] | None
     model: str | None
     decoder: str | None
     cache: str | None
@@ -34,16 +34,19 @@ class Wanted:
     algorithm_config: Path | None
     host: str
     port: int
-    served_names: tuple[str, ...]
+    served_names: list[str] | None
     max_num_seqs: int
     max_queue: int
+    max_num_batched_tokens: int
+    kv_bytes: int | None
+    prefix_caching: bool
     max_model_len: int | None
     dtype: str | None
     device: str | None
     quantization: str | None
     api_key: str | None
     allow_unauthenticated: bool
-    allowed_hosts: tuple[str, ...]
+    allowed_hosts: list[str] | None
     public_metrics: bool
     public_page: bool
     request_timeout: float
@@ -78,7 +81,14 @@ def run(wanted: Wanted) -> None:
         from unmask.engine.service import Engine
         from unmask.server.app import create_app
 
-        engine = Engine(llm, max_batch=wanted.max_num_seqs, max_queue=wanted.max_queue)
+        engine = Engine(
+            llm,
+            max_batch=wanted.max_num_seqs,
+            max_queue=wanted.max_queue,
+            max_tokens=wanted.max_num_batched_tokens,
+            kv_bytes=wanted.kv_bytes,
+            prefix_cache=wanted.prefix_caching,
+        )
         app = create_app(llm, engine, settings)
         set_up_log(wanted.log_requests)
         for line in facts(llm, model, settings, wanted, url_of(bound)):
@@ -121,7 +131,7 @@ def print_routes(metrics: bool) -> None:
 def split(wanted: Wanted) -> tuple[str, dict[str, str]]:
     """The model, and the knobs among the words. Raises ConfigError."""
     model, knobs = wanted.model, dict[str, str]()
-    for word in wanted.words:
+    for word in wanted.words or ():
         match = WORD.fullmatch(word)
         if match is not None:
             knobs[match[1].replace("-", "_")] = match[2]
@@ -190,7 +200,7 @@ def access_of(wanted: Wanted) -> Access:
     if is_local and wanted.allow_unauthenticated:
         raise ConfigError(f"--allow-unauthenticated has no effect on --host {wanted.host}")
     own = {*LOCAL_NAMES, wanted.host.lower()} if is_local else set[str]()
-    hosts = frozenset(own | {name.lower() for name in wanted.allowed_hosts})
+    hosts = frozenset(own | {name.lower() for name in (wanted.allowed_hosts or ())})
     return Access(hosts=hosts or None)
 
 
@@ -238,7 +248,8 @@ def settings_of(
         raise ConfigError(
             f"--max-model-len {wanted.max_model_len} is more than the model's {llm.spec.max_length}"
         )
-    names = wanted.served_names or (Path(model).name if Path(model).exists() else model,)
+    own = Path(model).name if Path(model).exists() else model
+    names = tuple(wanted.served_names or [own])
     limits = Limits(
         max_body_bytes=wanted.max_body_bytes,
         timeout_s=wanted.request_timeout,

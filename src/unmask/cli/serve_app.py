@@ -12,158 +12,177 @@ import typer
 
 from unmask.cli.flags import DeviceFlag, DtypeFlag
 
+ModelWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL | KEY=VALUE",
+        help="Bundled name, folder or hub id, and knobs that requests have by default.",
+        show_default=False,
+    ),
+]
+ServedModelFlag = Annotated[
+    str | None,
+    typer.Option("--model", "-m", "--model-path", metavar="M", help="The model, as a flag."),
+]
+ServedDecoderFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--decoder", "-d", metavar="D", help="Of requests that name none. Default: vanilla."
+    ),
+]
+ServedCacheFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        "-c",
+        metavar="C",
+        help="Of requests that name none. Default: block_causal where the model is, else none.",
+    ),
+]
+AlgorithmFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--dllm-algorithm",
+        metavar="A",
+        help="SGLang's name of a decoder: LowConfidence, JointThreshold, CadLLM...",
+    ),
+]
+AlgorithmConfigFlag = Annotated[
+    Path | None,
+    typer.Option("--dllm-algorithm-config", metavar="FILE", help="Its knobs, in YAML."),
+]
+HostFlag = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+PortFlag = Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")]
+ServedNamesFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--served-model-name",
+        metavar="NAME",
+        help="Instead of the model's own; may be repeated.",
+    ),
+]
+MaxNumSeqsFlag = Annotated[
+    int,
+    typer.Option(
+        "--max-num-seqs",
+        "--max-running-requests",
+        min=1,
+        help="Sequences that share a forward.",
+    ),
+]
+MaxQueueFlag = Annotated[
+    int,
+    typer.Option("--max-queue", "--max-queued-requests", min=1, help="Requests that may wait."),
+]
+MaxNumBatchedTokensFlag = Annotated[
+    int,
+    typer.Option(
+        "--max-num-batched-tokens", min=1, help="About how many slots a forward computes."
+    ),
+]
+KvBytesFlag = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-cache-memory-bytes",
+        min=1,
+        help="Memory for keys and values. Default: a share of what is free.",
+    ),
+]
+PrefixCachingFlag = Annotated[
+    bool,
+    typer.Option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        help="Block-causal models: share full blocks of prompts that begin alike.",
+    ),
+]
+MaxModelLenFlag = Annotated[
+    int | None,
+    typer.Option(
+        "--max-model-len",
+        "--context-length",
+        min=2,
+        help="Most slots of a canvas, prompt included. Default: the model's context.",
+    ),
+]
+QuantizationFlag = Annotated[
+    str | None, typer.Option("--quantization", metavar="Q", help="int8 (extra `quantize`).")
+]
+ApiKeyFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        metavar="KEY",
+        help="Clients must send it. Better in the environment, as UNMASK_API_KEY.",
+        show_default=False,
+    ),
+]
+AllowUnauthenticatedFlag = Annotated[
+    bool,
+    typer.Option("--allow-unauthenticated", help="Serve other machines without a key."),
+]
+AllowedHostsFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-host", metavar="NAME", help="Further Host name to answer to without a key."
+    ),
+]
+PublicMetricsFlag = Annotated[
+    bool, typer.Option("--public-metrics", help="/metrics without the key.")
+]
+PublicPageFlag = Annotated[
+    bool, typer.Option("--public-page", help="The page (not what it calls) without the key.")
+]
+RequestTimeoutFlag = Annotated[
+    float, typer.Option("--request-timeout", min=0.001, help="Seconds a request may take.")
+]
+ShutdownTimeoutFlag = Annotated[
+    float,
+    typer.Option("--shutdown-timeout", min=0, help="Seconds to finish requests on SIGTERM."),
+]
+MaxBodyBytesFlag = Annotated[
+    int, typer.Option("--max-body-bytes", min=1, help="Largest request body.")
+]
+LogRequestsFlag = Annotated[
+    bool, typer.Option("--log-requests/--no-log-requests", help="A line for each, on stderr.")
+]
+TrustRemoteCodeFlag = Annotated[bool, typer.Option("--trust-remote-code", hidden=True)]
+
 
 def serve(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL | KEY=VALUE",
-            help="Bundled name, folder or hub id, and knobs that requests have by default.",
-            show_default=False,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", "--model-path", metavar="M", help="The model, as a flag."),
-    ] = None,
-    decoder: Annotated[
-        str | None,
-        typer.Option(
-            "--decoder", "-d", metavar="D", help="Of requests that name none. Default: vanilla."
-        ),
-    ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            "--cache",
-            "-c",
-            metavar="C",
-            help="Of requests that name none. Default: block_causal where the model is, else none.",
-        ),
-    ] = None,
-    algorithm: Annotated[
-        str | None,
-        typer.Option(
-            "--dllm-algorithm",
-            metavar="A",
-            help="SGLang's name of a decoder: LowConfidence, JointThreshold, CadLLM...",
-        ),
-    ] = None,
-    algorithm_config: Annotated[
-        Path | None,
-        typer.Option("--dllm-algorithm-config", metavar="FILE", help="Its knobs, in YAML."),
-    ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")
-    ] = 8000,
-    served_names: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--served-model-name",
-            metavar="NAME",
-            help="Instead of the model's own; may be repeated.",
-        ),
-    ] = None,
-    max_num_seqs: Annotated[
-        int,
-        typer.Option(
-            "--max-num-seqs",
-            "--max-running-requests",
-            min=1,
-            help="Sequences that share a forward.",
-        ),
-    ] = 16,
-    max_queue: Annotated[
-        int,
-        typer.Option("--max-queue", "--max-queued-requests", min=1, help="Requests that may wait."),
-    ] = 256,
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(
-            "--max-model-len",
-            "--context-length",
-            min=2,
-            help="Most slots of a canvas, prompt included. Default: the model's context.",
-        ),
-    ] = None,
+    words: ModelWords = None,
+    model: ServedModelFlag = None,
+    decoder: ServedDecoderFlag = None,
+    cache: ServedCacheFlag = None,
+    algorithm: AlgorithmFlag = None,
+    algorithm_config: AlgorithmConfigFlag = None,
+    host: HostFlag = "127.0.0.1",
+    port: PortFlag = 8000,
+    served_names: ServedNamesFlag = None,
+    max_num_seqs: MaxNumSeqsFlag = 16,
+    max_queue: MaxQueueFlag = 256,
+    max_num_batched_tokens: MaxNumBatchedTokensFlag = 8192,
+    kv_bytes: KvBytesFlag = None,
+    prefix_caching: PrefixCachingFlag = True,
+    max_model_len: MaxModelLenFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
-    quantization: Annotated[
-        str | None, typer.Option("--quantization", metavar="Q", help="int8 (extra `quantize`).")
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            "--api-key",
-            metavar="KEY",
-            help="Clients must send it. Better in the environment, as UNMASK_API_KEY.",
-            show_default=False,
-        ),
-    ] = None,
-    allow_unauthenticated: Annotated[
-        bool,
-        typer.Option("--allow-unauthenticated", help="Serve other machines without a key."),
-    ] = False,
-    allowed_hosts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allowed-host", metavar="NAME", help="Further Host name to answer to without a key."
-        ),
-    ] = None,
-    public_metrics: Annotated[
-        bool, typer.Option("--public-metrics", help="/metrics without the key.")
-    ] = False,
-    public_page: Annotated[
-        bool, typer.Option("--public-page", help="The page (not what it calls) without the key.")
-    ] = False,
-    request_timeout: Annotated[
-        float, typer.Option("--request-timeout", min=0.001, help="Seconds a request may take.")
-    ] = 600.0,
-    shutdown_timeout: Annotated[
-        float,
-        typer.Option("--shutdown-timeout", min=0, help="Seconds to finish requests on SIGTERM."),
-    ] = 30.0,
-    max_body_bytes: Annotated[
-        int, typer.Option("--max-body-bytes", min=1, help="Largest request body.")
-    ] = 4 << 20,
-    log_requests: Annotated[
-        bool, typer.Option("--log-requests/--no-log-requests", help="A line for each, on stderr.")
-    ] = True,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", hidden=True)] = False,
+    quantization: QuantizationFlag = None,
+    api_key: ApiKeyFlag = None,
+    allow_unauthenticated: AllowUnauthenticatedFlag = False,
+    allowed_hosts: AllowedHostsFlag = None,
+    public_metrics: PublicMetricsFlag = False,
+    public_page: PublicPageFlag = False,
+    request_timeout: RequestTimeoutFlag = 600.0,
+    shutdown_timeout: ShutdownTimeoutFlag = 30.0,
+    max_body_bytes: MaxBodyBytesFlag = 4 << 20,
+    log_requests: LogRequestsFlag = True,
+    trust_remote_code: TrustRemoteCodeFlag = False,
 ) -> None:
     """Serve a model over HTTP: OpenAI's routes, infilling, SGLang's routes, metrics, a page.
 
     Requests choose decoder, cache and knobs; what is given here is the default.
     """
+    given = dict(locals())
     from unmask.cli import serve as command
 
-    command.run(
-        command.Wanted(
-            words=tuple(words or ()),
-            model=model,
-            decoder=decoder,
-            cache=cache,
-            algorithm=algorithm,
-            algorithm_config=algorithm_config,
-            host=host,
-            port=port,
-            served_names=tuple(served_names or ()),
-            max_num_seqs=max_num_seqs,
-            max_queue=max_queue,
-            max_model_len=max_model_len,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            api_key=api_key,
-            allow_unauthenticated=allow_unauthenticated,
-            allowed_hosts=tuple(allowed_hosts or ()),
-            public_metrics=public_metrics,
-            public_page=public_page,
-            request_timeout=request_timeout,
-            shutdown_timeout=shutdown_timeout,
-            max_body_bytes=max_body_bytes,
-            log_requests=log_requests,
-            trust_remote_code=trust_remote_code,
-        )
-    )
+    command.run(command.Wanted(**given))
