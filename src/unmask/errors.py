@@ -6,7 +6,8 @@
     ├── PromptError      a prompt that cannot be decoded (empty, too long, no tokenizer)
     ├── DependencyError  an optional package that this feature needs is missing
     ├── CapacityError    the engine takes no more requests now
-    └── EngineError      the engine has failed and answers nothing any more
+    ├── EngineError      the engine has failed and answers nothing any more
+    └── RemoteError      a server that cannot be reached, or that refuses a request
 
 Every message shows the value, says what is allowed and what to do. The command line prints it as one
 line and exits with status 2.
@@ -48,6 +49,10 @@ class CapacityError(UnmaskError):
 
 class EngineError(UnmaskError):
     """The engine has failed and answers nothing any more; `__cause__` says why."""
+
+
+class RemoteError(UnmaskError):
+    """A server that cannot be reached, refuses a request, or breaks off an answer."""
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str], owner: str = "") -> ConfigError:

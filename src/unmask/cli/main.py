@@ -12,6 +12,7 @@ import typer
 import unmask
 from unmask.cli import eval_app, frequencies
 from unmask.cli.bench_app import bench
+from unmask.cli.chat_app import chat
 from unmask.cli.extended import DecodeCommand, TrainCommand
 from unmask.cli.flags import (
     CacheFlag,
@@ -51,6 +52,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.command("serve", cls=DecodeCommand)(serve)
 eval_app.register(app)
+app.command("chat", cls=DecodeCommand)(chat)
 
 
 def _print_version(wanted: bool) -> None:

@@ -99,12 +99,19 @@ class Reply:
         chunk["choices"][0] |= {"logprobs": None, "canvas": frame}
         return chunk
 
+    def opening(self, answer: Answer) -> dict[str, Any]:
+        """The first chunk of a chat's answer that has no text: the role alone."""
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": answer.index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return self.head(is_chunk=True) | {"choices": [choice]}
+
     def last(self, answer: Answer, text: str, told: int, *, is_first: bool) -> dict[str, Any]:
         """The chunk that ends an answer, with its last text."""
         choice: dict[str, Any] = {"index": answer.index}
         if self.route == "chat":
             delta = {"role": "assistant"} if is_first else {}
-            choice["delta"] = delta | ({"content": text} if text else {})
+            # vLLM's client takes an answer without any content for a broken one
+            choice["delta"] = delta | ({"content": text} if text or not answer.text else {})
         else:
             choice["text"] = text
         choice |= self.ending(answer, told)

@@ -42,6 +42,9 @@ async def text_events(
     async for answer, _, text in call.updates():
         told = sent[answer.index]
         if answer.reason is not None:
+            if reply.route == "chat" and told.is_first and not text:
+                yield event(reply.opening(answer))
+                told.is_first = False
             chunk = reply.last(answer, text, told.num_tokens, is_first=told.is_first)
         elif text:
             chunk = reply.piece(answer, text, is_first=told.is_first, told=told.num_tokens)

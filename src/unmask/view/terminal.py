@@ -248,10 +248,18 @@ class LiveView:
         canvas = event.sequence.canvas
         self._draw(self.frame(canvas, Changes.of(event), status_line(event.sequence)))
 
+    def show_text(self, text: Text, status: str) -> None:
+        """Show a canvas that is styled text already, at the same pace."""
+        self._draw(self.picture(text, status))
+
     def frame(self, canvas: Canvas, changes: Changes, status: str) -> RenderableType:
-        """One picture, no taller than the terminal."""
-        width, height = self._console.size
+        """The picture of a canvas."""
         text = canvas_text(canvas, changes, self._pieces, self._stop_ids)
+        return self.picture(text, status)
+
+    def picture(self, text: Text, status: str) -> RenderableType:
+        """Styled text with a line below, no taller than the terminal."""
+        width, height = self._console.size
         lines = wrapped(text, max(1, width))
         first, visible = window(lines, max(1, height - CHROME_LINES))
         if len(visible) < len(lines):

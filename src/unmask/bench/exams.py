@@ -1,0 +1,194 @@
+"""Exams that a running server takes: GSM8K with few shots, and MMLU.
+
+Source: SGLang's `few_shot_gsm8k` (prompt, stops, extraction and the four numbers are its) and
+`simple_eval_mmlu` (a chat turn a question, the letter behind "Answer:"; the wording of the turn is ours).
+As there, the shots of GSM8K are the first questions of the file that is asked, which are asked too:
+`shots_from` takes them from elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmask.bench.endpoint import Ask, Endpoint, Reply, make_client
+from unmask.errors import ConfigError, RemoteError
+
+GSM8K_STOPS = ("Question", "Assistant:", "<|separator|>")
+LETTERS = "ABCD"
+MMLU_TURN = """{question}
+
+{choices}
+
+Which of the four is right? You may reason first. Close with a line that reads 'Answer: X', X being one of
+A, B, C and D."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and its right answer."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Graded:
+    """What came of an exam; shares of all questions. `invalid` answers hold nothing to grade."""
+
+    accuracy: float
+    invalid: float
+    latency_s: float
+    num_tokens: int
+    num_failed: int
+    first_error: str | None
+    replies: tuple[Reply, ...]
+    found: tuple[str | None, ...]
+
+    @property
+    def output_rate(self) -> float:
+        """Generated tokens a second."""
+        return self.num_tokens / self.latency_s
+
+
+def gsm8k(
+    path: Path, num_questions: int, num_shots: int, shots_from: Path | None
+) -> list[Question]:
+    """The first questions of a JSON-lines file behind the shots. Raises ConfigError."""
+    records = _records(path)
+    shown = records if shots_from is None else _records(shots_from)
+    if len(records) < num_questions or len(shown) < num_shots:
+        raise ConfigError(
+            f"{path} has {len(records)} questions; num_questions={num_questions} and "
+            f"num_shots={num_shots} want more"
+        )
+    shots = "".join(_gsm8k_text(each) + f" {each['answer']}\n\n" for each in shown[:num_shots])
+    found = []
+    for record in records[:num_questions]:
+        answer = last_number(record["answer"])
+        if answer is None:
+            raise ConfigError(f"{path}: the answer {record['answer']!r} has no number")
+        found.append(Question(shots + _gsm8k_text(record), answer))
+    return found
+
+
+def _gsm8k_text(record: dict[str, Any]) -> str:
+    return f"Question: {record['question']}\nAnswer:"
+
+
+def _records(path: Path) -> list[dict[str, str]]:
+    """Questions and answers of a file, or of `gsm8k/test.jsonl` or `test.jsonl` in a folder."""
+    if path.is_dir():
+        inside = [path / "gsm8k" / "test.jsonl", path / "test.jsonl"]
+        path = next((each for each in inside if each.exists()), path)
+    try:
+        lines = path.read_text("utf-8").splitlines()
+        found = [json.loads(line) for line in lines if line.strip()]
+        return [{"question": str(e["question"]), "answer": str(e["answer"])} for e in found]
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); give GSM8K's test.jsonl or its folder"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not GSM8K's JSON lines ({error!r})") from None
+
+
+def last_number(text: str) -> str | None:
+    """The last run of digits, commas left out, without leading zeros; None when there is none."""
+    runs = re.findall(r"\d+", text.replace(",", ""))
+    return str(int(runs[-1])) if runs else None
+
+
+def mmlu(folder: Path, num_questions: int, seed: int) -> list[Question]:
+    """A sample of all subjects' test questions, in a folder of CSV files. Raises ConfigError."""
+    inside = [folder / "mmlu" / "test", folder / "test", folder]
+    files = next((found for each in inside if (found := sorted(each.glob("*.csv")))), [])
+    if not files:
+        raise ConfigError(f"{folder} has no MMLU test files; give the folder of its *_test.csv")
+    rows = [row for file in files for row in _mmlu_rows(file)]
+    if num_questions > len(rows):
+        raise ConfigError(f"{folder} has {len(rows)} questions, num_questions={num_questions}")
+    return random.Random(seed).sample(rows, num_questions)
+
+
+def _mmlu_rows(path: Path) -> list[Question]:
+    """Questions of a subject: question, four choices, and the right one as 0 to 3 or as a letter."""
+    found = []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from None
+    for number, row in enumerate(rows, 1):
+        if number == 1 and row[:1] == ["question"]:
+            continue
+        if len(row) != 6 or row[5] not in (*"0123", *LETTERS):
+            raise ConfigError(f"{path}, line {number}: not a question with four choices")
+        answer = LETTERS[int(row[5])] if row[5].isdigit() else row[5]
+        pairs = zip(LETTERS, row[1:5], strict=True)
+        choices = "\n".join(f"{letter}) {choice}" for letter, choice in pairs)
+        found.append(Question(MMLU_TURN.format(question=row[0], choices=choices), answer))
+    return found
+
+
+def answer_letter(text: str) -> str | None:
+    """The letter behind the first "Answer:"; None when there is none."""
+    match = re.search(r"answer\s*:\s*([A-D])", text, re.IGNORECASE)
+    return match[1].upper() if match else None
+
+
+def take(
+    endpoint: Endpoint,
+    questions: Sequence[Question],
+    read: Callable[[str], str | None],
+    *,
+    num_tokens: int,
+    parallel: int,
+    api_key: str | None = None,
+    watch: Callable[[Reply], None] = lambda reply: None,
+) -> Graded:
+    """Ask everything, `parallel` at a time, and grade. Raises RemoteError when nothing is answered.
+
+    A question whose request fails counts as invalid, so it is never taken for a right one.
+    """
+    if parallel < 1 or num_tokens < 1:
+        raise ConfigError(f"parallel={parallel} and max_new_tokens={num_tokens} must be at least 1")
+
+    async def go() -> list[Reply]:
+        limit = asyncio.Semaphore(parallel)
+        async with make_client(api_key) as client:
+
+            async def ask(question: Question) -> Reply:
+                async with limit:
+                    reply = await endpoint.send(client, Ask(question.prompt, num_tokens))
+                watch(reply)
+                return reply
+
+            return await asyncio.gather(*map(ask, questions))
+
+    began = time.perf_counter()
+    replies = asyncio.run(go())
+    latency = time.perf_counter() - began
+    errors = [reply.error for reply in replies if reply.error is not None]
+    if len(errors) == len(replies):
+        raise RemoteError(f"all {len(replies)} requests failed; the first: {errors[0]}")
+    found = tuple(None if reply.error else read(reply.text) for reply in replies)
+    right = [own == question.answer for own, question in zip(found, questions, strict=True)]
+    return Graded(
+        accuracy=sum(right) / len(right),
+        invalid=found.count(None) / len(found),
+        latency_s=latency,
+        num_tokens=sum(reply.num_tokens for reply in replies if reply.error is None),
+        num_failed=len(errors),
+        first_error=errors[0] if errors else None,
+        replies=tuple(replies),
+        found=found,
+    )

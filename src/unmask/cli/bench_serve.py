@@ -1,0 +1,238 @@
+"""`unmask bench serve`: a running server under load, as SGLang's table or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from unmask.bench.endpoint import KINDS, Endpoint, Reply, kind_of
+from unmask.bench.latency import BLOCK_LENGTH, blocks, parse_goals, standard
+from unmask.bench.serve import Served, Server, Traffic, measure
+from unmask.bench.workload import Workload
+from unmask.errors import ConfigError, RemoteError, UnmaskError, unknown_name
+from unmask.view.serving import METRICS, ServingReport
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to ask, count and write."""
+
+    backend: str = "openai"
+    endpoint: str | None = None
+    tokenizer: str | None = None
+    ignore_eos: bool | None = None
+    extra_body: str | None = None
+    temperature: float = 0.0
+    seed: int = 1
+    block_length: int = BLOCK_LENGTH
+    goodput: list[str] = field(default_factory=list)
+    percentile_metrics: str | None = None
+    metric_percentiles: str | None = None
+    as_json: bool = False
+    save: Path | None = None
+    append: Path | None = None
+
+
+def serve(server: Server, workload: Workload, traffic: Traffic, wanted: Wanted) -> None:
+    """Measure and show. Exit status 1 when some requests failed."""
+    import numpy as np
+
+    workload.check()
+    traffic.check()
+    make_report = _checked(wanted)
+    endpoint = _endpoint(server, wanted)
+    tokenizer = find_tokenizer(wanted.tokenizer or endpoint.model)
+    rng = np.random.RandomState(wanted.seed)
+    items = workload.items(tokenizer, rng)
+    with progress(len(items)) as watch:
+        served = measure(endpoint, server.url, items, traffic, rng, server.api_key, watch)
+    failed = [reply.error for reply in served.replies if reply.error is not None]
+    if len(failed) == len(items):
+        raise RemoteError(f"all {len(items)} requests failed; the first: {failed[0]}")
+    count, lengths = counter(tokenizer), [item.prompt_length for item in items]
+    accepted = served.accept_length if wanted.backend.startswith("sglang") else None
+    report = make_report(
+        request_rate=traffic.request_rate,
+        max_concurrency=traffic.max_concurrency,
+        standard=standard(served.replies, lengths, served.duration_s, count, accepted),
+        blocks=blocks(
+            served.replies,
+            served.duration_s,
+            count,
+            wanted.block_length,
+            parse_goals(wanted.goodput),
+            served.counted,
+        ),
+        num_failed=len(failed),
+        first_error=failed[0] if failed else None,
+        setting=setting_of(endpoint, workload, traffic, wanted),
+    )
+    show(report, served, wanted)
+    if failed:
+        some = f"{len(failed)} of {len(items)} requests failed; the first: {failed[0]}"
+        print(f"unmask: {some}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _checked(wanted: Wanted) -> Callable[..., ServingReport]:
+    """What makes the report, once nothing in the wishes is wrong. Raises ConfigError."""
+    parse_goals(wanted.goodput)
+    if wanted.block_length < 1:
+        raise ConfigError(f"block_length={wanted.block_length} must be at least 1")
+    for path in (wanted.save, wanted.append):
+        if path is not None:
+            from unmask.view.trace import check_writable
+
+            check_writable(path, "result file")
+    return partial(
+        ServingReport,
+        backend=wanted.backend,
+        extra_percentiles=percentiles(wanted.percentile_metrics, wanted.metric_percentiles),
+    )
+
+
+def _endpoint(server: Server, wanted: Wanted) -> Endpoint:
+    """Where the requests go; the model's name is asked for last. Raises ConfigError and RemoteError."""
+    kind, extra = kind_of(wanted.backend), extra_body(wanted.extra_body)
+    # SGLang's backends go on past the end unless told otherwise, vLLM's do not
+    usual = wanted.backend.startswith("sglang")
+    return Endpoint(
+        kind=kind,
+        url=server.url + (wanted.endpoint or KINDS[kind]),
+        model=server.model_id(),
+        ignore_eos=usual if wanted.ignore_eos is None else wanted.ignore_eos,
+        temperature=wanted.temperature,
+        extra=extra,
+    )
+
+
+def show(report: ServingReport, served: Served, wanted: Wanted) -> None:
+    """Print, and write the files that were asked for."""
+    found = report.as_json()
+    print(json.dumps(found) if wanted.as_json else report.table(), flush=True)
+    if wanted.save is not None:
+        details = {
+            "output_lens": [reply.num_tokens for reply in served.replies],
+            "errors": [reply.error for reply in served.replies],
+            "generated_texts": [reply.text for reply in served.replies],
+        }
+        _write(wanted.save, json.dumps(found | details, ensure_ascii=False), "w")
+    if wanted.append is not None:
+        _write(wanted.append, json.dumps(found), "a")
+
+
+def setting_of(
+    endpoint: Endpoint, workload: Workload, traffic: Traffic, wanted: Wanted
+) -> dict[str, Any]:
+    """What was asked for, under the other clients' names where they have one."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "url": endpoint.url,
+        "model_id": endpoint.model,
+        "dataset_name": workload.name,
+        "num_prompts": workload.num_prompts,
+        "random_input_len": workload.input_length,
+        "random_output_len": workload.output_length,
+        "random_range_ratio": workload.range_ratio,
+        "burstiness": traffic.burstiness,
+        "seed": wanted.seed,
+        "ignore_eos": endpoint.ignore_eos,
+        "temperature": endpoint.temperature,
+        "extra_body": dict(endpoint.extra),
+    }
+
+
+def percentiles(metrics: str | None, percents: str | None) -> dict[str, list[float]]:
+    """`ttft,tpot` and `90,99` as the percentiles to add. Raises ConfigError."""
+    names = METRICS if metrics is None else [word.strip() for word in metrics.split(",")]
+    for name in names:
+        if name not in METRICS:
+            raise unknown_name("metric", name, METRICS)
+    found = []
+    usual = "99" if metrics else ""
+    for word in (usual if percents is None else percents).split(","):
+        if not word.strip():
+            continue
+        try:
+            value = float(word)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 100:
+            raise ConfigError(f"metric_percentiles={word!r} must be numbers from 0 to 100")
+        found.append(value)
+    return dict.fromkeys(names, found)
+
+
+def extra_body(text: str | None) -> dict[str, Any]:
+    """Fields to add to every request. Raises ConfigError."""
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"extra_body={text!r} is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"extra_body={text!r} must be a JSON object")
+    return found
+
+
+def find_tokenizer(name: str) -> Any:
+    """The tokenizer of a bundled model, a folder or a hub id. Raises ModelError or ConfigError."""
+    from unmask.engine.tokenizer import load_tokenizer
+    from unmask.models import resolve_model
+
+    try:
+        found = load_tokenizer(resolve_model(name, weights=False))
+    except UnmaskError as error:
+        raise ConfigError(
+            f"no tokenizer for {name!r} ({error}); give one with --tokenizer"
+        ) from None
+    if found is None:
+        raise ConfigError(f"{name!r} has no tokenizer; give one with --tokenizer")
+    return found
+
+
+def counter(tokenizer: Any) -> Callable[[str], int]:
+    """Counts the tokens of a text."""
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[Reply], None]]:
+    """A bar on standard error while requests come back; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda reply: None
+        return
+    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("requests", total=total)
+        yield lambda reply: bar.advance(task)
+
+
+def result_file(folder: Path | None, name: str | None, backend: str) -> Path:
+    """Where --save-result writes, in vLLM's way: folder and name, or a name with the time in it."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    return (folder or Path()) / (name or f"{backend}-{stamp}.json")
+
+
+def _write(path: Path, line: str, mode: str) -> None:
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"result file {str(path)!r} cannot be written: {error.strerror}"
+        ) from None

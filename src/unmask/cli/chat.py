@@ -1,0 +1,282 @@
+"""`unmask chat`: a conversation at the prompt, or a turn a line from a pipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+
+from unmask.cli.words import Settings, settings, split_words
+from unmask.errors import ConfigError, UnmaskError, unknown_name
+
+if TYPE_CHECKING:
+    from unmask.cli.decode import Shown
+    from unmask.engine.llm import LLM
+
+PROMPT = "> "
+DRAWN_SEED = -1
+"""A server draws the seed itself."""
+
+HELP = {
+    "decoder": "NAME: decode so from now on (its knobs begin at their defaults)",
+    "cache": "NAME: with this cache from now on",
+    "set": "KNOB=VALUE: change a knob, or gen_length or seed",
+    "unset": "KNOB: back to its default",
+    "show": "the settings",
+    "reset": "forget the conversation",
+    "help": "this list",
+    "quit": "end (as Control-D does)",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the model is: behind a URL, or here (None)."""
+
+    base_url: str | None = None
+    api_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer, and a line of numbers about it."""
+
+    text: str
+    facts: str
+
+
+class Talker(Protocol):
+    """What answers. `check` and `answer` raise UnmaskError."""
+
+    def check(self, wanted: Settings) -> None:
+        """Refuse settings that cannot be."""
+        ...
+
+    def answer(self, messages: list[dict[str, str]], wanted: Settings, console: Any) -> Said:
+        """The next turn, drawn live where there is a console."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        ...
+
+
+class Local:
+    """A model loaded into this process."""
+
+    def __init__(self, llm: LLM, fps: float | None) -> None:
+        self.llm, self.fps = llm, fps
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def check(self, wanted: Settings) -> None:
+        """Refuse a method or a cache that does not exist or does not take these knobs."""
+        from unmask.engine.options import configure, split_cache
+
+        block_size = self.llm.spec.block_size
+        knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), block_size)
+        configure(wanted.decoder, knobs)
+
+    def answer(
+        self, messages: list[dict[str, str]], wanted: Settings, console: Console | None
+    ) -> Said:
+        """Decode the next turn."""
+        from unmask.cli.decode import decode
+        from unmask.engine.options import configure, split_cache
+        from unmask.view.terminal import LiveView, Pieces
+
+        knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), self.llm.spec.block_size)
+        method = configure(wanted.decoder, knobs)
+        length = self.llm.first_length(method.decoder, wanted.gen_length)
+        canvas = self.llm.prompt_canvas(self.llm.chat_ids(messages), length)
+        with ExitStack() as stack:
+            view = None
+            if console is not None:
+                live = LiveView(console, Pieces(self.llm.tokenizer), self.llm.stop_ids, self.fps)
+                view = stack.enter_context(live)
+            run = decode(self.llm, canvas, wanted, method, view)
+        return Said(run.output.text, run.line())
+
+
+def run(
+    words: Sequence[str],
+    flags: dict[str, Any],
+    place: Place,
+    system: str | None,
+    drawn: tuple[bool | None, float | None],
+) -> None:
+    """Talk until the input ends. Piped in, the first error ends it."""
+    from unmask.cli.decode import Shown, live_console
+
+    prompt, pairs = split_words(words)
+    if prompt is not None:
+        raise ConfigError(f"unexpected word {prompt!r}; what you say is typed at the prompt")
+    wanted = settings(
+        pairs,
+        flags,
+        {"raw": "a conversation needs the template", "stop_at_eos": "answers end there"},
+    )
+    shown = Shown(live=drawn[0], fps=drawn[1])
+    console = live_console(shown)
+    talker, wanted = _talker(place, wanted, flags, pairs, shown)
+    begun = [{"role": "system", "content": system}] if system is not None else []
+    with closing(talker):
+        Session(talker, wanted, console, begun).run()
+
+
+def _talker(
+    place: Place, wanted: Settings, flags: dict[str, Any], pairs: dict[str, str], shown: Shown
+) -> tuple[Talker, Settings]:
+    """What answers, with the settings that it has: a server's own defaults are left to it."""
+    if place.base_url is None:
+        if place.api_key is not None:
+            raise ConfigError("--api-key has no effect without --base-url; leave it out")
+        from unmask.cli.decode import load
+
+        llm, _ = load(wanted)
+        return Local(llm, shown.fps), wanted
+    from unmask.cli.chat_remote import Remote
+
+    given = {key for source in (flags, pairs) for key, value in source.items() if value is not None}
+    for name in ("dtype", "device"):
+        if name in given:
+            raise ConfigError(f"{name} has no effect with --base-url: the server has its model")
+    key = place.api_key or os.environ.get("UNMASK_API_KEY")
+    remote = Remote(place.base_url, key, shown.fps)
+    return remote, dataclasses.replace(
+        wanted,
+        decoder=wanted.decoder if "decoder" in given else "",
+        cache=wanted.cache if "cache" in given else "",
+        model=wanted.model if "model" in given else "",
+        seed=wanted.seed if "seed" in given else DRAWN_SEED,
+    )
+
+
+@dataclass
+class Session:
+    """One conversation with its settings."""
+
+    talker: Talker
+    wanted: Settings
+    console: Console | None
+    begun: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.messages = list(self.begun)
+        self.is_typed = sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Take turns until the input ends or /quit."""
+        if self.is_typed:
+            print("Talk; /help lists the commands, Control-D ends.", file=sys.stderr)
+        for line in self._lines():
+            try:
+                if line.startswith("/"):
+                    if self._command(line[1:]):
+                        return
+                else:
+                    self._turn(line)
+            except UnmaskError as error:
+                if not self.is_typed:
+                    raise
+                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+    def _lines(self) -> Iterator[str]:
+        """What is typed or piped in; empty lines are nothing."""
+        if self.is_typed:
+            with suppress(ImportError):
+                import readline  # noqa: F401 - gives input() its history and its editing
+        while True:
+            try:
+                line = input(PROMPT) if self.is_typed else sys.stdin.readline()
+            except EOFError:
+                print(file=sys.stderr)
+                return
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"standard input is not UTF-8 text ({error.reason})") from None
+            if not self.is_typed and not line:
+                return
+            if line.strip():
+                yield line.strip()
+
+    def _turn(self, text: str) -> None:
+        from unmask.view.terminal import printable
+
+        asked = [*self.messages, {"role": "user", "content": text}]
+        try:
+            said = self.talker.answer(asked, self.wanted, self.console)
+        except KeyboardInterrupt:
+            if not self.is_typed:
+                raise
+            print("stopped; this turn is forgotten", file=sys.stderr)
+            return
+        print(printable(said.text) if sys.stdout.isatty() else said.text, flush=True)
+        if self.is_typed and said.facts:
+            print(f"[{said.facts}]", file=sys.stderr)
+        if said.text.strip():
+            self.messages = [*asked, {"role": "assistant", "content": said.text}]
+        else:
+            print("(an empty answer; this turn is forgotten)", file=sys.stderr)
+
+    def _command(self, text: str) -> bool:
+        """Do what a command says; True ends the talk. Raises ConfigError."""
+        name, _, rest = text.strip().partition(" ")
+        rest = rest.strip()
+        if name not in HELP:
+            raise unknown_name("command", f"/{name}", [f"/{each}" for each in HELP])
+        if (name in ("decoder", "cache", "set", "unset")) != bool(rest):
+            raise ConfigError(f"/{name} is not complete, or has too much; /{name} {HELP[name]}")
+        if name == "quit":
+            return True
+        if name == "reset":
+            self.messages = list(self.begun)
+        elif name == "help":
+            print("\n".join(f"/{each} {about}" for each, about in HELP.items()), file=sys.stderr)
+        elif name == "show":
+            print(self._shown(), file=sys.stderr)
+        else:
+            changed = self._changed(name, rest)
+            self.talker.check(changed)
+            self.wanted = changed
+        return False
+
+    def _changed(self, name: str, rest: str) -> Settings:
+        """The settings after /decoder, /cache, /set or /unset."""
+        old = self.wanted
+        if name == "decoder":
+            kept = {key: value for key, value in old.knobs.items() if key.startswith("cache.")}
+            return dataclasses.replace(old, decoder=rest, knobs=kept)
+        if name == "cache":
+            kept = {key: value for key, value in old.knobs.items() if not key.startswith("cache.")}
+            return dataclasses.replace(old, cache=rest, knobs=kept)
+        if name == "unset":
+            if rest not in old.knobs:
+                raise unknown_name("changed knob", rest, old.knobs)
+            kept = {key: value for key, value in old.knobs.items() if key != rest}
+            return dataclasses.replace(old, knobs=kept)
+        key, equals, value = rest.partition("=")
+        key, value = key.strip().replace("-", "_"), value.strip()
+        if not equals or not key:
+            raise ConfigError(f"/set {rest}: it must be of the form KNOB=VALUE")
+        if key in ("gen_length", "seed"):
+            typed = settings({key: value}, {})
+            return dataclasses.replace(old, **{key: getattr(typed, key)})
+        return dataclasses.replace(old, knobs={**old.knobs, key: value})
+
+    def _shown(self) -> str:
+        found = {
+            "decoder": self.wanted.decoder or "the server's",
+            "cache": self.wanted.cache or "the server's",
+            "gen_length": self.wanted.gen_length or "as usual",
+            "seed": "drawn" if self.wanted.seed == DRAWN_SEED else self.wanted.seed,
+            **self.wanted.knobs,
+            "turns": sum(message["role"] == "user" for message in self.messages),
+        }
+        return ", ".join(f"{key}={value}" for key, value in found.items())

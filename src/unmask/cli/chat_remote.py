@@ -1,0 +1,165 @@
+"""The answers of a server for `unmask chat`, live where it can send its canvas."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from unmask.bench.endpoint import reason, refusal
+from unmask.bench.serve import Server
+from unmask.cli.chat import DRAWN_SEED, Said
+from unmask.cli.words import Settings
+from unmask.engine.options import PREFIX
+from unmask.errors import DependencyError, RemoteError, unknown_name
+from unmask.knobs import read_value
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Remote:
+    """An OpenAI-compatible server; unmask's own also sends its canvas and takes decoders."""
+
+    def __init__(self, base_url: str, api_key: str | None, fps: float | None) -> None:
+        try:
+            import httpx2
+        except ImportError as error:
+            raise DependencyError(
+                "talking to a server needs httpx2; install it with: pip install 'unmask[bench]'"
+            ) from error
+        self.url, self.fps = Server(base_url).url, fps
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(None, connect=20))
+        try:
+            self.model = self._first_model()
+        except RemoteError:
+            self.close()
+            raise
+        try:
+            self.schema = self._get("/v1/schema")
+        except RemoteError:
+            self.schema = None  # a server of another make: text only, and its own decoding
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    def _first_model(self) -> str:
+        models = self._get("/v1/models")
+        try:
+            return str(models["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            raise RemoteError(f"{self.url}/v1/models lists no model") from None
+
+    def _get(self, path: str) -> Any:
+        import httpx2
+
+        try:
+            response = self.client.get(self.url + path)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise RemoteError(
+                f"{self.url} cannot be reached: {reason(error)}; is the server up?"
+            ) from None
+        if response.status_code != 200:
+            raise RemoteError(f"{self.url}{path}: {refusal(response.status_code, response.text)}")
+        try:
+            return response.json()
+        except ValueError:
+            raise RemoteError(f"{self.url}{path} answers no JSON") from None
+
+    def check(self, wanted: Settings) -> None:
+        """Refuse names that the server does not have; what they take it says itself."""
+        if self.schema is None:
+            if wanted.decoder or wanted.cache:
+                raise RemoteError(f"{self.url} is not unmask's: it has no decoders to choose from")
+            return
+        for kind, name in (("decoder", wanted.decoder), ("cache", wanted.cache)):
+            names = [item["name"] for item in self.schema[f"{kind}s"]]
+            if name and name.partition("(")[0] not in names:
+                raise unknown_name(kind, name, names)
+
+    def body(self, messages: list[dict[str, str]], wanted: Settings, live: bool) -> dict[str, Any]:
+        """The request."""
+        found: dict[str, Any] = {"model": wanted.model or self.model, "messages": messages}
+        found |= {"stream": True, "stream_options": {"include_usage": True}}
+        if live and self.schema is not None:
+            found["stream_mode"] = "canvas"
+        for key, value in (("decoder", wanted.decoder), ("cache", wanted.cache)):
+            if value:
+                found[key] = value
+        if wanted.gen_length is not None:
+            found["max_tokens"] = wanted.gen_length
+        if wanted.seed != DRAWN_SEED:
+            found["seed"] = wanted.seed
+        values = {key: read_value(value) for key, value in wanted.knobs.items()}
+        own = {key: value for key, value in values.items() if not key.startswith(PREFIX)}
+        cached = {k.removeprefix(PREFIX): v for k, v in values.items() if k.startswith(PREFIX)}
+        if self.schema is None:
+            return found | own
+        if own:
+            found["decoder_args"] = own
+        if cached:
+            found["cache_args"] = cached
+        return found
+
+    def answer(
+        self, messages: list[dict[str, str]], wanted: Settings, console: Console | None
+    ) -> Said:
+        """Ask, and draw what comes. Raises RemoteError."""
+        from unmask.view.remote import frame_status, frame_text
+        from unmask.view.terminal import LiveView, Pieces
+
+        self.check(wanted)
+        began, text = time.perf_counter(), ""
+        usage: dict[str, Any] = {}
+        with ExitStack() as stack:
+            view = None
+            if console is not None and self.schema is not None:
+                live = LiveView(console, Pieces(None), frozenset(), self.fps)
+                view = stack.enter_context(live)
+            for chunk in self._events(self.body(messages, wanted, view is not None)):
+                usage = chunk.get("usage") or usage
+                for choice in chunk.get("choices", ())[:1]:
+                    frame = choice.get("canvas")
+                    if frame is not None and view is not None:
+                        view.show_text(frame_text(frame), frame_status(frame))
+                    elif frame is None:
+                        text += (choice.get("delta") or {}).get("content") or ""
+        return Said(text, _facts(usage, time.perf_counter() - began))
+
+    def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The stream's events. Raises RemoteError."""
+        import httpx2
+
+        url = f"{self.url}/v1/chat/completions"
+        try:
+            with self.client.stream("POST", url, json=body) as response:
+                if response.status_code != 200:
+                    text = response.read().decode("utf-8", "replace")
+                    raise RemoteError(f"{self.url}: {refusal(response.status_code, text)}")
+                for line in response.iter_lines():
+                    data = line.removeprefix("data:").strip()
+                    if not line.startswith("data:"):
+                        continue
+                    if data == "[DONE]":
+                        return
+                    found = json.loads(data)
+                    if found.get("error"):
+                        error = found["error"]
+                        told = error.get("message", error) if isinstance(error, dict) else error
+                        raise RemoteError(f"{self.url}: {told}")
+                    yield found
+        except (httpx2.HTTPError, ValueError) as error:
+            raise RemoteError(f"{self.url}: {reason(error)}") from None
+        raise RemoteError(f"{self.url}: the answer was broken off")
+
+
+def _facts(usage: dict[str, Any], seconds: float) -> str:
+    parts = [f"{usage['completion_tokens']} tokens"] if "completion_tokens" in usage else []
+    if usage.get("num_forwards"):
+        parts.append(f"{usage['num_forwards']} forwards")
+        parts.append(f"{usage.get('tokens_per_forward', 0):.2f} tokens per forward")
+    return " | ".join([*parts, f"{seconds:.2f} s"])

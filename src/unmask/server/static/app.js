@@ -1,0 +1,179 @@
+// The page: what is typed, the lanes, and the way between them.
+
+import { hasBlank, parse } from "./blanks.js";
+import { Lane } from "./lane.js";
+import { getJson } from "./stream.js";
+
+const at = (id) => document.getElementById(id);
+const THEMES = ["auto", "light", "dark"];
+const EXAMPLES = [
+  ["Word problem", "chat", "Tom has 3 boxes with 4 pens each. He buys 5 more pens. How many pens does he have?", 64],
+  ["Sudoku", "chat", "Sudoku\n0200\n4302\n3401\n0004", 32],
+  ["Infill", "prompt", "Anna has {2} eggs. She buys 5 more eggs. Now she has {3} eggs.", 64],
+];
+
+let schema = null;
+let lanes = [];
+let running = null;
+
+const mode = () => document.querySelector('input[name="mode"]:checked').value;
+const key = () => at("key").value;
+const active = () => (at("compare").checked ? lanes : lanes.slice(0, 1));
+
+function say(text) {
+  at("said").textContent = text;
+}
+
+function trouble(text) {
+  at("trouble").textContent = text;
+  at("trouble").hidden = !text;
+}
+
+// What is typed, as a request's path and body. Throws what is wrong with it.
+function ask(turns) {
+  const text = at("text").value;
+  if (!text.trim()) throw new Error("The text is empty; type something first.");
+  const number = (id, name) => {
+    const input = at(id);
+    if (!input.checkValidity() || input.value === "") throw new Error(`${name} must be a whole number.`);
+    return Number(input.value);
+  };
+  const body = { model: schema.model.id, seed: number("seed", "Seed") };
+  if (mode() === "chat") {
+    const messages = [...turns, { role: "user", content: text }];
+    return { path: "v1/chat/completions", body: { ...body, messages, max_tokens: number("max-tokens", "Tokens") } };
+  }
+  if (hasBlank(text)) return { path: "v1/infill", body: { ...body, parts: parse(text) } };
+  return { path: "v1/completions", body: { ...body, prompt: text, max_tokens: number("max-tokens", "Tokens") } };
+}
+
+function hint() {
+  const text = at("text").value;
+  const fills = mode() === "prompt" && hasBlank(text);
+  let words = mode() === "chat" ? "One turn of a conversation." : "Plain text that goes on; {3} is a blank.";
+  if (fills) {
+    try {
+      const blanks = parse(text).filter((part) => typeof part === "number");
+      const sum = blanks.reduce((a, b) => a + b, 0);
+      words = `Infill: ${blanks.length} blank${blanks.length === 1 ? "" : "s"}, ${sum} token${sum === 1 ? "" : "s"}.`;
+    } catch (error) {
+      words = error.message;
+    }
+  }
+  at("hint").textContent = words;
+  at("max-tokens").disabled = fills;
+  at("reset").hidden = mode() !== "chat";
+}
+
+async function run(event) {
+  event?.preventDefault();
+  if (running || !schema) return;
+  running = new AbortController();
+  at("run").disabled = true;
+  at("stop").disabled = false;
+  trouble("");
+  say("Decoding.");
+  const chosen = active();
+  const wentWell = await Promise.all(chosen.map((lane) => lane.run(key(), running.signal)));
+  running = null;
+  at("run").disabled = false;
+  at("stop").disabled = true;
+  say(chosen.map((lane, i) => `Lane ${lane.name}: ${wentWell[i] ? lane.parts.facts.textContent : "no answer"}.`).join(" "));
+  if (mode() === "chat" && wentWell.every(Boolean)) at("text").select();
+}
+
+function stop() {
+  running?.abort();
+}
+
+function showLanes() {
+  at("lanes").classList.toggle("single", !at("compare").checked);
+  lanes[1].element.hidden = !at("compare").checked;
+}
+
+function setUp() {
+  const { model, defaults } = schema;
+  const names = schema.decoders.map(({ name }) => name);
+  const first = { decoder: defaults?.decoder ?? names[0], cache: defaults?.cache ?? "none",
+    knobs: defaults?.knobs, cacheArgs: defaults?.cache_args };
+  const other = ["threshold", "vanilla", ...names].find((name) => names.includes(name) && name !== first.decoder);
+  lanes = [new Lane("A", schema, first, ask), new Lane("B", schema, { decoder: other ?? first.decoder, cache: "none" }, ask)];
+  at("lanes").replaceChildren(...lanes.map((lane) => lane.element));
+  const facts = [model.id, model.family, model.block_size ? `blocks of ${model.block_size}` : null,
+    model.max_length ? `context ${model.max_length}` : null];
+  at("model").textContent = facts.filter(Boolean).join(" · ");
+  at("max-tokens").max = model.max_length ?? "";
+  if (model.has_chat_template === false) {
+    at("mode-chat").disabled = true;
+    at("mode-prompt").checked = true;
+  }
+  if (model.id === "demo") showExamples();
+  showLanes();
+  hint();
+}
+
+function showExamples() {
+  at("examples").replaceChildren("Try ", ...EXAMPLES.map(([name, kind, text, tokens]) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "quiet";
+    button.textContent = name;
+    button.addEventListener("click", () => {
+      at(`mode-${kind}`).checked = true;
+      at("text").value = text;
+      at("max-tokens").value = String(tokens);
+      hint();
+      at("text").focus();
+    });
+    return button;
+  }));
+}
+
+async function connect() {
+  try {
+    schema = await getJson("v1/schema", key());
+    trouble("");
+    at("access").open = false;
+    setUp();
+  } catch (error) {
+    at("model").textContent = "not connected";
+    if (error.status === 401) {
+      at("access").open = true;
+      trouble("This server wants an API key: type it above and connect.");
+      at("key").focus();
+    } else {
+      trouble(`The server cannot be asked what it serves (${error.message}).`);
+    }
+  }
+}
+
+function theme(name) {
+  const chosen = THEMES.includes(name) ? name : "auto";
+  document.documentElement.dataset.theme = chosen;
+  at("theme").textContent = chosen;
+  at("theme").setAttribute("aria-label", `Theme: ${chosen === "auto" ? "as the system" : chosen}`);
+  localStorage.setItem("unmask-theme", chosen);
+}
+
+at("compose").addEventListener("submit", run);
+at("stop").addEventListener("click", stop);
+at("reset").addEventListener("click", () => lanes.forEach((lane) => lane.forget()));
+at("compare").addEventListener("change", showLanes);
+at("text").addEventListener("input", hint);
+at("connect").addEventListener("submit", (event) => {
+  event.preventDefault();
+  connect();
+});
+at("curl-close").addEventListener("click", () => at("curl").close());
+at("theme").addEventListener("click", () => {
+  theme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length]);
+});
+for (const input of document.querySelectorAll('input[name="mode"]')) input.addEventListener("change", hint);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(event);
+  else if (event.key === "Escape" && running) stop();
+});
+
+theme(localStorage.getItem("unmask-theme"));
+hint();
+connect();

@@ -1,0 +1,52 @@
+// Draws a frame into an element: a span a slot. Texts of the model are set as text, never as markup.
+
+import { AGAIN, END, FIXED, NEW, OPEN } from "./frames.js";
+
+const CELL = "\u00a0\u00a0";
+const SPECIAL = /^<\|[^|]*\|>$/; // such as the token that begins every text
+
+function looks(frame, i) {
+  const mark = frame.marks[i];
+  if (mark & OPEN) return mark & AGAIN ? "slot open again" : "slot open";
+  if (mark & FIXED) return SPECIAL.test(frame.texts[i]) ? "slot fixed special" : "slot fixed";
+  if (mark & NEW) {
+    const sure = frame.sure[i];
+    const level = sure < 0.3 ? "low" : sure < 0.7 || Number.isNaN(sure) ? "middle" : "high";
+    return `slot new ${level}${mark & END ? " end" : ""}`;
+  }
+  return mark & END ? "slot end" : "slot old";
+}
+
+function shown(frame, i) {
+  const mark = frame.marks[i];
+  if (mark & OPEN) return CELL;
+  if (mark & END) return i > 0 && frame.marks[i - 1] & END ? "·" : "∎";
+  const text = frame.texts[i];
+  return mark & NEW ? text.replaceAll("\n", "↵\n") : text;
+}
+
+export function draw(element, frame) {
+  const { texts } = frame;
+  while (element.childElementCount > texts.length) element.lastElementChild.remove();
+  while (element.childElementCount < texts.length) element.append(document.createElement("span"));
+  for (let i = 0; i < texts.length; i += 1) {
+    const span = element.children[i];
+    const className = looks(frame, i);
+    const text = shown(frame, i);
+    if (span.className !== className) span.className = className;
+    if (span.textContent !== text) span.textContent = text;
+  }
+  if (element.scrollHeight > element.clientHeight) {
+    const fresh = element.querySelector(".new");
+    if (fresh) element.scrollTop = fresh.offsetTop - element.offsetTop - element.clientHeight / 2;
+  }
+}
+
+// What the pointer is on, in words.
+export function describe(frame, i) {
+  const mark = frame.marks[i];
+  if (mark & OPEN) return `slot ${i}: undecided`;
+  const text = JSON.stringify(frame.texts[i]);
+  const sure = frame.sure[i];
+  return `slot ${i}: ${text}${Number.isNaN(sure) ? "" : `, confidence ${sure.toFixed(2)}`}`;
+}

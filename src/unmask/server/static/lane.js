@@ -1,0 +1,262 @@
+// One lane: a decoder and a cache with their knobs, the canvas, its replay, and the earlier turns.
+
+import { describe, draw } from "./canvas.js";
+import { Chart } from "./chart.js";
+import { Frames, OPEN } from "./frames.js";
+import { Knobs } from "./knobs.js";
+import { curl, events } from "./stream.js";
+
+const FRAME_MS = 120;
+const ENDINGS = { stop: "came to its end", length: "all slots used" };
+
+export class Lane {
+  // `ask()` gives {path, body} of what is typed now; throws what is wrong with it.
+  constructor(name, schema, wanted, ask) {
+    this.name = name;
+    this.schema = schema;
+    this.ask = ask;
+    this.frames = new Frames();
+    this.turns = [];
+    this.at = 0;
+    this.element = document.getElementById("lane").content.firstElementChild.cloneNode(true);
+    const find = (selector) => this.element.querySelector(selector);
+    this.parts = {
+      title: find("h2"), decoder: find(".decoder"), cache: find(".cache"), about: find(".about"),
+      changed: find(".changed"), turns: find(".turns"), canvas: find(".canvas"),
+      problem: find(".problem"), play: find(".play"), step: find(".step"), where: find(".where"),
+      facts: find(".facts"), copyText: find(".copy-text"), copyCurl: find(".copy-curl"),
+    };
+    this.parts.title.textContent = `Lane ${name}`;
+    this.element.setAttribute("aria-label", `Lane ${name}`);
+    this.parts.canvas.setAttribute("aria-label", `Canvas of lane ${name}`);
+    this.parts.step.setAttribute("aria-label", `Forward shown in lane ${name}`);
+    this.chart = new Chart(find(".chart"), (step) => this.show(step));
+    this.knobs = new Knobs(find(".knobs div"), ({ knob }) => {
+      if (knob.name === "inner") this.fillKnobs(this.knobs.values());
+      this.countChanged();
+    });
+    this.fill(wanted);
+    this.listen();
+  }
+
+  fill({ decoder, cache, knobs, cacheArgs }) {
+    const option = ({ name }) => new Option(name, name);
+    this.parts.decoder.replaceChildren(...this.schema.decoders.map(option));
+    this.parts.cache.replaceChildren(...this.schema.caches.map(option));
+    this.parts.decoder.value = decoder;
+    this.parts.cache.value = cache;
+    this.fillKnobs({ decoder: knobs ?? {}, cache: cacheArgs ?? {} });
+  }
+
+  method() {
+    const named = (list, name) => list.find((item) => item.name === name);
+    return {
+      decoder: named(this.schema.decoders, this.parts.decoder.value),
+      cache: named(this.schema.caches, this.parts.cache.value),
+    };
+  }
+
+  fillKnobs(values) {
+    const { decoder, cache } = this.method();
+    const wrappable = this.schema.decoders.filter((item) => !item.wraps);
+    const own = decoder.knobs.map((knob) => (knob.name === "inner"
+      ? { ...knob, type: "choice", choices: wrappable.map((item) => item.name) } : knob));
+    const inner = decoder.wraps && wrappable.find((item) => item.name === values.decoder.inner);
+    const groups = [[decoder.name, own, "decoder", values.decoder]];
+    if (inner) {
+      const taken = new Set(own.map((knob) => knob.name));
+      const rest = inner.knobs.filter((knob) => !taken.has(knob.name));
+      groups.push([`${inner.name} inside`, rest, "decoder", values.decoder]);
+    }
+    groups.push([`cache ${cache.name}`, cache.knobs, "cache", values.cache]);
+    groups.push(["every decoder", this.schema.shared, "decoder", values.decoder]);
+    this.knobs.show(groups);
+    const kind = { true: "exact cache", false: "approximate cache" }[String(cache.exact)];
+    this.parts.about.textContent = [decoder.title, kind].filter(Boolean).join(" · ");
+    this.parts.about.title = decoder.source ?? "";
+    this.countChanged();
+  }
+
+  countChanged() {
+    const count = this.knobs.count();
+    this.parts.changed.textContent = count ? `· ${count} changed` : "";
+  }
+
+  listen() {
+    const { parts } = this;
+    for (const select of [parts.decoder, parts.cache]) {
+      select.addEventListener("change", () => this.fillKnobs({ decoder: {}, cache: {} }));
+    }
+    parts.step.addEventListener("input", () => {
+      this.pause();
+      this.show(Number(parts.step.value));
+    });
+    parts.play.addEventListener("click", () => (this.timer ? this.pause() : this.play()));
+    parts.copyText.addEventListener("click", () => copy(this.text, parts.copyText));
+    parts.copyCurl.addEventListener("click", () => this.copyCurl());
+    parts.canvas.addEventListener("pointerover", ({ target }) => {
+      const slot = [...parts.canvas.children].indexOf(target);
+      const frame = this.frames.list[this.at];
+      if (slot >= 0 && frame) target.title = describe(frame, slot);
+    });
+  }
+
+  // The request for what is typed now. Throws what is wrong with it.
+  request() {
+    const { decoder, cache } = this.knobs.values();
+    const { path, body } = this.ask(this.turns);
+    const found = { ...body, decoder: this.parts.decoder.value };
+    if (Object.keys(decoder).length) found.decoder_args = decoder;
+    found.cache = this.parts.cache.value;
+    if (Object.keys(cache).length) found.cache_args = cache;
+    return { path, body: { ...found, stream: true, stream_mode: "canvas", stream_options: { include_usage: true } } };
+  }
+
+  async run(key, signal) {
+    this.begin();
+    const began = performance.now();
+    let usage = null, method = null, reason = null;
+    try {
+      const { path, body } = this.request();
+      for await (const chunk of events(path, body, key, signal)) {
+        const choice = chunk.choices?.[0];
+        if (choice?.canvas) this.take(choice.canvas);
+        else if (choice) this.text = choice.delta?.content ?? choice.text ?? this.text;
+        reason = choice?.finish_reason ?? reason;
+        usage = chunk.usage ?? usage;
+        method = chunk.unmask ?? method;
+      }
+      const last = body.messages?.at(-1);
+      // a turn without an answer cannot be gone on from
+      if (last && this.text.trim()) this.turns.push(last, { role: "assistant", content: this.text });
+      this.end((performance.now() - began) / 1000, { usage, method, reason });
+      return true;
+    } catch (error) {
+      const isStop = error.name === "AbortError";
+      this.end((performance.now() - began) / 1000, { reason: isStop ? "stopped" : "failed" });
+      if (!isStop) this.complain(error);
+      return false;
+    }
+  }
+
+  begin() {
+    this.pause();
+    this.frames = new Frames();
+    this.text = "";
+    this.at = 0;
+    this.follows = true;
+    this.chart.clear();
+    this.parts.canvas.replaceChildren();
+    this.parts.problem.hidden = true;
+    this.parts.facts.textContent = "";
+    this.parts.copyText.disabled = true;
+    this.parts.play.disabled = true;
+    this.showTurns();
+    this.element.classList.add("is-running");
+  }
+
+  take(frame) {
+    this.frames.add(frame);
+    this.parts.step.disabled = false;
+    this.parts.step.max = String(this.frames.length - 1);
+    if (this.drawing) return;
+    this.drawing = requestAnimationFrame(() => {
+      this.drawing = 0;
+      this.show(this.frames.length - 1);
+    });
+  }
+
+  end(seconds, { usage, method, reason }) {
+    cancelAnimationFrame(this.drawing);
+    this.drawing = 0;
+    this.element.classList.remove("is-running");
+    if (this.frames.length) this.show(this.frames.length - 1);
+    this.parts.play.disabled = this.frames.length < 2;
+    this.parts.copyText.disabled = !this.text;
+    const facts = [];
+    if (usage) {
+      facts.push(`${usage.completion_tokens} tokens`, `${usage.num_forwards ?? "?"} forwards`);
+      if (usage.tokens_per_forward) facts.push(`${usage.tokens_per_forward.toFixed(2)} a forward`);
+    }
+    facts.push(`${seconds.toFixed(2)} s`, ENDINGS[reason] ?? reason ?? "");
+    if (method) facts.push(method.cache_exact ? "exact" : "approximate");
+    this.parts.facts.textContent = facts.filter(Boolean).join(" · ");
+  }
+
+  complain(error) {
+    this.parts.problem.textContent = error.message;
+    this.parts.problem.hidden = false;
+  }
+
+  show(index) {
+    const frame = this.frames.list[index];
+    if (!frame) return;
+    this.at = index;
+    draw(this.parts.canvas, frame);
+    this.chart.draw(this.frames.counts(), frame.forward);
+    const { step, where } = this.parts;
+    step.value = String(index);
+    const size = frame.marks.length;
+    const done = size - frame.marks.reduce((sum, mark) => sum + (mark & OPEN), 0);
+    const words = `forward ${frame.forward} of ${this.frames.list.at(-1).forward}`;
+    where.textContent = `${words}, ${done} of ${size}`;
+    step.setAttribute("aria-valuetext", words);
+  }
+
+  play() {
+    if (this.at >= this.frames.length - 1) this.show(0);
+    this.parts.play.textContent = "Pause";
+    this.timer = setInterval(() => {
+      this.show(this.at + 1);
+      if (this.at >= this.frames.length - 1) this.pause();
+    }, FRAME_MS);
+  }
+
+  pause() {
+    clearInterval(this.timer);
+    this.timer = 0;
+    this.parts.play.textContent = "Replay";
+  }
+
+  forget() {
+    this.turns = [];
+    this.begin();
+    this.element.classList.remove("is-running");
+    this.parts.step.disabled = true;
+    this.parts.where.textContent = "no forward yet";
+  }
+
+  showTurns() {
+    this.parts.turns.replaceChildren(...this.turns.map(({ role, content }) => {
+      const item = document.createElement("li");
+      item.className = role;
+      item.textContent = content;
+      return item;
+    }));
+  }
+
+  copyCurl() {
+    try {
+      const { path, body } = this.request();
+      this.parts.problem.hidden = true;
+      copy(curl(path, body, document.getElementById("key").value), this.parts.copyCurl);
+    } catch (error) {
+      this.complain(error);
+    }
+  }
+}
+
+// To the clipboard; where the browser has none for us (plain http), into a box to copy from.
+async function copy(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+    const before = button.textContent;
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = before; }, 1200);
+  } catch {
+    const box = document.getElementById("curl-text");
+    box.value = text;
+    document.getElementById("curl").showModal();
+    box.select();
+  }
+}

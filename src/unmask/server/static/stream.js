@@ -1,0 +1,68 @@
+// Requests: JSON in, JSON or server-sent events out.
+
+export class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export function headers(key) {
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+export async function getJson(path, key) {
+  const response = await fetch(path, { headers: headers(key) });
+  if (!response.ok) throw await refusal(response);
+  return response.json();
+}
+
+async function refusal(response) {
+  const body = await response.text();
+  let message = body.slice(0, 500);
+  try {
+    const found = JSON.parse(body);
+    const said = found.error ?? found.detail ?? body;
+    message = typeof said === "string" ? said : said.message ?? JSON.stringify(said);
+  } catch {
+    // the body is no JSON; it is shown as it is
+  }
+  return new Refused(response.status, `${response.status}: ${message || response.statusText}`);
+}
+
+// Yields the JSON of every event until [DONE]; throws what the server says went wrong.
+export async function* events(path, body, key, signal) {
+  const response = await fetch(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", ...headers(key) },
+    body: JSON.stringify(body),
+    signal,
+  });
+  if (!response.ok) throw await refusal(response);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) throw new Error("the answer was broken off");
+    const lines = (rest + value).split(/\r?\n/);
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data:")) continue;
+      const data = line.slice(5).trim();
+      if (data === "[DONE]") return;
+      const found = JSON.parse(data);
+      if (found.error) throw new Error(found.error.message ?? String(found.error));
+      yield found;
+    }
+  }
+}
+
+// A shell command for the same request; single quotes are the only character to escape inside them.
+export function curl(path, body, key) {
+  const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  const url = new URL(path, document.baseURI).href;
+  const lines = [`curl -N ${quote(url)}`, "-H 'Content-Type: application/json'"];
+  if (key) lines.push('-H "Authorization: Bearer $UNMASK_API_KEY"');
+  lines.push(`-d ${quote(JSON.stringify(body, null, 1))}`);
+  return lines.join(" \\\n  ");
+}

@@ -1,0 +1,212 @@
+"""The page's server without a model: the static files under the real policy, a schema, scripted canvases.
+
+A request's answer is `WORDS`, or for an infill its blanks filled with "x". Decoder `threshold` writes four
+slots a forward, any other one; `wino` opens its first slot again once. `log` keeps the bodies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mock_server import serving
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+import unmask
+
+STATIC = Path(unmask.__file__).parent / "server" / "static"
+POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+HOSTILE = "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
+WORDS = ["So", " the", "\n", "answer", " is", HOSTILE, " 17", " pens", ".", " It", " is", " so"]
+SURE = (0.95, 0.2, 0.5)
+
+
+def _knob(name, type_, default, help_, **more):
+    return {"name": name, "type": type_, "default": default, "help": help_, **more}
+
+
+def _decoder(name, *knobs, **more):
+    return {"name": name, "title": f"The {name} rule", "source": "arXiv:0000.00000", **more} | {
+        "knobs": list(knobs)
+    }
+
+
+THRESHOLD = _knob("threshold", "float", 0.9, "1: one at a time; 0: all at once", min=0, max=1)
+SCHEMA = {
+    "model": {"id": "demo", "family": "llada", "block_size": None, "max_length": 1024}
+    | {"has_chat_template": True},
+    "defaults": {"decoder": "vanilla", "knobs": {}, "cache": "none", "cache_args": {}},
+    "decoders": [
+        _decoder("prophet", _knob("inner", "str", None, "the decoder inside"), wraps=True),
+        _decoder("threshold", THRESHOLD, _knob("sizes", "list", [1, 2], "a list", of="int")),
+        _decoder("vanilla", _knob("steps", "int", None, "forwards", nullable=True)),
+        _decoder("wino"),
+    ],
+    "caches": [
+        {"name": "dual", "title": "Both sides", "exact": False}
+        | {"knobs": [_knob("period", "int", 0, "forwards between refreshes")]},
+        {"name": "none", "title": "No cache", "exact": True, "knobs": []},
+    ],
+    "shared": [
+        _knob("temperature", "float", 0.0, "0: the likeliest token"),
+        _knob("vocabulary", "choice", None, "what counts", choices=["none", "static"]),
+        _knob("compat", "bool", False, "repeat quirks"),
+    ],
+}
+
+
+@dataclass
+class Page:
+    """What a test sets, and finds."""
+
+    step_s: float = 0.0
+    key: str | None = None
+    refuses: str | None = None
+    log: list[dict] = field(default_factory=list)
+    url: str = ""
+
+    def set(self, **settings) -> None:
+        """Begin anew, with these settings and the defaults of the others."""
+        fresh = Page(**settings, url=self.url)
+        vars(self).update(vars(fresh))
+
+
+def _slot(text, sure=None, *, new=False, fixed=None, **more):
+    found = {"token": 1, "text": text, "confidence": sure, "open": False, "new": new, **more}
+    return found | ({} if fixed is None else {"fixed": fixed})
+
+
+def _open(**more):
+    return {"token": None, "text": "", "confidence": None, "open": True, "new": False, **more}
+
+
+def _slots(body) -> list[dict]:
+    """All slots as they are at the end."""
+    if "parts" in body:
+        return [
+            _slot(word, None if isinstance(part, str) else 0.9, fixed=isinstance(part, str))
+            for part in body["parts"]
+            for word in ([part] if isinstance(part, str) else ["x"] * part)
+        ]
+    words = WORDS[: body["max_tokens"]]
+    rest = body["max_tokens"] - len(words)
+    ends = [_slot("<end>", 0.99, end=True) for _ in range(rest)]
+    return [_slot(word, SURE[i % 3]) for i, word in enumerate(words)] + ends
+
+
+def frames(body):
+    """The canvas before the first forward and after each."""
+    final = _slots(body)
+    todo = [i for i, slot in enumerate(final) if not slot.get("fixed")]
+    a_step = 4 if body["decoder"] == "threshold" else 1
+    rounds = [todo[i : i + a_step] for i in range(0, len(todo), a_step)]
+    takes_back = body["decoder"] == "wino"
+    if takes_back:
+        rounds.append(todo[:1])
+    shown = [slot if slot.get("fixed") else _open() for slot in final]
+    yield 0, shown
+    for number, chosen in enumerate(rounds, 1):
+        shown = [{**slot, "new": False} for slot in shown]
+        for i in chosen:
+            shown[i] = {**final[i], "new": True}
+        if takes_back and number == 3:
+            shown[todo[0]] = _open(taken_back=True)
+        yield number, shown
+
+
+class App:
+    """The handlers."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def make(self) -> Starlette:
+        """The application, under the real policy."""
+        posts = ["/v1/completions", "/v1/chat/completions", "/v1/infill"]
+        app = Starlette(
+            routes=[
+                Route("/", self.index),
+                Route("/v1/models", self.models),
+                Route("/v1/schema", self.schema),
+                *(Route(path, self.decode, methods=["POST"]) for path in posts),
+                Mount("/static", StaticFiles(directory=STATIC)),
+            ]
+        )
+        return self._guarded(app)
+
+    def _guarded(self, app):
+        async def guarded(scope, receive, send):
+            async def with_policy(message):
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"content-security-policy", POLICY.encode()))
+                await send(message)
+
+            await app(scope, receive, with_policy)
+
+        return guarded
+
+    async def index(self, request: Request) -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    def _may(self, request: Request) -> bool:
+        key = self.page.key
+        return key is None or request.headers.get("authorization") == f"Bearer {key}"
+
+    async def schema(self, request: Request) -> JSONResponse:
+        if not self._may(request):
+            return JSONResponse({"error": {"message": "no valid API key"}}, 401)
+        return JSONResponse(SCHEMA)
+
+    async def models(self, request: Request) -> JSONResponse:
+        return JSONResponse({"data": [{"id": "demo"}]})
+
+    async def decode(self, request: Request):
+        body = await request.json()
+        self.page.log.append(body)
+        if self.page.refuses is not None:
+            return JSONResponse({"error": {"message": self.page.refuses}}, 400)
+        return StreamingResponse(self._events(body, request), media_type="text/event-stream")
+
+    async def _events(self, body, request: Request):
+        is_chat = request.url.path.endswith("chat/completions")
+
+        def event(value) -> str:
+            return f"data: {json.dumps(value)}\n\n"
+
+        body = {"decoder": "vanilla", "cache": "none", "max_tokens": 16} | body
+        number, slots, watched = 0, _slots(body), body.get("stream_mode") == "canvas"
+        for number, slots in frames(body) if watched else ():
+            await asyncio.sleep(self.page.step_s)
+            num_open = sum(slot["open"] for slot in slots)
+            frame = {"forward": number, "num_settled": 0, "num_open": num_open, "slots": slots}
+            choice = {"index": 0, "text": "ignored", "canvas": frame, "finish_reason": None}
+            yield event({"choices": [choice]})
+        final = [{**slot, "new": False} for slot in slots]
+        if watched:
+            frame = {"forward": number, "num_settled": 0, "num_open": 0, "slots": final}
+            yield event({"choices": [{"index": 0, "text": "", "canvas": frame}]})
+        text = "".join(slot["text"] for slot in final if "end" not in slot)
+        content = {"delta": {"content": text}} if is_chat else {"text": text}
+        last = {"choices": [{"index": 0, **content, "finish_reason": "stop"}]}
+        yield event(last | {"unmask": {"cache_exact": body["cache"] == "none"}})
+        tokens = len([slot for slot in final if "end" not in slot])
+        usage = {"completion_tokens": tokens, "num_forwards": number}
+        usage["tokens_per_forward"] = tokens / max(1, number)
+        yield event({"choices": [], "usage": usage})
+        yield "data: [DONE]\n\n"
+
+
+@contextmanager
+def mock_page():
+    """A running page."""
+    page = Page()
+    with serving(App(page).make()) as url:
+        page.url = url
+        yield page

@@ -1,0 +1,188 @@
+"""A server of 32-token blocks at a fixed pace, for tests of clients.
+
+Every request's answer is so many tokens as were asked for, in blocks of `BLOCK` that come every `block_s`
+seconds, whatever else is under way. The token is one of the demo model's vocabulary, so counting the
+text's tokens gives the number of tokens. `log` keeps the bodies of all requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+BLOCK = 32
+WORD = " pens"
+FORWARDS_A_BLOCK = 8
+
+
+@dataclass
+class Mock:
+    """What a test sets, and what it finds afterwards."""
+
+    block_s: float = 0.05
+    key: str | None = None
+    fail: set[int] = field(default_factory=set)
+    """Numbers (from 0) of the requests that are refused."""
+    break_off: set[int] = field(default_factory=set)
+    accept_length: float | None = None
+    answer: str | None = None
+    """Given as the whole answer, where one is set."""
+    tells_forwards: bool = True
+    steps: int = 0
+    """Forwards since the start, as `/metrics` counts them."""
+    log: list[dict] = field(default_factory=list)
+    url: str = ""
+
+
+def _forwards(num: int) -> int:
+    return FORWARDS_A_BLOCK * -(-num // BLOCK)
+
+
+def _usage(num: int, tells: bool) -> dict:
+    forwards = _forwards(num)
+    return {
+        "prompt_tokens": 4,
+        "completion_tokens": num,
+        "total_tokens": 4 + num,
+        **({"num_forwards": forwards} if tells else {}),
+    }
+
+
+class App:
+    """The handlers of a mock."""
+
+    def __init__(self, mock: Mock) -> None:
+        self.mock = mock
+
+    def make(self) -> Starlette:
+        """The application."""
+        routes = [
+            Route("/v1/models", self.models),
+            Route("/get_server_info", self.info),
+            Route("/metrics", self.metrics),
+            Route("/generate", self.generate, methods=["POST"]),
+            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/chat/completions", self.complete, methods=["POST"]),
+        ]
+        return Starlette(routes=routes)
+
+    async def models(self, request: Request) -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [{"id": "demo", "object": "model"}]})
+
+    async def info(self, request: Request) -> JSONResponse:
+        told = self.mock.accept_length
+        state = {} if told is None else {"avg_spec_accept_length": told}
+        return JSONResponse({"internal_states": [state]})
+
+    async def metrics(self, request: Request) -> PlainTextResponse:
+        positions = BLOCK * self.mock.steps
+        return PlainTextResponse(
+            "# HELP vllm:diffusion_num_denoising_steps_total Steps.\n"
+            f'vllm:diffusion_num_denoising_steps_total{{model_name="a"}} {self.mock.steps}.0\n'
+            f'vllm:diffusion_num_canvas_positions_total{{model_name="a b"}} {positions}.0\n'
+            f"unmask:wasted_positions_total {positions // 4}.0\n"
+        )
+
+    async def generate(self, request: Request):
+        body = await request.json()
+        number = self._note(body)
+        if (refusal := self._refusal(number, request)) is not None:
+            return refusal
+        return self._stream(self._native(body["sampling_params"]["max_new_tokens"], number))
+
+    async def complete(self, request: Request):
+        body = await request.json()
+        number = self._note(body)
+        if (refusal := self._refusal(number, request)) is not None:
+            return refusal
+        is_chat = request.url.path.endswith("chat/completions")
+        return self._stream(self._openai(body["max_tokens"], number, is_chat))
+
+    def _note(self, body: dict) -> int:
+        self.mock.log.append(body)
+        return len(self.mock.log) - 1
+
+    def _refusal(self, number: int, request: Request) -> JSONResponse | None:
+        key = self.mock.key
+        if key is not None and request.headers.get("authorization") != f"Bearer {key}":
+            return JSONResponse({"error": {"message": "no such key"}}, 401)
+        if number in self.mock.fail:
+            return JSONResponse({"error": {"message": "the queue is full"}}, 429)
+        return None
+
+    async def _pieces(self, num: int, number: int):
+        """(text so far, tokens so far, new text) of every block."""
+        if self.mock.answer is not None:
+            yield self.mock.answer, num, self.mock.answer
+            return
+        done = 0
+        self.mock.steps += _forwards(num)
+        while done < num:
+            await asyncio.sleep(self.mock.block_s)
+            if number in self.mock.break_off and done:
+                raise ConnectionResetError
+            new = min(BLOCK, num - done)
+            done += new
+            yield WORD * done, done, WORD * new
+
+    async def _native(self, num: int, number: int):
+        async for text, done, _ in self._pieces(num, number):
+            yield {"text": text, "meta_info": _usage(done, self.mock.tells_forwards)}
+
+    async def _openai(self, num: int, number: int, is_chat: bool):
+        async for _, _, new in self._pieces(num, number):
+            content = {"delta": {"content": new}} if is_chat else {"text": new}
+            yield {"choices": [{"index": 0, **content}]}
+        yield {"choices": [], "usage": _usage(num, self.mock.tells_forwards)}
+
+    def _stream(self, items) -> StreamingResponse:
+        async def events():
+            try:
+                async for item in items:
+                    yield f"data: {json.dumps(item)}\n\n"
+            except ConnectionResetError:
+                return
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@contextmanager
+def serving(app) -> Iterator[str]:
+    """The address of a server that runs in a thread until the context ends."""
+    import uvicorn
+
+    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        assert time.monotonic() < until, "the server does not come up"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@contextmanager
+def mock_server(**settings) -> Iterator[Mock]:
+    """A running mock."""
+    mock = Mock(**settings)
+    with serving(App(mock).make()) as url:
+        mock.url = url
+        yield mock

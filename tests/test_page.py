@@ -1,0 +1,410 @@
+"""The playground in headless Chromium, on a server without a model whose canvases are scripted."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from mock_page import HOSTILE, STATIC, WORDS, mock_page
+
+CHROMIUM = Path("/usr/bin/chromium")
+sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+
+WHOLE = "".join(WORDS)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        shown = playwright.chromium.launch(executable_path=str(CHROMIUM), args=sandbox)
+        yield shown
+        shown.close()
+
+
+@pytest.fixture(scope="module")
+def running():
+    with mock_page() as page:
+        yield page
+
+
+@pytest.fixture
+def page(running):
+    running.set()
+    return running
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; at the end nothing may have gone wrong in the browser but what the test expects."""
+    contexts, wrong = [], []
+
+    def visit(page, expected=(), **settings):
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, **settings)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(10_000)
+
+        def hear(message) -> None:
+            is_known = any(part in message.text for part in expected)
+            if message.type in ("error", "warning") and not is_known:
+                wrong.append(message.text)
+
+        tab.on("console", hear)
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("request", lambda r: r.url.startswith(page.url) or wrong.append(f"asks {r.url}"))
+        tab.goto(page.url)
+        return tab
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def ready(tab):
+    tab.wait_for_selector(".lane")
+    return tab
+
+
+def generate(tab, text: str, tokens: int = 14) -> None:
+    tab.fill("#text", text)
+    if tab.is_enabled("#max-tokens"):
+        tab.fill("#max-tokens", str(tokens))
+    tab.click("#run")
+    finished(tab)
+
+
+def finished(tab) -> None:
+    tab.wait_for_selector("#run:enabled")
+
+
+def canvas(tab, lane: int = 0) -> str:
+    return tab.locator(".canvas").nth(lane).inner_text()
+
+
+def classes(tab, lane: int = 0) -> list[str]:
+    return tab.locator(".canvas").nth(lane).evaluate("e => [...e.children].map(s => s.className)")
+
+
+def test_two_lanes_decode_the_same_prompt_with_their_own_decoders(visit, page):
+    tab = ready(visit(page))
+    generate(tab, "How many pens?")
+    first, second = sorted(page.log, key=lambda body: body["decoder"], reverse=True)
+    for lane, forwards in ((0, 14), (1, 4)):
+        assert tab.locator(".lane .facts").nth(lane).inner_text().startswith("12 tokens")
+        assert f"{forwards} forwards" in tab.locator(".lane .facts").nth(lane).inner_text()
+        assert tab.locator(".chart").nth(lane).locator("rect").count() == forwards
+    assert tab.locator("#said").inner_text().startswith("Lane A: 12 tokens")
+    assert (first["decoder"], second["decoder"]) == ("vanilla", "threshold")
+    assert first["messages"] == [{"role": "user", "content": "How many pens?"}]
+    assert first["max_tokens"] == 14
+    assert (first["stream"], first["stream_mode"], first["cache"]) == (True, "canvas", "none")
+    assert "decoder_args" not in first, "only knobs that were changed are sent"
+
+
+def test_what_the_model_says_is_text_and_never_markup(visit, page):
+    tab = ready(visit(page))
+    generate(tab, "<b>bold?</b>")
+    assert HOSTILE in canvas(tab).replace("\xa0", " ")
+    generate(tab, "again")
+    turns = tab.locator(".lane").nth(0).locator(".turns li")
+    assert turns.nth(0).inner_text() == "<b>bold?</b>"
+    assert HOSTILE in turns.nth(1).inner_text()
+    assert tab.evaluate("window.hacked") is None
+    assert tab.locator("main img, main b, main script").count() == 0
+
+
+def test_the_policy_lets_no_script_or_style_of_a_page_run(visit, page):
+    tab = ready(visit(page, expected=("Content Security Policy",)))
+    tab.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.hacked = 1";
+        document.body.append(script);
+    }""")
+    assert tab.evaluate("window.hacked") is None
+
+
+def test_the_files_hold_nothing_inline_and_nothing_from_elsewhere():
+    page = (STATIC / "index.html").read_text("utf-8")
+    assert "style=" not in page
+    assert "onclick" not in page
+    for file in STATIC.iterdir():
+        text = file.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text, file.name
+        assert "https://" not in text, file.name
+        assert not any(word in text for word in ("innerHTML", "insertAdjacentHTML", "eval(")), (
+            file.name
+        )
+
+
+def test_the_slider_replays_every_forward(visit, page):
+    tab = ready(visit(page))
+    generate(tab, "How many?")
+    step = tab.locator(".step").nth(1)
+    step.focus()
+    step.press("Home")
+    assert set(classes(tab, 1)) == {"slot open"}
+    assert "forward 0 of 4, 0 of 14" in tab.locator(".where").nth(1).inner_text()
+    step.press("ArrowRight")
+    levels = ["slot new high", "slot new low", "slot new middle", "slot new high"]
+    assert classes(tab, 1) == levels + ["slot open"] * 10
+    assert "↵" in canvas(tab, 1), "a new line end shows"
+    step.press("ArrowRight")
+    assert classes(tab, 1)[:4] == ["slot old"] * 4
+    assert (
+        tab.locator(".chart").nth(1).locator("rect.current title").text_content() == "forward 2: 4"
+    )
+    step.press("End")
+    assert classes(tab, 1)[-1] == "slot new high end"
+    tab.locator(".chart").nth(1).locator("rect").nth(0).click()
+    assert classes(tab, 1)[0] == "slot new high"
+
+
+def test_replay_plays_to_the_end(visit, page):
+    tab = ready(visit(page))
+    generate(tab, "How many?", 4)
+    play = tab.locator(".play").nth(0)
+    play.click()
+    sync_api.expect(play).to_have_text("Pause")
+    sync_api.expect(play).to_have_text("Replay")
+    assert tab.locator(".where").nth(0).inner_text() == "forward 4 of 4, 4 of 4"
+
+
+def test_new_tokens_are_underlined_so_that_color_is_not_the_only_cue(visit, page):
+    tab = ready(visit(page))
+    generate(tab, "How many?", 12)
+    style = "e => getComputedStyle(e).textDecorationLine"
+    assert tab.locator(".canvas .slot.new").first.evaluate(style) == "underline"
+    assert tab.locator(".canvas .slot.old").first.evaluate(style) == "none"
+
+
+def contrast(tab, selector: str) -> float:
+    """WCAG's contrast of an element's text, its own or the first opaque background behind it."""
+    return tab.locator(selector).first.evaluate("""e => {
+        const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+        const paint = (color) => {
+            canvas.clearRect(0, 0, 1, 1);
+            canvas.fillStyle = color;
+            canvas.fillRect(0, 0, 1, 1);
+            return [...canvas.getImageData(0, 0, 1, 1).data];
+        };
+        const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+            .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+            .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+        let back = e;
+        while (paint(getComputedStyle(back).backgroundColor)[3] < 255) back = back.parentElement;
+        const a = light(paint(getComputedStyle(e).color));
+        const b = light(paint(getComputedStyle(back).backgroundColor));
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    }""")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_are_readable_by_day_and_by_night(visit, page, scheme):
+    selectors = ["#hint", ".about", ".slot.old", "#run", ".help", "footer p", ".where"]
+    selectors += [f".legend .slot.new.{level}" for level in ("low", "middle", "high")]
+    tab = ready(visit(page, color_scheme=scheme))
+    generate(tab, "How many?")
+    found = {selector: contrast(tab, selector) for selector in selectors}
+    assert all(value >= 4.5 for value in found.values()), found
+
+
+def test_blanks_make_it_an_infill(visit, page):
+    tab = ready(visit(page))
+    tab.check("#mode-prompt", force=True)
+    tab.fill("#text", "The {2} sat {{on}} the {3}.")
+    assert tab.locator("#hint").inner_text() == "Infill: 2 blanks, 5 tokens."
+    assert tab.is_disabled("#max-tokens")
+    generate(tab, "The {2} sat {{on}} the {3}.")
+    assert page.log[-1]["parts"] == ["The ", 2, " sat {on} the ", 3, "."]
+    assert "max_tokens" not in page.log[-1]
+    assert canvas(tab) == "The xx sat {on} the xxx."
+    assert classes(tab).count("slot fixed") == 3
+    generate(tab, "The {x} and {3}")
+    assert "a brace is doubled" in tab.locator(".problem").nth(0).inner_text()
+
+
+def test_a_prompt_without_blanks_goes_as_it_is(visit, page):
+    tab = ready(visit(page))
+    tab.check("#mode-prompt", force=True)
+    generate(tab, 'a {"b": {}}')
+    assert page.log[-1]["prompt"] == 'a {"b": {}}'
+    assert "messages" not in page.log[-1]
+
+
+def test_only_changed_knobs_are_sent_and_their_types_are_kept(visit, page):
+    tab = ready(visit(page))
+    tab.uncheck("#compare")
+    lane = tab.locator(".lane").nth(0)
+    lane.locator(".decoder").select_option("threshold")
+    lane.locator(".cache").select_option("dual")
+    lane.locator(".knobs summary").click()
+    threshold = lane.locator("[data-knob=threshold]")
+    assert threshold.get_attribute("placeholder") == "0.9"
+    threshold.hover()
+    tip = lane.locator(f"#{threshold.get_attribute('aria-describedby')}")
+    assert tip.inner_text() == "1: one at a time; 0: all at once (default: 0.9)"
+    threshold.fill("0.5")
+    lane.locator("[data-knob=sizes]").fill("3, 4")
+    lane.locator("[data-knob=period]").fill("2")
+    lane.locator("[data-knob=compat]").select_option("true")
+    lane.locator("[data-knob=vocabulary]").select_option("static")
+    assert lane.locator(".changed").inner_text() == "· 5 changed"
+    generate(tab, "How many?")
+    (body,) = page.log
+    changed = {"threshold": 0.5, "sizes": [3, 4], "compat": True, "vocabulary": "static"}
+    assert body["decoder_args"] == changed
+    assert body["cache_args"] == {"period": 2}
+    lane.locator("[data-knob=sizes]").fill("a")
+    generate(tab, "How many?")
+    assert "sizes" in lane.locator(".problem").inner_text()
+    assert len(page.log) == 1
+
+
+def test_a_decoder_that_wraps_another_shows_its_knobs_too(visit, page):
+    tab = ready(visit(page))
+    lane = tab.locator(".lane").nth(0)
+    lane.locator(".decoder").select_option("prophet")
+    lane.locator(".knobs summary").click()
+    lane.locator("[data-knob=inner]").select_option("threshold")
+    lane.locator("[data-knob=threshold]").fill("0.7")
+    generate(tab, "How many?")
+    body = next(body for body in page.log if body["decoder"] == "prophet")
+    assert body["decoder_args"] == {"inner": "threshold", "threshold": 0.7}
+
+
+def test_a_token_that_is_taken_back_shows(visit, page):
+    tab = ready(visit(page))
+    tab.locator(".decoder").nth(0).select_option("wino")
+    generate(tab, "How many?")
+    step = tab.locator(".step").nth(0)
+    step.focus()
+    step.press("Home")
+    for _ in range(3):
+        step.press("ArrowRight")
+    assert classes(tab)[0] == "slot open again"
+
+
+def test_a_conversation_goes_on_and_can_be_begun_anew(visit, page):
+    tab = ready(visit(page))
+    tab.uncheck("#compare")
+    generate(tab, "One?", 12)
+    generate(tab, "Two?", 12)
+    assert page.log[-1]["messages"] == [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": WHOLE},
+        {"role": "user", "content": "Two?"},
+    ]
+    tab.click("#reset")
+    generate(tab, "Three?", 12)
+    assert page.log[-1]["messages"] == [{"role": "user", "content": "Three?"}]
+
+
+def test_stop_ends_a_decode_and_keeps_what_was_seen(visit, page):
+    page.set(step_s=0.3)
+    tab = ready(visit(page))
+    tab.fill("#text", "How many?")
+    tab.click("#run")
+    tab.wait_for_selector(".canvas .slot.new")
+    assert tab.is_disabled("#run")
+    tab.keyboard.press("Escape")
+    finished(tab)
+    assert "stopped" in tab.locator(".lane .facts").nth(0).inner_text()
+    assert "slot open" in classes(tab)
+    assert tab.locator(".problem").nth(0).is_hidden()
+
+
+def test_everything_can_be_done_with_the_keyboard_alone(visit, page):
+    tab = ready(visit(page))
+    seen = []
+    for _ in range(40):
+        tab.keyboard.press("Tab")
+        seen.append(tab.evaluate("document.activeElement.id || document.activeElement.className"))
+        if seen[-1] == "text":
+            break
+    assert seen[-1] == "text", seen
+    tab.keyboard.type("How many?")
+    tab.keyboard.press("Control+Enter")
+    tab.wait_for_selector(".lane .facts:not(:empty)")
+    finished(tab)
+    assert len(page.log) == 2
+    order = []
+    for _ in range(40):
+        tab.keyboard.press("Tab")
+        order.append(tab.evaluate("document.activeElement.id || document.activeElement.className"))
+    wanted = ["max-tokens", "seed", "compare", "run", "decoder", "cache", "canvas", "step"]
+    assert [name for name in dict.fromkeys(order) if name in wanted] == wanted
+
+
+def test_every_control_has_a_name(visit, page):
+    tab = ready(visit(page))
+    for summary in tab.locator("summary").all():
+        summary.click()
+    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    nameless = tab.evaluate("""() => [...document.querySelectorAll("input,select,textarea,button")]
+        .filter((e) => !(e.labels?.length || e.ariaLabel || e.textContent.trim()))
+        .map((e) => e.outerHTML)""")
+    assert nameless == []
+
+
+def test_what_the_server_refuses_is_shown_in_its_lane(visit, page):
+    page.set(refuses="max_tokens=14: <b>too many</b>")
+    tab = ready(visit(page, expected=("400",)))
+    generate(tab, "How many?")
+    problem = tab.locator(".problem").nth(0)
+    assert problem.inner_text() == "400: max_tokens=14: <b>too many</b>"
+    assert problem.get_attribute("role") == "alert"
+    generate(tab, "  ")
+    assert "The text is empty" in problem.inner_text()
+
+
+def test_a_server_with_a_key_asks_for_it(visit, page):
+    page.set(key="secret")
+    tab = visit(page, expected=("401",))
+    tab.wait_for_selector("#trouble:visible")
+    assert "wants an API key" in tab.locator("#trouble").inner_text()
+    tab.keyboard.type("secret")
+    tab.keyboard.press("Enter")
+    ready(tab)
+    assert tab.locator("#trouble").is_hidden()
+
+
+def test_copy_as_curl_is_the_request_that_is_sent(visit, page):
+    tab = ready(visit(page, permissions=["clipboard-read", "clipboard-write"]))
+    tab.uncheck("#compare")
+    generate(tab, "It's <here>?", 4)
+    tab.locator(".copy-text").nth(0).click()
+    assert tab.evaluate("navigator.clipboard.readText()") == "".join(WORDS[:4])
+    tab.click("#reset")
+    tab.fill("#text", "It's <here>?")
+    tab.locator(".copy-curl").nth(0).click()
+    command = tab.evaluate("navigator.clipboard.readText()")
+    assert command.startswith(f"curl -N '{page.url}/v1/chat/completions'")
+    body = command.split("-d '", 1)[1].removesuffix("'").replace("'\\''", "'")
+    assert json.loads(body) == page.log[0]
+
+
+def test_the_page_fits_a_narrow_screen(visit, page):
+    tab = visit(page)
+    tab.set_viewport_size({"width": 360, "height": 800})
+    ready(tab)
+    generate(tab, "How many?")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    boxes = [tab.locator(".lane").nth(i).bounding_box() for i in (0, 1)]
+    assert boxes[0]["x"] == boxes[1]["x"], "the lanes are below each other"
+
+
+def test_the_theme_is_kept(visit, page):
+    tab = ready(visit(page, color_scheme="light"))
+    paper = "getComputedStyle(document.body).backgroundColor"
+    bright = tab.evaluate(paper)
+    tab.click("#theme")
+    tab.click("#theme")
+    dark = tab.evaluate(paper)
+    assert dark != bright
+    tab.reload()
+    assert tab.evaluate(paper) == dark
