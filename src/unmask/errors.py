@@ -4,7 +4,8 @@
     ├── ConfigError      an option, knob or recipe value that is not allowed
     ├── ModelError       a checkpoint that cannot be found, read or understood
     ├── PromptError      a prompt that cannot be decoded (empty, too long, no tokenizer)
-    └── DependencyError  an optional package that this feature needs is missing
+    ├── DependencyError  an optional package that this feature needs is missing
+    └── WorkerError      another process that holds a part of the model failed
 
 Every message shows the value, says what is allowed and what to do. The command line prints it as one
 line and exits with status 2.
@@ -34,6 +35,10 @@ class PromptError(UnmaskError, ValueError):
 
 class DependencyError(UnmaskError, ImportError):
     """A package that a feature needs is not installed."""
+
+
+class WorkerError(UnmaskError, RuntimeError):
+    """Another process that holds a part of the model ended or does not answer."""
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str], owner: str = "") -> ConfigError:

@@ -22,6 +22,7 @@ from unmask.caches._slots import places
 from unmask.caches.store import Store
 from unmask.canvas import Ask, Canvas, Floats, Ints, Reading
 from unmask.engine.heads import Heads, Part
+from unmask.engine.parallel import new_store
 from unmask.engine.request import Sequence
 from unmask.errors import ModelError
 from unmask.models._transformer import Transformer
@@ -70,8 +71,7 @@ class Runner:
         self.heads = Heads(model, vocabulary)
         self.store: Store | None = None
         if store or features:
-            made = Features if features else Store
-            self.store = made(model.spec, max_rows, max_slots, model.dtype, model.device)
+            self.store = new_store(model, max_rows, max_slots, features)
         self.lanes: list[tuple[Sequence, bool]] = []
         """(sequence, sees the prompt) of each row of the batch, in the store's order."""
 
@@ -253,9 +253,9 @@ class Runner:
         block_size, device = self.model.spec.block_size, self.model.device
         items = [FeatureLane(a, b) for a, b in zip(made, layers, strict=True) if b is not None]
         if not items:
-            return Packed(made, self.store, block_size, device)
+            return Packed(made, self.store, block_size, device, self.model.ranks)
         assert isinstance(self.store, Features), "layered plans have their store"
-        return Layered(items, self.store, block_size, device)
+        return Layered(items, self.store, block_size, device, self.model.ranks)
 
     def _lane(self, row: int, turn: Turn, sees_prompt: bool) -> Lane:
         plan, twins = turn.plan, turn.ask.twins
