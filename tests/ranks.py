@@ -95,14 +95,14 @@ def fail(rank: int, plan: dict[str, Any]) -> None:
         return
     count, plain = 0, parallel.Shared.hidden
 
-    def hidden(self: parallel.Shared, *args: Any) -> torch.Tensor:
+    def hidden(self: parallel.Shared, *args: Any, **named: Any) -> torch.Tensor:
         nonlocal count
         count += 1
         if count == 3 and plan["how"] == "dies":
             os._exit(9)
         if count == 3:
             time.sleep(3600)
-        return plain(self, *args)
+        return plain(self, *args, **named)
 
     parallel.Shared.hidden = hidden  # type: ignore[method-assign]
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 
+from unmask.cli import ranks
 from unmask.cli.words import Settings, parse_blanks, read_prompt, settings, split_words
 from unmask.decoders import decoder_name, describe
 from unmask.errors import ConfigError, SettingWarning
+from unmask.knobs import whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +46,7 @@ def generate(words: Sequence[str], flags: dict[str, Any], shown: Shown) -> None:
     """Answer a prompt."""
     prompt, pairs = split_words(words)
     wanted = settings(pairs, flags)
+    take_rank(wanted)
     console = live_console(shown)
     text = read_prompt(prompt)
     llm, method = load(wanted, shown.trace)
@@ -61,6 +65,7 @@ def infill(words: Sequence[str], flags: dict[str, Any], shown: Shown) -> None:
         "raw": "the text is always taken as it is",
     }
     wanted = dataclasses.replace(settings(pairs, flags, unused), stop_at_eos=False)
+    take_rank(wanted)
     console = live_console(shown)
     parts = parse_blanks(read_prompt(text, "text"))
     llm, method = load(wanted, shown.trace)
@@ -86,6 +91,29 @@ def live_console(shown: Shown) -> Console | None:
     return usable[0]
 
 
+def take_rank(wanted: Settings) -> None:
+    """Return where the decode is driven: here, or in rank 0 of the model's processes, which are started.
+
+    The others take part and end. Raises typer.Exit with the status of rank 0, and ConfigError.
+    """
+    size = whole("tensor_parallel_size", wanted.tensor_parallel_size, 1)
+    if size > 1 and not ranks.is_started():
+        raise typer.Exit(ranks.start(size))
+    if size > 1 and ranks.is_follower():
+        from unmask.engine.llm import LLM
+
+        LLM(wanted.model, **loading(wanted))
+
+
+def loading(wanted: Settings) -> dict[str, Any]:
+    """What `LLM` is told of how a model is held."""
+    return {
+        "dtype": wanted.dtype,
+        "device": wanted.device,
+        "tensor_parallel_size": wanted.tensor_parallel_size,
+    }
+
+
 def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
     """The model and the method; what can be wrong is found before the model is read."""
     if trace is not None:
@@ -100,7 +128,7 @@ def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
 
         knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), None)
         method = configure(wanted.decoder, knobs)
-        llm = LLM(wanted.model, dtype=wanted.dtype, device=wanted.device, progress=progress)
+        llm = LLM(wanted.model, progress=progress, **loading(wanted))
     if method.said is not None:
         print(f"unmask: note: {method.said}", file=sys.stderr)
         warnings.simplefilter("ignore", SettingWarning)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import unmask
-from unmask.cli import frequencies
+from unmask.cli import frequencies, ranks
 from unmask.cli.bench_app import bench
 from unmask.cli.extended import DecodeCommand, TrainCommand
 from unmask.cli.flags import (
@@ -23,6 +23,7 @@ from unmask.cli.flags import (
     LengthFlag,
     LiveFlag,
     ModelFlag,
+    RanksFlag,
     RawFlag,
     SeedFlag,
     StopFlag,
@@ -76,6 +77,7 @@ def _generate(
     seed: SeedFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    tensor_parallel_size: RanksFlag = None,
     raw: RawFlag = None,
     stop_at_eos: StopFlag = None,
     as_json: JsonFlag = False,
@@ -94,6 +96,7 @@ def _generate(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "tensor_parallel_size": tensor_parallel_size,
         "raw": raw,
         "stop_at_eos": stop_at_eos,
     }
@@ -116,6 +119,7 @@ def _infill(
     seed: SeedFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    tensor_parallel_size: RanksFlag = None,
     as_json: JsonFlag = False,
     trace: TraceFlag = None,
     live: LiveFlag = None,
@@ -134,6 +138,7 @@ def _infill(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "tensor_parallel_size": tensor_parallel_size,
     }
     decode.infill(words or [], flags, decode.Shown(as_json, trace, live, fps))
 
@@ -289,7 +294,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _fail(message: str) -> int:
     line = " ".join(message.split())
     shown = "".join(char if char.isprintable() else "\ufffd" for char in line)
-    print(f"unmask: error: {shown}", file=sys.stderr)
+    who = f"unmask: rank {os.environ['RANK']}" if ranks.is_follower() else "unmask"
+    print(f"{who}: error: {shown}", file=sys.stderr)
     return USAGE_STATUS
 
 
