@@ -5,6 +5,8 @@
     ├── ModelError       a checkpoint that cannot be found, read or understood
     ├── PromptError      a prompt that cannot be decoded (empty, too long, no tokenizer)
     ├── DependencyError  an optional package that this feature needs is missing
+    ├── CapacityError    the engine takes no more requests now
+    ├── EngineError      the engine has failed and answers nothing any more
     └── WorkerError      another process that holds a part of the model failed
 
 Every message shows the value, says what is allowed and what to do. The command line prints it as one
@@ -39,6 +41,18 @@ class DependencyError(UnmaskError, ImportError):
 
 class WorkerError(UnmaskError, RuntimeError):
     """Another process that holds a part of the model ended or does not answer."""
+
+
+class CapacityError(UnmaskError):
+    """The engine takes no more requests now; try again after `retry_after_s` seconds (an estimate)."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineError(UnmaskError):
+    """The engine has failed and answers nothing any more; `__cause__` says why."""
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str], owner: str = "") -> ConfigError:

@@ -30,6 +30,7 @@ from unmask.cli.flags import (
     TraceFlag,
     Words,
 )
+from unmask.cli.serve_app import serve
 from unmask.errors import UnmaskError
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+app.command("serve", cls=DecodeCommand)(serve)
 
 
 def _print_version(wanted: bool) -> None:

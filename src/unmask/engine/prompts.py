@@ -113,6 +113,24 @@ class Prompts:
             )
         return new_canvas(ids, blanks, blanks.index(True), self.spec.mask_id, infilling=True)
 
+    def middle_canvas(self, prefix: Prompt, num_blanks: int, suffix: str) -> Canvas:
+        """A text with one blank of `num_blanks` tokens, both sides taken as they are. Raises PromptError.
+
+        A space at the end of `prefix` stays there, unlike in `infill_canvas`.
+        """
+        left = self.prompt_ids(prefix, raw=True) if isinstance(prefix, str) else prefix
+        ids = self.prompt_ids(left)
+        right = self._encode(suffix, special=False)
+        total = len(ids) + num_blanks + len(right)
+        if total > self.spec.max_length:
+            raise PromptError(
+                f"prompt of {len(ids)} tokens + {num_blanks} blanks + suffix of {len(right)} tokens = "
+                f"{total}, but the model's context is {self.spec.max_length}; shorten one of them"
+            )
+        blanks = [False] * len(ids) + [True] * num_blanks + [False] * len(right)
+        tokens = [*ids, *[0] * num_blanks, *right]
+        return new_canvas(tokens, blanks, len(ids), self.spec.mask_id, infilling=True)
+
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise PromptError(f"model {self.name!r} has no tokenizer; give prompts as token ids")

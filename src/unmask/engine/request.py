@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from unmask.canvas import Canvas, Edit, ModelFacts, apply, truncate
+from unmask.canvas import (
+    NO_SCORES,
+    Canvas,
+    Edit,
+    Floats,
+    Ints,
+    ModelFacts,
+    apply,
+    truncate,
+)
 from unmask.proposal import Proposal
 
 if TYPE_CHECKING:
@@ -104,6 +113,8 @@ class Sequence:
     cache_bytes: int = 0
     trace: list[Step] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    computed: Floats = field(default_factory=lambda: NO_SCORES)
+    """How often each slot was computed, by its identity."""
 
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> Sequence:
@@ -131,16 +142,40 @@ class Sequence:
         start = self.canvas.prompt_length
         open_ = self.canvas.open_slots(start)
         end = int(open_[0]) if len(open_) else len(self.canvas)
-        end = min(end, self._num_settled())
+        end = min(end, self._num_lasting())
         answer = self.canvas.tokens[start:end].tolist()
         return next(
             (start + i for i, id_ in enumerate(answer) if id_ in self.request.stop_ids), None
         )
 
-    def _num_settled(self) -> int:
+    @property
+    def num_settled(self) -> int:
+        """Slots from the left, prompt included, that are decided and will not change any more."""
+        open_ = self.canvas.open_slots()
+        first = int(open_[0]) if len(open_) else len(self.canvas)
+        return min(first, self._num_lasting())
+
+    def _num_lasting(self) -> int:
         """Slots from the left that the decoder will not change any more once they are decided."""
         settled = getattr(self.request.decoder, "num_settled", None)
         return len(self.canvas) if settled is None else settled(self.canvas, self.decoder_state)
+
+    def count(self, slots: Ints, num_queries: int) -> None:
+        """Remember that a forward computed these slots of the canvas, at the price of `num_queries`."""
+        missing = self.canvas.next_uid - len(self.computed)
+        if missing > 0:
+            self.computed = np.concatenate((self.computed, np.zeros(missing)))
+        if len(slots):
+            self.computed[self.canvas.uid[slots]] += num_queries / len(slots)
+
+    @property
+    def num_wasted(self) -> int:
+        """Slots computed right of the end token, of `num_queries`; 0 without one."""
+        canvas = self.canvas
+        end = None if canvas.infilling else self.stop_slot()
+        if end is None:
+            return 0
+        return round(float(self.computed[canvas.uid[end + 1 :]].sum()))
 
     def _check_end(self) -> None:
         ends_early = self.request.stop_at_eos and not self.canvas.infilling
@@ -154,7 +189,7 @@ class Sequence:
             self.canvas = replace(self.canvas, tokens=filled, open=np.zeros_like(self.canvas.open))
             if getattr(self.request.decoder, "whole_blocks", False):
                 self.canvas = truncate(self.canvas, len(self.request.canvas))
-        elif self.canvas.num_open == 0 and (exhausted or self._num_settled() >= len(self.canvas)):
+        elif self.canvas.num_open == 0 and (exhausted or self._num_lasting() >= len(self.canvas)):
             self.finish_reason = "stop" if self.stop_slot() is not None else "length"
 
 
@@ -171,7 +206,7 @@ class Output:
     and its knobs, as `auto` chose it; `cache_exact`: whether it equals decoding without one; `cache_bytes`:
     what its tensors held for this sequence at most. `method`: the decoder and its knobs, as resolved.
     `num_forced`: forwards in which the loop's guard decided instead of the decoder, which changed nothing
-    or went on for too long.
+    or went on for too long. `num_wasted`: those of `num_queries` that lay right of the end token.
     """
 
     text: str
@@ -189,3 +224,4 @@ class Output:
     blanks: tuple[str, ...] = ()
     method: str = ""
     num_forced: int = 0
+    num_wasted: int = 0

@@ -1,0 +1,269 @@
+"""`unmask serve`: a model behind HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.cli.words import WORD
+from unmask.errors import ConfigError, DependencyError
+
+if TYPE_CHECKING:
+    from unmask.engine.llm import LLM
+    from unmask.server.settings import Access, Defaults, Settings
+
+KEY_VARIABLE = "UNMASK_API_KEY"
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The flags, as given."""
+
+    words: tuple[str, ...]
+    model: str | None
+    decoder: str | None
+    cache: str | None
+    algorithm: str | None
+    algorithm_config: Path | None
+    host: str
+    port: int
+    served_names: tuple[str, ...]
+    max_num_seqs: int
+    max_queue: int
+    max_model_len: int | None
+    dtype: str | None
+    device: str | None
+    quantization: str | None
+    api_key: str | None
+    allow_unauthenticated: bool
+    allowed_hosts: tuple[str, ...]
+    public_metrics: bool
+    public_page: bool
+    request_timeout: float
+    shutdown_timeout: float
+    max_body_bytes: int
+    log_requests: bool
+    trust_remote_code: bool
+
+
+def run(wanted: Wanted) -> None:
+    """Load, listen, serve until a signal. What can be wrong is found before the model is read."""
+    if wanted.trust_remote_code:
+        raise ConfigError(
+            "--trust-remote-code has no effect: a checkpoint's own code is never run; leave it out"
+        )
+    need_extra()
+    model, words = split(wanted)
+    decoder, knobs = method(wanted, words)
+    access = access_of(wanted)
+    from unmask.engine.options import configure, split_cache
+    from unmask.server.process import bind, server_of, url_of
+
+    check_knobs, _ = split_cache(wanted.cache or "none", None, dict(knobs), None)
+    said = configure(decoder, check_knobs).said
+    if said is not None:
+        print(f"unmask: note: {said}", file=sys.stderr)
+    bound = bind(wanted.host, wanted.port)
+    with bound:
+        llm = load(wanted, model)
+        defaults = defaults_of(llm, wanted, decoder, knobs)
+        settings = settings_of(wanted, llm, model, defaults, access)
+        from unmask.engine.service import Engine
+        from unmask.server.app import create_app
+
+        engine = Engine(llm, max_batch=wanted.max_num_seqs, max_queue=wanted.max_queue)
+        app = create_app(llm, engine, settings)
+        set_up_log(wanted.log_requests)
+        for line in facts(llm, model, settings, wanted, url_of(bound)):
+            print(line, flush=True)
+        server_of(
+            app,
+            drain_timeout_s=wanted.shutdown_timeout,
+            on_ready=lambda: print("ready", flush=True),
+        ).run(sockets=[bound])
+
+
+def need_extra() -> None:
+    """Raise DependencyError when the extra is not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import sse_starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            f"unmask serve needs {error.name}: pip install 'unmask[serve]'"
+        ) from None
+
+
+def split(wanted: Wanted) -> tuple[str, dict[str, str]]:
+    """The model, and the knobs among the words. Raises ConfigError."""
+    model, knobs = wanted.model, dict[str, str]()
+    for word in wanted.words:
+        match = WORD.fullmatch(word)
+        if match is not None:
+            knobs[match[1].replace("-", "_")] = match[2]
+        elif model is None or model == word:
+            model = word
+        else:
+            raise ConfigError(f"{word!r} and {model!r} are two models; give one of them")
+    return model or "demo", knobs
+
+
+def method(wanted: Wanted, words: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """The default decoder and its knobs, in our words or in SGLang's. Raises ConfigError."""
+    if wanted.algorithm is None:
+        if wanted.algorithm_config is not None:
+            raise ConfigError("--dllm-algorithm-config needs --dllm-algorithm")
+        return wanted.decoder or "vanilla", dict(words)
+    if wanted.decoder is not None:
+        raise ConfigError(
+            f"--decoder {wanted.decoder} and --dllm-algorithm {wanted.algorithm} are two ways to say one "
+            f"thing; give one of them"
+        )
+    from unmask.server.algorithms import from_sglang
+
+    decoder, knobs = from_sglang(wanted.algorithm, read_config(wanted.algorithm_config))
+    return decoder, {**knobs, **words}
+
+
+def read_config(path: Path | None) -> Mapping[str, Any] | None:
+    """A YAML file's mapping. Raises ConfigError."""
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"--dllm-algorithm-config {path} cannot be read: {reason}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--dllm-algorithm-config {path} must hold key: value lines")
+    return found
+
+
+def access_of(wanted: Wanted) -> Access:
+    """Who may call. Raises ConfigError for a server that others reach without a key."""
+    from unmask.server.settings import Access
+
+    key = wanted.api_key if wanted.api_key is not None else os.environ.get(KEY_VARIABLE)
+    if key is not None and not key.strip():
+        raise ConfigError(f"the API key is empty; leave out --api-key and unset {KEY_VARIABLE}")
+    if key is not None:
+        return Access(
+            key_digest=Access.digest(key.strip()),
+            is_metrics_public=wanted.public_metrics,
+            is_page_public=wanted.public_page,
+        )
+    for flag, given in (("metrics", wanted.public_metrics), ("page", wanted.public_page)):
+        if given:
+            raise ConfigError(f"--public-{flag} has no effect without an API key; leave it out")
+    is_local = is_loopback(wanted.host)
+    if not is_local and not wanted.allow_unauthenticated:
+        raise ConfigError(
+            f"--host {wanted.host} lets other machines in without an API key; set {KEY_VARIABLE} or "
+            f"--api-key, use --host 127.0.0.1, or say --allow-unauthenticated"
+        )
+    if is_local and wanted.allow_unauthenticated:
+        raise ConfigError(f"--allow-unauthenticated has no effect on --host {wanted.host}")
+    own = {*LOCAL_NAMES, wanted.host.lower()} if is_local else set[str]()
+    hosts = frozenset(own | {name.lower() for name in wanted.allowed_hosts})
+    return Access(hosts=hosts or None)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load(wanted: Wanted, model: str) -> LLM:
+    """The model."""
+    from unmask.view.loading import LoadingView
+
+    with LoadingView(model) as progress:
+        from unmask.engine.llm import LLM
+
+        return LLM(
+            model,
+            dtype=wanted.dtype,
+            device=wanted.device,
+            progress=progress,
+            quantize=wanted.quantization,
+        )
+
+
+def defaults_of(llm: LLM, wanted: Wanted, decoder: str, knobs: Mapping[str, Any]) -> Defaults:
+    """What requests have that do not say otherwise; the cache is exact unless one was asked for."""
+    from unmask.server.settings import Defaults
+
+    own = "none" if llm.spec.block_size is None else "block_causal"
+    return Defaults(decoder=decoder, knobs=dict(knobs), cache=wanted.cache or own)
+
+
+def settings_of(
+    wanted: Wanted, llm: LLM, model: str, defaults: Defaults, access: Access
+) -> Settings:
+    """Everything that the app is told. Raises ConfigError."""
+    from unmask.server.settings import Limits, Settings
+
+    if wanted.max_model_len is not None and wanted.max_model_len > llm.spec.max_length:
+        raise ConfigError(
+            f"--max-model-len {wanted.max_model_len} is more than the model's {llm.spec.max_length}"
+        )
+    names = wanted.served_names or (Path(model).name if Path(model).exists() else model,)
+    limits = Limits(
+        max_body_bytes=wanted.max_body_bytes,
+        timeout_s=wanted.request_timeout,
+        max_model_len=wanted.max_model_len,
+    )
+    return Settings(models=names, defaults=defaults, limits=limits, access=access)
+
+
+def set_up_log(log_requests: bool) -> None:
+    """Log lines on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name, level in (
+        ("unmask", logging.INFO if log_requests else logging.WARNING),
+        ("uvicorn", logging.WARNING),
+    ):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+def facts(llm: LLM, model: str, settings: Settings, wanted: Wanted, url: str) -> list[str]:
+    """What is served, line by line."""
+    from unmask.caches import describe, make_cache
+
+    defaults, limits = settings.defaults, settings.limits
+    count = sum(value.numel() for value in llm.model.parameters())
+    knobs = ", ".join(f"{key}={value}" for key, value in defaults.knobs.items())
+    cache = make_cache(defaults.cache, None, llm.spec.block_size)
+    names = ", ".join(settings.models)
+    named = "" if names == model else f", served as {names}"
+    shown = {
+        "model": f"{model} ({llm.spec.family}, {count:,} parameters){named}",
+        "dtype": f"{str(llm.model.dtype).removeprefix('torch.')} on {llm.model.device}",
+        "decoder": defaults.decoder + (f" ({knobs})" if knobs else ""),
+        "cache": f"{describe(cache)} ({'exact' if cache.exact else 'approximate'})",
+        "canvas": f"{limits.max_model_len or llm.spec.max_length:,} slots at most",
+        "batch": f"{wanted.max_num_seqs} sequences a forward, {wanted.max_queue} may wait",
+        "access": "API key" if settings.access.key_digest else "open",
+        "url": url,
+    }
+    return [f"{key:<8} {value}" for key, value in shown.items()]

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's, SGLang's and unmask's own routes over one engine (extra `serve`)."""

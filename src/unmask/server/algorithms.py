@@ -1,0 +1,55 @@
+"""SGLang's names of decoding algorithms, and the keys of their YAML files, as decoders and knobs.
+
+Source: sglang 0.5.23, `srt/dllm/algorithm`; the defaults are those of its files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unmask import decoders
+from unmask.errors import ConfigError, unknown_name
+
+BLOCK_SIZE = "block_size"
+KNOWN: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "LowConfidence": ("threshold", {"threshold": 0.95}),
+    "JointThreshold": (
+        "joint_threshold",
+        {"threshold": 0.5, "edit_threshold": 0.0, "max_post_edit_steps": 16, "penalty_lambda": 0.0},
+    ),
+}
+"""Algorithm -> decoder, and the keys that its file may have with SGLang's defaults."""
+REFUSED = {
+    "JointThresholdInDel": "no decoder here inserts and deletes as it does; use JointThreshold",
+    "Gemma4Renoise": "DiffusionGemma has no mask token, and no decoder here renoises",
+}
+
+
+def from_sglang(algorithm: str, config: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """The decoder and knobs of `--dllm-algorithm` and its file's content.
+
+    A decoder of ours may be named in SGLang's way too: `CadLLM` is `cadllm`, `EBSampler` is `eb_sampler`;
+    its file then has its knobs. Raises ConfigError for an unknown name or key.
+    """
+    if algorithm in REFUSED:
+        raise ConfigError(f"--dllm-algorithm {algorithm}: {REFUSED[algorithm]}")
+    if algorithm in KNOWN:
+        decoder, defaults = KNOWN[algorithm]
+        allowed = set(defaults)
+    else:
+        plain = {name.replace("_", ""): name for name in decoders.names()}
+        name = plain.get(algorithm.replace("_", "").lower())
+        if name is None:
+            raise unknown_name("--dllm-algorithm", algorithm, [*KNOWN, *decoders.names()])
+        decoder, defaults = name, {}
+        allowed = decoders.knob_names(decoder) - {BLOCK_SIZE}
+    knobs = dict(defaults)
+    for key, value in (config or {}).items():
+        if key == BLOCK_SIZE and "block_length" in decoders.knob_names(decoder):
+            knobs["block_length"] = value
+        elif key in allowed:
+            knobs[str(key)] = value
+        else:
+            raise unknown_name(f"key of --dllm-algorithm {algorithm}:", str(key), allowed)
+    return decoder, knobs

@@ -1,0 +1,130 @@
+"""The answers of one HTTP request, decoded at once: submitted together, followed, and given up together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from unmask.errors import CapacityError, EngineError, UnmaskError
+from unmask.server.answer import Answer
+from unmask.server.errors import ApiError, of_user
+from unmask.server.plans import Plan
+from unmask.server.stream import Decode
+
+if TYPE_CHECKING:
+    from unmask.engine.service import Engine, Ticket, Update
+
+log = logging.getLogger("unmask.server")
+
+
+class Call:
+    """Decodes plans through an engine that runs in its own thread.
+
+    `first_text_s` and `queue_s` are seconds from the submission to the first text that stays and to the
+    first forward (None: not yet). `error` is what ended it, if not its own end.
+    """
+
+    def __init__(
+        self, engine: Engine, plans: list[Plan], decode: Decode, timeout_s: float, call_id: str
+    ) -> None:
+        self.engine, self.timeout_s, self.call_id = engine, timeout_s, call_id
+        self.answers = [Answer(plan, decode) for plan in plans]
+        self.began_s = time.monotonic()
+        self.first_text_s: float | None = None
+        self.queue_s: float | None = None
+        self.error: ApiError | None = None
+        self.user: str | None = None
+        self._tickets: list[Ticket] = []
+        self._updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every answer came to its end."""
+        return all(answer.reason is not None for answer in self.answers)
+
+    @property
+    def seconds(self) -> float:
+        """Since the submission."""
+        return time.monotonic() - self.began_s
+
+    def submit(self) -> None:
+        """Queue every plan, or none. Raises ApiError: 429 when the queue is full, 503 at the end."""
+        loop = asyncio.get_running_loop()
+
+        def listen(number: int, update: Update) -> None:
+            loop.call_soon_threadsafe(self._updates.put_nowait, (number, update))
+
+        try:
+            for number, answer in enumerate(self.answers):
+                ticket = self.engine.submit(
+                    answer.plan.request,
+                    partial(listen, number),
+                    deadline_s=self.timeout_s,
+                )
+                self._tickets.append(ticket)
+        except UnmaskError as error:
+            self.abort()
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: UnmaskError) -> ApiError:
+        if isinstance(error, CapacityError):
+            if error.retry_after_s <= 0:
+                return ApiError(400, str(error), code="request_too_large")
+            return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
+        if isinstance(error, EngineError):
+            return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
+        return of_user(error)
+
+    def abort(self) -> None:
+        """Give up what is not over."""
+        for ticket, answer in zip(self._tickets, self.answers, strict=False):
+            if answer.reason is None:
+                self.engine.abort(ticket)
+
+    async def updates(self) -> AsyncIterator[tuple[Answer, Update, str]]:
+        """Every update of every answer with the text it made certain, until all answers are over.
+
+        Raises ApiError: 500 when an answer's own decoding failed, 503 when the engine did or is stopped,
+        504 when its time is over.
+        """
+        num_open = len(self.answers)
+        while num_open:
+            number, update = await self._updates.get()
+            answer = self.answers[number]
+            if update.kind not in ("step", "done"):
+                raise self._failure(update)
+            had_stop = answer.found_stop
+            text = answer.take(update)
+            if self.queue_s is None:
+                self.queue_s = update.queue_s
+            if text and self.first_text_s is None:
+                self.first_text_s = self.seconds
+            if answer.found_stop and not had_stop and update.kind == "step":
+                self._tickets[number].finish()
+            num_open -= answer.reason is not None
+            yield answer, update, text
+
+    async def run(self) -> None:
+        """Follow all answers to their ends."""
+        async for _ in self.updates():
+            pass
+
+    def _failure(self, update: Update) -> ApiError:
+        if update.kind == "timeout":
+            return ApiError(
+                504,
+                f"not done within {self.timeout_s:g} s; ask for fewer tokens, or try again later",
+                code="timeout",
+            )
+        if update.kind == "aborted":
+            return ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
+        if self.engine.failure is not None or isinstance(update.error, EngineError):
+            return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
+        if isinstance(update.error, UnmaskError):
+            return of_user(update.error)
+        log.error("%s decoding failed", self.call_id, exc_info=update.error)
+        return ApiError(500, "decoding this request failed; the log has the reason", code="failed")

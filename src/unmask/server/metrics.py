@@ -1,0 +1,161 @@
+"""What `/metrics` tells Prometheus: vLLM's names where vLLM has the number, `unmask:` names for the rest.
+
+Labels are bounded: the model's name, a decoder's or cache's file name, how a request ended, an HTTP route
+and status. Nothing that a client writes becomes a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from unmask.caches import cache_name
+from unmask.decoders import decoder_name
+from unmask.server.call import Call
+
+if TYPE_CHECKING:
+    from unmask.engine.service import Engine
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
+PER_FORWARD = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+class Metrics:
+    """The counters of one server; every server has its own registry."""
+
+    def __init__(self, engine: Engine, model: str) -> None:
+        self.registry = CollectorRegistry()
+        self.model = model
+        self.registry.register(EngineNumbers(engine, model))
+        self.ended = Counter(
+            "vllm:request_success",
+            "Answers by how they ended: stop, length, abort, timeout, error.",
+            ["model_name", "finished_reason"],
+            registry=self.registry,
+        )
+        self.prompt_tokens = Counter(
+            "vllm:prompt_tokens", "Tokens of the prompts.", ["model_name"], registry=self.registry
+        )
+        self.generation_tokens = Counter(
+            "vllm:generation_tokens",
+            "Tokens of the answers, ends excluded.",
+            ["model_name"],
+            registry=self.registry,
+        )
+        self.ttft = self._seconds(
+            "vllm:time_to_first_token_seconds", "Until the first text that stays, waiting included."
+        )
+        self.e2e = self._seconds("vllm:e2e_request_latency_seconds", "Of whole requests.")
+        self.queued = self._seconds("vllm:request_queue_time_seconds", "Until the first forward.")
+        self.forwards = Histogram(
+            "unmask:request_forwards",
+            "Forwards of an answer.",
+            ["model_name", "decoder", "cache"],
+            buckets=TOKENS,
+            registry=self.registry,
+        )
+        self.per_forward = Histogram(
+            "unmask:request_tokens_per_forward",
+            "Tokens of an answer a forward.",
+            ["model_name", "decoder", "cache"],
+            buckets=PER_FORWARD,
+            registry=self.registry,
+        )
+        self.http = Counter(
+            "unmask:http_requests",
+            "Requests by route and status.",
+            ["route", "status"],
+            registry=self.registry,
+        )
+        self.num_tokens, self.num_forwards = 0, 0
+
+    def _seconds(self, name: str, about: str) -> Histogram:
+        return Histogram(name, about, ["model_name"], buckets=SECONDS, registry=self.registry)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Mean over all answers since the start, weighted by forwards; 0 before the first."""
+        return self.num_tokens / self.num_forwards if self.num_forwards else 0.0
+
+    def count(self, call: Call, reason: str | None = None) -> None:
+        """Count a call that is over; `reason` when it did not come to its own end."""
+        name = self.model
+        self.e2e.labels(name).observe(call.seconds)
+        if call.queue_s is not None:
+            self.queued.labels(name).observe(call.queue_s)
+        if call.first_text_s is not None:
+            self.ttft.labels(name).observe(call.first_text_s)
+        prompts = {answer.plan.prompt: answer.plan.num_prompt for answer in call.answers}
+        self.prompt_tokens.labels(name).inc(sum(prompts.values()))
+        for answer in call.answers:
+            self.ended.labels(name, answer.reason or reason or "error").inc()
+            self.generation_tokens.labels(name).inc(answer.num_tokens)
+            self.num_tokens += answer.num_tokens
+            self.num_forwards += answer.num_forwards
+            if answer.reason is not None and answer.num_forwards:
+                request = answer.plan.request
+                labels = (name, decoder_name(request.decoder), cache_name(request.cache))
+                self.forwards.labels(*labels).observe(answer.num_forwards)
+                self.per_forward.labels(*labels).observe(answer.num_tokens / answer.num_forwards)
+
+    def count_http(self, route: str, status: int) -> None:
+        """Count an answer; `route` is a template of the app's own."""
+        self.http.labels(route, str(status)).inc()
+
+    def text(self) -> bytes:
+        """The page, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class EngineNumbers(Collector):
+    """The engine's own counters, read when they are asked for."""
+
+    def __init__(self, engine: Engine, model: str) -> None:
+        self.engine, self.model = engine, model
+
+    def describe(self) -> Iterator[Metric]:
+        """No names beforehand: the engine need not run yet."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """A snapshot."""
+        stats = self.engine.stats
+        gauges: dict[str, tuple[str, float]] = {
+            "vllm:num_requests_running": ("Requests in the batch.", stats.running),
+            "vllm:num_requests_waiting": ("Requests in the queue.", stats.queued),
+            "unmask:rows_free": ("Rows of the batch that are free.", stats.rows_free),
+            "unmask:rows_total": ("Rows of the batch.", stats.rows_total),
+        }
+        counters: dict[str, tuple[str, float]] = {
+            "vllm:diffusion_num_denoising_steps": (
+                "Denoising steps: forwards, counted for every sequence in them.",
+                stats.num_steps,
+            ),
+            "vllm:diffusion_num_canvas_positions": (
+                "Canvas positions that forwards computed.",
+                stats.num_queries,
+            ),
+            "vllm:diffusion_num_committed_tokens": (
+                "Tokens that forwards committed, ends of text included.",
+                stats.num_committed,
+            ),
+            "unmask:forwards": ("Forwards of the network.", stats.num_forwards),
+            "unmask:forward_seconds": ("Time that forwards took.", stats.forward_s),
+            "unmask:wasted_positions": (
+                "Canvas positions that were computed right of an end token.",
+                stats.num_wasted,
+            ),
+        }
+        for name, (about, value) in gauges.items():
+            gauge = GaugeMetricFamily(name, about, labels=["model_name"])
+            gauge.add_metric([self.model], value)
+            yield gauge
+        for name, (about, value) in counters.items():
+            counter = CounterMetricFamily(name, about, labels=["model_name"])
+            counter.add_metric([self.model], value)
+            yield counter

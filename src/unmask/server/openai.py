@@ -1,0 +1,225 @@
+"""The bodies of OpenAI's and unmask's routes, strict: no value is converted, no field is ignored.
+
+Fields of OpenAI that mean nothing here are in `fields`; knobs of decoders may stand at the top level, as
+the SDK's `extra_body` puts them there, or in `decoder_args`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_N = 16
+MAX_PROMPTS = 64
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_MESSAGES = 1024
+MAX_TOKENS = 1 << 20
+"""Caps on what a body may ask for; the context and the queue bound it further."""
+
+Whole = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Value = bool | int | float | str | list[int] | list[float] | list[str] | None
+Arguments = dict[Annotated[str, Field(max_length=100)], Value]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)]], Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    """A model that converts nothing, knows no further fields, and takes no NaN or infinity."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class StreamOptions(Strict):
+    """What a stream tells beside the text."""
+
+    include_usage: bool = Field(False, description="a last chunk with the usage")
+    continuous_usage_stats: bool = Field(
+        False, description="the usage so far in every chunk (vLLM)"
+    )
+
+
+class Decoding(Strict):
+    """What every decoding route takes."""
+
+    model: str | None = Field(None, max_length=256, description="a served name; default: the first")
+    max_tokens: Whole | None = Field(
+        None, description="slots to generate; default: 128, or what the context has left"
+    )
+    decoder: str | None = Field(
+        None, max_length=500, description="decoding method, e.g. threshold; default: the server's"
+    )
+    decoder_args: Arguments | None = Field(
+        None, max_length=64, description="the decoder's knobs; they may also stand at the top level"
+    )
+    preset: str | None = Field(None, max_length=100, description="a model family's own sampler")
+    cache: str | None = Field(
+        None, max_length=500, description="cache policy; default: the server's"
+    )
+    cache_args: Arguments | None = Field(None, max_length=64, description="the cache's knobs")
+    steps: Whole | None = Field(None, description="forwards, where the decoder has a schedule")
+    block_length: Whole | None = Field(None, description="slots a block, where there are blocks")
+    temperature: float | None = Field(None, ge=0, description="0 (default): the likeliest token")
+    top_p: float | None = Field(None, ge=0, le=1, description="1: all; needs a temperature")
+    top_k: int | None = Field(None, ge=-1, description="-1 or 0: all; needs a temperature")
+    seed: int | None = Field(
+        None,
+        ge=-(2**63),
+        lt=2**63,
+        description="of all randomness; default: drawn, and told in the reply. Choice i has seed + i",
+    )
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
+        None, description="texts that end the answer, and are cut off"
+    )
+    n: int | None = Field(None, ge=1, le=MAX_N, description="answers to each prompt")
+    ignore_eos: bool = Field(False, description="fill the whole canvas; an end token ends nothing")
+    stream: bool | None = Field(None, description="send the answer in pieces (server-sent events)")
+    stream_options: StreamOptions | None = None
+    stream_mode: Literal["text", "canvas"] = Field(
+        "text", description="text that only grows; or the whole canvas after every forward"
+    )
+    return_trace: bool = Field(False, description="what every forward changed")
+    timeout_s: float | None = Field(
+        None, gt=0, description="give up after that many seconds; default and most: the server's"
+    )
+    user: str | None = Field(None, max_length=256, description="written to the log, no more")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes in pieces."""
+        return bool(self.stream)
+
+    @property
+    def length(self) -> int | None:
+        """Slots to generate, if said."""
+        return self.max_tokens
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the log-probabilities of the tokens are told."""
+        return False
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> Decoding:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream=true")
+        if self.stream_mode == "canvas" and not self.stream:
+            raise ValueError('stream_mode="canvas" needs stream=true')
+        if self.stream_mode == "canvas" and self.stops:
+            raise ValueError('stop has no effect on stream_mode="canvas"; leave one of them out')
+        return self
+
+
+class Message(Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[ContentPart], Field(max_length=256)]
+    name: None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class ContentPart(Strict):
+    """A piece of a message; only text is understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatRequest(Decoding):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Whole | None = Field(None, description="the newer name of max_tokens")
+    logprobs: bool | None = Field(
+        None, description="log-probabilities of the tokens, when committed"
+    )
+    top_logprobs: Literal[0] | None = Field(
+        None, description="0: a forward tells the chosen token's probability, no others"
+    )
+    diffusing: bool | None = Field(None, description='Mercury\'s name of stream_mode="canvas"')
+
+    @property
+    def length(self) -> int | None:
+        """Slots to generate, if said."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the log-probabilities of the tokens are told."""
+        return bool(self.logprobs)
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> ChatRequest:
+        both = self.max_tokens, self.max_completion_tokens
+        if None not in both and both[0] != both[1]:
+            raise ValueError(
+                f"max_tokens={both[0]} and max_completion_tokens={both[1]} contradict; give one"
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
+        if self.diffusing and not self.stream:
+            raise ValueError("diffusing needs stream=true")
+        if self.diffusing and self.stops:
+            raise ValueError("stop has no effect with diffusing; leave one of them out")
+        return self
+
+
+class CompletionRequest(Decoding):
+    """`POST /v1/completions`: texts go on, or, with `suffix`, the middle is filled in."""
+
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    ) = Field(description="a text, texts, token ids, or lists of them; taken as they are")
+    suffix: str | None = Field(
+        None, description="the text after the answer: max_tokens slots between are filled"
+    )
+    logprobs: Literal[0] | None = Field(
+        None, description="0: log-probabilities of the tokens, when committed; others are not known"
+    )
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the log-probabilities of the tokens are told."""
+        return self.logprobs is not None
+
+
+class InfillRequest(Decoding):
+    """`POST /v1/infill`: a text with any number of blanks."""
+
+    parts: Annotated[list[str | Whole], Field(min_length=1, max_length=1024)] = Field(
+        description='texts and numbers of blank tokens: ["The ", 3, " sat on the mat."]'
+    )
+    max_tokens: None = Field(None, description="the blanks say how many tokens")
+    ignore_eos: Literal[False] = Field(False, description="every blank is filled")
+    stop: None = Field(None, description="every blank is filled")
+
+
+Message.model_rebuild()

@@ -1,0 +1,163 @@
+"""The bodies of replies: OpenAI's, with forwards in the usage and how it was decoded in `unmask`."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import unmask
+from unmask.engine.request import Step
+from unmask.server.answer import Answer, TokenProbability
+from unmask.view.terminal import Pieces
+
+Route = Literal["chat", "completion", "infill"]
+PREFIX: dict[Route, str] = {"chat": "chatcmpl-", "completion": "cmpl-", "infill": "infill-"}
+OBJECT: dict[Route, str] = {
+    "chat": "chat.completion",
+    "completion": "text_completion",
+    "infill": "infill",
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The parts that all bodies of one reply share."""
+
+    route: Route
+    model: str
+    pieces: Pieces
+    wants_logprobs: bool = False
+    wants_trace: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = ""
+
+    @classmethod
+    def new(cls, route: Route, model: str, pieces: Pieces, **wants: bool) -> Reply:
+        """A reply with an id of its own."""
+        return cls(route, model, pieces, **wants, id=PREFIX[route] + secrets.token_hex(12))
+
+    def head(self, *, is_chunk: bool = False) -> dict[str, Any]:
+        """The outermost fields."""
+        kind = OBJECT[self.route]
+        return {
+            "id": self.id,
+            "object": f"{kind}.chunk" if is_chunk and self.route != "completion" else kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": f"unmask-{unmask.__version__}",
+        }
+
+    def full(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The reply without a stream."""
+        choices = []
+        for answer in answers:
+            choice: dict[str, Any] = {"index": answer.index}
+            if self.route == "chat":
+                message = {"role": "assistant", "content": answer.text, "refusal": None}
+                choice["message"] = message
+            else:
+                choice["text"] = answer.text
+            choices.append(choice | self.ending(answer, 0))
+        return self.head() | {
+            "choices": choices,
+            "usage": usage(answers),
+            "unmask": answers[0].method(),
+        }
+
+    def ending(self, answer: Answer, told: int) -> dict[str, Any]:
+        """What the last word on an answer says; the log-probabilities of its first `told` were said."""
+        found: dict[str, Any] = {
+            "finish_reason": answer.reason,
+            "logprobs": self.logprobs(answer.probabilities(told)) if self.wants_logprobs else None,
+        }
+        if self.route == "infill":
+            found["blanks"] = answer.blanks()
+        if self.wants_trace:
+            steps = answer.output.trace if answer.output is not None else None
+            found["trace"] = [self.step(step) for step in steps or ()]
+        return found
+
+    def piece(self, answer: Answer, text: str, *, is_first: bool, told: int) -> dict[str, Any]:
+        """A chunk of new text; `told` tokens of the answer had their log-probabilities told."""
+        choice: dict[str, Any] = {"index": answer.index}
+        if self.route == "chat":
+            choice["delta"] = ({"role": "assistant"} if is_first else {}) | {"content": text}
+        else:
+            choice["text"] = text
+        choice["logprobs"] = None
+        if self.wants_logprobs:
+            choice["logprobs"] = self.logprobs(answer.probabilities(told))
+        return self.head(is_chunk=True) | {"choices": [choice | {"finish_reason": None}]}
+
+    def canvas(self, answer: Answer, frame: dict[str, Any], *, is_first: bool) -> dict[str, Any]:
+        """A chunk with a whole canvas, whose text stands in for all before it."""
+        chunk = self.piece(answer, frame["text"], is_first=is_first, told=0)
+        chunk["choices"][0] |= {"logprobs": None, "canvas": frame}
+        return chunk
+
+    def last(self, answer: Answer, text: str, told: int, *, is_first: bool) -> dict[str, Any]:
+        """The chunk that ends an answer, with its last text."""
+        choice: dict[str, Any] = {"index": answer.index}
+        if self.route == "chat":
+            delta = {"role": "assistant"} if is_first else {}
+            choice["delta"] = delta | ({"content": text} if text else {})
+        else:
+            choice["text"] = text
+        choice |= self.ending(answer, told)
+        return self.head(is_chunk=True) | {"choices": [choice], "unmask": answer.method()}
+
+    def usage_chunk(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The chunk behind the last, which has no choices."""
+        return self.head(is_chunk=True) | {"choices": [], "usage": usage(answers)}
+
+    def logprobs(self, tokens: Sequence[TokenProbability]) -> dict[str, Any]:
+        """Log-probabilities as the route spells them; null where a token's is not known."""
+        texts = [self.pieces.text(item.token) for item in tokens]
+        values = [item.logprob for item in tokens]
+        if self.route == "chat":
+            content = [
+                {
+                    "token": text,
+                    "logprob": value,
+                    "bytes": list(text.encode()) if "\ufffd" not in text else None,
+                    "top_logprobs": [],
+                }
+                for text, value in zip(texts, values, strict=True)
+            ]
+            return {"content": content, "refusal": None}
+        offsets, at = [], 0
+        for text in texts:
+            offsets.append(at)
+            at += len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": values,
+            "top_logprobs": None,
+            "text_offset": offsets,
+        }
+
+    def step(self, step: Step) -> dict[str, Any]:
+        """What one forward changed; commits are `[slot, token, confidence, text]`."""
+        found = dataclasses.asdict(step)
+        for key in ("committed", "replaced"):
+            found[key] = [[*item, self.pieces.text(item[1])] for item in getattr(step, key)]
+        return found
+
+
+def usage(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Tokens and forwards of all answers; a prompt counts once however many answers it has."""
+    prompts = {answer.plan.prompt: answer.plan.num_prompt for answer in answers}
+    num_prompt = sum(prompts.values())
+    num_tokens = sum(answer.num_tokens for answer in answers)
+    num_forwards = sum(answer.num_forwards for answer in answers)
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_tokens,
+        "total_tokens": num_prompt + num_tokens,
+        "num_forwards": num_forwards,
+        "tokens_per_forward": round(num_tokens / num_forwards, 4) if num_forwards else 0.0,
+    }

@@ -1,0 +1,188 @@
+"""What the routes share: one model, its engine, and how a decoding request is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sse_starlette import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from unmask.server.body import read_json
+from unmask.server.call import Call
+from unmask.server.errors import ApiError, clean
+from unmask.server.fields import read
+from unmask.server.metrics import Metrics
+from unmask.server.openai import Decoding, StreamOptions
+from unmask.server.plans import Plan, Planner
+from unmask.server.replies import Reply, Route
+from unmask.server.settings import Settings
+from unmask.server.streams import canvas_events, guarded, text_events
+from unmask.view.terminal import Pieces
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from unmask.engine.llm import LLM
+    from unmask.engine.service import Engine
+
+log = logging.getLogger("unmask.server")
+Body = TypeVar("Body", bound=Decoding)
+Make = Callable[[Body, Mapping[str, Any]], list[Plan]]
+
+
+class Service:
+    """A model that is served. `is_draining`: nothing new is taken."""
+
+    def __init__(self, llm: LLM, engine: Engine, settings: Settings) -> None:
+        self.llm, self.engine, self.settings = llm, engine, settings
+        self.planner = Planner(llm, settings)
+        self.metrics = Metrics(engine, settings.models[0])
+        self.pieces = Pieces(llm.tokenizer)
+        self.is_draining = False
+
+    def check_model(self, name: str | None) -> str:
+        """The name to reply with. Raises ApiError (404)."""
+        if name is None:
+            return self.settings.models[0]
+        if name not in self.settings.models:
+            raise ApiError(
+                404,
+                f"model {name[:100]!r} is not served here; served: {', '.join(self.settings.models)}",
+                param="model",
+                code="model_not_found",
+            )
+        return name
+
+    def check_open(self) -> None:
+        """Raise ApiError (503) when nothing new is taken."""
+        if self.engine.failure is not None:
+            raise ApiError(503, "the engine has failed; restart the server", code="engine_dead")
+        if self.is_draining:
+            raise ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
+
+    def timeout_s(self, asked: float | None) -> float:
+        """Seconds that a request may take. Raises ApiError for more than the server allows."""
+        most = self.settings.limits.timeout_s
+        if asked is not None and asked > most:
+            raise ApiError(
+                400,
+                f"timeout_s={asked:g} is more than the server's {most:g}",
+                param="timeout_s",
+                code="invalid_value",
+            )
+        return most if asked is None else asked
+
+    async def decode(
+        self,
+        request: Request,
+        kind: type[Body],
+        neutral: dict[str, tuple[Any, ...]],
+        make: Make[Body],
+        route: Route,
+    ) -> Response:
+        """The answer to a decoding request, streamed or not."""
+        body, knobs = read(kind, await read_json(request, self.settings.limits), neutral)
+        model = self.check_model(body.model)
+        self.check_open()
+        timeout_s = self.timeout_s(body.timeout_s)
+        plans = await run_in_threadpool(make, body, knobs)
+        reply = Reply.new(
+            route,
+            model,
+            self.pieces,
+            wants_logprobs=body.wants_logprobs,
+            wants_trace=body.return_trace,
+        )
+        call = self.submit(plans, timeout_s, reply.id, body.user)
+        if not body.streams:
+            await self.finish(request, call)
+            return JSONResponse(reply.full(call.answers))
+        options = body.stream_options or StreamOptions.model_validate({})
+        if body.stream_mode == "canvas" or getattr(body, "diffusing", None):
+            events = canvas_events(call, reply, with_usage=options.include_usage)
+        else:
+            events = text_events(
+                call,
+                reply,
+                with_usage=options.include_usage,
+                usage_always=options.continuous_usage_stats,
+            )
+        return self.events(call, guarded(call, events))
+
+    def submit(self, plans: list[Plan], timeout_s: float, call_id: str, user: str | None) -> Call:
+        """The call of these plans, queued. Raises ApiError."""
+        call = Call(self.engine, plans, self.llm.decode, timeout_s, call_id)
+        call.user = user
+        call.submit()
+        return call
+
+    def events(self, call: Call, events: AsyncGenerator[bytes]) -> Response:
+        """The events of a call that was submitted, as a response."""
+        return Events(self, call, events)
+
+    async def finish(self, request: Request, call: Call) -> None:
+        """Wait for a call's end, or for the client to leave. Raises ApiError."""
+        work = asyncio.ensure_future(call.run())
+        gone = asyncio.ensure_future(has_left(request))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ApiError(499, "the client left", code="disconnected")
+            work.result()
+        except ApiError as error:
+            call.error = error
+            raise
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+            self.over(call)
+
+    def over(self, call: Call) -> None:
+        """Free what a call holds, count it, and write its line to the log."""
+        call.abort()
+        reason = None if call.is_over else "abort"
+        if call.error is not None:
+            reason = {499: "abort", 503: "abort", 504: "timeout"}.get(call.error.status, "error")
+        self.metrics.count(call, reason)
+        log.info(
+            "%s %s prompt=%d completion=%d forwards=%d seconds=%.3f user=%s",
+            call.call_id,
+            reason or "done",
+            sum(answer.plan.num_prompt for answer in call.answers),
+            sum(answer.num_tokens for answer in call.answers),
+            sum(answer.num_forwards for answer in call.answers),
+            call.seconds,
+            clean(call.user or "-", 64),
+        )
+
+
+class Events(EventSourceResponse):
+    """A stream that ends its call however it ends: sent, failed, or left by its client.
+
+    Pings are off: SGLang's client takes every line for data.
+    """
+
+    def __init__(self, service: Service, call: Call, events: Any) -> None:
+        super().__init__(
+            events, ping=0, sep="\n", send_timeout=service.settings.limits.send_timeout_s
+        )
+        self._service, self._call = service, call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._service.over(self._call)
+
+
+async def has_left(request: Request) -> None:
+    """Return when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

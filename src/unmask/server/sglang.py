@@ -1,0 +1,202 @@
+"""SGLang's own routes, as its benchmark and its front-end language call them.
+
+`/generate` with cumulative text and `meta_info`, `/get_server_info` and `/server_info` (whose
+`avg_spec_accept_length` is the mean number of tokens a forward: with it SGLang's client spreads the time of
+a chunk over its tokens), `/get_model_info` and `/model_info`. Source: sglang 0.5.23, `benchmark/serving.py`
+and `lang/backend/runtime_endpoint.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+import unmask
+from unmask.errors import PromptError
+from unmask.server.answer import Answer
+from unmask.server.api_schema import documented
+from unmask.server.body import read_json
+from unmask.server.call import Call
+from unmask.server.errors import ApiError, of_user
+from unmask.server.fields import (
+    COMMON_DEFAULTS,
+    SGLANG_DEFAULTS,
+    SGLANG_SAMPLING_DEFAULTS,
+    check_neutral,
+    invalid,
+    knob_names,
+    read,
+    unknown_field,
+)
+from unmask.server.openai import MAX_PROMPTS, Decoding, Strict, TokenIds
+from unmask.server.plans import Plan
+from unmask.server.streams import DONE, event, guarded
+
+if TYPE_CHECKING:
+    from unmask.server.service import Service
+
+RENAMED = {"max_new_tokens": "max_tokens", "sampling_seed": "seed"}
+OWN = ("decoder", "decoder_args", "preset", "cache", "cache_args", "steps", "block_length")
+SAMPLING = frozenset((*RENAMED, *OWN, "temperature", "top_p", "top_k", "stop", "n", "ignore_eos"))
+"""Sampling parameters that have a meaning here; knobs of decoders may stand beside them."""
+
+
+class GenerateRequest(Strict):
+    """`POST /generate`."""
+
+    text: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)] | None = Field(
+        None, description="a text or texts; taken as they are"
+    )
+    input_ids: (
+        TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)] | None
+    ) = Field(None, description="token ids instead of text")
+    sampling_params: dict[str, Any] = Field(
+        default_factory=dict,
+        description="max_new_tokens, temperature, top_p, top_k, stop, n, ignore_eos, sampling_seed, knobs",
+    )
+    stream: bool = Field(False, description="cumulative text as server-sent events")
+    rid: str | None = Field(None, max_length=128, description="comes back as meta_info.id")
+
+    @property
+    def prompts(self) -> list[Any]:
+        """The prompts as a list. Raises ApiError unless there is one kind of them."""
+        if (self.text is None) == (self.input_ids is None):
+            raise ApiError(400, "give either text or input_ids", param="text", code="invalid_value")
+        if self.text is not None:
+            return [self.text] if isinstance(self.text, str) else list(self.text)
+        assert self.input_ids is not None, "one of them is there"
+        is_one = isinstance(self.input_ids[0], int)
+        return [self.input_ids] if is_one else list(self.input_ids)
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether several prompts were sent: the reply is a list then."""
+        given = self.text if self.text is not None else self.input_ids
+        return isinstance(given, list) and not isinstance(given[0], int)
+
+
+def add_sglang_routes(app: FastAPI, service: Service) -> None:
+    """Add them to an app."""
+
+    @app.post("/generate", **documented(GenerateRequest, "SGLang's native route."))
+    async def generate(request: Request) -> Response:
+        raw = await read_json(request, service.settings.limits)
+        body, _ = read(GenerateRequest, raw, SGLANG_DEFAULTS, takes_knobs=False)
+        service.check_open()
+        plans = await run_in_threadpool(plans_of, service, body)
+        if body.stream and len(plans) > 1:
+            raise ApiError(
+                400, "stream=true takes one prompt and n=1", param="stream", code="invalid_value"
+            )
+        call_id = body.rid or f"gen-{id(plans):x}"
+        call = service.submit(plans, service.timeout_s(None), call_id, None)
+        if body.stream:
+            return service.events(call, guarded(call, cumulative(call)))
+        await service.finish(request, call)
+        found = [native(call, answer) for answer in call.answers]
+        return JSONResponse(found if body.is_batch or len(found) > 1 else found[0])
+
+    async def server_info() -> Response:
+        return JSONResponse(info(service))
+
+    async def model_info() -> Response:
+        return JSONResponse(
+            {
+                "model_path": service.llm.name,
+                "tokenizer_path": service.llm.name,
+                "is_generation": True,
+                "preferred_sampling_params": None,
+            }
+        )
+
+    for path in ("/get_server_info", "/server_info"):
+        app.get(path, summary="State of the server, as SGLang tells it.")(server_info)
+    for path in ("/get_model_info", "/model_info"):
+        app.get(path, summary="The model, as SGLang tells it.")(model_info)
+
+
+def plans_of(service: Service, body: GenerateRequest) -> list[Plan]:
+    """The plans of a native request. Raises ApiError."""
+    decoding, knobs = sampling(body.sampling_params)
+    llm = service.llm
+    try:
+        ids = [llm.prompt_ids(one, raw=isinstance(one, str)) for one in body.prompts]
+    except PromptError as error:
+        raise of_user(error, "text") from None
+    return service.planner.continuations(decoding, ids, knobs)
+
+
+def sampling(given: dict[str, Any]) -> tuple[Decoding, dict[str, Any]]:
+    """SGLang's sampling parameters as ours, and the knobs among them. Raises ApiError."""
+    neutral = {**COMMON_DEFAULTS, **SGLANG_SAMPLING_DEFAULTS}
+    fields: dict[str, Any] = {}
+    knobs: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in SAMPLING:
+            fields[RENAMED.get(key, key)] = value
+        elif key in neutral:
+            check_neutral(f"sampling_params.{key}", value, neutral[key])
+        elif key in knob_names():
+            knobs[key] = value
+        else:
+            raise unknown_field(key, {*SAMPLING, *neutral, *knob_names()}, set(SAMPLING))
+    try:
+        return Decoding.model_validate(fields), knobs
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def native(call: Call, answer: Answer) -> dict[str, Any]:
+    """An answer so far as SGLang tells it; token counts never fall."""
+    reason: dict[str, Any] | None = None
+    if answer.reason is not None:
+        reason = {"type": answer.reason}
+        if answer.reason == "length":
+            reason["length"] = answer.num_tokens
+    return {
+        "text": answer.text,
+        "output_ids": list(answer.stream.token_ids),
+        "meta_info": {
+            "id": call.call_id,
+            "finish_reason": reason,
+            "prompt_tokens": answer.plan.num_prompt,
+            "completion_tokens": answer.num_tokens,
+            "cached_tokens": 0,
+            "num_forwards": answer.num_forwards,
+            "e2e_latency": call.seconds,
+            **answer.method(),
+        },
+    }
+
+
+async def cumulative(call: Call) -> AsyncGenerator[bytes]:
+    """All the text so far whenever there is more."""
+    async for answer, _, text in call.updates():
+        if text or answer.reason is not None:
+            yield event(native(call, answer))
+    yield DONE
+
+
+def info(service: Service) -> dict[str, Any]:
+    """What SGLang's client reads, and how many requests there are."""
+    stats, settings = service.engine.stats, service.settings
+    return {
+        "model_path": service.llm.name,
+        "served_model_name": settings.models[0],
+        "version": unmask.__version__,
+        "context_length": service.planner.max_length,
+        "max_running_requests": stats.rows_total,
+        "dllm_algorithm": settings.defaults.decoder,
+        "internal_states": [
+            {
+                "avg_spec_accept_length": service.metrics.tokens_per_forward,
+                "num_running_reqs": stats.running,
+                "num_queue_reqs": stats.queued,
+            }
+        ],
+    }
