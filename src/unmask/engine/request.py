@@ -175,7 +175,9 @@ class Sequence:
         end = None if canvas.infilling else self.stop_slot()
         if end is None:
             return 0
-        return round(float(self.computed[canvas.uid[end + 1 :]].sum()))
+        right = canvas.uid[end + 1 :]
+        known = right[right < len(self.computed)]  # the last edit's own slots were never computed
+        return round(float(self.computed[known].sum()))
 
     def _check_end(self) -> None:
         ends_early = self.request.stop_at_eos and not self.canvas.infilling
