@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,6 +229,14 @@ def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert not torch.distributed.is_initialized()
 
 
+def test_a_process_that_uses_torch_distributed_already_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ConfigError, match="in use in this process already"):
+        LLM("demo", tensor_parallel_size=2, device="cpu")
+
+
 @pytest.mark.parametrize("size", [0, -1, 1.5, "two", True])
 def test_a_size_that_is_no_count_is_refused(size: object) -> None:
     with pytest.raises(ConfigError, match="tensor_parallel_size"):
@@ -256,3 +267,45 @@ def test_a_message_arrives_as_it_was_sent() -> None:
 def test_a_message_holds_nothing_but_what_is_listed(value: object) -> None:
     with pytest.raises(AssertionError, match="not told"):
         wire.pack(["forward", value])
+
+
+@pytest.mark.slow
+def test_a_server_ends_when_a_rank_of_its_model_dies(tmp_path: Path) -> None:
+    import httpx2
+
+    log = tmp_path / "log"
+    words = ["serve", "demo", "--tensor-parallel-size", "2", "--port", "0", "--device", "cpu"]
+    with (
+        log.open("w") as sink,
+        subprocess.Popen(
+            [sys.executable, "-m", "unmask.cli.main", *words],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        try:
+            until = time.monotonic() + 120
+            while "ready\n" not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.2)
+            url = re.search(r"^url +(\S+)$", log.read_text(), re.MULTILINE)
+            assert url is not None
+            body = {"model": "demo", "prompt": "Anna has 7 eggs.", "max_tokens": 16}
+            assert httpx2.post(f"{url[1]}/v1/completions", json=body, timeout=60).status_code == 200
+            os.kill(second_rank(process.pid), signal.SIGKILL)
+            assert process.wait(timeout=60) == 1
+        finally:
+            process.kill()
+
+
+def second_rank(parent: int) -> int:
+    """The child of a process whose RANK is 1."""
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    if not children.exists():
+        pytest.skip("needs Linux's /proc to find the rank")
+    for child in children.read_text().split():
+        if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+            return int(child)
+    raise AssertionError("no rank 1")

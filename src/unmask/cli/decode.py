@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
 from unmask.cli import ranks
@@ -92,17 +91,9 @@ def live_console(shown: Shown) -> Console | None:
 
 
 def take_rank(wanted: Settings) -> None:
-    """Return where the decode is driven: here, or in rank 0 of the model's processes, which are started.
-
-    The others take part and end. Raises typer.Exit with the status of rank 0, and ConfigError.
-    """
+    """See `ranks.take`."""
     size = whole("tensor_parallel_size", wanted.tensor_parallel_size, 1)
-    if size > 1 and not ranks.is_started():
-        raise typer.Exit(ranks.start(size))
-    if size > 1 and ranks.is_follower():
-        from unmask.engine.llm import LLM
-
-        LLM(wanted.model, **loading(wanted))
+    ranks.take(size, wanted.model, loading(wanted))
 
 
 def loading(wanted: Settings) -> dict[str, Any]:

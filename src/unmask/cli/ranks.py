@@ -12,9 +12,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
+from typing import Any
+
+import typer
 
 POLL_S = 0.05
 FAILED_GRACE_S = 5.0
@@ -32,6 +35,20 @@ def is_started() -> bool:
 def is_follower() -> bool:
     """Whether this process is a rank, and not the first."""
     return is_started() and os.environ["RANK"] != "0"
+
+
+def take(size: int, model: str, loading: Mapping[str, Any]) -> None:
+    """Return where a model of `size` ranks is driven: in rank 0.
+
+    Without ranks they are started first, and typer.Exit is raised with the status of rank 0. The others
+    load their part (`loading`: what `LLM` is told), follow, and end by SystemExit. Raises ConfigError.
+    """
+    if size > 1 and not is_started():
+        raise typer.Exit(start(size))
+    if size > 1 and is_follower():
+        from unmask.engine.llm import LLM
+
+        LLM(model, **loading)
 
 
 def start(size: int, arguments: Sequence[str] | None = None) -> int:

@@ -92,6 +92,30 @@ def serve(
     quantization: Annotated[
         str | None, typer.Option("--quantization", metavar="Q", help="int8 (extra `quantize`).")
     ] = None,
+    tensor_parallel_size: Annotated[
+        int,
+        typer.Option(
+            "--tensor-parallel-size",
+            "--tp-size",
+            min=1,
+            help="Processes that hold a part of the model each; on GPUs one each.",
+        ),
+    ] = 1,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas",
+            "--data-parallel-size",
+            min=1,
+            help="Servers behind one port (extra `ray`).",
+        ),
+    ] = None,
+    min_replicas: Annotated[
+        int | None, typer.Option("--min-replicas", min=1, help="As few when there is little to do.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option("--max-replicas", min=1, help="As many when there is much to do.")
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -155,6 +179,10 @@ def serve(
             dtype=dtype,
             device=device,
             quantization=quantization,
+            tensor_parallel_size=tensor_parallel_size,
+            replicas=replicas,
+            min_replicas=min_replicas,
+            max_replicas=max_replicas,
             api_key=api_key,
             allow_unauthenticated=allow_unauthenticated,
             allowed_hosts=tuple(allowed_hosts or ()),
