@@ -263,6 +263,16 @@ def _caches() -> None:
     print(markdown(), end="")
 
 
+@app.command("routes")
+def _routes(
+    metrics: Annotated[bool, typer.Option("--metrics", help="The metrics instead.")] = False,
+) -> None:
+    """Print the reference of the HTTP API: routes, fields, streams, limits, errors (Markdown)."""
+    from unmask.cli import serve as command
+
+    command.print_routes(metrics)
+
+
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 """click's ClickException, which newer versions of typer carry inside and older ones import."""
 

@@ -120,6 +120,21 @@ def need_extra() -> None:
         ) from None
 
 
+def print_routes(metrics: bool) -> None:
+    """Print the reference page, or that of the metrics; they are the same for every model."""
+    need_extra()
+    from unmask.engine.llm import LLM
+    from unmask.engine.service import Engine
+    from unmask.server.app import create_app
+    from unmask.server.settings import Settings
+    from unmask.view.http_reference import markdown, metrics_markdown
+
+    llm = LLM("demo", device="cpu", pack_weights=False)
+    app = create_app(llm, Engine(llm, max_batch=1), Settings(("demo",)))
+    page = metrics_markdown(app.state.service.metrics.registry) if metrics else markdown(app)
+    print(page, end="")
+
+
 def split(wanted: Wanted) -> tuple[str, dict[str, str]]:
     """The model, and the knobs among the words. Raises ConfigError."""
     model, knobs = wanted.model, dict[str, str]()

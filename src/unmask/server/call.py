@@ -123,6 +123,7 @@ class Call:
         if update.kind == "aborted":
             return ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
         if self.engine.failure is not None or isinstance(update.error, EngineError):
+            log.critical("%s lost: the engine has failed", self.call_id, exc_info=update.error)
             return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
         if isinstance(update.error, UnmaskError):
             return of_user(update.error)

@@ -1,0 +1,254 @@
+"""Keys, hosts, headers, bodies, the page. Numbers: checks of the specification."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from served import CHAT
+
+import unmask
+from unmask.engine.service import Engine
+from unmask.server.app import create_app
+from unmask.server.settings import Access, Limits, Settings
+
+KEY = "k3y-\u00e9-long-and-random"
+CHAT_URL = "/v1/chat/completions"
+ROUTES = [
+    ("GET", "/"),
+    ("GET", "/static/app.js"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/demo"),
+    ("GET", "/v1/schema"),
+    ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/server_info"),
+    ("GET", "/get_server_info"),
+    ("GET", "/model_info"),
+    ("GET", "/get_model_info"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/infill"),
+    ("POST", "/generate"),
+    ("GET", "/no/such/route"),
+    ("GET", "//health"),
+    ("GET", "/health/"),
+    ("POST", "/healthy"),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("static")
+    (folder / "index.html").write_text("<title>unmask</title>", encoding="utf-8")
+    (folder / "app.js").write_text("let page;", encoding="utf-8")
+    (folder.parent / "secret.txt").write_text("secret", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def made(demo_llm, page):
+    """`made(access=..., limits=...)`: a client of an app; nothing is decoded, no engine runs."""
+
+    def make(**settings):
+        app = create_app(
+            demo_llm, Engine(demo_llm, max_batch=1), Settings(("demo",), static=page, **settings)
+        )
+        return TestClient(app, raise_server_exceptions=False)
+
+    return make
+
+
+@pytest.fixture
+def keyed(made):
+    return made(access=Access(key_digest=Access.digest(KEY)))
+
+
+def bearer(key):
+    return {"authorization": f"Bearer {key}".encode()}
+
+
+# 13
+def test_every_route_but_health_asks_for_the_key(keyed):
+    own = {route.path for route in keyed.app.routes}
+    named = {path for _, path in ROUTES}
+    missing = {
+        path
+        for path in own
+        if path.partition("{")[0].rstrip("/") not in {name.rstrip("/") for name in named}
+        and not path.startswith("/static")
+    }
+    assert missing - {"/health", "/v1/models/{name:path}"} == set(), "a new route belongs in ROUTES"
+    wrong = ["", "x", KEY[:-1], KEY + "x", KEY.upper(), "Bearer " + KEY]
+    for method, path in ROUTES:
+        for headers in ({}, *(bearer(key) for key in wrong)):
+            response = keyed.request(method, path, headers=headers)
+            assert response.status_code == 401, (path, headers)
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert KEY not in response.text
+    assert keyed.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "Token", "", "bearerx", "Bearer\t"])
+def test_a_key_under_another_scheme_is_refused(keyed, scheme):
+    headers = {"authorization": f"{scheme} {KEY}".strip().encode()}
+    assert keyed.get("/v1/models", headers=headers).status_code in (400, 401)
+
+
+def test_two_keys_are_no_key(keyed):
+    headers = [("authorization", b"Bearer x"), ("authorization", f"Bearer {KEY}".encode())]
+    assert keyed.get("/v1/models", headers=headers).status_code == 401
+
+
+def test_the_key_lets_in(keyed):
+    assert keyed.get("/v1/models", headers=bearer(KEY)).status_code == 200
+    response = keyed.get("/v1/models", headers={"authorization": f"bearer {KEY}".encode()})
+    assert response.status_code == 200, "the scheme's case does not matter"
+
+
+def test_keys_are_compared_by_digests_in_constant_time(monkeypatch):
+    import hmac
+
+    compared = []
+
+    def compare(a, b):
+        compared.append((a, b))
+        return a == b
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    access = Access(key_digest=Access.digest(KEY))
+    for given in (None, b"", b"Bearer x", b"Basic " + KEY.encode(), b"Bearer " + KEY.encode()):
+        access.admits(given)
+    assert len(compared) == 5
+    assert {len(side) for pair in compared for side in pair} == {32}
+
+
+def test_the_key_is_never_logged(keyed, caplog):
+    import logging
+
+    caplog.set_level(logging.DEBUG)
+    for headers in (bearer(KEY), bearer(KEY + "x")):
+        keyed.get("/v1/models", headers=headers)
+        keyed.post(CHAT_URL, json={"user": KEY[:3]}, headers=headers)
+    assert KEY not in caplog.text
+
+
+def test_metrics_and_page_can_be_public(made):
+    digest = Access.digest(KEY)
+    client = made(access=Access(digest, is_metrics_public=True))
+    assert client.get("/metrics").status_code == 200
+    assert client.get("/").status_code == 401
+    client = made(access=Access(digest, is_page_public=True))
+    assert client.get("/").status_code == 200
+    assert client.get("/static/app.js").status_code == 200
+    assert client.get("/metrics").status_code == 401
+    assert client.get("/v1/schema").status_code == 401
+    assert client.get("/static/../v1/schema").status_code == 401
+
+
+def test_without_a_key_only_known_hosts_are_answered(made):
+    """A page of the web that points its own name at this machine is refused."""
+    client = made(access=Access(hosts=frozenset({"localhost", "127.0.0.1", "::1"})))
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000"):
+        assert client.get("/v1/models", headers={"host": host}).status_code == 200
+    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "", "127.0.0.2"):
+        response = client.get("/v1/models", headers={"host": host})
+        assert response.status_code == 403, host
+
+
+# 10
+def test_a_body_over_the_limit_is_refused_with_a_declared_length(made):
+    client = made(limits=Limits(max_body_bytes=1000))
+    response = client.post(
+        CHAT_URL, content=b" " * 1001, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "body_too_large"
+
+
+def test_a_body_over_the_limit_is_refused_without_one(made):
+    client = made(limits=Limits(max_body_bytes=1000))
+    pieces = (b" " * 100 for _ in range(1000))
+    response = client.post(CHAT_URL, content=pieces, headers={"content-type": "application/json"})
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "1e9", "99999999999999999999999"])
+def test_a_content_length_that_is_none_is_no_way_around(made, value):
+    client = made(limits=Limits(max_body_bytes=1000))
+    headers = {"content-type": "application/json", "content-length": value}
+    assert client.post(CHAT_URL, content=b" " * 2000, headers=headers).status_code == 413
+
+
+# 11
+def test_large_or_many_headers_are_refused(made):
+    client = made()
+    assert client.get("/health", headers={"x-large": "x" * 20_000}).status_code == 431
+    many = [(f"x-{i}", "1") for i in range(1000)]
+    response = client.get("/health", headers=many)
+    assert response.status_code == 431
+    assert len(response.content) < 4096
+
+
+# 38
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../secret.txt",
+        "/static/%2e%2e/secret.txt",
+        "/static/..%2fsecret.txt",
+        "/static//etc/passwd",
+        "/static/....//secret.txt",
+        "/static/%00",
+        "/static/..\\secret.txt",
+        "/static/",
+        "/../secret.txt",
+    ],
+)
+def test_paths_outside_the_page_are_not_found(made, path):
+    response = made().get(path)
+    assert response.status_code == 404, response.text
+    assert "secret" not in response.text.replace("secret.txt", "")
+
+
+# 40
+def test_the_page_may_load_nothing_from_elsewhere(made):
+    client = made()
+    for path in ("/", "/static/app.js", "/v1/models", "/nope"):
+        headers = client.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'self'")
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+# 41
+def test_other_origins_get_no_permission(made):
+    client = made()
+    origin = {"origin": "https://evil.example"}
+    asked = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type",
+    }
+    for response in (
+        client.get("/v1/models", headers=origin),
+        client.post(CHAT_URL, json=CHAT | {"max_tokens": 0}, headers=origin),
+        client.options(CHAT_URL, headers=origin | asked),
+    ):
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+# 42
+def test_nothing_is_ever_unpickled_from_a_socket():
+    folder = Path(unmask.__file__).parent / "server"
+    pickles = re.compile(r"\b(pickle|dill|marshal|shelve|torch\.load|joblib|yaml\.load\()")
+    found = [str(path) for path in folder.rglob("*.py") if pickles.search(path.read_text("utf-8"))]
+    assert not found
+
+
+def test_a_model_without_a_tokenizer_is_not_served(demo_llm):
+    from unmask import LLM, ModelError
+
+    bare = LLM(demo_llm.model, pack_weights=False)
+    with pytest.raises(ModelError, match="no tokenizer"):
+        create_app(bare, Engine(bare), Settings(("demo",)))

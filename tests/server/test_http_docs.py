@@ -1,0 +1,65 @@
+"""The pages about the server are what the code says and do what they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from unmask.view.http_reference import markdown, metrics_markdown
+
+DOCS = Path(__file__).parents[2] / "docs"
+needs_docs = pytest.mark.skipif(not DOCS.exists(), reason="the source distribution has no docs")
+
+
+@needs_docs
+def test_the_reference_of_the_routes_is_what_the_server_says(client):
+    page = (DOCS / "reference" / "http.md").read_text(encoding="utf-8")
+    assert page == markdown(client.app), "run: unmask routes > docs/reference/http.md"
+
+
+@needs_docs
+def test_the_reference_of_the_metrics_is_what_the_server_counts(client):
+    page = (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
+    made = metrics_markdown(client.app.state.service.metrics.registry)
+    assert page == made, "run: unmask routes --metrics > docs/reference/metrics.md"
+
+
+def test_the_openapi_document_names_every_body_and_is_complete(client):
+    import json
+
+    document = client.get("/openapi.json").json()
+    text = json.dumps(document)
+    refs = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert refs <= set(document["components"]["schemas"])
+    assert {"ChatRequest", "CompletionRequest", "InfillRequest", "GenerateRequest"} <= refs
+    bodies = [m["post"] for m in document["paths"].values() if "post" in m]
+    assert all("requestBody" in body and "429" in body["responses"] for body in bodies)
+
+
+@needs_docs
+def test_the_tutorials_code_runs_as_printed(live, capsys):
+    pytest.importorskip("openai")
+    text = (DOCS / "tutorials" / "serve.md").read_text(encoding="utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    code = code.replace("http://127.0.0.1:8000", live.url)
+    names = {}
+    exec(compile(code, "serve.md", "exec"), names)
+    names["client"].close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == " bed"
+    assert re.fullmatch(r"\d+ tokens in \d+ forwards", lines[-2])
+    assert "12" in lines[-3]
+
+
+@needs_docs
+def test_the_tutorials_requests_are_answered(client):
+    import json
+
+    text = (DOCS / "tutorials" / "serve.md").read_text(encoding="utf-8")
+    found = re.findall(r"curl -s http://127.0.0.1:8000(\S+) .*?-d '(.*?)'", text, re.DOTALL)
+    assert len(found) == 2
+    for path, body in found:
+        response = client.post(path, json=json.loads(body))
+        assert response.status_code == 200, response.text

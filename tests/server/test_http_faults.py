@@ -1,0 +1,216 @@
+"""What goes wrong: a request, the queue, time, the engine. Numbers: checks of the specification."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from served import ANSWER, CHAT, gated_client, wait_for
+
+from unmask import decoders
+
+CHAT_URL = "/v1/chat/completions"
+BROKEN = '''"""A decoder that fails in its third step. Source: none."""
+from dataclasses import dataclass
+from unmask.decoders.threshold import Threshold
+
+
+@dataclass(frozen=True)
+class Broken(Threshold):
+    def step(self, canvas, state, reading):
+        if state.step >= 2:
+            raise ValueError("secret reason")
+        return super().step(canvas, state, reading)
+
+
+DECODER = Broken
+'''
+
+
+@pytest.fixture
+def gated(demo_llm):
+    with gated_client(demo_llm, max_batch=2, max_queue=2) as client:
+        yield client
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    (tmp_path / "broken_in_step.py").write_text(BROKEN, encoding="utf-8")
+    monkeypatch.setattr(decoders, "__path__", [*decoders.__path__, str(tmp_path)])
+    return {**CHAT, "decoder": "broken_in_step", "block_length": 48}
+
+
+def is_idle(engine):
+    stats = engine.stats
+    return stats.running + stats.queued == 0 and stats.rows_free == stats.rows_total
+
+
+# 22
+def test_a_decoder_that_fails_ends_its_own_request_only(gated, broken, caplog):
+    gated.gate.close()
+    with ThreadPoolExecutor(2) as pool:
+        good = pool.submit(gated.post, CHAT_URL, json=CHAT)
+        bad = pool.submit(gated.post, CHAT_URL, json=broken)
+        assert wait_for(lambda: gated.engine.stats.running + gated.engine.stats.queued == 2)
+        gated.gate.open()
+        assert good.result().json()["choices"][0]["message"]["content"] == ANSWER
+        response = bad.result()
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+    assert "secret reason" in caplog.text, "the log has it"
+    assert gated.get("/health").status_code == 200
+    assert gated.post(CHAT_URL, json=CHAT).status_code == 200
+    assert is_idle(gated.engine)
+
+
+def test_a_stream_whose_decoder_fails_ends_with_an_error_event(gated, broken):
+    response = gated.post(CHAT_URL, json={**broken, "stream": True})
+    assert response.status_code == 200
+    last = response.text.strip().splitlines()[-1]
+    assert last.startswith('data: {"error"')
+    assert "[DONE]" not in response.text
+    assert "secret" not in response.text
+
+
+# 19
+def test_a_full_queue_refuses_at_once_and_those_inside_are_answered(gated):
+    gated.gate.close()
+    with ThreadPoolExecutor(4) as pool:
+        inside = [pool.submit(gated.post, CHAT_URL, json=CHAT)]
+        assert gated.gate.waits.wait(20)
+        inside += [pool.submit(gated.post, CHAT_URL, json=CHAT) for _ in range(2)]
+        assert wait_for(lambda: gated.engine.stats.queued == 2)
+        for body in (CHAT, {**CHAT, "stream": True}):
+            response = gated.post(CHAT_URL, json=body)
+            assert response.status_code == 429
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["type"] == "rate_limit_error"
+        gated.gate.open()
+        assert [one.result().status_code for one in inside] == [200] * 3
+    assert is_idle(gated.engine)
+
+
+def test_of_n_answers_all_are_queued_or_none(gated):
+    gated.gate.close()
+    response = gated.post(CHAT_URL, json={**CHAT, "n": 7})
+    assert response.status_code == 429
+    gated.gate.open()
+    assert wait_for(lambda: is_idle(gated.engine))
+
+
+def test_a_guided_request_that_can_never_fit_is_told_so(demo_llm):
+    with gated_client(demo_llm, max_batch=1) as client:
+        response = client.post(CHAT_URL, json={**CHAT, "cfg_scale": 1.0})
+        assert response.status_code == 400
+        assert "2 rows" in response.json()["error"]["message"]
+
+
+# 20
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_whose_time_is_over_is_told_so_and_frees_its_row(gated, stream):
+    gated.gate.close()
+    body = {**CHAT, "timeout_s": 0.05, "stream": stream}
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(gated.post, CHAT_URL, json=body)
+        assert gated.gate.waits.wait(10)
+        wait_for(lambda: False, 0.1)
+        gated.gate.open()
+        response = late.result()
+    assert response.status_code == (200 if stream else 504)
+    assert "timeout" in response.text
+    assert wait_for(lambda: is_idle(gated.engine))
+    assert gated.post(CHAT_URL, json=CHAT).status_code == 200
+
+
+def test_more_time_than_the_server_gives_is_refused(gated):
+    response = gated.post(CHAT_URL, json={**CHAT, "timeout_s": 601})
+    assert response.status_code == 400
+    assert "600" in response.json()["error"]["message"]
+
+
+# 23
+def test_a_dead_engine_answers_everyone_and_health_says_so(demo_llm, caplog):
+    caplog.set_level(logging.CRITICAL)
+    with gated_client(demo_llm, max_batch=2, max_queue=4) as client:
+        client.gate.close()
+        with ThreadPoolExecutor(4) as pool:
+            inside = [
+                pool.submit(client.post, CHAT_URL, json={**CHAT, "stream": number == 3})
+                for number in range(4)
+            ]
+            assert wait_for(lambda: client.engine.stats.running + client.engine.stats.queued == 4)
+            client.gate.fails = True
+            client.gate.open()
+            responses = [one.result(20) for one in inside]
+        assert [one.status_code for one in responses[:3]] == [503] * 3
+        assert "engine_dead" in responses[3].text
+        assert not any("secret" in one.text for one in responses)
+        assert "secret reason" in caplog.text
+        assert client.get("/health").status_code == 503
+        assert client.post(CHAT_URL, json=CHAT).status_code == 503
+        assert client.get("/v1/models").status_code == 200
+        assert client.get("/metrics").status_code == 200
+
+
+def test_what_was_not_foreseen_is_answered_without_its_reason(demo_llm, monkeypatch):
+    with gated_client(demo_llm) as client:
+
+        def fail(*_):
+            raise RuntimeError("secret")
+
+        monkeypatch.setattr(client.app.state.service.planner, "continuations", fail)
+        response = client.post(CHAT_URL, json=CHAT)
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert response.json()["error"]["code"] == "internal_error"
+
+
+# 21
+def test_a_draining_server_takes_nothing_new(gated):
+    gated.app.state.service.is_draining = True
+    assert gated.get("/health").status_code == 503
+    response = gated.post(CHAT_URL, json=CHAT)
+    assert response.status_code == 503
+    assert response.headers["retry-after"]
+
+
+# 43
+def test_metrics_count_up_and_their_labels_are_bounded(gated):
+    def numbers():
+        text = gated.get("/metrics").text
+        lines = [line for line in text.splitlines() if line and line[0] != "#"]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    before = numbers()
+    for number in range(12):
+        junk = f"junk-{number}"
+        gated.get(f"/{junk}")
+        gated.get(f"/v1/models/{junk}")
+        gated.post(CHAT_URL, json={**CHAT, "model": junk, "user": junk})
+        gated.post(
+            CHAT_URL, json={**CHAT, "max_tokens": 8, "user": junk, "threshold": 0.9 + number / 200}
+        )
+    after = numbers()
+    assert not [name for name in after if "junk" in name]
+    counters = [name for name in before if "_total" in name or "_count" in name]
+    assert all(after[name] >= before[name] for name in counters)
+    again = numbers()
+    assert set(again) == set(after), "no new series"
+    model = '{model_name="demo"}'
+    for name in ("num_denoising_steps", "num_canvas_positions", "num_committed_tokens"):
+        assert after[f"vllm:diffusion_{name}_total{model}"] > 0
+    assert after['vllm:request_success_total{finished_reason="length",model_name="demo"}'] == 12
+    assert after[f"vllm:time_to_first_token_seconds_count{model}"] == 12
+    assert after['unmask:http_requests_total{route="/v1/models/{name:path}",status="404"}'] == 12
+
+
+# 46
+def test_a_log_line_can_not_be_forged(gated, caplog):
+    caplog.set_level(logging.INFO, "unmask.server")
+    gated.post(CHAT_URL, json={**CHAT, "max_tokens": 8, "user": "eve\nINFO forged\u2028\u001b[31m"})
+    lines = [record.getMessage() for record in caplog.records if "user=" in record.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].isprintable()
+    assert "eve\\nINFO forged\\u2028\\x1b[31m" in lines[0]

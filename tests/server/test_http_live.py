@@ -1,0 +1,287 @@
+"""A real server behind a socket: clients that leave, dawdle or send nonsense; the openai SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+
+import pytest
+from served import ANSWER, CHAT, QUESTION, Live, read_all, serving, wait_for
+
+from unmask.server import process
+
+CHAT_URL = "/v1/chat/completions"
+MESSAGES = CHAT["messages"]
+
+
+def raw(body: dict, url: str = CHAT_URL, *headers: str) -> bytes:
+    content = json.dumps(body).encode()
+    lines = [
+        f"POST {url} HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(content)}",
+        *headers,
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
+
+
+def health(live: Live) -> bytes:
+    return live.send(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+
+
+# 17
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("when", ["running", "queued", "midway"])
+def test_a_client_that_leaves_frees_its_row(live, stream, when):
+    before = live.engine.stats
+    live.gate.close()
+    body = raw({**CHAT, "decoder": "vanilla", "stream": stream})
+    others = []
+    if when == "queued":
+        others = [live.connect() for _ in range(5)]
+        for other in others:
+            other.sendall(body)
+        assert live.gate.waits.wait(20)
+        assert wait_for(lambda: live.engine.stats.running + live.engine.stats.queued >= 3)
+    client = live.connect()
+    client.sendall(body)
+    assert live.gate.waits.wait(20)
+    if when == "midway":
+        live.gate.open()
+        assert wait_for(lambda: live.engine.stats.num_steps > before.num_steps + 2)
+    client.close()
+    for other in others:
+        other.close()
+    live.gate.open()
+    assert live.idle()
+    after = live.engine.stats.ended
+    assert after["done"] == before.ended["done"], "nobody decoded to the end for nobody"
+    assert after["aborted"] >= before.ended["aborted"] + 1
+    assert b"200 OK" in health(live)
+
+
+def test_a_client_that_reads_its_answer_and_leaves_leaves_nothing_behind(live):
+    answer = live.send(raw(CHAT, CHAT_URL, "Connection: close"))
+    assert b"#### 17" in answer
+    assert live.idle()
+
+
+# 10
+def test_a_body_that_never_ends_is_not_read_to_its_end(live):
+    head = b"POST /v1/infill HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += b"Transfer-Encoding: chunked\r\n\r\n"
+    piece = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    sent = 0
+    with live.connect() as client:
+        client.sendall(head)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                client.sendall(piece)
+                sent += 1
+    assert sent < 300, "4 MiB are 64 pieces; the rest may lie in buffers"
+
+
+# 11
+def test_a_head_that_never_ends_is_cut_off(live):
+    answer = live.send(b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 70_000)
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+# 12
+def test_slow_heads_and_slow_bodies_run_into_a_timeout(demo_llm, monkeypatch):
+    from unmask.server.settings import Limits, Settings
+
+    monkeypatch.setattr(process, "HEAD_TIMEOUT_S", 0.2)
+    settings = Settings(("demo",), limits=Limits(body_timeout_s=0.2))
+    with serving(demo_llm, settings) as live:
+        for start in (b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\n"):
+            with live.connect() as client:
+                client.sendall(start)
+                assert read_all(client) == b""
+        head = raw(CHAT).partition(b"\r\n\r\n")[0]
+        with live.connect() as client:
+            client.sendall(head + b"\r\n\r\n{")
+            assert read_all(client).startswith(b"HTTP/1.1 408")
+        with live.connect() as client:
+            for _ in range(2):
+                client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert client.recv(65536).startswith(b"HTTP/1.1 200"), "kept alive"
+
+
+# 21
+def test_a_signal_lets_streams_finish_and_then_ends(demo_llm):
+    with serving(demo_llm) as live:
+        live.gate.close()
+        client = live.connect()
+        client.sendall(raw({**CHAT, "stream": True}, CHAT_URL, "Connection: close"))
+        assert live.gate.waits.wait(20)
+        live.server.handle_exit(15, None)
+        assert b"503" in health(live).partition(b"\r\n")[0]
+        refused = live.send(raw(CHAT, CHAT_URL, "Connection: close"))
+        assert b"503" in refused.partition(b"\r\n")[0]
+        live.gate.open()
+        answer = read_all(client)
+        client.close()
+        assert b"data: [DONE]" in answer
+        assert wait_for(lambda: live.server.should_exit)
+
+
+def test_a_second_signal_aborts_what_runs(demo_llm):
+    with serving(demo_llm) as live:
+        live.gate.close()
+        client = live.connect()
+        body = {**CHAT, "decoder": "vanilla", "stream": True}
+        client.sendall(raw(body, CHAT_URL, "Connection: close"))
+        assert live.gate.waits.wait(20)
+        live.server.handle_exit(15, None)
+        live.server.handle_exit(15, None)
+        live.gate.open()
+        answer = read_all(client)
+        client.close()
+        assert b"the server is stopping" in answer
+        assert b"[DONE]" not in answer
+
+
+# 45
+@pytest.fixture(scope="module")
+def sdk(live):
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_the_openai_sdk_chats(sdk):
+    assert [model.id for model in sdk.models.list()] == ["demo"]
+    reply = sdk.chat.completions.create(
+        model="demo", messages=MESSAGES, max_tokens=48, extra_body={"decoder": "threshold"}
+    )
+    assert reply.choices[0].message.content == ANSWER
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage.completion_tokens == 23
+    assert reply.usage.num_forwards > 0
+
+
+def test_the_openai_sdk_streams(sdk):
+    stream = sdk.chat.completions.create(
+        model="demo",
+        messages=MESSAGES,
+        max_completion_tokens=48,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"decoder": "threshold", "block_length": 8, "threshold": 0.8},
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == ANSWER
+    assert chunks[-1].usage.completion_tokens == 23
+
+
+def test_the_openai_sdk_completes_and_fills_the_middle(sdk):
+    reply = sdk.completions.create(
+        model="demo",
+        prompt="The dog slept on the",
+        suffix=" of the house.",
+        max_tokens=1,
+        logprobs=0,
+    )
+    assert reply.choices[0].text == " floor"
+    assert reply.choices[0].logprobs.token_logprobs[0] < 0
+    pieces = list(sdk.completions.create(model="demo", prompt=[5, 6], max_tokens=8, stream=True))
+    assert pieces[-1].choices[0].finish_reason in ("stop", "length")
+
+
+def test_the_openai_sdk_is_told_what_is_wrong(sdk):
+    import openai
+
+    with pytest.raises(openai.BadRequestError, match="did you mean 'threshold'"):
+        sdk.chat.completions.create(
+            model="demo", messages=MESSAGES, extra_body={"decoder": "treshold"}
+        )
+    with pytest.raises(openai.NotFoundError):
+        sdk.chat.completions.create(model="gpt", messages=MESSAGES)
+
+
+def test_the_openai_sdk_works_asynchronously_and_may_stop_reading(live):
+    openai = pytest.importorskip("openai")
+
+    async def several():
+        async with openai.AsyncOpenAI(base_url=f"{live.url}/v1", api_key="none") as client:
+
+            async def one(stream):
+                reply = await client.chat.completions.create(
+                    model="demo",
+                    messages=MESSAGES,
+                    max_tokens=48,
+                    stream=stream,
+                    extra_body={"decoder": "threshold"},
+                )
+                if not stream:
+                    return reply.choices[0].message.content
+                return "".join([c.choices[0].delta.content or "" async for c in reply])
+
+            texts = await asyncio.gather(*[one(number % 2 == 0) for number in range(4)])
+            abandoned = await client.chat.completions.create(
+                model="demo", messages=MESSAGES, max_tokens=48, stream=True
+            )
+            async for _ in abandoned:
+                break
+            await abandoned.close()
+            return texts
+
+    assert asyncio.run(several()) == [ANSWER] * 4
+    assert live.idle()
+
+
+# 44
+@pytest.mark.slow
+def test_a_thousand_requests_with_random_ends_leave_nothing_behind(demo_llm):
+    import os
+    import random
+    from concurrent.futures import ThreadPoolExecutor
+
+    from unmask import decoders
+
+    def handles() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def resident() -> int:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def one(number: int) -> None:
+        chance = random.Random(number)
+        body = {
+            "prompt": QUESTION[: chance.randint(3, 60)],
+            "max_tokens": chance.choice([4, 8, 16, 24]),
+            "decoder": chance.choice(["threshold", "factor", "klass", "wino", "eb_sampler"]),
+            "cache": chance.choice(["none", "none", "dual", "dllm"]),
+            "stream": chance.random() < 0.5,
+            "stop": chance.choice([None, ".", "a"]),
+            "temperature": chance.choice([0, 1.0]),
+            "n": chance.choice([1, 1, 2]),
+        }
+        with live.connect() as client:
+            client.sendall(raw(body, "/v1/completions", "Connection: close"))
+            if chance.random() < 0.4:
+                client.settimeout(chance.random() * 0.3 + 0.001)
+                with contextlib.suppress(TimeoutError):
+                    client.recv(100)
+                return
+            client.settimeout(120)
+            answer = read_all(client)
+            assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 429")), answer[:200]
+
+    assert decoders.names()
+    with serving(demo_llm, max_batch=8, max_queue=64) as live, ThreadPoolExecutor(12) as pool:
+        list(pool.map(one, range(200)))
+        assert live.idle()
+        before = handles(), threading.active_count(), resident()
+        list(pool.map(one, range(200, 1000)))
+        assert live.idle()
+        assert wait_for(lambda: handles() <= before[0] + 2)
+        assert threading.active_count() <= before[1] + 2
+        assert resident() < before[2] + 64 * 2**20
+        assert live.engine.stats.listener_errors == 0

@@ -1,0 +1,346 @@
+"""What is sent wrongly is refused by name, in few bytes. Numbers: checks of the specification."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from served import CHAT, QUESTION
+
+CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
+JSON = {"content-type": "application/json"}
+
+
+def error_of(response, status=400):
+    assert response.status_code == status, response.text
+    assert len(response.content) < 4096
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+# 1
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"messages": [', b"[1]", b'"x"', b"null", b"\xff\xfe{}"]
+)
+def test_a_body_that_is_no_json_object_is_refused(client, body):
+    error_of(client.post(CHAT_URL, content=body, headers=JSON))
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "", "text/json"]
+)
+def test_a_body_that_does_not_say_it_is_json_is_refused(client, kind):
+    response = client.post(CHAT_URL, content=json.dumps(CHAT), headers={"content-type": kind})
+    assert error_of(response)["code"] == "invalid_content_type"
+
+
+# 2
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"messages":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001,
+        json.dumps({f"field{i}": "x" * 90 for i in range(10_000)}).encode(),
+        json.dumps({"messages": [{"role": "x" * 90, "content": 1}] * 1000}).encode(),
+        json.dumps({"messages": [1] * 300_000}).encode(),
+        json.dumps({"x" * 1_000_000: 1}).encode(),
+        json.dumps({**CHAT, "decoder": "x" * 400}).encode(),
+        b'{"max_tokens": 1' + b"0" * 100_000 + b"}",
+    ],
+    ids=["deep list", "deep object", "fields", "messages", "numbers", "key", "decoder", "digits"],
+)
+def test_a_large_wrong_body_gets_a_small_answer(client, body):
+    error_of(client.post(CHAT_URL, content=body, headers=JSON))
+
+
+# 3
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("max_tokens", value) for value in ("x", -1, 0, 1.5, True, [], {}, 1 << 40)],
+        *[("temperature", value) for value in ("0", -0.1, True, [])],
+        *[("top_p", value) for value in (-0.5, 1.5, "1", False)],
+        *[("seed", value) for value in (1.5, "1", True, 1 << 63)],
+        *[("n", value) for value in (0, -1, 1.5, True)],
+        *[("stream", value) for value in (1, "true", [])],
+        *[("stop", value) for value in (1, [1], "", [""], {"a": 1})],
+        *[("timeout_s", value) for value in (0, -1, "x", True)],
+        *[("decoder", value) for value in (1, ["threshold"], True)],
+        *[("decoder_args", value) for value in ([], "x", {"threshold": {}}, {"threshold": [[1]]})],
+        ("logprobs", 1),
+        ("top_k", 1.5),
+        ("steps", 0),
+        ("block_length", 0),
+        ("ignore_eos", 0),
+        ("stream_mode", "words"),
+        ("user", 5),
+        ("model", 5),
+    ],
+)
+def test_a_field_of_a_wrong_type_or_range_is_named(client, field, value):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, field: value}))
+    assert error["param"].split(".")[0] == field
+    assert field in error["message"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e309"])
+def test_a_number_that_is_none_is_refused(client, value):
+    body = json.dumps(CHAT)[:-1] + f', "temperature": {value}}}'
+    error_of(client.post(CHAT_URL, content=body, headers=JSON))
+
+
+def test_a_wrong_knob_is_refused_with_its_name(client):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, "threshold": "sure"}))
+    assert "threshold" in error["message"]
+    error = error_of(client.post(CHAT_URL, json={**CHAT, "threshold": 1.5}))
+    assert "threshold=1.5" in error["message"]
+
+
+# 4
+def test_an_unknown_decoder_lists_those_there_are(client):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, "decoder": "treshold"}))
+    assert "did you mean 'threshold'?" in error["message"]
+    assert "cadllm" in error["message"]
+
+
+def test_an_unknown_cache_lists_those_there_are(client):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, "cache": "duel"}))
+    assert "did you mean 'dual'?" in error["message"]
+
+
+@pytest.mark.parametrize("place", ["top", "decoder_args"])
+def test_an_unknown_knob_names_the_nearest(client, place):
+    knobs = {"treshold": 0.5}
+    body = {**CHAT, **(knobs if place == "top" else {place: knobs})}
+    assert "did you mean 'threshold'?" in error_of(client.post(CHAT_URL, json=body))["message"]
+
+
+def test_a_knob_of_another_decoder_is_refused(client):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, "tau_min": 0.5}))
+    assert "'tau_min' is a knob of decoder cadllm" in error["message"]
+
+
+def test_an_unknown_field_names_the_nearest(client):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, "max_token": 5}))
+    assert "did you mean 'max_tokens'?" in error["message"]
+    assert error["param"] == "max_token"
+
+
+def test_a_knob_given_twice_differently_is_refused(client):
+    body = {**CHAT, "threshold": 0.5, "decoder_args": {"threshold": 0.6}}
+    assert "contradict" in error_of(client.post(CHAT_URL, json=body))["message"]
+    body = {**CHAT, "max_completion_tokens": 7}
+    assert "contradict" in error_of(client.post(CHAT_URL, json=body))["message"]
+
+
+def test_a_knob_without_effect_is_refused(client):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, "top_p": 0.5, "temperature": 0}))
+    assert "no effect at temperature=0" in error["message"]
+    body = {**CHAT, "decoder": "vanilla", "threshold": 0.9, "steps": 8}
+    assert "no effect" in error_of(client.post(CHAT_URL, json=body))["message"]
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"decoder": "speculative", "drafter": "/etc"},
+        {"decoder": "speculative(drafter=/etc)"},
+        {"decoder": "pc_sampler", "frequencies": "/etc/passwd"},
+        {"vocabulary": "frequency", "decoder_args": {"frequencies": "/etc/passwd"}},
+        {"decoder": "speculative", "decoder_args": {"inner": "threshold", "drafter": "demo"}},
+    ],
+)
+def test_a_client_can_not_make_the_server_read_a_file_or_load_a_model(client, knobs):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, **knobs}))
+    assert "only who starts the server" in error["message"]
+
+
+# 5
+@pytest.mark.parametrize(
+    ("field", "value", "neutral"),
+    [
+        ("frequency_penalty", 0.5, 0),
+        ("presence_penalty", -1, 0.0),
+        ("logit_bias", {"5": 1}, {}),
+        ("tools", [{"type": "function"}], []),
+        ("tool_choice", "required", "auto"),
+        ("response_format", {"type": "json_object"}, {"type": "text"}),
+        ("repetition_penalty", 1.1, 1.0),
+        ("min_p", 0.1, 0),
+        ("stop_token_ids", [5], []),
+        ("skip_special_tokens", False, True),
+        ("service_tier", "flex", "auto"),
+        ("store", True, False),
+        ("top_logprobs", 3, None),
+        ("reasoning_effort", "high", None),
+    ],
+)
+def test_what_is_not_supported_is_refused_and_its_default_is_taken(client, field, value, neutral):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, field: value}))
+    assert error["param"] == field
+    response = client.post(CHAT_URL, json={**CHAT, "max_tokens": 4, field: neutral})
+    assert response.status_code == 200, response.text
+
+
+def test_top_p_of_one_and_top_k_of_minus_one_change_nothing(client):
+    body = {**CHAT, "max_tokens": 8, "temperature": 0, "top_p": 1.0, "top_k": -1}
+    assert client.post(CHAT_URL, json=body).status_code == 200
+
+
+# 6
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{"role": "user", "content": ""}],
+        [{"role": "user", "content": "  \n"}],
+        [{"role": "robot", "content": "hi"}],
+        [{"role": "tool", "content": "hi"}],
+        [{"role": "user"}],
+        [{"content": "hi"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+        [{"role": "user", "content": "hi", "tool_calls": [{}]}],
+        "hi",
+        None,
+    ],
+)
+def test_messages_that_are_none_are_refused(client, messages):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, "messages": messages}))
+    assert error["param"].startswith("messages")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "   ", [], [[]], ["a", ""], [["a"]], [1, "a"], None, 5, [-1]]
+)
+def test_prompts_that_are_none_are_refused(client, prompt):
+    error = error_of(client.post(COMPLETIONS, json={"prompt": prompt, "max_tokens": 4}))
+    assert error["param"].startswith("prompt")
+
+
+def test_a_token_id_outside_the_vocabulary_is_refused(client):
+    error = error_of(client.post(COMPLETIONS, json={"prompt": [5, 99999], "max_tokens": 4}))
+    assert "99999" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "parts", [[], ["no blank"], [0], [-1], ["a", True], "a {3}", [1.5], [2000]]
+)
+def test_texts_without_blanks_or_with_wrong_ones_are_refused(client, parts):
+    error = error_of(client.post(INFILL, json={"parts": parts}))
+    assert "parts" in error["param"] or error["code"] == "context_length_exceeded"
+
+
+def test_a_content_in_parts_is_the_text_of_its_parts(client):
+    parts = [{"type": "text", "text": QUESTION[:9]}, {"type": "text", "text": QUESTION[9:]}]
+    split = client.post(CHAT_URL, json={**CHAT, "messages": [{"role": "user", "content": parts}]})
+    whole = client.post(CHAT_URL, json=CHAT)
+    assert split.json()["choices"] == whole.json()["choices"]
+
+
+# 7, 8
+def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(client):
+    error = error_of(client.post(COMPLETIONS, json={"prompt": [5] * 1024, "max_tokens": 1}))
+    assert "1024" in error["message"]
+    assert "1025" in error["message"]
+    assert error["code"] == "context_length_exceeded"
+
+
+def test_an_answer_that_does_not_fit_is_refused_with_what_does(client):
+    error = error_of(client.post(COMPLETIONS, json={"prompt": [5] * 1000, "max_tokens": 25}))
+    assert "use max_tokens=24" in error["message"]
+
+
+def test_without_max_tokens_an_answer_takes_what_is_left(client):
+    body = {"prompt": [5] * 1016, "decoder": "threshold", "ignore_eos": True}
+    response = client.post(COMPLETIONS, json=body)
+    assert response.json()["usage"]["completion_tokens"] == 8
+
+
+@pytest.mark.parametrize(("length", "status"), [(2, 200), (24, 200), (25, 400)])
+def test_a_block_that_would_reach_beyond_the_context_is_cut_or_refused(client, length, status):
+    body = {"prompt": [5] * 1000, "max_tokens": length, "decoder": "threshold"}
+    assert client.post(COMPLETIONS, json=body).status_code == status
+
+
+# 9
+@pytest.mark.parametrize(
+    ("url", "change"),
+    [
+        (CHAT_URL, {"n": 17}),
+        (CHAT_URL, {"stop": ["a"] * 17}),
+        (CHAT_URL, {"stop": "a" * 257}),
+        (CHAT_URL, {"user": "u" * 257}),
+        (CHAT_URL, {"messages": [{"role": "user", "content": "a"}] * 1025}),
+        (COMPLETIONS, {"prompt": ["a"] * 65}),
+        (COMPLETIONS, {"prompt": "a", "best_of": 2}),
+        (COMPLETIONS, {"prompt": "a", "logprobs": 5}),
+        (COMPLETIONS, {"prompt": "a", "echo": True}),
+        (INFILL, {"parts": ["a", 1] * 600}),
+        (CHAT_URL, {"decoder_args": {f"k{i}": 1 for i in range(65)}}),
+    ],
+)
+def test_more_than_the_cap_is_refused(client, url, change):
+    body = {**(CHAT if url == CHAT_URL else {}), **change}
+    error = error_of(client.post(url, json=body))
+    assert error["param"].split(".")[0] in change
+
+
+# 14
+def test_another_model_is_not_found(client):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, "model": "gpt-4"}), 404)
+    assert error["code"] == "model_not_found"
+    assert "demo, other-name" in error["message"]
+    error_of(client.get("/v1/models/gpt-4"), 404)
+    error_of(client.get("/v1/models/../../etc/passwd"), 404)
+
+
+# 15
+@pytest.mark.parametrize("special", ["<|mdm_mask|>", "<|endoftext|>", "<|eot_id|>"])
+def test_special_tokens_in_a_prompt_are_given_and_not_blanks(client, special):
+    body = {"prompt": f"The {special} cat", "suffix": f" sat {special}", "max_tokens": 2}
+    body |= {"stream": True, "stream_mode": "canvas"}
+    response = client.post(COMPLETIONS, json=body)
+    assert response.status_code == 200, response.text
+    frames = [
+        json.loads(line[6:])["choices"][0].get("canvas")
+        for line in response.text.splitlines()
+        if line.startswith("data: {")
+    ]
+    given = [[slot for slot in frame["slots"] if slot["fixed"]] for frame in frames if frame]
+    assert not any(slot["open"] for slots in given for slot in slots)
+    texts = {"".join(slot["text"] for slot in slots) for slots in given}
+    assert len(texts) == 1
+    assert texts.pop().count(special) == 2
+    chat = {**CHAT, "messages": [{"role": "user", "content": f"{special} {QUESTION}"}]}
+    assert client.post(CHAT_URL, json=chat).status_code == 200
+
+
+# 16
+@pytest.mark.parametrize(
+    "text", [b'"\\ud800"', b'"a\\udc00b"', b'"\xed\xa0\x80"', b'"\xff"', b'"\xc3"']
+)
+def test_half_a_character_is_refused(client, text):
+    for url, key in ((COMPLETIONS, "prompt"), (COMPLETIONS, "suffix"), (CHAT_URL, "user")):
+        body = b'{"prompt": "a"' if url == COMPLETIONS else json.dumps(CHAT).encode()[:-1]
+        body = body.replace(b'"prompt": "a"', b'"max_tokens": 2') if key == "prompt" else body
+        body += b', "%s": %s}' % (key.encode(), text)
+        error_of(client.post(url, content=body, headers=JSON))
+
+
+def test_control_characters_in_a_prompt_are_text(client):
+    body = {"prompt": "a\u0000b\u001b[31m\u2028", "max_tokens": 2}
+    assert client.post(COMPLETIONS, json=body).status_code == 200
+
+
+# 46
+def test_an_error_repeats_no_control_characters(client):
+    body = {**CHAT, "decoder": "x\nFAKE LOG LINE\u001b[2J"}
+    message = error_of(client.post(CHAT_URL, json=body))["message"]
+    assert message.isprintable()
+    assert error_of(client.post(CHAT_URL, json={**CHAT, "a\nb": 1}))["param"] == "a\\nb"
+
+
+def test_a_route_that_does_not_exist_is_named(client):
+    assert "/v2/x" in error_of(client.get("/v2/x"), 404)["message"]
+    error_of(client.get(CHAT_URL), 405)
