@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from unmask import LLM
+from unmask.engine import link as link_module
 from unmask.engine import parallel
+from unmask.engine.service import Engine
 from unmask.models import load_model
 
 PROMPTS = [[5, 9, 2, 14, 3, 3, 8], [11, 4, 7]]
@@ -26,8 +28,8 @@ PROMPTS = [[5, 9, 2, 14, 3, 3, 8], [11, 4, 7]]
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     plan = json.loads((folder / "plan.json").read_text())
-    parallel.TIMEOUT_S = plan.get("timeout_s", parallel.TIMEOUT_S)
-    link = parallel.join(2, "cpu")
+    link_module.TIMEOUT_S = plan.get("timeout_s", link_module.TIMEOUT_S)
+    link = link_module.join(2, "cpu")
     fail(link.ranks.rank, plan)
     found = {}
     for case in plan["cases"]:
@@ -42,9 +44,7 @@ def main(folder: Path) -> None:
                 pass
         else:
             link.meet()
-            follower = parallel.Follower(model, {})
-            follower.run()
-            result["stores"] = len(follower.stores)
+            result["stores"] = len(parallel.follow(model).found)
         found[case["name"]] = result
     (folder / f"rank{link.ranks.rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
@@ -68,6 +68,11 @@ def compare(model: parallel.Shared, case: dict[str, Any], decodes: list[Any]) ->
         if outputs[0] != outputs[1]:
             result["differing"].append([options, outputs])
         result["num_forwards"] += sum(len(trace) for trace in outputs[1])
+    if case.get("serves"):
+        served = [serve(llm) for llm in (shared, alone)]
+        if served[0] != served[1]:
+            result["differing"].append(["engine", served])
+        result["num_forwards"] += sum(map(len, served[1]["tokens"]))
     scores = [llm.loglikelihood([5, 9], [7, 3, 1], mc_num=4).log_prob for llm in (shared, alone)]
     result["likelihood_difference"] = abs(scores[0] - scores[1])
     return result
@@ -79,6 +84,29 @@ def run(llm: LLM, options: dict[str, Any]) -> list[Any]:
         [[list(commit[:2]) for commit in step.committed] for step in output.trace]
         for output in llm.generate(PROMPTS, return_trace=True, **options)
     ]
+
+
+def serve(llm: LLM) -> dict[str, Any]:
+    """What an engine makes of requests that share a beginning and too few pages."""
+    from unmask.caches._paged import PageStore
+    from unmask.engine.budget import PAGED_SHARE
+
+    page = PageStore.page_bytes(llm.model.part, llm.model.dtype)
+    beginning = list(range(2, 42))
+    updates: dict[int, Any] = {}
+    with Engine(llm, max_batch=4, kv_bytes=int(14 * page / PAGED_SHARE) + 1) as engine:
+        for i in range(6):
+            cache = "prefix" if i == 4 else "block_causal"
+            request = llm.request(
+                [*beginning, 50 + i], "threshold", cache, gen_length=24, threshold=0.3, seed=i
+            )
+            engine.submit(request, lambda update, i=i: updates.__setitem__(i, update))
+        assert engine.drain(120)
+        stats = engine.stats
+    assert stats.pages_free == stats.pages_total
+    found = [updates[i].output.canvas_ids for i in range(6)]
+    assert stats.prefix_found > 0, "pages were shared"
+    return {"tokens": found}
 
 
 def packed(model: parallel.Shared) -> parallel.Shared:

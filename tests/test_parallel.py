@@ -34,6 +34,7 @@ from unmask.models.spec import ExpertSpec
 
 HERE = Path(__file__).parent
 PARITY = HERE / "fixtures" / "parity"
+BLOCK_CAUSAL = ("sdar", "llada2_moe")
 FAMILIES = ("llada", "dream", "sdar", "llada2_moe", "llada_moe", "fast_dllm_v2")
 DECODES = [
     {"decoder": "vanilla", "gen_length": 16},
@@ -104,7 +105,7 @@ def family(name: str, root: Path) -> dict:
     ids = {"mask_token_id": 1000, "eos_token_id": 1001, "pad_token_id": 1001}
     (folder / "config.json").write_text(json.dumps(config | ids))
     shutil.copy(PARITY / name / "model.safetensors", folder)
-    return {"name": name, "folder": str(folder)}
+    return {"name": name, "folder": str(folder), "serves": name in BLOCK_CAUSAL}
 
 
 def written(folder: Path, **changes: object) -> str:

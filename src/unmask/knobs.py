@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import numbers
 import types
 import typing
@@ -33,6 +34,14 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and value < least:
         raise ConfigError(f"{name}={value} must be at least {least}")
     return int(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """`value` as a float. Raises ConfigError when it is not a finite number above 0."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 < float(value) < math.inf:
+        raise ConfigError(f"{name}={value!r} must be a number above 0")
+    return float(value)
 
 
 def read_value(value: Any) -> Any:

@@ -43,6 +43,7 @@ def output_of(sequence: Sequence, text_of: Text, return_trace: bool) -> Output:
         method=describe(sequence.request.decoder),
         num_forced=sequence.num_forced,
         num_wasted=sequence.num_wasted,
+        num_cached=sequence.num_cached,
         trace=tuple(sequence.trace) if return_trace else None,
         blanks=blanks,
     )

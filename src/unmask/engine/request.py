@@ -10,6 +10,7 @@ import numpy as np
 
 from unmask.canvas import (
     NO_SCORES,
+    Ask,
     Canvas,
     Edit,
     Floats,
@@ -110,7 +111,11 @@ class Sequence:
     num_queries: int = 0
     num_logit_rows: int = 0
     num_forced: int = 0
+    num_cached: int = 0
+    num_preempted: int = 0
     cache_bytes: int = 0
+    ask: Ask | None = None
+    """What the decoder asked of the next forward, until that is made."""
     trace: list[Step] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     computed: Floats = field(default_factory=lambda: NO_SCORES)
@@ -133,7 +138,7 @@ class Sequence:
         self.canvas = apply(before, edit, self.num_forwards)
         self.trace.append(step_of(edit, num_queries))
         self.num_forwards += 1
-        self.num_queries += num_queries
+        self.ask = None
         self.cache_state = self.request.cache.observe(before, self.canvas, seen, self.cache_state)
         self._check_end()
 
@@ -165,6 +170,7 @@ class Sequence:
         missing = self.canvas.next_uid - len(self.computed)
         if missing > 0:
             self.computed = np.concatenate((self.computed, np.zeros(missing)))
+        self.num_queries += num_queries
         if len(slots):
             self.computed[self.canvas.uid[slots]] += num_queries / len(slots)
 
@@ -209,6 +215,7 @@ class Output:
     what its tensors held for this sequence at most. `method`: the decoder and its knobs, as resolved.
     `num_forced`: forwards in which the loop's guard decided instead of the decoder, which changed nothing
     or went on for too long. `num_wasted`: those of `num_queries` that lay right of the end token.
+    `num_cached`: slots whose keys were there from another request (an engine's prefix cache).
     """
 
     text: str
@@ -227,3 +234,4 @@ class Output:
     method: str = ""
     num_forced: int = 0
     num_wasted: int = 0
+    num_cached: int = 0

@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from unmask.canvas import Canvas, Edit
+from unmask.engine.budget import Budget
 from unmask.engine.faults import Fence
 from unmask.engine.loop import Batch, Event
+from unmask.engine.options import flags
+from unmask.engine.paging import Paging
+from unmask.engine.parallel import new_pages
 from unmask.engine.request import Output, Request, Sequence
 from unmask.engine.runner import Runner
 from unmask.engine.stats import EngineStats, Tally
 from unmask.errors import CapacityError, EngineError
-from unmask.knobs import whole
+from unmask.knobs import positive, whole
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
 Kind = Literal["step", "done", "aborted", "timeout", "error"]
-IDLE_S = 0.5
-"""How often an idle engine looks at its deadlines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +91,28 @@ class Ticket:
 class Engine:
     """Decodes submitted requests in one thread, re-forming the batch before every forward.
 
-    `max_batch` rows share a forward (a guided request takes two); `max_queue` requests wait at most.
-    Start it, or use it as a context manager, which stops it.
+    `max_batch` rows share a forward (a guided request takes two) and compute about `max_tokens` slots;
+    longer prompts are taken in parts where the cache allows it. `max_queue` requests wait at most, first
+    come, first served; one that fits may pass others that do not, until those have waited `max_wait_s`.
+    `kv_bytes` for keys and values (see `engine.budget`). `prefix_cache`: on a block-causal model with cache
+    block_causal, full blocks that one request has computed serve others that begin alike. `steps_per_round`
+    forwards are made between two looks at the queue: 1 answers soonest, more cost less host work.
+    Start it, or use it as a context manager, which stops it. Raises ConfigError for sizes that cannot be.
     """
 
     def __init__(
-        self, llm: LLM, *, max_batch: int = 16, max_queue: int = 256, steps_per_round: int = 1
+        self,
+        llm: LLM,
+        *,
+        max_batch: int = 16,
+        max_queue: int = 256,
+        max_tokens: int = 8192,
+        kv_bytes: int | None = None,
+        prefix_cache: bool = True,
+        max_wait_s: float = 2.0,
+        steps_per_round: int = 1,
     ) -> None:
+        flags(prefix_cache=prefix_cache)
         self.llm = llm
         self.max_batch = whole("max_batch", max_batch, 1)
         self.max_queue = whole("max_queue", max_queue, 0)
@@ -106,11 +124,10 @@ class Engine:
         self._accepts, self._stops = False, False
         self._tally = Tally()
         self._thread: threading.Thread | None = None
-        slots = llm.spec.max_length
-        runner = llm.make_runner(
-            llm.model, llm.vocabulary, self.max_batch, slots, store=True, features=True
-        )
-        self._batch = Batch(runner)
+        self.max_wait_s = positive("max_wait_s", max_wait_s)
+        self._next_index = 0
+        runner = _runner(llm, self.max_batch, kv_bytes, prefix_cache)
+        self._batch = Batch(runner, whole("max_tokens", max_tokens, 1))
 
     def __enter__(self) -> Engine:
         self.start()
@@ -140,16 +157,16 @@ class Engine:
         that can never run here.
         """
         sequence = Sequence.begin(request)
-        rows = Runner.rows_of(sequence)
-        if rows > self.max_batch:
-            raise CapacityError(
-                f"the request takes {rows} rows, the engine has {self.max_batch}", 0
-            )
+        self._batch.runner.check_fit(sequence)
+        if deadline_s is not None:
+            positive("deadline_s", deadline_s)
         now = time.monotonic()
         until = None if deadline_s is None else now + deadline_s
         ticket = Ticket(sequence, listener, now, until, wake=self._wake)
         with self._wake:
             self._check_open()
+            sequence.index = self._next_index
+            self._next_index += 1
             self._queue.append(ticket)
             self._wake.notify()
         return ticket
@@ -237,20 +254,34 @@ class Engine:
         return over
 
     def _admit(self) -> None:
+        """Let in who fits: the oldest first, past those that do not fit and have not waited long."""
+        skipped = 0
         while True:
+            now = time.monotonic()
             with self._wake:
-                if not self._queue or not self._batch.has_room(self._queue[0].sequence):
+                ticket = next(iter(list(self._queue)[skipped:]), None)
+                if ticket is None:
                     return
-                ticket = self._queue.popleft()
+                if not self._batch.has_room(ticket.sequence):
+                    if now - ticket.submitted_s > self.max_wait_s:
+                        return
+                    skipped += 1
+                    continue
+                self._queue.remove(ticket)
                 self._running[id(ticket.sequence)] = ticket
-            ticket.started_s = time.monotonic()
+            ticket.started_s = ticket.started_s or now
             self._batch.admit(ticket.sequence)
 
     def _forward(self) -> None:
         began = time.monotonic()
         events = self._batch.step()
         with self._wake:
-            self._tally.forward(events, time.monotonic() - began)
+            self._tally.forward(events, self._batch.num_computed, time.monotonic() - began)
+            for sequence in self._batch.preempted:
+                ticket = self._running.pop(id(sequence))
+                insort(self._queue, ticket, key=lambda each: each.sequence.index)
+                self._tally.num_preempted += 1
+            self._batch.preempted.clear()
         for event in events:
             ticket = self._running[id(event.sequence)]
             if event.error is not None:
@@ -317,3 +348,15 @@ class Engine:
                 error = EngineError(f"the engine has failed: {failure}; restart the server")
                 error.__cause__ = failure
                 self._end(ticket, "error", error=error)
+
+
+def _runner(llm: LLM, max_batch: int, kv_bytes: int | None, prefix_cache: bool) -> Runner:
+    """A runner whose memory grows up to its budget."""
+    model = llm.model
+    budget = Budget.of(model, max_batch, kv_bytes)
+    paging = None
+    if budget.num_pages:
+        paging = Paging(new_pages(model, budget.num_pages, prefix_cache))
+    return llm.make_runner(
+        model, llm.vocabulary, max_batch, paging=paging, dense_bytes=budget.dense_bytes
+    )
