@@ -156,6 +156,57 @@ def test_a_client_can_not_make_the_server_read_a_file_or_load_a_model(client, kn
     assert "only who starts the server" in error["message"]
 
 
+LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        LAUGHS,
+        "[" * 200,
+        "(" * 200,
+        "x" * 201,
+        "0.5",
+        "true",
+        "null",
+        10**30,
+        -(10**400),
+        [1, [2]],
+        [{"a": 1}],
+        {"a": 1},
+        ["x"] * 65,
+        "a\nb",
+        "!!python/object:os.system",
+    ],
+    ids=lambda value: str(value)[:12],
+)
+@pytest.mark.parametrize("place", ["top", "decoder_args", "cache_args"])
+def test_a_knob_is_a_bounded_value_and_no_program(client, place, value):
+    """The library reads a knob's text as YAML; what a client sends is checked before it gets there."""
+    body = {**CHAT, "cache": "dllm"}
+    body |= {"threshold": value} if place == "top" else {place: {"threshold": value}}
+    error_of(client.post(CHAT_URL, json=body))
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        f"threshold(threshold={LAUGHS})",
+        "threshold(block_length=" + "9" * 400 + ")",
+        "prophet(inner=" * 20 + ")" * 20,
+        "threshold" + "(" * 400,
+        "a\nb",
+        "__init__",
+        "_blocks",
+        "../threshold",
+        "threshold.py",
+        "",
+    ],
+)
+def test_a_decoders_name_is_a_name(client, decoder):
+    error_of(client.post(CHAT_URL, json={**CHAT, "decoder": decoder}))
+
+
 # 5
 @pytest.mark.parametrize(
     ("field", "value", "neutral"),

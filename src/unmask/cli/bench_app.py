@@ -125,6 +125,42 @@ def _bench_cache(
     command.cache(caches, decoder, (model or "demo", dtype, device), setting, as_json)
 
 
+@bench.command("quantize")
+def _bench_quantize(
+    forms: Annotated[
+        str,
+        typer.Option(
+            "--forms",
+            metavar="LIST",
+            help="float32, bfloat16, int8, int8-bfloat16, int4, with commas between; the first is the "
+            "reference.",
+        ),
+    ] = "float32,bfloat16,int8,int8-bfloat16,int4",
+    model: ModelFlag = None,
+    decoder: Annotated[
+        str, typer.Option("--decoder", "-d", metavar="D", help="One decoder, knobs in brackets.")
+    ] = "threshold",
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="Prompts.")] = 50,
+    repeat: Annotated[
+        int, typer.Option("--repeat", metavar="N", help="Five timed forwards each.")
+    ] = 4,
+    as_json: JsonFileFlag = None,
+) -> None:
+    """Weigh a model in fewer bits (CPU): bytes, peak memory, time of a forward, agreement, accuracy."""
+    from unmask.cli import bench_quantize as command
+
+    setting = {
+        "task": "word_problem",
+        "limit": limit,
+        "gen_length": None,
+        "block_length": 32,
+        "repeat": repeat,
+        "max_batch_size": 8,
+        "seed": 0,
+    }
+    command.quantize(model or "demo", forms, decoder, setting, as_json)
+
+
 @bench.command("matrix")
 def _bench_matrix(
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Prompts.")] = 4,

@@ -101,6 +101,7 @@ def loading(wanted: Settings) -> dict[str, Any]:
     return {
         "dtype": wanted.dtype,
         "device": wanted.device,
+        "quantize": wanted.quantize,
         "tensor_parallel_size": wanted.tensor_parallel_size,
     }
 

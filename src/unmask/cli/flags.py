@@ -50,6 +50,14 @@ RanksFlag = Annotated[
         help="Processes that hold a part of the model each; on GPUs one each. Default: 1.",
     ),
 ]
+QuantizeFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="K",
+        help="Keep the weights in int8, or int4 (CPU, bfloat16). Default: as they are.",
+    ),
+]
 RawFlag = Annotated[
     bool | None, typer.Option("--raw/--no-raw", help="Take the prompt without the chat template.")
 ]

@@ -23,6 +23,7 @@ from unmask.cli.flags import (
     LengthFlag,
     LiveFlag,
     ModelFlag,
+    QuantizeFlag,
     RanksFlag,
     RawFlag,
     SeedFlag,
@@ -80,6 +81,7 @@ def _generate(
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
     tensor_parallel_size: RanksFlag = None,
+    quantize: QuantizeFlag = None,
     raw: RawFlag = None,
     stop_at_eos: StopFlag = None,
     as_json: JsonFlag = False,
@@ -99,6 +101,7 @@ def _generate(
         "dtype": dtype,
         "device": device,
         "tensor_parallel_size": tensor_parallel_size,
+        "quantize": quantize,
         "raw": raw,
         "stop_at_eos": stop_at_eos,
     }
@@ -122,6 +125,7 @@ def _infill(
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
     tensor_parallel_size: RanksFlag = None,
+    quantize: QuantizeFlag = None,
     as_json: JsonFlag = False,
     trace: TraceFlag = None,
     live: LiveFlag = None,
@@ -141,6 +145,7 @@ def _infill(
         "dtype": dtype,
         "device": device,
         "tensor_parallel_size": tensor_parallel_size,
+        "quantize": quantize,
     }
     decode.infill(words or [], flags, decode.Shown(as_json, trace, live, fps))
 

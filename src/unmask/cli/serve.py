@@ -39,6 +39,9 @@ class Wanted:
     served_names: tuple[str, ...]
     max_num_seqs: int
     max_queue: int
+    max_num_batched_tokens: int
+    kv_bytes: int | None
+    prefix_caching: bool
     max_model_len: int | None
     dtype: str | None
     device: str | None
@@ -95,7 +98,14 @@ def run(wanted: Wanted) -> None:
         from unmask.engine.service import Engine
         from unmask.server.app import create_app
 
-        engine = Engine(llm, max_batch=wanted.max_num_seqs, max_queue=wanted.max_queue)
+        engine = Engine(
+            llm,
+            max_batch=wanted.max_num_seqs,
+            max_queue=wanted.max_queue,
+            max_tokens=wanted.max_num_batched_tokens,
+            kv_bytes=wanted.kv_bytes,
+            prefix_cache=wanted.prefix_caching,
+        )
         app = create_app(llm, engine, settings)
         set_up_log(wanted.log_requests)
         for line in facts(llm, model, settings, wanted, url_of(bound)):

@@ -78,6 +78,27 @@ def serve(
         int,
         typer.Option("--max-queue", "--max-queued-requests", min=1, help="Requests that may wait."),
     ] = 256,
+    max_num_batched_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-num-batched-tokens", min=1, help="About how many slots a forward computes."
+        ),
+    ] = 8192,
+    kv_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--kv-cache-memory-bytes",
+            min=1,
+            help="Memory for keys and values. Default: a share of what is free.",
+        ),
+    ] = None,
+    prefix_caching: Annotated[
+        bool,
+        typer.Option(
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            help="Block-causal models: share full blocks of prompts that begin alike.",
+        ),
+    ] = True,
     max_model_len: Annotated[
         int | None,
         typer.Option(
@@ -175,6 +196,9 @@ def serve(
             served_names=tuple(served_names or ()),
             max_num_seqs=max_num_seqs,
             max_queue=max_queue,
+            max_num_batched_tokens=max_num_batched_tokens,
+            kv_bytes=kv_bytes,
+            prefix_caching=prefix_caching,
             max_model_len=max_model_len,
             dtype=dtype,
             device=device,

@@ -48,7 +48,8 @@ class LLM(Requests):
     the folder's. `pack_weights` keeps the large weights a second time in the layout of the CPU's float32
     kernels, which makes forwards of few slots 2 to 4 times as fast; None: where half of the free memory
     holds them. `progress` is told the bytes of the weights that were read and those there are.
-    `quantize="int8"` keeps the blocks' weights in 8 bits (extra `quantize`; dense models; not packed).
+    `quantize="int8"`, or "int4" with dtype="bfloat16" on a CPU, keeps the blocks' weights in so many bits
+    (extra `quantize`; dense models; not packed).
     `tensor_parallel_size` processes, started by torchrun, hold a part each; the call returns on rank 0, and
     ends the other processes when rank 0 is done. Raises ModelError and ConfigError like `load_model`, and
     DependencyError.
@@ -79,9 +80,7 @@ class LLM(Requests):
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
         if quantize is not None:
             if pack_weights:
-                raise ConfigError(
-                    f"pack_weights=True has no 8-bit kernels for quantize={quantize!r}"
-                )
+                raise ConfigError(f"pack_weights=True has no kernels for quantize={quantize!r}")
             quantize_weights(self.model, quantize)
         elif pack_weights is None or pack_weights:
             packable = can_pack(self.model)

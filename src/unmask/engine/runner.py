@@ -284,7 +284,8 @@ class Runner:
         for part in parts:
             end, twin_end = start + len(part.ask.rows), twin + len(part.ask.twins)
             own = values[start:end]
-            if np.isnan(own[:, :2]).any() and part.rule.temperature == part.rule.cfg_scale == 0:
+            is_plain = part.rule.temperature == part.rule.cfg_scale == 0 and part.ask.credit is None
+            if is_plain and np.isnan(own[:, :2]).any():
                 raise ModelError(NOT_FINITE)
             told: list[str] = [name for name in STATS if name in part.ask.stats]
             told += ["eos_top"] if "eos" in told else []

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unmask.errors import CapacityError, EngineError, UnmaskError
+from unmask.errors import CapacityError, ConfigError, EngineError, PromptError, UnmaskError
 from unmask.server.answer import Answer
 from unmask.server.errors import ApiError, of_user
 from unmask.server.plans import Plan
@@ -125,7 +125,7 @@ class Call:
         if self.engine.failure is not None or isinstance(update.error, EngineError):
             log.critical("%s lost: the engine has failed", self.call_id, exc_info=update.error)
             return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
-        if isinstance(update.error, UnmaskError):
+        if isinstance(update.error, (ConfigError, PromptError)):
             return of_user(update.error)
         log.error("%s decoding failed", self.call_id, exc_info=update.error)
         return ApiError(500, "decoding this request failed; the log has the reason", code="failed")

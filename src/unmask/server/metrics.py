@@ -128,6 +128,12 @@ class EngineNumbers(Collector):
         gauges: dict[str, tuple[str, float]] = {
             "vllm:num_requests_running": ("Requests in the batch.", stats.running),
             "vllm:num_requests_waiting": ("Requests in the queue.", stats.queued),
+            "unmask:pages_total": (
+                "Pages of keys and values; 0: the model has none.",
+                stats.pages_total,
+            ),
+            "unmask:pages_free": ("Pages that nobody holds.", stats.pages_free),
+            "unmask:dense_cache_bytes": ("What caches without pages take.", stats.dense_bytes),
             "unmask:rows_free": ("Rows of the batch that are free.", stats.rows_free),
             "unmask:rows_total": ("Rows of the batch.", stats.rows_total),
         }
@@ -144,6 +150,15 @@ class EngineNumbers(Collector):
                 "Tokens that forwards committed, ends of text included.",
                 stats.num_committed,
             ),
+            "vllm:num_preemptions": (
+                "How often a request lost its pages and came back.",
+                stats.num_preempted,
+            ),
+            "vllm:prefix_cache_queries": (
+                "Decided slots of admitted requests that were looked up in the prefix cache.",
+                stats.prefix_asked,
+            ),
+            "vllm:prefix_cache_hits": ("Those that were found there.", stats.prefix_found),
             "unmask:forwards": ("Forwards of the network.", stats.num_forwards),
             "unmask:forward_seconds": ("Time that forwards took.", stats.forward_s),
             "unmask:wasted_positions": (

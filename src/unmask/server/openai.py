@@ -20,7 +20,9 @@ MAX_TOKENS = 1 << 20
 
 Whole = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Value = bool | int | float | str | list[int] | list[float] | list[str] | None
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=200)]
+Value = bool | Number | Text | Annotated[list[Number | Text], Field(max_length=64)] | None
 Arguments = dict[Annotated[str, Field(max_length=100)], Value]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)]], Field(min_length=1)]
 

@@ -12,6 +12,7 @@ from unmask.canvas import Canvas
 from unmask.engine.request import Request
 from unmask.errors import PromptError, UnmaskError
 from unmask.server.errors import ApiError, of_user
+from unmask.server.knob_values import check_knobs, check_method_text
 from unmask.server.openai import (
     ChatRequest,
     CompletionRequest,
@@ -178,6 +179,14 @@ class Planner:
     def way(self, body: Decoding, top: Mapping[str, Any]) -> Way:
         """The method that a body and the server's defaults come to."""
         defaults = self.settings.defaults
+        for values in (top, body.decoder_args or {}, body.cache_args or {}):
+            check_knobs(values)
+        for param, text in (
+            ("decoder", body.decoder),
+            ("cache", body.cache),
+            ("preset", body.preset),
+        ):
+            check_method_text(param, text or "")
         given = merged(
             ("", top),
             ("decoder_args.", body.decoder_args or {}),
