@@ -83,7 +83,7 @@ def started_ranks(folder: Path, plan: dict) -> Iterator[list[subprocess.Popen]]:
 def results(folder: Path, plan: dict) -> tuple[dict, dict]:
     with started_ranks(folder, plan) as ranks:
         for rank in ranks:
-            _, errors = rank.communicate(timeout=300)
+            _, errors = rank.communicate(timeout=1800)
             assert rank.returncode == 0, errors
     first, second = (json.loads((folder / f"rank{i}.json").read_text()) for i in range(2))
     return first, second
