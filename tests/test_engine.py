@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from test_properties import METHODS
-from tiny import KNOWN, tiny_llm, trace_of
+from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
 from unmask.caches._paged import PageStore
@@ -151,7 +151,7 @@ def draw_cases(data, llm, most=6):
 
 
 @pytest.mark.parametrize("kind", ["plain", "blocks", "blocks-dream"])
-@settings(max_examples=7)
+@settings(max_examples=7, phases=[Phase.generate])  # shrinking threads takes minutes
 @given(data=st.data())
 def test_any_mixture_of_arrivals_and_aborts_decodes_like_each_request_alone(kind, data):
     llm = model(kind)
@@ -436,6 +436,26 @@ def test_who_does_not_fit_in_a_forward_goes_first_in_the_next():
     for i in range(4):
         turns = [k for k, n in enumerate(order) if n == i]
         assert max(np.diff(turns)) <= 12, "nobody waits for long"
+
+
+# waste
+
+
+def test_work_right_of_an_end_token_is_counted():
+    llm = want(model(), EOS)
+    request = llm.request([7, 8], "vanilla", gen_length=8, steps=4, block_length=8)
+    output = alone(llm, request)
+    assert output.finish_reason == "stop"
+    first = min(c.position for step in output.trace for c in step.committed if c.token == EOS)
+    assert first == 2
+    assert output.num_wasted == output.num_forwards * 7
+    with Engine(llm) as engine:
+        ours = submit_all(engine, [request])[0].last.output
+        assert engine.stats.num_wasted == ours.num_wasted == output.num_wasted
+    full = alone(llm, llm.request([7, 8], "ar", gen_length=8))
+    assert (full.num_forwards, full.num_wasted) == (1, 0), "a canvas that grows wastes nothing"
+    grown = alone(llm, llm.request([7, 8], "block_diffusion", gen_length=8, block_length=4))
+    assert grown.num_wasted == 3 * grown.num_forwards
 
 
 # faults

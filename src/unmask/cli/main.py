@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import unmask
-from unmask.cli import frequencies, ranks
+from unmask.cli import eval_app, frequencies, ranks
 from unmask.cli.bench_app import bench
 from unmask.cli.extended import DecodeCommand, TrainCommand
 from unmask.cli.flags import (
@@ -31,6 +31,7 @@ from unmask.cli.flags import (
     TraceFlag,
     Words,
 )
+from unmask.cli.report import report
 from unmask.cli.serve_app import serve
 from unmask.errors import UnmaskError
 
@@ -50,6 +51,7 @@ app = typer.Typer(
 
 app.add_typer(bench, name="bench")
 app.command("serve", cls=DecodeCommand)(serve)
+eval_app.register(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -250,6 +252,9 @@ def _demo(
     from unmask.cli import demo
 
     demo.run(model or "demo", fps, fast)
+
+
+app.command("report")(report)
 
 
 @app.command("decoders")

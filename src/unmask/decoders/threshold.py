@@ -28,6 +28,7 @@ class Threshold(WholeBlocks):
     threshold: float = knob(
         0.9,
         "confidence to commit, in [0, 1]; 0: the whole block at once, 1: mostly a token a forward",
+        tune=(0.5, 0.99),
     )
     comparator: Literal["ge", "gt"] = knob(
         "ge", "ge: a confidence equal to the threshold passes; gt: it does not (matters at 1)"

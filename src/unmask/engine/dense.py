@@ -19,7 +19,16 @@ class DenseRows:
     what is admitted; once the last row is gone, it is what it was at the beginning.
     """
 
-    def __init__(self, model: Transformer, rows: int, slots: int, *, layered: bool) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        rows: int,
+        slots: int,
+        *,
+        layered: bool,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.max_bytes = max_bytes
         self._begin, self.model, self.layered = (rows, slots), model, layered
         self.store = self._new()
         self.rows: list[Branch] = []
@@ -39,7 +48,16 @@ class DenseRows:
         slots = sequence.request.max_slots
         self.rows.extend(branches)
         self.widths.extend([slots] * len(branches))
-        self.store.reserve(max(self.widths), len(self.rows))
+        self.store.reserve(max(self.widths), self._rows_to_reserve())
+
+    def _rows_to_reserve(self) -> int:
+        """Twice the rows there were when more are needed, so that not every arrival copies all of them."""
+        have, needed = len(self.store.keys[0]), len(self.rows)
+        if needed <= have:
+            return have
+        row_bytes = max(self.store.slots, *self.widths) * self.store.bytes_per_slot
+        most = 2 * have if self.max_bytes is None else min(2 * have, self.max_bytes // row_bytes)
+        return max(needed, most)
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence's rows back; the last rows move into the gap."""

@@ -84,7 +84,8 @@ class Runner:
         begin = {False: (max_rows, max_slots) if store and not features else (0, 0)}
         begin[True] = (max_rows, max_slots) if features else (0, 0)
         self.dense = {
-            layered: DenseRows(model, *size, layered=layered) for layered, size in begin.items()
+            layered: DenseRows(model, *size, layered=layered, max_bytes=dense_bytes)
+            for layered, size in begin.items()
         }
         """Rows of caches that keep the layers' outputs too (True), or keys and values alone."""
         self.lanes: list[Branch] = []
