@@ -52,7 +52,10 @@ test: $(STAMP) ## run the fast tests (CPU, no network)
 	@echo '==> running the fast tests: pytest -m "not slow"'
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(STAMP) ## run every test, the slow ones too
+test-all: $(STAMP) ## run every test, the slow ones too; installs Ray first (500 MB)
+	@$(PY) -c 'import ray' 2>/dev/null || { \
+		echo '==> installing Ray Serve, which some slow tests need'; \
+		$(PIP) $(TORCH_INDEX) -e '.[ray]'; }
 	@echo '==> running every test'
 	@$(PY) -m pytest -m "" $(PYTEST_ARGS)
 

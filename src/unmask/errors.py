@@ -7,7 +7,8 @@
     ├── DependencyError  an optional package that this feature needs is missing
     ├── CapacityError    the engine takes no more requests now
     ├── EngineError      the engine has failed and answers nothing any more
-    └── RemoteError      a server that cannot be reached, or that refuses a request
+    ├── RemoteError      a server that cannot be reached, or that refuses a request
+    └── WorkerError      another process that holds a part of the model failed
 
 Every message shows the value, says what is allowed and what to do. The command line prints it as one
 line and exits with status 2.
@@ -37,6 +38,10 @@ class PromptError(UnmaskError, ValueError):
 
 class DependencyError(UnmaskError, ImportError):
     """A package that a feature needs is not installed."""
+
+
+class WorkerError(UnmaskError, RuntimeError):
+    """Another process that holds a part of the model ended or does not answer."""
 
 
 class CapacityError(UnmaskError):

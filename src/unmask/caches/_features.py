@@ -20,6 +20,7 @@ from torch import Tensor
 from unmask.caches import Layers
 from unmask.caches._packed import Lane, Packed
 from unmask.caches.store import Store
+from unmask.models._ranks import ALONE, Ranks
 from unmask.models._transformer import Layer, Rotary, attention
 from unmask.models.spec import ModelSpec
 
@@ -60,8 +61,9 @@ class Layered(Packed):
         store: Features,
         block_size: int | None,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__([item.lane for item in lanes], store, block_size, device)
+        super().__init__([item.lane for item in lanes], store, block_size, device, ranks)
         self.features, self.items = store, list(lanes)
         self.sizes = [len(lane.positions) for lane in self.lanes]
         self.starts = [0, *accumulate(self.sizes[:-1])]
@@ -84,7 +86,7 @@ class Layered(Packed):
             rows = slice(first, first + len(own))
             first = rows.stop
             seen.append(self._attend_part(i, index, own, q[rows], k[rows]))
-        added = layer.attn.o(torch.cat(seen).flatten(-2))
+        added = layer.attn.output(torch.cat(seen))
         x = x + self._kept(self.features.attended[index], chosen, added)
         added = layer.ffn(layer.ffn_norm(x[at]))
         return x + self._kept(self.features.fed[index], chosen, added)
@@ -105,7 +107,8 @@ class Layered(Packed):
         if not (every or plan.response):
             count = plan.num_rows(length) - (prompt if plan.prompt else 0)
             inside = len(valued) - (size - first)
-            moved = self._moved(new[prompt - first + inside :], stored, i, count - inside)
+            told = new[prompt - first + inside :]
+            moved = self._moved(told, stored, i, count - inside)
             twins = torch.arange(length, size, device=self.device)
             chosen = torch.cat((valued[: prompt - first + inside], moved, twins))
         stored[:, valued] = new.transpose(0, 1)
@@ -116,10 +119,21 @@ class Layered(Packed):
         lane, plan = self.items[i].lane, self.items[i].layers
         prompt, length = plan.prompt_length, lane.length
         old = stored[:, prompt:length].transpose(0, 1).flatten(1)
-        alike = F.cosine_similarity(new[: length - prompt].flatten(1), old, dim=-1)
+        alike = self._alike(new[: length - prompt].flatten(1), old)
         forced = plan.forced[plan.forced >= prompt] - prompt
         alike[torch.from_numpy(forced).to(self.device)] = -2.0
         return alike.topk(count, largest=False).indices.sort().values + prompt
+
+    def _alike(self, new: Tensor, old: Tensor) -> Tensor:
+        """Cosine similarity of rows, over the heads of all ranks."""
+        if self.ranks.size == 1:
+            return F.cosine_similarity(new, old, dim=-1)
+        a, b = new.float(), old.float()
+        dot, new_square, old_square = self.ranks.sum(
+            torch.stack(((a * b).sum(-1), (a * a).sum(-1), (b * b).sum(-1)))
+        )
+        alike: Tensor = dot / (new_square * old_square).sqrt().clamp(min=1e-8)
+        return alike
 
     def _attend_part(self, i: int, index: int, own: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Attention of a lane's chosen slots over all of its slots, `(m, H, A)`."""

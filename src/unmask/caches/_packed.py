@@ -21,6 +21,7 @@ from unmask.caches._paged import PageStore, Table
 from unmask.caches._rollout import head_mean
 from unmask.caches.store import Store
 from unmask.canvas import NO_SLOTS, Ints
+from unmask.models._ranks import ALONE, Ranks
 from unmask.models._transformer import Layer, Rotary, attention
 
 
@@ -159,8 +160,9 @@ class Packed:
         store: Store | None,
         block_size: int | None,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.lanes, self.store, self.device = lanes, store, device
+        self.lanes, self.store, self.device, self.ranks = lanes, store, device, ranks
         self.maps: dict[int, list[Tensor]] = {lane.row: [] for lane in lanes if lane.watched}
         self.runs = self._runs(block_size)
         self.written = self._written()
@@ -222,7 +224,7 @@ class Packed:
                 None if run.visible is None else run.visible[i, 0, : run.num_slots, : lane.length]
             )
             seen = head_mean(q[i, : run.num_slots], keys[i, :, : lane.length], visible)
-            self.maps[lane.row].append(seen)
+            self.maps[lane.row].append(self.ranks.sum(seen) / self.ranks.size)
 
 
 def _as_slice(slots: Ints) -> slice | None:

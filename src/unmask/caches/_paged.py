@@ -57,18 +57,21 @@ class PageStore:
         numbers = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
         return page_slots(spec.block_size) * numbers * dtype.itemsize
 
-    @torch.inference_mode()
     def take(self) -> int:
         """A page for one owner, with its place in the tensors."""
         page = self.pages.take()
         have, wanted = len(self.keys[0]), (page + 1) * self.size
         if wanted > have:
-            slots = min(max(2 * have, wanted), self.pages.total * self.size)
-            for tensors in (self.keys, self.values):
-                for layer, tensor in enumerate(tensors):
-                    more = tensor.new_zeros(slots - have, *tensor.shape[1:])
-                    tensors[layer] = torch.cat((tensor, more))
+            self.grow(min(max(2 * have, wanted), self.pages.total * self.size))
         return page
+
+    @torch.inference_mode()
+    def grow(self, slots: int) -> None:
+        """Make room for `slots`, more than there are."""
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                more = tensor.new_zeros(slots - len(tensor), *tensor.shape[1:])
+                tensors[layer] = torch.cat((tensor, more))
 
     @torch.inference_mode()
     def copy(self, source: int, target: int) -> None:
@@ -107,6 +110,14 @@ class Table:
         """Of the leading pages whose content is final, known to others or not."""
         self.places: Ints = NO_SLOTS
         """Where each slot lies in the store."""
+
+    @classmethod
+    def of(cls, store: PageStore, pages: list[int]) -> Table:
+        """A table to read and write by, of pages that somebody else keeps the books of."""
+        table = cls(store)
+        table.pages = pages
+        table._place(0)
+        return table
 
     def find(self, tokens: Ints) -> int:
         """Begin with the pages that others left for the longest beginning of `tokens`; their slots."""

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from unmask.cli import ranks
 from unmask.cli.words import Settings, parse_blanks, read_prompt, settings, split_words
 from unmask.decoders import decoder_name, describe
 from unmask.errors import ConfigError, SettingWarning
+from unmask.knobs import whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +45,7 @@ def generate(words: Sequence[str], flags: dict[str, Any], shown: Shown) -> None:
     """Answer a prompt."""
     prompt, pairs = split_words(words)
     wanted = settings(pairs, flags)
+    take_rank(wanted)
     console = live_console(shown)
     text = read_prompt(prompt)
     llm, method = load(wanted, shown.trace)
@@ -61,6 +64,7 @@ def infill(words: Sequence[str], flags: dict[str, Any], shown: Shown) -> None:
         "raw": "the text is always taken as it is",
     }
     wanted = dataclasses.replace(settings(pairs, flags, unused), stop_at_eos=False)
+    take_rank(wanted)
     console = live_console(shown)
     parts = parse_blanks(read_prompt(text, "text"))
     llm, method = load(wanted, shown.trace)
@@ -86,6 +90,22 @@ def live_console(shown: Shown) -> Console | None:
     return usable[0]
 
 
+def take_rank(wanted: Settings) -> None:
+    """See `ranks.take`."""
+    size = whole("tensor_parallel_size", wanted.tensor_parallel_size, 1)
+    ranks.take(size, wanted.model, loading(wanted))
+
+
+def loading(wanted: Settings) -> dict[str, Any]:
+    """What `LLM` is told of how a model is held."""
+    return {
+        "dtype": wanted.dtype,
+        "device": wanted.device,
+        "quantize": wanted.quantize,
+        "tensor_parallel_size": wanted.tensor_parallel_size,
+    }
+
+
 def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
     """The model and the method; what can be wrong is found before the model is read."""
     if trace is not None:
@@ -100,13 +120,7 @@ def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
 
         knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), None)
         method = configure(wanted.decoder, knobs)
-        llm = LLM(
-            wanted.model,
-            dtype=wanted.dtype,
-            device=wanted.device,
-            quantize=wanted.quantize,
-            progress=progress,
-        )
+        llm = LLM(wanted.model, progress=progress, **loading(wanted))
     if method.said is not None:
         print(f"unmask: note: {method.said}", file=sys.stderr)
         warnings.simplefilter("ignore", SettingWarning)

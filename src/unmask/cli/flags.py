@@ -42,6 +42,14 @@ DtypeFlag = Annotated[
 DeviceFlag = Annotated[
     str | None, typer.Option("--device", metavar="X", help="cpu, cuda or cuda:N.")
 ]
+RanksFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--tensor-parallel-size",
+        metavar="N",
+        help="Processes that hold a part of the model each; on GPUs one each. Default: 1.",
+    ),
+]
 QuantizeFlag = Annotated[
     str | None,
     typer.Option(

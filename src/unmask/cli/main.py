@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import unmask
-from unmask.cli import eval_app, frequencies
+from unmask.cli import eval_app, frequencies, ranks
 from unmask.cli.bench_app import bench
 from unmask.cli.chat_app import chat
 from unmask.cli.extended import DecodeCommand, TrainCommand
@@ -25,6 +25,7 @@ from unmask.cli.flags import (
     LiveFlag,
     ModelFlag,
     QuantizeFlag,
+    RanksFlag,
     RawFlag,
     SeedFlag,
     StopFlag,
@@ -83,6 +84,7 @@ def _generate(
     seed: SeedFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    tensor_parallel_size: RanksFlag = None,
     quantize: QuantizeFlag = None,
     raw: RawFlag = None,
     stop_at_eos: StopFlag = None,
@@ -102,6 +104,7 @@ def _generate(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "tensor_parallel_size": tensor_parallel_size,
         "quantize": quantize,
         "raw": raw,
         "stop_at_eos": stop_at_eos,
@@ -125,6 +128,7 @@ def _infill(
     seed: SeedFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    tensor_parallel_size: RanksFlag = None,
     quantize: QuantizeFlag = None,
     as_json: JsonFlag = False,
     trace: TraceFlag = None,
@@ -144,6 +148,7 @@ def _infill(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "tensor_parallel_size": tensor_parallel_size,
         "quantize": quantize,
     }
     decode.infill(words or [], flags, decode.Shown(as_json, trace, live, fps))
@@ -313,7 +318,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _fail(message: str) -> int:
     line = " ".join(message.split())
     shown = "".join(char if char.isprintable() else "\ufffd" for char in line)
-    print(f"unmask: error: {shown}", file=sys.stderr)
+    who = f"unmask: rank {os.environ['RANK']}" if ranks.is_follower() else "unmask"
+    print(f"{who}: error: {shown}", file=sys.stderr)
     return USAGE_STATUS
 
 

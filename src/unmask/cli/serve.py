@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask.cli import ranks, serve_replicas
 from unmask.cli.words import WORD
 from unmask.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
+    from unmask.models.spec import ModelSpec
     from unmask.server.settings import Access, Defaults, Settings
 
 KEY_VARIABLE = "UNMASK_API_KEY"
@@ -44,6 +46,10 @@ class Wanted:
     dtype: str | None
     device: str | None
     quantization: str | None
+    tensor_parallel_size: int
+    replicas: int | None
+    min_replicas: int | None
+    max_replicas: int | None
     api_key: str | None
     allow_unauthenticated: bool
     allowed_hosts: list[str] | None
@@ -66,6 +72,7 @@ def run(wanted: Wanted) -> None:
     model, words = split(wanted)
     decoder, knobs = method(wanted, words)
     access = access_of(wanted)
+    counts = serve_replicas.counts_of(wanted)
     from unmask.engine.options import configure, split_cache
     from unmask.server.process import bind, server_of, url_of
 
@@ -73,11 +80,21 @@ def run(wanted: Wanted) -> None:
     said = configure(decoder, check_knobs).said
     if said is not None:
         print(f"unmask: note: {said}", file=sys.stderr)
+    if counts is not None:
+        from unmask.models import read_spec
+
+        spec = read_spec(model)
+        settings = settings_of(
+            wanted, spec, model, defaults_of(spec, wanted, decoder, knobs), access
+        )
+        serve_replicas.run(wanted, model, loading_of(wanted), settings, counts)
+        return
+    ranks.take(wanted.tensor_parallel_size, model, loading_of(wanted))
     bound = bind(wanted.host, wanted.port)
     with bound:
         llm = load(wanted, model)
-        defaults = defaults_of(llm, wanted, decoder, knobs)
-        settings = settings_of(wanted, llm, model, defaults, access)
+        defaults = defaults_of(llm.spec, wanted, decoder, knobs)
+        settings = settings_of(wanted, llm.spec, model, defaults, access)
         from unmask.engine.service import Engine
         from unmask.server.app import create_app
 
@@ -221,32 +238,38 @@ def load(wanted: Wanted, model: str) -> LLM:
     with LoadingView(model) as progress:
         from unmask.engine.llm import LLM
 
-        return LLM(
-            model,
-            dtype=wanted.dtype,
-            device=wanted.device,
-            progress=progress,
-            quantize=wanted.quantization,
-        )
+        return LLM(model, progress=progress, **loading_of(wanted))
 
 
-def defaults_of(llm: LLM, wanted: Wanted, decoder: str, knobs: Mapping[str, Any]) -> Defaults:
+def loading_of(wanted: Wanted) -> dict[str, Any]:
+    """What `LLM` is told beside the model's name."""
+    return {
+        "dtype": wanted.dtype,
+        "device": wanted.device,
+        "quantize": wanted.quantization,
+        "tensor_parallel_size": wanted.tensor_parallel_size,
+    }
+
+
+def defaults_of(
+    spec: ModelSpec, wanted: Wanted, decoder: str, knobs: Mapping[str, Any]
+) -> Defaults:
     """What requests have that do not say otherwise; the cache is exact unless one was asked for."""
     from unmask.server.settings import Defaults
 
-    own = "none" if llm.spec.block_size is None else "block_causal"
+    own = "none" if spec.block_size is None else "block_causal"
     return Defaults(decoder=decoder, knobs=dict(knobs), cache=wanted.cache or own)
 
 
 def settings_of(
-    wanted: Wanted, llm: LLM, model: str, defaults: Defaults, access: Access
+    wanted: Wanted, spec: ModelSpec, model: str, defaults: Defaults, access: Access
 ) -> Settings:
     """Everything that the app is told. Raises ConfigError."""
     from unmask.server.settings import Limits, Settings
 
-    if wanted.max_model_len is not None and wanted.max_model_len > llm.spec.max_length:
+    if wanted.max_model_len is not None and wanted.max_model_len > spec.max_length:
         raise ConfigError(
-            f"--max-model-len {wanted.max_model_len} is more than the model's {llm.spec.max_length}"
+            f"--max-model-len {wanted.max_model_len} is more than the model's {spec.max_length}"
         )
     own = Path(model).name if Path(model).exists() else model
     names = tuple(wanted.served_names or [own])
@@ -278,12 +301,14 @@ def facts(llm: LLM, model: str, settings: Settings, wanted: Wanted, url: str) ->
 
     defaults, limits = settings.defaults, settings.limits
     count = sum(value.numel() for value in llm.model.parameters())
+    size = llm.model.ranks.size
+    held = f"{count:,} parameters" + (f" in rank 0 of {size}" if size > 1 else "")
     knobs = ", ".join(f"{key}={value}" for key, value in defaults.knobs.items())
     cache = make_cache(defaults.cache, None, llm.spec.block_size)
     names = ", ".join(settings.models)
     named = "" if names == model else f", served as {names}"
     shown = {
-        "model": f"{model} ({llm.spec.family}, {count:,} parameters){named}",
+        "model": f"{model} ({llm.spec.family}, {held}){named}",
         "dtype": f"{str(llm.model.dtype).removeprefix('torch.')} on {llm.model.device}",
         "decoder": defaults.decoder + (f" ({knobs})" if knobs else ""),
         "cache": f"{describe(cache)} ({'exact' if cache.exact else 'approximate'})",

@@ -107,6 +107,30 @@ MaxModelLenFlag = Annotated[
 QuantizationFlag = Annotated[
     str | None, typer.Option("--quantization", metavar="Q", help="int8 (extra `quantize`).")
 ]
+TensorParallelFlag = Annotated[
+    int,
+    typer.Option(
+        "--tensor-parallel-size",
+        "--tp-size",
+        min=1,
+        help="Processes that hold a part of the model each; on GPUs one each.",
+    ),
+]
+ReplicasFlag = Annotated[
+    int | None,
+    typer.Option(
+        "--replicas",
+        "--data-parallel-size",
+        min=1,
+        help="Servers behind one port (extra `ray`).",
+    ),
+]
+MinReplicasFlag = Annotated[
+    int | None, typer.Option("--min-replicas", min=1, help="As few when there is little to do.")
+]
+MaxReplicasFlag = Annotated[
+    int | None, typer.Option("--max-replicas", min=1, help="As many when there is much to do.")
+]
 ApiKeyFlag = Annotated[
     str | None,
     typer.Option(
@@ -167,6 +191,10 @@ def serve(
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
     quantization: QuantizationFlag = None,
+    tensor_parallel_size: TensorParallelFlag = 1,
+    replicas: ReplicasFlag = None,
+    min_replicas: MinReplicasFlag = None,
+    max_replicas: MaxReplicasFlag = None,
     api_key: ApiKeyFlag = None,
     allow_unauthenticated: AllowUnauthenticatedFlag = False,
     allowed_hosts: AllowedHostsFlag = None,

@@ -30,6 +30,7 @@ class Settings:
     quantize: str | None
     raw: bool
     stop_at_eos: bool
+    tensor_parallel_size: int
     knobs: dict[str, str]
 
 
@@ -44,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "quantize": None,
     "raw": False,
     "stop_at_eos": True,
+    "tensor_parallel_size": 1,
 }
 
 
@@ -107,7 +109,7 @@ def _typed(key: str, value: Any, default: Any) -> Any:
         if value.lower() not in SPELLED:
             raise ConfigError(f"{key}={value!r} must be true or false")
         return SPELLED[value.lower()]
-    if key in ("gen_length", "seed"):
+    if key in ("gen_length", "seed", "tensor_parallel_size"):
         try:
             return int(value)
         except ValueError:

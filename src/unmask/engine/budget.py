@@ -28,7 +28,7 @@ class Budget:
         """Split `kv_bytes`; None takes what `max_batch` full contexts need twice over, at most half of
         the free memory. Raises ConfigError for less than a page.
         """
-        spec = model.spec
+        spec = model.part
         slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * model.dtype.itemsize
         if kv_bytes is None:
             kv_bytes = 2 * max_batch * spec.max_length * slot

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from unmask.caches._features import Features
 from unmask.caches.store import Store
 from unmask.canvas import Ints
+from unmask.engine.parallel import new_store
 from unmask.engine.request import Sequence
 from unmask.models._transformer import Transformer
 
@@ -29,15 +29,13 @@ class DenseRows:
         max_bytes: int | None = None,
     ) -> None:
         self.max_bytes = max_bytes
-        self._begin, self._made = (rows, slots), Features if layered else Store
-        self.model, self.layered = model, layered
+        self._begin, self.model, self.layered = (rows, slots), model, layered
         self.store = self._new()
         self.rows: list[Branch] = []
         self.widths: list[int] = []
 
     def _new(self) -> Store:
-        rows, slots = self._begin
-        return self._made(self.model.spec, rows, slots, self.model.dtype, self.model.device)
+        return new_store(self.model, *self._begin, self.layered)
 
     def bytes_with(self, rows: int, slots: int) -> int:
         """Bytes when `rows` more of `slots` slots are admitted."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from unmask.canvas import Canvas, Floats, ModelFacts
+from unmask.engine import parallel
 from unmask.engine import request as request_module
 from unmask.engine.answers import output_of
 from unmask.engine.background import estimate
@@ -28,7 +29,7 @@ from unmask.engine.runner import Runner
 from unmask.engine.tokenizer import load_tokenizer, token_id
 from unmask.errors import ConfigError, ModelError
 from unmask.knobs import whole
-from unmask.models import load_model, resolve_model
+from unmask.models import resolve_model
 from unmask.models._packed_weights import can_pack
 from unmask.models._packed_weights import pack_weights as pack
 from unmask.models._quantize import quantize_weights
@@ -49,7 +50,9 @@ class LLM(Requests):
     holds them. `progress` is told the bytes of the weights that were read and those there are.
     `quantize="int8"`, or "int4" with dtype="bfloat16" on a CPU, keeps the blocks' weights in so many bits
     (extra `quantize`; dense models; not packed).
-    Raises ModelError and ConfigError like `load_model`, and DependencyError.
+    `tensor_parallel_size` processes, started by torchrun, hold a part each; the call returns on rank 0, and
+    ends the other processes when rank 0 is done. Raises ModelError and ConfigError like `load_model`, and
+    DependencyError.
     """
 
     def __init__(
@@ -62,17 +65,18 @@ class LLM(Requests):
         pack_weights: bool | None = None,
         progress: Progress | None = None,
         quantize: str | None = None,
+        tensor_parallel_size: int = 1,
     ) -> None:
         if isinstance(model, Transformer):
-            if dtype is not None or device is not None:
+            if dtype is not None or device is not None or tensor_parallel_size != 1:
                 raise ConfigError(
-                    "dtype and device belong to loading; this model is loaded already"
+                    "dtype, device and tensor_parallel_size belong to loading; this model is loaded"
                 )
             self.name, self.model, self.tokenizer = "model", model, tokenizer
         else:
             folder = resolve_model(model)
             self.name = str(model)
-            self.model = load_model(folder, dtype, device, progress)
+            self.model = parallel.load(folder, dtype, device, progress, tensor_parallel_size)
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
         if quantize is not None:
             if pack_weights:
@@ -87,6 +91,7 @@ class LLM(Requests):
                 )
             if packable:
                 pack(self.model)
+        parallel.take_roles(self.model)
         self.spec = self.model.spec
         self.vocabulary = self._vocabulary()
         self._background: Floats | None = None

@@ -182,7 +182,8 @@ class Sequence:
         if end is None:
             return 0
         right = canvas.uid[end + 1 :]
-        return round(float(self.computed[right[right < len(self.computed)]].sum()))
+        known = right[right < len(self.computed)]  # the last edit's own slots were never computed
+        return round(float(self.computed[known].sum()))
 
     def _check_end(self) -> None:
         ends_early = self.request.stop_at_eos and not self.canvas.infilling

@@ -359,10 +359,10 @@ class Runner:
         block_size, device = self.model.spec.block_size, self.model.device
         items = [FeatureLane(a, b) for a, b in zip(made, layers, strict=True) if b is not None]
         if not items:
-            return Packed(made, self.dense[False].store, block_size, device)
+            return Packed(made, self.dense[False].store, block_size, device, self.model.ranks)
         features = self.dense[True].store
         assert isinstance(features, Features), "layered plans have their store"
-        return Layered(items, features, block_size, device)
+        return Layered(items, features, block_size, device, self.model.ranks)
 
     def _lane(self, turn: Turn, sees_prompt: bool) -> Lane:
         plan, twins, sequence = turn.plan, turn.ask.twins, turn.sequence

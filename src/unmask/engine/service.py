@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from unmask.caches._paged import PageStore
 from unmask.canvas import Canvas, Edit
 from unmask.engine.budget import Budget
 from unmask.engine.faults import Fence
 from unmask.engine.loop import Batch, Event
 from unmask.engine.options import flags
 from unmask.engine.paging import Paging
+from unmask.engine.parallel import new_pages
 from unmask.engine.request import Output, Request, Sequence
 from unmask.engine.runner import Runner
 from unmask.engine.stats import EngineStats, Tally
@@ -356,10 +356,7 @@ def _runner(llm: LLM, max_batch: int, kv_bytes: int | None, prefix_cache: bool) 
     budget = Budget.of(model, max_batch, kv_bytes)
     paging = None
     if budget.num_pages:
-        store = PageStore(
-            model.spec, budget.num_pages, model.dtype, model.device, prefixes=prefix_cache
-        )
-        paging = Paging(store)
+        paging = Paging(new_pages(model, budget.num_pages, prefix_cache))
     return llm.make_runner(
         model, llm.vocabulary, max_batch, paging=paging, dense_bytes=budget.dense_bytes
     )

@@ -8,6 +8,7 @@ too; to add one, write the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -182,12 +183,14 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
+    make: Callable[[ModelSpec], Transformer] | None = None,
 ) -> Transformer:
     """A checkpoint as a `Transformer` in eval mode, gradients off.
 
     `model` is a bundled name, a folder or a hub id; `dtype` e.g. "float32" or "bfloat16"; `device` e.g.
     "cpu" or "cuda"; `progress` is told the bytes that were read and those there are. Weights are read
-    straight to where they stay: the peak of memory is their own size and a few megabytes. Raises
+    straight to where they stay: the peak of memory is their own size and a few megabytes. `make` builds
+    the empty network when it is not a whole `Transformer` (a rank's part: `engine.parallel`). Raises
     ModelError (missing, unsupported, pickled or ill-fitting checkpoint) and ConfigError (dtype, device).
     """
     import torch
@@ -201,7 +204,7 @@ def load_model(
     config = read_config(folder)
     family = _family(config, folder)
     with torch.device("meta"):
-        network = Transformer(_spec(family, config, folder))
+        network = (make or Transformer)(_spec(family, config, folder))
     load_weights(network, folder, family.NAMES, kind, where, progress)
     return network.eval().requires_grad_(False)
 

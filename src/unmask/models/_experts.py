@@ -14,29 +14,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unmask.models._ranks import ALONE, Ranks
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 
-def feed_forward(spec: ModelSpec, layer: int) -> nn.Module:
+def feed_forward(spec: ModelSpec, layer: int, ranks: Ranks = ALONE) -> nn.Module:
     """The second half of block `layer`."""
     if spec.experts is None or layer in spec.experts.dense_layers:
-        return FeedForward(spec.d_model, spec.d_ff, spec.linear_bias)
-    return Experts(spec.d_model, spec.experts)
+        return FeedForward(spec.d_model, spec.d_ff, spec.linear_bias, ranks)
+    return Experts(spec.d_model, spec.experts, ranks)
 
 
 class FeedForward(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, d_model: int, d_ff: int, bias: bool = False) -> None:
+    def __init__(self, d_model: int, d_ff: int, bias: bool = False, ranks: Ranks = ALONE) -> None:
         super().__init__()
+        self.ranks = ranks
         self.gate = nn.Linear(d_model, d_ff, bias=bias)
         self.up = nn.Linear(d_model, d_ff, bias=bias)
-        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.down = nn.Linear(d_ff, d_model, bias=bias and ranks.rank == 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`down(silu(gate) * up)`."""
-        result: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
-        return result
+        """`down(silu(gate) * up)`, summed over the ranks."""
+        return self.ranks.sum(self.down(F.silu(self.gate(x)) * self.up(x)))
 
 
 class Router(nn.Module):
@@ -103,11 +104,14 @@ class Bank(nn.Module):
 
 
 class Experts(nn.Module):
-    """The weighted sum of a token's experts, and of the shared one if there is one."""
+    """The weighted sum of a token's experts, and of the shared one if there is one.
 
-    def __init__(self, d_model: int, spec: ExpertSpec) -> None:
+    Every rank routes every token, and has a part of each expert's width: ranks are always equally busy.
+    """
+
+    def __init__(self, d_model: int, spec: ExpertSpec, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self.in_fp32 = spec.in_fp32
+        self.in_fp32, self.ranks = spec.in_fp32, ranks
         self.router = Router(d_model, spec)
         self.experts = Bank(d_model, spec)
         self.shared = FeedForward(d_model, spec.d_shared) if spec.d_shared else None
@@ -132,4 +136,4 @@ class Experts(nn.Module):
             total_ND.index_add_(0, tokens, found.to(kind) * weights[pairs, None])
             start += count
         result = total_ND.to(x.dtype).view(x.shape)
-        return result if self.shared is None else result + self.shared(x)
+        return self.ranks.sum(result if self.shared is None else result + self.shared(x))

@@ -113,6 +113,23 @@ def read(file: BinaryIO, tensor: Found, first: int, target: Tensor) -> None:
         part.copy_(piece)
 
 
+def read_columns(
+    file: BinaryIO, tensor: Found, first: int, target: Tensor, place: tuple[int, int]
+) -> None:
+    """Fill `target` `(rows, columns)` from rows that begin at the number `first`.
+
+    `place`: how wide the stored rows are, and the first column that is wanted.
+    """
+    width, left = place
+    most = max(1, CHUNK // width)
+    buffer = torch.empty(min(most, len(target)) * width, dtype=DTYPES[tensor.kind])
+    for at in range(0, len(target), most):
+        rows = target[at : at + most]
+        piece = buffer[: len(rows) * width]
+        read(file, tensor, first + at * width, piece)
+        rows.copy_(piece.view(-1, width)[:, left : left + target.shape[1]])
+
+
 def _fill(file: BinaryIO, target: Tensor, tensor: Found) -> None:
     rest = target.view(torch.uint8).numpy().data
     while rest:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unmask.errors import ConfigError
 from unmask.models._experts import feed_forward
+from unmask.models._ranks import ALONE, Ranks, part_of
 from unmask.models.spec import ModelSpec
 
 
@@ -115,14 +116,14 @@ class Rotary:
 class Attention(nn.Module):
     """Grouped-query attention; where its keys come from is the mixing's business."""
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, spec.head_dim
+        self.layer, self.head_dim, self.ranks = layer, spec.head_dim, ranks
         q_width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q = nn.Linear(spec.d_model, q_width, bias=spec.qkv_bias)
         self.k = nn.Linear(spec.d_model, kv_width, bias=spec.qkv_bias)
         self.v = nn.Linear(spec.d_model, kv_width, bias=spec.qkv_bias)
-        self.o = nn.Linear(q_width, spec.d_model, bias=spec.linear_bias)
+        self.o = nn.Linear(q_width, spec.d_model, bias=spec.linear_bias and ranks.rank == 0)
         self.q_norm = RMSNorm(spec.head_dim, spec) if spec.qk_norm else None
         self.k_norm = RMSNorm(spec.head_dim, spec) if spec.qk_norm else None
 
@@ -144,19 +145,22 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary, mixing: Mixing) -> Tensor:
         """Attend from the queries to what the mixing shows."""
         q, k, v = self.queries(x, rotary), self.keys(x, rotary), self.values(x)
-        result: Tensor = self.o(mixing.attend(self.layer, q, k, v).flatten(-2))
-        return result
+        return self.output(mixing.attend(self.layer, q, k, v))
+
+    def output(self, seen: Tensor) -> Tensor:
+        """What the heads `(..., H, A)` saw, brought together over all ranks: `(..., D)`."""
+        return self.ranks.sum(self.o(seen.flatten(-2)))
 
 
 class Layer(nn.Module):
     """Pre-norm residual block."""
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.attn_norm = RMSNorm(spec.d_model, spec, spec.norm_bias)
-        self.attn = Attention(spec, layer)
+        self.attn = Attention(spec, layer, ranks)
         self.ffn_norm = RMSNorm(spec.d_model, spec, spec.norm_bias)
-        self.ffn = feed_forward(spec, layer)
+        self.ffn = feed_forward(spec, layer, ranks)
 
     def forward(self, x: Tensor, rotary: Rotary, mixing: Mixing) -> Tensor:
         """One block."""
@@ -166,15 +170,19 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A masked-diffusion language model; `spec` says which."""
+    """A masked-diffusion language model; `spec` says which.
 
-    def __init__(self, spec: ModelSpec) -> None:
+    One of several `ranks` holds `part` of it: its heads, its part of every feed-forward's width, and the
+    rest whole, but for the LM head and the blocks' output biases, which only the first rank has.
+    """
+
+    def __init__(self, spec: ModelSpec, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.ranks, self.part = spec, ranks, part_of(spec, ranks.size)
         self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
-        self.layers = nn.ModuleList(Layer(spec, i) for i in range(spec.num_layers))
+        self.layers = nn.ModuleList(Layer(self.part, i, ranks) for i in range(spec.num_layers))
         self.norm = RMSNorm(spec.d_model, spec, spec.norm_bias)
-        if not spec.tie_embeddings:
+        if not spec.tie_embeddings and ranks.rank == 0:
             self.lm_head = nn.Linear(spec.d_model, spec.vocab_size, bias=spec.linear_bias)
 
     @property

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from unmask.errors import ModelError
-from unmask.models._files import CHUNK, DTYPES, Found, read, shard_files, tensors_of
+from unmask.models._files import (
+    CHUNK,
+    DTYPES,
+    Found,
+    read,
+    read_columns,
+    shard_files,
+    tensors_of,
+)
 from unmask.models._names import NameMap, Shape, Stored, checkpoint_name, layout, runs
 from unmask.models._transformer import Transformer
 
@@ -29,12 +39,14 @@ def load_weights(
 ) -> None:
     """Fill a model that was built on the meta device.
 
-    Numbers go from the file to their parameter; what is held beside the weights is a few megabytes.
+    Numbers go from the file to their parameter; what is held beside the weights is a few megabytes. One of
+    several ranks keeps its part; of a row of which it needs a piece it reads the whole.
     Raises ModelError naming every tensor that is unmapped, missing, stored twice or misshapen, before
     any weight is read.
     """
     shapes = shapes_of(model)
-    fitting = fit(folder, shapes, names, model.spec.tie_embeddings)
+    whole = shapes if model.ranks.size == 1 else _whole_shapes(model)
+    fitting = fit(folder, whole, names, model.spec.tie_embeddings)
     state = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
     total = sum(tensor.size_bytes for tensor, _ in fitting.pairs)
     done = 0
@@ -42,8 +54,10 @@ def load_weights(
         with path.open("rb") as file:
             for tensor, place in pairs:
                 first = 0
-                for ours, start, count in runs(place, shapes):
-                    read(file, tensor, first, state[ours].view(-1)[start : start + count])
+                for ours, start, count in runs(place, whole):
+                    if ours in state:
+                        part = Part(whole[ours], state[ours], model.ranks.rank)
+                        part.read(file, tensor, first, start, count)
                     first += count
                 done += tensor.size_bytes
                 if progress is not None:
@@ -56,6 +70,41 @@ def load_weights(
 def shapes_of(model: Transformer) -> dict[str, Shape]:
     """The shape of every parameter."""
     return {name: tuple(value.shape) for name, value in model.named_parameters()}
+
+
+def _whole_shapes(model: Transformer) -> dict[str, Shape]:
+    """The shapes that the parameters would have in one process."""
+    with torch.device("meta"):
+        return shapes_of(Transformer(model.spec))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a rank holds of a parameter of shape `whole`: all, or an equal share of one dimension."""
+
+    whole: Shape
+    held: Tensor
+    rank: int
+
+    def read(self, file: BinaryIO, tensor: Found, first: int, start: int, count: int) -> None:
+        """Fill it from a tensor's numbers `first` on: the parameter's `start .. start + count`."""
+        flat, own = self.held.view(-1), tuple(self.held.shape)
+        if own == self.whole:
+            read(file, tensor, first, flat[start : start + count])
+            return
+        dim = next(i for i, (a, b) in enumerate(zip(own, self.whole, strict=True)) if a != b)
+        if dim == len(own) - 1:
+            width, kept = self.whole[dim], own[dim]
+            rows = self.held.view(-1, kept)[start // width : (start + count) // width]
+            read_columns(file, tensor, first, rows, (width, self.rank * kept))
+            return
+        size, kept = prod(self.whole[dim:]), prod(own[dim:])
+        for outer in range(start // size, -(-(start + count) // size)):
+            held_from = outer * size + self.rank * kept
+            begin, end = max(start, held_from), min(start + count, held_from + kept)
+            if begin < end:
+                at = outer * kept + begin - held_from
+                read(file, tensor, first + begin - start, flat[at : at + end - begin])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,133 @@
+"""One command as several processes of this machine, for a model that is spread over them.
+
+`torchrun` does the same, on several machines too; this is for when it was not used. Its ranks talk over the
+loopback interface only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import typer
+
+POLL_S = 0.05
+FAILED_GRACE_S = 5.0
+"""How long rank 0 has to end by itself, with its own error, once another rank has failed."""
+GRACE_S = 20.0
+"""How long ranks have to end after that, and once rank 0 has ended."""
+FAILED_STATUS = 1
+
+
+def is_started() -> bool:
+    """Whether this process is a rank already."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_follower() -> bool:
+    """Whether this process is a rank, and not the first."""
+    return is_started() and os.environ["RANK"] != "0"
+
+
+def take(size: int, model: str, loading: Mapping[str, Any]) -> None:
+    """Return where a model of `size` ranks is driven: in rank 0.
+
+    Without ranks they are started first, and typer.Exit is raised with the status of rank 0. The others
+    load their part (`loading`: what `LLM` is told), follow, and end by SystemExit. Raises ConfigError.
+    """
+    if size > 1 and not is_started():
+        raise typer.Exit(start(size))
+    if size > 1 and is_follower():
+        from unmask.engine.llm import LLM
+
+        LLM(model, **loading)
+
+
+def start(size: int, arguments: Sequence[str] | None = None) -> int:
+    """Run this command again as `size` ranks; its exit status."""
+    typed = sys.argv[1:] if arguments is None else arguments
+    return run([sys.executable, "-m", "unmask.cli.main", *typed], size)
+
+
+def run(command: Sequence[str], size: int) -> int:
+    """Run `size` ranks of a command; the first one's status, or 1 when another failed before it.
+
+    SIGTERM goes to rank 0, which ends the others. A rank that failed ends all; what does not end is killed.
+    """
+    shared = environment(size)
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=None if rank == 0 else subprocess.DEVNULL,
+            stdout=None if rank == 0 else 2,
+        )
+        for rank in range(size)
+    ]
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        _send(ranks[0], signal.SIGTERM)
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
+    # A terminal sends SIGINT to every process itself.
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return _watch(ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def environment(size: int) -> dict[str, str]:
+    """What all ranks of one machine have in their environment, beside this process's own."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    own = {
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    usual = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size))}
+    if sys.platform == "linux":
+        usual["GLOO_SOCKET_IFNAME"] = "lo"
+    return {**usual, **os.environ, **own}
+
+
+def _watch(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    first, others = ranks[0], ranks[1:]
+    while first.poll() is None and not any(rank.poll() for rank in others):
+        time.sleep(POLL_S)
+    _wait([first], FAILED_GRACE_S)
+    status = first.poll()
+    if status != 0:
+        for rank in ranks:
+            _send(rank, signal.SIGTERM)
+    _wait(ranks, GRACE_S)
+    if status is None:
+        return FAILED_STATUS
+    return 128 - status if status < 0 else status
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    for rank in ranks:
+        with suppress(subprocess.TimeoutExpired):
+            rank.wait(max(0.0, until - time.monotonic()))
+
+
+def _send(rank: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        rank.send_signal(number)

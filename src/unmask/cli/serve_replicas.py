@@ -1,0 +1,107 @@
+"""`unmask serve --replicas N`: what Ray Serve is told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from unmask.errors import ConfigError, DependencyError
+
+if TYPE_CHECKING:
+    from unmask.cli.serve import Wanted
+    from unmask.server.settings import Settings
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",  # Ray's own proxy, not the GPL binary beside it
+}
+
+
+def counts_of(wanted: Wanted) -> tuple[int, int] | None:
+    """The fewest and the most replicas, None without any. Raises ConfigError."""
+    given = {
+        "--replicas": wanted.replicas,
+        "--min-replicas": wanted.min_replicas,
+        "--max-replicas": wanted.max_replicas,
+    }
+    if all(value is None for value in given.values()):
+        return None
+    if wanted.tensor_parallel_size > 1:
+        name = next(name for name, value in given.items() if value is not None)
+        raise ConfigError(
+            f"{name} and --tensor-parallel-size {wanted.tensor_parallel_size}: a replica is one process; "
+            f"give one of them"
+        )
+    if wanted.replicas is not None:
+        other = next((name for name in list(given)[1:] if given[name] is not None), None)
+        if other is not None:
+            raise ConfigError(
+                f"--replicas {wanted.replicas} is a fixed number and {other} {given[other]} a limit; "
+                f"give --replicas, or --min-replicas and --max-replicas"
+            )
+        return wanted.replicas, wanted.replicas
+    least, most = wanted.min_replicas or 1, wanted.max_replicas
+    if most is None:
+        raise ConfigError(f"--min-replicas {least} needs --max-replicas")
+    if least > most:
+        raise ConfigError(f"--min-replicas {least} is more than --max-replicas {most}")
+    return least, most
+
+
+def run(
+    wanted: Wanted,
+    model: str,
+    loading: dict[str, Any],
+    settings: Settings,
+    counts: tuple[int, int],
+) -> None:
+    """Serve until a signal. Raises ConfigError and DependencyError."""
+    os.environ.update(QUIET)  # before ray is imported
+    try:
+        import ray  # noqa: F401
+        from ray import serve  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            f"--replicas needs Ray Serve ({error.name}): pip install 'unmask[serve,ray]'"
+        ) from None
+    from unmask.models import torch_device
+    from unmask.server import ray as replicas
+
+    port = free_port(wanted.host, wanted.port)
+    plan = replicas.Plan(
+        model=model,
+        loading=loading,
+        settings=settings,
+        max_batch=wanted.max_num_seqs,
+        max_queue=wanted.max_queue,
+        least=counts[0],
+        most=counts[1],
+        num_cpus=replicas.cpus_for(counts[1]),
+        num_gpus=int(torch_device(wanted.device).type == "cuda"),
+        drain_timeout_s=wanted.shutdown_timeout,
+        logs_requests=wanted.log_requests,
+    )
+    said = str(counts[0]) if counts[0] == counts[1] else f"{counts[0]} to {counts[1]}"
+    host = f"[{wanted.host}]" if ":" in wanted.host else wanted.host
+
+    def ready() -> None:
+        print("ready", flush=True)
+
+    for key, value in {
+        "model": model,
+        "replicas": said,
+        "access": "API key" if settings.access.key_digest else "open",
+        "url": f"http://{host}:{port}",
+    }.items():
+        print(f"{key:<8} {value}", flush=True)
+    replicas.run(plan, wanted.host, port, ready)
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises ConfigError when it is taken."""
+    from unmask.server.process import bind
+
+    bound: socket.socket = bind(host, port)
+    with bound:
+        return int(bound.getsockname()[1])

@@ -1,0 +1,215 @@
+"""Replicas: the same app in several processes, behind Ray Serve's proxy.
+
+Every replica is a whole server of its own: model, engine, queue. The proxy sends a request to the replica
+with the fewest under way; streams and hang-ups pass through. A replica whose engine failed is replaced. A
+restart takes them in turn: each finishes what it has, and the next goes when its successor is up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST
+from ray import serve
+from ray.serve.config import BackpressureConfig
+from ray.serve.request_router import (
+    FIFOMixin,
+    PendingRequest,
+    RequestRouter,
+    RunningReplica,
+)
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from unmask.errors import EngineError
+from unmask.server.joined import joined
+from unmask.server.settings import Settings
+
+NAME = "unmask"
+LIGHT_REQUESTS = 32
+"""How many requests that decode nothing a replica answers beside those that do."""
+HEALTH_PERIOD_S = 5.0
+METRICS_TIMEOUT_S = 5.0
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+PROXY_QUEUE = 64
+"""Requests that the proxy holds when every replica has all that it takes; more are answered 429."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each replica serves and how many there are.
+
+    `loading`: what `LLM` is told beside the model; a replica gets `num_cpus` threads and `num_gpus` whole
+    devices. From `least` to `most` of them run, as many as keep each busy with `max_batch` requests.
+    """
+
+    model: str
+    loading: Mapping[str, Any]
+    settings: Settings
+    max_batch: int
+    max_queue: int
+    least: int
+    most: int
+    num_cpus: float
+    num_gpus: int
+    drain_timeout_s: float
+    logs_requests: bool
+
+
+class LeastLoaded(FIFOMixin, RequestRouter):
+    """Asks every replica how many requests it has, and takes the one with the fewest."""
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """All of them, in one rank: Serve takes the least loaded of a rank that has room.
+
+        Of equally loaded ones it takes the first, so their order is drawn.
+        """
+        if not candidate_replicas:
+            return []
+        return [random.sample(candidate_replicas, len(candidate_replicas))]
+
+
+class Replica:
+    """What Ray asks of a replica, beside the app's routes."""
+
+    app: FastAPI
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+
+    def check_health(self) -> None:
+        """Raise EngineError when the engine is dead; Ray then starts another replica."""
+        failure = self.app.state.service.engine.failure
+        if failure is not None:
+            raise EngineError(f"the engine has failed: {failure}")
+
+    def metrics_text(self) -> tuple[str, str]:
+        """The replica's name, and its metrics in Prometheus' format."""
+        text = self.app.state.service.metrics.text()
+        name = serve.get_replica_context().replica_id.unique_id
+        return name, text if isinstance(text, str) else text.decode()
+
+
+def deployment_of(plan: Plan, generation: int) -> Any:
+    """The application that Serve runs. Another `generation` of the same plan replaces its replicas."""
+
+    def build() -> FastAPI:
+        return build_app(plan)
+
+    count: dict[str, Any] = {"num_replicas": plan.least}
+    if plan.least < plan.most:
+        scaling = {
+            "min_replicas": plan.least,
+            "max_replicas": plan.most,
+            "initial_replicas": plan.least,
+            "target_ongoing_requests": plan.max_batch,
+        }
+        count = {"autoscaling_config": scaling}
+    made = serve.deployment(
+        name=NAME,
+        ray_actor_options={"num_cpus": plan.num_cpus, "num_gpus": plan.num_gpus},
+        max_ongoing_requests=plan.max_batch + plan.max_queue + LIGHT_REQUESTS,
+        max_queued_requests=PROXY_QUEUE,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        request_router_config={"request_router_class": f"{__name__}:LeastLoaded"},
+        health_check_period_s=HEALTH_PERIOD_S,
+        graceful_shutdown_timeout_s=plan.drain_timeout_s,
+        max_constructor_retry_count=1,
+        **count,
+    )
+    return made(serve.ingress(build)(Replica)).bind(generation)
+
+
+def build_app(plan: Plan) -> FastAPI:
+    """In a replica: the model, its engine and the app of both."""
+    import torch
+
+    from unmask.engine.llm import LLM
+    from unmask.engine.service import Engine
+    from unmask.server.app import create_app
+
+    logger = logging.getLogger("unmask")
+    logger.addHandler(logging.StreamHandler())  # Ray adds who says it
+    logger.setLevel(logging.INFO if plan.logs_requests else logging.WARNING)
+    logger.propagate = False
+    torch.set_num_threads(max(1, int(plan.num_cpus)))
+    llm = LLM(plan.model, **plan.loading)
+    engine = Engine(llm, max_batch=plan.max_batch, max_queue=plan.max_queue)
+    app = create_app(llm, engine, plan.settings)
+    app.router.routes.insert(0, Route("/metrics", all_metrics))  # before the replica's own
+    return app
+
+
+async def all_metrics(request: Request) -> Response:
+    """The metrics of every replica, each with a label that says whose."""
+    handle = serve.get_deployment_handle(NAME, NAME)
+    told = await handle.broadcast("metrics_text").results_async(timeout_s=METRICS_TIMEOUT_S)
+    return Response(joined(told), media_type=CONTENT_TYPE_LATEST)
+
+
+def run(plan: Plan, host: str, port: int, on_ready: Callable[[], None]) -> None:
+    """Start Ray on this machine, serve until SIGTERM or SIGINT, then drain and stop all of it.
+
+    SIGHUP restarts the replicas one after the other. Raises RuntimeError when no replica comes up.
+    """
+    wishes: list[int] = []
+    wake = threading.Event()
+
+    def wish(number: int, frame: FrameType | None) -> None:
+        wishes.append(number)
+        wake.set()
+
+    ray.init(
+        address="local",
+        namespace=NAME,
+        include_dashboard=False,
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+        _node_ip_address="127.0.0.1",
+    )
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port},
+            logging_config=QUIET,
+        )
+        generation = 0
+        serve.run(deployment_of(plan, generation), name=NAME, logging_config=QUIET)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, wish)
+        on_ready()
+        while True:
+            wake.wait()
+            wake.clear()
+            if any(number != signal.SIGHUP for number in wishes):
+                break
+            if wishes:
+                wishes.clear()
+                generation += 1
+                serve.run(deployment_of(plan, generation), name=NAME, logging_config=QUIET)
+        serve.delete(NAME)
+    finally:
+        shut_down: Callable[[], None] = serve.shutdown
+        shut_down()
+        ray.shutdown()
+
+
+def cpus_for(most: int) -> float:
+    """What each of `most` replicas may have of this machine's cores."""
+    cores = os.cpu_count() or 1
+    return float(cores // most) if cores >= most else round(cores / most, 2)
