@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_llm, trace_of
+from tiny import KNOWN, MASK, VOCAB, confidences_of, tiny_llm, trace_of, want
 
 from unmask import LLM, decoders
 from unmask.engine.options import configure
@@ -108,8 +108,14 @@ def test_sdar_decodes_so_beside_prompts_of_other_lengths(name, cache, llm_of, pa
 # The rules, against a plain loop over whole forwards
 
 
-def naive(llm, prompt, gen_length, *, length, tau, least=None, first_alone=False):
-    """Forward by forward, which (slot, token) a family's sampler commits, without any cache."""
+def inside(trace, end):
+    """What each forward commits of the answer, without the surplus and the forwards of it alone."""
+    kept = [[item for item in step if item[0] < end] for step in trace]
+    return [step for step in kept if step]
+
+
+def naive(llm, prompt, gen_length, *, length, tau, least=None):
+    """Forward by forward, which (slot, token) LLaDA2.0's rule commits, without any cache."""
     spec = llm.spec
     ids = list(prompt) + [spec.mask_id] * gen_length
     open_ = [False] * len(prompt) + [True] * gen_length
@@ -119,16 +125,15 @@ def naive(llm, prompt, gen_length, *, length, tau, least=None, first_alone=False
         while masked := [slot for slot in inside if open_[slot]]:
             shares = llm.model(torch.tensor([ids]))[0].double().softmax(-1)
             shares[:, forbidden] = 0  # never proposed, but the confidence stays the model's own
+            shares = shares.float()  # where near-certain tokens are certain, as in the references
             if spec.shift_logits:
                 shares = torch.cat((shares[:1], shares[:-1]))
             top = shares.max(-1)
             sure = {slot: float(top.values[slot]) for slot in masked}
-            chosen = [slot for slot in masked if sure[slot] >= tau]
+            chosen = [slot for slot in masked if sure[slot] > tau]
             need = 1 if least is None or step >= len(least) else least[step]
             if len(chosen) < min(need, len(masked)):
                 chosen = sorted(masked, key=lambda slot: -sure[slot])[:need]
-            if first_alone and masked[0] % spec.block_size == 0:
-                chosen = masked[:1]
             trace.append(sorted((slot, int(top.indices[slot])) for slot in chosen))
             for slot, token in trace[-1]:
                 ids[slot], open_[slot] = token, False
@@ -136,10 +141,52 @@ def naive(llm, prompt, gen_length, *, length, tau, least=None, first_alone=False
     return trace
 
 
+def fast_dllm_v2(llm, prompt, gen_length, *, small, tau):
+    """Forward by forward, what Fast-dLLM v2's sampler commits, in its own terms.
+
+    The text grows by whole blocks, of which the first begins with the prompt's tail. A forward over a block
+    that is full says the next block's first token; sub-blocks follow from left to right, and inside one all
+    tokens above tau and the surest are committed. The forward sees nothing beyond its block.
+    """
+    size, trace = llm.spec.block_size, []
+
+    def shares(text):
+        rows = llm.model(torch.tensor([text]))[0].softmax(-1)
+        rows[:, llm.vocabulary.forbidden] = 0
+        return rows
+
+    text = list(prompt)
+    end = len(prompt) + gen_length
+    while len(text) < end:
+        if len(text) % size == 0:
+            text.append(int(shares(text)[-1].argmax()))
+            trace.append([(len(text) - 1, text[-1])])
+        block = range(len(text) // size * size, (len(text) // size + 1) * size)
+        is_open = {slot: slot >= len(text) for slot in block}
+        text += [llm.spec.mask_id] * (block.stop - len(text))
+        for first in range(block.start, block.stop, small):
+            while masked := [slot for slot in range(first, first + small) if is_open[slot]]:
+                rows = shares(text)[[slot - 1 for slot in masked]]
+                best = rows.max(-1)
+                chosen = (best.values > tau).tolist()
+                chosen[int(best.values.argmax())] = True
+                trace.append([])
+                for slot, token, is_chosen in zip(
+                    masked, best.indices.tolist(), chosen, strict=True
+                ):
+                    if is_chosen:
+                        text[slot], is_open[slot] = token, False
+                        trace[-1].append((slot, token))
+                if block.stop >= end and not any(is_open[slot] for slot in block if slot < end):
+                    return trace
+    return trace
+
+
 @pytest.mark.parametrize("cache", ["none", "block_causal"])
+@pytest.mark.parametrize("tau", [0.2, 0.9, 1.0])
 @pytest.mark.parametrize("prompt", [[7, 8, 9], [5] * 16, list(range(21))], ids=len)
-def test_fast_dllm_v2_decodes_sub_blocks_and_each_first_token_alone(prompt, cache):
-    llm = tiny_llm("dream", seed=2, block_size=16)
+def test_fast_dllm_v2_decodes_sub_blocks_and_each_first_token_alone(prompt, tau, cache):
+    llm = tiny_llm("dream", seed=2, sure=6.0, block_size=16)
     out = llm.generate(
         [prompt, [1]],
         cache=cache,
@@ -148,13 +195,40 @@ def test_fast_dllm_v2_decodes_sub_blocks_and_each_first_token_alone(prompt, cach
         return_trace=True,
         preset="fast_dllm_v2",
         block_length=4,
-        threshold=0.2,
-        whole_blocks=False,
+        threshold=tau,
     )[0]
-    wanted = naive(llm, prompt, 30, length=4, tau=0.2, first_alone=True)
-    assert trace_of(out) == wanted
-    assert any(len(step) > 1 for step in wanted)
-    assert len(wanted) < 30
+    wanted = fast_dllm_v2(llm, prompt, 30, small=4, tau=tau)
+    assert inside(trace_of(out), len(prompt) + 30) == inside(wanted, len(prompt) + 30)
+    assert any(len(step) > 1 for step in wanted) == (tau < 1)
+
+
+CERTAIN = {"llada2": {"block_steps": 4}, "sdar": {"block_steps": 4}, "fast_dllm_v2": {}}
+
+
+@pytest.mark.parametrize("preset", CERTAIN)
+def test_no_certainty_passes_a_threshold_of_one_in_the_families_own_samplers(preset):
+    """They ask for more than the threshold; Fast-dLLM for as much."""
+    llm = want(tiny_llm("llada", seed=2, block_size=8), 7, by=200.0)
+    options = {"gen_length": 16, "stop_at_eos": False, "return_trace": True, "threshold": 1.0}
+    own = llm.generate([[1] * 8], preset=preset, **options, **CERTAIN[preset])[0]
+    assert set(confidences_of(own)) == {1.0}
+    most = {"llada2": 2, "sdar": 2, "fast_dllm_v2": 1}[preset]
+    assert {len(step) for step in trace_of(own)} == {most}
+    other = llm.generate([[1] * 8], preset=preset, comparator="ge", **options, **CERTAIN[preset])[0]
+    assert other.num_forwards < own.num_forwards
+
+
+@pytest.mark.parametrize(
+    ("gen_length", "per_forward"), [(2, [4, 4]), (3, [3, 3, 2]), (4, [2] * 4), (8, [1] * 8)]
+)
+def test_llada2_takes_no_more_forwards_a_block_than_the_answer_has_tokens(gen_length, per_forward):
+    llm = tiny_llm("llada", seed=4, block_size=8)
+    knobs = {"gen_length": gen_length, "threshold": 1.0, "stop_at_eos": False, "return_trace": True}
+    out = llm.generate([[5] * 8], preset="llada2", **knobs)[0]
+    wanted = naive(llm, [5] * 8, 8, length=8, tau=1.0, least=per_forward)
+    assert inside(trace_of(out), 8 + gen_length) == inside(wanted, 8 + gen_length)
+    free = llm.generate([[5] * 8], preset="llada2", minimal_topk=None, **knobs)[0]
+    assert free.num_forwards >= out.num_forwards
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
@@ -238,6 +312,35 @@ def test_every_decoder_decodes_the_same_with_the_exact_cache(decoder, network):
         assert one.num_forced == other.num_forced == 0
 
 
+SHARED = ("dream", "joint_threshold", "klass", "speculative", "threshold", "wino")
+"""`test_properties.py` has all decoders on bidirectional dense networks; these differ most."""
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("decoder", SHARED)
+def test_a_row_does_not_depend_on_its_neighbors_in_any_network(decoder, network):
+    family, changes = NETWORKS[network]
+    llm = tiny_llm(family, seed=5, block_size=4, **changes)
+    prompts = [[7, 8, 9], [1, 2], [5] * 6]
+    options = {"gen_length": 10, "return_trace": True, **KNOBS.get(decoder, {})}
+    together = llm.generate(prompts, decoder, "auto", **options)
+    for prompt, row in zip(prompts, together, strict=True):
+        alone = llm.generate([prompt], decoder, "auto", **options)[0]
+        assert trace_of(alone) == trace_of(row)
+        assert alone.canvas_ids == row.canvas_ids
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("decoder", SHARED)
+def test_the_mask_and_padded_rows_are_never_proposed_in_any_network(decoder, network):
+    family, changes = NETWORKS[network]
+    llm = want(tiny_llm(family, seed=5, block_size=4, **changes), MASK, *range(KNOWN, VOCAB))
+    out = llm.generate([[7, 8, 9]], decoder, gen_length=10, **KNOBS.get(decoder, {}))[0]
+    assert max(out.canvas_ids) < KNOWN
+    assert MASK not in out.canvas_ids
+    assert len(out.canvas_ids) == 13
+
+
 @pytest.mark.parametrize("decoder", ["vanilla", "threshold", "joint_threshold"])
 @pytest.mark.parametrize("gen_length", [1, 5, 6, 13])
 def test_whole_blocks_are_a_longer_canvas_that_is_cut(decoder, gen_length):
@@ -259,10 +362,16 @@ def test_whole_blocks_are_a_longer_canvas_that_is_cut(decoder, gen_length):
 @pytest.mark.parametrize(
     ("preset", "knobs"),
     [
-        ("llada2", {"threshold": 0.95, "block_steps": 32}),
+        (
+            "llada2",
+            {"threshold": 0.95, "comparator": "gt", "block_steps": 32, "minimal_topk": 1},
+        ),
         ("llada2_1", {"threshold": 0.95, "edit_threshold": 0.9, "max_post_edit_steps": 16}),
-        ("sdar", {"threshold": 0.85}),
-        ("fast_dllm_v2", {"block_length": 8, "threshold": 0.95, "first_alone": True}),
+        ("sdar", {"threshold": 0.85, "comparator": "gt"}),
+        (
+            "fast_dllm_v2",
+            {"block_length": 8, "threshold": 0.9, "comparator": "gt", "first_alone": True},
+        ),
     ],
 )
 def test_a_preset_is_a_decoder_with_its_knobs(preset, knobs):
@@ -277,7 +386,7 @@ def test_a_preset_is_a_decoder_with_its_knobs(preset, knobs):
 def test_a_given_knob_wins_over_the_presets():
     llm = tiny_llm(block_size=8)
     out = llm.generate([[7]], "threshold", gen_length=16, preset="sdar", threshold=0.5)[0]
-    assert out.method == "threshold(whole_blocks=True, threshold=0.5)"
+    assert out.method == "threshold(whole_blocks=True, threshold=0.5, comparator=gt)"
 
 
 @pytest.mark.parametrize(
@@ -289,6 +398,9 @@ def test_a_given_knob_wins_over_the_presets():
         ({"preset": "sdar"}, ("whole_blocks=True", "no blocks")),
         ({"decoder": "prophet", "inner": "threshold", "whole_blocks": True}, ("whole_blocks",)),
         ({"decoder": "threshold", "block_steps": 0}, ("block_steps=0",)),
+        ({"decoder": "threshold", "minimal_topk": 1}, ("minimal_topk=1", "block_steps")),
+        ({"decoder": "threshold", "block_steps": 2, "minimal_topk": 0}, ("minimal_topk=0",)),
+        ({"decoder": "threshold", "comparator": ">"}, ("comparator", "ge", "gt")),
         ({"decoder": "threshold", "first_alone": True}, ("first_alone=True",)),
         ({"steps": 4, "block_steps": 4}, ("steps=4", "block_steps=4")),
         ({"block_steps": 0}, ("block_steps=0",)),

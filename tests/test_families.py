@@ -232,7 +232,46 @@ def test_llada2_norms_heads_unless_told_otherwise_and_reads_both_spellings_of_ro
     nested = {"rope_theta": 7e5, "partial_rotary_factor": 0.25}
     spec = llada2.spec_from_config(newer | {"rope_parameters": nested})
     assert (spec.rope_theta, spec.rotary_dim) == (7e5, 32)
-    assert llada2.spec_from_config(newer).rotary_dim == 128
+    assert llada2.spec_from_config(newer).rotary_dim == 64, "their class's factor is a half"
+    whole = llada2.spec_from_config(newer | {"partial_rotary_factor": 1.0})
+    assert whole.rotary_dim is None
+
+
+@pytest.mark.parametrize("key", ["delete_token_id", "split_token_id"])
+def test_llada2_2_is_told_apart_by_the_tokens_that_edit_and_refused_by_name(key, folder):
+    folder("llada2_moe").write(**{key: 900}).refused("LLaDA2.2", key, "900", "LLaDA2.1")
+    assert folder("llada2_moe").write(**{key: None}).load()
+
+
+def test_the_weight_of_llada2s_only_expert_is_not_normalized():
+    assert llada2.spec_from_config(LLADA2_MINI).experts.renormalize
+    assert not llada2.spec_from_config(LLADA2_MINI | {"num_experts_per_tok": 1}).experts.renormalize
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "llada", "dream"])
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_rope_in_a_mapping_is_read_and_refused_where_it_is_not_the_plain_one(family, key, folder):
+    checkpoint = folder(family)
+    theta = checkpoint.config["rope_theta"]
+    plain = checkpoint.write().load().spec
+    nested = {"rope_type": "default", "rope_theta": theta}
+    assert checkpoint.write(**{key: nested}).load().spec == plain
+    assert checkpoint.write(**{key: {"type": "default"}}).load().spec == plain
+    other = checkpoint.write(**{key: nested | {"rope_theta": 7e5}, "rope_theta": ABSENT}).load()
+    assert other.spec.rope_theta == 7e5
+    checkpoint.write(**{key: {"rope_theta": 7e5}}).refused(f"{key}.rope_theta=700000.0", "agree")
+    checkpoint.write(**{key: {"rope_type": "yarn", "factor": 4.0}}).refused(key, "yarn")
+    checkpoint.write(**{key: {"type": "linear", "factor": 4.0}}).refused(key, "linear")
+    checkpoint.write(**{key: {"mrope_section": [2, 3, 3]}}).refused(key, "mrope_section")
+    checkpoint.write(**{key: "default"}).refused(key, "object")
+    factor = {"partial_rotary_factor": 0.25}
+    checkpoint.write(**{key: nested | factor}).refused(f"{key}.partial_rotary_factor=0.25")
+
+
+@pytest.mark.parametrize("family", ["llada", "llada_moe", "llada2_moe", "sdar", "fast_dllm_v2"])
+def test_a_word_where_true_or_false_belongs_is_refused(family, folder):
+    key = "weight_tying" if family == "llada" else "tie_word_embeddings"
+    folder(family).write(**{key: "false"}).refused(key, "'false'", "true or false")
 
 
 # the tiny checkpoints, spoiled or stored in another way
@@ -479,7 +518,7 @@ def test_a_missing_key_is_named(family, folder):
         folder(family).write(**{key: ABSENT}).refused(key)
 
 
-@pytest.mark.parametrize("key", ["topk_group", "routed_scaling_factor", "num_experts"])
+@pytest.mark.parametrize("key", ["n_group", "topk_group", "routed_scaling_factor", "num_experts"])
 def test_a_missing_key_of_llada2s_router_is_named(key, folder):
     folder("llada2_moe").write(**{key: ABSENT}).refused(key)
 
@@ -495,7 +534,15 @@ REFUSED = [
     ("llada2_moe", "score_function", "softmax"),
     ("llada2_moe", "norm_topk_prob", False),
     ("llada2_moe", "use_bias", True),
-    ("llada2_moe", "use_qkv_bias", True),
+    ("llada2_moe", "use_sliding_window", True),
+    ("llada2_moe", "layer_types", ["full_attention", "sliding_attention"]),
+    ("llada_moe", "layer_types", ["sliding_attention"]),
+    ("dream", "layer_types", ["sliding_attention"]),
+    ("dream", "partial_rotary_factor", 0.5),
+    ("sdar", "partial_rotary_factor", 0.5),
+    ("fast_dllm_v2", "rotary_dim", 8),
+    ("llada", "partial_rotary_factor", 0.5),
+    ("llada", "rope_scaling", {"type": "linear"}),
     ("llada2_moe", "norm_head", True),
     ("llada2_moe", "using_split_qkv_in_self_attention", True),
     ("llada2_moe", "n_group", 3),

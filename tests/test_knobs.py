@@ -132,3 +132,16 @@ def test_decoders_and_caches_are_found_by_their_files():
 def test_a_name_that_is_no_decoder_is_refused(name):
     with pytest.raises(ConfigError, match="unknown decoder"):
         decoders.decoder_class(name)
+
+
+def test_optional_text_stays_as_written_and_null_is_none():
+    @dataclasses.dataclass
+    class Settings:
+        folder: str | None = None
+
+    assert set_field(Settings, "folder", "2026") == "2026"
+    assert set_field(Settings, "folder", "true") == "true"
+    assert set_field(Settings, "folder", "null") is None
+    assert set_field(Settings, "folder", None) is None
+    with pytest.raises(ConfigError, match="folder=7 must be text"):
+        set_field(Settings, "folder", 7)

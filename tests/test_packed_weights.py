@@ -9,6 +9,7 @@ from tiny import tiny_llm, tiny_model
 from unmask import LLM
 from unmask.errors import ConfigError
 from unmask.models import _packed_weights as packing
+from unmask.models.spec import ExpertSpec
 
 
 @pytest.fixture
@@ -65,6 +66,36 @@ def test_gradients_go_through_the_plain_kernel(everything_is_large):
     x = torch.randn(4, model.spec.d_model, requires_grad=True)
     linear(x).sum().backward()
     assert torch.allclose(x.grad, linear.weight.sum(dim=0).expand(4, -1), atol=1e-5)
+
+
+EXPERTS = ExpertSpec(num_experts=6, num_chosen=3, d_ff=24, score="softmax", renormalize=True)
+
+
+def test_packed_experts_say_the_same_and_each_used_one_multiplies_once(
+    everything_is_large, monkeypatch
+):
+    plain, model = (tiny_model("llada", 2, experts=EXPERTS) for _ in range(2))
+    packing.pack_weights(model)
+    bank = model.layers[1].ffn.experts
+    assert isinstance(bank.gate, packing.PackedStack)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert float((model(ids) - plain(ids)).abs().max()) <= 1e-5
+        x, seen = torch.randn(7, model.spec.d_model), []
+        times = packing.PackedStack.times
+        monkeypatch.setattr(
+            packing.PackedStack,
+            "times",
+            lambda self, expert, rows: seen.append((id(self), expert)) or times(self, expert, rows),
+        )
+        model.layers[1].ffn(x)
+        assert len(seen) == len(set(seen)) == 3 * len({expert for _, expert in seen})
+    bank.up.weight.mul_(2)
+    with torch.inference_mode():
+        rows = x[:, : bank.up.weight.shape[-1]]
+        wanted = torch.nn.functional.linear(rows, bank.up.weight[3])
+        assert torch.equal(bank.up.times(3, rows), wanted), "not from the old copy"
 
 
 def test_packing_on_demand_is_refused_where_it_has_no_effect():

@@ -4,7 +4,9 @@
     ├── ConfigError      an option, knob or recipe value that is not allowed
     ├── ModelError       a checkpoint that cannot be found, read or understood
     ├── PromptError      a prompt that cannot be decoded (empty, too long, no tokenizer)
-    └── DependencyError  an optional package that this feature needs is missing
+    ├── DependencyError  an optional package that this feature needs is missing
+    ├── CapacityError    the engine takes no more requests now
+    └── EngineError      the engine has failed and answers nothing any more
 
 Every message shows the value, says what is allowed and what to do. The command line prints it as one
 line and exits with status 2.
@@ -34,6 +36,18 @@ class PromptError(UnmaskError, ValueError):
 
 class DependencyError(UnmaskError, ImportError):
     """A package that a feature needs is not installed."""
+
+
+class CapacityError(UnmaskError):
+    """The engine takes no more requests now; try again after `retry_after_s` seconds (an estimate)."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineError(UnmaskError):
+    """The engine has failed and answers nothing any more; `__cause__` says why."""
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str], owner: str = "") -> ConfigError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import numbers
 import types
 import typing
@@ -16,9 +17,12 @@ from unmask.errors import ConfigError
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def knob(default: Any, help: str) -> Any:
-    """A dataclass field with its description (unit, range, source, extremes)."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def knob(default: Any, help: str, tune: tuple[float, float] | None = None) -> Any:
+    """A dataclass field with its description (unit, range, source, extremes).
+
+    `tune`: the range that `unmask tune` searches, for knobs that trade quality for speed.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "tune": tune})
 
 
 def field_names(cls: type[Any]) -> set[str]:
@@ -33,6 +37,14 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and value < least:
         raise ConfigError(f"{name}={value} must be at least {least}")
     return int(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """`value` as a float. Raises ConfigError when it is not a finite number above 0."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 < float(value) < math.inf:
+        raise ConfigError(f"{name}={value!r} must be a number above 0")
+    return float(value)
 
 
 def read_value(value: Any) -> Any:
@@ -52,6 +64,8 @@ def set_field(cls: type[Any], name: str, value: Any) -> Any:
     str, tuples of one of them, Literal strings, and any of these or None.
     """
     hint = typing.get_type_hints(cls)[name]
+    if isinstance(value, str) and _is_text_or_none(hint):
+        return None if value.lower() in ("null", "~", "") else value
     if isinstance(value, str) and not _takes_text(hint):
         try:
             value = yaml.safe_load(value)
@@ -62,6 +76,11 @@ def set_field(cls: type[Any], name: str, value: Any) -> Any:
 
 def _takes_text(hint: Any) -> bool:
     return hint is str or typing.get_origin(hint) is typing.Literal
+
+
+def _is_text_or_none(hint: Any) -> bool:
+    """Text stays as it is written, numbers too (a folder called 2026); only null is no text."""
+    return set(typing.get_args(hint)) == {str, type(None)}
 
 
 def _convert(name: str, hint: Any, value: Any) -> Any:

@@ -33,12 +33,15 @@ def quota(scores: Floats, k: int) -> Ints:
     return ranking(scores)[: max(1, k)]
 
 
-def threshold(scores: Floats, confidence: Floats, tau: float, least: int = 1) -> Ints:
+def threshold(
+    scores: Floats, confidence: Floats, tau: float, least: int = 1, *, strict: bool = False
+) -> Ints:
     """Every candidate with `confidence >= tau`, or the `least` surest ones when those are fewer.
 
-    Source: Fast-dLLM, arXiv:2505.22618, Algorithm 1; with `least`, LLaDA2.0, arXiv:2512.15745.
+    `strict`: with `confidence > tau`. Source: Fast-dLLM, arXiv:2505.22618, Algorithm 1; with `least`,
+    LLaDA2.0, arXiv:2512.15745.
     """
-    passed = np.flatnonzero(confidence >= tau)
+    passed = np.flatnonzero(confidence > tau if strict else confidence >= tau)
     return passed if len(passed) >= min(least, len(scores)) else ranking(scores)[:least]
 
 

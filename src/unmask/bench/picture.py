@@ -121,7 +121,7 @@ def draw(report: Report, path: Path, x: str = "tokens_per_s") -> None:
     _words(figure, axes, report)
     canvas.draw()  # type: ignore[no-untyped-call, unused-ignore]
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call, unused-ignore]
-    _label(axes, renderer, shown)
+    label_points(axes, renderer, shown)
     figure.set_layout_engine("none")
     figure.savefig(path, dpi=DPI)
 
@@ -190,7 +190,7 @@ def _words(figure: Any, axes: Any, report: Report) -> None:
     )
 
 
-def _label(axes: Any, renderer: Any, shown: Sequence[Point]) -> None:
+def label_points(axes: Any, renderer: Any, shown: Sequence[Point]) -> None:
     """Write every name where it hides least, with a line to its point."""
     centers = [tuple(axes.transData.transform((point.x, point.y))) for point in shown]
     inside = Box(*axes.get_window_extent(renderer).extents)

@@ -65,11 +65,16 @@ class Plan:
     """Which slots the next forward computes (ascending).
 
     `watched`: tell each slot's importance afterwards. `layers`: the layers after the first compute less.
+    Of a cache that may be paged: `known` slots from the left have their final keys already, `final` have
+    them after the forward; `end`: no query sees the slots from there on.
     """
 
     queries: Ints
     watched: bool = False
     layers: Layers | None = None
+    known: int = 0
+    final: int = 0
+    end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

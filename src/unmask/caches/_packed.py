@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unmask.caches._paged import PageStore, Table
 from unmask.caches._rollout import head_mean
 from unmask.caches.store import Store
 from unmask.canvas import NO_SLOTS, Ints
@@ -30,7 +31,7 @@ class Lane:
     `positions` of its queries: those of `slots`, then those of the twins, each of which is blind to
     `twins` (of equal length) and sees other twins if `twins_meet`. `kept`: keys and values go to the
     store and the others come from there; without it, `slots` are the whole canvas. `watched`: who
-    attended to whom is told.
+    attended to whom is told. `table`: it is kept in pages, where slots before `known` are not written.
     """
 
     row: int
@@ -41,14 +42,19 @@ class Lane:
     twins_meet: bool = True
     kept: bool = True
     watched: bool = False
+    table: Table | None = None
+    known: int = 0
+
+    @property
+    def shape(self) -> tuple[bool, bool, bool, int, int]:
+        """Lanes that differ in it cannot share a run."""
+        paged = self.table is not None
+        return self.kept, paged, self.watched, len(self.slots), len(self.twins)
 
     def follows(self, other: Lane) -> bool:
         """Whether attention can take both at once."""
-        return (
-            self.row == other.row + 1
-            and (len(self.slots), len(self.twins)) == (len(other.slots), len(other.twins))
-            and (self.kept, self.watched) == (other.kept, other.watched)
-        )
+        anywhere = self.table is not None or not self.kept
+        return self.shape == other.shape and (anywhere or self.row == other.row + 1)
 
 
 class Run:
@@ -66,8 +72,9 @@ class Run:
         self.length = max(lane.length for lane in lanes)
         self.kept, self.watched = first.kept, first.watched
         slots = np.stack([lane.slots for lane in lanes])
-        self.to = _as_slice(slots)
-        if self.to is None:
+        self.places: Tensor | slice | None = self._places(device)
+        self.to = _as_slice(slots) if self.places is None else None
+        if self.to is None and self.places is None and self.kept:
             rows = torch.arange(first.row, first.row + self.count, device=device)
             self.row_index, self.slot_index = rows[:, None], torch.from_numpy(slots).to(device)
         self.visible = self._visible(block_size, device)
@@ -78,6 +85,8 @@ class Run:
         """Write what the queries `(b, n, G, A)` bring; `(b, G, K, A)` of all that is seen."""
         if not self.kept:
             return k.transpose(1, 2), v.transpose(1, 2)
+        if self.places is not None:
+            return self._paged(layer, k, v)
         assert store is not None, "what is kept has a place"
         behind = slice(self.length, self.length + self.num_twins)
         seen = []
@@ -91,6 +100,29 @@ class Run:
                 stored[self.rows, :, behind] = new[:, self.num_slots :].transpose(1, 2)
             seen.append(stored[self.rows, :, : self.length + self.num_twins])
         return seen[0], seen[1]
+
+    def _places(self, device: torch.device) -> Tensor | slice | None:
+        """Where in the pages the slots of each row are, `(b, K)`; where a row ends, any place will do."""
+        tables = [lane.table for lane in self.lanes if lane.table is not None]
+        if not tables:
+            return None
+        found = np.zeros((self.count, self.length), dtype=np.int64)
+        for row, (table, lane) in enumerate(zip(tables, self.lanes, strict=True)):
+            found[row, : lane.length] = table.places[: lane.length]
+        if self.count == 1 and (np.diff(found[0]) == 1).all():  # pages need not be in order
+            return slice(int(found[0, 0]), int(found[0, 0]) + self.length)
+        return torch.from_numpy(found).to(device)
+
+    def _paged(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As `keys_and_values`, from the pages, where the new ones are already."""
+        table = self.lanes[0].table
+        assert table is not None, "made so"
+        assert self.places is not None, "made so"
+        seen = table.store.read(layer, self.places)
+        if self.num_twins:
+            twins = (k[:, self.num_slots :], v[:, self.num_slots :])
+            seen = (torch.cat((seen[0], twins[0]), 1), torch.cat((seen[1], twins[1]), 1))
+        return seen[0].transpose(1, 2), seen[1].transpose(1, 2)
 
     def _visible(self, block_size: int | None, device: torch.device) -> Tensor | None:
         """Who sees whom, `(b, 1, n, K)`; None when everyone sees everyone."""
@@ -131,8 +163,10 @@ class Packed:
         self.lanes, self.store, self.device = lanes, store, device
         self.maps: dict[int, list[Tensor]] = {lane.row: [] for lane in lanes if lane.watched}
         self.runs = self._runs(block_size)
+        self.written = self._written()
         if store is not None:
-            store.reserve(max((run.length + run.num_twins for run in self.runs), default=0))
+            sizes = [run.length + run.num_twins for run in self.runs if run.places is None]
+            store.reserve(max(sizes, default=0))
 
     def _runs(self, block_size: int | None) -> list[Run]:
         groups: list[list[Lane]] = []
@@ -147,6 +181,21 @@ class Packed:
             start = runs[-1].packed.stop
         return runs
 
+    def _written(self) -> tuple[PageStore, Tensor, Tensor] | None:
+        """The pages that are written, which queries go there, and where to."""
+        sources, targets, start, store = list[Ints](), list[Ints](), 0, None
+        for lane in self.lanes:
+            if lane.table is not None:
+                store = lane.table.store
+                new = np.flatnonzero(lane.slots >= lane.known)
+                sources.append(new + start)
+                targets.append(lane.table.places[lane.slots[new]])
+            start += len(lane.positions)
+        if store is None:
+            return None
+        at = [torch.from_numpy(np.concatenate(each)).to(self.device) for each in (sources, targets)]
+        return store, at[0], at[1]
+
     def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
         """The block as it is."""
         result: Tensor = layer(x, rotary, self)
@@ -154,6 +203,9 @@ class Packed:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of all runs, `(N, H, A)`."""
+        if self.written is not None:
+            pages, sources, targets = self.written
+            pages.write(layer, targets, k[sources], v[sources])
         found = [self._attend(run, layer, q, k, v) for run in self.runs]
         return found[0] if len(found) == 1 else torch.cat(found)
 

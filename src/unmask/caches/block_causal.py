@@ -14,7 +14,6 @@ from typing import ClassVar
 import numpy as np
 
 from unmask.caches import Plan, Seen
-from unmask.caches._slots import edited
 from unmask.canvas import Ask, Canvas, Ints, ModelFacts
 from unmask.errors import ConfigError
 
@@ -33,6 +32,8 @@ class BlockCausal:
 
     stores: ClassVar[bool] = True
     exact: ClassVar[bool] = True
+    pageable: ClassVar[bool] = True
+    """Final keys depend on the slots to their left alone: they may lie in shared pages."""
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Final:
         """Nothing is final. Raises ConfigError for a model that is not block-causal."""
@@ -47,19 +48,45 @@ class BlockCausal:
         """Blocks from the first that is not final to the last one asked for."""
         size = state.block_size
         asked = max(int(rows.max(initial=0)), int(ask.twins.max(initial=0)))
-        end = min((asked // size + 1) * size, len(canvas))
+        end = min(max((asked // size + 1) * size, state.num_final), len(canvas))
         queries = np.union1d(np.arange(min(state.num_final, end), end), rows)
-        open_ = canvas.open_slots()
-        complete = int(open_[0]) if len(open_) else len(canvas)
-        final = max(state.num_final, min(complete, end) // size * size)
-        return Plan(queries), replace(state, num_final=final)
+        final = max(state.num_final, min(complete_slots(canvas), end) // size * size)
+        plan = Plan(queries, known=state.num_final, final=final, end=end)
+        return plan, replace(state, num_final=final)
 
     def observe(self, before: Canvas, after: Canvas, seen: Seen, state: Final) -> Final:
-        """Blocks from the first changed one on are not final."""
-        changed = np.flatnonzero(edited(before, after))
-        first = int(changed[0]) if len(changed) else len(after)
-        first = min(first, len(before), len(after)) // state.block_size * state.block_size
+        """Blocks from the first changed, moved or missing slot on are not final."""
+        common = min(len(before), len(after))
+        changed = (
+            (before.uid[:common] != after.uid[:common])
+            | (before.tokens[:common] != after.tokens[:common])
+            | (before.open[:common] != after.open[:common])
+        )
+        first = int(changed.argmax()) if changed.any() else common
+        first = first // state.block_size * state.block_size
         return replace(state, num_final=min(state.num_final, first))
+
+    def known(self, num_slots: int, state: Final) -> Final:
+        """The state when the keys of the first `num_slots` slots are there, whoever computed them."""
+        return replace(state, num_final=num_slots // state.block_size * state.block_size)
+
+    def ahead(self, canvas: Canvas, state: Final, most: int) -> tuple[Plan, Final] | None:
+        """The next whole blocks of decided slots, about `most` slots, to be computed ahead of their use.
+
+        None if there are none. Nothing is read from such a forward: a long prompt is taken in parts.
+        """
+        size = state.block_size
+        end = state.num_final + max(1, most // size) * size
+        if end > complete_slots(canvas):
+            return None
+        plan = Plan(np.arange(state.num_final, end), known=state.num_final, final=end, end=end)
+        return plan, replace(state, num_final=end)
+
+
+def complete_slots(canvas: Canvas) -> int:
+    """Slots left of the first open one."""
+    open_ = canvas.open_slots()
+    return int(open_[0]) if len(open_) else len(canvas)
 
 
 CACHE = BlockCausal

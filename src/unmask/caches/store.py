@@ -49,32 +49,31 @@ class Store:
     @property
     def bytes_per_slot(self) -> int:
         """Bytes of all layers."""
-        return sum(t[0, :, 0].nbytes for tensors in self.tensors for t in tensors)
+        return sum(_slot_bytes(t) for tensors in self.tensors for t in tensors)
 
     @property
     def bytes_of_keys(self) -> int:
         """Bytes of all layers' keys and values."""
-        return sum(t[0, :, 0].nbytes for tensors in (self.keys, self.values) for t in tensors)
+        return sum(_slot_bytes(t) for tensors in (self.keys, self.values) for t in tensors)
 
     @torch.inference_mode()
-    def reserve(self, slots: int) -> None:
+    def reserve(self, slots: int, rows: int = 0) -> None:
         """Make room."""
-        more = slots - self.slots
-        if more <= 0:
+        if slots <= self.slots and rows <= len(self.keys[0]):
             return
         for tensors in self.tensors:
             for layer, tensor in enumerate(tensors):
-                rows, heads, _, width = tensor.shape
-                tensors[layer] = torch.cat(
-                    (tensor, tensor.new_zeros(rows, heads, more, width)), dim=2
-                )
+                old_rows, heads, old_slots, width = tensor.shape
+                shape = (max(rows, old_rows), heads, max(slots, old_slots), width)
+                tensors[layer] = tensor.new_zeros(shape)
+                tensors[layer][:old_rows, :, :old_slots] = tensor
 
     @torch.inference_mode()
-    def move_row(self, source: int, target: int) -> None:
-        """Copy one row over another (a finished one)."""
+    def move_row(self, source: int, target: int, slots: int) -> None:
+        """Copy the first slots of one row over another (a finished one)."""
         for tensors in self.tensors:
             for tensor in tensors:
-                tensor[target] = tensor[source]
+                tensor[target, :, :slots] = tensor[source, :, :slots]
 
     @torch.inference_mode()
     def move_slots(self, row: int, sources: Ints, targets: Ints) -> None:
@@ -90,6 +89,10 @@ class Store:
                     if tensors is self.keys:
                         moved = rotary(moved.float()).to(tensor.dtype)
                     tensor[row, :, to] = moved
+
+
+def _slot_bytes(tensor: Tensor) -> int:
+    return tensor.shape[1] * tensor.shape[3] * tensor.element_size()
 
 
 def _in_order(sources: Ints, targets: Ints) -> Iterator[tuple[Ints, Ints]]:

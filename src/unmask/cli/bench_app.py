@@ -125,6 +125,42 @@ def _bench_cache(
     command.cache(caches, decoder, (model or "demo", dtype, device), setting, as_json)
 
 
+@bench.command("quantize")
+def _bench_quantize(
+    forms: Annotated[
+        str,
+        typer.Option(
+            "--forms",
+            metavar="LIST",
+            help="float32, bfloat16, int8, int8-bfloat16, int4, with commas between; the first is the "
+            "reference.",
+        ),
+    ] = "float32,bfloat16,int8,int8-bfloat16,int4",
+    model: ModelFlag = None,
+    decoder: Annotated[
+        str, typer.Option("--decoder", "-d", metavar="D", help="One decoder, knobs in brackets.")
+    ] = "threshold",
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="Prompts.")] = 50,
+    repeat: Annotated[
+        int, typer.Option("--repeat", metavar="N", help="Five timed forwards each.")
+    ] = 4,
+    as_json: JsonFileFlag = None,
+) -> None:
+    """Weigh a model in fewer bits (CPU): bytes, peak memory, time of a forward, agreement, accuracy."""
+    from unmask.cli import bench_quantize as command
+
+    setting = {
+        "task": "word_problem",
+        "limit": limit,
+        "gen_length": None,
+        "block_length": 32,
+        "repeat": repeat,
+        "max_batch_size": 8,
+        "seed": 0,
+    }
+    command.quantize(model or "demo", forms, decoder, setting, as_json)
+
+
 @bench.command("matrix")
 def _bench_matrix(
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Prompts.")] = 4,
@@ -160,3 +196,32 @@ def _bench_overhead(
         "batch": batch,
     }
     command.overhead(sizes | {"gen_length": gen_length, "prompt_length": prompt_length}, decoders)
+
+
+@bench.command("head")
+def _bench_head(
+    width: Annotated[int, typer.Option("--width", metavar="N", help="Width of the states.")] = 4096,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Slots read a forward.")] = 32,
+    sizes: Annotated[
+        str | None,
+        typer.Option("--sizes", metavar="LIST", help="Vocabulary sizes, with commas between."),
+    ] = None,
+    repeat: Annotated[int, typer.Option("--repeat", metavar="N", help="Timed repeats.")] = 7,
+    dtype: DtypeFlag = None,
+    device: DeviceFlag = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the times.")
+    ] = None,
+) -> None:
+    """Time the LM head and softmax against the size of the vocabulary, on random weights."""
+    from unmask.cli import bench_head as command
+
+    setting: dict[str, object] = {"width": width, "rows": rows, "repeat": repeat}
+    if sizes is not None:
+        words = [word.strip() for word in sizes.split(",")]
+        if not all(word.isdigit() for word in words):
+            raise typer.BadParameter(f"{sizes!r} must be whole numbers with commas between")
+        setting["sizes"] = tuple(map(int, words))
+    setting |= {key: value for key, value in (("dtype", dtype), ("device", device)) if value}
+    command.head(setting, as_json, plot)

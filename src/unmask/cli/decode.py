@@ -100,7 +100,13 @@ def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
 
         knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), None)
         method = configure(wanted.decoder, knobs)
-        llm = LLM(wanted.model, dtype=wanted.dtype, device=wanted.device, progress=progress)
+        llm = LLM(
+            wanted.model,
+            dtype=wanted.dtype,
+            device=wanted.device,
+            quantize=wanted.quantize,
+            progress=progress,
+        )
     if method.said is not None:
         print(f"unmask: note: {method.said}", file=sys.stderr)
         warnings.simplefilter("ignore", SettingWarning)

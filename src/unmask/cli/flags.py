@@ -42,6 +42,14 @@ DtypeFlag = Annotated[
 DeviceFlag = Annotated[
     str | None, typer.Option("--device", metavar="X", help="cpu, cuda or cuda:N.")
 ]
+QuantizeFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="K",
+        help="Keep the weights in int8, or int4 (CPU, bfloat16). Default: as they are.",
+    ),
+]
 RawFlag = Annotated[
     bool | None, typer.Option("--raw/--no-raw", help="Take the prompt without the chat template.")
 ]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import unmask
-from unmask.cli import frequencies
+from unmask.cli import eval_app, frequencies
 from unmask.cli.bench_app import bench
 from unmask.cli.extended import DecodeCommand, TrainCommand
 from unmask.cli.flags import (
@@ -23,12 +23,14 @@ from unmask.cli.flags import (
     LengthFlag,
     LiveFlag,
     ModelFlag,
+    QuantizeFlag,
     RawFlag,
     SeedFlag,
     StopFlag,
     TraceFlag,
     Words,
 )
+from unmask.cli.report import report
 from unmask.errors import UnmaskError
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
@@ -46,6 +48,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+eval_app.register(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -76,6 +79,7 @@ def _generate(
     seed: SeedFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    quantize: QuantizeFlag = None,
     raw: RawFlag = None,
     stop_at_eos: StopFlag = None,
     as_json: JsonFlag = False,
@@ -94,6 +98,7 @@ def _generate(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "quantize": quantize,
         "raw": raw,
         "stop_at_eos": stop_at_eos,
     }
@@ -116,6 +121,7 @@ def _infill(
     seed: SeedFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    quantize: QuantizeFlag = None,
     as_json: JsonFlag = False,
     trace: TraceFlag = None,
     live: LiveFlag = None,
@@ -134,6 +140,7 @@ def _infill(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "quantize": quantize,
     }
     decode.infill(words or [], flags, decode.Shown(as_json, trace, live, fps))
 
@@ -238,6 +245,9 @@ def _demo(
     from unmask.cli import demo
 
     demo.run(model or "demo", fps, fast)
+
+
+app.command("report")(report)
 
 
 @app.command("decoders")

@@ -27,6 +27,7 @@ class Settings:
     seed: int
     dtype: str | None
     device: str | None
+    quantize: str | None
     raw: bool
     stop_at_eos: bool
     knobs: dict[str, str]
@@ -40,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "dtype": None,
     "device": None,
+    "quantize": None,
     "raw": False,
     "stop_at_eos": True,
 }

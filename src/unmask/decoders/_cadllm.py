@@ -38,19 +38,21 @@ class Controller:
         "code", "follow the authors' code, or the paper's equations where they differ"
     )
     initial_block_length: int = knob(
-        24, "slots of the first block, and of every one if not adaptive"
+        24, "slots of the first block, and of every one if not adaptive", tune=(8, 64)
     )
-    min_block: int = knob(4, "B_min, slots of a block in doubt, at least 1")
-    max_block: int = knob(64, "B_max, slots of a block when sure, at least B_min")
+    min_block: int = knob(4, "B_min, slots of a block in doubt, at least 1", tune=(1, 8))
+    max_block: int = knob(64, "B_max, slots of a block when sure, at least B_min", tune=(16, 64))
     initial_steps: int = knob(
-        24, "S_base: over how many forwards the threshold relaxes, at least 1"
+        24, "S_base: over how many forwards the threshold relaxes, at least 1", tune=(4, 48)
     )
-    max_steps: int = knob(90, "S_max; below S_base it has no effect")
-    initial_vocab_size: int = knob(100, "V_init: tokens that share the confidence, at least 1")
-    min_vocab_size: int = knob(35, "V_min: never fewer tokens, at least 1")
-    max_vocab_size: int = knob(1000, "V_max: never more tokens, at least V_min")
-    tau_base: float = knob(0.85, "threshold a block begins with, in [0, 1]")
-    tau_min: float = knob(0.4, "threshold a block ends with, in [0, tau_base]")
+    max_steps: int = knob(90, "S_max; below S_base it has no effect", tune=(48, 128))
+    initial_vocab_size: int = knob(
+        100, "V_init: tokens that share the confidence, at least 1", tune=(20, 400)
+    )
+    min_vocab_size: int = knob(35, "V_min: never fewer tokens, at least 1", tune=(5, 100))
+    max_vocab_size: int = knob(1000, "V_max: never more tokens, at least V_min", tune=(200, 2000))
+    tau_base: float = knob(0.85, "threshold a block begins with, in [0, 1]", tune=(0.6, 0.98))
+    tau_min: float = knob(0.4, "threshold a block ends with, in [0, tau_base]", tune=(0.2, 0.6))
     adaptive_blocks: bool = knob(True, "false: every block has initial_block_length")
     adaptive_steps: bool = knob(True, "false: always initial_steps")
     adaptive_vocab_size: bool = knob(True, "false: always the 100 likeliest tokens")

@@ -24,9 +24,15 @@ Amounts = dict[tuple[int, int], float]
 class CreditDecoding(Blockwise):
     """The threshold rule over logits fused with credit."""
 
-    threshold: float = knob(0.9, "fused confidence to commit, in [0, 1]; 0: all at once")
-    credit_alpha: float = knob(0.7, "strength of the credit in the logits, >= 0; 0: none")
-    credit_beta: float = knob(0.8, "share of the credit kept per forward, in [0, 1]")
+    threshold: float = knob(
+        0.9, "fused confidence to commit, in [0, 1]; 0: all at once", tune=(0.5, 0.99)
+    )
+    credit_alpha: float = knob(
+        0.7, "strength of the credit in the logits, >= 0; 0: none", tune=(0.1, 1.0)
+    )
+    credit_beta: float = knob(
+        0.8, "share of the credit kept per forward, in [0, 1]", tune=(0.5, 0.95)
+    )
     credit_gamma: float = knob(
         0.2, "exponent of the confidence that becomes credit, >= 0; 0: one a forward"
     )

@@ -41,7 +41,9 @@ class Daedal(Scoring):
     length_knob: ClassVar[str] = "initial_gen_length"
 
     block_length: int = knob(32, "slots of the sliding block, at least 1")
-    threshold: float = knob(0.9, "confidence above which a token is committed, in [0, 1]")
+    threshold: float = knob(
+        0.9, "confidence above which a token is committed, in [0, 1]", tune=(0.5, 0.99)
+    )
     initial_gen_length: int = knob(64, "masks to begin with, at least 1")
     max_gen_length: int | None = knob(
         None, "most slots of the answer, never more than the context leaves; default: 2048"

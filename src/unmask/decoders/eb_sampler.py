@@ -24,7 +24,9 @@ class EBSampler(Blockwise):
         None, "error proxy that orders the slots, as for other decoders; default: order"
     )
     gamma: float = knob(
-        0.1, "bound in nats on the shared entropy, >= 0; 0: a token a forward, large: all at once"
+        0.1,
+        "bound in nats on the shared entropy, >= 0; 0: a token a forward, large: all at once",
+        tune=(0.001, 2.0),
     )
     order: Literal["confidence", "entropy", "margin"] = knob(
         "entropy", "the paper's name for the error proxy: surest first by it"

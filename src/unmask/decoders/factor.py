@@ -21,6 +21,7 @@ class Factor(Blockwise):
     factor: float = knob(
         1.0,
         "bound on (n + 1)(1 - c_(n)), >= 0; 0: a token a forward, large: the whole block at once",
+        tune=(0.1, 4.0),
     )
 
     def __post_init__(self) -> None:

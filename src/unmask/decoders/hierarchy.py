@@ -18,9 +18,13 @@ from unmask.errors import ConfigError
 class Hierarchy(Blockwise):
     """Divide and conquer over the runs of masks."""
 
-    threshold: float = knob(0.9, "confidence above which any slot is committed, in [0, 1]")
+    threshold: float = knob(
+        0.9, "confidence above which any slot is committed, in [0, 1]", tune=(0.5, 0.99)
+    )
     low_threshold: float = knob(
-        0.4, "confidence above which a run's surest slot is committed; at most threshold"
+        0.4,
+        "confidence above which a run's surest slot is committed; at most threshold",
+        tune=(0.1, 0.5),
     )
 
     def __post_init__(self) -> None:

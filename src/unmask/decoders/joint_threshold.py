@@ -31,9 +31,13 @@ class Editing:
 class JointThreshold(WholeBlocks):
     """Threshold decoding with editing."""
 
-    threshold: float = knob(0.9, "confidence above which a mask becomes a token, in [0, 1]")
+    threshold: float = knob(
+        0.9, "confidence above which a mask becomes a token, in [0, 1]", tune=(0.5, 0.99)
+    )
     edit_threshold: float = knob(
-        0.9, "probability above which another token replaces a decided one, in [0, 1]; 1: never"
+        0.9,
+        "probability above which another token replaces a decided one, in [0, 1]; 1: never",
+        tune=(0.5, 0.99),
     )
     max_post_edit_steps: int = knob(16, "most forwards of a block after its last mask, at least 0")
     penalty_lambda: float = knob(

@@ -26,12 +26,18 @@ class Klass(Scheduled):
     """Stable and confident slots, or the quota."""
 
     threshold: float = knob(
-        0.9, "confidence that a stable slot must exceed, in [0, 1]; the paper uses 0.6 to 0.9"
+        0.9,
+        "confidence that a stable slot must exceed, in [0, 1]; the paper uses 0.6 to 0.9",
+        tune=(0.5, 0.95),
     )
     kl_threshold: float = knob(
-        0.01, "divergence in nats that counts as stable, > 0; tiny: never, large: confidence alone"
+        0.01,
+        "divergence in nats that counts as stable, > 0; tiny: never, large: confidence alone",
+        tune=(0.001, 0.1),
     )
-    kl_history_length: int = knob(2, "forwards in a row that a slot must be stable, at least 1")
+    kl_history_length: int = knob(
+        2, "forwards in a row that a slot must be stable, at least 1", tune=(1, 4)
+    )
 
     def __post_init__(self) -> None:
         """Check the ranges."""

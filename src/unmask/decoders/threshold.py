@@ -2,13 +2,15 @@
 
 Source: arXiv:2505.22618, Algorithm 1. The reference has no token-changing quirk here. `block_steps` is the
 quota under it of LLaDA2.0 (arXiv:2512.15745) and of SDAR's dynamic remasking (arXiv:2510.06303): when fewer
-slots are sure than a schedule of so many forwards a block asks for, the surest are committed. It differs in
-that a confidence equal to the threshold passes. `first_alone` is Fast-dLLM v2's (arXiv:2509.26328).
+slots are sure than a schedule of so many forwards a block asks for, the surest are committed.
+`first_alone` is Fast-dLLM v2's (arXiv:2509.26328). Fast-dLLM lets a confidence equal to the threshold pass,
+those three do not: `comparator`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -21,17 +23,25 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True)
 class Threshold(WholeBlocks):
-    """All slots with confidence >= `threshold`, at least the surest one (or the quota)."""
+    """All slots whose confidence reaches `threshold`, at least the surest one (or the quota)."""
 
     threshold: float = knob(
         0.9,
         "confidence to commit, in [0, 1]; 0: the whole block at once, 1: mostly a token a forward",
+        tune=(0.5, 0.99),
     )
-
+    comparator: Literal["ge", "gt"] = knob(
+        "ge", "ge: a confidence equal to the threshold passes; gt: it does not (matters at 1)"
+    )
     block_steps: int | None = knob(
         None,
         "most forwards a block, at least 1: so many at least are committed each; default: no quota but "
         "one, 1: the whole block at once",
+    )
+    minimal_topk: int | None = knob(
+        None,
+        "with block_steps: a block takes at most gen_length // minimal_topk forwards, so that short "
+        "answers commit more at once; at least 1; default: no such limit",
     )
     first_alone: bool = knob(
         False,
@@ -44,6 +54,14 @@ class Threshold(WholeBlocks):
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold={self.threshold} must be between 0 and 1")
         check_block_steps(self.block_steps)
+        if self.minimal_topk is None:
+            return
+        if self.minimal_topk < 1:
+            raise ConfigError(f"minimal_topk={self.minimal_topk} must be at least 1 (or null)")
+        if self.block_steps is None:
+            raise ConfigError(
+                f"minimal_topk={self.minimal_topk} has no effect without block_steps; leave it out"
+            )
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
         """Also check that the model has blocks where that is needed."""
@@ -51,17 +69,24 @@ class Threshold(WholeBlocks):
             raise ConfigError(
                 "first_alone=True has no effect: in this model every slot sees every other; leave it out"
             )
-        return super().start(canvas, facts)
+        return self.scheduled(canvas, super().start(canvas, facts))
 
-    def enter(self, canvas: Canvas, start: int, facts: ModelFacts) -> Block:
+    def next_block(self, canvas: Canvas, state: Block) -> Block:
+        """The block after a full one."""
+        return self.scheduled(canvas, super().next_block(canvas, state))
+
+    def scheduled(self, canvas: Canvas, block: Block) -> Block:
         """A block with its least commits, of a whole aligned one or of the slots that are open."""
-        block = super().enter(canvas, start, facts)
-        if self.block_steps is None:
+        steps = self.block_steps
+        if steps is None:
             return block
-        count = len(canvas.open_slots(start, block.end))
-        if self.is_aligned(canvas, facts):
-            count = self.length_of(canvas, facts)
-        quotas = selection.quota_schedule(count, max(1, min(self.block_steps, count)))
+        if self.minimal_topk is not None:
+            end = len(canvas) if block.limit is None else block.limit
+            steps = min(steps, (end - canvas.prompt_length) // self.minimal_topk)
+        count = len(canvas.open_slots(block.start, block.end))
+        if self.is_aligned(canvas, block.facts):
+            count = self.length_of(canvas, block.facts)
+        quotas = selection.quota_schedule(count, max(1, min(steps, count)))
         return replace(block, quotas=quotas)
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
@@ -70,7 +95,8 @@ class Threshold(WholeBlocks):
         if self.first_alone and size is not None and reading.slots[0] % size == 0:
             return np.zeros(1, dtype=np.int64)
         least = block.quotas[block.step] if block.step < len(block.quotas) else 1
-        return selection.threshold(scores.rank, scores.level, self.threshold, least)
+        strict = self.comparator == "gt"
+        return selection.threshold(scores.rank, scores.level, self.threshold, least, strict=strict)
 
 
 DECODER = Threshold

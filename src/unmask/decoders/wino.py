@@ -28,10 +28,14 @@ class Wino(Blockwise):
     """Draft and verify in one forward."""
 
     wide_in_thres: float = knob(
-        0.6, "confidence above which a token is drafted, in [0, 1]; 0: all (up to the cap), 1: one"
+        0.6,
+        "confidence above which a token is drafted, in [0, 1]; 0: all (up to the cap), 1: one",
+        tune=(0.4, 0.9),
     )
     narrow_out_thres: float = knob(
-        0.9, "leave-one-out probability below which a token is masked again; 0: never revise"
+        0.9,
+        "leave-one-out probability below which a token is masked again; 0: never revise",
+        tune=(0.5, 0.99),
     )
     twins: Literal["block", "decided"] = knob(
         "block",

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from unmask.caches import describe as describe_cache
-from unmask.canvas import Canvas, Floats, Ints, ModelFacts
-from unmask.decoders import describe
+from unmask.canvas import Canvas, Floats, ModelFacts
 from unmask.engine import request as request_module
+from unmask.engine.answers import output_of
 from unmask.engine.background import estimate
 from unmask.engine.likelihood import Likelihood, loglikelihood
 from unmask.engine.loop import Event, decode
+from unmask.engine.maker import Requests
 from unmask.engine.options import (
     INFILL_OPTIONS,
-    OPTIONS,
     STREAM_OPTIONS,
-    Method,
     Prompt,
-    configure,
     flags,
     prompt_list,
-    split_cache,
 )
-from unmask.engine.prompts import Messages, Prompts
+from unmask.engine.prompts import Messages
 from unmask.engine.request import Output, Request
 from unmask.engine.runner import Runner
 from unmask.engine.tokenizer import load_tokenizer, token_id
-from unmask.errors import ConfigError, ModelError, SettingWarning
+from unmask.errors import ConfigError, ModelError
 from unmask.knobs import whole
 from unmask.models import load_model, resolve_model
 from unmask.models._packed_weights import can_pack
@@ -46,32 +39,7 @@ from unmask.sampling import Vocabulary
 GEN_LENGTH = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Maker:
-    """Everything of a request but its canvas."""
-
-    method: Method
-    cache: Any
-    seed: int
-    stop_ids: frozenset[int]
-    stop_at_eos: bool
-    facts: ModelFacts
-
-    def __call__(self, canvas: Canvas) -> Request:
-        """The request of a canvas."""
-        return Request(
-            canvas=canvas,
-            decoder=self.method.decoder,
-            cache=self.cache,
-            proposal=self.method.proposal,
-            seed=self.seed,
-            stop_ids=self.stop_ids,
-            stop_at_eos=self.stop_at_eos,
-            facts=self.facts,
-        )
-
-
-class LLM(Prompts):
+class LLM(Requests):
     """A loaded model with its tokenizer.
 
     `model`: a bundled name ("demo"), a checkpoint folder, a hub id, or a `Transformer`. `dtype`, e.g.
@@ -79,7 +47,8 @@ class LLM(Prompts):
     the folder's. `pack_weights` keeps the large weights a second time in the layout of the CPU's float32
     kernels, which makes forwards of few slots 2 to 4 times as fast; None: where half of the free memory
     holds them. `progress` is told the bytes of the weights that were read and those there are.
-    `quantize="int8"` keeps the blocks' weights in 8 bits (extra `quantize`; dense models; not packed).
+    `quantize="int8"`, or "int4" with dtype="bfloat16" on a CPU, keeps the blocks' weights in so many bits
+    (extra `quantize`; dense models; not packed).
     Raises ModelError and ConfigError like `load_model`, and DependencyError.
     """
 
@@ -107,9 +76,7 @@ class LLM(Prompts):
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
         if quantize is not None:
             if pack_weights:
-                raise ConfigError(
-                    f"pack_weights=True has no 8-bit kernels for quantize={quantize!r}"
-                )
+                raise ConfigError(f"pack_weights=True has no kernels for quantize={quantize!r}")
             quantize_weights(self.model, quantize)
         elif pack_weights is None or pack_weights:
             packable = can_pack(self.model)
@@ -233,18 +200,6 @@ class LLM(Prompts):
         request = make(canvas)
         yield from self._events([request], 1)
 
-    @staticmethod
-    def first_length(decoder: Any, asked: int | None) -> int:
-        """The slots to begin with. Raises ConfigError when a decoder that finds the length is told one."""
-        if getattr(decoder, "chooses_length", False):
-            if asked is not None:
-                raise ConfigError(
-                    f"gen_length={asked} has no effect: the decoder finds the length; use "
-                    f"initial_gen_length and max_gen_length"
-                )
-            return int(decoder.first_length())
-        return GEN_LENGTH if asked is None else asked
-
     def background(self) -> Floats:
         """How frequent each token is in what the model says of empty canvases, `(V,)`; measured once."""
         if self._background is None:
@@ -260,108 +215,13 @@ class LLM(Prompts):
 
     def output(self, sequence: request_module.Sequence, return_trace: bool) -> Output:
         """The result of a finished sequence."""
-        assert sequence.finish_reason is not None, "the sequence is not finished"
-        canvas = sequence.canvas
-        ids = canvas.tokens.tolist()
-        answer = ids[canvas.prompt_length :]
-        end = next((i for i, id_ in enumerate(answer) if id_ in self.stop_ids), len(answer))
-        token_ids, text = answer[:end], self.decode(answer[:end])
-        blanks: tuple[str, ...] = ()
-        if canvas.infilling:
-            token_ids = canvas.tokens[~canvas.fixed].tolist()
-            text = self.decode(ids)
-            blanks = tuple(self._blank_texts(canvas))
-        return Output(
-            text=text,
-            token_ids=token_ids,
-            canvas_ids=ids,
-            prompt_length=canvas.prompt_length,
-            num_forwards=sequence.num_forwards,
-            num_queries=sequence.num_queries,
-            num_logit_rows=sequence.num_logit_rows,
-            finish_reason=sequence.finish_reason,
-            cache=describe_cache(sequence.request.cache),
-            cache_exact=sequence.request.cache.exact,
-            cache_bytes=sequence.cache_bytes,
-            method=describe(sequence.request.decoder),
-            num_forced=sequence.num_forced,
-            trace=tuple(sequence.trace) if return_trace else None,
-            blanks=blanks,
-        )
-
-    def _blank_texts(self, canvas: Canvas) -> Iterator[str]:
-        run: list[int] = []
-        for token, fixed in zip(canvas.tokens.tolist(), canvas.fixed.tolist(), strict=True):
-            if not fixed:
-                run.append(token)
-            elif run:
-                yield self.decode(run)
-                run = []
-        if run:
-            yield self.decode(run)
+        return output_of(sequence, self.decode, return_trace)
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, special tokens left out; empty without a tokenizer."""
         if self.tokenizer is None:
             return ""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-    def _maker(
-        self,
-        decoder: str,
-        cache: tuple[str, Mapping[str, Any] | None],
-        seed: int,
-        stop_at_eos: bool,
-        knobs: dict[str, Any],
-        options: tuple[str, ...] = OPTIONS,
-    ) -> Maker:
-        """What turns canvases into requests; all names and values are checked here."""
-        seed = whole("seed", seed)
-        knobs, policy = split_cache(cache[0], cache[1], knobs, self.spec.block_size)
-        method = configure(decoder, knobs, options)
-        if method.said is not None and "no effect" in method.said:
-            warnings.warn(method.said, SettingWarning, stacklevel=3)
-        if method.proposal.logits_eos_inf and self.vocabulary.eos_id is None:
-            raise ConfigError(
-                f"logits_eos_inf has no effect: the model's eos_token_id={self.spec.eos_id} is not in its "
-                f"vocabulary of {self.spec.vocab_size}"
-            )
-        facts = self.facts
-        drafter = getattr(method.decoder, "drafter", "lookup")
-        if drafter != "lookup":
-            facts = replace(facts, draft=self._draft_with(drafter))
-        return Maker(method, policy, seed, self.stop_ids, stop_at_eos, facts)
-
-    def _draft_with(self, name: str) -> Callable[[Canvas], Ints]:
-        """A smaller model's guess at all open slots, by the threshold rule."""
-        if name not in self._drafters:
-            self._drafters[name] = LLM(name, dtype=self.model.dtype, device=self.model.device)
-        small = self._drafters[name]
-        if small.spec.vocab_size != self.spec.vocab_size:
-            raise ConfigError(
-                f"drafter={name!r} has {small.spec.vocab_size} rows of vocabulary, the model "
-                f"{self.spec.vocab_size}; use a drafter with the same tokenizer"
-            )
-
-        def draft(canvas: Canvas) -> Ints:
-            if len(canvas) > small.spec.max_length:
-                raise ConfigError(
-                    f"drafter={name!r} has a context of {small.spec.max_length}, the canvas "
-                    f"{len(canvas)} slots; use a shorter gen_length or another drafter"
-                )
-            own = replace(
-                canvas,
-                tokens=np.where(canvas.open, small.spec.mask_id, canvas.tokens),
-                mask_id=small.spec.mask_id,
-                infilling=True,
-            )
-            make = small._maker(
-                "threshold", ("none", None), 0, False, {"threshold": 0.7}, INFILL_OPTIONS
-            )
-            done = small._run([make(own)], 1)[0].canvas
-            return np.where(canvas.open, done.tokens, -1)
-
-        return draft
 
     def _events(self, requests: list[Request], max_batch_size: int) -> Iterator[Event]:
         sequences = [request_module.Sequence.begin(item, i) for i, item in enumerate(requests)]

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from unmask.canvas import Canvas, Edit, ModelFacts, apply, truncate
+from unmask.canvas import (
+    NO_SCORES,
+    Ask,
+    Canvas,
+    Edit,
+    Floats,
+    Ints,
+    ModelFacts,
+    apply,
+    truncate,
+)
 from unmask.proposal import Proposal
 
 if TYPE_CHECKING:
@@ -101,9 +111,15 @@ class Sequence:
     num_queries: int = 0
     num_logit_rows: int = 0
     num_forced: int = 0
+    num_cached: int = 0
+    num_preempted: int = 0
     cache_bytes: int = 0
+    ask: Ask | None = None
+    """What the decoder asked of the next forward, until that is made."""
     trace: list[Step] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    computed: Floats = field(default_factory=lambda: NO_SCORES)
+    """How often each slot was computed, by its identity."""
 
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> Sequence:
@@ -122,7 +138,7 @@ class Sequence:
         self.canvas = apply(before, edit, self.num_forwards)
         self.trace.append(step_of(edit, num_queries))
         self.num_forwards += 1
-        self.num_queries += num_queries
+        self.ask = None
         self.cache_state = self.request.cache.observe(before, self.canvas, seen, self.cache_state)
         self._check_end()
 
@@ -131,16 +147,42 @@ class Sequence:
         start = self.canvas.prompt_length
         open_ = self.canvas.open_slots(start)
         end = int(open_[0]) if len(open_) else len(self.canvas)
-        end = min(end, self._num_settled())
+        end = min(end, self._num_lasting())
         answer = self.canvas.tokens[start:end].tolist()
         return next(
             (start + i for i, id_ in enumerate(answer) if id_ in self.request.stop_ids), None
         )
 
-    def _num_settled(self) -> int:
+    @property
+    def num_settled(self) -> int:
+        """Slots from the left, prompt included, that are decided and will not change any more."""
+        open_ = self.canvas.open_slots()
+        first = int(open_[0]) if len(open_) else len(self.canvas)
+        return min(first, self._num_lasting())
+
+    def _num_lasting(self) -> int:
         """Slots from the left that the decoder will not change any more once they are decided."""
         settled = getattr(self.request.decoder, "num_settled", None)
         return len(self.canvas) if settled is None else settled(self.canvas, self.decoder_state)
+
+    def count(self, slots: Ints, num_queries: int) -> None:
+        """Remember that a forward computed these slots of the canvas, at the price of `num_queries`."""
+        missing = self.canvas.next_uid - len(self.computed)
+        if missing > 0:
+            self.computed = np.concatenate((self.computed, np.zeros(missing)))
+        self.num_queries += num_queries
+        if len(slots):
+            self.computed[self.canvas.uid[slots]] += num_queries / len(slots)
+
+    @property
+    def num_wasted(self) -> int:
+        """Slots computed right of the end token, of `num_queries`; 0 without one."""
+        canvas = self.canvas
+        end = None if canvas.infilling else self.stop_slot()
+        if end is None:
+            return 0
+        right = canvas.uid[end + 1 :]
+        return round(float(self.computed[right[right < len(self.computed)]].sum()))
 
     def _check_end(self) -> None:
         ends_early = self.request.stop_at_eos and not self.canvas.infilling
@@ -154,7 +196,7 @@ class Sequence:
             self.canvas = replace(self.canvas, tokens=filled, open=np.zeros_like(self.canvas.open))
             if getattr(self.request.decoder, "whole_blocks", False):
                 self.canvas = truncate(self.canvas, len(self.request.canvas))
-        elif self.canvas.num_open == 0 and (exhausted or self._num_settled() >= len(self.canvas)):
+        elif self.canvas.num_open == 0 and (exhausted or self._num_lasting() >= len(self.canvas)):
             self.finish_reason = "stop" if self.stop_slot() is not None else "length"
 
 
@@ -171,7 +213,8 @@ class Output:
     and its knobs, as `auto` chose it; `cache_exact`: whether it equals decoding without one; `cache_bytes`:
     what its tensors held for this sequence at most. `method`: the decoder and its knobs, as resolved.
     `num_forced`: forwards in which the loop's guard decided instead of the decoder, which changed nothing
-    or went on for too long.
+    or went on for too long. `num_wasted`: those of `num_queries` that lay right of the end token.
+    `num_cached`: slots whose keys were there from another request (an engine's prefix cache).
     """
 
     text: str
@@ -189,3 +232,5 @@ class Output:
     blanks: tuple[str, ...] = ()
     method: str = ""
     num_forced: int = 0
+    num_wasted: int = 0
+    num_cached: int = 0

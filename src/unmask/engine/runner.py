@@ -19,27 +19,34 @@ from unmask.caches._features import FeatureLane, Features, Layered
 from unmask.caches._packed import Lane, Packed
 from unmask.caches._rollout import rollout
 from unmask.caches._slots import places
-from unmask.caches.store import Store
-from unmask.canvas import Ask, Canvas, Floats, Ints, Reading
+from unmask.canvas import NO_SLOTS, Ask, Canvas, Floats, Ints, Reading
+from unmask.engine.dense import Branch, DenseRows
 from unmask.engine.heads import Heads, Part
+from unmask.engine.paging import Paging, fed_tokens
 from unmask.engine.request import Sequence
-from unmask.errors import ModelError
+from unmask.errors import ConfigError, ModelError
 from unmask.models._transformer import Transformer
 from unmask.randomness import row_keys, uniform
 from unmask.sampling import STATS, Vocabulary, effective_top_v
+
+NOT_FINITE = (
+    "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One sequence's part of a forward; `rows` are the logit rows that answer `ask`.
 
-    Asked slots whose row the plan does not compute are left out: the decoder never sees them.
+    Asked slots whose row the plan does not compute are left out: the decoder never sees them. `reads`:
+    the decoder takes a step; else a part of the prompt is computed, no more.
     """
 
     sequence: Sequence
     ask: Ask
     rows: Ints
     plan: Plan
+    reads: bool = True
 
     def num_queries(self, num_layers: int) -> int:
         """Slots that the forward computes for it, twins included; the layers' mean if they differ."""
@@ -53,7 +60,10 @@ class Turn:
 class Runner:
     """Runs forwards of one model for the sequences that were admitted.
 
-    `max_rows` sequences of at most `max_slots` slots; guided sequences take two rows.
+    `max_rows` sequences of at most `max_slots` slots; guided sequences take two rows. `store` and
+    `features`: caches that keep keys and values, or the layers' outputs too, are among them, and memory is
+    set aside. Else it grows with what is admitted, up to `dense_bytes`. `paging`: pageable caches
+    live there.
     """
 
     def __init__(
@@ -61,90 +71,179 @@ class Runner:
         model: Transformer,
         vocabulary: Vocabulary,
         max_rows: int,
-        max_slots: int,
+        max_slots: int = 0,
         *,
-        store: bool,
+        store: bool = False,
         features: bool = False,
+        paging: Paging | None = None,
+        dense_bytes: int | None = None,
     ) -> None:
-        self.model, self.max_rows = model, max_rows
+        self.model, self.max_rows, self.paging = model, max_rows, paging
         self.heads = Heads(model, vocabulary)
-        self.store: Store | None = None
-        if store or features:
-            made = Features if features else Store
-            self.store = made(model.spec, max_rows, max_slots, model.dtype, model.device)
-        self.lanes: list[tuple[Sequence, bool]] = []
-        """(sequence, sees the prompt) of each row of the batch, in the store's order."""
+        self.dense_bytes = dense_bytes
+        begin = {False: (max_rows, max_slots) if store and not features else (0, 0)}
+        begin[True] = (max_rows, max_slots) if features else (0, 0)
+        self.dense = {
+            layered: DenseRows(model, *size, layered=layered, max_bytes=dense_bytes)
+            for layered, size in begin.items()
+        }
+        """Rows of caches that keep the layers' outputs too (True), or keys and values alone."""
+        self.lanes: list[Branch] = []
+        """Every admitted sequence's rows."""
 
     @staticmethod
     def rows_of(sequence: Sequence) -> int:
         """Rows of the batch that a sequence takes."""
         return 2 if sequence.request.proposal.cfg_scale > 0 else 1
 
+    def is_paged(self, sequence: Sequence) -> bool:
+        """Whether its keys and values live in pages."""
+        return self.paging is not None and self.paging.takes(sequence)
+
+    def _dense(self, sequence: Sequence) -> DenseRows | None:
+        """Where its keys and values live, if they are kept and not in pages."""
+        cache = sequence.request.cache
+        if not cache.stores or self.is_paged(sequence):
+            return None
+        return self.dense[bool(getattr(cache, "layered", False))]
+
     def has_room(self, sequence: Sequence) -> bool:
         """Whether it can be admitted now."""
-        return len(self.lanes) + self.rows_of(sequence) <= self.max_rows
+        rows, dense = self.rows_of(sequence), self._dense(sequence)
+        if len(self.lanes) + rows > self.max_rows:
+            return False
+        if self.paging is not None and self.is_paged(sequence):
+            return self.paging.has_room(sequence, rows)
+        if dense is None or self.dense_bytes is None:
+            return True
+        other = self.dense[not dense.layered]
+        wanted = dense.bytes_with(rows, sequence.request.max_slots) + other.bytes_with(0, 0)
+        return wanted <= self.dense_bytes
+
+    def check_fit(self, sequence: Sequence) -> None:
+        """Raise ConfigError for a sequence that has no room even alone."""
+        rows, dense, slots = (
+            self.rows_of(sequence),
+            self._dense(sequence),
+            sequence.request.max_slots,
+        )
+        if rows > self.max_rows:
+            raise ConfigError(
+                f"a guided request takes {rows} rows, the batch has {self.max_rows}; use cfg_scale=0"
+            )
+        if self.paging is not None and self.is_paged(sequence):
+            self.paging.check_fit(sequence, rows)
+        elif dense is not None and self.dense_bytes is not None:
+            needed = rows * slots * dense.store.bytes_per_slot
+            if needed > self.dense_bytes:
+                raise ConfigError(
+                    f"a canvas of {slots} slots takes {needed} bytes of cache, the engine has "
+                    f"{self.dense_bytes} for such; use cache=none, a shorter answer, or more kv_bytes"
+                )
 
     def admit(self, sequence: Sequence) -> None:
         """Give a sequence its rows."""
-        self.lanes.extend((sequence, branch == 0) for branch in range(self.rows_of(sequence)))
+        branches = [(sequence, branch == 0) for branch in range(self.rows_of(sequence))]
+        self.lanes.extend(branches)
+        dense = self._dense(sequence)
+        if dense is not None:
+            dense.admit(sequence, branches)
+        elif self.paging is not None and self.is_paged(sequence):
+            self.paging.admit(sequence, len(branches))
 
     def release(self, sequence: Sequence) -> None:
-        """Take a finished sequence's rows back; the last rows move into the gap."""
-        for lane in range(len(self.lanes) - 1, -1, -1):
-            if self.lanes[lane][0] is sequence:
-                last = self.lanes.pop()
-                if lane < len(self.lanes):
-                    self.lanes[lane] = last
-                    if self.store is not None:
-                        self.store.move_row(len(self.lanes), lane)
+        """Take a sequence's rows back."""
+        self.lanes = [lane for lane in self.lanes if lane[0] is not sequence]
+        dense = self._dense(sequence)
+        if dense is not None:
+            dense.release(sequence)
+        elif self.paging is not None:
+            self.paging.release(sequence)
 
     def follow(self, sequence: Sequence, before: Canvas) -> None:
-        """Move what is kept of a sequence along with its slots, after an edit."""
-        size = len(before)
-        if self.store is None or np.array_equal(before.uid, sequence.canvas.uid[:size]):
+        """Move what is kept of a sequence along with its slots, after an edit.
+
+        In pages nothing moves: what an edit moved is not final any more.
+        """
+        dense = self._dense(sequence)
+        if dense is None or np.array_equal(before.uid, sequence.canvas.uid[: len(before)]):
             return
         sources = places(before, sequence.canvas)
         targets = np.flatnonzero(sources >= 0)
-        self.store.reserve(len(sequence.canvas))
-        for lane, (other, _) in enumerate(self.lanes):
-            if other is sequence:
-                self.store.move_slots(lane, sources[targets], targets)
+        dense.move(sequence, sources[targets], targets)
 
     def cache_bytes(self, sequence: Sequence) -> int:
         """Bytes that a sequence's cache needs for its canvas as it is."""
-        if self.store is None or not sequence.request.cache.stores:
+        if not sequence.request.cache.stores:
             return 0
-        layered = getattr(sequence.request.cache, "layered", False)
-        per_slot = self.store.bytes_per_slot if layered else self.store.bytes_of_keys
-        return per_slot * len(sequence.canvas) * self.rows_of(sequence)
+        dense = self._dense(sequence)
+        store = self.dense[False].store if dense is None else dense.store
+        return store.bytes_per_slot * len(sequence.canvas) * self.rows_of(sequence)
 
     def row_of(self, slots: Ints) -> Ints:
         """The slot whose row answers each slot."""
         answering: Ints = np.maximum(slots - 1, 0) if self.model.spec.shift_logits else slots
         return answering
 
-    def turn(self, sequence: Sequence) -> Turn:
-        """Ask the decoder, then let the cache plan the forward that answers it."""
-        request = sequence.request
-        ask, sequence.decoder_state = request.decoder.ask(sequence.canvas, sequence.decoder_state)
-        if request.proposal.vocabulary == "adaptive" and ask.top_v is None:
-            size = sequence.memory.adaptive_size(sequence.canvas)
-            ask = replace(ask, top_v=min(size, self.model.spec.vocab_size))
+    def turn(self, sequence: Sequence, most: int | None = None) -> Turn:
+        """Ask the decoder, then let the cache plan the forward that answers it.
+
+        Where that would compute more than `most` slots and the cache can work ahead, it is a part of the
+        prompt instead.
+        """
+        request, canvas, ask = sequence.request, sequence.canvas, self._ask(sequence)
         slots = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
         if request.cache.exact:  # without a cache all of them are there
             ask = replace(ask, rows=slots)
-        plan, sequence.cache_state = request.cache.plan(
-            sequence.canvas, ask, self.row_of(ask.rows), sequence.cache_state
-        )
+        answering = self.row_of(ask.rows)
+        plan, state = request.cache.plan(canvas, ask, answering, sequence.cache_state)
+        if most is not None and len(plan.queries) > most and self.is_paged(sequence):
+            ahead = request.cache.ahead(canvas, sequence.cache_state, most)
+            if ahead is not None:
+                plan, sequence.cache_state = ahead
+                return Turn(sequence, Ask(NO_SLOTS, ask.window), NO_SLOTS, plan, reads=False)
+        sequence.cache_state = state
         rows = self.row_of(slots)
         computed = np.isin(rows, plan.queries)
         return Turn(sequence, replace(ask, rows=slots[computed]), rows[computed], plan)
 
+    def _ask(self, sequence: Sequence) -> Ask:
+        """What the decoder wants read; asked once a step."""
+        request, canvas = sequence.request, sequence.canvas
+        if sequence.ask is None:
+            ask, sequence.decoder_state = request.decoder.ask(canvas, sequence.decoder_state)
+            for slots in (ask.rows, ask.twins, ask.optional):
+                inside = not len(slots) or 0 <= slots[0] <= slots[-1] < len(canvas)
+                assert inside, "the decoder asks for slots that are not there"
+            sequence.ask = ask
+        ask = sequence.ask
+        if request.proposal.vocabulary == "adaptive" and ask.top_v is None:
+            size = sequence.memory.adaptive_size(canvas)
+            ask = replace(ask, top_v=min(size, self.model.spec.vocab_size))
+        return ask
+
+    def secure(self, turn: Turn) -> bool:
+        """Take the pages that a turn needs, if it needs any; False, and nothing, where they are missing."""
+        if self.paging is None or not self.is_paged(turn.sequence):
+            return True
+        if self.paging.missing(turn.sequence, turn.plan) > self.paging.store.pages.num_available:
+            return False
+        self.paging.secure(turn.sequence, turn.plan)
+        return True
+
     @torch.inference_mode()
     def forward(self, turns: list[Turn]) -> list[Seen]:
-        """Run the network once for all admitted sequences; what was seen, a turn each."""
+        """Run the network once for some admitted sequences; what was seen, a turn each.
+
+        Raises ModelError when the network's states, or the proposals of a sequence that has no knob to make
+        them so, are not finite.
+        """
         by_id = {id(turn.sequence): turn for turn in turns}
-        lanes = [(by_id[id(sequence)], sees_prompt) for sequence, sees_prompt in self.lanes]
+        lanes = [
+            (by_id[id(sequence)], sees_prompt)
+            for sequence, sees_prompt in self.lanes
+            if id(sequence) in by_id
+        ]
         flat_ND, starts, importance = self._states(lanes)
         states: dict[tuple[int, bool], tuple[Ints, Ints]] = {}
         for (turn, sees_prompt), start in zip(lanes, starts, strict=True):
@@ -161,17 +260,19 @@ class Runner:
             parts.append(Part(turn.sequence, turn.ask, seen, blind, self._keys(turn)))
         packed = self.heads.propose(flat_ND, parts)
         told = [tensor.double() for tensor in importance.values()]
-        numbers = torch.cat((packed.flatten(), *told)).cpu().numpy()  # the forward's one transfer
+        finite = flat_ND.isfinite().all().double()[None]
+        numbers = torch.cat((packed.flatten(), finite, *told)).cpu().numpy()  # the one transfer
         values = numbers[: packed.numel()].reshape(packed.shape)
-        if np.isnan(values).any():
-            raise ModelError(
-                "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
-            )
-        shares, start = dict[int, Floats](), packed.numel()
+        if not numbers[packed.numel()]:
+            raise ModelError(NOT_FINITE)
+        shares, start = dict[int, Floats](), packed.numel() + 1
         for key, tensor in importance.items():
             shares[key] = numbers[start : start + len(tensor)]
             start += len(tensor)
         readings = self._readings(parts, values)
+        for turn in turns:
+            if self.paging is not None and self.is_paged(turn.sequence):
+                self.paging.publish(turn.sequence, turn.plan)
         return [
             Seen(reading, shares.get(id(turn.sequence)))
             for turn, reading in zip(turns, readings, strict=True)
@@ -184,6 +285,8 @@ class Runner:
         for part in parts:
             end, twin_end = start + len(part.ask.rows), twin + len(part.ask.twins)
             own = values[start:end]
+            if np.isnan(own[:, :2]).any() and part.rule.temperature == part.rule.cfg_scale == 0:
+                raise ModelError(NOT_FINITE)
             told: list[str] = [name for name in STATS if name in part.ask.stats]
             told += ["eos_top"] if "eos" in told else []
             if part.ask.credit is not None:
@@ -228,7 +331,9 @@ class Runner:
             ]
             if not chosen:
                 continue
-            made = [self._lane(i, *lanes[i]) for i in chosen]
+            parts = {i: self._lane(*lanes[i]) for i in chosen}
+            chosen.sort(key=lambda i: (parts[i].shape, parts[i].row))  # equal shapes share a run
+            made = [parts[i] for i in chosen]
             mixing = self._mixing(made, [lanes[i][0].plan.layers for i in chosen])
             ids = np.concatenate([self._ids(*lanes[i]) for i in chosen])
             positions = np.concatenate([lane.positions for lane in made])
@@ -253,28 +358,30 @@ class Runner:
         block_size, device = self.model.spec.block_size, self.model.device
         items = [FeatureLane(a, b) for a, b in zip(made, layers, strict=True) if b is not None]
         if not items:
-            return Packed(made, self.store, block_size, device)
-        assert isinstance(self.store, Features), "layered plans have their store"
-        return Layered(items, self.store, block_size, device)
+            return Packed(made, self.dense[False].store, block_size, device)
+        features = self.dense[True].store
+        assert isinstance(features, Features), "layered plans have their store"
+        return Layered(items, features, block_size, device)
 
-    def _lane(self, row: int, turn: Turn, sees_prompt: bool) -> Lane:
-        plan, twins = turn.plan, turn.ask.twins
+    def _lane(self, turn: Turn, sees_prompt: bool) -> Lane:
+        plan, twins, sequence = turn.plan, turn.ask.twins, turn.sequence
+        dense = self._dense(sequence)
+        paged = self.paging is not None and self.is_paged(sequence)
         return Lane(
-            row=row,
+            row=0 if dense is None else dense.row(sequence, sees_prompt),
             slots=plan.queries,
-            length=len(turn.sequence.canvas),
+            length=len(sequence.canvas) if plan.end is None else plan.end,
             positions=np.concatenate((plan.queries, self.row_of(twins))),
             twins=twins,
             twins_meet=turn.ask.twins_meet,
-            kept=turn.sequence.request.cache.stores,
+            kept=sequence.request.cache.stores,
             watched=plan.watched and sees_prompt,
+            table=self.paging.table(sequence, sees_prompt) if paged and self.paging else None,
+            known=plan.known,
         )
 
     def _ids(self, turn: Turn, sees_prompt: bool) -> Ints:
         """The tokens of a lane's queries and twins."""
-        canvas, mask_id = turn.sequence.canvas, self.model.spec.mask_id
-        tokens = canvas.tokens[turn.plan.queries]
-        if not sees_prompt:
-            tokens = np.where(canvas.fixed[turn.plan.queries], mask_id, tokens)
-        masks = np.full(len(turn.ask.twins), mask_id, dtype=np.int64)
+        tokens = fed_tokens(turn.sequence.canvas, sees_prompt)[turn.plan.queries]
+        masks = np.full(len(turn.ask.twins), self.model.spec.mask_id, dtype=np.int64)
         return np.concatenate((tokens, masks))

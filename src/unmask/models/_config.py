@@ -10,12 +10,18 @@ from typing import Any
 from unmask.errors import ModelError
 from unmask.models.spec import ModelSpec
 
+PLAIN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+"""What a mapping about RoPE may say."""
+
 
 class Fields:
     """Reads one family's config; every problem is a ModelError that names the key."""
 
-    def __init__(self, config: Mapping[str, Any], family: str) -> None:
-        self.config, self.family = config, family
+    def __init__(
+        self, config: Mapping[str, Any], family: str, rotary_share: builtins.float | None = None
+    ) -> None:
+        """`rotary_share`: how much of a head turns where nothing is said; None: always all of it."""
+        self.config, self.family, self.rotary_share = config, family, rotary_share
 
     def require(self, allowed: Mapping[str, tuple[Any, ...]]) -> None:
         """Refuse values that would change the network in an unsupported way (a missing key is fine)."""
@@ -55,18 +61,50 @@ class Fields:
             raise ModelError(f"config.json: {key}={value!r} must be greater than 0")
         return builtins.float(value)
 
-    def rope_theta(self, default: builtins.float) -> builtins.float:
-        """`rope_theta`, at the top level or (newer files) inside `rope_parameters`."""
-        nested = self.config.get("rope_parameters")
-        if isinstance(nested, Mapping):
-            if nested.get("rope_type", "default") != "default":
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false; `default` where the key is missing or null."""
+        value = self.config.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise ModelError(f"config.json: {key}={value!r} must be true or false")
+        return value
+
+    def _nested(self) -> dict[str, Mapping[str, Any]]:
+        """What newer files say of RoPE in a mapping of its own, by key; it must be the plain one."""
+        found = {}
+        for key in ("rope_parameters", "rope_scaling"):
+            value = self.config.get(key)
+            if value is None:
+                continue
+            if not isinstance(value, Mapping):
+                raise ModelError(f"config.json: {key}={value!r} must be an object")
+            kind = value.get("rope_type", value.get("type", "default"))
+            unknown = sorted(value.keys() - PLAIN_ROPE)
+            if kind != "default" or unknown:
                 raise ModelError(
-                    f"config.json: rope_parameters.rope_type={nested['rope_type']!r} is not supported "
-                    f"for {self.family}; supported: 'default'"
+                    f"config.json: {key}={dict(value)!r} is not supported for {self.family}; supported: "
+                    f"rope_type 'default' with no more than rope_theta and partial_rotary_factor"
                 )
-            if "rope_theta" in nested and "rope_theta" not in self.config:
-                return Fields(nested, self.family).float("rope_theta")
-        return self.float("rope_theta", default)
+            found[key] = value
+        return found
+
+    def _said(self, key: str) -> dict[str, builtins.float]:
+        """Everything that is said of a RoPE key, at the top level or nested, by place."""
+        places = {"": self.config, **{f"{name}.": item for name, item in self._nested().items()}}
+        return {
+            f"{place}{key}": Fields(item, self.family).float(key)
+            for place, item in places.items()
+            if item.get(key) is not None
+        }
+
+    def rope_theta(self, default: builtins.float) -> builtins.float:
+        """`rope_theta`, at the top level or (newer files) in `rope_parameters`; all must agree."""
+        found = self._said("rope_theta")
+        if len(set(found.values())) > 1:
+            said = ", ".join(f"{key}={value}" for key, value in found.items())
+            raise ModelError(f"config.json: {said} contradict; they must agree")
+        return next(iter(found.values()), default)
 
     def at_most(self, key: str, limit: str) -> builtins.int:
         """An integer from 1 to the value of another key."""
@@ -76,32 +114,30 @@ class Fields:
         return value
 
     def rotary_dim(self, head_dim: builtins.int) -> builtins.int:
-        """How many dimensions of a head turn: `rotary_dim`, `partial_rotary_factor` (either place), or all.
+        """How many dimensions of a head turn: by `rotary_dim`, `partial_rotary_factor` (any place), or all.
 
-        Raises ModelError for an odd number, one beyond the head, or keys that contradict each other.
+        Raises ModelError for an odd number, one beyond the head, a part of it in a family where all turn,
+        or keys that contradict each other.
         """
-        nested = self.config.get("rope_parameters")
-        found = {}
+        found = {
+            f"{key}={factor}": builtins.int(head_dim * factor)
+            for key, factor in self._said("partial_rotary_factor").items()
+        }
         if self.config.get("rotary_dim") is not None:
-            found["rotary_dim"] = self.int("rotary_dim")
-        if self.config.get("partial_rotary_factor") is not None:
-            found["partial_rotary_factor"] = builtins.int(
-                head_dim * self.float("partial_rotary_factor")
-            )
-        if isinstance(nested, Mapping) and nested.get("partial_rotary_factor") is not None:
-            factor = Fields(nested, self.family).float("partial_rotary_factor")
-            found["rope_parameters.partial_rotary_factor"] = builtins.int(head_dim * factor)
+            found[f"rotary_dim={self.int('rotary_dim')}"] = self.int("rotary_dim")
         said = ", ".join(f"{key} says {value}" for key, value in found.items())
         if len(set(found.values())) > 1:
-            raise ModelError(
-                f"config.json: of {head_dim} dimensions of a head, {said}; they must agree"
-            )
-        turned = next(iter(found.values()), head_dim)
-        if turned % 2 or not 0 < turned <= head_dim:
-            raise ModelError(
-                f"config.json: of {head_dim} dimensions of a head, {said}; must be even, 2 to {head_dim}"
-            )
-        return turned
+            problem = "they must agree"
+        elif self.rotary_share is None and set(found.values()) - {head_dim}:
+            problem = f"in {self.family} all of them turn"
+        else:
+            silent = builtins.int(head_dim * (self.rotary_share or 1))
+            turned = next(iter(found.values()), silent)
+            if turned % 2 == 0 and 0 < turned <= head_dim:
+                return turned
+            said = said or f"{turned} turn where nothing is said"
+            problem = f"must be even, 2 to {head_dim}"
+        raise ModelError(f"config.json: of {head_dim} dimensions of a head, {said}; {problem}")
 
     def require_full_attention(self) -> None:
         """Refuse `layer_types` other than full attention."""
@@ -146,24 +182,28 @@ def hub_spec(
     what a head is wide then (None: the model's width, split). `own` are the family's other fields; they
     win. Raises ModelError.
     """
+    get.require_full_attention()
     d_model, num_heads = get.int("hidden_size"), get.int("num_attention_heads")
     num_kv_heads = get.int("num_key_value_heads", num_heads)
     width = d_model if head_width is None else head_width * num_heads
     end = get.int("eos_token_id", eos_id, least=0)
+    head_dim = get.head_dim(width, num_heads, num_kv_heads)
+    turned = get.rotary_dim(head_dim)
     values: dict[str, Any] = {
         "vocab_size": get.int("vocab_size"),
         "d_model": d_model,
         "num_layers": get.int("num_hidden_layers"),
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads,
-        "head_dim": get.head_dim(width, num_heads, num_kv_heads),
+        "head_dim": head_dim,
+        "rotary_dim": None if turned == head_dim else turned,
         "rope_theta": get.rope_theta(rope_theta),
         "norm_eps": get.float("rms_norm_eps", norm_eps),
         "max_length": get.int("max_position_embeddings", max_length),
         "mask_id": get.int("mask_token_id", mask_id, least=0),
         "eos_id": end,
         "pad_id": get.int("pad_token_id", end, least=0),
-        "tie_embeddings": bool(get.config.get("tie_word_embeddings")),
+        "tie_embeddings": get.flag("tie_word_embeddings"),
     }
     if "d_ff" not in own:
         values["d_ff"] = get.int("intermediate_size")

@@ -82,6 +82,10 @@ class Stack(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(count, width_out, width_in) / width_in**0.5)
 
+    def times(self, expert: int, x: Tensor) -> Tensor:
+        """`x W^T` with one expert's matrix."""
+        return F.linear(x, self.weight[expert])
+
 
 class Bank(nn.Module):
     """The experts' matrices."""
@@ -94,9 +98,8 @@ class Bank(nn.Module):
 
     def apply_to(self, expert: int, x_ND: Tensor) -> Tensor:
         """SwiGLU of one expert."""
-        inner = F.silu(F.linear(x_ND, self.gate.weight[expert]))
-        inner = inner * F.linear(x_ND, self.up.weight[expert])
-        return F.linear(inner, self.down.weight[expert])
+        inner = F.silu(self.gate.times(expert, x_ND)) * self.up.times(expert, x_ND)
+        return self.down.times(expert, inner)
 
 
 class Experts(nn.Module):

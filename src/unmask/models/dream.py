@@ -33,7 +33,6 @@ NAMES = (
 
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "rope_scaling": (None,),
     "use_sliding_window": (False, None),
     "use_mrope": (False, None),
 }

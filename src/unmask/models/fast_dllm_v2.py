@@ -19,7 +19,6 @@ NAMES = dream.NAMES
 
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "rope_scaling": (None,),
     "use_sliding_window": (False, None),
 }
 
@@ -28,7 +27,6 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     """The spec of a Fast-dLLM v2 `config.json`. Raises ModelError for missing or unsupported keys."""
     get = Fields(config, "Fast-dLLM v2")
     get.require(REQUIRED)
-    get.require_full_attention()
     return hub_spec(
         get,
         family="fast_dllm_v2",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from unmask.errors import ModelError
 from unmask.models._config import Fields
 from unmask.models.spec import ModelSpec
 
@@ -46,7 +47,6 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
     "input_emb_norm": (False, None),
     "activation_type": ("silu",),
     "clip_qkv": (None,),
-    "rope_scaling": (None,),
 }
 
 
@@ -55,10 +55,16 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     get = Fields(config, "LLaDA")
     get.require(REQUIRED)
     d_model, num_heads = get.int("d_model"), get.int("n_heads")
-    multi_query = bool(config.get("multi_query_attention"))
+    multi_query = get.flag("multi_query_attention")
     num_kv_heads = get.int("n_kv_heads", 1 if multi_query else num_heads)
-    include_bias = bool(config.get("include_bias"))
-    norm_bias = config.get("bias_for_layer_norm")
+    if multi_query and num_kv_heads != 1:
+        raise ModelError(
+            f"config.json: multi_query_attention=True and n_kv_heads={num_kv_heads} contradict; the first "
+            f"means 1"
+        )
+    head_dim = get.head_dim(d_model, num_heads, num_kv_heads)
+    get.rotary_dim(head_dim)
+    include_bias = get.flag("include_bias")
     eos_id = get.int("eos_token_id", 126081, least=0)
     return ModelSpec(
         family="llada",
@@ -67,19 +73,19 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         num_layers=get.int("n_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=get.head_dim(d_model, num_heads, num_kv_heads),
-        d_ff=get.int("mlp_hidden_size", int(get.float("mlp_ratio", 4)) * d_model),
+        head_dim=head_dim,
+        d_ff=get.int("mlp_hidden_size", int(get.float("mlp_ratio", 4) * d_model)),
         rope_theta=get.rope_theta(10000.0),
         norm_eps=get.float("rms_norm_eps", 1e-5),
         max_length=get.int("max_sequence_length", 4096),
         mask_id=get.int("mask_token_id", 126336, least=0),
         eos_id=eos_id,
         pad_id=get.int("pad_token_id", eos_id, least=0),
-        qkv_bias=include_bias or bool(config.get("include_qkv_bias")),
+        qkv_bias=include_bias or get.flag("include_qkv_bias"),
         linear_bias=include_bias,
-        norm_bias=include_bias if norm_bias is None else bool(norm_bias),
-        tie_embeddings=bool(config.get("weight_tying")),
-        rope_fp32=bool(config.get("rope_full_precision", True)),
+        norm_bias=get.flag("bias_for_layer_norm", include_bias),
+        tie_embeddings=get.flag("weight_tying"),
+        rope_fp32=get.flag("rope_full_precision", True),
         block_size=None if config.get("block_size") is None else get.int("block_size"),
         turn_end="<|eot_id|>",
     )

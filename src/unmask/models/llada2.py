@@ -3,13 +3,14 @@
 Source: arXiv:2512.15745 and the released configuration. Traps: the config omits what is on by default or
 known to the sampler only: q/k norm, the mask id, the end id (the pad id) and the block size (32, or the
 key `block_size` where somebody adds it); query, key and value are one tensor; RoPE turns the first
-`rotary_dim` dimensions; the expert bias chooses but does not weigh. It is rounded to the model's dtype, as
-the released code does on loading: in bfloat16 that decides near-ties of the router.
+`rotary_dim` dimensions, half of them where nothing is said; the expert bias chooses but does not weigh. It
+is rounded to the model's dtype, as the released code does on loading: in bfloat16 that decides near-ties of
+the router. The weight of a token's only expert is not normalized. LLaDA2.2 has tokens that delete and
+insert; its network and sampler are not known here, so it is refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from unmask.errors import ModelError
@@ -61,10 +62,8 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
     "norm_head": (False, None),
     "norm_softmax": (False, None),
     "norm_topk_prob": (True,),
-    "rope_scaling": (None,),
     "score_function": ("sigmoid",),
     "use_bias": (False, None),
-    "use_qkv_bias": (False, None),
     "use_rmsnorm": (True, None),
     "use_sliding_window": (False, None),
     "using_split_qkv_in_self_attention": (False, None),
@@ -73,33 +72,39 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
 
 def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     """The spec of a LLaDA2 `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = Fields(config, "LLaDA2")
+    get = Fields(config, "LLaDA2", rotary_share=0.5)
+    edits = [key for key in ("delete_token_id", "split_token_id") if config.get(key) is not None]
+    if edits:
+        raise ModelError(
+            f"config.json: {edits[0]}={config[edits[0]]!r} makes this LLaDA2.2, whose tokens insert and "
+            f"delete; it is not supported; supported: LLaDA2.0 and LLaDA2.1, which have no such token"
+        )
     get.require(REQUIRED)
     pad_id = get.int("pad_token_id", 156892, least=0)
-    use_qk_norm = config.get("use_qk_norm")
-    spec = hub_spec(
+    return hub_spec(
         get,
         family="llada2",
         max_length=32768,
         mask_id=156895,
         eos_id=pad_id,
         pad_id=pad_id,
-        qk_norm=True if use_qk_norm is None else bool(use_qk_norm),
-        experts=_experts(config, get),
+        norm_eps=1e-5,
+        qk_norm=get.flag("use_qk_norm", True),
+        qkv_bias=get.flag("use_qkv_bias"),
+        experts=_experts(get),
         block_size=get.int("block_size", 32),
         turn_end="<|role_end|>",
     )
-    return replace(spec, rotary_dim=get.rotary_dim(spec.head_dim))
 
 
-def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec:
-    num_experts, num_groups = get.int("num_experts"), get.int("n_group", 1)
+def _experts(get: Fields) -> ExpertSpec:
+    num_experts, num_groups = get.int("num_experts"), get.int("n_group")
     if num_experts % num_groups or (num_groups > 1 and num_experts < 2 * num_groups):
         raise ModelError(
             f"config.json: n_group={num_groups} cannot split num_experts={num_experts} evenly into groups "
             f"of at least 2"
         )
-    num_kept = get.int("topk_group", 1 if num_groups == 1 else None)
+    num_kept = get.int("topk_group")
     if num_kept > num_groups:
         raise ModelError(f"config.json: topk_group={num_kept} must not exceed n_group={num_groups}")
     num_chosen = get.int("num_experts_per_tok")
@@ -109,17 +114,16 @@ def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec:
             f"n_group={num_groups} groups hold of num_experts={num_experts}"
         )
     d_ff = get.int("moe_intermediate_size")
-    has_bias = config.get("moe_router_enable_expert_bias")
     return ExpertSpec(
         num_experts=num_experts,
         num_chosen=num_chosen,
         d_ff=d_ff,
         score="sigmoid",
-        renormalize=True,
+        renormalize=num_chosen > 1,
         scale=get.float("routed_scaling_factor"),
         num_groups=num_groups,
         num_chosen_groups=num_kept,
-        router_bias=True if has_bias is None else bool(has_bias),
+        router_bias=get.flag("moe_router_enable_expert_bias", True),
         in_fp32=True,
         d_shared=d_ff * get.int("num_shared_experts", 0, least=0),
         dense_layers=tuple(range(get.int("first_k_dense_replace", 0, least=0))),

@@ -47,10 +47,8 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
     "clip_qkv": (None,),
     "hidden_act": ("silu",),
     "moe_router_score_function": ("softmax", None),
-    "partial_rotary_factor": (1, None),
-    "rope_scaling": (None,),
-    "router_num_group": (None, 1),
-    "router_topk_group": (None, 1),
+    "router_num_group": (None, 1, -2),  # -2: their class's word for none
+    "router_topk_group": (None, 1, -2),
     "use_sliding_window": (False, None),
 }
 
@@ -68,7 +66,7 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         eos_id=156892,
         norm_eps=1e-5,
         d_ff=get.int("dense_intermediate_size", None if experts.dense_layers else experts.d_ff),
-        qk_norm=bool(config.get("qk_layernorm", True)),
+        qk_norm="qk_layernorm" not in config or get.flag("qk_layernorm"),
         experts=experts,
         turn_end="<|role_end|>",
     )
@@ -95,7 +93,7 @@ def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec:
             f"config.json: shared_expert_intermediate_size={shared!r} is not supported for LLaDA-MoE "
             f"with dense layers; supported: None"
         )
-    has_bias = bool(config.get("moe_router_enable_expert_bias"))
+    has_bias = get.flag("moe_router_enable_expert_bias")
     return ExpertSpec(
         num_experts=get.int("num_experts"),
         num_chosen=get.at_most("num_experts_per_tok", "num_experts"),

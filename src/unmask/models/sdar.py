@@ -43,7 +43,6 @@ NAMES = (
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "hidden_act": ("silu",),
-    "rope_scaling": (None,),
     "use_sliding_window": (False, None),
 }
 
@@ -52,7 +51,6 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     """The spec of an SDAR `config.json`. Raises ModelError for missing or unsupported keys."""
     get = Fields(config, "SDAR")
     get.require(REQUIRED)
-    get.require_full_attention()
     experts = _experts(config, get)
     return hub_spec(
         get,
@@ -89,7 +87,7 @@ def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec | None:
         num_chosen=get.at_most("num_experts_per_tok", "num_experts"),
         d_ff=get.int("moe_intermediate_size"),
         score="softmax",
-        renormalize=bool(config.get("norm_topk_prob", True)),
+        renormalize=get.flag("norm_topk_prob", True),
         dense_layers=tuple(
             layer for layer in range(num_layers) if layer in dense or (layer + 1) % every
         ),

@@ -1,0 +1,84 @@
+"""`unmask bench quantize`: a model's weights in fewer bits, as a table or JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from unmask.bench.machine import machine
+from unmask.bench.quantize import FormResult, check_forms, measure_forms
+from unmask.cli.bench import parse_decoders, setting_of, split_list
+from unmask.errors import ConfigError
+from unmask.models import resolve_model
+
+HEAD = (
+    "| form | weights, MB | of first | peak over start, MB | forward, ms | of first | same top | KL, nats "
+    "| right |\n" + "|---" * 9 + "|"
+)
+EXPLAINED = (
+    "peak: what loading and a forward took at most, over a process that had imported everything | forward: "
+    "one canvas, median | same top, KL: against the first form, masked slots of its own answers | right: "
+    "held-out answers"
+)
+
+
+def quantize(
+    model: str, names: str, decoder: str, options: dict[str, Any], as_json: str | None
+) -> None:
+    """Measure, then show; what can be wrong is found before a model is read."""
+    setting = setting_of(options)
+    entries = parse_decoders(decoder)
+    if len(entries) != 1:
+        raise ConfigError(f"--decoder {decoder}: give one decoder; the forms are what is compared")
+    forms = [name.strip() for name in split_list(names)]
+    check_forms(forms)
+    if as_json not in (None, "-"):
+        from unmask.view.trace import check_writable
+
+        check_writable(Path(str(as_json)), "JSON file")
+    resolve_model(model)
+    found = measure_forms(
+        model,
+        forms,
+        entries[0],
+        setting,
+        lambda name: print(f"measuring {name}", file=sys.stderr, flush=True),
+    )
+    facts = machine("cpu")
+    report = {
+        "model": model,
+        "decoder": entries[0].label,
+        "setting": dataclasses.asdict(setting),
+        "machine": facts,
+        "forms": [dataclasses.asdict(item) | {"accuracy": item.accuracy} for item in found],
+    }
+    text = json.dumps(report, ensure_ascii=False)
+    if as_json == "-":
+        print(text, flush=True)
+        return
+    print("\n".join([HEAD, *(_row(item, found[0]) for item in found)]))
+    print(
+        f"\nmodel {model} | decoder {entries[0].label} | {setting.limit} prompts of {setting.task} | "
+        f"{found[0].num_rows} compared rows | repeats {setting.repeat} | {facts['processor']}, "
+        f"{facts['num_threads']} threads, load {facts['load_average']}, torch {facts['torch']}"
+    )
+    print(EXPLAINED)
+    if as_json is not None:
+        try:
+            Path(as_json).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{as_json!r} cannot be written: {error.strerror}") from None
+
+
+def _row(item: FormResult, first: FormResult) -> str:
+    if item.problem is not None:
+        return f"| {item.name} | not measured: {item.problem}" + " |" * 8
+    peak = "" if item.peak_bytes is None else f"{item.peak_bytes / 1e6:.1f}"
+    return (
+        f"| {item.name} | {item.num_bytes / 1e6:.2f} | {item.num_bytes / first.num_bytes:.3f} | {peak} | "
+        f"{1e3 * item.seconds:.1f} | {item.seconds / first.seconds:.2f} | {100 * item.same_top:.1f} % | "
+        f"{item.divergence:.2g} | {100 * item.accuracy:.1f} % |"
+    )

@@ -1,0 +1,84 @@
+"""`unmask config`: what a command would run with, and where each value comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unmask.cli.configured import tell
+
+if TYPE_CHECKING:
+    from unmask.config import Sources
+
+
+def show(words: Sequence[str], sources: Sources, as_json: bool) -> None:
+    """Print every key with its value and its layer."""
+    from unmask.config import compose, method_of
+    from unmask.config.settings import rows
+
+    composed = compose(words, sources)
+    method = method_of(composed)
+    found = rows(composed, method)
+    if as_json:
+        keys = {key: {"value": value, "layer": layer} for key, value, layer in found}
+        what = {"decoder": method.decoder, "cache": method.cache, "notes": method.notes}
+        print(json.dumps({**what, "keys": keys}, indent=2, ensure_ascii=False))
+        return
+    tell(method.notes)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for row in found:
+            print("\t".join((row[0], spell(row[1]), row[2])))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("key", "value", "layer"):
+        table.add_column(title, overflow="fold", no_wrap=title == "key")
+    for key, value, layer in found:
+        quiet = "dim" if layer == "schema default" else ""
+        table.add_row(*(Text(cell, quiet) for cell in (key, spell(value), layer)))
+    console.print(table)
+
+
+def print_job(words: Sequence[str], sources: Sources) -> None:
+    """Print the configuration as YAML, as `--config FILE` takes it (Hydra's `--cfg job`)."""
+    import yaml
+
+    from unmask.config import compose, method_of
+    from unmask.config.settings import rows
+
+    composed = compose(words, sources)
+    method = method_of(composed)
+    tell(method.notes)
+    tree: dict[str, Any] = {}
+    for key, value, layer in rows(composed, method):
+        if layer != "schema default":
+            group, dot, name = key.partition(".")
+            if dot:
+                tree.setdefault(group, {})[name] = value
+            else:
+                tree[key] = value
+    tree["generation"] = {"strategy": method.decoder, **_knobs(tree.get("generation", {}))}
+    print(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="")
+
+
+def _knobs(generation: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's knobs without the spellings that were translated into them."""
+    translated = ("strategy", "alg", "num_transfer_tokens")
+    return {key: value for key, value in generation.items() if key not in translated}
+
+
+def spell(value: Any) -> str:
+    """A value as it is typed."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(spell, value)) + "]"
+    return str(value)

@@ -1,0 +1,140 @@
+"""`unmask eval`: one evaluation, or one after the other for every combination of a sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unmask.cli.configured import is_first, tell
+from unmask.view.evaluating import EvaluationView
+
+if TYPE_CHECKING:
+    from unmask.config import Sources
+    from unmask.evals.results import Results
+    from unmask.evals.settings import EvalSettings
+
+COLUMNS = (
+    ("accuracy", "accuracy"),
+    ("tokens/s", "tokens_per_second"),
+    ("tokens/forward", "tokens_per_forward"),
+    ("forwards", "num_forwards"),
+    ("latency s", "latency_mean_s"),
+)
+NONE = "-"
+WIDE = 10_000
+
+
+def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -> None:
+    """Evaluate, and print a table (or the results as JSON lines)."""
+    runs = planned(words, sources, is_sweep)
+    from unmask.evals.run import evaluate
+
+    console = Console(highlight=False)
+    results = []
+    for number, settings in enumerate(runs, start=1):
+        label = f"{settings.task} {settings.decoder}"
+        if len(runs) > 1:
+            label = f"{number}/{len(runs)} {label}"
+        with _progress(label) as report:
+            results.append(evaluate(settings, report))
+    if not is_first():
+        return
+    if as_json:
+        for result in results:
+            print(_json(result))
+        return
+    show(results, [settings.output for settings in runs], console)
+
+
+def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[EvalSettings]:
+    """The settings of every run; what can be wrong with one is found before the first begins."""
+    from unmask.config import compose, method_of, sweep
+    from unmask.config.settings import settings_of
+
+    found = []
+    for combination in sweep(words) if is_sweep else [list(words)]:
+        composed = compose(combination, sources)
+        method = method_of(composed)
+        tell(method.notes)
+        settings = settings_of(composed, method)
+        if is_sweep and composed["output"] is not None:
+            name = f"{settings.decoder}-{settings.fingerprint()}"
+            settings = dataclasses.replace(settings, output=str(Path(composed["output"]) / name))
+        found.append(settings)
+    return found
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Any]:
+    """A bar with the time left on a terminal, else a line at every tenth; both on standard error."""
+    console = Console(stderr=True, highlight=False)
+    if not is_first():
+        yield lambda done, total: None
+        return
+    if not console.is_terminal:
+        yield _lines(label)
+        return
+    with EvaluationView(label, console) as view:
+        yield view
+
+
+def _lines(label: str) -> Any:
+    began = time.perf_counter()
+    told = -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        tenth = 10 * done // max(1, total)
+        if tenth > told:
+            told = tenth
+            seconds = time.perf_counter() - began
+            print(f"{label}: {done} of {total}, {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    return report
+
+
+def show(results: Sequence[Results], folders: Sequence[str], console: Console) -> None:
+    """A line a run, and where all its numbers are."""
+    live = console.is_terminal
+    if not live:
+        console = Console(file=console.file, highlight=False, width=WIDE)
+    table = Table(box=box.SIMPLE_HEAD if live else box.MARKDOWN, pad_edge=not live)
+    table.add_column("run", overflow="fold")
+    for title, _ in COLUMNS:
+        table.add_column(title, justify="right")
+    for result in results:
+        label = f"{result.task}: {result.method}"
+        label += "" if result.cache == "none" else f", cache {result.cache}"
+        cells = [_cell(result.metrics, name) for _, name in COLUMNS]
+        table.add_row(*(Text(cell) for cell in (label, *cells)))
+    console.print(table)
+    for folder in folders:
+        console.print(Text(f"results: {folder}", "dim" if live else ""), soft_wrap=True)
+
+
+def _cell(metrics: dict[str, float], name: str) -> str:
+    value = metrics.get(name)
+    if value is None:
+        return NONE
+    if name == "accuracy":
+        error = metrics.get("accuracy_stderr")
+        return (
+            f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
+        )
+    return f"{value:.0f}" if name == "num_forwards" else f"{value:.2f}"
+
+
+def _json(result: Results) -> str:
+    import json
+
+    return json.dumps(dataclasses.asdict(result), ensure_ascii=False)

@@ -1,0 +1,81 @@
+"""`unmask report`: runs of `unmask eval` side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unmask.errors import ConfigError
+
+Runs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...", help="Run folders of unmask eval; the first is compared with."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help="Where report.md and the pictures go. Default: the first RUN's parent.",
+    ),
+]
+NoPictures = Annotated[
+    bool, typer.Option("--no-pictures", help="The table alone; nothing is written.")
+]
+
+
+def report(runs: Runs, out: Out = None, no_pictures: NoPictures = False) -> None:
+    """Compare runs: a table, and pictures of quality against speed, confidence, and early answers.
+
+    Confidence (by forward and place) and early answers need runs with trace=true.
+    """
+    from unmask.evals.report import read_runs
+    from unmask.evals.report import report as text_of
+
+    found = read_runs(runs)
+    text = text_of(found)
+    print(text, end="", flush=True)
+    if no_pictures:
+        return
+    folder = found[0].folder.absolute().parent if out is None else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = draw(runs, folder)
+        links = "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
+        (folder / "report.md").write_text(text + links, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{str(folder)!r} cannot be written: {error.strerror}; use --out FOLDER"
+        ) from None
+    for path in (folder / "report.md", *drawn):
+        print(path, file=sys.stderr)
+
+
+def draw(folders: list[str], folder: Path) -> list[Path]:
+    """Draw what the runs allow; the pictures' paths. Raises DependencyError without matplotlib."""
+    from unmask.evals import pictures
+    from unmask.evals.report import confidence_map, read_runs
+
+    pictures.need_matplotlib()
+    runs = read_runs(folders)
+    drawn = []
+    fast = [run for run in runs if "tokens_per_second" in run.results.metrics]
+    for x in ("tokens_per_second", "tokens_per_forward"):
+        if fast:
+            drawn.append(folder / f"front_{x}.png")
+            pictures.draw_front(fast, drawn[-1], x)
+    traced = [run for run in runs if run.results.early]
+    if traced:
+        drawn.append(folder / "early.png")
+        pictures.draw_early(traced, drawn[-1])
+    for run in runs:
+        values = confidence_map(run)
+        if values.size:
+            drawn.append(folder / f"confidence_{run.name.replace('/', '_')}.png")
+            pictures.draw_confidence(run, values, drawn[-1])
+    return drawn

@@ -1,0 +1,214 @@
+"""`unmask tune`: a search for better knobs, watched and resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from unmask.cli.configured import tell
+from unmask.errors import ConfigError
+from unmask.knobs import whole
+
+if TYPE_CHECKING:
+    from unmask.config import Sources
+    from unmask.evals.settings import EvalSettings
+    from unmask.tune.measure import Bench
+    from unmask.tune.outcome import HeldOut
+    from unmask.tune.study import Found, Plan, Point
+
+TASK = "word_problem"
+RUNS = "runs/tune"
+PICTURE = "front.png"
+WIDE = 10_000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the flags say; `plot` None: front.png, where matplotlib is installed."""
+
+    objectives: tuple[str, ...]
+    constraints: tuple[str, ...]
+    space: tuple[str, ...]
+    num_trials: int
+    num_prompts: int
+    num_held_out: int
+    plot: Path | None
+    as_json: bool
+
+
+def run(words: Sequence[str], sources: Sources, wanted: Wanted) -> None:
+    """Search, check on held-out prompts, write and show."""
+    settings, plan = planned(words, sources, wanted)
+    from unmask.tune import outcome, picture
+
+    if wanted.plot is not None:
+        picture.check_possible(wanted.plot)
+    bench = _bench(settings)
+    from unmask.tune.study import open_study
+    from unmask.tune.study import run as search
+
+    open_study(bench, plan)
+    with _progress(plan) as (watch, done):
+        found = search(bench, plan, watch, done)
+        held_out = outcome.check(bench, found, wanted.num_held_out, watch)
+    command = _command(words, wanted)
+    made = outcome.write(bench, found, held_out, command, bench.folder)
+    plot = bench.folder / PICTURE if wanted.plot is None and _can_draw() else wanted.plot
+    if plot is not None:
+        picture.draw(found, plot)
+        made.append(plot)
+    _show(bench, found, held_out, made, wanted.as_json)
+
+
+def planned(words: Sequence[str], sources: Sources, wanted: Wanted) -> tuple[EvalSettings, Plan]:
+    """What every point shares, and the search. Raises ConfigError before anything is loaded."""
+    from unmask.config import compose, method_of
+    from unmask.config.settings import settings_of
+    from unmask.tune.goal import parse_constraint, parse_objectives
+    from unmask.tune.space import parse_changes, space_of
+    from unmask.tune.study import Plan
+
+    composed = compose(_with_task(words, sources), sources)
+    for key in ("limit", "offset"):
+        if composed.values[key].is_given:
+            raise ConfigError(f"{key} has no effect here; use --prompts and --held-out")
+    method = method_of(composed)
+    tell(method.notes)
+    settings = settings_of(composed, method)
+    for name, least in (("num_trials", 1), ("num_prompts", 2), ("num_held_out", 0)):
+        whole("--" + name.removeprefix("num_").replace("_", "-"), getattr(wanted, name), least)
+    plan = Plan(
+        space=space_of(method.decoder, parse_changes(wanted.space), tuple(method.knobs)),
+        objectives=parse_objectives(wanted.objectives),
+        constraints=tuple(parse_constraint(text) for text in wanted.constraints),
+        num_prompts=wanted.num_prompts,
+        num_trials=wanted.num_trials,
+        seed=settings.seed,
+    )
+    if composed["output"] is None:
+        name = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{composed['model.name']}")
+        output = f"{RUNS}/{settings.task}-{name}-{settings.decoder}"
+        settings = dataclasses.replace(settings, output=output)
+    return settings, plan
+
+
+def _with_task(words: Sequence[str], sources: Sources) -> list[str]:
+    """The words, with the bundled word problems where no task is named."""
+    from unmask.config import compose
+
+    named = compose(words, sources)["dataset.name"] is not None
+    return list(words) if named else [*words, f"dataset.name={TASK}"]
+
+
+def _bench(settings: EvalSettings) -> Bench:
+    from unmask.tune.measure import Bench
+    from unmask.view.loading import LoadingView
+
+    with LoadingView(settings.model) as progress:
+        from unmask.engine.llm import LLM
+
+        llm = LLM(settings.model, dtype=settings.dtype, device=settings.device, progress=progress)
+    return Bench(llm, settings, Path(settings.output))
+
+
+def _can_draw() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+@contextmanager
+def _progress(plan: Plan) -> Iterator[tuple[Any, Any]]:
+    """How a point stands and what each gave: a bar on a terminal, else a line a point."""
+    console = Console(stderr=True, highlight=False)
+    total = plan.num_trials
+    names = plan.objectives
+
+    def line(point: Point) -> str:
+        numbers = "  ".join(f"{name} {point.metrics[name]:.4g}" for name in names)
+        state = point.given_up or ("" if point.is_feasible else "misses what is asked")
+        return f"point {point.number} of {total}: {numbers}" + (f"  ({state})" if state else "")
+
+    if not console.is_terminal:
+        told: set[str] = set()
+
+        def note(label: str, done: int, count: int) -> None:
+            if not label.startswith("point") and label not in told:
+                told.add(label)
+                print(label, file=sys.stderr, flush=True)
+
+        yield note, lambda point: print(line(point), file=sys.stderr, flush=True)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(label: str, done: int, count: int) -> None:
+            bar.update(task, description=label, completed=done, total=count)
+
+        yield show, lambda point: bar.console.print(line(point), markup=False, soft_wrap=True)
+
+
+def _command(words: Sequence[str], wanted: Wanted) -> str:
+    """What to type to do this again."""
+    typed = ["unmask", "tune", *words]
+    for flag, values in (
+        ("--objective", wanted.objectives),
+        ("--constraint", wanted.constraints),
+        ("--space", wanted.space),
+    ):
+        for value in values:
+            typed += [flag, value]
+    typed += ["--trials", str(wanted.num_trials), "--prompts", str(wanted.num_prompts)]
+    return shlex.join([*typed, "--held-out", str(wanted.num_held_out)])
+
+
+def _show(
+    bench: Bench, found: Found, held_out: HeldOut | None, made: Sequence[Path], as_json: bool
+) -> None:
+    from unmask.tune import outcome
+
+    if as_json:
+        print((bench.folder / outcome.NUMBERS).read_text(encoding="utf-8"), end="")
+        return
+    console = Console(highlight=False)
+    live = console.is_terminal
+    if not live:
+        console = Console(file=console.file, highlight=False, width=WIDE)
+    table = Table(box=box.SIMPLE_HEAD if live else box.MARKDOWN, pad_edge=not live)
+    for title in ("", *found.plan.objectives, "knobs"):
+        table.add_column(title, overflow="fold")
+    for row in outcome.rows(found):
+        table.add_row(*map(Text, row))
+    console.print(table)
+    if found.best is None:
+        console.print(Text("no point keeps to what is asked; more --trials, or ask for less"))
+    if held_out is not None:
+        console.print(
+            Text(f"held out, best against defaults: {outcome.sentence(held_out)}"), soft_wrap=True
+        )
+    for path in made:
+        console.print(Text(f"wrote {path}", "dim" if live else ""), soft_wrap=True)
+    if found.best is not None:
+        console.print(
+            Text(f"use it: unmask eval generation={bench.folder / outcome.PRESET} ..."),
+            soft_wrap=True,
+        )

@@ -1,0 +1,1 @@
+"""Presets: one YAML file a name, in a folder for each group."""

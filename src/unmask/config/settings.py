@@ -1,0 +1,110 @@
+"""From a composed configuration to the settings that `unmask.evals.run.evaluate` takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from unmask import decoders
+from unmask.config.compose import Composed
+from unmask.config.method import Method, method_of
+from unmask.errors import ConfigError
+from unmask.evals.catalog import CATALOG
+from unmask.evals.settings import EvalSettings
+
+RUNS = "runs/eval"
+
+
+def settings_of(composed: Composed, method: Method | None = None) -> EvalSettings:
+    """The settings of a configuration. Raises ConfigError for what cannot be evaluated."""
+    method = method_of(composed) if method is None else method
+    task = composed["dataset.name"]
+    if task is None:
+        raise ConfigError(f"no task; say dataset.name=NAME, one of {', '.join(sorted(CATALOG))}")
+    known = CATALOG.get(task)
+    data = composed.values["dataset.path"]
+    if data.layer.startswith("environment") and known is not None and not known.needs_data:
+        data = dataclasses.replace(data, value=None)
+    found = EvalSettings(
+        task=task,
+        model=composed["model.path"] or composed["model.name"] or "",
+        decoder=method.decoder,
+        cache=method.cache,
+        knobs=method.knobs | {f"cache.{key}": value for key, value in method.cache_knobs.items()},
+        gen_length=_length(composed, method),
+        data=data.value,
+        num_fewshot=composed["dataset.n_shot"],
+        system_prompt=composed["dataset.system_prompt"],
+        **{name: composed[name] for name in _SAME if composed[name] is not None},
+    )
+    output = composed["output"]
+    return dataclasses.replace(found, output=output or str(folder_of(found, composed)))
+
+
+_SAME = (
+    "limit",
+    "offset",
+    "batch_size",
+    "seed",
+    "dtype",
+    "device",
+    "chat",
+    "resume",
+    "confirm_run_unsafe_code",
+    "mc_num",
+    "trace",
+)
+
+
+def _length(composed: Composed, method: Method) -> int | None:
+    """Slots of the answer; what a preset says is not for a decoder that finds the length itself."""
+    length = composed.values["generation.gen_length"]
+    if length.is_soft and decoders.finds_length(method.decoder):
+        return None
+    found: int | None = length.value
+    return found
+
+
+def folder_of(settings: EvalSettings, composed: Composed) -> Path:
+    """A folder named after the run: the same words name the same one, so that a killed run goes on."""
+    words = [settings.task, composed["model.name"] or settings.model, settings.decoder]
+    if settings.cache != "none":
+        words.append(settings.cache)
+    name = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", str(word)).strip("._") for word in words)
+    return Path(RUNS) / f"{name}-{settings.fingerprint()}"
+
+
+def rows(composed: Composed, method: Method) -> list[tuple[str, Any, str]]:
+    """(key, value, layer) of everything in force, knobs of decoder and cache included."""
+    from unmask import caches
+    from unmask.config.compose import SCHEMA_DEFAULT
+    from unmask.knobs import field_names
+    from unmask.proposal import Proposal
+
+    skipped = {f"generation.{key}" for key in composed.group("generation")}
+    skipped |= {f"cache.{key}" for key in composed.group("cache")}
+    found = [
+        (key, value.value, value.layer)
+        for key, value in composed.values.items()
+        if key not in skipped
+    ]
+    if _length(composed, method) != composed["generation.gen_length"]:
+        found = [row for row in found if row[0] != "generation.gen_length"]
+    decoder = decoders.decoder_class(method.decoder)
+    own = {item.name: item.default for item in dataclasses.fields(decoder)}
+    own |= {item.name: item.default for item in dataclasses.fields(Proposal)}
+    own |= {key: value for key, value in method.knobs.items() if key not in own}
+    for name in own:
+        value, layer = method.knobs.get(name, own[name]), method.layers.get(name, SCHEMA_DEFAULT)
+        found.append((f"generation.{name}", value, layer))
+    cache = caches.cache_class(method.cache)
+    names = [item.name for item in dataclasses.fields(cache)]
+    names += [key for key in method.cache_knobs if key not in field_names(cache)]
+    defaults = {item.name: item.default for item in dataclasses.fields(cache)}
+    for name in names:
+        value = method.cache_knobs.get(name, defaults.get(name))
+        found.append((f"cache.{name}", value, method.layers.get(f"cache.{name}", SCHEMA_DEFAULT)))
+    order = {group: i for i, group in enumerate(("", "model", "dataset", "generation", "cache"))}
+    return sorted(found, key=lambda row: order[row[0].rpartition(".")[0]])

@@ -1,0 +1,98 @@
+"""The tasks there are: what each needs, and which of its metrics is the accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task.
+
+    `metric` and `filter` name what lm-eval computes for a document and what we call right. `files`: the
+    data it reads below the data folder; empty: bundled. `needs_data`: there is no bundled set of that name.
+    `gen_length`: slots when nothing else is said. `num_fewshot`: examples in the prompt when nothing else
+    is said. `own_shots`: the source writes them into the prompt, not lm-eval. `choices`: answered by
+    likelihood, not by generation. `runs_code`: answers are programs.
+    """
+
+    about: str
+    metric: str = "exact_match"
+    filter: str = "none"
+    files: str = ""
+    needs_data: bool = True
+    gen_length: int = 256
+    num_fewshot: int = 0
+    own_shots: bool = False
+    choices: bool = False
+    runs_code: bool = False
+
+
+def _gsm8k(about: str, num_fewshot: int, files: str) -> Entry:
+    return Entry(about, filter="flexible-extract", files=files, num_fewshot=num_fewshot)
+
+
+def _code(about: str, files: str, num_fewshot: int = 0) -> Entry:
+    return Entry(
+        about, "pass_at_1", files=files, gen_length=512, num_fewshot=num_fewshot, runs_code=True
+    )
+
+
+def _bundled(about: str, gen_length: int, files: str = "") -> Entry:
+    return Entry(about, "right", files=files, needs_data=False, gen_length=gen_length)
+
+
+_GSM8K = "gsm8k/train.jsonl, gsm8k/test.jsonl"
+_MMLU = "mmlu/dev/*.csv, mmlu/test/*.csv"
+_HUMANEVAL = "humaneval/HumanEval.jsonl.gz"
+_MBPP = "mbpp/mbpp.jsonl"
+
+CATALOG: dict[str, Entry] = {
+    "word_problem": _bundled("held-out word problems of the bundled model", 64),
+    "sudoku": _bundled(
+        "4x4 Sudoku: bundled, 8 blanks; with data the public ones, 6 to 12 blanks",
+        32,
+        "sudoku/*.jsonl",
+    ),
+    "countdown": _bundled(
+        "Countdown with 3 numbers: bundled; with data the public ones",
+        32,
+        "countdown/cd3_test.jsonl",
+    ),
+    "countdown4": Entry(
+        "Countdown with 4 numbers", "right", files="countdown/cd4_test.jsonl", gen_length=64
+    ),
+    "countdown5": Entry(
+        "Countdown with 5 numbers", "right", files="countdown/cd5_test.jsonl", gen_length=64
+    ),
+    "gsm8k": _gsm8k("grade-school math, examples from its train set", 5, _GSM8K),
+    "gsm8k_cot": _gsm8k(
+        "the same with the 8 worked examples of the CoT paper", 8, "gsm8k/test.jsonl"
+    ),
+    "math-500": Entry(
+        "500 competition problems, judged by math-verify",
+        "math_verify",
+        files="math500/test.jsonl",
+        num_fewshot=4,
+    ),
+    "mmlu": Entry(
+        "57 subjects, four choices, by likelihood",
+        "acc",
+        files=_MMLU,
+        num_fewshot=5,
+        own_shots=True,
+        choices=True,
+    ),
+    "mmlu_generative": Entry(
+        "the same, the letter is generated",
+        filter="letter",
+        files=_MMLU,
+        gen_length=4,
+        num_fewshot=5,
+        own_shots=True,
+    ),
+    "humaneval": _code("164 Python functions, completed", _HUMANEVAL),
+    "humaneval_instruct": _code("the same, asked for", _HUMANEVAL),
+    "mbpp": _code("500 Python problems, in [BEGIN] and [DONE]", _MBPP, 3),
+    "mbpp_instruct": _code("the same, asked for", _MBPP, 3),
+}

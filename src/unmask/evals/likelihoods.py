@@ -1,0 +1,87 @@
+"""Answers by likelihood: how probable the model finds given texts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unmask.errors import PromptError
+from unmask.evals.answers import Answer, Stopwatch
+from unmask.evals.counting import Counted
+from unmask.evals.settings import EvalSettings
+
+if TYPE_CHECKING:
+    from unmask.engine.llm import LLM
+
+AT_A_TIME = 32
+"""Pairs between two writes: what a killed run may have to do again."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A text given another; places and key as in `Question`."""
+
+    doc: int
+    part: int
+    key: str
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+
+def score_all(
+    llm: LLM, pairs: Sequence[Pair], settings: EvalSettings, watch: Stopwatch, check_greedy: bool
+) -> Iterator[Answer]:
+    """The likelihood of each pair, in order. `check_greedy` also decodes each answer greedily.
+
+    The latency of each is its share of the time of those that were scored together.
+    """
+    for start in range(0, len(pairs), AT_A_TIME):
+        some = pairs[start : start + AT_A_TIME]
+        began = time.perf_counter()
+        try:
+            found = llm.loglikelihood(
+                [list(pair.prompt_ids) for pair in some],
+                [list(pair.answer_ids) for pair in some],
+                mc_num=settings.mc_num,
+                cfg_scale=float(settings.knobs.get("cfg_scale", 0.0)),
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+            )
+        except PromptError as error:
+            raise PromptError(f"documents {some[0].doc} to {some[-1].doc}: {error}") from None
+        assert isinstance(found, list), "two lists give a list"
+        greedy = [is_greedy(llm, pair) if check_greedy else None for pair in some]
+        seconds = time.perf_counter() - began
+        watch.add(seconds)
+        decode_s, wall_s = watch.lap()
+        for place, (pair, likelihood) in enumerate(zip(some, found, strict=True)):
+            yield Answer(
+                doc=pair.doc,
+                part=pair.part,
+                key=pair.key,
+                text="",
+                counted=Counted(prompt=len(pair.prompt_ids), response=likelihood.num_tokens),
+                num_forwards=likelihood.num_forwards,
+                num_queries=likelihood.num_forwards * (len(pair.prompt_ids) + len(pair.answer_ids)),
+                num_logit_rows=likelihood.num_forwards * likelihood.num_tokens,
+                latency_s=seconds / len(some),
+                decode_s=decode_s if place == 0 else 0.0,
+                wall_s=wall_s if place == 0 else 0.0,
+                log_prob=likelihood.log_prob,
+                is_greedy=greedy[place],
+            )
+
+
+def is_greedy(llm: LLM, pair: Pair) -> bool:
+    """Whether decoding a token a forward, the surest first, writes exactly the answer.
+
+    Source: `suffix_greedy_prediction` of LLaDA's evaluation.
+    """
+    count = len(pair.answer_ids)
+    canvas = llm.prompt_canvas(list(pair.prompt_ids), count)
+    make = llm._maker("vanilla", ("none", None), 0, False, {"block_length": count, "steps": count})
+    written = llm._run([make(canvas)], 1)[0].canvas
+    found: list[int] = written.tokens[len(pair.prompt_ids) :].tolist()
+    return found == list(pair.answer_ids)

@@ -1,0 +1,143 @@
+"""What an evaluation is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import ConfigError, unknown_name
+from unmask.evals.catalog import CATALOG
+from unmask.knobs import set_field, whole
+
+OF_THE_PART = ("limit", "offset")
+"""Settings that a run may change when it goes on: which part of the task is answered."""
+OF_NO_ANSWER = (*OF_THE_PART, "output", "resume", "confirm_run_unsafe_code")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """One run: a task, a model, how it decodes, and where the results go.
+
+    `model`: bundled name, checkpoint folder or hub id. `knobs`: the decoder's, the proposal's and
+    `cache.NAME`, as `LLM.generate` takes them. `gen_length`, `num_fewshot`: None is the task's own. `data`:
+    the folder of the data files (docs/reference/tasks.md); bundled tasks need none. `limit` documents from
+    number `offset` on; None: all. `batch_size` answers share a forward. `chat`: put the prompt, examples
+    included, as one user turn into the model's chat template; None: if it has one. `output`: the run
+    folder. `resume`: go on with the answers that are there; False: begin anew. `mc_num`: Monte-Carlo
+    samples of a log-likelihood. `trace`: keep what each forward did, for the pictures.
+    """
+
+    task: str
+    model: str = "demo"
+    decoder: str = "vanilla"
+    cache: str = "none"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    gen_length: int | None = None
+    data: str | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    offset: int = 0
+    batch_size: int = 1
+    seed: int = 0
+    dtype: str | None = None
+    device: str | None = None
+    chat: bool | None = None
+    system_prompt: str | None = None
+    output: str = "runs/eval/run"
+    resume: bool = True
+    confirm_run_unsafe_code: bool = False
+    mc_num: int = 128
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value that is not allowed."""
+        for item in fields(self):
+            if item.name != "knobs":
+                value = set_field(type(self), item.name, getattr(self, item.name))
+                object.__setattr__(self, item.name, value)
+        if not isinstance(self.knobs, Mapping):
+            raise ConfigError(f"knobs={self.knobs!r} must map names to values")
+        object.__setattr__(self, "knobs", dict(self.knobs))
+        if self.task not in CATALOG:
+            raise unknown_name("task", self.task, CATALOG)
+        for name, least in (("limit", 1), ("gen_length", 1), ("num_fewshot", 0)):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), least)
+        for name, least in (("offset", 0), ("batch_size", 1), ("mc_num", 1)):
+            whole(name, getattr(self, name), least)
+        if not self.output.strip():
+            raise ConfigError("output='' names no folder; give a path, e.g. runs/eval/first")
+        self._check_task()
+
+    def _check_task(self) -> None:
+        entry = CATALOG[self.task]
+        if entry.needs_data and self.data is None:
+            raise ConfigError(
+                f"task={self.task} needs data=FOLDER with {entry.files}; docs/reference/tasks.md says "
+                f"where it comes from"
+            )
+        if self.data is not None and not Path(self.data).is_dir():
+            raise ConfigError(
+                f"data={self.data!r} is no folder; give the folder with the task files"
+            )
+        if self.data is not None and not entry.files:
+            raise ConfigError(f"data={self.data!r} has no effect: task={self.task} is bundled")
+        if self.num_fewshot and not entry.num_fewshot:
+            raise ConfigError(
+                f"num_fewshot={self.num_fewshot} has no effect: task={self.task} has none; leave it out"
+            )
+        if entry.runs_code and not self.confirm_run_unsafe_code:
+            raise ConfigError(
+                f"task={self.task} runs code that the model writes; with confirm_run_unsafe_code=true it "
+                f"does, within the limits of docs/explanation/running-code.md"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Names and values, as config.yaml holds them."""
+        return asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on in its folder."""
+        return {key: value for key, value in self.as_dict().items() if key not in OF_NO_ANSWER}
+
+    def fingerprint(self) -> str:
+        """A hash of `identity`, which every stored answer carries."""
+        text = json.dumps(self.identity(), sort_keys=True, ensure_ascii=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def method_settings(
+    model: str, batch_size: int | str, device: str | None, given: dict[str, Any]
+) -> EvalSettings:
+    """Settings of how to decode, from the names and texts of lm-eval's `--model_args`.
+
+    Raises ConfigError for a setting that belongs to lm-eval's own command line.
+    """
+    if isinstance(batch_size, str) and not batch_size.isdigit():
+        raise ConfigError(f"batch_size={batch_size!r} must be a whole number of at least 1")
+    names = {"decoder", "cache", "gen_length", "seed", "dtype", "mc_num"}
+    elsewhere = {item.name for item in fields(EvalSettings)} - names
+    for key in given:
+        if key in elsewhere:
+            raise ConfigError(
+                f"{key}={given[key]} is not one of the model's arguments; lm-eval has an option for it"
+            )
+    knobs = {key: value for key, value in given.items() if key not in names}
+    own = {key: value for key, value in given.items() if key in names}
+    return EvalSettings(
+        task="word_problem",
+        model=model,
+        batch_size=int(batch_size),
+        device=device,
+        knobs=knobs,
+        **own,
+    )

@@ -1,0 +1,1 @@
+"""lm-eval task files over local data; where their documents come from, and how answers are judged."""

@@ -1,0 +1,111 @@
+"""What is sought: objectives by name, and constraints such as `accuracy>=0.99*baseline`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from unmask.errors import ConfigError, unknown_name
+
+ACCURACY = "accuracy"
+IS_MORE_BETTER = {
+    ACCURACY: True,
+    "tokens_per_second": True,
+    "tokens_per_forward": True,
+    "forwards_per_answer": False,
+    "num_queries": False,
+    "latency_mean_s": False,
+    "latency_p95_s": False,
+}
+"""Metrics that may be sought or bounded. Seconds depend on the machine and its load; forwards do not."""
+
+_CONSTRAINT = re.compile(
+    r"\s*([a-z_0-9]+)\s*(>=|<=)\s*(?:([0-9.eE+-]+?)\s*(\*\s*baseline)?|(baseline))\s*"
+)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """`metric` at least (or most) `bound`, times the baseline's where `of_baseline`."""
+
+    metric: str
+    is_lower: bool
+    bound: float
+    of_baseline: bool
+
+    def limit(self, baseline: Mapping[str, float]) -> float:
+        """The number to keep to."""
+        return self.bound * baseline[self.metric] if self.of_baseline else self.bound
+
+    def excess(self, value: float, baseline: Mapping[str, float]) -> float:
+        """How far a value is beyond the limit; 0 or less where it keeps to it."""
+        away = self.limit(baseline) - value if self.is_lower else value - self.limit(baseline)
+        return away if abs(away) > 1e-12 else 0.0
+
+    def __str__(self) -> str:
+        """As it is typed."""
+        times = "*baseline" if self.of_baseline else ""
+        return f"{self.metric}{'>=' if self.is_lower else '<='}{self.bound:g}{times}"
+
+
+def parse_constraint(text: str) -> Constraint:
+    """A constraint of `METRIC OP NUMBER[*baseline]`, OP `>=` or `<=`. Raises ConfigError."""
+    match = _CONSTRAINT.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            f"constraint {text!r} cannot be read; write metric>=number or metric<=number, the number "
+            f"perhaps times the baseline's: accuracy>=0.99*baseline"
+        )
+    metric, sign, number, times, alone = match.groups()
+    _known("metric", metric)
+    try:
+        bound = 1.0 if alone else float(number)
+    except ValueError:
+        raise ConfigError(f"{number!r} in constraint {text!r} is not a number") from None
+    return Constraint(metric, sign == ">=", bound, bool(times or alone))
+
+
+def parse_objectives(texts: Sequence[str]) -> tuple[str, ...]:
+    """Names of what is sought; accuracy is always among them, last if not named. Raises ConfigError."""
+    for text in texts:
+        _known("objective", text)
+    if len(set(texts)) < len(texts):
+        raise ConfigError(f"objectives {', '.join(texts)}: one is there twice; leave it out")
+    return tuple(texts) if ACCURACY in texts else (*texts, ACCURACY)
+
+
+def _known(kind: str, name: str) -> None:
+    if name not in IS_MORE_BETTER:
+        raise unknown_name(kind, name, IS_MORE_BETTER)
+
+
+def is_as_good(own: Mapping[str, float], other: Mapping[str, float], names: Sequence[str]) -> bool:
+    """Whether `own` is at least as good as `other` in every one of the metrics."""
+    return all(
+        own[name] >= other[name] if IS_MORE_BETTER[name] else own[name] <= other[name]
+        for name in names
+    )
+
+
+def front(found: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[int]:
+    """Indices of those that no other beats: better in one metric, as good in all; equals count once."""
+    kept: list[int] = []
+    for index, own in enumerate(found):
+        beaten = any(
+            is_as_good(other, own, names) and (not is_as_good(own, other, names) or place < index)
+            for place, other in enumerate(found)
+            if place != index
+        )
+        if not beaten:
+            kept.append(index)
+    return kept
+
+
+def wilson(right: float, count: int, z: float = 2.0) -> tuple[float, float]:
+    """An interval of a share `right / count` (Wilson, 1927), at `z` standard errors."""
+    share = right / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,131 @@
+"""Pages: the books against a naive model, and paged attention against dense rows, bit by bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import KNOWN, tiny_llm
+
+from unmask.caches._paged import PageStore, page_slots
+from unmask.caches._pages import Pages, chain
+from unmask.engine.loop import Batch
+from unmask.engine.paging import Paging
+from unmask.engine.request import Sequence
+from unmask.engine.runner import Runner
+
+BLOCK = 4
+actions = st.lists(
+    st.tuples(st.sampled_from(["take", "hold", "drop", "publish"]), st.integers(0, 5)), max_size=60
+)
+
+
+@settings(max_examples=60)
+@given(actions=actions)
+def test_every_page_is_free_held_or_kept_and_a_key_finds_the_content_it_stands_for(actions):
+    pages, held, content, keys = Pages(4), [], {}, [bytes([i]) for i in range(6)]
+    for action, which in actions:
+        if action == "take" and pages.num_available:
+            page = pages.take()
+            assert page not in held
+            content.pop(page, None)
+            held.append(page)
+        elif action == "hold" and (page := pages.hold(keys[which])) is not None:
+            assert content[page] == keys[which], "content that was given away is not found"
+            held.append(page)
+        elif action == "drop" and held:
+            pages.drop([held.pop(which % len(held))])
+        elif action == "publish" and held:
+            page = held[which % len(held)]
+            known = keys[which] in content.values() and pages.hold(keys[which])
+            if known is not None and known is not False:
+                pages.drop([known])
+            pages.publish(page, keys[which])
+            if not pages.is_private(page) and page not in content:
+                content[page] = keys[which]
+        assert pages.num_available == 4 - len(set(held))
+        for page in held:
+            assert pages.is_private(page) == (held.count(page) == 1 and page not in content)
+    pages.drop(held)
+    assert pages.num_available == 4
+    pages.forget()
+    assert (pages.num_available, pages.num_kept) == (4, 0)
+
+
+def test_a_key_stands_for_all_that_came_before():
+    one, two = np.arange(4), np.arange(4) + 1
+    assert chain(chain(b"", one), two) != chain(chain(b"", two), two)
+    assert chain(chain(b"", one), two) == chain(chain(b"", one), two.copy())
+
+
+def test_a_page_is_whole_blocks():
+    assert [page_slots(block) for block in (1, 4, 16, 32, 12)] == [16, 16, 16, 32, 24]
+
+
+def events_of(llm, requests, paging):
+    runner = Runner(llm.model, llm.vocabulary, len(requests), paging=paging)
+    batch = Batch(runner)
+    for i, request in enumerate(requests):
+        batch.admit(Sequence.begin(request, i))
+    while batch.active:
+        yield from batch.step()
+
+
+@pytest.mark.parametrize("lengths", [(3,), (17,), (30, 30)])
+@pytest.mark.parametrize("method", ["threshold", "ar", "wino"])
+def test_paged_attention_equals_dense_rows_bit_by_bit(method, lengths):
+    """Where both take the same rows in one product; rows that only pages can join round apart."""
+    llm = tiny_llm("llada", 5, block_size=BLOCK)
+    rng = np.random.default_rng(1)
+    requests = [
+        llm.request(
+            rng.integers(0, KNOWN, n).tolist(), method, "block_causal", gen_length=24,
+            stop_at_eos=False,
+        )
+        for n in lengths
+    ]  # fmt: skip
+    device = torch.device("cpu")
+    store = PageStore(llm.spec, 64, torch.float32, device, prefixes=False)
+    for page in [store.take() for _ in range(9)][::2]:  # pages in no order
+        store.pages.drop([page])
+    dense, paged = events_of(llm, requests, None), events_of(llm, requests, Paging(store))
+    for one, other in zip(dense, paged, strict=True):
+        assert one.sequence.index == other.sequence.index
+        assert one.edit.commit.tolist() == other.edit.commit.tolist()
+        assert one.edit.tokens.tolist() == other.edit.tokens.tolist()
+        assert one.edit.confidence.tolist() == other.edit.confidence.tolist()
+    assert store.pages.num_available == 60
+
+
+@torch.inference_mode()
+def test_a_shared_page_is_copied_before_it_is_changed():
+    """A revision in the middle of a published page: who shares it must not see it."""
+    from unmask.caches._paged import Table
+
+    llm = tiny_llm("llada", 5, block_size=BLOCK)
+    store = PageStore(llm.spec, 8, torch.float32, torch.device("cpu"))
+    tokens = np.arange(32)
+    first = Table(store)
+    first.secure(0, 32)
+    random = torch.Generator().manual_seed(0)
+    for tensors in (store.keys, store.values):
+        tensors[:] = [torch.randn(each.shape, generator=random) for each in tensors]
+    first.publish(tokens, 32)
+    second = Table(store)
+    assert second.find(tokens) == 32
+    assert second.pages == first.pages
+    before = [tensor[first.places].clone() for tensor in store.keys]
+    assert second.missing(20, 32) == 1
+    second.secure(20, 32)  # slots 16..19 stay, 20.. are computed again
+    assert second.pages[0] == first.pages[0]
+    assert second.pages[1] != first.pages[1]
+    for layer, tensor in enumerate(store.keys):
+        assert torch.equal(tensor[second.places[:20]], before[layer][:20])
+        tensor[second.places[20:]] = 0
+        assert torch.equal(tensor[first.places], before[layer])
+    assert len(second.keys) == 1
+    for table in (first, second):
+        table.cut(0)
+    assert store.pages.num_available == 8
