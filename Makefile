@@ -13,21 +13,21 @@ STAMP := .venv/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format train-demo card clean
+.PHONY: help venv demo test test-all check format train-demo card study study-timing clean
 
 # Nothing below may reach for the network once the environment is there.
-demo test test-all check train-demo card: export HF_HUB_OFFLINE = 1
+demo test test-all check train-demo card study study-timing: export HF_HUB_OFFLINE = 1
 
 help: ## list the targets (the default)
 	@echo 'usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX="..."]'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  PYTHON       the Python that .venv is made with (3.11 or newer; default: python3)'
-	@echo '  TORCH_INDEX  extra pip options for PyTorch. On Linux PyPI serves the CUDA build (gigabytes);'
-	@echo '               for the CPU build (about 200 MB) say'
-	@echo '               make venv TORCH_INDEX="--extra-index-url https://download.pytorch.org/whl/cpu"'
-	@echo '  PYTEST_ARGS  more arguments for pytest, such as PYTEST_ARGS="-k eb_sampler -x"'
+	@echo '  PYTHON         the Python that .venv is made with (3.11 or newer; default: python3)'
+	@echo '  TORCH_INDEX    extra pip options for PyTorch. On Linux PyPI serves the CUDA build (gigabytes);'
+	@echo '                 for the CPU build (about 200 MB) say'
+	@echo '                 make venv TORCH_INDEX="--extra-index-url https://download.pytorch.org/whl/cpu"'
+	@echo '  PYTEST_ARGS    more arguments for pytest, such as PYTEST_ARGS="-k eb_sampler -x"'
 
 venv: $(STAMP) ## create .venv and install unmask with its tools (nothing to do: does nothing)
 	@echo '==> .venv is ready'
@@ -80,6 +80,14 @@ train-demo: $(STAMP) ## train the bundled model again from scratch (CPU, long)
 card: $(STAMP) ## measure the bundled model again and rewrite the table of its model card
 	@echo '==> evaluating the bundled model: python -m unmask.demo.evaluate'
 	@$(PY) -m unmask.demo.evaluate --write
+
+study: $(STAMP) ## measure the study of CadLLM again (half an hour), rewrite its tables and pictures
+	@echo '==> studies/cadllm/run.py --again (interrupted? go on without --again)'
+	@$(PY) studies/cadllm/run.py --again
+
+study-timing: $(STAMP) ## the study's seconds, for a machine with nothing else to do
+	@echo '==> studies/cadllm/run.py --again timing'
+	@$(PY) studies/cadllm/run.py --again timing
 
 clean: ## remove caches and built packages; keeps .venv and runs/
 	@echo '==> removing caches, build/ and dist/ (.venv and runs/ stay)'

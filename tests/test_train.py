@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 
 import unmask
 from unmask.demo.tokenizer import build_tokenizer
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, ModelError
+from unmask.models import read_spec
 from unmask.train.corrupt import (
     EPS,
+    block_noise,
     block_state,
     corrupt,
     draw_t,
@@ -22,8 +25,9 @@ from unmask.train.corrupt import (
     row_losses,
 )
 from unmask.train.data import DemoData
-from unmask.train.loop import Trainer, demo_spec
+from unmask.train.loop import Trainer, build, demo_spec
 from unmask.train.optim import rate
+from unmask.train.predict import masked_logits
 from unmask.train.recipe import Recipe, compose
 
 MASK = 99
@@ -165,6 +169,60 @@ def test_block_state_takes_a_block_length_a_row():
     assert not noisy.masked_BT[3].all()
 
 
+def test_block_noise_gives_each_block_its_part_of_the_rows_weight():
+    ids = torch.arange(120).reshape(4, 30) + 1000
+    response = torch.zeros(4, 30, dtype=torch.bool)
+    response[:, 6:] = True
+    noisy = block_noise(ids, response, MASK, generator(7), block_size=8)
+    assert not noisy.masked_BT[:, :6].any()
+    assert torch.equal(noisy.ids_BT == MASK, noisy.masked_BT)
+    for weights, masked in zip(noisy.weights_BT, noisy.masked_BT, strict=True):
+        for start, size in ((0, 2), (8, 8), (16, 8), (24, 6)):
+            inside = slice(start, start + 8)
+            expected = size / 24 if masked[inside].any() else 0.0
+            assert weights[inside].sum().item() == pytest.approx(expected)
+    everything = block_noise(ids, response, MASK, generator(7), block_size=8, full_share=1.0)
+    assert torch.equal(everything.masked_BT, response)
+
+
+def test_block_noise_draws_a_level_for_each_block():
+    ids = torch.zeros(1, 8 * 4000, dtype=torch.long)
+    noisy = block_noise(ids, torch.ones_like(ids, dtype=torch.bool), MASK, generator(8), 4000)
+    shares = noisy.masked_BT.view(8, 4000).float().mean(-1)
+    assert sorted((shares * 8).long().tolist()) == pytest.approx(list(range(8)), abs=1)
+
+
+def adapted(tokenizer, *words):
+    recipe = compose([*TINY, *words])
+    spec = demo_spec(recipe, tokenizer)
+    return build(spec, 0, 0.5), DemoData(recipe, spec, tokenizer)
+
+
+def test_every_noisy_block_is_predicted_as_decoding_would_ask_for_it(tokenizer):
+    model, data = adapted(tokenizer, "block_size=8")
+    batch = data.batches(3)[1]
+    ids, masked = batch.noisy.ids_BT, batch.noisy.masked_BT
+    predicted = masked_logits(model, model.hidden, batch)
+    row_N, place_N = masked.nonzero().T
+    for row in range(3):
+        for start in range(0, ids.shape[1], 8):
+            end = min(start + 8, ids.shape[1])
+            chosen = (row_N == row) & (place_N >= start) & (place_N < end)
+            known = torch.cat((batch.clean_BT[row, :start], ids[row, start:end]))
+            alone = model(known[None])[0, place_N[chosen]]
+            torch.testing.assert_close(predicted[chosen], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_with_shifted_logits_the_row_before_answers_and_nothing_is_asked_of_the_first(tokenizer):
+    model, data = adapted(tokenizer, "shift_logits=true")
+    for batch in data.batches(0):
+        row_N, place_N = batch.noisy.masked_BT.nonzero().T
+        assert place_N.min() >= 1
+        plain = model(batch.noisy.ids_BT)[row_N, place_N - 1]
+        predicted = masked_logits(model, model.hidden, batch)
+        torch.testing.assert_close(predicted, plain, atol=1e-4, rtol=1e-4)
+
+
 def equal_batches(one, other):
     return len(one) == len(other) and all(
         a.tasks == b.tasks
@@ -282,9 +340,49 @@ def test_resume_false_refuses_a_folder_with_checkpoints(tmp_path, tokenizer, tok
 
 
 @pytest.mark.parametrize(
+    ("words", "family", "turn_end"),
+    [
+        (["shift_logits=true"], "dream", "<|im_end|>"),
+        (["block_size=8"], "llada", "<|eot_id|>"),
+    ],
+)
+def test_an_adapted_model_starts_from_other_weights_and_is_written_in_its_own_shape(
+    tmp_path, tokenizer, tokenizer_folder, words, family, turn_end
+):
+    start = tmp_path / "start"
+    list(Trainer(compose([*TINY, "steps=1", f"output={start}"]), tokenizer, tokenizer_folder))
+    output = tmp_path / "adapted"
+    recipe = compose([*TINY, *words, "steps=2", f"init={start}/model", f"output={output}"])
+    trainer = Trainer(recipe, tokenizer, tokenizer_folder)
+    begun = load_file(start / "model" / "model.safetensors")
+    key = "model.transformer.blocks.1.attn_out.weight"
+    assert torch.equal(trainer.model.layers[1].attn.o.weight, begun[key].float())
+    list(trainer)
+    spec = read_spec(output / "model")
+    assert spec == replace(trainer.model.spec, turn_end=turn_end)
+    assert (spec.family, spec.shift_logits, spec.block_size) == (
+        family,
+        recipe.shift_logits,
+        recipe.block_size,
+    )
+    llm = unmask.LLM(output / "model")
+    assert llm.tokenizer.convert_tokens_to_ids(turn_end) == trainer.data.turn_end_id
+    out = llm.generate("Tom has 3 pens.", gen_length=8, block_length=8)[0]
+    assert len(out.canvas_ids) == out.prompt_length + 8
+
+
+def test_starting_weights_of_other_sizes_are_refused_by_name(tmp_path, tokenizer, tokenizer_folder):
+    recipe = compose([*TINY, "init=demo", f"output={tmp_path}"])
+    with pytest.raises(ModelError, match=r"demo: of other sizes.*embed\.weight"):
+        Trainer(recipe, tokenizer, tokenizer_folder)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["steps=3"], "say which recipe"),
+        (["recipe=demo-blocks", "shift_logits=true"], "cannot be trained with shift_logits=true"),
+        (["recipe=demo-blocks", "block_size=0"], "block_size=0 must be at least 1"),
         (["recipe=dmo"], "did you mean 'demo'"),
         (["recipe=demo", "step=3"], "did you mean 'steps'"),
         (["recipe=demo", "steps=many"], "steps='many' must be a whole number"),

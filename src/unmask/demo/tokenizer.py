@@ -13,13 +13,14 @@ from pathlib import Path
 from unmask.demo.tasks import TASKS, sample
 
 ORDINARY = 2040
+TURN_END = "<|eot_id|>"
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|startoftext|>",
     "<|endoftext|>",
     "<|mdm_mask|>",
     "<|start_header_id|>",
     "<|end_header_id|>",
-    "<|eot_id|>",
+    TURN_END,
 )
 VOCABULARY = ORDINARY + len(SPECIAL_TOKENS)
 

@@ -14,6 +14,7 @@ from unmask.models.spec import ModelSpec
 ARCHITECTURES = ("DreamModel", "DreamForCausalLM")
 MODEL_TYPES = ("Dream",)
 MASK = "<|mask|>"
+TURN_END = "<|im_end|>"
 
 NAMES = (
     ("model.embed_tokens.{p}", "embed.{p}"),
@@ -49,5 +50,32 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         eos_id=151643,
         qkv_bias=True,
         shift_logits=True,
-        turn_end="<|im_end|>",
+        turn_end=TURN_END,
     )
+
+
+def config_from_spec(spec: ModelSpec, dtype: str = "float32") -> dict[str, Any]:
+    """A `config.json` in Dream's own format that `spec_from_config` reads back to the same spec."""
+    return {
+        "architectures": ["DreamModel"],
+        "model_type": "Dream",
+        "attention_dropout": 0.0,
+        "eos_token_id": spec.eos_id,
+        "hidden_act": "silu",
+        "hidden_size": spec.d_model,
+        "initializer_range": 0.02,
+        "intermediate_size": spec.d_ff,
+        "mask_token_id": spec.mask_id,
+        "max_position_embeddings": spec.max_length,
+        "num_attention_heads": spec.num_heads,
+        "num_hidden_layers": spec.num_layers,
+        "num_key_value_heads": spec.num_kv_heads,
+        "pad_token_id": spec.pad_id,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_scaling": None,
+        "rope_theta": spec.rope_theta,
+        "tie_word_embeddings": spec.tie_embeddings,
+        "torch_dtype": dtype,
+        "use_sliding_window": False,
+        "vocab_size": spec.vocab_size,
+    }

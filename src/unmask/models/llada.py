@@ -3,6 +3,7 @@
 Source: arXiv:2502.09992 and the released configuration. Traps: `ff_proj` is the gate, a block's
 `ff_out` the down projection, `transformer.ff_out` the LM head; rows are `embedding_size`, not the
 tokenizer's length; MoE checkpoints carry the same `model_type` and are told apart by `architectures`.
+No released LLaDA is block-causal: the key `block_size` is that of models our trainer adapted.
 """
 
 from __future__ import annotations
@@ -85,13 +86,16 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         norm_bias=get.flag("bias_for_layer_norm", include_bias),
         tie_embeddings=get.flag("weight_tying"),
         rope_fp32=get.flag("rope_full_precision", True),
+        block_size=None if config.get("block_size") is None else get.int("block_size"),
         turn_end="<|eot_id|>",
     )
 
 
 def config_from_spec(spec: ModelSpec, dtype: str = "float32") -> dict[str, Any]:
     """A `config.json` in LLaDA's own format that `spec_from_config` reads back to the same spec."""
+    blocks = {} if spec.block_size is None else {"block_size": spec.block_size}
     return {
+        **blocks,
         "architectures": ["LLaDAModelLM"],
         "model_type": "llada",
         "activation_type": "silu",

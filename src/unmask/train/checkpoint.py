@@ -11,25 +11,32 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unmask.demo.tokenizer import TURN_END
 from unmask.errors import ModelError
-from unmask.models import llada
+from unmask.models import dream, llada, load_model
 from unmask.models._transformer import Transformer
-from unmask.models._weights import load_weights, save_weights
+from unmask.models._weights import save_weights
 
 Optimizers = dict[str, torch.optim.Optimizer]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def export(model: Transformer, tokenizer_folder: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Write a complete checkpoint folder in LLaDA's Hugging Face format."""
+    """Write a complete checkpoint folder in its family's Hugging Face format (LLaDA's or Dream's).
+
+    Dream's turns end with another word; the tokenizer of such a folder spells it so, with the same id.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    family = dream if model.spec.family == "dream" else llada
     name = str(dtype).removeprefix("torch.")
-    config = llada.config_from_spec(model.spec, name)
+    config = family.config_from_spec(model.spec, name)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_weights(model, folder / "model.safetensors", llada.NAMES, dtype)
+    save_weights(model, folder / "model.safetensors", family.NAMES, dtype)
     for file in TOKENIZER_FILES:
-        if (tokenizer_folder / file).resolve() != (folder / file).resolve():
-            shutil.copyfile(tokenizer_folder / file, folder / file)
+        text = (tokenizer_folder / file).read_text(encoding="utf-8")
+        if family is dream:
+            text = text.replace(TURN_END, dream.TURN_END)
+        (folder / file).write_text(text, encoding="utf-8")
 
 
 def save(
@@ -59,16 +66,24 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(path for path in output.glob("step-*") if (path / "progress.json").exists())
 
 
-def load_into(model: Transformer, folder: Path) -> None:
-    """Copy the weights of a checkpoint folder into a model of the same sizes. Raises ModelError."""
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such checkpoint folder")
+def load_into(model: Transformer, source: str | Path) -> None:
+    """Copy the weights of a bundled name or a checkpoint folder into a model of the same sizes.
+
+    The families may differ; biases that the source lacks keep their values. Raises ModelError.
+    """
+    found = load_model(source, torch.float32, "cpu")
+    weights = dict(found.named_parameters())
     fresh = dict(model.named_parameters())
-    with torch.device("meta"):
-        shell = Transformer(model.spec)
-    load_weights(shell, folder, llada.NAMES, torch.float32, torch.device("cpu"))
+    misfits = [
+        name
+        for name in sorted(weights.keys() | fresh.keys())
+        if not (name in fresh and name not in weights and name.endswith(".bias"))
+        and getattr(weights.get(name), "shape", None) != getattr(fresh.get(name), "shape", None)
+    ]
+    if misfits:
+        raise ModelError(f"{source}: of other sizes than the recipe's: {', '.join(misfits)}")
     with torch.no_grad():
-        for name, value in shell.named_parameters():
+        for name, value in weights.items():
             fresh[name].copy_(value)
 
 

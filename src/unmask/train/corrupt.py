@@ -118,6 +118,39 @@ def block_state(
     return Noisy(torch.where(masked | tail, mask_id, ids_BT), weights)
 
 
+def block_noise(
+    ids_BT: Tensor,
+    maskable_BT: Tensor,
+    mask_id: int,
+    generator: torch.Generator,
+    block_size: int,
+    full_share: float = 0.0,
+) -> Noisy:
+    """Mask every block of `block_size` positions with a probability of its own.
+
+    What a block-causal model learns from when each noisy block sees the blocks before it clean. The
+    levels are stratified over all blocks of the batch; a share `full_share` of the blocks is masked
+    entirely, as decoding finds them. A block's masked tokens share its part of the row's maskable tokens
+    as weight. Source: arXiv:2503.09573, Sec. 3. Differs: weights by count, not by 1/t.
+    """
+    rows, length = ids_BT.shape
+    block_T = torch.arange(length) // block_size
+    num_blocks = -(-length // block_size)
+    t_BN = draw_t(rows * num_blocks, generator, stratified=True).view(rows, num_blocks)
+    is_full = torch.rand(rows, num_blocks, generator=generator) < full_share
+    p_BN = torch.where(is_full, 1.0, (1 - EPS) * t_BN + EPS)
+    chosen = torch.rand(rows, length, generator=generator) < p_BN[:, block_T]
+    masked = chosen & maskable_BT
+
+    def per_block(flags_BT: Tensor) -> Tensor:
+        return torch.zeros(rows, num_blocks).index_add_(1, block_T, flags_BT.float())
+
+    share = per_block(maskable_BT) / maskable_BT.sum(-1, keepdim=True).clamp(min=1)
+    weight_BN = share / per_block(masked).clamp(min=1)
+    weights = torch.where(masked, weight_BN[:, block_T], torch.zeros(()))
+    return Noisy(torch.where(masked, mask_id, ids_BT), weights)
+
+
 def row_losses(
     logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, masked_BT: Tensor
 ) -> Tensor:

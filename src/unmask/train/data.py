@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from unmask.demo.tasks import Example, training_example
-from unmask.train.corrupt import Noisy, block_state, corrupt, draw_t, random_length
+from unmask.demo.tokenizer import TURN_END
+from unmask.train.corrupt import Noisy, block_noise, block_state, corrupt, draw_t, random_length
 from unmask.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class DemoData:
     def __init__(self, recipe: Recipe, spec: ModelSpec, tokenizer: Any) -> None:
         self.recipe, self.spec, self.tokenizer = recipe, spec, tokenizer
         self.bos_id = tokenizer.bos_token_id
-        self.turn_end_id = tokenizer.convert_tokens_to_ids(spec.turn_end)
+        self.turn_end_id = tokenizer.convert_tokens_to_ids(TURN_END)
         self.is_digit = torch.zeros(spec.vocab_size, dtype=torch.bool)
         self.is_digit[tokenizer.convert_tokens_to_ids(list("0123456789"))] = True
 
@@ -101,6 +102,8 @@ class DemoData:
         length = self._round(len(rows[-1].ids) + _tail(rng))
         rows = rng.sample(rows, min(len(rows), max(1, recipe.tokens_per_micro_batch // length)))
         ids, maskable = self._pad(rows, length)
+        if self.spec.block_size is not None:
+            return Batch([row.task for row in rows], ids, self._corrupt(ids, maskable, generator))
         states = [self._state_of(row, step, rng) for row in rows]
         blocks = torch.tensor([[rng.choice(BLOCK_LENGTHS)] for _ in rows])
         digits = maskable & self.is_digit[ids]
@@ -140,6 +143,9 @@ class DemoData:
         return "digits" if wants_digits and row.task == "word_problem" else "any"
 
     def _corrupt(self, ids: Tensor, maskable: Tensor, generator: torch.Generator) -> Noisy:
+        if self.spec.block_size is not None:
+            size, full_share = self.spec.block_size, self.recipe.full_blocks
+            return block_noise(ids, maskable, self.spec.mask_id, generator, size, full_share)
         return corrupt(
             ids,
             maskable,
@@ -183,6 +189,8 @@ class DemoData:
                 maskable[i, row.prompt_length :] = True
             else:
                 maskable[i, : len(row.maskable)] = torch.tensor(row.maskable)
+        if self.spec.shift_logits:
+            maskable[:, 0] = False  # no row comes before it
         return ids, maskable
 
 

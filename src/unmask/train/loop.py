@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.demo.tokenizer import TURN_END
 from unmask.errors import ConfigError
 from unmask.models._transformer import Transformer
 from unmask.models.spec import ModelSpec
 from unmask.train import checkpoint
 from unmask.train.corrupt import row_losses
-from unmask.train.data import Batch, DemoData
+from unmask.train.data import DemoData
 from unmask.train.optim import optimizers, rate
+from unmask.train.predict import masked_logits
 from unmask.train.recipe import Recipe, same_recipe, save_recipe
 
 
@@ -49,10 +51,13 @@ class StepLog:
 
 
 def demo_spec(recipe: Recipe, tokenizer: Any) -> ModelSpec:
-    """LLaDA's shape at the recipe's sizes; two rows more than the tokenizer has, as LLaDA pads."""
+    """The recipe's shape: LLaDA's, perhaps block-causal, or Dream's.
+
+    The embedding has two rows more than the tokenizer, as LLaDA pads.
+    """
     eos_id = int(tokenizer.eos_token_id)
     return ModelSpec(
-        family="llada",
+        family="dream" if recipe.shift_logits else "llada",
         vocab_size=len(tokenizer) + 2,
         d_model=recipe.d_model,
         num_layers=recipe.num_layers,
@@ -66,17 +71,22 @@ def demo_spec(recipe: Recipe, tokenizer: Any) -> ModelSpec:
         mask_id=int(tokenizer.convert_tokens_to_ids("<|mdm_mask|>")),
         eos_id=eos_id,
         pad_id=eos_id,
-        rope_fp32=True,
-        turn_end="<|eot_id|>",
+        qkv_bias=recipe.shift_logits,
+        rope_fp32=not recipe.shift_logits,
+        shift_logits=recipe.shift_logits,
+        block_size=recipe.block_size,
+        turn_end=TURN_END,
     )
 
 
 def build(spec: ModelSpec, seed: int, embed_std: float) -> Transformer:
-    """A freshly initialized model: normal weights, residual outputs scaled down by depth."""
+    """A freshly initialized model: normal weights, residual outputs scaled down by depth, no biases yet."""
     model = Transformer(spec)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
             if parameter.dim() < 2:
                 continue
             std = embed_std if name == "embed.weight" else 0.5 / math.sqrt(parameter.shape[1])
@@ -84,14 +94,6 @@ def build(spec: ModelSpec, seed: int, embed_std: float) -> Transformer:
                 std /= math.sqrt(2 * spec.num_layers)
             parameter.normal_(0.0, std, generator=generator)
     return model
-
-
-def masked_logits(model: Transformer, hidden: Callable[..., Tensor], batch: Batch) -> Tensor:
-    """Logits of the masked positions only: the head never sees the rest."""
-    rows, length = batch.clean_BT.shape
-    positions = torch.arange(length).expand(rows, length)
-    states = hidden(batch.noisy.ids_BT, positions)
-    return model.head(states[batch.noisy.masked_BT])
 
 
 @contextmanager
@@ -112,7 +114,7 @@ class Trainer:
         spec = demo_spec(recipe, tokenizer)
         self.model = build(spec, recipe.seed, recipe.embed_std)
         if recipe.init is not None:
-            checkpoint.load_into(self.model, Path(recipe.init))
+            checkpoint.load_into(self.model, recipe.init)
         self.data = DemoData(recipe, spec, tokenizer)
         self.optimizers = optimizers(self.model, recipe)
         self.output = Path(recipe.output)

@@ -27,7 +27,7 @@ class Recipe:
     """Folder of checkpoints, log and final model."""
     seed: int = 0
     init: str | None = None
-    """Checkpoint folder whose weights to start from; default: freshly initialized."""
+    """Bundled name or checkpoint folder whose weights to start from; default: freshly initialized."""
     steps: int = 1000
     rows_per_step: int = 128
     """Examples an optimizer step sees, all tasks together."""
@@ -44,6 +44,11 @@ class Recipe:
     d_ff: int = 768
     max_length: int = 1024
     rope_theta: float = 10000.0
+    shift_logits: bool = False
+    """Dream's shape: the row before a position predicts it; attention layers have biases."""
+    block_size: int | None = None
+    """Block-causal attention in blocks of so many positions, from the first token; default: everyone
+    sees everyone."""
     # data
     drill_start: float = 0.3
     """Share of drills among the fine-tuning rows at step 0 ..."""
@@ -69,6 +74,8 @@ class Recipe:
     reading_mix: tuple[float, ...] = (0.62, 0.15, 0.12, 0.11)
     reading_states: tuple[float, ...] = (0.1, 0.25, 0.2, 0.35, 0.1)
     """Shares of the states any, block, digits, prefix (all masked from a cut on) and full (all masked)."""
+    full_blocks: float = 0.4
+    """Share of a block-causal model's blocks that are masked entirely; the states above are not used."""
     embed_std: float = 0.5
     """Standard deviation of the embeddings at the start."""
     # optimization
@@ -106,6 +113,12 @@ class Recipe:
             raise ConfigError(
                 f"num_heads={self.num_heads} must divide d_model={self.d_model} into even widths"
             )
+        if self.shift_logits and self.block_size is not None:
+            raise ConfigError(
+                f"block_size={self.block_size} cannot be trained with shift_logits=true; leave one out"
+            )
+        if self.block_size is not None and self.block_size < 1:
+            raise ConfigError(f"block_size={self.block_size} must be at least 1")
         if self.tokens_per_micro_batch < self.max_length // 2:
             raise ConfigError(
                 f"tokens_per_micro_batch={self.tokens_per_micro_batch} cannot hold a row of "
@@ -122,7 +135,15 @@ _SIZES = (
     "rows_per_step",
 )
 _MORE_SIZES = ("num_layers", "num_heads", "d_ff", "checkpoint_every")
-_SHARES = ("drill_start", "drill_end", "random_length", "block_share", "digit_share", "final_lr")
+_SHARES = (
+    "drill_start",
+    "drill_end",
+    "random_length",
+    "block_share",
+    "digit_share",
+    "full_blocks",
+    "final_lr",
+)
 _RANGES: dict[str, tuple[tuple[str, ...], Callable[[float], bool]]] = {
     "at least 1": ((*_SIZES, *_MORE_SIZES), lambda value: value >= 1),
     "between 0 and 1": (_SHARES, lambda value: 0 <= value <= 1),

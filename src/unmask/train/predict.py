@@ -1,0 +1,48 @@
+"""What a model says of a corrupted batch, whatever its attention and wherever its rows point.
+
+Letters: B rows, T positions, N masked tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from unmask.models._transformer import Transformer
+from unmask.train.data import Batch
+
+
+def masked_logits(model: Transformer, hidden: Callable[..., Tensor], batch: Batch) -> Tensor:
+    """`(N, V)` logits of the masked positions only: the head never sees the rest.
+
+    `hidden` is the model's, perhaps compiled. A block-causal model is run on the noisy row and the clean
+    one behind it, twice the positions. With shifted logits row i - 1 answers for position i; nothing
+    answers for position 0, which must not be masked.
+    """
+    noisy, masked = batch.noisy.ids_BT, batch.noisy.masked_BT
+    rows, length = noisy.shape
+    positions = torch.arange(length).expand(rows, length)
+    if model.spec.block_size is None:
+        states = hidden(noisy, positions)
+    else:
+        twice = torch.cat((noisy, batch.clean_BT), 1), torch.cat((positions, positions), 1)
+        states = hidden(*twice, two_streams(length, model.spec.block_size))[:, :length]
+    if model.spec.shift_logits:
+        assert not masked[:, 0].any(), "no row predicts position 0"
+        states = states.roll(1, dims=1)
+    return model.head(states[masked])
+
+
+def two_streams(length: int, block_size: int) -> Tensor:
+    """Who sees whom in `[noisy | clean]`: bool `(1, 1, 2T, 2T)`.
+
+    A noisy block sees itself and the clean blocks before it, a clean block the clean ones up to itself:
+    what each block meets in decoding, all of them in one forward. Source: arXiv:2503.09573, Sec. 3.
+    """
+    block = torch.arange(length) // block_size
+    query, key = block[:, None], block[None, :]
+    noisy = torch.cat((query == key, query > key), 1)
+    clean = torch.cat((torch.zeros(length, length, dtype=torch.bool), query >= key), 1)
+    return torch.cat((noisy, clean), 0)[None, None]

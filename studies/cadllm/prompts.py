@@ -1,0 +1,107 @@
+"""The study's prompt sets: held-out ones, and shifted versions of them with the same answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from unmask.demo import words
+from unmask.demo.tasks import Example, held_out_set
+
+FACTOR = 13
+"""What the numbers of the set `large` are multiplied by: most then have three digits."""
+NEW_NAMES = ("Priya", "Tariq", "Yuki", "Ngozi", "Bjorn", "Chidi", "Ximena", "Raj", "Wei", "Aoife")
+REWORDED = {
+    "buys": "purchases",
+    "gets": "receives",
+    "finds": "discovers",
+    "loses": "misplaces",
+    "gives": "hands",
+    "sells": "trades",
+    "eats": "consumes",
+    "wins": "earns",
+    "How many": "What number of",
+    "starts with": "initially owns",
+}
+NOISE = "The weather outside is cold and windy."
+DISTRACTOR = "There are 14 birds in the old tree."
+
+
+def word(n: int) -> list[Example]:
+    """Held-out word problems of the final distribution."""
+    return held_out_set("word_problem", n)
+
+
+def sudoku(n: int) -> list[Example]:
+    """Held-out 4x4 Sudokus with 8 blanks."""
+    return held_out_set("sudoku", n, blanks=8)
+
+
+def names(n: int) -> list[Example]:
+    """Word problems whose people, where there are any, have names that training never had."""
+    known = (*words.BOYS, *words.GIRLS)
+    new = {name: NEW_NAMES[i % len(NEW_NAMES)] for i, name in enumerate(known)}
+    pattern = re.compile(rf"\b({'|'.join(known)})\b")
+    return [_reworded(e, pattern.sub(lambda found: new[found[0]], e.prompt)) for e in word(n)]
+
+
+def reworded(n: int) -> list[Example]:
+    """Word problems with verbs and questions that training never had (those without one left out)."""
+    pattern = re.compile(rf"\b({'|'.join(REWORDED)})\b")
+    usable = [e for e in word(3 * n) if pattern.search(e.prompt)]
+    return [
+        _reworded(e, pattern.sub(lambda found: REWORDED[found[0]], e.prompt)) for e in usable[:n]
+    ]
+
+
+def noise(n: int) -> list[Example]:
+    """Word problems with a sentence about something else, without numbers, before the question."""
+    return [_reworded(e, _before_question(e.prompt, NOISE)) for e in word(n)]
+
+
+def distractor(n: int) -> list[Example]:
+    """Word problems with a sentence about something else that has a number in it."""
+    return [_reworded(e, _before_question(e.prompt, DISTRACTOR)) for e in word(n)]
+
+
+def large(n: int) -> list[Example]:
+    """Additions and subtractions with every number times 13: beyond all numbers of training."""
+    found: list[Example] = []
+    for example in held_out_set("word_problem", 6 * n):
+        if "*" not in example.answer and "/" not in example.answer:
+            prompt, answer = _scaled(example.prompt), _scaled(example.answer)
+            found.append(replace(example, prompt=prompt, answer=answer))
+    return found[:n]
+
+
+def dots(n: int) -> list[Example]:
+    """Sudokus whose blanks are written as dots instead of zeros."""
+    return [_reworded(e, e.prompt.replace("0", ".")) for e in sudoku(n)]
+
+
+SETS: dict[str, Callable[[int], list[Example]]] = {
+    made.__name__: made for made in (word, sudoku, names, reworded, noise, distractor, large, dots)
+}
+
+
+def is_invalid(example: Example, text: str) -> bool:
+    """Whether an answer has not even the form: no `#### N` at the end, or no 4x4 grid of digits."""
+    if example.task == "sudoku":
+        return re.fullmatch(r"([1-4]{4}\n){3}[1-4]{4}", text.strip()) is None
+    return re.search(r"(^|\n)#### \d+\Z", text.strip()) is None
+
+
+def _reworded(example: Example, prompt: str) -> Example:
+    return replace(example, prompt=prompt)
+
+
+def _before_question(prompt: str, sentence: str) -> str:
+    """The prompt with a sentence before its last one."""
+    cut = re.search(r"(?<=[.!?]) (?=[^.!?]*\?\Z)", prompt)
+    assert cut is not None, f"no question at the end of {prompt!r}"
+    return f"{prompt[: cut.start()]} {sentence} {prompt[cut.end() :]}"
+
+
+def _scaled(text: str) -> str:
+    return re.sub(r"\d+", lambda found: str(int(found[0]) * FACTOR), text)

@@ -1,0 +1,402 @@
+"""The README's tables, made from `results/` alone; each stands between two comments that name it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import parts
+from cells import HERE, Cell, Measured, stored
+from dynamics import CASES
+from spelling import (
+    accuracy,
+    against,
+    ece,
+    forwards,
+    invalid,
+    markdown,
+    number3,
+    per_forward,
+    per_forward_short,
+    percent,
+    queries,
+    same,
+    times,
+)
+from stats import Interval
+
+README = HERE / "README.md"
+RESULTS = HERE / "results"
+MISSING = "not measured"
+NAMES = {"word": "word problems", "sudoku": "Sudoku, 8 blanks"}
+
+Store = dict[str, Measured]
+
+
+def compared(
+    rows: Sequence[tuple[Sequence[str], Cell, Cell]], head: Sequence[str], store: Store
+) -> str:
+    """Cells against a reference cell each: quality, then what needs no clock."""
+    columns = (
+        "n", "exact, %", "points against", "invalid, %", "forwards", "tokens / forward", "times",
+        "queries / token",
+    )  # fmt: skip
+    made = []
+    for labels, cell, reference in rows:
+        got, other = store.get(cell.key), store.get(reference.key)
+        if got is None or other is None:
+            made.append([*labels, MISSING, *[""] * (len(columns) - 1)])
+            continue
+        made.append([
+            *labels, str(cell.n), accuracy(got), against(got, other), invalid(got), forwards(got),
+            per_forward(got), times(got, other), queries(got),
+        ])  # fmt: skip
+    return markdown([*head, *columns], made)
+
+
+def baseline(store: Store) -> str:
+    """Document 000's question: the baseline, and CadLLM on it."""
+    rows = [
+        ((NAMES[task], label), parts.cell(task, *arm), parts.cell(task, parts.THRESHOLD))
+        for task in parts.TASKS
+        for label, arm in parts.BASELINE.items()
+    ]
+    return compared(rows, ("task", "method"), store)
+
+
+def ablation(store: Store) -> str:
+    """Every policy removed, and every policy alone."""
+    rows = [
+        ((NAMES[task], label), parts.cell(task, method), parts.cell(task, parts.THRESHOLD))
+        for task in parts.TASKS
+        for label, method in parts.ABLATION.items()
+    ]
+    return compared(rows, ("task", "arm"), store)
+
+
+def scaled(store: Store) -> str:
+    """The ablation with a quarter of the lengths."""
+    rows = [
+        ((NAMES[task], label), parts.cell(task, method), parts.cell(task, parts.SCALED_BLOCK))
+        for task in parts.TASKS
+        for label, method in parts.SCALED.items()
+    ]
+    return compared(rows, ("task", "arm"), store)
+
+
+def pairs(store: Store) -> str:
+    """Pairs of arms that the findings name, each over the same prompts."""
+    made = []
+    for label, one, other in parts.pairs():
+        for task in parts.TASKS:
+            a, b = store.get(parts.cell(task, one).key), store.get(parts.cell(task, other).key)
+            row = [label, NAMES[task]]
+            made.append(
+                [*row, MISSING, "", ""]
+                if a is None or b is None
+                else [*row, against(a, b), times(a, b), str(same(a, b))]
+            )
+    head = ("first against second", "task", "points", "times the tokens / forward", "same, %")
+    return markdown(head, made)
+
+
+def variants(store: Store) -> str:
+    """The authors' code against the paper's equations."""
+    rows = [
+        (
+            (NAMES[task], str(length), label),
+            parts.variant_cell(task, method, length),
+            parts.variant_cell(task, parts.THRESHOLD, length),
+        )
+        for task, length in parts.variants()
+        for label, method in (
+            ("threshold 0.9", parts.THRESHOLD),
+            ("CadLLM, code", parts.CADLLM),
+            ("CadLLM, paper", parts.PAPER),
+        )
+    ]
+    return compared(rows, ("task", "slots", "method"), store)
+
+
+def vocabulary(store: Store) -> str:
+    """Pruned vocabularies."""
+    wanted = {cell.key for cell in parts.cells()["vocabulary"]}
+    rows = []
+    for name, method in (("threshold 0.9", parts.THRESHOLD), ("CadLLM", parts.CADLLM)):
+        reference = parts.vocabulary_cell(method, "none")
+        if method == parts.CADLLM:
+            rows.append(((name, "its own (V_t)"), parts.cell("word", method), reference))
+        for label in parts.VOCABULARIES:
+            cell = parts.vocabulary_cell(method, label)
+            if cell.key in wanted:
+                rows.append(((name, label), cell, reference))
+    return compared(rows, ("method", "vocabulary"), store)
+
+
+def shifted(store: Store) -> str:
+    """Prompts unlike training's."""
+    reliability = _read("reliability.json")
+    made = []
+    for name in parts.SHIFTED:
+        row = [name]
+        found = reliability.get(name)
+        row += (
+            [MISSING, "", ""]
+            if found is None
+            else [
+                percent(Interval(*found["right"])),
+                number3(found["ece"]),
+                percent(Interval(*found["sure_and_wrong"])),
+            ]
+        )
+        made.append(row)
+        for method in (parts.ONE, parts.THRESHOLD, parts.CADLLM):
+            got = store.get(parts.shift_cell(name, method).key)
+            made[-1] += [MISSING, ""] if got is None else [accuracy(got), per_forward_short(got)]
+    head = (
+        "prompts", "proposals right, %", "ECE", "of those sure (0.9), wrong, %",
+        "one a forward: exact, %", "tokens / forward", "threshold 0.9: exact, %",
+        "tokens / forward", "CadLLM: exact, %", "tokens / forward",
+    )  # fmt: skip
+    return markdown(head, made)
+
+
+def losses(store: Store) -> str:
+    """What parallel methods lose against a token a forward, by prompt set."""
+    made = []
+    for name in parts.SHIFTED:
+        one = store.get(parts.shift_cell(name, parts.ONE).key)
+        row = [name]
+        for method in (parts.THRESHOLD, parts.CADLLM):
+            got = store.get(parts.shift_cell(name, method).key)
+            row += (
+                [MISSING] * 2
+                if got is None or one is None
+                else [against(got, one), times(got, one)]
+            )
+            row += [MISSING] if got is None else [ece(got)]
+        made.append(row)
+    head = (
+        "prompts", "threshold 0.9: points", "times", "ECE of commits", "CadLLM: points", "times",
+        "ECE of commits",
+    )  # fmt: skip
+    return markdown(head, made)
+
+
+def sharpness(store: Store) -> str:
+    """The model with its logits multiplied."""
+    reliability = _read("reliability.json")
+    made = []
+    for factor in parts.SHARPNESS:
+        found = reliability.get(f"sharpness {factor:g}")
+        row = [f"{factor:g}"]
+        row += (
+            [MISSING, ""]
+            if found is None
+            else [number3(found["ece"]), percent(Interval(*found["sure_and_wrong"]))]
+        )
+        for method in (parts.THRESHOLD, parts.CADLLM):
+            got = store.get(parts.sharp_cell(method, factor).key)
+            row += [MISSING, ""] if got is None else [accuracy(got), per_forward(got)]
+        made.append(row)
+    head = (
+        "logits times", "ECE", "of those sure (0.9), wrong, %", "threshold 0.9: exact, %",
+        "tokens / forward", "CadLLM: exact, %", "tokens / forward",
+    )  # fmt: skip
+    return markdown(head, made)
+
+
+def lengths(store: Store) -> str:
+    """Short answers in canvases of any length."""
+    rows = [
+        (
+            (str(length), label),
+            parts.length_cell(method, length),
+            parts.length_cell(parts.THRESHOLD, length),
+        )
+        for length in parts.LENGTHS
+        for label, method in (
+            ("threshold 0.9", parts.THRESHOLD),
+            ("CadLLM, code", parts.CADLLM),
+            ("CadLLM, paper", parts.PAPER),
+        )
+    ]
+    return compared(rows, ("slots", "method"), store)
+
+
+def dynamics(store: Store) -> str:
+    """Long canvases filled to their end."""
+    made = []
+    measured = _read("dynamics.json")
+    for kind, length, method in CASES:
+        found = measured.get(f"{kind} {length} {method}")
+        if found is None:
+            made.append([kind, str(length), method, MISSING, *[""] * 5])
+            continue
+        tenths = [found["parts"][k] for k in (0, 4, -1)]
+        made.append([
+            kind, str(length), method, f"{found['tokens_per_forward']:.2f}",
+            f"{found['queries_per_token']:.1f}", *(
+                " / ".join(f"{p[name]:.{digits}f}" if name in p else "-" for p in tenths)
+                for name, digits in (("mean_confidence", 2), ("block_length", 0), ("committed", 1))
+            ),
+            " / ".join(f"{100 * share:.0f}" for share in found.get("in_grammar", ())) or "-",
+        ])  # fmt: skip
+    head = (
+        "canvas", "slots", "method", "tokens / forward", "queries / token",
+        "mean confidence: first, fifth, last tenth", "block: the same", "commits a forward: the same",
+        "sentences in the grammar, %: first, second half",
+    )  # fmt: skip
+    return markdown(head, made)
+
+
+def shapes(store: Store) -> str:
+    """Three shapes of model."""
+    rows = []
+    for model in parts.SHAPES:
+        for task in parts.TASKS:
+            arms = {"one token a forward": parts.ONE, "threshold 0.9": parts.THRESHOLD}
+            arms |= {"factor 1.0": parts.FACTOR, "CadLLM": parts.CADLLM}
+            if model == "dream":
+                arms["CadLLM, path=dream"] = "cadllm(path=dream)"
+            reference = parts.shape_cell(model, task, parts.THRESHOLD)
+            rows += [
+                ((model, NAMES[task], label), parts.shape_cell(model, task, method), reference)
+                for label, method in arms.items()
+            ]
+    return compared(rows, ("model", "task", "method"), store)
+
+
+def front(store: Store) -> str:
+    """Every decoder with the main caches: exact, tokens per forward, queries per token."""
+    columns = [("demo", cache) for cache in parts.CACHES] + [("blocks", "block_causal")]
+    made = []
+    for label in parts.DECODERS:
+        row = [f"`{parts.DECODERS[label]}`"]
+        for model, cache in columns:
+            got = store.get(parts.front_cell(model, label, cache).key)
+            row.append(
+                MISSING
+                if got is None
+                else f"{100 * sum(got.right) / len(got.right):.0f} · "
+                f"{per_forward_short(got)} · {queries(got)}"
+            )
+        made.append(row)
+    return markdown(["decoder", *(f"{model}, {cache}" for model, cache in columns)], made)
+
+
+def document(store: Store) -> str:
+    """Document 000's own form, with seconds."""
+    timing = _read("timing.json")
+    blocks = []
+    for task in parts.TASKS:
+        for label in ("threshold 0.9", "CadLLM"):
+            row = timing.get(task, {}).get("rows", {}).get(label)
+            title = "Baseline" if label != "CadLLM" else "Baseline + CadLLM"
+            blocks.append(f"{title}, {NAMES[task]}:")
+            if row is None:
+                blocks += ["not timed; `run.py timing`", ""]
+                continue
+            seconds = median(row["seconds"])
+            blocks += [
+                f"Accuracy: {row['right'] / row['n']:.3f}",
+                f"Invalid: {row['invalid'] / row['n']:.3f}",
+                f"Latency: {seconds:.3f} s",
+                f"Output throughput: {row['tokens'] / seconds:.3f} token/s",
+                "",
+            ]
+    return "```\n" + "\n".join(blocks).rstrip() + "\n```"
+
+
+def timing(store: Store) -> str:
+    """Seconds of every timed method."""
+    found = _read("timing.json")
+    made = []
+    for task in parts.TASKS:
+        rows = found.get(task, {}).get("rows", {})
+        base = rows.get("threshold 0.9")
+        for label, row in rows.items():
+            seconds = sorted(row["seconds"])
+            rate = row["tokens"] / median(seconds)
+            made.append([
+                NAMES[task], label, f"{row['right']}/{row['n']}", f"{median(seconds):.2f}",
+                f"{seconds[0]:.2f} to {seconds[-1]:.2f}", f"{rate:.0f}",
+                f"{rate / (base['tokens'] / median(base['seconds'])):.2f}",
+            ])  # fmt: skip
+    head = ("task", "method", "right", "seconds, median", "range", "tokens / s", "times")
+    return markdown(head, made) if made else MISSING
+
+
+def heads(store: Store) -> str:
+    """Milliseconds of the parts of a reading, by vocabulary."""
+    rows = _read("timing.json").get("head", {}).get("rows", {})
+    if not rows:
+        return MISSING
+    jobs = list(next(iter(rows.values())))
+    made = [
+        [f"{int(size):,}", *(f"{1000 * median(row[job]):.3f}" for job in jobs)]
+        for size, row in rows.items()
+    ]
+    return markdown(["tokens", *(f"{job}, ms" for job in jobs)], made)
+
+
+def large(store: Store) -> str:
+    """Milliseconds a forward with a large vocabulary."""
+    rows = _read("timing.json").get("large", {}).get("rows", {})
+    if not rows:
+        return MISSING
+    made = [
+        [label, str(row["forwards"]), f"{1000 * median(row['seconds']) / row['forwards']:.1f}"]
+        for label, row in rows.items()
+    ]
+    return markdown(("vocabulary", "forwards", "ms / forward"), made)
+
+
+def machine(store: Store) -> str:
+    """Where the seconds come from."""
+    found = _read("timing.json")
+    if not found:
+        return MISSING
+    lines = []
+    for label, part in found.items():
+        facts = part["machine"]
+        lines.append(
+            f"- {label}: {facts['processor']}, {facts['num_threads']} threads, torch "
+            f"{facts['torch']}, load before {facts['load_average']}"
+        )
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[Store], str]] = {
+    made.__name__: made
+    for made in (
+        baseline, document, ablation, scaled, pairs, variants, vocabulary, shifted, losses, sharpness,
+        lengths, dynamics, shapes, front, timing, heads, large, machine,
+    )
+}  # fmt: skip
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = RESULTS / name
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def filled(text: str) -> str:
+    """A README with every table made anew. Raises KeyError for a table that nobody makes."""
+    store = stored()
+
+    def fill(found: re.Match[str]) -> str:
+        name = found["name"]
+        return f"<!-- {name}: begin -->\n{TABLES[name](store)}\n<!-- {name}: end -->"
+
+    pattern = r"<!-- (?P<name>\w+): begin -->\n.*?<!-- (?P=name): end -->"
+    return re.sub(pattern, fill, text, flags=re.DOTALL)
+
+
+def write() -> None:
+    """Make the README's tables anew."""
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
