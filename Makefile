@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -c constraints.txt
@@ -27,6 +28,7 @@ help: ## list the targets (the default)
 	@echo '  TORCH_INDEX    extra pip options for PyTorch. On Linux PyPI serves the CUDA build (gigabytes);'
 	@echo '                 for the CPU build (about 200 MB) say'
 	@echo '                 make venv TORCH_INDEX="--extra-index-url https://download.pytorch.org/whl/cpu"'
+	@echo '  WORKERS      processes that "make test" shares the tests among (default: 2)'
 	@echo '  PYTEST_ARGS    more arguments for pytest, such as PYTEST_ARGS="-k eb_sampler -x"'
 
 venv: $(STAMP) ## create .venv and install unmask with its tools (nothing to do: does nothing)
@@ -49,8 +51,8 @@ demo: $(STAMP) ## set up, then watch the bundled model fill in masks in this ter
 	@$(PY) -m unmask.cli.main demo
 
 test: $(STAMP) ## run the fast tests (CPU, no network)
-	@echo '==> running the fast tests: pytest -m "not slow"'
-	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+	@echo '==> running the fast tests in $(WORKERS) processes of one thread: pytest -m "not slow"'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-all: $(STAMP) ## run every test, the slow ones too; installs Ray first (500 MB)
 	@$(PY) -c 'import ray' 2>/dev/null || { \
