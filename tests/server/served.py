@@ -91,9 +91,10 @@ class Live:
         )
 
 
-def read_all(connection: socket.socket) -> bytes:
+def read_all(connection: socket.socket, until: bytes | None = None) -> bytes:
+    """What a server sends until it hangs up, or until it has sent `until` last."""
     found = b""
-    while piece := connection.recv(65536):
+    while (until is None or not found.endswith(until)) and (piece := connection.recv(65536)):
         found += piece
     return found
 
