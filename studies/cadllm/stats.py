@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
+
+from unmask.tune import goal
 
 Z = 1.959964
 RESAMPLES = 4000
@@ -23,10 +24,7 @@ class Interval(NamedTuple):
 
 def wilson(hits: int, n: int) -> Interval:
     """The share `hits / n`. Source: Wilson 1927."""
-    share = hits / n
-    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return Interval(share, middle - half, middle + half)
+    return Interval(hits / n, *goal.wilson(hits, n, Z))
 
 
 @cache

@@ -226,10 +226,8 @@ def _show(report: Report, wanted: Wanted) -> None:
         print(text, flush=True)
     else:
         show_table(report, Console(highlight=False))
+        write_json(wanted.json, text)
     try:
-        if wanted.json not in (None, "-"):
-            assert wanted.json is not None, "just compared"
-            Path(wanted.json).write_text(text + "\n", encoding="utf-8")
         if wanted.plot is not None:
             from unmask.bench.picture import draw
 
@@ -354,3 +352,13 @@ def overhead(sizes: dict[str, int], names: str) -> None:
             f"{100 * found.share:.1f} % |",
             flush=True,
         )
+
+
+def write_json(path: str | None, text: str) -> None:
+    """Write a measurement's JSON to a file, if one is asked for. Raises ConfigError."""
+    if path is None:
+        return
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path!r} cannot be written: {error.strerror}") from None

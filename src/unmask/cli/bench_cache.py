@@ -15,7 +15,7 @@ from unmask import caches
 from unmask.bench.cache import CacheResult, measure_caches
 from unmask.bench.decode import held_out
 from unmask.bench.machine import machine
-from unmask.cli.bench import parse_decoders, setting_of, split_list
+from unmask.cli.bench import parse_decoders, setting_of, split_list, write_json
 from unmask.cli.decode import load
 from unmask.cli.words import DEFAULTS, Settings
 from unmask.errors import ConfigError
@@ -75,11 +75,7 @@ def cache(
         f"{facts['torch']}"
     )
     print(EXPLAINED)
-    if as_json is not None:
-        try:
-            Path(as_json).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{as_json!r} cannot be written: {error.strerror}") from None
+    write_json(as_json, text)
 
 
 def _chosen(names: str, block_size: int | None) -> list[str]:

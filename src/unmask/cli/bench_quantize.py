@@ -10,7 +10,7 @@ from typing import Any
 
 from unmask.bench.machine import machine
 from unmask.bench.quantize import FormResult, check_forms, measure_forms
-from unmask.cli.bench import parse_decoders, setting_of, split_list
+from unmask.cli.bench import parse_decoders, setting_of, split_list, write_json
 from unmask.errors import ConfigError
 from unmask.models import resolve_model
 
@@ -66,11 +66,7 @@ def quantize(
         f"{facts['num_threads']} threads, load {facts['load_average']}, torch {facts['torch']}"
     )
     print(EXPLAINED)
-    if as_json is not None:
-        try:
-            Path(as_json).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{as_json!r} cannot be written: {error.strerror}") from None
+    write_json(as_json, text)
 
 
 def _row(item: FormResult, first: FormResult) -> str:
