@@ -29,6 +29,7 @@ class Wanted:
     """The flags, as given."""
 
     words: list[str] | None
+    config: Path | None
     model: str | None
     decoder: str | None
     cache: str | None
@@ -315,6 +316,7 @@ def facts(llm: LLM, model: str, settings: Settings, wanted: Wanted, url: str) ->
         "canvas": f"{limits.max_model_len or llm.spec.max_length:,} slots at most",
         "batch": f"{wanted.max_num_seqs} sequences a forward, {wanted.max_queue} may wait",
         "access": "API key" if settings.access.key_digest else "open",
+        **({"config": str(wanted.config)} if wanted.config else {}),
         "url": url,
     }
     return [f"{key:<8} {value}" for key, value in shown.items()]

@@ -51,6 +51,14 @@ AlgorithmConfigFlag = Annotated[
     Path | None,
     typer.Option("--dllm-algorithm-config", metavar="FILE", help="Its knobs, in YAML."),
 ]
+ConfigFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML of these options by their long names, and `knobs`; what is typed wins.",
+    ),
+]
 HostFlag = Annotated[str, typer.Option("--host", help="Address to listen on.")]
 PortFlag = Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")]
 ServedNamesFlag = Annotated[
@@ -174,6 +182,7 @@ TrustRemoteCodeFlag = Annotated[bool, typer.Option("--trust-remote-code", hidden
 
 def serve(
     words: ModelWords = None,
+    config: ConfigFlag = None,
     model: ServedModelFlag = None,
     decoder: ServedDecoderFlag = None,
     cache: ServedCacheFlag = None,

@@ -92,6 +92,7 @@ def run(
         "model": model,
         "replicas": said,
         "access": "API key" if settings.access.key_digest else "open",
+        **({"config": str(wanted.config)} if wanted.config else {}),
         "url": f"http://{host}:{port}",
     }.items():
         print(f"{key:<8} {value}", flush=True)
