@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -205,6 +206,7 @@ def access_of(wanted: Wanted) -> Access:
             key_digest=Access.digest(key.strip()),
             is_metrics_public=wanted.public_metrics,
             is_page_public=wanted.public_page,
+            page_token=secrets.token_urlsafe(),
         )
     for flag, given in (("metrics", wanted.public_metrics), ("page", wanted.public_page)):
         if given:

@@ -174,6 +174,13 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "Escape" && running) stop();
 });
 
+// The key that was typed to open this page, from the tab's storage into its memory.
+function takeKey() {
+  at("key").value = sessionStorage.getItem("unmask-key") ?? at("key").value;
+  sessionStorage.removeItem("unmask-key");
+}
+
 theme(localStorage.getItem("unmask-theme"));
+takeKey();
 hint();
 connect();
