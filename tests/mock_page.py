@@ -92,7 +92,8 @@ def _open(**more):
 def _slots(body) -> list[dict]:
     """All slots as they are at the end."""
     if "parts" in body:
-        return [
+        opening = _slot("<|startoftext|>", fixed=True, special=True)
+        return [opening] + [
             _slot(word, None if isinstance(part, str) else 0.9, fixed=isinstance(part, str))
             for part in body["parts"]
             for word in ([part] if isinstance(part, str) else ["x"] * part)
@@ -193,7 +194,7 @@ class App:
         if watched:
             frame = {"forward": number, "num_settled": 0, "num_open": 0, "slots": final}
             yield event({"choices": [{"index": 0, "text": "", "canvas": frame}]})
-        text = "".join(slot["text"] for slot in final if "end" not in slot)
+        text = "".join(slot["text"] for slot in final if not slot.keys() & {"end", "special"})
         content = {"delta": {"content": text}} if is_chat else {"text": text}
         last = {"choices": [{"index": 0, **content, "finish_reason": "stop"}]}
         yield event(last | {"unmask": {"cache_exact": body["cache"] == "none"}})

@@ -224,6 +224,7 @@ def test_blanks_make_it_an_infill(visit, page):
     assert "max_tokens" not in page.log[-1]
     assert canvas(tab) == "The xx sat {on} the xxx."
     assert classes(tab).count("slot fixed") == 3
+    assert tab.locator(".canvas .slot.special").first.is_hidden(), "the token that opens the text"
     generate(tab, "The {x} and {3}")
     assert "a brace is doubled" in tab.locator(".problem").nth(0).inner_text()
 
