@@ -203,6 +203,8 @@ tp_size: 7
 replicas: 8
 min-replicas: 9
 max-replicas: 10
+upscale_delay: 0
+downscale-delay: 14
 api-key: -a=key
 allow-unauthenticated: true
 allowed-host: one
@@ -253,6 +255,8 @@ def test_every_option_may_stand_in_a_file(wanted, file):
         "replicas": 8,
         "min_replicas": 9,
         "max_replicas": 10,
+        "upscale_delay": 0.0,
+        "downscale_delay": 14.0,
         "api_key": "-a=key",
         "allow_unauthenticated": True,
         "allowed_hosts": ["one"],

@@ -52,6 +52,8 @@ class Wanted:
     replicas: int | None
     min_replicas: int | None
     max_replicas: int | None
+    upscale_delay: float | None
+    downscale_delay: float | None
     api_key: str | None
     allow_unauthenticated: bool
     allowed_hosts: list[str] | None

@@ -139,6 +139,24 @@ MinReplicasFlag = Annotated[
 MaxReplicasFlag = Annotated[
     int | None, typer.Option("--max-replicas", min=1, help="As many when there is much to do.")
 ]
+UpscaleDelayFlag = Annotated[
+    float | None,
+    typer.Option(
+        "--upscale-delay",
+        min=0,
+        metavar="S",
+        help="Seconds of much to do before a replica is added. Default: 30.",
+    ),
+]
+DownscaleDelayFlag = Annotated[
+    float | None,
+    typer.Option(
+        "--downscale-delay",
+        min=0,
+        metavar="S",
+        help="Seconds of little to do before one is taken away. Default: 600.",
+    ),
+]
 ApiKeyFlag = Annotated[
     str | None,
     typer.Option(
@@ -204,6 +222,8 @@ def serve(
     replicas: ReplicasFlag = None,
     min_replicas: MinReplicasFlag = None,
     max_replicas: MaxReplicasFlag = None,
+    upscale_delay: UpscaleDelayFlag = None,
+    downscale_delay: DownscaleDelayFlag = None,
     api_key: ApiKeyFlag = None,
     allow_unauthenticated: AllowUnauthenticatedFlag = False,
     allowed_hosts: AllowedHostsFlag = None,
