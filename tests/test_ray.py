@@ -52,7 +52,7 @@ def test_counts_that_contradict_are_refused(flags: dict[str, int], problem: str)
 def test_every_option_of_the_engine_reaches_the_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray.serve", reason="needs the extra ray: pip install '.[ray]'")
     plans = []
-    for name in RAYS_OWN:
+    for name in (*RAYS_OWN, "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr("unmask.server.ray.run", lambda plan, *_: plans.append(plan))
     limits = {"min_replicas": 1, "max_replicas": 3, "upscale_delay": 0.0}
@@ -152,7 +152,7 @@ BREAKABLE = """
 import os, sys
 from unmask.cli.main import main
 from unmask.cli.serve_replicas import RAYS_OWN
-os.environ.update(RAYS_OWN)  # Ray reads them when it is imported
+os.environ.update(RAYS_OWN | {"RAY_AUTH_TOKEN": "a" * 64})  # Ray reads them when it is imported
 from unmask.server import ray as replicas
 
 whole = replicas.build_app
@@ -259,6 +259,26 @@ def test_a_restart_replaces_every_replica_and_fails_no_request(server: Server) -
     while not (new := set(server.ended("stop"))).isdisjoint(old) or len(new) < 2:
         assert server.post(BODY | {"max_tokens": 16})["choices"]
         assert time.monotonic() < until, (old, new)
+
+
+@pytest.mark.slow
+def test_rays_ports_listen_on_loopback_and_serves_own_want_a_token(server: Server) -> None:
+    grpc = pytest.importorskip("grpc")
+    everywhere, num_local = [], 0
+    for process in server.processes():
+        for socket in process.net_connections("tcp"):
+            if socket.status == "LISTEN" and socket.laddr.ip.removeprefix("::ffff:") == "127.0.0.1":
+                num_local += 1
+            elif socket.status == "LISTEN":
+                everywhere.append((process.name(), socket.laddr.port))
+    assert num_local >= 8
+    assert [name.partition(":unmask")[0] for name, _ in everywhere] == ["ray::ServeReplica"] * 2
+    for _, port in everywhere:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"", timeout=10)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.slow

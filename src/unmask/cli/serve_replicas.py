@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 RAYS_OWN = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # Ray's own proxy, not the GPL binary beside it
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # this machine only: its ports listen on loopback
+    "RAY_AUTH_MODE": "token",  # the one port that Serve opens everywhere wants a token
 }
 UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 30.0, 600.0
 
@@ -66,7 +69,8 @@ def run(
     counts: tuple[int, int],
 ) -> None:
     """Serve until a signal. Raises ConfigError and DependencyError."""
-    os.environ.update(RAYS_OWN)  # before ray is imported, which reads them then
+    token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # in no file, and another one at every start
+    os.environ.update(RAYS_OWN | token)  # before ray is imported, which reads them then
     try:
         import ray  # noqa: F401
         from ray import serve  # noqa: F401

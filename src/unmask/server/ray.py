@@ -207,7 +207,6 @@ def run(plan: Plan, host: str, port: int, on_ready: Callable[[], None]) -> None:
         include_dashboard=False,
         log_to_driver=True,
         logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",
     )
     try:
         serve.start(
