@@ -52,9 +52,6 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
-app.command("serve", cls=ServeCommand)(serve)
-eval_app.register(app)
-app.command("chat", cls=DecodeCommand)(chat)
 
 
 def _print_version(wanted: bool) -> None:
@@ -153,6 +150,11 @@ def _infill(
         "quantize": quantize,
     }
     decode.infill(words or [], flags, decode.Shown(as_json, trace, live, fps))
+
+
+app.command("chat", cls=DecodeCommand)(chat)
+app.command("serve", cls=ServeCommand)(serve)
+eval_app.register(app)
 
 
 @app.command("models")
