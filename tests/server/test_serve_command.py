@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from unmask.cli.main import main
 from unmask.errors import ConfigError
 from unmask.server.algorithms import from_sglang
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
 
 
 @pytest.fixture
@@ -221,7 +225,6 @@ knobs: {threshold: 0.5, inner: vanilla, sizes: [1, 2], whole_blocks: true, cache
 
 def test_every_option_may_stand_in_a_file(wanted, file):
     from dataclasses import asdict
-    from pathlib import Path
 
     path = file(EVERYTHING)
     told = asdict(wanted("--config", path))
@@ -292,6 +295,14 @@ def test_an_empty_file_changes_nothing(wanted, file):
 
     told = wanted("--config", file("# nothing\n"))
     assert replace(told, config=None) == wanted()
+
+
+@pytest.mark.skipif(not DEPLOY.exists(), reason="the source distribution has no docs")
+def test_the_file_of_the_how_to_is_taken(wanted, file):
+    (text,) = re.findall(r"```yaml\n(.*?)```", DEPLOY.read_text(encoding="utf-8"), re.DOTALL)
+    told = wanted("--config", file(text))
+    assert (told.decoder, told.words) == ("threshold", ["threshold=0.9"])
+    assert told.shutdown_timeout == 60
 
 
 def test_help_needs_no_file(capsys):
