@@ -310,6 +310,17 @@ def test_help_needs_no_file(capsys):
     assert "--config" in capsys.readouterr().out
 
 
+def test_every_start_has_a_page_token_of_its_own(wanted, monkeypatch):
+    from unmask.cli.serve import KEY_VARIABLE, access_of
+
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+
+    tokens = {access_of(wanted("--api-key", "k")).page_token for _ in range(2)}
+    assert len(tokens) == 2
+    assert all(len(token) > 30 for token in tokens)
+    assert access_of(wanted()).page_token is None
+
+
 def test_a_port_that_is_taken_is_an_error_of_one_line(refused):
     import socket
 
@@ -387,6 +398,11 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
         reply = ask(f"{url}/v1/completions", body, key)
         assert reply["model"] == "mine"
         assert reply["unmask"]["decoder"] == "threshold(threshold=0.8)"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(url, headers={"accept": "text/html"}))
+        with caught.value as refusal:
+            assert refusal.code == 401
+            assert b"<form" in refusal.read(), "a browser is asked for the key"
         facts = ask(f"{url}/server_info", key=key)
         assert (facts["max_running_requests"], facts["context_length"]) == (4, 200)
         process.send_signal(signal.SIGTERM)
