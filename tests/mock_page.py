@@ -69,6 +69,9 @@ class Page:
     step_s: float = 0.0
     key: str | None = None
     refuses: str | None = None
+    status: int = 400
+    wait_s: int | None = None
+    breaks_off: bool = False
     log: list[dict] = field(default_factory=list)
     url: str = ""
 
@@ -171,7 +174,10 @@ class App:
         body = await request.json()
         self.page.log.append(body)
         if self.page.refuses is not None:
-            return JSONResponse({"error": {"message": self.page.refuses}}, 400)
+            wait = self.page.wait_s
+            headers = None if wait is None else {"Retry-After": str(wait)}
+            error = {"error": {"message": self.page.refuses}}
+            return JSONResponse(error, self.page.status, headers)
         return StreamingResponse(self._events(body, request), media_type="text/event-stream")
 
     async def _events(self, body, request: Request):
@@ -188,6 +194,8 @@ class App:
             frame = {"forward": number, "num_settled": 0, "num_open": num_open, "slots": slots}
             choice = {"index": 0, "text": "ignored", "canvas": frame, "finish_reason": None}
             yield event({"choices": [choice]})
+            if self.page.breaks_off and number == 2:
+                return
         final = [{**slot, "new": False} for slot in slots]
         if watched:
             frame = {"forward": number, "num_settled": 0, "num_open": 0, "slots": final}
