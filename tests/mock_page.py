@@ -70,7 +70,6 @@ class Page:
     key: str | None = None
     refuses: str | None = None
     status: int = 400
-    wait_s: int | None = None
     breaks_off: bool = False
     log: list[dict] = field(default_factory=list)
     url: str = ""
@@ -176,10 +175,8 @@ class App:
         body = await request.json()
         self.page.log.append(body)
         if self.page.refuses is not None:
-            wait = self.page.wait_s
-            headers = None if wait is None else {"Retry-After": str(wait)}
             error = {"error": {"message": self.page.refuses}}
-            return JSONResponse(error, self.page.status, headers)
+            return JSONResponse(error, self.page.status)
         return StreamingResponse(self._events(body, request), media_type="text/event-stream")
 
     async def _events(self, body, request: Request):

@@ -490,12 +490,12 @@ def test_a_chat_shows_its_question_and_asks_it_again_without_the_answer(visit, p
 
 
 def test_a_full_queue_and_a_lost_server_are_told_in_words(visit, page):
-    page.set(refuses="256 requests wait", status=429, wait_s=3)
+    page.set(refuses="256 requests wait; try again in 3 s", status=429)
     tab = ready(visit(page, expected=("429", "ERR_FAILED")))
     tab.uncheck("#compare")
     generate(tab, "How many?")
     problem = tab.locator(".problem").nth(0)
-    assert problem.inner_text() == "429: 256 requests wait (try again in 3 s)"
+    assert problem.inner_text() == "429: 256 requests wait; try again in 3 s"
     assert tab.input_value("#text") == "How many?", "what got no answer is still there"
     page.set(breaks_off=True)
     generate(tab, "How many?")

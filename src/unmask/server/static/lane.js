@@ -282,5 +282,6 @@ async function copy(text, button) {
     box.value = text;
     document.getElementById("curl").showModal();
     box.select();
+    box.scrollTop = 0;
   }
 }

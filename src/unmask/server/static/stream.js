@@ -36,9 +36,7 @@ async function refusal(response) {
   } catch {
     // the body is no JSON; it is shown as it is
   }
-  const wait = response.headers.get("Retry-After");
-  const later = /^\d+$/.test(wait ?? "") ? ` (try again in ${wait} s)` : "";
-  return new Refused(response.status, `${response.status}: ${message || response.statusText}${later}`);
+  return new Refused(response.status, `${response.status}: ${message || response.statusText}`);
 }
 
 // Yields the JSON of every event until [DONE]; throws what the server says went wrong.
