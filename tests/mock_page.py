@@ -40,8 +40,7 @@ def _decoder(name, *knobs, **more):
 
 THRESHOLD = _knob("threshold", "float", 0.9, "1: one at a time; 0: all at once", min=0, max=1)
 SCHEMA = {
-    "model": {"id": "demo", "family": "llada", "block_size": None, "max_length": 1024}
-    | {"has_chat_template": True},
+    "model": {"id": "demo", "family": "llada", "block_size": None, "max_length": 1024},
     "defaults": {"decoder": "vanilla", "knobs": {}, "cache": "none", "cache_args": {}},
     "decoders": [
         _decoder("prophet", _knob("inner", "str", None, "the decoder inside"), wraps=True),
@@ -71,6 +70,7 @@ class Page:
     refuses: str | None = None
     status: int = 400
     breaks_off: bool = False
+    has_template: bool = True
     log: list[dict] = field(default_factory=list)
     url: str = ""
 
@@ -164,7 +164,8 @@ class App:
     async def schema(self, request: Request) -> JSONResponse:
         if not self._may(request):
             return JSONResponse({"error": {"message": "no valid API key"}}, 401)
-        return JSONResponse(SCHEMA)
+        model = {**SCHEMA["model"], "has_chat_template": self.page.has_template}
+        return JSONResponse({**SCHEMA, "model": model})
 
     async def models(self, request: Request) -> JSONResponse:
         if not self._may(request):

@@ -540,3 +540,22 @@ def test_controls_stand_out_from_their_card(visit, page, scheme):
         .forEach((e) => { e.style.color = getComputedStyle(e).borderTopColor; })""")
     found = {name: contrast(tab, name) for name in ("#text", "#seed", ".decoder", ".knob input")}
     assert all(value >= 3 for value in found.values()), found
+
+
+def test_a_model_without_a_chat_template_takes_prompts_only_and_says_why(visit, page):
+    page.set(has_template=False)
+    tab = ready(visit(page))
+    assert tab.is_disabled("#mode-chat")
+    assert "no chat template" in tab.locator("#model").inner_text()
+    generate(tab, "The cat")
+    assert page.log[-1]["prompt"] == "The cat"
+
+
+def test_the_page_works_where_the_browser_keeps_nothing(visit, page):
+    tab = visit(page)
+    tab.add_init_script("""Object.defineProperty(window, "localStorage", {
+        get() { throw new DOMException("denied", "SecurityError"); }})""")
+    tab.reload()
+    ready(tab)
+    tab.click("#theme")
+    assert tab.locator("#theme").inner_text() == "Theme: light"

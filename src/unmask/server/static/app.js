@@ -136,7 +136,8 @@ function setUp() {
   at("lanes").replaceChildren(...lanes.map((lane) => lane.element));
   openTogether(lanes.map((lane) => lane.element.querySelector(".knobs")));
   const facts = [model.id, model.family, model.block_size ? `blocks of ${model.block_size}` : null,
-    model.max_length ? `context ${model.max_length}` : null];
+    model.max_length ? `context ${model.max_length}` : null,
+    model.has_chat_template === false ? "no chat template" : null];
   at("model").textContent = facts.filter(Boolean).join(" · ");
   document.title = `${model.id} · unmask`;
   at("max-tokens").max = model.max_length ?? "";
@@ -199,7 +200,19 @@ function theme(name) {
   const chosen = THEMES.includes(name) ? name : "auto";
   document.documentElement.dataset.theme = chosen;
   at("theme").textContent = `Theme: ${chosen}`;
-  localStorage.setItem("unmask-theme", chosen);
+  try {
+    localStorage.setItem("unmask-theme", chosen);
+  } catch {
+    // the browser keeps nothing for sites: the theme lasts as long as the tab
+  }
+}
+
+function kept() {
+  try {
+    return localStorage.getItem("unmask-theme");
+  } catch {
+    return null;
+  }
 }
 
 at("compose").addEventListener("submit", run);
@@ -224,6 +237,6 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "Escape" && running) stop();
 });
 
-theme(localStorage.getItem("unmask-theme"));
+theme(kept());
 hint();
 connect();
