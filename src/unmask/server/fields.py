@@ -21,6 +21,7 @@ from unmask.server.errors import ApiError
 
 Body = TypeVar("Body", bound=BaseModel)
 MAX_ERRORS = 3
+MAX_VALUE_CHARS = 80
 BRANCHES = {"str", "int", "float", "bool", "none"}
 CACHE_PREFIX = "cache."
 
@@ -173,9 +174,13 @@ def is_same(value: Any, other: Any) -> bool:
 
 
 def brief(value: Any) -> str:
-    """A value as JSON, cut to what a message can hold."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
+    """A value as JSON, cut to what a message can hold; what is cut off is not written at all."""
+    text = ""
+    for piece in json.JSONEncoder(default=str).iterencode(value):
+        text += piece
+        if len(text) > MAX_VALUE_CHARS:
+            return text[: MAX_VALUE_CHARS - 3] + "..."
+    return text
 
 
 def unknown_field(key: str, allowed: set[str], listed: set[str]) -> ApiError:

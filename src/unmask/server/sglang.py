@@ -33,7 +33,7 @@ from unmask.server.fields import (
     read,
     unknown_field,
 )
-from unmask.server.openai import MAX_PROMPTS, Decoding, Strict, TokenIds
+from unmask.server.openai import MAX_PROMPTS, Decoding, Strict, TokenIds, several
 from unmask.server.plans import Plan
 from unmask.server.streams import DONE, event, guarded
 
@@ -49,11 +49,11 @@ SAMPLING = frozenset((*RENAMED, *OWN, "temperature", "top_p", "top_k", "stop", "
 class GenerateRequest(Strict):
     """`POST /generate`."""
 
-    text: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)] | None = Field(
+    text: str | Annotated[list[str], several(min_length=1, max_length=MAX_PROMPTS)] | None = Field(
         None, description="a text or texts; taken as they are"
     )
     input_ids: (
-        TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)] | None
+        TokenIds | Annotated[list[TokenIds], several(min_length=1, max_length=MAX_PROMPTS)] | None
     ) = Field(None, description="token ids instead of text")
     sampling_params: dict[str, Any] = Field(
         default_factory=dict,
