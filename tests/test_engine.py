@@ -17,6 +17,7 @@ from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
 from unmask.caches._paged import PageStore
+from unmask.caches.store import Store
 from unmask.engine.budget import PAGED_SHARE
 from unmask.engine.service import Engine, Update
 from unmask.errors import CapacityError, ConfigError, EngineError, ModelError
@@ -525,6 +526,29 @@ def test_a_dead_engine_answers_everybody_and_takes_no_more():
         with pytest.raises(EngineError, match="failed"):
             engine.submit(llm.request([1], gen_length=4), Listener())
         assert engine.stats.running == engine.stats.queued == 0
+
+
+def test_an_engine_that_dies_while_it_makes_room_answers_everybody(monkeypatch):
+    llm = model()
+    first = gated(llm, step=1, cache="dual")
+    reserve = Store.reserve
+
+    def fail(store, slots, rows=0):
+        if rows > 1:
+            raise MemoryError("no more of it")
+        reserve(store, slots, rows)
+
+    monkeypatch.setattr(Store, "reserve", fail)
+    with Engine(llm) as engine:
+        listeners = submit_all(engine, [first])
+        assert first.decoder.reached.wait(WAIT_S)
+        listeners += submit_all(
+            engine, [llm.request([i], cache="dual", gen_length=8) for i in range(3)]
+        )
+        first.decoder.open.set()
+        assert [type(listener.last.error) for listener in listeners] == [EngineError] * 4
+        assert isinstance(engine.failure, MemoryError)
+        assert engine.drain(WAIT_S)
 
 
 def test_stopping_tells_who_waits_and_leaves_no_thread():

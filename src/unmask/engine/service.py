@@ -294,7 +294,8 @@ class Engine:
     def _end(self, ticket: Ticket, kind: Kind, error: BaseException | None = None) -> None:
         """Free what a request holds, then tell its listener."""
         sequence = ticket.sequence
-        self._batch.remove(sequence)
+        if self.failure is None:  # freeing what a dead one holds could fail too
+            self._batch.remove(sequence)
         with self._wake:
             if ticket in self._queue:
                 self._queue.remove(ticket)
