@@ -6,7 +6,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from served import ANSWER, CHAT, gated_client, wait_for
+from served import ANSWER, CHAT, QUESTION, gated_client, wait_for
 
 from unmask import decoders
 
@@ -209,8 +209,11 @@ def test_metrics_count_up_and_their_labels_are_bounded(gated):
 # 46
 def test_a_log_line_can_not_be_forged(gated, caplog):
     caplog.set_level(logging.INFO, "unmask.server")
-    gated.post(CHAT_URL, json={**CHAT, "max_tokens": 8, "user": "eve\nINFO forged\u2028\u001b[31m"})
+    forged = "eve\nINFO forged\u2028\u001b[31m"
+    gated.post(CHAT_URL, json={**CHAT, "max_tokens": 8, "user": forged})
+    gated.post("/generate", json={"text": QUESTION, "rid": forged})
     lines = [record.getMessage() for record in caplog.records if "user=" in record.getMessage()]
-    assert len(lines) == 1
-    assert lines[0].isprintable()
-    assert "eve\\nINFO forged\\u2028\\x1b[31m" in lines[0]
+    assert len(lines) == 2
+    for line in lines:
+        assert line.isprintable()
+        assert "eve\\nINFO forged\\u2028\\x1b[31m" in line

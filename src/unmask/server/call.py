@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from unmask.errors import CapacityError, ConfigError, EngineError, PromptError, UnmaskError
 from unmask.server.answer import Answer
-from unmask.server.errors import ApiError, of_user
+from unmask.server.errors import ApiError, clean, of_user
 from unmask.server.plans import Plan
 from unmask.server.stream import Decode
 
@@ -40,6 +40,11 @@ class Call:
         self.user: str | None = None
         self._tickets: list[Ticket] = []
         self._updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
+
+    @property
+    def shown_id(self) -> str:
+        """The call's id as the log may show it: a client may have chosen it."""
+        return clean(self.call_id, 128)
 
     @property
     def is_over(self) -> bool:
@@ -123,9 +128,9 @@ class Call:
         if update.kind == "aborted":
             return ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
         if self.engine.failure is not None or isinstance(update.error, EngineError):
-            log.critical("%s lost: the engine has failed", self.call_id, exc_info=update.error)
+            log.critical("%s lost: the engine has failed", self.shown_id, exc_info=update.error)
             return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
         if isinstance(update.error, (ConfigError, PromptError)):
             return of_user(update.error)
-        log.error("%s decoding failed", self.call_id, exc_info=update.error)
+        log.error("%s decoding failed", self.shown_id, exc_info=update.error)
         return ApiError(500, "decoding this request failed; the log has the reason", code="failed")
