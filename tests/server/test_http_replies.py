@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from served import ANSWER, CHAT, QUESTION
+from served import ANSWER, CHAT, QUESTION, gated_client
+from tiny import tiny_llm
 
 from unmask import caches, decoders
+from unmask.server.settings import Defaults, Settings
 
 CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
 SAMPLED = {"prompt": "A story about a dog: ", "temperature": 2.0, "max_tokens": 8, "steps": 4}
@@ -41,6 +43,17 @@ def test_the_usage_counts_prompt_answer_and_forwards(client, demo_llm):
     assert usage["tokens_per_forward"] == pytest.approx(
         usage["completion_tokens"] / usage["num_forwards"], abs=1e-4
     )
+
+
+def test_what_of_the_prompt_was_cached_is_told():
+    llm = tiny_llm("llada", block_size=4)
+    prompt = [7] * 40
+    with gated_client(llm, Settings(("tiny",), Defaults(cache="block_causal"))) as client:
+        body = {"prompt": prompt, "max_tokens": 4}
+        details = [ask(client, COMPLETIONS, **body)["usage"]["prompt_tokens_details"] for _ in "ab"]
+        assert details == [{"cached_tokens": 0}, {"cached_tokens": 32}]
+        native = ask(client, "/generate", input_ids=prompt, sampling_params={"max_new_tokens": 4})
+        assert native["meta_info"]["cached_tokens"] == 32
 
 
 # 31

@@ -37,7 +37,7 @@ class Answer:
         self.stream = TextStream(decode, plan.ends, plan.start, plan.size)
         self.confidences = Confidences()
         self.canvas: Canvas = plan.request.canvas
-        self.num_forwards, self.num_settled = 0, 0
+        self.num_forwards, self.num_settled, self.num_cached = 0, 0, 0
         self.reason: str | None = None
         self.output: Output | None = None
 
@@ -74,6 +74,7 @@ class Answer:
             self.confidences.follow(update.before, update.edit)
         self.canvas = update.canvas
         self.num_forwards, self.num_settled = update.num_forwards, update.num_settled
+        self.num_cached = min(update.num_cached, self.plan.num_prompt)
         is_last = update.kind == "done"
         if is_last:
             self.output = update.output

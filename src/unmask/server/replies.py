@@ -156,8 +156,12 @@ class Reply:
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Tokens and forwards of all answers; a prompt counts once however many answers it has."""
+    """Tokens and forwards of all answers; a prompt counts once however many answers it has.
+
+    How much of it was cached is told of its first answer: the others may find what that one computed.
+    """
     prompts = {answer.plan.prompt: answer.plan.num_prompt for answer in answers}
+    cached = {answer.plan.prompt: answer.num_cached for answer in reversed(answers)}
     num_prompt = sum(prompts.values())
     num_tokens = sum(answer.num_tokens for answer in answers)
     num_forwards = sum(answer.num_forwards for answer in answers)
@@ -165,6 +169,7 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
         "prompt_tokens": num_prompt,
         "completion_tokens": num_tokens,
         "total_tokens": num_prompt + num_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
         "num_forwards": num_forwards,
         "tokens_per_forward": round(num_tokens / num_forwards, 4) if num_forwards else 0.0,
     }
