@@ -226,6 +226,22 @@ def test_a_cache_takes_its_knobs_in_three_spellings(client):
     assert {one["cache"] for one in told} == {"dllm(kp=7)"}
 
 
+def test_the_servers_cache_knobs_stay_with_its_cache(demo_llm):
+    defaults = Defaults("threshold", {"threshold": 0.8}, "dkv", {"interval": "5"})
+    with gated_client(demo_llm, Settings(("demo",), defaults)) as client:
+        for change, cache in (
+            ({}, "dkv(interval=5)"),
+            ({"decoder": "vanilla"}, "dkv(interval=5)"),
+            ({"cache.interval": 2}, "dkv(interval=2)"),
+            ({"cache_args": {"interval": 3}}, "dkv(interval=3)"),
+            ({"cache": "dkv"}, "dkv"),
+            ({"cache": "none"}, "none"),
+            ({"cache": "dual"}, "dual"),
+        ):
+            reply = ask(client, COMPLETIONS, prompt="A dog", max_tokens=4, **change)
+            assert reply["unmask"]["cache"] == cache, change
+
+
 @pytest.mark.parametrize("name", decoders.names())
 def test_every_decoder_can_be_asked_for(client, name):
     body = {**CHAT, "decoder": name, "max_tokens": 8}

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from unmask import caches, decoders
+from unmask.engine.options import PREFIX
 from unmask.proposal import Proposal
 from unmask.server.errors import ApiError
 
@@ -23,7 +24,6 @@ Body = TypeVar("Body", bound=BaseModel)
 MAX_ERRORS = 3
 MAX_VALUE_CHARS = 80
 BRANCHES = {"str", "int", "float", "bool", "none"}
-CACHE_PREFIX = "cache."
 
 COMMON_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
@@ -118,7 +118,7 @@ def cache_knob_names() -> frozenset[str]:
     found = {
         f.name for name in caches.names() for f in dataclasses.fields(caches.cache_class(name))
     }
-    return frozenset(CACHE_PREFIX + name for name in found)
+    return frozenset(PREFIX + name for name in found)
 
 
 def read(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from unmask import decoders
 from unmask.canvas import Canvas
+from unmask.engine.options import PREFIX
 from unmask.engine.request import Request
 from unmask.errors import PromptError, UnmaskError
 from unmask.server.errors import ApiError, of_user
@@ -199,8 +200,9 @@ class Planner:
                 given = {**defaults.knobs, **given}
         cache_args = dict(body.cache_args or {})
         if body.cache is None:
-            cache_args = {**defaults.cache_args, **cache_args}
-        inside = {k: v for k, v in given.items() if not k.startswith("cache.")}
+            kept = {k: v for k, v in defaults.cache_args.items() if PREFIX + k not in given}
+            cache_args = {**kept, **cache_args}
+        inside = {k: v for k, v in given.items() if not k.startswith(PREFIX)}
         try:
             name, resolved, said = decoders.resolve(decoder, dict(inside))
         except UnmaskError as error:
