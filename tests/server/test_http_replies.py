@@ -193,6 +193,20 @@ def test_the_given_sides_of_a_middle_stay_as_they_are(client):
     assert text == body["prompt"] + middle + body["suffix"]
 
 
+def test_a_middle_that_a_stop_string_ends_is_counted_up_to_it(client):
+    body = {"prompt": "The dog slept on the", "suffix": " because it was tired.", "logprobs": 0}
+    body |= {"max_tokens": 6, "decoder": "threshold", "threshold": 1e-6}
+    whole = ask(client, COMPLETIONS, **body)
+    tokens = whole["choices"][0]["logprobs"]["tokens"]
+    assert whole["usage"]["completion_tokens"] == len(tokens) == 6
+    reply = ask(client, COMPLETIONS, **body, stop=tokens[1])
+    choice = reply["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (tokens[0], "stop")
+    assert reply["usage"]["num_forwards"] == 1, "all six were there when the stop string was found"
+    assert choice["logprobs"]["tokens"] == tokens[:2]
+    assert reply["usage"]["completion_tokens"] == 2
+
+
 def test_any_number_of_blanks_is_filled(client, demo_llm):
     parts = ["The cat ", 3, " on the ", 2, "."]
     reply = ask(client, INFILL, parts=parts, decoder="threshold")

@@ -53,8 +53,8 @@ class Answer:
 
     @property
     def is_infill(self) -> bool:
-        """Whether blanks in a given text are filled."""
-        return self.plan.request.canvas.infilling
+        """Whether the answer is a given text with its blanks filled, not the middle of one."""
+        return self.plan.request.canvas.infilling and self.plan.size is None
 
     @property
     def num_tokens(self) -> int:
