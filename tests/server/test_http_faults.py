@@ -94,10 +94,25 @@ def test_a_full_queue_refuses_at_once_and_those_inside_are_answered(gated):
 
 def test_of_n_answers_all_are_queued_or_none(gated):
     gated.gate.close()
-    response = gated.post(CHAT_URL, json={**CHAT, "n": 7})
-    assert response.status_code == 429
-    gated.gate.open()
+    with ThreadPoolExecutor(2) as pool:
+        inside = [pool.submit(gated.post, CHAT_URL, json=CHAT)]
+        assert gated.gate.waits.wait(20)
+        inside.append(pool.submit(gated.post, CHAT_URL, json=CHAT))
+        assert wait_for(lambda: gated.engine.stats.queued == 1)
+        response = gated.post(CHAT_URL, json={**CHAT, "n": 2})
+        assert response.status_code == 429
+        gated.gate.open()
+        assert [one.result().status_code for one in inside] == [200] * 2
     assert wait_for(lambda: is_idle(gated.engine))
+    assert gated.engine.stats.ended["done"] == 2
+
+
+def test_more_answers_than_the_queue_holds_are_not_worth_another_try(gated):
+    response = gated.post("/v1/completions", json={"prompt": ["a"] * 3, "n": 2})
+    assert response.status_code == 400
+    assert "6 answers" in response.json()["error"]["message"]
+    assert "at most 2" in response.json()["error"]["message"]
+    assert "retry-after" not in response.headers
 
 
 def test_a_guided_request_that_can_never_fit_is_told_so(demo_llm):
@@ -174,6 +189,13 @@ def test_a_draining_server_takes_nothing_new(gated):
     response = gated.post(CHAT_URL, json=CHAT)
     assert response.status_code == 503
     assert response.headers["retry-after"]
+
+
+def test_a_request_that_comes_as_the_engine_stops_is_told_so(gated):
+    gated.engine.stop()
+    response = gated.post(CHAT_URL, json=CHAT)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "stopping"
 
 
 # 43

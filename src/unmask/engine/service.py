@@ -188,6 +188,11 @@ class Engine:
                 wait,
             )
 
+    @property
+    def accepts(self) -> bool:
+        """Whether requests are taken: it was started, and is not stopping, stopped or dead."""
+        return self._accepts
+
     def abort(self, ticket: Ticket) -> None:
         """End a request before the next forward: "aborted". No effect once it is over; any thread."""
         with self._wake:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from unmask.server.body import read_json
 from unmask.server.call import Call
-from unmask.server.errors import ApiError, clean
+from unmask.server.errors import ApiError, clean, engine_dead, stopping
 from unmask.server.fields import read
 from unmask.server.metrics import Metrics
 from unmask.server.openai import Decoding, StreamOptions
@@ -61,9 +61,9 @@ class Service:
     def check_open(self) -> None:
         """Raise ApiError (503) when nothing new is taken."""
         if self.engine.failure is not None:
-            raise ApiError(503, "the engine has failed; restart the server", code="engine_dead")
+            raise engine_dead()
         if self.is_draining:
-            raise ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
+            raise stopping()
 
     def timeout_s(self, asked: float | None) -> float:
         """Seconds that a request may take. Raises ApiError for more than the server allows."""
