@@ -84,12 +84,13 @@ def test_the_usage_comes_in_a_chunk_of_its_own_when_asked_for(client):
     assert not any("usage" in chunk for chunk in events(client, CHAT_URL, **CHAT))
 
 
-def test_continuous_usage_never_falls(client):
+@pytest.mark.parametrize("mode", ["text", "canvas"])
+def test_continuous_usage_is_in_every_chunk_and_never_falls(client, mode):
     options = {"include_usage": True, "continuous_usage_stats": True}
-    chunks = events(client, CHAT_URL, **CHAT, stream_options=options)
+    chunks = events(client, CHAT_URL, **CHAT, stream_options=options, stream_mode=mode)
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts)
-    assert counts[0] > 0
+    assert counts[-1] > 0
 
 
 def test_log_probabilities_come_with_the_text_once_each(client):

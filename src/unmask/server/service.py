@@ -103,15 +103,13 @@ class Service:
             await self.finish(request, call)
             return JSONResponse(reply.full(call.answers))
         options = body.stream_options or StreamOptions.model_validate({})
-        if body.stream_mode == "canvas" or getattr(body, "diffusing", None):
-            events = canvas_events(call, reply, with_usage=options.include_usage)
-        else:
-            events = text_events(
-                call,
-                reply,
-                with_usage=options.include_usage,
-                usage_always=options.continuous_usage_stats,
-            )
+        shows_canvas = body.stream_mode == "canvas" or getattr(body, "diffusing", None)
+        events = (canvas_events if shows_canvas else text_events)(
+            call,
+            reply,
+            with_usage=options.include_usage,
+            usage_always=options.continuous_usage_stats,
+        )
         return self.events(call, guarded(call, events))
 
     def submit(self, plans: list[Plan], timeout_s: float, call_id: str, user: str | None) -> Call:
