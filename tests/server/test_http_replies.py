@@ -249,6 +249,16 @@ def test_a_cache_takes_its_knobs_in_three_spellings(client):
     assert {one["cache"] for one in told} == {"dllm(kp=7)"}
 
 
+def test_a_greedy_request_needs_nothing_of_the_servers_sampling(demo_llm):
+    defaults = Defaults("vanilla", {"temperature": "0.9", "top_p": "0.8", "steps": "4"})
+    with gated_client(demo_llm, Settings(("demo",), defaults)) as client:
+        body = {"prompt": "A dog", "max_tokens": 8}
+        greedy = ask(client, COMPLETIONS, **body, temperature=0)
+        assert greedy["usage"]["num_forwards"] == 4
+        assert greedy["choices"] == ask(client, COMPLETIONS, **body, temperature=0)["choices"]
+        assert client.post(COMPLETIONS, json={**body, "temperature": 0, "top_p": 0.5}).is_error
+
+
 def test_the_servers_cache_knobs_stay_with_its_cache(demo_llm):
     defaults = Defaults("threshold", {"threshold": 0.8}, "dkv", {"interval": "5"})
     with gated_client(demo_llm, Settings(("demo",), defaults)) as client:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_TOKENS = 128
 NEUTRAL_TOP_K = (-1, 0)
+SAMPLING_ONLY = ("top_p", "top_k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ class Planner:
         if decoder is None:
             decoder = defaults.decoder if body.preset is None else "vanilla"
             if body.preset is None:
-                given = {**defaults.knobs, **given}
+                given = {**standing(defaults.knobs, given), **given}
         cache_args = dict(body.cache_args or {})
         if body.cache is None:
             kept = {k: v for k, v in defaults.cache_args.items() if PREFIX + k not in given}
@@ -279,6 +280,12 @@ def own_knobs(body: Decoding) -> dict[str, Any]:
         "preset": body.preset,
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def standing(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The server's knobs that stand beside a request's own: of a greedy one not those of sampling."""
+    is_greedy = given.get("temperature") == 0
+    return {k: v for k, v in defaults.items() if not (is_greedy and k in SAMPLING_ONLY)}
 
 
 def merged(*sources: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
