@@ -496,6 +496,20 @@ def test_a_listener_that_raises_loses_its_request_and_nothing_else():
         assert engine.stats.ended["aborted"] == 1
 
 
+def test_a_text_that_cannot_be_told_is_its_requests_error(monkeypatch):
+    llm = tiny_llm("llada", 9)
+
+    def decode(ids):
+        raise ValueError("no such token")
+
+    with Engine(llm) as engine:
+        monkeypatch.setattr(llm, "decode", decode)
+        last = submit_all(engine, [llm.request([7], gen_length=4)])[0].last
+        assert (last.kind, type(last.error), last.output) == ("error", ValueError, None)
+        assert_idle(engine)
+        assert (engine.stats.ended["error"], engine.stats.ended["done"]) == (1, 0)
+
+
 def test_a_request_whose_own_knobs_give_no_numbers_fails_alone():
     llm = model()
     with Engine(llm) as engine:

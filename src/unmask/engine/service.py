@@ -300,7 +300,13 @@ class Engine:
 
     def _end(self, ticket: Ticket, kind: Kind, error: BaseException | None = None) -> None:
         """Free what a request holds, then tell its listener."""
-        sequence = ticket.sequence
+        sequence, output = ticket.sequence, None
+        if kind == "done":
+            with Fence() as fence:
+                sequence.finish_reason = sequence.finish_reason or "stop"
+                output = self.llm.output(sequence, return_trace=True)
+            if fence.error is not None:
+                kind, error = "error", fence.error
         if self.failure is None:  # freeing what a dead one holds could fail too
             self._batch.remove(sequence)
         with self._wake:
@@ -309,12 +315,6 @@ class Engine:
             self._running.pop(id(sequence), None)
             self._tally.end(kind, time.monotonic() - ticket.submitted_s)
             self._wake.notify_all()
-        output = None
-        if kind == "done":
-            with Fence() as fence:
-                sequence.finish_reason = sequence.finish_reason or "stop"
-                output = self.llm.output(sequence, return_trace=True)
-            kind, error = ("done", None) if fence.error is None else ("error", fence.error)
         self._tell(ticket, kind, None, output, error)
 
     def _tell(
