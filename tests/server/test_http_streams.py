@@ -6,7 +6,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from served import ANSWER, CHAT
+from served import ANSWER, CHAT, QUESTION
 
 CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
 
@@ -98,6 +98,15 @@ def test_log_probabilities_come_with_the_text_once_each(client):
     whole = client.post(CHAT_URL, json={**CHAT, "logprobs": True}).json()
     told = [item for c in chunks for item in c["choices"][0]["logprobs"]["content"]]
     assert told == whole["choices"][0]["logprobs"]["content"]
+
+
+def test_text_offsets_go_on_from_chunk_to_chunk(client):
+    body = {"prompt": QUESTION, "max_tokens": 32, "logprobs": 0, "block_length": 4}
+    chunks = events(client, COMPLETIONS, **body)
+    told = [at for c in chunks for at in c["choices"][0]["logprobs"]["text_offset"]]
+    whole = client.post(COMPLETIONS, json=body).json()
+    assert sum(bool(c["choices"][0]["logprobs"]["tokens"]) for c in chunks) > 1
+    assert told == whole["choices"][0]["logprobs"]["text_offset"]
 
 
 def test_several_answers_come_interleaved_and_each_is_whole(client):

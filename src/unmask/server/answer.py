@@ -96,8 +96,8 @@ class Answer:
         """The filled texts of an infill, when it is over."""
         return [] if self.output is None else list(self.output.blanks)
 
-    def probabilities(self, first: int = 0) -> list[TokenProbability]:
-        """The answer's certain tokens from number `first` on."""
+    def probabilities(self) -> list[TokenProbability]:
+        """The answer's certain tokens."""
         if self.is_infill:
             slots = [i for i in range(self.num_settled) if not self.canvas.fixed[i]]
         else:
@@ -107,7 +107,7 @@ class Answer:
                 int(self.canvas.tokens[slot]),
                 self.confidences.log_probability(int(self.canvas.uid[slot])),
             )
-            for slot in slots[first:]
+            for slot in slots
         ]
 
     def first_frame(self, update: Update, pieces: Pieces) -> dict[str, Any]:
