@@ -130,7 +130,7 @@ def read(
     """
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
-    known = kind.model_fields
+    known, all_knobs = kind.model_fields, knob_names() | cache_knob_names()
     fields: dict[str, Any] = {}
     knobs: dict[str, Any] = {}
     for key, value in body.items():
@@ -138,15 +138,11 @@ def read(
             fields[key] = value
         elif key in neutral:
             check_neutral(key, value, neutral[key])
-        elif takes_knobs and (key in knob_names() or key in cache_knob_names()):
+        elif takes_knobs and key in all_knobs:
             if value is not None:
                 knobs[key] = value
         else:
-            allowed = {
-                *known,
-                *neutral,
-                *((knob_names() | cache_knob_names()) if takes_knobs else ()),
-            }
+            allowed = {*known, *neutral, *(all_knobs if takes_knobs else ())}
             raise unknown_field(key, allowed, set(known))
     try:
         return kind.model_validate(fields), knobs

@@ -28,6 +28,7 @@ from unmask.server.fields import (
     COMMON_DEFAULTS,
     SGLANG_DEFAULTS,
     SGLANG_SAMPLING_DEFAULTS,
+    cache_knob_names,
     check_neutral,
     invalid,
     knob_names,
@@ -135,6 +136,7 @@ def plans_of(service: Service, body: GenerateRequest) -> list[Plan]:
 def sampling(given: dict[str, Any]) -> tuple[Decoding, dict[str, Any]]:
     """SGLang's sampling parameters as ours, and the knobs among them. Raises ApiError."""
     neutral = {**COMMON_DEFAULTS, **SGLANG_SAMPLING_DEFAULTS}
+    all_knobs = knob_names() | cache_knob_names()
     fields: dict[str, Any] = {}
     knobs: dict[str, Any] = {}
     for key, value in given.items():
@@ -142,10 +144,10 @@ def sampling(given: dict[str, Any]) -> tuple[Decoding, dict[str, Any]]:
             fields[RENAMED.get(key, key)] = value
         elif key in neutral:
             check_neutral(f"sampling_params.{key}", value, neutral[key])
-        elif key in knob_names():
+        elif key in all_knobs:
             knobs[key] = value
         else:
-            raise unknown_field(key, {*SAMPLING, *neutral, *knob_names()}, set(SAMPLING))
+            raise unknown_field(key, {*SAMPLING, *neutral, *all_knobs}, set(SAMPLING))
     try:
         return Decoding.model_validate(fields), knobs
     except ValidationError as error:
