@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from served import ANSWER, CHAT, QUESTION, gated_client, wait_for
+from tiny import tiny_llm
 
 from unmask import decoders
+from unmask.server.settings import Defaults, Settings
 
 CHAT_URL = "/v1/chat/completions"
 BROKEN = '''"""A decoder that fails in its third step. Source: none."""
@@ -226,6 +229,26 @@ def test_metrics_count_up_and_their_labels_are_bounded(gated):
     assert after['vllm:request_success_total{finished_reason="length",model_name="demo"}'] == 12
     assert after[f"vllm:time_to_first_token_seconds_count{model}"] == 12
     assert after['unmask:http_requests_total{route="/v1/models/{name:path}",status="404"}'] == 12
+
+
+def test_the_metrics_tell_how_full_the_pages_are():
+    llm = tiny_llm("llada", block_size=4)
+    line = re.compile(r'^vllm:kv_cache_usage_perc\{model_name="tiny"\} (\S+)$', re.MULTILINE)
+    with gated_client(llm, Settings(("tiny",), Defaults(cache="block_causal"))) as client:
+
+        def usage():
+            return float(line.search(client.get("/metrics").text)[1])
+
+        client.gate.close()
+        with ThreadPoolExecutor(1) as pool:
+            body = {"prompt": [7] * 40, "max_tokens": 4}
+            running = pool.submit(client.post, "/v1/completions", json=body)
+            assert client.gate.waits.wait(20)
+            stats = client.engine.stats
+            assert usage() == pytest.approx(3 / stats.pages_total), "44 slots, 16 a page"
+            client.gate.open()
+            assert running.result().status_code == 200
+        assert usage() == 0
 
 
 # 46
