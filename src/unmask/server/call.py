@@ -42,14 +42,14 @@ class Call:
         self._updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
 
     @property
-    def shown_id(self) -> str:
-        """The call's id as the log may show it: a client may have chosen it."""
-        return clean(self.call_id, 128)
-
-    @property
     def is_over(self) -> bool:
         """Whether every answer came to its end."""
         return all(answer.reason is not None for answer in self.answers)
+
+    @property
+    def log_id(self) -> str:
+        """`call_id` as a log may have it: a client may have chosen it."""
+        return clean(self.call_id, 128)
 
     @property
     def seconds(self) -> float:
@@ -138,9 +138,9 @@ class Call:
         if update.kind == "aborted":
             return stopping()
         if self.engine.failure is not None or isinstance(update.error, EngineError):
-            log.critical("%s lost: the engine has failed", self.shown_id, exc_info=update.error)
+            log.critical("%s lost: the engine has failed", self.log_id, exc_info=update.error)
             return engine_dead()
         if isinstance(update.error, (ConfigError, PromptError)):
             return of_user(update.error)
-        log.error("%s decoding failed", self.shown_id, exc_info=update.error)
+        log.error("%s decoding failed", self.log_id, exc_info=update.error)
         return ApiError(500, "decoding this request failed; the log has the reason", code="failed")
