@@ -40,6 +40,7 @@ curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/
     "message": {"role": "assistant", "content": "Then: 7+5=12\\n#### 12", "refusal": null},
     "finish_reason": "stop", "logprobs": null}],
  "usage": {"prompt_tokens": 22, "completion_tokens": 12, "total_tokens": 34,
+           "prompt_tokens_details": {"cached_tokens": 0},
            "num_forwards": 3, "tokens_per_forward": 4.0},
  "unmask": {"decoder": "threshold", "cache": "none", "cache_exact": true, "seed": 0}}
 ```
