@@ -1,4 +1,4 @@
-"""The page's server without a model: the static files under the real policy, a schema, scripted canvases.
+"""The page's server without a model: the static files behind the real guard, a schema, scripted canvases.
 
 A request's answer is `WORDS`, or for an infill its blanks filled with "x". Decoder `threshold` writes four
 slots a forward, any other one; `wino` opens its first slot again once. `log` keeps the bodies.
@@ -10,7 +10,6 @@ import asyncio
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mock_server import serving
 from starlette.applications import Starlette
@@ -19,10 +18,10 @@ from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-import unmask
+from unmask.server.guard import Guard
+from unmask.server.settings import STATIC, Access, Settings
 
-STATIC = Path(unmask.__file__).parent / "server" / "static"
-POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+TOKEN = "a-random-token"
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
 WORDS = ["So", " the", "\n", "answer", " is", HOSTILE, " 17", " pens", ".", " It", " is", " so"]
 SURE = (0.95, 0.2, 0.5)
@@ -67,6 +66,9 @@ class Page:
 
     step_s: float = 0.0
     key: str | None = None
+    is_public: bool = True
+    """Whether the page's files need no key."""
+    sets_cookies: bool = True
     refuses: str | None = None
     status: int = 400
     breaks_off: bool = False
@@ -92,7 +94,8 @@ def _open(**more):
 def _slots(body) -> list[dict]:
     """All slots as they are at the end."""
     if "parts" in body:
-        return [
+        opening = _slot("<|startoftext|>", fixed=True, special=True)
+        return [opening] + [
             _slot(word, None if isinstance(part, str) else 0.9, fixed=isinstance(part, str))
             for part in body["parts"]
             for word in ([part] if isinstance(part, str) else ["x"] * part)
@@ -129,8 +132,8 @@ class App:
     def __init__(self, page: Page) -> None:
         self.page = page
 
-    def make(self) -> Starlette:
-        """The application, under the real policy."""
+    def make(self):
+        """The application, behind the real guard."""
         posts = ["/v1/completions", "/v1/chat/completions", "/v1/infill"]
         app = Starlette(
             routes=[
@@ -141,29 +144,28 @@ class App:
                 Mount("/static", StaticFiles(directory=STATIC)),
             ]
         )
-        return self._guarded(app)
 
-    def _guarded(self, app):
         async def guarded(scope, receive, send):
-            async def with_policy(message):
-                if message["type"] == "http.response.start":
-                    message["headers"].append((b"content-security-policy", POLICY.encode()))
+            async def send_some(message):
+                if not self.page.sets_cookies and "headers" in message:
+                    message["headers"] = [h for h in message["headers"] if h[0] != b"set-cookie"]
                 await send(message)
 
-            await app(scope, receive, with_policy)
+            settings = Settings(("demo",), access=self._access())
+            await Guard(app, settings, lambda route, status: None)(scope, receive, send_some)
 
         return guarded
+
+    def _access(self) -> Access:
+        if self.page.key is None:
+            return Access()
+        digest = Access.digest(self.page.key)
+        return Access(digest, is_page_public=self.page.is_public, page_token=TOKEN)
 
     async def index(self, request: Request) -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
-    def _may(self, request: Request) -> bool:
-        key = self.page.key
-        return key is None or request.headers.get("authorization") == f"Bearer {key}"
-
     async def schema(self, request: Request) -> JSONResponse:
-        if not self._may(request):
-            return JSONResponse({"error": {"message": "no valid API key"}}, 401)
         model = {**SCHEMA["model"], "has_chat_template": self.page.has_template}
         return JSONResponse({**SCHEMA, "model": model})
 
@@ -200,7 +202,7 @@ class App:
         if watched:
             frame = {"forward": number, "num_settled": 0, "num_open": 0, "slots": final}
             yield event({"choices": [{"index": 0, "text": "", "canvas": frame}]})
-        text = "".join(slot["text"] for slot in final if "end" not in slot)
+        text = "".join(slot["text"] for slot in final if not slot.keys() & {"end", "special"})
         content = {"delta": {"content": text}} if is_chat else {"text": text}
         last = {"choices": [{"index": 0, **content, "finish_reason": "stop"}]}
         yield event(last | {"unmask": {"cache_exact": body["cache"] == "none"}})

@@ -526,7 +526,9 @@ def test_a_request_whose_own_knobs_give_no_numbers_fails_alone():
 def test_a_dead_engine_answers_everybody_and_takes_no_more():
     llm = tiny_llm("llada", 9)
     first = gated(llm, step=1)
+    failed = threading.Event()
     with Engine(llm, max_batch=2) as engine:
+        engine.on_failure = failed.set
         listeners = submit_all(
             engine, [first, *(llm.request([i], gen_length=8, stop_at_eos=False) for i in range(4))]
         )
@@ -537,6 +539,7 @@ def test_a_dead_engine_answers_everybody_and_takes_no_more():
             assert listener.last.kind == "error"
             assert isinstance(listener.last.error, EngineError)
         assert isinstance(engine.failure, ModelError)
+        assert failed.wait(WAIT_S)
         with pytest.raises(EngineError, match="failed"):
             engine.submit(llm.request([1], gen_length=4), Listener())
         assert engine.stats.running == engine.stats.queued == 0

@@ -225,6 +225,7 @@ def test_blanks_make_it_an_infill(visit, page):
     assert "max_tokens" not in page.log[-1]
     assert canvas(tab) == "The xx sat {on} the xxx."
     assert classes(tab).count("slot fixed") == 3
+    assert tab.locator(".canvas .slot.special").first.is_hidden(), "the token that opens the text"
     generate(tab, "The {x} and {3}")
     assert "a brace is doubled" in tab.locator(".problem").nth(0).inner_text()
 
@@ -373,6 +374,80 @@ def test_a_server_with_a_key_asks_for_it(visit, page):
     tab.keyboard.press("Enter")
     ready(tab)
     assert tab.locator("#trouble").is_hidden()
+
+
+KEY = "k\u00e9y-\u20ac-long"
+
+
+def open_with(tab, key: str) -> None:
+    tab.fill("#key", key)
+    tab.keyboard.press("Enter")
+
+
+def test_a_page_behind_a_key_is_opened_by_typing_it_once(visit, page):
+    page.set(key=KEY, is_public=False)
+    tab = visit(page, expected=("401",))
+    assert tab.evaluate("document.activeElement.id") == "key", "one can type at once"
+    open_with(tab, "wrong")
+    sync_api.expect(tab.locator("[role=alert]")).to_have_text("This key is not accepted.")
+    assert tab.context.cookies() == []
+    open_with(tab, KEY)
+    generate(ready(tab), "How many pens?")
+    assert tab.locator(".lane .facts").nth(0).inner_text().startswith("12 tokens")
+    assert tab.url.rstrip("/") == page.url, "the key is not in the address"
+    assert tab.evaluate("[JSON.stringify(sessionStorage), JSON.stringify(localStorage)]") == [
+        "{}",
+        '{"unmask-theme":"auto"}',
+    ]
+    (cookie,) = tab.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Strict", "/")
+    assert cookie["expires"] == -1
+    assert KEY not in cookie["value"]
+    assert tab.evaluate("document.cookie") == ""
+    assert tab.evaluate("fetch('v1/schema').then(r => r.status)") == 401, "it opens files only"
+
+
+def test_a_page_that_was_opened_asks_for_the_key_itself_when_it_is_loaded_again(visit, page):
+    page.set(key=KEY, is_public=False)
+    tab = visit(page, expected=("401",))
+    open_with(tab, KEY)
+    ready(tab)
+    tab.reload()
+    tab.wait_for_selector("#trouble:visible")
+    assert tab.input_value("#key") == ""
+    open_with(tab, KEY)
+    ready(tab)
+
+
+def test_a_browser_that_keeps_no_cookie_is_told_so(visit, page):
+    page.set(key=KEY, is_public=False, sets_cookies=False)
+    tab = visit(page, expected=("401",))
+    open_with(tab, KEY)
+    sync_api.expect(tab.locator("[role=alert]")).to_contain_text("keeps no cookie")
+    assert tab.evaluate("sessionStorage.length") == 0
+
+
+def test_the_key_page_runs_its_own_script_only_and_tells_nothing(visit, page):
+    page.set(key=KEY, is_public=False)
+    tab = visit(page, expected=("401", "Content Security Policy"))
+    assert "unmask" not in tab.inner_text("body")
+    assert "demo" not in tab.content()
+    tab.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.hacked = 1";
+        document.body.append(script);
+    }""")
+    assert tab.evaluate("window.hacked") is None
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_key_page_is_readable_by_day_and_by_night(visit, page, scheme):
+    page.set(key=KEY, is_public=False)
+    tab = visit(page, expected=("401",), color_scheme=scheme)
+    open_with(tab, "wrong")
+    sync_api.expect(tab.locator("[role=alert]")).to_have_text("This key is not accepted.")
+    found = {name: contrast(tab, name) for name in ("label", "button", "small", "[role=alert]")}
+    assert all(value >= 4.5 for value in found.values()), found
 
 
 def test_copy_as_curl_is_the_request_that_is_sent(visit, page):

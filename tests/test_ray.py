@@ -8,15 +8,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    import psutil
+
 from unmask.cli.serve_app import serve
+from unmask.cli.serve_replicas import RAYS_OWN
 from unmask.errors import ConfigError
 from unmask.server.joined import joined
 
@@ -32,11 +39,31 @@ ENDED = re.compile(r'vllm:request_success_total\{finished_reason="(\w+)".*replic
         ({"min_replicas": 2}, "--min-replicas 2 needs --max-replicas"),
         ({"min_replicas": 3, "max_replicas": 2}, "--min-replicas 3 is more than --max-replicas 2"),
         ({"replicas": 2, "tensor_parallel_size": 2}, "a replica is one process"),
+        ({"replicas": 2, "upscale_delay": 1.0}, "--upscale-delay 1.0 has no effect"),
+        ({"downscale_delay": 1.0}, "--downscale-delay 1.0 has no effect on a fixed number"),
+        ({"max_replicas": 1, "upscale_delay": 0.0}, "--upscale-delay 0.0 has no effect"),
     ],
 )
 def test_counts_that_contradict_are_refused(flags: dict[str, int], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         serve(**flags)
+
+
+def test_every_option_of_the_engine_reaches_the_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray.serve", reason="needs the extra ray: pip install '.[ray]'")
+    plans = []
+    for name in (*RAYS_OWN, "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr("unmask.server.ray.run", lambda plan, *_: plans.append(plan))
+    limits = {"min_replicas": 1, "max_replicas": 3, "upscale_delay": 0.0}
+    sizes = {"max_num_seqs": 5, "max_queue": 6, "max_num_batched_tokens": 7, "kv_bytes": 8}
+    serve(port=0, prefix_caching=False, shutdown_timeout=9.0, **limits, **sizes)
+    (plan,) = plans
+    assert (plan.least, plan.most) == (1, 3)
+    assert (plan.upscale_delay_s, plan.downscale_delay_s) == (0.0, 600.0)
+    assert (plan.max_batch, plan.max_queue, plan.max_tokens, plan.kv_bytes) == (5, 6, 7, 8)
+    assert plan.prefix_cache is False
+    assert plan.drain_timeout_s == 9.0
 
 
 def test_metrics_of_replicas_are_joined_under_a_label() -> None:
@@ -69,15 +96,97 @@ class Server:
         counts = dict.fromkeys(names, 0.0)
         return counts | {name: float(count) for kind, name, count in found if kind == how}
 
+    def replicas(self) -> set[str]:
+        """The names of those that answer."""
+        return set(self.ended("stop"))
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """Those that the command started whose name begins so."""
+        import psutil
+
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if child.name().startswith(name)]
+
+
+@dataclass
+class Load:
+    """Threads that ask on and on; what was answered, and when."""
+
+    server: Server
+    body: dict
+    answers: list[tuple[float, int, str]] = field(default_factory=list)
+
+    @contextmanager
+    def running(self, num_threads: int) -> Iterator[None]:
+        import httpx2
+
+        is_over = threading.Event()
+
+        def ask() -> None:
+            url = f"{self.server.url}/v1/completions"
+            while not is_over.is_set():
+                answer = httpx2.post(url, json=self.body, timeout=120)
+                self.answers.append((time.monotonic(), answer.status_code, answer.text))
+
+        with ThreadPoolExecutor(num_threads) as pool:
+            asked = [pool.submit(ask) for _ in range(num_threads)]
+            try:
+                yield
+            finally:
+                is_over.set()
+            for one in asked:
+                one.result()
+
+    def failed(self) -> list[tuple[float, int, str]]:
+        return [answer for answer in self.answers if answer[1] != 200]
+
+
+def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.5)
+
+
+BREAKABLE = """
+import os, sys
+from unmask.cli.main import main
+from unmask.cli.serve_replicas import RAYS_OWN
+os.environ.update(RAYS_OWN | {"RAY_AUTH_TOKEN": "a" * 64})  # Ray reads them when it is imported
+from unmask.server import ray as replicas
+
+whole = replicas.build_app
+
+def build_app(plan):
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    app = whole(plan)
+    batch = app.state.service.engine._batch
+
+    async def break_engine(request):
+        def step():
+            raise RuntimeError("the device fell off")
+        batch.step = step
+        return PlainTextResponse("the next forward fails")
+
+    app.router.routes.insert(0, Route("/break", break_engine))
+    return app
+
+replicas.build_app = build_app
+sys.exit(main(sys.argv[1:]))
+"""
+"""`unmask`, whose replicas have a route that breaks their engine."""
+
+
+@contextmanager
+def started(folder: Path, *flags: str) -> Iterator[Server]:
+    """A server that has come up; it must end well."""
     pytest.importorskip("ray.serve", reason="needs the extra ray: pip install '.[ray]'")
-    log = tmp_path_factory.mktemp("ray") / "log"
-    command = ["serve", "demo", "--replicas", "2", "--port", "0", "--device", "cpu"]
+    log, script = folder / "log", folder / "breakable.py"
+    script.write_text(BREAKABLE, encoding="utf-8")
     with log.open("w") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "unmask.cli.main", *command],
+            [sys.executable, script, "serve", "demo", "--port", "0", "--device", "cpu", *flags],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -92,6 +201,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started(tmp_path_factory.mktemp("ray"), "--replicas", "2") as found:
+        yield found
 
 
 def wait_for(log: Path, process: subprocess.Popen, text: str, seconds: float) -> None:
@@ -144,3 +259,77 @@ def test_a_restart_replaces_every_replica_and_fails_no_request(server: Server) -
     while not (new := set(server.ended("stop"))).isdisjoint(old) or len(new) < 2:
         assert server.post(BODY | {"max_tokens": 16})["choices"]
         assert time.monotonic() < until, (old, new)
+
+
+@pytest.mark.slow
+def test_rays_ports_listen_on_loopback_and_serves_own_want_a_token(server: Server) -> None:
+    grpc = pytest.importorskip("grpc")
+    everywhere, num_local = [], 0
+    for process in server.processes():
+        for socket in process.net_connections("tcp"):
+            if socket.status == "LISTEN" and socket.laddr.ip.removeprefix("::ffff:") == "127.0.0.1":
+                num_local += 1
+            elif socket.status == "LISTEN":
+                everywhere.append((process.name(), socket.laddr.port))
+    assert num_local >= 8
+    assert [name.partition(":unmask")[0] for name, _ in everywhere] == ["ray::ServeReplica"] * 2
+    for _, port in everywhere:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"", timeout=10)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.slow
+def test_a_killed_replica_is_replaced_and_the_other_answers(server: Server) -> None:
+    old = server.replicas()
+    load = Load(server, BODY | {"max_tokens": 16})
+    with load.running(2):
+        until(lambda: len(load.answers) > 4, 60, "nothing is answered")
+        killed_s = time.monotonic()
+        server.processes("ray::ServeReplica")[0].kill()
+        until(lambda: len(server.replicas() - old) == 1, 120, "nobody came for the killed one")
+        until(lambda: len(server.replicas()) == 2, 60, "there are not two again")
+        num_before = len(load.answers)
+        until(lambda: len(load.answers) > num_before + 4, 60, "nothing is answered any more")
+    assert len(load.failed()) <= 2, "only those that it had"
+    assert all(second < killed_s + 5 for second, _, _ in load.failed())
+    assert len([second for second, _, _ in load.answers if second > killed_s]) > 4
+
+
+@pytest.mark.slow
+def test_a_replica_whose_engine_died_is_replaced_and_the_other_answers(server: Server) -> None:
+    import httpx2
+
+    old = server.replicas()
+    load = Load(server, BODY | {"max_tokens": 16})
+    with load.running(2):
+        until(lambda: len(load.answers) > 4, 60, "nothing is answered")
+        broken_s = time.monotonic()
+        assert httpx2.get(f"{server.url}/break", timeout=60).status_code == 200
+        until(lambda: len(server.replicas() - old) == 1, 120, "nobody came for the broken one")
+        until(lambda: len(server.replicas()) == 2, 60, "there are not two again")
+        num_before = len(load.answers)
+        until(lambda: len(load.answers) > num_before + 4, 60, "nothing is answered any more")
+    failed = load.failed()
+    assert any("engine_dead" in text for _, _, text in failed), "who waits for it is told so"
+    assert all(status in (500, 503) for _, status, _ in failed)
+    assert failed[-1][0] - failed[0][0] < 3, "it left at once"
+    assert failed[0][0] > broken_s
+
+
+@pytest.mark.slow
+def test_replicas_come_with_the_load_and_go_when_there_is_none(tmp_path: Path) -> None:
+    limits = ["--min-replicas", "1", "--max-replicas", "2", "--max-num-seqs", "1"]
+    delays = ["--upscale-delay", "1", "--downscale-delay", "1"]
+    with started(tmp_path, *limits, *delays) as server:
+        (first,) = server.replicas()
+        load = Load(server, BODY)
+        with load.running(6):
+            until(lambda: len(server.replicas()) == 2, 120, "no second replica under load")
+            (second,) = server.replicas() - {first}
+            until(lambda: server.ended("stop")[second] > 0, 60, "the second one gets nothing")
+        until(lambda: len(server.replicas()) == 1, 180, "two replicas with nothing to do")
+        assert server.post(BODY)["choices"]
+        assert not load.failed()

@@ -148,6 +148,85 @@ def test_metrics_and_page_can_be_public(made):
     assert client.get("/static/../v1/schema").status_code == 401
 
 
+BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+TOKEN = "random-token"
+
+
+@pytest.fixture
+def closed(made):
+    """A client of a server with a key and its page closed, as `unmask serve` starts it."""
+    return made(access=Access(Access.digest(KEY), page_token=TOKEN))
+
+
+def test_a_browser_without_the_key_gets_401_and_a_page_that_asks_for_it(closed):
+    response = closed.get("/", headers=BROWSER)
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.headers["content-type"].startswith("text/html")
+    assert response.headers["cache-control"] == "no-store"
+    policies = response.headers.get_list("content-security-policy")
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'; connect-src 'self'; script-src 'sha256-")
+    assert "unsafe" not in policies[0]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "set-cookie" not in response.headers
+    assert "<form" in response.text
+    assert not re.search(r"https?:|unmask|demo|href=|src=", response.text.replace("unmask-key", ""))
+
+
+def test_programs_and_other_routes_get_401_in_json(closed):
+    asked = [("GET", "/", {"accept": "*/*"}), ("GET", "/", {}), ("POST", "/", BROWSER)]
+    asked += [("GET", path, BROWSER) for path in ("/static/app.js", "/v1/models", "/metrics", "/x")]
+    for method, path, headers in asked:
+        response = closed.request(method, path, headers=headers)
+        assert response.status_code == 401, path
+        assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_the_key_opens_the_page_and_its_cookie_the_pages_files_only(closed):
+    shown = closed.get("/", headers=bearer(KEY))
+    assert shown.status_code == 200
+    cookie = shown.headers["set-cookie"]
+    assert cookie == f"unmask_page={TOKEN}; Path=/; HttpOnly; SameSite=Strict"
+    closed.cookies.clear()
+    sent = {"cookie": f"other=1; unmask_page={TOKEN}"}
+    for path in ("/", "/static/app.js"):
+        response = closed.get(path, headers=sent | BROWSER)
+        assert response.status_code == 200
+        assert "set-cookie" not in response.headers
+    for method, path in ROUTES:
+        if path not in ("/", "/static/app.js", "//health"):  # the client reads the last as a host
+            assert closed.request(method, path, headers=sent).status_code == 401, path
+    assert closed.get("/static/../v1/schema", headers=sent).status_code == 401
+    assert "set-cookie" not in closed.get("/v1/models", headers=bearer(KEY)).headers
+
+
+@pytest.mark.parametrize("value", ["", "x", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "random"])
+def test_another_cookie_opens_nothing(closed, value):
+    for name in ("unmask_page", "unmask_pag", "Unmask_Page"):
+        given = value if name == "unmask_page" else TOKEN
+        sent = {"cookie": f"{name}={given}"}
+        assert closed.get("/static/app.js", headers=sent).status_code == 401
+
+
+def test_cookies_are_compared_in_constant_time(closed, monkeypatch):
+    import hmac
+
+    compared, compare = [], hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(b) or compare(a, b))
+    closed.get("/static/app.js", headers={"cookie": "unmask_page=wrong"})
+    assert TOKEN.encode() in compared
+
+
+def test_a_cookie_behind_tls_is_for_tls_only(demo_llm, page):
+    access = Access(Access.digest(KEY), page_token=TOKEN)
+    app = create_app(
+        demo_llm, Engine(demo_llm, max_batch=1), Settings(("demo",), static=page, access=access)
+    )
+    client = TestClient(app, base_url="https://testserver")
+    assert client.get("/", headers=bearer(KEY)).headers["set-cookie"].endswith("; Secure")
+
+
 def test_without_a_key_only_known_hosts_are_answered(made):
     """A page of the web that points its own name at this machine is refused."""
     client = made(access=Access(hosts=frozenset({"localhost", "127.0.0.1", "::1"})))

@@ -127,6 +127,17 @@ def test_an_infill_streams_from_the_left(client):
     assert chunks[-1]["choices"][0]["blanks"] == whole["blanks"]
 
 
+@pytest.mark.parametrize("typed", ["The cat ", "a <|startoftext|> b "])
+def test_a_canvas_of_an_infill_is_without_the_token_that_opens_its_text(client, typed):
+    body = {"parts": [typed, 2, "."], "decoder": "threshold"}
+    chunks = events(client, INFILL, stream_mode="canvas", **body)
+    frames = [c["choices"][0]["canvas"] for c in chunks if "canvas" in c["choices"][0]]
+    assert len(frames) > 1
+    for frame in frames:
+        assert frame["text"].startswith(typed.rstrip()), "what is typed is there"
+        assert [i for i, slot in enumerate(frame["slots"]) if "special" in slot] == [0]
+
+
 # 16
 def test_a_stream_never_holds_half_a_character(client):
     body = {"prompt": "a \U0001f642 b \U0001f642 c", "suffix": " \U0001f642", "temperature": 5.0}

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from unmask.cli.main import main
 from unmask.errors import ConfigError
 from unmask.server.algorithms import from_sglang
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
 
 
 @pytest.fixture
@@ -109,6 +113,215 @@ def test_flags_that_are_wrong_or_without_effect_are_refused(refused, arguments, 
     assert said in refused(*arguments)
 
 
+@pytest.fixture
+def file(tmp_path):
+    """Writes a config file, in a folder with a space."""
+
+    def write(text):
+        path = tmp_path / "a folder" / "serve.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prot: 1", "unknown option 'prot': did you mean 'port'"),
+        ("max_que: 1", "did you mean 'max-queue'"),
+        ("port: eight", "port: must be a whole number, 'eight' is not"),
+        ("port: true", "port: must be a whole number, True is not"),
+        ("port: 8000.0", "port: must be a whole number"),
+        ("port:", "port: must be a whole number, None is not"),
+        ("port: 70000", "serve.yaml: port: "),
+        ("request-timeout: 0", "serve.yaml: request-timeout: "),
+        ("request-timeout: true", "request-timeout: must be a number"),
+        ("public-page: 1", "public-page: must be true or false"),
+        ("decoder: off", "decoder: must be a text, False is not; put it in quotes"),
+        ("host: [a]", "host: must be a text"),
+        ("served-model-name: [a, 1]", "served-model-name: must be a text, 1 is not"),
+        ("served-model-name: []", "served-model-name: is an empty list"),
+        ("dllm-algorithm-config: 3", "dllm-algorithm-config: must be a text"),
+        ("port: 1\nport: 2", "port: stands there twice"),
+        ("tp-size: 1\ntensor_parallel_size: 2", "the same option as tp-size"),
+        ("config: x", "config: belongs on the command line"),
+        ("knobs: 4", "knobs: must map knobs to values"),
+        ("knobs: {a b: 4}", "'a b' is no knob's name"),
+        ("decoder: threshold\nknobs: {treshold: 1}", "did you mean 'threshold'"),
+        ("decoder: treshold", "did you mean 'threshold'"),
+        ("- a", "must hold lines"),
+        ("a: : b", "cannot be read"),
+        ("model: no-such-model\nport: 0", "no-such-model"),
+        ("public-metrics: true", "no effect without an API key"),
+    ],
+)
+def test_a_file_that_is_wrong_is_an_error_that_names_the_key(refused, file, text, said):
+    assert said in refused("--config", file(text))
+
+
+def test_the_value_of_a_key_in_a_file_is_never_shown(refused, file):
+    error = refused("--config", file("api_key: 123456"))
+    assert "api_key: must be a text" in error
+    assert "123456" not in error
+
+
+def test_a_file_that_is_missing_is_an_error(refused, tmp_path):
+    assert "cannot be read" in refused("--config", str(tmp_path / "none.yaml"))
+
+
+@pytest.fixture
+def wanted(monkeypatch):
+    """What `serve` is told by a command line."""
+    from unmask.cli import serve as command
+
+    found = []
+    monkeypatch.setattr(command, "run", found.append)
+
+    def run(*arguments):
+        assert main(["serve", *arguments]) == 0
+        return found[-1]
+
+    return run
+
+
+EVERYTHING = """
+model_path: /a model
+decoder: prophet
+cache: dual
+dllm_algorithm: CadLLM
+dllm-algorithm-config: a config.yaml
+host: "::1"
+port: 1
+served-model-name: [a, b]
+max_running_requests: 2
+max-queue: 3
+max-num-batched-tokens: 4
+kv-cache-memory-bytes: 5
+enable_prefix_caching: false
+max-model-len: 6
+dtype: bfloat16
+device: cpu
+quantization: int8
+tp_size: 7
+replicas: 8
+min-replicas: 9
+max-replicas: 10
+upscale_delay: 0
+downscale-delay: 14
+api-key: -a=key
+allow-unauthenticated: true
+allowed-host: one
+public-metrics: true
+public-page: true
+request-timeout: 11
+shutdown-timeout: 12.5
+max-body-bytes: 13
+log_requests: false
+trust-remote-code: true
+knobs: {threshold: 0.5, inner: vanilla, sizes: [1, 2], whole_blocks: true, cache.period: 3}
+"""
+
+
+def test_every_option_may_stand_in_a_file(wanted, file):
+    from dataclasses import asdict
+
+    path = file(EVERYTHING)
+    told = asdict(wanted("--config", path))
+    assert told == {
+        "words": [
+            "threshold=0.5",
+            "inner=vanilla",
+            "sizes=[1, 2]",
+            "whole_blocks=true",
+            "cache.period=3",
+        ],
+        "config": Path(path),
+        "model": "/a model",
+        "decoder": "prophet",
+        "cache": "dual",
+        "algorithm": "CadLLM",
+        "algorithm_config": Path("a config.yaml"),
+        "host": "::1",
+        "port": 1,
+        "served_names": ["a", "b"],
+        "max_num_seqs": 2,
+        "max_queue": 3,
+        "max_num_batched_tokens": 4,
+        "kv_bytes": 5,
+        "prefix_caching": False,
+        "max_model_len": 6,
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "quantization": "int8",
+        "tensor_parallel_size": 7,
+        "replicas": 8,
+        "min_replicas": 9,
+        "max_replicas": 10,
+        "upscale_delay": 0.0,
+        "downscale_delay": 14.0,
+        "api_key": "-a=key",
+        "allow_unauthenticated": True,
+        "allowed_hosts": ["one"],
+        "public_metrics": True,
+        "public_page": True,
+        "request_timeout": 11.0,
+        "shutdown_timeout": 12.5,
+        "max_body_bytes": 13,
+        "log_requests": False,
+        "trust_remote_code": True,
+    }
+
+
+def test_what_is_typed_wins_over_the_file(wanted, file):
+    from unmask.cli.serve import split
+
+    path = file(EVERYTHING)
+    typed = ["threshold=0.9", "--port", "99", "--enable-prefix-caching", "-d", "wino"]
+    typed += ["--served-model-name", "c", "--tp-size=1"]
+    told = wanted("other", "--config", path, *typed)
+    assert split(told)[0] == "other"
+    assert split(told)[1]["threshold"] == "0.9"
+    assert split(told)[1]["inner"] == "vanilla"
+    assert (told.port, told.prefix_caching, told.decoder) == (99, True, "wino")
+    assert (told.served_names, told.tensor_parallel_size) == (["c"], 1)
+    assert told.max_queue == 3
+    assert split(wanted("-m", "third", "--config", path))[0] == "third"
+    assert split(wanted("--config", path, "threshold=1"))[0] == "/a model"
+
+
+def test_an_empty_file_changes_nothing(wanted, file):
+    from dataclasses import replace
+
+    told = wanted("--config", file("# nothing\n"))
+    assert replace(told, config=None) == wanted()
+
+
+@pytest.mark.skipif(not DEPLOY.exists(), reason="the source distribution has no docs")
+def test_the_file_of_the_how_to_is_taken(wanted, file):
+    (text,) = re.findall(r"```yaml\n(.*?)```", DEPLOY.read_text(encoding="utf-8"), re.DOTALL)
+    told = wanted("--config", file(text))
+    assert (told.decoder, told.words) == ("threshold", ["threshold=0.9"])
+    assert told.shutdown_timeout == 60
+
+
+def test_help_needs_no_file(capsys):
+    assert main(["serve", "--config", "/nowhere", "--help"]) == 0
+    assert "--config" in capsys.readouterr().out
+
+
+def test_every_start_has_a_page_token_of_its_own(wanted, monkeypatch):
+    from unmask.cli.serve import KEY_VARIABLE, access_of
+
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+
+    tokens = {access_of(wanted("--api-key", "k")).page_token for _ in range(2)}
+    assert len(tokens) == 2
+    assert all(len(token) > 30 for token in tokens)
+    assert access_of(wanted()).page_token is None
+
+
 def test_a_port_that_is_taken_is_an_error_of_one_line(refused):
     import socket
 
@@ -152,6 +365,19 @@ def ask(url, body=None, key=None):
         return json.load(reply)
 
 
+def test_a_server_is_started_from_a_file(file):
+    text = "model: demo\ndecoder: threshold\nknobs: {threshold: 0.8}\nmax_num_seqs: 4\n"
+    path = file(text + "served-model-name: mine\n")
+    with served("--config", path, "threshold=0.7") as (_, url, lines):
+        shown = dict(line.split(maxsplit=1) for line in lines[:-1])
+        assert shown["config"] == path
+        assert shown["decoder"] == "threshold (threshold=0.7)"
+        assert shown["batch"].startswith("4 sequences")
+        reply = ask(f"{url}/v1/completions", {"prompt": "A dog", "max_tokens": 8})
+        assert reply["model"] == "mine"
+        assert reply["unmask"]["decoder"] == "threshold(threshold=0.7)"
+
+
 # 21
 def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path):
     config = tmp_path / "a config.yaml"
@@ -175,6 +401,11 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
         assert reply["model"] == "mine"
         assert reply["unmask"]["decoder"] == "threshold(threshold=0.8)"
         assert reply["unmask"]["cache"] == "dkv(interval=5)"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(url, headers={"accept": "text/html"}))
+        with caught.value as refusal:
+            assert refusal.code == 401
+            assert b"<form" in refusal.read(), "a browser is asked for the key"
         facts = ask(f"{url}/server_info", key=key)
         assert (facts["max_running_requests"], facts["context_length"]) == (4, 200)
         process.send_signal(signal.SIGTERM)

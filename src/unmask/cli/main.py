@@ -34,6 +34,7 @@ from unmask.cli.flags import (
 )
 from unmask.cli.report import report
 from unmask.cli.serve_app import serve
+from unmask.cli.serve_file import ServeCommand
 from unmask.errors import UnmaskError
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
@@ -155,7 +156,7 @@ def _infill(
 
 
 app.command("chat", cls=DecodeCommand)(chat)
-app.command("serve", cls=DecodeCommand)(serve)
+app.command("serve", cls=ServeCommand)(serve)
 eval_app.register(app)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Wanted:
     """The flags, as given."""
 
     words: list[str] | None
+    config: Path | None
     model: str | None
     decoder: str | None
     cache: str | None
@@ -50,6 +52,8 @@ class Wanted:
     replicas: int | None
     min_replicas: int | None
     max_replicas: int | None
+    upscale_delay: float | None
+    downscale_delay: float | None
     api_key: str | None
     allow_unauthenticated: bool
     allowed_hosts: list[str] | None
@@ -204,6 +208,7 @@ def access_of(wanted: Wanted) -> Access:
             key_digest=Access.digest(key.strip()),
             is_metrics_public=wanted.public_metrics,
             is_page_public=wanted.public_page,
+            page_token=secrets.token_urlsafe(),
         )
     for flag, given in (("metrics", wanted.public_metrics), ("page", wanted.public_page)):
         if given:
@@ -322,6 +327,7 @@ def facts(llm: LLM, model: str, settings: Settings, wanted: Wanted, url: str) ->
         "canvas": f"{limits.max_model_len or llm.spec.max_length:,} slots at most",
         "batch": f"{wanted.max_num_seqs} sequences a forward, {wanted.max_queue} may wait",
         "access": "API key" if settings.access.key_digest else "open",
+        **({"config": str(wanted.config)} if wanted.config else {}),
         "url": url,
     }
     return [f"{key:<8} {value}" for key, value in shown.items()]

@@ -51,6 +51,14 @@ AlgorithmConfigFlag = Annotated[
     Path | None,
     typer.Option("--dllm-algorithm-config", metavar="FILE", help="Its knobs, in YAML."),
 ]
+ConfigFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML of these options by their long names, and `knobs`; what is typed wins.",
+    ),
+]
 HostFlag = Annotated[str, typer.Option("--host", help="Address to listen on.")]
 PortFlag = Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")]
 ServedNamesFlag = Annotated[
@@ -131,6 +139,24 @@ MinReplicasFlag = Annotated[
 MaxReplicasFlag = Annotated[
     int | None, typer.Option("--max-replicas", min=1, help="As many when there is much to do.")
 ]
+UpscaleDelayFlag = Annotated[
+    float | None,
+    typer.Option(
+        "--upscale-delay",
+        min=0,
+        metavar="S",
+        help="Seconds of much to do before a replica is added. Default: 30.",
+    ),
+]
+DownscaleDelayFlag = Annotated[
+    float | None,
+    typer.Option(
+        "--downscale-delay",
+        min=0,
+        metavar="S",
+        help="Seconds of little to do before one is taken away. Default: 600.",
+    ),
+]
 ApiKeyFlag = Annotated[
     str | None,
     typer.Option(
@@ -174,6 +200,7 @@ TrustRemoteCodeFlag = Annotated[bool, typer.Option("--trust-remote-code", hidden
 
 def serve(
     words: ModelWords = None,
+    config: ConfigFlag = None,
     model: ServedModelFlag = None,
     decoder: ServedDecoderFlag = None,
     cache: ServedCacheFlag = None,
@@ -195,6 +222,8 @@ def serve(
     replicas: ReplicasFlag = None,
     min_replicas: MinReplicasFlag = None,
     max_replicas: MaxReplicasFlag = None,
+    upscale_delay: UpscaleDelayFlag = None,
+    downscale_delay: DownscaleDelayFlag = None,
     api_key: ApiKeyFlag = None,
     allow_unauthenticated: AllowUnauthenticatedFlag = False,
     allowed_hosts: AllowedHostsFlag = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,13 @@ if TYPE_CHECKING:
     from unmask.cli.serve import Wanted
     from unmask.server.settings import Settings
 
-QUIET = {
+RAYS_OWN = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # Ray's own proxy, not the GPL binary beside it
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # this machine only: its ports listen on loopback
+    "RAY_AUTH_MODE": "token",  # the one port that Serve opens everywhere wants a token
 }
+UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 30.0, 600.0
 
 
 def counts_of(wanted: Wanted) -> tuple[int, int] | None:
@@ -25,6 +29,14 @@ def counts_of(wanted: Wanted) -> tuple[int, int] | None:
         "--min-replicas": wanted.min_replicas,
         "--max-replicas": wanted.max_replicas,
     }
+    is_fixed = wanted.max_replicas in (None, wanted.min_replicas or 1)
+    delays = {"--upscale-delay": wanted.upscale_delay, "--downscale-delay": wanted.downscale_delay}
+    for flag, delay in delays.items():
+        if delay is not None and is_fixed:
+            raise ConfigError(
+                f"{flag} {delay} has no effect on a fixed number of replicas; leave it out, or give "
+                f"--max-replicas"
+            )
     if all(value is None for value in given.values()):
         return None
     if wanted.tensor_parallel_size > 1:
@@ -57,7 +69,8 @@ def run(
     counts: tuple[int, int],
 ) -> None:
     """Serve until a signal. Raises ConfigError and DependencyError."""
-    os.environ.update(QUIET)  # before ray is imported
+    token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # in no file, and another one at every start
+    os.environ.update(RAYS_OWN | token)  # before ray is imported, which reads them then
     try:
         import ray  # noqa: F401
         from ray import serve  # noqa: F401
@@ -75,8 +88,15 @@ def run(
         settings=settings,
         max_batch=wanted.max_num_seqs,
         max_queue=wanted.max_queue,
+        max_tokens=wanted.max_num_batched_tokens,
+        kv_bytes=wanted.kv_bytes,
+        prefix_cache=wanted.prefix_caching,
         least=counts[0],
         most=counts[1],
+        upscale_delay_s=UPSCALE_DELAY_S if wanted.upscale_delay is None else wanted.upscale_delay,
+        downscale_delay_s=(
+            DOWNSCALE_DELAY_S if wanted.downscale_delay is None else wanted.downscale_delay
+        ),
         num_cpus=replicas.cpus_for(counts[1]),
         num_gpus=int(torch_device(wanted.device).type == "cuda"),
         drain_timeout_s=wanted.shutdown_timeout,
@@ -92,6 +112,7 @@ def run(
         "model": model,
         "replicas": said,
         "access": "API key" if settings.access.key_digest else "open",
+        **({"config": str(wanted.config)} if wanted.config else {}),
         "url": f"http://{host}:{port}",
     }.items():
         print(f"{key:<8} {value}", flush=True)

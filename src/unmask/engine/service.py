@@ -99,6 +99,8 @@ class Engine:
     `kv_bytes` for keys and values (see `engine.budget`). `prefix_cache`: on a block-causal model with cache
     block_causal, full blocks that one request has computed serve others that begin alike. `steps_per_round`
     forwards are made between two looks at the queue: 1 answers soonest, more cost less host work.
+    `on_failure`, which may be set, is called on the engine's thread when it has failed, after everyone who
+    waited was told so.
     Start it, or use it as a context manager, which stops it. Raises ConfigError for sizes that cannot be.
     """
 
@@ -120,6 +122,7 @@ class Engine:
         self.max_queue = whole("max_queue", max_queue, 0)
         self.steps_per_round = whole("steps_per_round", steps_per_round, 1)
         self.failure: BaseException | None = None
+        self.on_failure: Callable[[], None] = lambda: None
         self._wake = threading.Condition()
         self._queue: deque[Ticket] = deque()
         self._running: dict[int, Ticket] = {}
@@ -357,6 +360,8 @@ class Engine:
                 error = EngineError(f"the engine has failed: {failure}; restart the server")
                 error.__cause__ = failure
                 self._end(ticket, "error", error=error)
+        if failure is not None:
+            self.on_failure()
 
 
 def _runner(llm: LLM, max_batch: int, kv_bytes: int | None, prefix_cache: bool) -> Runner:

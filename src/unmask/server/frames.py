@@ -5,12 +5,13 @@ A frame is
     {"forward": 3, "num_settled": 12, "num_open": 20, "text": "...",
      "slots": [{"token": 316, "text": "In", "confidence": 0.98, "open": false, "new": true}, ...]}
 
-`forward` counts from 1; frame 0 is the canvas before the first. Slots are those of the answer; of an infill
-those of the whole text, where given ones say `"fixed": true`. An open slot has token and confidence null
-and no text. `new`: this forward wrote it; `taken_back`: this forward opened it again; `end`: it ends the
-text or the turn. `confidence` is null where the method does not say. `num_settled` slots from the left
-will not change. `text` is the text without its ends, with a light shade for every open slot: what Mercury's
-`diffusing` streams send as content.
+`forward` counts from 1; frame 0 is the canvas before the first. Slots are those of the answer; of an
+infill those of the whole text, where given ones say `"fixed": true`, and `"special": true` when they only
+open the text. An open slot has token and confidence null and no text. `new`: this forward wrote it;
+`taken_back`: this forward opened it again; `end`: it ends the text or the turn. `confidence` is null
+where the method does not say. `num_settled` slots from the left will not change. `text` is the text
+without its ends and what opens it, with a light shade for every open slot: what Mercury's `diffusing`
+streams send as content.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def frame(
     fresh, taken = changes(changed)
     texts = pieces.of_slots(canvas, start)
     slots = []
+    is_opening = canvas.infilling
     for offset, text in enumerate(texts):
         slot = start + offset
         uid, is_open = int(canvas.uid[slot]), bool(canvas.open[slot])
@@ -87,6 +89,9 @@ def frame(
             entry["end"] = True
         if canvas.infilling:
             entry["fixed"] = bool(canvas.fixed[slot])
+            is_opening = is_opening and entry["fixed"] and entry["token"] in pieces.special
+            if is_opening:
+                entry["special"] = True
         if uid in taken:
             entry["taken_back"] = True
         slots.append(entry)
@@ -95,7 +100,9 @@ def frame(
         "num_settled": max(0, min(num_settled, len(canvas)) - start),
         "num_open": canvas.num_open,
         "text": "".join(
-            OPEN_MARK if item["open"] else item["text"] for item in slots if "end" not in item
+            OPEN_MARK if item["open"] else item["text"]
+            for item in slots
+            if "end" not in item and "special" not in item
         ),
         "slots": slots,
     }

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from unmask.server import key_page
 from unmask.server.errors import ApiError
 from unmask.server.settings import Settings
 
 if TYPE_CHECKING:
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECURITY_HEADERS = [
@@ -40,17 +42,37 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.count(getattr(scope.get("route"), "path", "other"), message["status"])
-                message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS]}
+                own = list(message.get("headers", []))
+                names = {name for name, _ in own}
+                more = [header for header in SECURITY_HEADERS if header[0] not in names]
+                message = {**message, "headers": [*own, *more, *self._cookie(scope)]}
             await send(message)
 
         error = self.refusal(scope)
         if error is None:
             await self.app(scope, receive, send_with_headers)
             return
+        await self._response(scope, error)(scope, receive, send_with_headers)
+
+    def _response(self, scope: Scope, error: ApiError) -> Response:
+        """A refusal; a browser that wants the page is asked for the key instead."""
         from starlette.responses import JSONResponse
 
-        response = JSONResponse(error.body(), error.status, error.headers())
-        await response(scope, receive, send_with_headers)
+        has_key_page = error.status == 401 and self.settings.access.page_token is not None
+        is_for_page = scope["path"] == PAGE[0] and key_page.wants_page(
+            scope["method"], scope["headers"]
+        )
+        if has_key_page and is_for_page:
+            return key_page.answer()
+        return JSONResponse(error.body(), error.status, error.headers())
+
+    def _cookie(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """What lets a browser load the page's files, for one that has shown the key for the page."""
+        access = self.settings.access
+        is_needed = scope["path"] == PAGE[0] and not access.is_page_public
+        if access.page_token is None or not is_needed or not self._has_key(scope["headers"]):
+            return []
+        return [key_page.set_cookie(access.page_token, scope.get("scheme", "http"))]
 
     def refusal(self, scope: Scope) -> ApiError | None:
         """Why a request is not let in, if it is not."""
@@ -66,10 +88,10 @@ class Guard:
             )
         if access.key_digest is None:
             return self._host_refusal([value for name, value in headers if name == b"host"])
-        if self._is_open(scope["path"]):
+        if self._is_open(scope["path"]) or self._has_key(headers):
             return None
-        keys = [value for name, value in headers if name == b"authorization"]
-        if len(keys) == 1 and access.admits(keys[0]):
+        token = access.page_token
+        if token is not None and is_page(scope["path"]) and key_page.has_cookie(token, headers):
             return None
         return ApiError(
             401,
@@ -84,8 +106,12 @@ class Guard:
             return True
         if path == "/metrics":
             return access.is_metrics_public
-        is_page = path == PAGE[0] or path.startswith(PAGE[1] + "/")
-        return access.is_page_public and is_page
+        return access.is_page_public and is_page(path)
+
+    def _has_key(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        keys = [value for name, value in headers if name == b"authorization"]
+        access = self.settings.access
+        return access.key_digest is not None and len(keys) == 1 and access.admits(keys[0])
 
     def _host_refusal(self, found: list[bytes]) -> ApiError | None:
         hosts = self.settings.access.hosts
@@ -98,6 +124,11 @@ class Guard:
             f"{', '.join(sorted(hosts))} only; add --allowed-host, or use --api-key",
             code="host_not_allowed",
         )
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is the page's or one of its files'."""
+    return path == PAGE[0] or path.startswith(PAGE[1] + "/")
 
 
 def host_name(header: bytes) -> str:

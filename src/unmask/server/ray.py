@@ -1,8 +1,9 @@
 """Replicas: the same app in several processes, behind Ray Serve's proxy.
 
 Every replica is a whole server of its own: model, engine, queue. The proxy sends a request to the replica
-with the fewest under way; streams and hang-ups pass through. A replica whose engine failed is replaced. A
-restart takes them in turn: each finishes what it has, and the next goes when its successor is up.
+with the fewest under way; streams and hang-ups pass through. A replica whose engine has failed answers
+those that it has and ends, before it draws more requests by being idle; Ray starts another. A restart
+takes them in turn: each finishes what it has, and the next goes when its successor is up.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ NAME = "unmask"
 LIGHT_REQUESTS = 32
 """How many requests that decode nothing a replica answers beside those that do."""
 HEALTH_PERIOD_S = 5.0
+FAILED_GRACE_S = 0.5
+"""How long a replica whose engine has failed has to send its last answers."""
 METRICS_TIMEOUT_S = 5.0
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 PROXY_QUEUE = 64
@@ -51,7 +54,9 @@ class Plan:
     """What each replica serves and how many there are.
 
     `loading`: what `LLM` is told beside the model; a replica gets `num_cpus` threads and `num_gpus` whole
-    devices. From `least` to `most` of them run, as many as keep each busy with `max_batch` requests.
+    devices. From `least` to `most` of them run, as many as keep each busy with `max_batch` requests: one is
+    added after `upscale_delay_s` with more of them than that, and taken away after `downscale_delay_s` with
+    fewer.
     """
 
     model: str
@@ -59,8 +64,13 @@ class Plan:
     settings: Settings
     max_batch: int
     max_queue: int
+    max_tokens: int
+    kv_bytes: int | None
+    prefix_cache: bool
     least: int
     most: int
+    upscale_delay_s: float
+    downscale_delay_s: float
     num_cpus: float
     num_gpus: int
     drain_timeout_s: float
@@ -118,6 +128,8 @@ def deployment_of(plan: Plan, generation: int) -> Any:
             "max_replicas": plan.most,
             "initial_replicas": plan.least,
             "target_ongoing_requests": plan.max_batch,
+            "upscale_delay_s": plan.upscale_delay_s,
+            "downscale_delay_s": plan.downscale_delay_s,
         }
         count = {"autoscaling_config": scaling}
     made = serve.deployment(
@@ -149,10 +161,25 @@ def build_app(plan: Plan) -> FastAPI:
     logger.propagate = False
     torch.set_num_threads(max(1, int(plan.num_cpus)))
     llm = LLM(plan.model, **plan.loading)
-    engine = Engine(llm, max_batch=plan.max_batch, max_queue=plan.max_queue)
+    engine = Engine(
+        llm,
+        max_batch=plan.max_batch,
+        max_queue=plan.max_queue,
+        max_tokens=plan.max_tokens,
+        kv_bytes=plan.kv_bytes,
+        prefix_cache=plan.prefix_cache,
+    )
+    engine.on_failure = leave
     app = create_app(llm, engine, plan.settings)
     app.router.routes.insert(0, Route("/metrics", all_metrics))  # before the replica's own
     return app
+
+
+def leave() -> None:
+    """End this replica's process soon, whatever its threads do."""
+    timer = threading.Timer(FAILED_GRACE_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 async def all_metrics(request: Request) -> Response:
@@ -180,7 +207,6 @@ def run(plan: Plan, host: str, port: int, on_ready: Callable[[], None]) -> None:
         include_dashboard=False,
         log_to_driver=True,
         logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",
     )
     try:
         serve.start(

@@ -44,14 +44,17 @@ class Limits:
 class Access:
     """Who may call.
 
-    `key_digest`: SHA-256 of the key (None: none is asked for). Without a key, requests must name one of
-    `hosts` (None: any), so that a web page which points a name of its own at this machine is refused.
+    `key_digest`: SHA-256 of the key (None: none is asked for). `page_token`: a random text that a browser
+    keeps once it has shown the key, and loads the page's files with (None: browsers get no page that asks
+    for the key). Without a key, requests must name one of `hosts` (None: any), so that a web page which
+    points a name of its own at this machine is refused.
     """
 
     key_digest: bytes | None = None
     is_metrics_public: bool = False
     is_page_public: bool = False
     hosts: frozenset[str] | None = None
+    page_token: str | None = field(default=None, repr=False)
 
     @staticmethod
     def digest(key: str) -> bytes:

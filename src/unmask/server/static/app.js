@@ -237,6 +237,17 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "Escape" && running) stop();
 });
 
+// The key that was typed to open this page, from the tab's storage into its memory.
+function takeKey() {
+  try {
+    at("key").value = sessionStorage.getItem("unmask-key") ?? at("key").value;
+    sessionStorage.removeItem("unmask-key");
+  } catch {
+    // a browser that stores nothing has none to hand over
+  }
+}
+
 theme(kept());
+takeKey();
 hint();
 connect();

@@ -1,14 +1,13 @@
 // Draws a frame into an element: a span a slot. Texts of the model are set as text, never as markup.
 
-import { AGAIN, END, FIXED, NEW, OPEN } from "./frames.js";
+import { AGAIN, END, FIXED, NEW, OPEN, SPECIAL } from "./frames.js";
 
 const CELL = "\u00a0\u00a0";
-const SPECIAL = /^<\|[^|]*\|>$/; // such as the token that begins every text
 
 function looks(frame, i) {
   const mark = frame.marks[i];
   if (mark & OPEN) return mark & AGAIN ? "slot open again" : "slot open";
-  if (mark & FIXED) return SPECIAL.test(frame.texts[i]) ? "slot fixed special" : "slot fixed";
+  if (mark & FIXED) return mark & SPECIAL ? "slot special" : "slot fixed";
   if (mark & NEW) {
     const sure = frame.sure[i];
     const level = sure < 0.3 ? "low" : sure < 0.7 || Number.isNaN(sure) ? "middle" : "high";

@@ -1,6 +1,6 @@
 // The canvases of one decode, kept small: texts are shared, confidences and marks are arrays of numbers.
 
-export const OPEN = 1, NEW = 2, AGAIN = 4, END = 8, FIXED = 16;
+export const OPEN = 1, NEW = 2, AGAIN = 4, END = 8, FIXED = 16, SPECIAL = 32;
 
 export class Frames {
   constructor() {
@@ -21,7 +21,7 @@ export class Frames {
       texts[i] = this.shared(slot.text ?? "");
       sure[i] = slot.confidence ?? NaN;
       marks[i] = (slot.open && OPEN) | (slot.new && NEW) | (slot.taken_back && AGAIN)
-        | (slot.end && END) | (slot.fixed && FIXED);
+        | (slot.end && END) | (slot.fixed && FIXED) | (slot.special && SPECIAL);
     });
     const last = this.list.at(-1);
     if (last && last.forward === frame.forward) {

@@ -7,8 +7,10 @@ export class Refused extends Error {
   }
 }
 
+// A header's text stands for bytes, a character each; the key's are those of UTF-8.
 export function headers(key) {
-  return key ? { Authorization: `Bearer ${key}` } : {};
+  const bytes = String.fromCharCode(...new TextEncoder().encode(key.trim()));
+  return bytes ? { Authorization: `Bearer ${bytes}` } : {};
 }
 
 export async function getJson(path, key) {
