@@ -2,8 +2,8 @@
 
     python data.py FOLDER [UNMASK_DATA]
 
-Writes `sharegpt.json` (conversations), `gsm8k.jsonl`, `mmlu/arithmetic_test.csv` and lm-eval's `words.yaml`.
-With a folder of the real sets GSM8K and MMLU are those: links to its files.
+Writes conversations (`sharegpt.json`), `gsm8k.jsonl`, `mmlu/*_test.csv` and lm-eval's `words.yaml`. With a
+folder of the real sets, GSM8K and MMLU are links to its files.
 """
 
 from __future__ import annotations

@@ -32,22 +32,26 @@ def last_line(path: Path) -> dict:
 
 
 def of_sdk(path: Path) -> tuple[int, int]:
+    """What `sdk.py` wrote."""
     found = json.loads(path.read_text())
     return found["requests"], found["failed"]
 
 
 def of_sglang(path: Path) -> tuple[int, int]:
+    """An `--output-file` with `--output-details`."""
     found = last_line(path)
     asked = len(found["errors"])
     return asked, asked - found["completed"]
 
 
 def of_vllm(path: Path) -> tuple[int, int]:
+    """A `--save-result`."""
     found = json.loads(path.read_text())
     return found["num_prompts"], found["num_prompts"] - found["completed"]
 
 
 def of_guidellm(path: Path) -> tuple[int, int]:
+    """Its JSON output."""
     totals = [
         each["metrics"]["request_totals"] for each in json.loads(path.read_text())["benchmarks"]
     ]
@@ -63,6 +67,7 @@ def of_lm_eval(path: Path) -> tuple[int, int]:
 
 
 def of_unmask(path: Path) -> tuple[int, int]:
+    """An `--output-file` of `bench serve`, or the `--json` of an exam."""
     found = last_line(path)
     asked = found["num_prompts"] if "num_prompts" in found else found["num_questions"]
     return asked, found["failed"]

@@ -2,7 +2,7 @@
 
     python sdk.py URL RESULT   writes {"requests": N, "failed": M} to RESULT
 
-A request counts as failed when the SDK raises or when its answer breaks a promise of docs/reference/http.md.
+A check has failed when the SDK raises, or when an answer breaks a promise of docs/reference/http.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import openai
 
@@ -30,17 +31,19 @@ class Checks:
         (self.model,) = [item.id for item in self.client.models.list()]
         self.sent = 0
 
-    def chat(self, **more):
+    def chat(self, **more: object) -> Any:
+        """A chat completion, or its stream."""
         self.sent += 1
         asked = {"model": self.model, "messages": MESSAGES, "max_tokens": 48, "seed": 0}
         return self.client.chat.completions.create(**(asked | more))
 
-    def complete(self, **more):
+    def complete(self, **more: object) -> Any:
+        """A completion, or its stream."""
         self.sent += 1
         asked = {"model": self.model, "prompt": QUESTION + "\n", "max_tokens": 48, "seed": 0}
         return self.client.completions.create(**(asked | more))
 
-    def check_that_a_chat_stream_is_the_reply_in_pieces(self) -> None:
+    def _check_that_a_chat_stream_is_the_reply_in_pieces(self) -> None:
         whole = self.chat()
         chunks = list(self.chat(stream=True, stream_options=USAGE))
         pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
@@ -52,14 +55,14 @@ class Checks:
         same("end", ends[-1], whole.choices[0].finish_reason)
         same("ends before the last", [end for end in ends[:-1] if end], [])
 
-    def check_that_a_completion_stream_is_the_reply_in_pieces(self) -> None:
+    def _check_that_a_completion_stream_is_the_reply_in_pieces(self) -> None:
         whole = self.complete()
         chunks = list(self.complete(stream=True, stream_options=USAGE))
         text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
         same("text", text, whole.choices[0].text)
         same("usage", chunks[-1].usage, whole.usage)
 
-    def check_that_several_answers_are_as_many_choices(self) -> None:
+    def _check_that_several_answers_are_as_many_choices(self) -> None:
         found = self.chat(n=3, temperature=0.8)
         same("indexes", [choice.index for choice in found.choices], [0, 1, 2])
         again = self.chat(n=3, temperature=0.8)
@@ -73,7 +76,7 @@ class Checks:
                 streamed[choice.index] += choice.delta.content or ""
         same("streamed texts", list(streamed.values()), texts[0])
 
-    def check_that_logprobs_are_one_a_token(self) -> None:
+    def _check_that_logprobs_are_one_a_token(self) -> None:
         found = self.chat(logprobs=True)
         told = found.choices[0].logprobs.content
         same(
@@ -86,7 +89,7 @@ class Checks:
         texts = self.complete(logprobs=0)
         same("number", len(texts.choices[0].logprobs.tokens), texts.usage.completion_tokens)
 
-    def check_that_a_stop_ends_the_answer_and_is_cut_off(self) -> None:
+    def _check_that_a_stop_ends_the_answer_and_is_cut_off(self) -> None:
         whole = self.chat().choices[0].message.content
         stop = whole[len(whole) // 2 :][:3]
         found = self.chat(stop=[stop, "@@@"])
@@ -96,16 +99,16 @@ class Checks:
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         same("streamed text", text, whole[: whole.index(stop)])
 
-    def check_that_a_suffix_is_an_infill(self) -> None:
+    def _check_that_a_suffix_is_an_infill(self) -> None:
         found = self.complete(prompt="The cat ", suffix=" on the mat.", max_tokens=3)
         same("tokens asked for", found.usage.completion_tokens <= 3, True)
 
-    def check_that_our_own_fields_pass_through(self) -> None:
+    def _check_that_our_own_fields_pass_through(self) -> None:
         found = self.chat(extra_body={"decoder": "klass", "cache": "dual"})
         same("decoder", found.unmask["decoder"].startswith("klass"), True)
         same("forwards", found.usage.num_forwards > 0, True)
 
-    def check_that_answers_together_are_those_alone(self) -> None:
+    def _check_that_answers_together_are_those_alone(self) -> None:
         async def ask() -> list[str]:
             async with openai.AsyncOpenAI(base_url=self.url, api_key="none", max_retries=0) as many:
                 asked = {"model": self.model, "messages": MESSAGES, "max_tokens": 48}
@@ -127,7 +130,7 @@ def same(what: str, found: object, wanted: object) -> None:
 def main(url: str, result: str) -> int:
     """Run every check; 1 when one failed."""
     checks = Checks(url)
-    names = [name for name in vars(Checks) if name.startswith("check_")]
+    names = [name for name in vars(Checks) if name.startswith("_check_")]
     failed = 0
     for name in names:
         check: Callable[[], None] = getattr(checks, name)
