@@ -91,7 +91,7 @@ class App:
         return PlainTextResponse(
             "# HELP vllm:diffusion_num_denoising_steps_total Steps.\n"
             f'vllm:diffusion_num_denoising_steps_total{{model_name="a"}} {self.mock.steps}.0\n'
-            f'vllm:diffusion_num_canvas_positions_total{{model_name="a b"}} {positions}.0\n'
+            f'unmask:computed_positions_total{{model_name="a b"}} {positions}.0\n'
             f"unmask:wasted_positions_total {positions // 4}.0\n"
         )
 

@@ -452,6 +452,8 @@ def test_work_right_of_an_end_token_is_counted():
     with Engine(llm) as engine:
         ours = submit_all(engine, [request])[0].last.output
         assert engine.stats.num_wasted == ours.num_wasted == output.num_wasted
+        assert engine.stats.num_queries == 10 * output.num_forwards
+        assert engine.stats.num_answer == 8 * output.num_forwards, "the prompt's two are left out"
     full = alone(llm, llm.request([7, 8], "ar", gen_length=8))
     assert (full.num_forwards, full.num_wasted) == (1, 0), "a canvas that grows wastes nothing"
     grown = alone(llm, llm.request([7, 8], "block_diffusion", gen_length=8, block_length=4))

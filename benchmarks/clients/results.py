@@ -1,8 +1,8 @@
 """Reads what the clients wrote.
 
-python results.py counts KIND FILE    "REQUESTS FAILED", from the client's own result
-python results.py refused URL         questions that the server has not answered with 200, since its start
-python results.py compare THEIRS OURS  rows of SGLang's result and of ours that should be equal, side by side
+python results.py counts KIND FILE       "REQUESTS FAILED", from the client's own result
+python results.py refused URL            how many questions the server has refused so far
+python results.py compare THEIRS OURS    rows that SGLang's client and ours should agree on
 """
 
 from __future__ import annotations

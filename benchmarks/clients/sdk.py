@@ -141,7 +141,7 @@ def main(url: str, result: str) -> int:
             traceback.print_exc()
             said = "failed"
             failed += 1
-        print(f"{name.removeprefix('check_that_').replace('_', ' ')}: {said}", flush=True)
+        print(f"{name.removeprefix('_check_that_').replace('_', ' ')}: {said}", flush=True)
     Path(result).write_text(json.dumps({"requests": checks.sent, "failed": failed}))
     return 1 if failed else 0
 

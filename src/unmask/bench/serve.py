@@ -65,7 +65,7 @@ class Traffic:
 
 COUNTERS = {
     "steps": "vllm:diffusion_num_denoising_steps",
-    "positions": "vllm:diffusion_num_canvas_positions",
+    "positions": "unmask:computed_positions",
     "wasted": "unmask:wasted_positions",
 }
 """Of the server's metrics page: forwards of all sequences, slots computed, and those behind an end."""

@@ -238,7 +238,7 @@ vLLM's where vLLM has the number. Labels: `model_name` on all but `unmask:http_r
 or "other": nothing that a client writes becomes a label. Counters end in `_total`, histograms in `_bucket`,
 `_sum` and `_count`.
 
-Useful quotients: committed tokens / denoising steps (tokens a forward), wasted / canvas positions (work
+Useful quotients: committed tokens / denoising steps (tokens a forward), wasted / computed positions (work
 behind the end of answers), forward seconds / forwards, steps / forwards (how full batches are).
 
 | metric | kind | meaning |
