@@ -47,7 +47,7 @@ out=$home/out
 rm -rf "$out"
 mkdir -p "$out" "$home/env" || exit 2
 
-server=""
+server="" running=""
 stop_server() { # its exit status; 0 where none runs
   [ -n "$server" ] || return 0
   local pid=$server code=0
@@ -59,6 +59,7 @@ stop_server() { # its exit status; 0 where none runs
   return "$code"
 }
 clean_up() {
+  [ -z "$running" ] || kill -TERM "$running" 2>/dev/null
   stop_server
   [ -n "$is_kept" ] || rm -rf "$home"
 }
@@ -104,7 +105,10 @@ client() { # name, kind of result, result, command...: runs it and notes how it 
   log=$out/$(tr -c 'a-z0-9\n' - <<<"${name,,}").log
   before=$("$unmask" "$tools/results.py" refused "$url")
   echo "==> $name"
-  "${@:4}" >"$log" 2>&1 || code=$?
+  "${@:4}" >"$log" 2>&1 & # not in front, where a signal to this script would wait for its end
+  running=$!
+  wait "$running" || code=$?
+  running=""
   [ "$code" -eq 0 ] || tail -n 15 "$log" >&2
   after=$("$unmask" "$tools/results.py" refused "$url")
   counts=$("$unmask" "$tools/results.py" counts "$kind" "$result") || counts="? ?"
@@ -113,7 +117,7 @@ client() { # name, kind of result, result, command...: runs it and notes how it 
   fi
   row "$name" "${counts% *}" "${counts#* }" "$((after - before))" "$code"
 }
-into() { "${@:2}" >"$1"; }
+into() { exec "${@:2}" >"$1"; }
 not_installed() { # name
   failures=$((failures + 1))
   row "$1 (not installed)" - - - -
