@@ -360,10 +360,11 @@ def test_a_deadline_ends_a_request_in_the_queue_and_while_it_runs():
     llm = model()
     first = gated(llm, step=1)
     with Engine(llm, max_batch=1) as engine:
-        running = submit_all(engine, [first], deadline_s=0.05)[0]
-        queued = submit_all(engine, [llm.request([1], gen_length=4)], deadline_s=0.05)[0]
+        # long enough for a busy machine to come to the second forward before it is over
+        running = submit_all(engine, [first], deadline_s=1)[0]
+        queued = submit_all(engine, [llm.request([1], gen_length=4)], deadline_s=1)[0]
         assert first.decoder.reached.wait(WAIT_S)
-        time.sleep(0.1)
+        time.sleep(1)
         first.decoder.open.set()
         assert (running.last.kind, queued.last.kind) == ("timeout", "timeout")
         assert (running.last.num_forwards, queued.last.num_forwards) == (2, 0)
