@@ -41,6 +41,8 @@ class Mock:
     steps: int = 0
     """Forwards since the start, as `/metrics` counts them."""
     log: list[dict] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """Of the same requests."""
     url: str = ""
 
 
@@ -89,27 +91,38 @@ class App:
         return PlainTextResponse(
             "# HELP vllm:diffusion_num_denoising_steps_total Steps.\n"
             f'vllm:diffusion_num_denoising_steps_total{{model_name="a"}} {self.mock.steps}.0\n'
-            f'vllm:diffusion_num_canvas_positions_total{{model_name="a b"}} {positions}.0\n'
+            f'unmask:computed_positions_total{{model_name="a b"}} {positions}.0\n'
             f"unmask:wasted_positions_total {positions // 4}.0\n"
         )
 
     async def generate(self, request: Request):
         body = await request.json()
-        number = self._note(body)
+        number = self._note(body, request)
         if (refusal := self._refusal(number, request)) is not None:
             return refusal
-        return self._stream(self._native(body["sampling_params"]["max_new_tokens"], number))
+        num = body["sampling_params"]["max_new_tokens"]
+        if not body["stream"]:
+            return JSONResponse([item async for item in self._native(num, number)][-1])
+        return self._stream(self._native(num, number))
 
     async def complete(self, request: Request):
         body = await request.json()
-        number = self._note(body)
+        number = self._note(body, request)
         if (refusal := self._refusal(number, request)) is not None:
             return refusal
         is_chat = request.url.path.endswith("chat/completions")
+        if not body["stream"]:
+            return JSONResponse(await self._whole(body["max_tokens"], number, is_chat))
         return self._stream(self._openai(body["max_tokens"], number, is_chat))
 
-    def _note(self, body: dict) -> int:
+    async def _whole(self, num: int, number: int, is_chat: bool) -> dict:
+        text = "".join([new async for _, _, new in self._pieces(num, number)])
+        said = {"message": {"content": text}} if is_chat else {"text": text}
+        return {"choices": [{"index": 0, **said}], "usage": _usage(num, self.mock.tells_forwards)}
+
+    def _note(self, body: dict, request: Request) -> int:
         self.mock.log.append(body)
+        self.mock.headers.append(dict(request.headers))
         return len(self.mock.log) - 1
 
     def _refusal(self, number: int, request: Request) -> JSONResponse | None:

@@ -274,6 +274,71 @@ def test_results_are_written_and_extras_sent(tmp_path, capsys):
     assert "without --save-result" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("backend", ["sglang", "openai", "openai-chat"])
+def test_answers_in_one_piece_have_their_latency_as_ttft_and_no_block_times(backend, capsys):
+    flags = ["--backend", backend, "--num-prompts", 2, "--random-output-len", 64, "--json"]
+    with mock_server(block_s=0.001) as mock:
+        assert main(bench(mock, *flags, "--disable-stream")) == 0
+        assert [body["stream"] for body in mock.log] == [False] * 3
+        assert not any("stream_options" in body for body in mock.log)
+    found = json.loads(capsys.readouterr().out)
+    assert found["total_output_tokens"] == found["total_output_tokens_retokenized"] == 128
+    assert found["mean_ttft_ms"] == found["mean_e2e_latency_ms"] > 0
+    assert (found["mean_tpot_ms"], found["mean_itl_ms"]) == (0, None)
+    assert (found["p50_first_block_ms"], found["p50_block_ms"]) == (None, None)
+    assert found["diffusion_tokens_per_forward"] == 4
+
+
+def test_details_are_written_as_sglangs_client_writes_them(tmp_path, capsys):
+    path = tmp_path / "out.jsonl"
+    flags = ["--num-prompts", 3, "--random-output-len", 96, "--max-concurrency", 1, "--tag", "one"]
+    with mock_server(block_s=0.001, fail={2}) as mock:
+        assert main(bench(mock, *flags, "--output-file", path, "--output-details")) == 1
+    found = json.loads(path.read_text())
+    assert found["tag"] == "one"
+    assert found["input_lens"] == [128] * 3
+    assert found["output_lens"] == [96, 0, 96]
+    assert [len(gaps) for gaps in found["itls"]] == [2, 0, 2]
+    assert found["ttfts"][1] == 0 < found["ttfts"][0]
+    assert found["generated_texts"] == [WORD * 96, "", WORD * 96]
+    assert found["errors"] == ["", "status 429: the queue is full", ""]
+
+
+def test_headers_go_with_every_request(capsys):
+    more = ["--header", "X-Team=a", "X-Note=b=c d", "--goodput", "ttft:9", "e2el:9"]
+    with mock_server(block_s=0.001) as mock:
+        assert main(bench(mock, "--num-prompts", 1, *more, "--json")) == 0
+        assert {(told["x-team"], told["x-note"]) for told in mock.headers} == {("a", "b=c d")}
+    assert json.loads(capsys.readouterr().out)["goals"] == {"ttft": 9, "e2el": 9}
+
+
+def test_the_served_name_is_sent_and_the_models_tokenizer_counts(capsys):
+    with mock_server(block_s=0.001) as mock:
+        words = ["--model", "demo", "--served-model-name", "theirs", "--num-prompts", 1]
+        assert main(bench(mock, *words, "--disable-tqdm")) == 0
+        assert {body["model"] for body in mock.log} == {"theirs"}
+
+
+def test_prompts_are_sent_in_the_chat_template_without_its_beginning(tokenizer):
+    (plain,) = Workload("word_problem", num_prompts=1).items(tokenizer, np.random.RandomState(0))
+    (item,) = Workload("word_problem", num_prompts=1, chat_template=True).items(
+        tokenizer, np.random.RandomState(0)
+    )
+    assert item.ask.prompt == plain.ask.prompt + "<|eot_id|>"
+    turn = [{"role": "user", "content": plain.ask.prompt}]
+    assert item.prompt_length == len(tokenizer.apply_chat_template(turn)["input_ids"])
+
+
+def test_conversations_that_are_too_long_are_left_out(tokenizer, tmp_path):
+    path = tmp_path / "talks.json"
+    talks = [["Tom has two pens." * times, "pens pens"] for times in (1, 20)]
+    path.write_text(json.dumps([{"conversations": [{"value": t} for t in pair]} for pair in talks]))
+    load = Workload("sharegpt", path, num_prompts=1, context_length=50)
+    for seed in range(4):
+        (item,) = load.items(tokenizer, np.random.RandomState(seed))
+        assert item.ask.prompt == "Tom has two pens."
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -287,6 +352,18 @@ def test_results_are_written_and_extras_sent(tmp_path, capsys):
         (["--extra-body", "[1]"], "must be a JSON object"),
         (["--extra-body", "{"], "is not JSON"),
         (["ttft:5"], "unexpected word"),
+        (["--goodput", "ttft:5", "X-Team=a"], "unexpected word"),
+        (["--header", "X Team=a"], "must be NAME=VALUE"),
+        (["--header", "X-Team=a\r\nb"], "must be NAME=VALUE"),
+        (["--header", "authorization=x", "--api-key", "y"], "give one of them"),
+        (["--output-details"], "no effect without --output-file"),
+        (["--extra-body", '{"stream": false}'], "use --disable-stream"),
+        (["--apply-chat-template"], "no effect on random prompts"),
+        (["--sharegpt-context-len", "9"], "for dataset sharegpt only"),
+        (
+            ["--apply-chat-template", "--dataset-name", "sudoku", "--backend", "openai-chat"],
+            "the server does that",
+        ),
         (["--base-url", "localhost:8000"], "must begin with http"),
         (["--output-file", "/nowhere/x"], "there is no folder"),
         (["--tokenize-prompt", "--dataset-name", "sudoku"], "token ids"),

@@ -361,10 +361,11 @@ def test_a_deadline_ends_a_request_in_the_queue_and_while_it_runs():
     llm = model()
     first = gated(llm, step=1)
     with Engine(llm, max_batch=1) as engine:
-        running = submit_all(engine, [first], deadline_s=0.05)[0]
-        queued = submit_all(engine, [llm.request([1], gen_length=4)], deadline_s=0.05)[0]
+        # long enough for a busy machine to come to the second forward before it is over
+        running = submit_all(engine, [first], deadline_s=1)[0]
+        queued = submit_all(engine, [llm.request([1], gen_length=4)], deadline_s=1)[0]
         assert first.decoder.reached.wait(WAIT_S)
-        time.sleep(0.1)
+        time.sleep(1)
         first.decoder.open.set()
         assert (running.last.kind, queued.last.kind) == ("timeout", "timeout")
         assert (running.last.num_forwards, queued.last.num_forwards) == (2, 0)
@@ -453,6 +454,8 @@ def test_work_right_of_an_end_token_is_counted():
     with Engine(llm) as engine:
         ours = submit_all(engine, [request])[0].last.output
         assert engine.stats.num_wasted == ours.num_wasted == output.num_wasted
+        assert engine.stats.num_queries == 10 * output.num_forwards
+        assert engine.stats.num_answer == 8 * output.num_forwards, "the prompt's two are left out"
     full = alone(llm, llm.request([7, 8], "ar", gen_length=8))
     assert (full.num_forwards, full.num_wasted) == (1, 0), "a canvas that grows wastes nothing"
     grown = alone(llm, llm.request([7, 8], "block_diffusion", gen_length=8, block_length=4))

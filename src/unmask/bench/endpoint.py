@@ -8,12 +8,13 @@ raw; `bench.latency` turns it into numbers.
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from unmask.errors import DependencyError, RemoteError, unknown_name
+from unmask.errors import ConfigError, DependencyError, RemoteError, unknown_name
 
 if TYPE_CHECKING:
     import httpx2
@@ -31,6 +32,7 @@ SPELLINGS = {
 """The other clients' names of them."""
 
 MAX_ERROR_CHARS = 300
+HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([\t\x20-\x7e]*)")
 
 
 def kind_of(backend: str) -> str:
@@ -56,7 +58,7 @@ class Reply:
 
     `sent_at_s` on the clock of `time.perf_counter`; `latency_s` until the last line; `num_tokens` as the
     server says, else as they were asked for; `usage` the server's own record; `error` None when all went
-    well.
+    well. `in_pieces`: it was asked for as a stream; else it came at once, and says nothing of its blocks.
     """
 
     sent_at_s: float
@@ -65,6 +67,7 @@ class Reply:
     num_tokens: int
     usage: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    in_pieces: bool = True
 
     @property
     def text(self) -> str:
@@ -80,19 +83,29 @@ class Ask:
     num_tokens: int
 
 
-def make_client(api_key: str | None = None, timeout_s: float | None = None) -> httpx2.AsyncClient:
-    """A client without a bound on its connections. Raises DependencyError without httpx2."""
+def parse_headers(words: Sequence[str]) -> dict[str, str]:
+    """`X-Team=a` as a header's name and value. Raises ConfigError."""
+    found = {}
+    for word in words:
+        match = HEADER.fullmatch(word)
+        if match is None:
+            raise ConfigError(f"header {word!r} must be NAME=VALUE in ASCII, such as X-Team=a")
+        found[match[1]] = match[2]
+    return found
+
+
+def make_client(headers: Mapping[str, str] | None = None) -> httpx2.AsyncClient:
+    """A client without a bound on its connections or on time. Raises DependencyError without httpx2."""
     try:
         import httpx2
     except ImportError as error:
         raise DependencyError(
             "talking to a server needs httpx2; install it with: pip install 'unmask[bench]'"
         ) from error
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     # trust_env=False: a proxy of the environment must not stand between a benchmark and its server
     return httpx2.AsyncClient(
-        headers=headers, limits=limits, timeout=httpx2.Timeout(timeout_s), trust_env=False
+        headers=dict(headers or {}), limits=limits, timeout=httpx2.Timeout(None), trust_env=False
     )
 
 
@@ -132,7 +145,10 @@ def refusal(status: int, body: str) -> str:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how to ask; `extra` goes into every body and wins over what is put there."""
+    """Where and how to ask; `extra` goes into every body and wins over what is put there.
+
+    `stream` False asks for answers in one piece.
+    """
 
     kind: str
     url: str
@@ -140,6 +156,7 @@ class Endpoint:
     ignore_eos: bool = False
     temperature: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)
+    stream: bool = True
 
     def body(self, ask: Ask) -> dict[str, Any]:
         """The request's JSON."""
@@ -152,14 +169,15 @@ class Endpoint:
             key = "text" if isinstance(ask.prompt, str) else "input_ids"
             extra = dict(self.extra)
             sampling |= extra.pop("sampling_params", {})
-            return {key: ask.prompt, "sampling_params": sampling, "stream": True, **extra}
+            return {key: ask.prompt, "sampling_params": sampling, "stream": self.stream, **extra}
         found: dict[str, Any] = {
             "model": self.model,
             "temperature": self.temperature,
             "max_tokens": ask.num_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream": self.stream,
         }
+        if self.stream:
+            found["stream_options"] = {"include_usage": True}
         if self.kind == "openai":
             found["prompt"] = ask.prompt
         else:
@@ -172,12 +190,15 @@ class Endpoint:
         """Ask, and note what arrives. What goes wrong is in the reply's `error`."""
         import httpx2
 
-        heard = _Heard(self.kind, ask.num_tokens)
+        heard = _Heard(self.kind, ask.num_tokens, self.stream)
         try:
             async with client.stream("POST", self.url, json=self.body(ask)) as response:
                 if response.status_code != 200:
                     body = (await response.aread()).decode("utf-8", "replace")
                     return heard.reply(refusal(response.status_code, body))
+                if not self.stream:
+                    heard.whole(await response.aread())
+                    return heard.reply(None)
                 async for line in response.aiter_lines():
                     heard.line(line)
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
@@ -188,10 +209,10 @@ class Endpoint:
 
 
 class _Heard:
-    """Listens to one stream of server-sent events."""
+    """Listens to one answer: a stream of server-sent events, or a body."""
 
-    def __init__(self, kind: str, num_tokens: int) -> None:
-        self.kind, self.num_tokens = kind, num_tokens
+    def __init__(self, kind: str, num_tokens: int, in_pieces: bool) -> None:
+        self.kind, self.num_tokens, self.in_pieces = kind, num_tokens, in_pieces
         self.sent_at = time.perf_counter()
         self.latency, self.text, self.is_done = 0.0, "", False
         self.arrivals: list[Arrival] = []
@@ -208,7 +229,15 @@ class _Heard:
         if data == "[DONE]":
             self.is_done = True
             return
-        found = json.loads(data)
+        self._take(now, json.loads(data))
+
+    def whole(self, body: bytes) -> None:
+        """Take in an answer in one piece."""
+        self.latency = time.perf_counter() - self.sent_at
+        self._take(self.latency, json.loads(body))
+        self.is_done = True
+
+    def _take(self, now: float, found: dict[str, Any]) -> None:
         if found.get("error"):
             error = found["error"]
             text = error.get("message", error) if isinstance(error, dict) else error
@@ -234,7 +263,8 @@ class _Heard:
             self.usage = found["usage"]
             self.num_tokens = self.usage.get("completion_tokens", self.num_tokens)
         for choice in found.get("choices", ())[:1]:
-            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            message = choice.get("delta") or choice.get("message") or {}
+            text = choice.get("text") or message.get("content") or ""
             if text:
                 self.arrivals.append(Arrival(now, text))
 
@@ -248,4 +278,5 @@ class _Heard:
             num_tokens=self.num_tokens,
             usage=self.usage,
             error=error,
+            in_pieces=self.in_pieces,
         )

@@ -14,7 +14,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def take(
     *,
     num_tokens: int,
     parallel: int,
-    api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
     watch: Callable[[Reply], None] = lambda reply: None,
 ) -> Graded:
     """Ask everything, `parallel` at a time, and grade. Raises RemoteError when nothing is answered.
@@ -164,7 +164,7 @@ def take(
 
     async def go() -> list[Reply]:
         limit = asyncio.Semaphore(parallel)
-        async with make_client(api_key) as client:
+        async with make_client(headers) as client:
 
             async def ask(question: Question) -> Reply:
                 async with limit:

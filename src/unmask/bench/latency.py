@@ -56,6 +56,8 @@ class Spread:
 class Standard:
     """SGLang's rows. Times in ms, rates a second, over the requests that went well.
 
+    Of answers that were not streamed the first text is the whole, so TTFT is the latency and TPOT is 0.
+
     `ttft`: sending to the first text, waiting in the queue included. `tpot`: (end to end - TTFT) over
     (tokens - 1), of answers of 2 tokens or more. `itl`: the gap before a piece; for `sglang`, and where
     the server tells an accept length, shared among the piece's tokens and repeated for each. `peak_rate`:
@@ -213,7 +215,7 @@ def blocks(
     """The numbers of blocks, forwards, waste and goals; `counted` as in `serve.Served`."""
     goals, counted = goals or {}, counted or {}
     done = [reply for reply in replies if reply.error is None]
-    arrivals = [block_times(reply, count, block_length) for reply in done]
+    arrivals = [block_times(reply, count, block_length) for reply in done if reply.in_pieces]
     forwards = [reply.usage.get("num_forwards") for reply in done]
     steps = counted.get("steps")
     if done and None not in forwards:

@@ -65,7 +65,7 @@ class Traffic:
 
 COUNTERS = {
     "steps": "vllm:diffusion_num_denoising_steps",
-    "positions": "vllm:diffusion_num_canvas_positions",
+    "positions": "unmask:computed_positions",
     "wasted": "unmask:wasted_positions",
 }
 """Of the server's metrics page: forwards of all sequences, slots computed, and those behind an end."""
@@ -138,6 +138,18 @@ class Server:
     port: int = 8000
     model: str | None = None
     api_key: str | None = None
+    more_headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request bears. Raises ConfigError for a key that is given twice."""
+        if self.api_key is None:
+            return dict(self.more_headers)
+        if any(name.lower() == "authorization" for name in self.more_headers):
+            raise ConfigError(
+                "the key and the header Authorization are one thing; give one of them"
+            )
+        return {"Authorization": f"Bearer {self.api_key}", **self.more_headers}
 
     @property
     def url(self) -> str:
@@ -153,7 +165,7 @@ class Server:
             return self.model
 
         async def ask() -> str:
-            async with make_client(self.api_key) as client:
+            async with make_client(self.headers) as client:
                 return await server_model(client, self.url)
 
         return asyncio.run(ask())
@@ -192,14 +204,14 @@ def measure(
     items: Sequence[Item],
     traffic: Traffic,
     rng: np.random.RandomState,
-    api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
     watch: Watch = lambda reply: None,
 ) -> Served:
     """Warm up and run the benchmark in an event loop of its own. Raises RemoteError and ConfigError."""
     traffic.check()
 
     async def go() -> Served:
-        async with make_client(api_key) as client:
+        async with make_client(headers) as client:
             await warm_up(endpoint, items[0].ask, traffic.warm_ups, client)
             before = await counters(client, base_url)
             served = await run(endpoint, items, traffic, rng, client, watch)

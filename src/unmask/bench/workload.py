@@ -33,7 +33,9 @@ class Workload:
 
     `input_length` and `output_length` are the most of a random prompt and answer; the least is
     `range_ratio` (0 to 1) of it, as SGLang has it. `output_length` None: 128 for random prompts, the
-    recorded answer's for a file, the task's for bundled ones. `as_ids` sends token ids instead of text.
+    recorded answer's for a file, the task's for bundled ones. `as_ids` sends token ids instead of text,
+    `chat_template` texts as the tokenizer's template has a user's turn. `context_length`: recorded prompts
+    that are longer together with their answer are left out.
     """
 
     name: str = "random"
@@ -43,6 +45,8 @@ class Workload:
     output_length: int | None = None
     range_ratio: float = 0.0
     as_ids: bool = False
+    chat_template: bool = False
+    context_length: int | None = None
 
     def check(self) -> None:
         """Raises ConfigError for settings that contradict or are out of range."""
@@ -64,6 +68,15 @@ class Workload:
             raise ConfigError(f"random_range_ratio={self.range_ratio:g} must be from 0 to 1")
         if self.as_ids and not is_random:
             raise ConfigError(f"token ids are sent for random prompts only, not for {self.name}")
+        if self.chat_template and is_random:
+            raise ConfigError(
+                f"apply_chat_template has no effect on {self.name} prompts; leave it out"
+            )
+        if self.context_length is not None and (self.name != "sharegpt" or self.context_length < 1):
+            raise ConfigError(
+                f"sharegpt_context_len={self.context_length} must be at least 1 and is for dataset "
+                f"sharegpt only, not for {self.name}"
+            )
 
     def items(self, tokenizer: Any, rng: np.random.RandomState) -> list[Item]:
         """The requests. Raises ConfigError when there are fewer than asked for."""
@@ -97,11 +110,14 @@ class Workload:
         found: list[Item] = []
         for index in rng.permutation(len(pairs)):
             prompt, answer = pairs[index]
+            prompt = self._worded(tokenizer, prompt)
             length = len(tokenizer(prompt)["input_ids"])
             recorded = len(tokenizer(answer)["input_ids"])
             wanted = recorded if self.output_length is None else self.output_length
             if length < 2 or wanted < 2:
                 continue  # SGLang leaves those out as well
+            if self.context_length is not None and length + wanted > self.context_length:
+                continue
             found.append(Item(Ask(prompt, wanted), length))
             if len(found) == self.num_prompts:
                 return found
@@ -120,10 +136,20 @@ class Workload:
         except ValueError as error:
             raise ConfigError(f"num_prompts={self.num_prompts} is too high: {error}") from None
         wanted = self.output_length or ANSWER_TOKENS[self.name]
-        return [
-            Item(Ask(each.prompt, wanted), len(tokenizer(each.prompt)["input_ids"]))
-            for each in examples
-        ]
+        prompts = [self._worded(tokenizer, each.prompt) for each in examples]
+        return [Item(Ask(one, wanted), len(tokenizer(one)["input_ids"])) for one in prompts]
+
+    def _worded(self, tokenizer: Any, prompt: str) -> str:
+        """The prompt as it is sent; as in SGLang's client without a template's beginning of text."""
+        if not self.chat_template:
+            return prompt
+        if not getattr(tokenizer, "chat_template", None):
+            raise ConfigError(
+                "apply_chat_template: the tokenizer has no chat template; leave it out"
+            )
+        turn = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        return str(text.replace(tokenizer.bos_token, "") if tokenizer.bos_token else text)
 
 
 def _conversations(path: Path) -> list[tuple[str, str]]:

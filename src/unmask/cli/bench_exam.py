@@ -90,7 +90,7 @@ def _take(
             read,
             num_tokens=exam.num_tokens,
             parallel=exam.parallel,
-            api_key=server.api_key,
+            headers=server.headers,
             watch=watch,
         )
 

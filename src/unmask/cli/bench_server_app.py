@@ -8,18 +8,19 @@ from typing import Annotated
 import typer
 
 from unmask.cli import server_flags as flags
-from unmask.errors import ConfigError
 
 
 def bench_serve(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[GOAL:MS]", hidden=True)] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD]", hidden=True)] = None,
     backend: flags.BackendFlag = "openai",
     base_url: flags.BaseUrlFlag = None,
     host: flags.HostFlag = "127.0.0.1",
     port: flags.PortFlag = 8000,
     endpoint: flags.EndpointFlag = None,
     api_key: flags.KeyFlag = None,
-    model: flags.ServedFlag = None,
+    header: flags.HeaderFlag = None,
+    model: flags.ServedModelFlag = None,
+    served_model_name: flags.ServedNameFlag = None,
     tokenizer: flags.TokenizerFlag = None,
     dataset_name: flags.DatasetFlag = "random",
     dataset_path: flags.DatasetPathFlag = None,
@@ -28,11 +29,14 @@ def bench_serve(
     output_length: flags.OutputFlag = None,
     range_ratio: flags.RatioFlag = 0.0,
     as_ids: flags.IdsFlag = False,
+    chat_template: flags.TemplateFlag = False,
+    context_length: flags.ContextFlag = None,
     request_rate: flags.RateFlag = float("inf"),
     burstiness: flags.BurstFlag = 1.0,
     max_concurrency: flags.ConcurrencyFlag = None,
     warm_ups: flags.WarmUpFlag = 1,
     seed: flags.LoadSeedFlag = 1,
+    disable_stream: flags.WholeFlag = False,
     ignore_eos: flags.IgnoreEosFlag = None,
     temperature: flags.TemperatureFlag = 0.0,
     extra_body: flags.ExtraFlag = None,
@@ -44,32 +48,20 @@ def bench_serve(
     result_dir: flags.ResultDirFlag = None,
     result_filename: flags.ResultNameFlag = None,
     output_file: flags.AppendFlag = None,
+    output_details: flags.DetailsFlag = False,
+    tag: flags.TagFlag = None,
+    disable_tqdm: flags.QuietFlag = False,
     as_json: flags.NumbersFlag = False,
 ) -> None:
     """Put a running server under load: SGLang's table, with blocks, forwards and waste besides.
 
-    Exit status 1 when some requests failed. Goals may follow each other: --goodput ttft:500 e2el:2000.
+    Exit status 1 when some requests failed. Goals and headers may follow each other: --goodput ttft:500
+    e2el:2000.
     """
-    from unmask.bench.serve import Server, Traffic
-    from unmask.bench.workload import Workload
+    given = dict(locals())
     from unmask.cli import bench_serve as command
 
-    if not save_result and (result_dir or result_filename):
-        raise ConfigError("--result-dir and --result-filename have no effect without --save-result")
-    save = command.result_file(result_dir, result_filename, backend) if save_result else None
-    command.serve(
-        Server(base_url, host, port, model, api_key),
-        Workload(
-            dataset_name, dataset_path, num_prompts, input_length, output_length, range_ratio, as_ids
-        ),
-        Traffic(request_rate, burstiness, max_concurrency, warm_ups),
-        command.Wanted(
-            backend=backend, endpoint=endpoint, tokenizer=tokenizer, ignore_eos=ignore_eos,
-            extra_body=extra_body, temperature=temperature, seed=seed, block_length=block_length,
-            goodput=_goals(goodput, words), percentile_metrics=percentile_metrics,
-            metric_percentiles=metric_percentiles, as_json=as_json, save=save, append=output_file,
-        ),
-    )  # fmt: skip
+    command.serve(command.Wanted(**given))
 
 
 def bench_gsm8k(
@@ -131,10 +123,3 @@ def bench_mmlu(
     server = Server(base_url, host, port, model, api_key)
     exam = command.Exam(backend, num_tokens, parallel, temperature, extra_body, as_json)
     command.mmlu(server, exam, data, num_questions, seed)
-
-
-def _goals(goodput: list[str] | None, words: list[str] | None) -> list[str]:
-    """The goals: the option's own and the words behind it. Raises ConfigError for words of nothing."""
-    if words and not goodput:
-        raise ConfigError(f"unexpected word {words[0]!r}; all settings of bench serve are flags")
-    return [*(goodput or ()), *(words or ())]

@@ -38,6 +38,22 @@ BackendFlag = Annotated[
         "sglang-oai-chat, vllm, vllm-chat.",
     ),
 ]
+ServedModelFlag = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="M", help="Its name there. Default: the server's first."),
+]
+ServedNameFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--served-model-name",
+        metavar="NAME",
+        help="Its name there, where --model is something else: then that one's tokenizer counts.",
+    ),
+]
+HeaderFlag = Annotated[
+    list[str] | None,
+    typer.Option("--header", metavar="NAME=VALUE ...", help="HTTP headers of every request."),
+]
 TokenizerFlag = Annotated[
     str | None,
     typer.Option(
@@ -92,6 +108,20 @@ IdsFlag = Annotated[
     bool,
     typer.Option("--tokenize-prompt", help="Send random prompts as token ids, not as text."),
 ]
+ContextFlag = Annotated[
+    int | None,
+    typer.Option(
+        "--sharegpt-context-len",
+        metavar="N",
+        help="Leave out conversations whose prompt and answer are longer.",
+    ),
+]
+TemplateFlag = Annotated[
+    bool,
+    typer.Option(
+        "--apply-chat-template", help="Send prompts in the tokenizer's chat template, as text."
+    ),
+]
 RateFlag = Annotated[
     float, typer.Option("--request-rate", metavar="R", help="Requests a second; inf: all at once.")
 ]
@@ -129,6 +159,10 @@ ExtraFlag = Annotated[
         help="""Added to every request: '{"decoder": "threshold"}'.""",
     ),
 ]
+WholeFlag = Annotated[
+    bool,
+    typer.Option("--disable-stream", help="Ask for answers in one piece. Blocks are not timed."),
+]
 GoodputFlag = Annotated[
     list[str] | None,
     typer.Option(
@@ -158,6 +192,16 @@ ResultNameFlag = Annotated[
 AppendFlag = Annotated[
     Path | None, typer.Option("--output-file", metavar="FILE", help="Append the numbers, a line.")
 ]
+DetailsFlag = Annotated[
+    bool,
+    typer.Option(
+        "--output-details", help="With --output-file: each request's lengths, times and text too."
+    ),
+]
+TagFlag = Annotated[
+    str | None, typer.Option("--tag", metavar="TEXT", help="Written beside the numbers.")
+]
+QuietFlag = Annotated[bool, typer.Option("--disable-tqdm", help="Show no progress bar.")]
 NumbersFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")]
 DataFlag = Annotated[
     Path,

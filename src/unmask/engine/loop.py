@@ -47,6 +47,8 @@ class Batch:
         self.preempted: list[Sequence] = []
         self.num_computed = 0
         """Slots that the last step computed."""
+        self.num_answer = 0
+        """Those of them that are not of a prompt."""
         self._turns: dict[int, Turn] = {}
         self._held: dict[int, int] = {}
 
@@ -68,7 +70,7 @@ class Batch:
 
     def step(self) -> list[Event]:
         """One forward; who finishes or fails leaves at once."""
-        events, self.num_computed = self._plan(), 0
+        events, self.num_computed, self.num_answer = self._plan(), 0, 0
         turns = self._choose()
         if not turns:
             return events
@@ -127,6 +129,10 @@ class Batch:
         sequence, before, edit = turn.sequence, turn.sequence.canvas, Edit()
         cost = self._cost(turn)
         self.num_computed += cost
+        queries = turn.plan.queries
+        if len(queries):
+            share = (queries >= before.prompt_length).sum() / len(queries)
+            self.num_answer += round(cost * float(share))
         sequence.count(turn.plan.queries, cost)
         if not turn.reads:
             return None

@@ -286,7 +286,9 @@ class Engine:
         began = time.monotonic()
         events = self._batch.step()
         with self._wake:
-            self._tally.forward(events, self._batch.num_computed, time.monotonic() - began)
+            self._tally.forward(
+                events, self._batch.num_computed, self._batch.num_answer, time.monotonic() - began
+            )
             for sequence in self._batch.preempted:
                 ticket = self._running.pop(id(sequence))
                 insort(self._queue, ticket, key=lambda each: each.sequence.index)

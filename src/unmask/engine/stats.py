@@ -17,9 +17,10 @@ class EngineStats:
     """A snapshot: what there is now, and counters since the start, which never fall.
 
     `queued` and `running` requests; `rows_free` of `rows_total` in the batch. `num_forwards` of the network
-    took `forward_s` seconds, host work included, computed `num_queries` slots, of which `num_wasted` lay
-    right of an end token (known when a request ends), and committed `num_committed` tokens in
-    `num_steps` steps of single requests. `num_preempted`: how often a request lost its pages and came back.
+    took `forward_s` seconds, host work included, computed `num_queries` slots, of which `num_answer` were
+    not of a prompt and `num_wasted` lay right of an end token (known when a request ends), and committed
+    `num_committed` tokens in `num_steps` steps of single requests. `num_preempted`: how often a request
+    lost its pages and came back.
     Of `pages_total` (0: the model has none) `pages_free` are held by nobody, `pages_kept` of them with
     content that a prompt may begin with; `prefix_found` of `prefix_asked` decided slots of admitted
     requests were found there. `dense_bytes` of other caches. `ended`: requests by how they ended.
@@ -34,6 +35,7 @@ class EngineStats:
     num_steps: int
     num_committed: int
     num_queries: int
+    num_answer: int
     num_wasted: int
     num_preempted: int
     forward_s: float
@@ -55,6 +57,7 @@ class Tally:
     num_steps: int = 0
     num_committed: int = 0
     num_queries: int = 0
+    num_answer: int = 0
     num_wasted: int = 0
     num_preempted: int = 0
     forward_s: float = 0.0
@@ -64,10 +67,13 @@ class Tally:
         default_factory=lambda: dict.fromkeys(("done", "aborted", "timeout", "error"), 0)
     )
 
-    def forward(self, events: Sequence[Event], num_computed: int, seconds: float) -> None:
+    def forward(
+        self, events: Sequence[Event], num_computed: int, num_answer: int, seconds: float
+    ) -> None:
         """Count a forward."""
         self.num_forwards += num_computed > 0
         self.num_queries += num_computed
+        self.num_answer += num_answer
         self.forward_s += seconds
         for event in events:
             if event.error is None:
@@ -98,6 +104,7 @@ class Tally:
             num_steps=self.num_steps,
             num_committed=self.num_committed,
             num_queries=self.num_queries,
+            num_answer=self.num_answer,
             num_wasted=self.num_wasted,
             num_preempted=self.num_preempted,
             forward_s=self.forward_s,

@@ -147,8 +147,8 @@ class EngineNumbers(Collector):
                 stats.num_steps,
             ),
             "vllm:diffusion_num_canvas_positions": (
-                "Canvas positions that forwards computed.",
-                stats.num_queries,
+                "Positions of answers that forwards computed; those of prompts are not counted.",
+                stats.num_answer,
             ),
             "vllm:diffusion_num_committed_tokens": (
                 "Tokens that forwards committed, ends of text included.",
@@ -165,8 +165,12 @@ class EngineNumbers(Collector):
             "vllm:prefix_cache_hits": ("Those that were found there.", stats.prefix_found),
             "unmask:forwards": ("Forwards of the network.", stats.num_forwards),
             "unmask:forward_seconds": ("Time that forwards took.", stats.forward_s),
+            "unmask:computed_positions": (
+                "Positions that forwards computed, those of prompts among them.",
+                stats.num_queries,
+            ),
             "unmask:wasted_positions": (
-                "Canvas positions that were computed right of an end token.",
+                "Positions that were computed right of an end token.",
                 stats.num_wasted,
             ),
         }

@@ -263,7 +263,7 @@ vLLM's where vLLM has the number. Labels: `model_name` on all but `unmask:http_r
 or "other": nothing that a client writes becomes a label. Counters end in `_total`, histograms in `_bucket`,
 `_sum` and `_count`; beside them `_created` is the time since when they count, in seconds of Unix.
 
-Useful quotients: committed tokens / denoising steps (tokens a forward), wasted / canvas positions (work
+Useful quotients: committed tokens / denoising steps (tokens a forward), wasted / computed positions (work
 behind the end of answers), forward seconds / forwards, steps / forwards (how full batches are).
 
 | metric | kind | meaning |
