@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 from served import ANSWER, CHAT, gated_client, wait_for
@@ -206,6 +208,46 @@ def test_metrics_count_up_and_their_labels_are_bounded(gated):
     assert after['unmask:http_requests_total{route="/v1/models/{name:path}",status="404"}'] == 12
 
 
+def test_metrics_never_fall_or_grow_new_series_while_requests_run(demo_llm):
+    def numbers():
+        lines = [line for line in client.get("/metrics").text.splitlines() if line[:1] != "#"]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    def junk(number):
+        name = f"junk{number}"
+        body = {
+            **CHAT,
+            "max_tokens": 4,
+            "user": name,
+            "decoder": f"threshold(threshold=0.{number})",
+        }
+        client.post(CHAT_URL, json=body)
+        client.post(CHAT_URL, json={**body, "decoder": name, "cache": name, name: name})
+        client.request(name.upper(), f"/{name}?{name}", headers={name: name, "user-agent": name})
+        client.get(f"/static/{name}")
+        client.post("/generate", json={"text": "a", "rid": name, "sampling_params": {"n": 0}})
+
+    with gated_client(demo_llm, max_batch=4) as client, ThreadPoolExecutor(6) as pool:
+        junk(1)
+        client.get("/metrics")
+        scrapes = [numbers()]
+        work = [pool.submit(junk, number) for number in range(10, 40)]
+        while not all(one.done() for one in work):
+            scrapes.append(numbers())
+        scrapes.append(numbers())
+        assert [one.result() for one in work] == [None] * 30
+    assert len(scrapes) > 4
+    assert all(set(one) == set(scrapes[0]) for one in scrapes), "no new series"
+    rising = [n for n in scrapes[0] if re.search(r"_(total|count|sum|bucket)(\{|$)", n)]
+    assert len(rising) > 20
+    for before, after in pairwise(scrapes):
+        fallen = [name for name in rising if after[name] < before[name]]
+        assert not fallen
+    assert (
+        scrapes[-1]['vllm:request_success_total{finished_reason="length",model_name="demo"}'] == 31
+    )
+
+
 # 46
 def test_a_log_line_can_not_be_forged(gated, caplog):
     caplog.set_level(logging.INFO, "unmask.server")
@@ -214,3 +256,13 @@ def test_a_log_line_can_not_be_forged(gated, caplog):
     assert len(lines) == 1
     assert lines[0].isprintable()
     assert "eve\\nINFO forged\\u2028\\x1b[31m" in lines[0]
+
+
+def test_an_id_that_the_client_chose_forges_no_log_line_either(gated, caplog):
+    caplog.set_level(logging.INFO, "unmask.server")
+    body = {"text": "A dog", "rid": "mine\nINFO forged", "sampling_params": {"max_new_tokens": 4}}
+    reply = gated.post("/generate", json=body)
+    assert reply.json()["meta_info"]["id"] == body["rid"]
+    lines = [record.getMessage() for record in caplog.records]
+    assert all(line.isprintable() for line in lines)
+    assert any(line.startswith("mine\\nINFO forged done") for line in lines)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from unmask.errors import CapacityError, ConfigError, EngineError, PromptError, UnmaskError
 from unmask.server.answer import Answer
-from unmask.server.errors import ApiError, of_user
+from unmask.server.errors import ApiError, clean, of_user
 from unmask.server.plans import Plan
-from unmask.server.stream import Decode
 
 if TYPE_CHECKING:
+    from unmask.engine.answers import Text
     from unmask.engine.service import Engine, Ticket, Update
 
 log = logging.getLogger("unmask.server")
@@ -29,7 +29,7 @@ class Call:
     """
 
     def __init__(
-        self, engine: Engine, plans: list[Plan], decode: Decode, timeout_s: float, call_id: str
+        self, engine: Engine, plans: list[Plan], decode: Text, timeout_s: float, call_id: str
     ) -> None:
         self.engine, self.timeout_s, self.call_id = engine, timeout_s, call_id
         self.answers = [Answer(plan, decode) for plan in plans]
@@ -45,6 +45,11 @@ class Call:
     def is_over(self) -> bool:
         """Whether every answer came to its end."""
         return all(answer.reason is not None for answer in self.answers)
+
+    @property
+    def log_id(self) -> str:
+        """`call_id` as a log may have it: a client may have chosen it."""
+        return clean(self.call_id, 128)
 
     @property
     def seconds(self) -> float:
@@ -123,9 +128,9 @@ class Call:
         if update.kind == "aborted":
             return ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
         if self.engine.failure is not None or isinstance(update.error, EngineError):
-            log.critical("%s lost: the engine has failed", self.call_id, exc_info=update.error)
+            log.critical("%s lost: the engine has failed", self.log_id, exc_info=update.error)
             return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
         if isinstance(update.error, (ConfigError, PromptError)):
             return of_user(update.error)
-        log.error("%s decoding failed", self.call_id, exc_info=update.error)
+        log.error("%s decoding failed", self.log_id, exc_info=update.error)
         return ApiError(500, "decoding this request failed; the log has the reason", code="failed")

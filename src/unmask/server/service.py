@@ -152,7 +152,7 @@ class Service:
         self.metrics.count(call, reason)
         log.info(
             "%s %s prompt=%d completion=%d forwards=%d seconds=%.3f user=%s",
-            call.call_id,
+            call.log_id,
             reason or "done",
             sum(answer.plan.num_prompt for answer in call.answers),
             sum(answer.num_tokens for answer in call.answers),

@@ -8,6 +8,7 @@ and `lang/backend/runtime_endpoint.py`.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,7 +94,7 @@ def add_sglang_routes(app: FastAPI, service: Service) -> None:
             raise ApiError(
                 400, "stream=true takes one prompt and n=1", param="stream", code="invalid_value"
             )
-        call_id = body.rid or f"gen-{id(plans):x}"
+        call_id = body.rid or f"gen-{secrets.token_hex(12)}"
         call = service.submit(plans, service.timeout_s(None), call_id, None)
         if body.stream:
             return service.events(call, guarded(call, cumulative(call)))
@@ -166,7 +167,7 @@ def native(call: Call, answer: Answer) -> dict[str, Any]:
             "finish_reason": reason,
             "prompt_tokens": answer.plan.num_prompt,
             "completion_tokens": answer.num_tokens,
-            "cached_tokens": 0,
+            "cached_tokens": 0 if answer.output is None else answer.output.num_cached,
             "num_forwards": answer.num_forwards,
             "e2e_latency": call.seconds,
             **answer.method(),
