@@ -20,7 +20,9 @@ class Proposal:
     where `un` sees the prompt masked (LLaDA, Eq. 16); 0 is off. `logits_eos_inf`: never propose
     end-of-text. `confidence_eos_eot_inf`: give a proposed end-of-text or end-of-turn no confidence, so
     that they are committed last; with `compat` and temperature > 0 only end-of-turn, as LLaDA's
-    published code does.
+    published code does. `drop_after_eos`: once an end token is decided, slots right of it become padding
+    and are not computed any more, while open ones are left of it (ours; approximate: those lose what they
+    saw there).
 
     `vocabulary` prunes what confidence is computed over, to `vocab_size` tokens: "static" the likeliest
     at each slot, "adaptive" as many of them as CadLLM's Eq. 4 says (`decoders._cadllm`), "frequency" the
@@ -40,6 +42,11 @@ class Proposal:
     )
     logits_eos_inf: bool = knob(False, "never propose end-of-text")
     confidence_eos_eot_inf: bool = knob(False, "commit end-of-text and end-of-turn last")
+    drop_after_eos: bool = knob(
+        False,
+        "give up what lies right of a decided end token at once, not when all left of it is decided; "
+        "approximate",
+    )
     vocabulary: Literal["none", "static", "adaptive", "frequency", "union"] | None = knob(
         None,
         "tokens that count: none (all), static (the likeliest of a slot), adaptive (as many as CadLLM's "

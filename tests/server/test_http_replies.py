@@ -51,6 +51,15 @@ def test_the_finish_reason_says_what_ended_the_answer(client):
     assert len(short["message"]["content"]) < len(ANSWER)
 
 
+def test_dropping_what_lies_right_of_an_end_is_a_knob_of_every_decoder(client):
+    body = {**CHAT, "decoder": "dream", "max_tokens": 64}
+    plain, dropping = (ask(client, CHAT_URL, **body, drop_after_eos=drop) for drop in (False, True))
+    assert dropping["usage"]["num_forwards"] < plain["usage"]["num_forwards"]
+    refused = client.post(CHAT_URL, json={**body, "drop_after_eos": True, "ignore_eos": True})
+    assert refused.status_code == 400
+    assert "drop_after_eos=true has no effect" in refused.json()["error"]["message"]
+
+
 def test_ignore_eos_fills_and_counts_every_slot(client):
     reply = ask(client, CHAT_URL, **CHAT, ignore_eos=True)
     assert reply["usage"]["completion_tokens"] == 48

@@ -51,9 +51,6 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
-app.command("serve", cls=DecodeCommand)(serve)
-eval_app.register(app)
-app.command("chat", cls=DecodeCommand)(chat)
 
 
 def _print_version(wanted: bool) -> None:
@@ -152,6 +149,11 @@ def _infill(
         "quantize": quantize,
     }
     decode.infill(words or [], flags, decode.Shown(as_json, trace, live, fps))
+
+
+app.command("chat", cls=DecodeCommand)(chat)
+app.command("serve", cls=DecodeCommand)(serve)
+eval_app.register(app)
 
 
 @app.command("models")

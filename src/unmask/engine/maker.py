@@ -141,6 +141,11 @@ class Requests(Prompts):
                 f"logits_eos_inf has no effect: the model's eos_token_id={self.spec.eos_id} is not in its "
                 f"vocabulary of {self.spec.vocab_size}"
             )
+        if method.proposal.drop_after_eos and not stop_at_eos:
+            raise ConfigError(
+                "drop_after_eos=true has no effect where no end token ends the answer (stop_at_eos=false, "
+                "ignore_eos=true, infilling); leave it out"
+            )
         facts = self.facts
         drafter = getattr(method.decoder, "drafter", "lookup")
         if drafter != "lookup":

@@ -120,6 +120,8 @@ class Sequence:
     finish_reason: FinishReason | None = None
     computed: Floats = field(default_factory=lambda: NO_SCORES)
     """How often each slot was computed, by its identity."""
+    limit: int | None = None
+    """Slots from there on are dropped: padding that no forward needs to compute."""
 
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> Sequence:
@@ -136,6 +138,8 @@ class Sequence:
         """Apply a step's edit, record it, tell the cache, and see whether this is the end."""
         before = self.canvas
         self.canvas = apply(before, edit, self.num_forwards)
+        if self.request.proposal.drop_after_eos:
+            edit = self._drop(edit)
         self.trace.append(step_of(edit, num_queries))
         self.num_forwards += 1
         self.ask = None
@@ -144,14 +148,16 @@ class Sequence:
 
     def stop_slot(self) -> int | None:
         """The first decided stop token of the answer, if nothing left of it is open or may change."""
-        start = self.canvas.prompt_length
-        open_ = self.canvas.open_slots(start)
-        end = int(open_[0]) if len(open_) else len(self.canvas)
-        end = min(end, self._num_lasting())
-        answer = self.canvas.tokens[start:end].tolist()
-        return next(
-            (start + i for i, id_ in enumerate(answer) if id_ in self.request.stop_ids), None
-        )
+        end, start = self._first_end(), self.canvas.prompt_length
+        return None if end is None or len(self.canvas.open_slots(start, end)) else end
+
+    def _first_end(self) -> int | None:
+        """The first decided stop token of the answer that will not change any more."""
+        start, end = self.canvas.prompt_length, self._num_lasting()
+        ids = np.fromiter(self.request.stop_ids, dtype=np.int64)
+        decided = ~self.canvas.open[start:end]
+        found = np.flatnonzero(decided & np.isin(self.canvas.tokens[start:end], ids))
+        return start + int(found[0]) if len(found) else None
 
     @property
     def num_settled(self) -> int:
@@ -190,15 +196,30 @@ class Sequence:
         exhausted = self.num_forwards >= self.request.max_forwards
         if ends_early and self.stop_slot() is not None:
             self.finish_reason = "stop"
-            facts = self.request.facts
-            end = facts.turn_end_id if facts.eos_id is None else facts.eos_id
-            assert end is not None, "stopped without an end token"
-            filled = np.where(self.canvas.open, end, self.canvas.tokens)
-            self.canvas = replace(self.canvas, tokens=filled, open=np.zeros_like(self.canvas.open))
+            self._pad(0)
             if getattr(self.request.decoder, "whole_blocks", False):
                 self.canvas = truncate(self.canvas, len(self.request.canvas))
         elif self.canvas.num_open == 0 and (exhausted or self._num_lasting() >= len(self.canvas)):
             self.finish_reason = "stop" if self.stop_slot() is not None else "length"
+
+    def _drop(self, edit: Edit) -> Edit:
+        """Give up the slots right of an end token; the edit, which notes how many of them were open."""
+        end = self._first_end()
+        self.limit = None if end is None else end + 1
+        if self.limit is None:
+            return edit
+        num_dropped = len(self.canvas.open_slots(self.limit))
+        self._pad(self.limit)
+        return replace(edit, notes={**edit.notes, "dropped": float(num_dropped)})
+
+    def _pad(self, start: int) -> None:
+        """Decide the open slots from `start` on as end tokens."""
+        facts = self.request.facts
+        end = facts.turn_end_id if facts.eos_id is None else facts.eos_id
+        assert end is not None, "stopped without an end token"
+        padded = self.canvas.open & (np.arange(len(self.canvas)) >= start)
+        tokens = np.where(padded, end, self.canvas.tokens)
+        self.canvas = replace(self.canvas, tokens=tokens, open=self.canvas.open & ~padded)
 
 
 @dataclass(frozen=True, slots=True)

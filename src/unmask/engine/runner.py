@@ -203,6 +203,7 @@ class Runner:
                 plan, sequence.cache_state = ahead
                 return Turn(sequence, Ask(NO_SLOTS, ask.window), NO_SLOTS, plan, reads=False)
         sequence.cache_state = state
+        plan = _without_dropped(plan, sequence.limit)
         rows = self.row_of(slots)
         computed = np.isin(rows, plan.queries)
         return Turn(sequence, replace(ask, rows=slots[computed]), rows[computed], plan)
@@ -386,3 +387,11 @@ class Runner:
         tokens = fed_tokens(turn.sequence.canvas, sees_prompt)[turn.plan.queries]
         masks = np.full(len(turn.ask.twins), self.model.spec.mask_id, dtype=np.int64)
         return np.concatenate((tokens, masks))
+
+
+def _without_dropped(plan: Plan, limit: int | None) -> Plan:
+    """The plan without the slots from `limit` on; whole where layers differ or importances are told."""
+    if limit is None or plan.layers is not None or plan.watched:
+        return plan
+    end = limit if plan.end is None else min(plan.end, limit)
+    return replace(plan, queries=plan.queries[plan.queries < limit], end=end)
