@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import socket
 import threading
 
 import pytest
@@ -150,6 +152,78 @@ def test_a_client_that_dawdles_but_never_stops_runs_into_the_same_timeouts(demo_
         with live.connect() as client:
             client.sendall(raw(CHAT).partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
             assert drip(client, b" ").startswith(b"HTTP/1.1 408")
+
+
+# 38
+METHODS = ["GET", "HEAD", "OPTIONS", "TRACE", "CONNECT", "PUT", "PROPFIND", "get", "G\0T"]
+PATHS = [
+    *(
+        "/",
+        "/static",
+        "/static/",
+        "/static/app.js",
+        "/static/app.js%00",
+        "/static/%ff",
+        "/%",
+        "//",
+        "*",
+    ),
+    *(
+        "/static/%2e%2e%2fapp.py",
+        "/static/..%5capp.py",
+        "/static/%c0%ae%c0%ae/app.py",
+        "/static/\xff",
+    ),
+    *("/static/" + "a" * 300, "/static/" + "a/" * 3000, "/v1/models/%00", "/v1/models/a%0d%0ab"),
+    *("http://evil/v1/models", "/?" + "q" * 5000, "/v1/models/" + "%41" * 3000, "/v1/models?x=%ff"),
+]
+HEADERS = [
+    *(
+        "Host: a\r\nHost: b",
+        "Host:",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: +5",
+    ),
+    *("Transfer-Encoding: chunked\r\nContent-Length: 3", "Transfer-Encoding: gzip", "X\0: a"),
+    *("Content-Length: \xb2", "X-A: \xff\xfe", "X-A: a\0b", "Upgrade: h2c\r\nConnection: Upgrade"),
+    *("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x", "Authorization: a\xff"),
+    *(
+        "Range: bytes=5-1",
+        "Range: bytes=\xb2-",
+        "Range: bytes=9999999-",
+        "Range: x",
+        "Cookie: a=\xff",
+    ),
+    *(
+        "If-Modified-Since: Thu, 99 Foo 99999",
+        "Content-Type: \xff/\0",
+        "Expect: 999",
+        "Origin: null",
+    ),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_and_no_path_makes_the_server_fail_or_tell(live, method):
+    for path in PATHS:
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nX-Mine: SECRET\r\nConnection: close\r\n\r\n"
+        answer = live.send(head.encode("latin-1"))
+        assert re.match(rb"HTTP/1.1 [234]\d\d ", answer), (path, answer)
+        assert not re.search(rb"Traceback|SECRET|site-packages|/src/unmask", answer), path
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_no_header_makes_the_server_fail(live, header):
+    for path in ("/", "/static/app.js", "/v1/models", "/metrics"):
+        host = "" if header.startswith("Host") else "Host: x\r\n"
+        head = f"GET {path} HTTP/1.1\r\n{host}{header}\r\nConnection: close\r\n\r\n"
+        with live.connect() as client:
+            client.sendall(head.encode("latin-1"))
+            client.shutdown(socket.SHUT_WR)
+            answer = read_all(client)
+        assert re.match(rb"HTTP/1.1 [234]\d\d |$", answer), (path, answer)
+        assert b"Traceback" not in answer
+    assert b"200 OK" in health(live)
 
 
 # 21

@@ -221,13 +221,8 @@ def errors() -> str:
         "| status | when |",
         "|---|---|",
     ]
-    more = {
-        403: "without a key: a Host name that is not this server's (`--allowed-host`)",
-        408: "the body did not arrive in time",
-        431: "too many or too large headers",
-    }
-    table = sorted({**ERRORS, **more}.items())
-    return "\n".join([*lines, *(f"| {status} | {about} |" for status, about in table)]) + "\n"
+    rows = (f"| {status} | {about} |" for status, about in sorted(ERRORS.items()))
+    return "\n".join([*lines, *rows]) + "\n"
 
 
 METRICS_HEAD = """# Metrics
