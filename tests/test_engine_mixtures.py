@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_engine import Listener, alone, assert_idle, assert_same, bytes_for, model
 from test_properties import METHODS, finds_length
-from tiny import EOS, KNOWN
+from tiny import EOS, KNOWN, want
 
 from unmask import caches, decoders
 from unmask.engine.request import Sequence
@@ -48,7 +48,7 @@ def fits(engine, request):
     return True
 
 
-def draw_request(chance, llm, begin, engine):
+def draw_request(chance, llm, begin, engine, drops):
     names = [name for name in caches.names() if name not in ("auto", "block_causal")]
     names += ["block_causal"] * 3 * len(names) if llm.spec.block_size else []
     what = [chance.randrange(KNOWN) for _ in range(chance.randint(1, 9))]
@@ -74,18 +74,20 @@ def draw_request(chance, llm, begin, engine):
         "temperature": chance.choice([0.0, 0.8, 1.5]),
         "cfg_scale": BREAKS if fails else chance.choice([0.0, 0.0, 0.0, 1.0]),
     }
+    if drops and not is_infill and name != "ar":
+        options |= {"stop_at_eos": True, "drop_after_eos": True}
     request = llm.request(what, name, chance.choice(names), **options, **shape, **knobs)
     if not fits(engine, request):
         request = llm.request(what, name, "none", **options, **shape, **knobs)
     return request, fails
 
 
-def draw_cases(chance, llm, engine):
+def draw_cases(chance, llm, engine, drops):
     shared = chance.choice([0, 20, 36])  # a page holds 16 slots
     begin = [chance.randrange(KNOWN) for _ in range(shared)]
     cases: list[Case] = []
     for number in range(chance.randint(2, 9)):
-        request, fails = draw_request(chance, llm, begin, engine)
+        request, fails = draw_request(chance, llm, begin, engine, drops)
         after = None
         if number and chance.random() < 0.5:
             after = (chance.randrange(number), chance.randint(1, 6))
@@ -177,11 +179,12 @@ def check(case, llm, round_):
         assert last.output.finish_reason == "stop"
 
 
-def run(kind, number, seen):
-    """One mixture; counts in `seen` what happened in it."""
+def run(kind, number, seen, drops=False):
+    """One mixture; counts in `seen` what happened in it. `drops`: what lies right of an end token."""
     llm, chance = model(kind), random.Random(f"{kind} {number}")
+    llm = want(llm, EOS, by=2.0) if drops else llm
     engine = draw_engine(chance, llm)
-    cases = draw_cases(chance, llm, engine)
+    cases = draw_cases(chance, llm, engine, drops)
     arrivals, now = Arrivals(engine, cases), [i for i, c in enumerate(cases) if c.after is None]
     with engine:
         for first in now:
@@ -208,3 +211,12 @@ def test_whoever_comes_goes_or_fails_the_others_decode_as_if_alone(kind):
     wanted = {"done", "aborted", "error", "guided", "infills"}
     wanted |= {"preempted", "found"} if kind.startswith("blocks") else set()
     assert all(seen[name] > 0 for name in wanted), seen
+
+
+@pytest.mark.parametrize("kind", ["plain", "blocks"])
+def test_so_they_do_when_they_drop_what_lies_right_of_an_end(kind):
+    seen: Counter = Counter()
+    for number in range(NUM_MIXTURES // 5):
+        print(f"run({kind!r}, {number}, Counter(), drops=True)")
+        run(kind, number, seen, drops=True)
+    assert seen["done"] > NUM_MIXTURES // 5
