@@ -54,19 +54,23 @@ def test_an_abort_of_who_was_preempted_and_waits_frees_it_and_leaves_the_others_
         llm.request([3 + i] * 14, "vanilla", "block_causal", gen_length=40, stop_at_eos=False)
         for i in range(6)
     ]
-    aborted = []
+    aborted, when = [], []
     with Engine(llm, kv_bytes=bytes_for(llm, 8)) as engine:
 
         def look(update):
-            for waiting in list(engine._queue):
-                if waiting.sequence.num_preempted and not aborted:
-                    aborted.append(waiting)
-                    engine.abort(waiting)
+            parked = [t for t in engine._queue if t.sequence.num_preempted]
+            if parked and not aborted:
+                aborted.append(parked[0])
+                when.append(engine.stats.num_forwards)
+                tell = parked[0].listener
+                parked[0].listener = lambda u: (when.append(engine.stats.num_forwards), tell(u))
+                engine.abort(parked[0])
 
         pairs = [submit(engine, request, look) for request in requests]
         kinds = [listener.last.kind for _, listener in pairs]
         assert_idle(engine)
     assert len(aborted) == 1
+    assert when == [when[0]] * 2, "told before the next forward"
     assert aborted[0].sequence.num_forwards > 0, "it had run before"
     for (ticket, listener), request, kind in zip(pairs, requests, kinds, strict=True):
         assert kind == ("aborted" if ticket is aborted[0] else "done")
