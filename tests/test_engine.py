@@ -17,6 +17,7 @@ from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
 from unmask.caches._paged import PageStore
+from unmask.caches.store import Store
 from unmask.engine.budget import PAGED_SHARE
 from unmask.engine.service import Engine, Update
 from unmask.errors import CapacityError, ConfigError, EngineError, ModelError
@@ -495,6 +496,20 @@ def test_a_listener_that_raises_loses_its_request_and_nothing_else():
         assert engine.stats.ended["aborted"] == 1
 
 
+def test_a_text_that_cannot_be_told_is_its_requests_error(monkeypatch):
+    llm = tiny_llm("llada", 9)
+
+    def decode(ids):
+        raise ValueError("no such token")
+
+    with Engine(llm) as engine:
+        monkeypatch.setattr(llm, "decode", decode)
+        last = submit_all(engine, [llm.request([7], gen_length=4)])[0].last
+        assert (last.kind, type(last.error), last.output) == ("error", ValueError, None)
+        assert_idle(engine)
+        assert (engine.stats.ended["error"], engine.stats.ended["done"]) == (1, 0)
+
+
 def test_a_request_whose_own_knobs_give_no_numbers_fails_alone():
     llm = model()
     with Engine(llm) as engine:
@@ -525,6 +540,29 @@ def test_a_dead_engine_answers_everybody_and_takes_no_more():
         with pytest.raises(EngineError, match="failed"):
             engine.submit(llm.request([1], gen_length=4), Listener())
         assert engine.stats.running == engine.stats.queued == 0
+
+
+def test_an_engine_that_dies_while_it_makes_room_answers_everybody(monkeypatch):
+    llm = model()
+    first = gated(llm, step=1, cache="dual")
+    reserve = Store.reserve
+
+    def fail(store, slots, rows=0):
+        if rows > 1:
+            raise MemoryError("no more of it")
+        reserve(store, slots, rows)
+
+    monkeypatch.setattr(Store, "reserve", fail)
+    with Engine(llm) as engine:
+        listeners = submit_all(engine, [first])
+        assert first.decoder.reached.wait(WAIT_S)
+        listeners += submit_all(
+            engine, [llm.request([i], cache="dual", gen_length=8) for i in range(3)]
+        )
+        first.decoder.open.set()
+        assert [type(listener.last.error) for listener in listeners] == [EngineError] * 4
+        assert isinstance(engine.failure, MemoryError)
+        assert engine.drain(WAIT_S)
 
 
 def test_stopping_tells_who_waits_and_leaves_no_thread():

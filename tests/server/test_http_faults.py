@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
-from served import ANSWER, CHAT, gated_client, wait_for
+from served import ANSWER, CHAT, QUESTION, gated_client, wait_for
+from tiny import tiny_llm
 
 from unmask import decoders
+from unmask.server.settings import Defaults, Settings
 
 CHAT_URL = "/v1/chat/completions"
 BROKEN = '''"""A decoder that fails in its third step. Source: none."""
@@ -96,10 +98,25 @@ def test_a_full_queue_refuses_at_once_and_those_inside_are_answered(gated):
 
 def test_of_n_answers_all_are_queued_or_none(gated):
     gated.gate.close()
-    response = gated.post(CHAT_URL, json={**CHAT, "n": 7})
-    assert response.status_code == 429
-    gated.gate.open()
+    with ThreadPoolExecutor(2) as pool:
+        inside = [pool.submit(gated.post, CHAT_URL, json=CHAT)]
+        assert gated.gate.waits.wait(20)
+        inside.append(pool.submit(gated.post, CHAT_URL, json=CHAT))
+        assert wait_for(lambda: gated.engine.stats.queued == 1)
+        response = gated.post(CHAT_URL, json={**CHAT, "n": 2})
+        assert response.status_code == 429
+        gated.gate.open()
+        assert [one.result().status_code for one in inside] == [200] * 2
     assert wait_for(lambda: is_idle(gated.engine))
+    assert gated.engine.stats.ended["done"] == 2
+
+
+def test_more_answers_than_the_queue_holds_are_not_worth_another_try(gated):
+    response = gated.post("/v1/completions", json={"prompt": ["a"] * 3, "n": 2})
+    assert response.status_code == 400
+    assert "6 answers" in response.json()["error"]["message"]
+    assert "at most 2" in response.json()["error"]["message"]
+    assert "retry-after" not in response.headers
 
 
 def test_a_guided_request_that_can_never_fit_is_told_so(demo_llm):
@@ -178,6 +195,13 @@ def test_a_draining_server_takes_nothing_new(gated):
     assert response.headers["retry-after"]
 
 
+def test_a_request_that_comes_as_the_engine_stops_is_told_so(gated):
+    gated.engine.stop()
+    response = gated.post(CHAT_URL, json=CHAT)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "stopping"
+
+
 # 43
 def test_metrics_count_up_and_their_labels_are_bounded(gated):
     def numbers():
@@ -248,21 +272,34 @@ def test_metrics_never_fall_or_grow_new_series_while_requests_run(demo_llm):
     )
 
 
+def test_the_metrics_tell_how_full_the_pages_are():
+    llm = tiny_llm("llada", block_size=4)
+    line = re.compile(r'^vllm:kv_cache_usage_perc\{model_name="tiny"\} (\S+)$', re.MULTILINE)
+    with gated_client(llm, Settings(("tiny",), Defaults(cache="block_causal"))) as client:
+
+        def usage():
+            return float(line.search(client.get("/metrics").text)[1])
+
+        client.gate.close()
+        with ThreadPoolExecutor(1) as pool:
+            body = {"prompt": [7] * 40, "max_tokens": 4}
+            running = pool.submit(client.post, "/v1/completions", json=body)
+            assert client.gate.waits.wait(20)
+            stats = client.engine.stats
+            assert usage() == pytest.approx(3 / stats.pages_total), "44 slots, 16 a page"
+            client.gate.open()
+            assert running.result().status_code == 200
+        assert usage() == 0
+
+
 # 46
 def test_a_log_line_can_not_be_forged(gated, caplog):
     caplog.set_level(logging.INFO, "unmask.server")
-    gated.post(CHAT_URL, json={**CHAT, "max_tokens": 8, "user": "eve\nINFO forged\u2028\u001b[31m"})
+    forged = "eve\nINFO forged\u2028\u001b[31m"
+    gated.post(CHAT_URL, json={**CHAT, "max_tokens": 8, "user": forged})
+    gated.post("/generate", json={"text": QUESTION, "rid": forged})
     lines = [record.getMessage() for record in caplog.records if "user=" in record.getMessage()]
-    assert len(lines) == 1
-    assert lines[0].isprintable()
-    assert "eve\\nINFO forged\\u2028\\x1b[31m" in lines[0]
-
-
-def test_an_id_that_the_client_chose_forges_no_log_line_either(gated, caplog):
-    caplog.set_level(logging.INFO, "unmask.server")
-    body = {"text": "A dog", "rid": "mine\nINFO forged", "sampling_params": {"max_new_tokens": 4}}
-    reply = gated.post("/generate", json=body)
-    assert reply.json()["meta_info"]["id"] == body["rid"]
-    lines = [record.getMessage() for record in caplog.records]
-    assert all(line.isprintable() for line in lines)
-    assert any(line.startswith("mine\\nINFO forged done") for line in lines)
+    assert len(lines) == 2
+    for line in lines:
+        assert line.isprintable()
+        assert "eve\\nINFO forged\\u2028\\x1b[31m" in line

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from served import ANSWER, CHAT, QUESTION
+from served import ANSWER, CHAT, QUESTION, gated_client
+from tiny import tiny_llm
 
 from unmask import caches, decoders
+from unmask.server.settings import Defaults, Settings
 
 CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
 SAMPLED = {"prompt": "A story about a dog: ", "temperature": 2.0, "max_tokens": 8, "steps": 4}
@@ -41,6 +43,17 @@ def test_the_usage_counts_prompt_answer_and_forwards(client, demo_llm):
     assert usage["tokens_per_forward"] == pytest.approx(
         usage["completion_tokens"] / usage["num_forwards"], abs=1e-4
     )
+
+
+def test_what_of_the_prompt_was_cached_is_told():
+    llm = tiny_llm("llada", block_size=4)
+    prompt = [7] * 40
+    with gated_client(llm, Settings(("tiny",), Defaults(cache="block_causal"))) as client:
+        body = {"prompt": prompt, "max_tokens": 4}
+        details = [ask(client, COMPLETIONS, **body)["usage"]["prompt_tokens_details"] for _ in "ab"]
+        assert details == [{"cached_tokens": 0}, {"cached_tokens": 32}]
+        native = ask(client, "/generate", input_ids=prompt, sampling_params={"max_new_tokens": 4})
+        assert native["meta_info"]["cached_tokens"] == 32
 
 
 # 31
@@ -211,6 +224,20 @@ def test_the_given_texts_of_an_infill_come_back_as_they_were(client, stream):
     assert text == given[0] + one + given[1].removesuffix(" ") + two + given[2]
 
 
+def test_a_middle_that_a_stop_string_ends_is_counted_up_to_it(client):
+    body = {"prompt": "The dog slept on the", "suffix": " because it was tired.", "logprobs": 0}
+    body |= {"max_tokens": 6, "decoder": "threshold", "threshold": 1e-6}
+    whole = ask(client, COMPLETIONS, **body)
+    tokens = whole["choices"][0]["logprobs"]["tokens"]
+    assert whole["usage"]["completion_tokens"] == len(tokens) == 6
+    reply = ask(client, COMPLETIONS, **body, stop=tokens[1])
+    choice = reply["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (tokens[0], "stop")
+    assert reply["usage"]["num_forwards"] == 1, "all six were there when the stop string was found"
+    assert choice["logprobs"]["tokens"] == tokens[:2]
+    assert reply["usage"]["completion_tokens"] == 2
+
+
 def test_any_number_of_blanks_is_filled(client, demo_llm):
     parts = ["The cat ", 3, " on the ", 2, "."]
     reply = ask(client, INFILL, parts=parts, decoder="threshold")
@@ -242,6 +269,32 @@ def test_a_cache_takes_its_knobs_in_three_spellings(client):
     ]
     told = [ask(client, CHAT_URL, **{**CHAT, "max_tokens": 8}, **s)["unmask"] for s in spellings]
     assert {one["cache"] for one in told} == {"dllm(kp=7)"}
+
+
+def test_a_greedy_request_needs_nothing_of_the_servers_sampling(demo_llm):
+    defaults = Defaults("vanilla", {"temperature": "0.9", "top_p": "0.8", "steps": "4"})
+    with gated_client(demo_llm, Settings(("demo",), defaults)) as client:
+        body = {"prompt": "A dog", "max_tokens": 8}
+        greedy = ask(client, COMPLETIONS, **body, temperature=0)
+        assert greedy["usage"]["num_forwards"] == 4
+        assert greedy["choices"] == ask(client, COMPLETIONS, **body, temperature=0)["choices"]
+        assert client.post(COMPLETIONS, json={**body, "temperature": 0, "top_p": 0.5}).is_error
+
+
+def test_the_servers_cache_knobs_stay_with_its_cache(demo_llm):
+    defaults = Defaults("threshold", {"threshold": 0.8}, "dkv", {"interval": "5"})
+    with gated_client(demo_llm, Settings(("demo",), defaults)) as client:
+        for change, cache in (
+            ({}, "dkv(interval=5)"),
+            ({"decoder": "vanilla"}, "dkv(interval=5)"),
+            ({"cache.interval": 2}, "dkv(interval=2)"),
+            ({"cache_args": {"interval": 3}}, "dkv(interval=3)"),
+            ({"cache": "dkv"}, "dkv"),
+            ({"cache": "none"}, "none"),
+            ({"cache": "dual"}, "dual"),
+        ):
+            reply = ask(client, COMPLETIONS, prompt="A dog", max_tokens=4, **change)
+            assert reply["unmask"]["cache"] == cache, change
 
 
 @pytest.mark.parametrize("name", decoders.names())

@@ -57,6 +57,25 @@ def test_a_large_wrong_body_gets_a_small_answer_soon(client, body):
     assert time.process_time() - before < 1
 
 
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        (COMPLETIONS, {"prompt": [1.5] * 200_000}),
+        (COMPLETIONS, {"prompt": [[-1] * 200_000] * 2}),
+        (COMPLETIONS, {"prompt": "a", "decoder_args": {f"k{i}": [[]] for i in range(60_000)}}),
+        (COMPLETIONS, {"prompt": "a", "decoder_args": {"threshold": [[]] * 200_000}}),
+        (CHAT_URL, {"messages": [{"role": "user", "content": [1] * 250}] * 1000}),
+        ("/generate", {"input_ids": [-1] * 200_000}),
+    ],
+    ids=["floats", "ids", "knobs", "knob", "contents", "native"],
+)
+def test_a_body_full_of_faults_is_refused_at_the_first_of_them(client, url, body):
+    content = json.dumps(body).encode()
+    began = time.process_time()
+    error_of(client.post(url, content=content, headers=JSON))
+    assert time.process_time() - began < 1.5  # telling each of 200,000 faults takes five
+
+
 # 3
 @pytest.mark.parametrize(
     ("field", "value"),

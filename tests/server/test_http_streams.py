@@ -6,7 +6,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from served import ANSWER, CHAT
+from served import ANSWER, CHAT, QUESTION
 
 CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
 
@@ -84,12 +84,13 @@ def test_the_usage_comes_in_a_chunk_of_its_own_when_asked_for(client):
     assert not any("usage" in chunk for chunk in events(client, CHAT_URL, **CHAT))
 
 
-def test_continuous_usage_never_falls(client):
+@pytest.mark.parametrize("mode", ["text", "canvas"])
+def test_continuous_usage_is_in_every_chunk_and_never_falls(client, mode):
     options = {"include_usage": True, "continuous_usage_stats": True}
-    chunks = events(client, CHAT_URL, **CHAT, stream_options=options)
+    chunks = events(client, CHAT_URL, **CHAT, stream_options=options, stream_mode=mode)
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts)
-    assert counts[0] > 0
+    assert counts[-1] > 0
 
 
 def test_log_probabilities_come_with_the_text_once_each(client):
@@ -97,6 +98,15 @@ def test_log_probabilities_come_with_the_text_once_each(client):
     whole = client.post(CHAT_URL, json={**CHAT, "logprobs": True}).json()
     told = [item for c in chunks for item in c["choices"][0]["logprobs"]["content"]]
     assert told == whole["choices"][0]["logprobs"]["content"]
+
+
+def test_text_offsets_go_on_from_chunk_to_chunk(client):
+    body = {"prompt": QUESTION, "max_tokens": 32, "logprobs": 0, "block_length": 4}
+    chunks = events(client, COMPLETIONS, **body)
+    told = [at for c in chunks for at in c["choices"][0]["logprobs"]["text_offset"]]
+    whole = client.post(COMPLETIONS, json=body).json()
+    assert sum(bool(c["choices"][0]["logprobs"]["tokens"]) for c in chunks) > 1
+    assert told == whole["choices"][0]["logprobs"]["text_offset"]
 
 
 def test_several_answers_come_interleaved_and_each_is_whole(client):

@@ -179,13 +179,14 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
     flags = ["--model-path", "demo", "--dllm-algorithm", "LowConfidence"]
     flags += ["--dllm-algorithm-config", str(config), "--served-model-name", "mine"]
     flags += ["--max-running-requests", "4", "--context-length", "200"]
+    flags += ["--cache", "dkv", "cache.interval=5"]
     key = "secret-key-1"
     with served(*flags, UNMASK_API_KEY=key) as (process, url, lines):
         shown = dict(line.split(maxsplit=1) for line in lines[:-1])
         assert shown["model"] == "demo (llada, 6,163,712 parameters), served as mine"
         assert shown["dtype"] == "float32 on cpu"
         assert shown["decoder"] == "threshold (threshold=0.8)"
-        assert shown["cache"] == "none (exact)"
+        assert shown["cache"] == "dkv(interval=5) (approximate)"
         assert shown["canvas"] == "200 slots at most"
         assert shown["access"] == "API key"
         assert lines[-1] == "ready"
@@ -194,6 +195,7 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
         reply = ask(f"{url}/v1/completions", body, key)
         assert reply["model"] == "mine"
         assert reply["unmask"]["decoder"] == "threshold(threshold=0.8)"
+        assert reply["unmask"]["cache"] == "dkv(interval=5)"
         facts = ask(f"{url}/server_info", key=key)
         assert (facts["max_running_requests"], facts["context_length"]) == (4, 200)
         process.send_signal(signal.SIGTERM)
@@ -213,7 +215,7 @@ def test_a_second_sigterm_ends_a_long_answer(tmp_path):
         errors = []
 
         def long():
-            body = {"prompt": "A dog", "max_tokens": 900, "n": 8, "ignore_eos": True}
+            body = {"prompt": "A dog", "max_tokens": 900, "n": 2, "ignore_eos": True}
             try:
                 ask(f"{url}/v1/completions", body)
             except urllib.error.HTTPError as error:

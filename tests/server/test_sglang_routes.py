@@ -65,11 +65,13 @@ def test_texts_and_token_ids_in_lists_are_answered_in_order(client, demo_llm):
 def test_stop_strings_and_knobs_are_sampling_parameters(client):
     sampling = {"max_new_tokens": 48, "stop": ["\n"], "decoder": "threshold", "threshold": 0.8}
     sampling |= {"frequency_penalty": 0.0, "top_k": -1, "min_p": 0.0, "regex": None, "n": 1}
+    sampling |= {"cache": "dkv", "cache.interval": 3}
     reply = generate(client, sampling_params=sampling, rid="mine")
     assert "\n" not in reply["text"]
     assert reply["meta_info"]["finish_reason"] == {"type": "stop"}
     assert reply["meta_info"]["id"] == "mine"
     assert reply["meta_info"]["decoder"] == "threshold(threshold=0.8)"
+    assert reply["meta_info"]["cache"] == "dkv(interval=3)"
 
 
 @pytest.mark.parametrize(

@@ -260,10 +260,17 @@ def defaults_of(
     spec: ModelSpec, wanted: Wanted, decoder: str, knobs: Mapping[str, Any]
 ) -> Defaults:
     """What requests have that do not say otherwise; the cache is exact unless one was asked for."""
+    from unmask.engine.options import PREFIX
     from unmask.server.settings import Defaults
 
     own = "none" if spec.block_size is None else "block_causal"
-    return Defaults(decoder=decoder, knobs=dict(knobs), cache=wanted.cache or own)
+    inside = {key: value for key, value in knobs.items() if key.startswith(PREFIX)}
+    return Defaults(
+        decoder=decoder,
+        knobs={key: value for key, value in knobs.items() if key not in inside},
+        cache=wanted.cache or own,
+        cache_args={key.removeprefix(PREFIX): value for key, value in inside.items()},
+    )
 
 
 def settings_of(
@@ -309,7 +316,7 @@ def facts(llm: LLM, model: str, settings: Settings, wanted: Wanted, url: str) ->
     size = llm.model.ranks.size
     held = f"{count:,} parameters" + (f" in rank 0 of {size}" if size > 1 else "")
     knobs = ", ".join(f"{key}={value}" for key, value in defaults.knobs.items())
-    cache = make_cache(defaults.cache, None, llm.spec.block_size)
+    cache = make_cache(defaults.cache, defaults.cache_args, llm.spec.block_size)
     names = ", ".join(settings.models)
     named = "" if names == model else f", served as {names}"
     shown = {

@@ -40,7 +40,8 @@ class Update:
 
     `before` and `edit`: the canvas that the forward saw and what changed (empty unless "step");
     `canvas` as it is now. `num_settled`: slots from the left, prompt included, that are decided and
-    will not change any more. `queue_s`: seconds from submission to the first forward, or to now.
+    will not change any more. `num_cached` of them had their keys in the prefix cache. `queue_s`: seconds
+    from submission to the first forward, or to now.
     `output` comes with "done", `error` with "error".
     """
 
@@ -51,6 +52,7 @@ class Update:
     edit: Edit
     num_settled: int
     num_forwards: int
+    num_cached: int
     queue_s: float
     output: Output | None = None
     error: BaseException | None = None
@@ -186,6 +188,11 @@ class Engine:
                 wait,
             )
 
+    @property
+    def accepts(self) -> bool:
+        """Whether requests are taken: it was started, and is not stopping, stopped or dead."""
+        return self._accepts
+
     def abort(self, ticket: Ticket) -> None:
         """End a request before the next forward: "aborted". No effect once it is over; any thread."""
         with self._wake:
@@ -293,20 +300,21 @@ class Engine:
 
     def _end(self, ticket: Ticket, kind: Kind, error: BaseException | None = None) -> None:
         """Free what a request holds, then tell its listener."""
-        sequence = ticket.sequence
-        self._batch.remove(sequence)
+        sequence, output = ticket.sequence, None
+        if kind == "done":
+            with Fence() as fence:
+                sequence.finish_reason = sequence.finish_reason or "stop"
+                output = self.llm.output(sequence, return_trace=True)
+            if fence.error is not None:
+                kind, error = "error", fence.error
+        if self.failure is None:  # freeing what a dead one holds could fail too
+            self._batch.remove(sequence)
         with self._wake:
             if ticket in self._queue:
                 self._queue.remove(ticket)
             self._running.pop(id(sequence), None)
             self._tally.end(kind, time.monotonic() - ticket.submitted_s)
             self._wake.notify_all()
-        output = None
-        if kind == "done":
-            with Fence() as fence:
-                sequence.finish_reason = sequence.finish_reason or "stop"
-                output = self.llm.output(sequence, return_trace=True)
-            kind, error = ("done", None) if fence.error is None else ("error", fence.error)
         self._tell(ticket, kind, None, output, error)
 
     def _tell(
@@ -328,6 +336,7 @@ class Engine:
                     edit=Edit() if event is None else event.edit,
                     num_settled=sequence.num_settled,
                     num_forwards=sequence.num_forwards,
+                    num_cached=sequence.num_cached,
                     queue_s=ticket.queue_s,
                     output=output,
                     error=error,

@@ -41,7 +41,7 @@ class Answer:
         self.stream = TextStream(partial(decode, given=given), plan.ends, plan.start, plan.size)
         self.confidences = Confidences()
         self.canvas: Canvas = plan.request.canvas
-        self.num_forwards, self.num_settled = 0, 0
+        self.num_forwards, self.num_settled, self.num_cached = 0, 0, 0
         self.reason: str | None = None
         self.output: Output | None = None
 
@@ -57,8 +57,8 @@ class Answer:
 
     @property
     def is_infill(self) -> bool:
-        """Whether blanks in a given text are filled."""
-        return self.plan.request.canvas.infilling
+        """Whether the answer is a given text with its blanks filled, not the middle of one."""
+        return self.plan.request.canvas.infilling and self.plan.size is None
 
     @property
     def num_tokens(self) -> int:
@@ -78,6 +78,7 @@ class Answer:
             self.confidences.follow(update.before, update.edit)
         self.canvas = update.canvas
         self.num_forwards, self.num_settled = update.num_forwards, update.num_settled
+        self.num_cached = min(update.num_cached, self.plan.num_prompt)
         is_last = update.kind == "done"
         if is_last:
             self.output = update.output
@@ -99,8 +100,8 @@ class Answer:
         """The filled texts of an infill, when it is over."""
         return [] if self.output is None else list(self.output.blanks)
 
-    def probabilities(self, first: int = 0) -> list[TokenProbability]:
-        """The answer's certain tokens from number `first` on."""
+    def probabilities(self) -> list[TokenProbability]:
+        """The answer's certain tokens."""
         if self.is_infill:
             slots = [i for i in range(self.num_settled) if not self.canvas.fixed[i]]
         else:
@@ -110,7 +111,7 @@ class Answer:
                 int(self.canvas.tokens[slot]),
                 self.confidences.log_probability(int(self.canvas.uid[slot])),
             )
-            for slot in slots[first:]
+            for slot in slots
         ]
 
     def first_frame(self, update: Update, pieces: Pieces) -> dict[str, Any]:

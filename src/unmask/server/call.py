@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from unmask.errors import CapacityError, ConfigError, EngineError, PromptError, UnmaskError
 from unmask.server.answer import Answer
-from unmask.server.errors import ApiError, clean, of_user
+from unmask.server.errors import ApiError, clean, engine_dead, of_user, stopping
 from unmask.server.plans import Plan
 
 if TYPE_CHECKING:
@@ -57,7 +57,17 @@ class Call:
         return time.monotonic() - self.began_s
 
     def submit(self) -> None:
-        """Queue every plan, or none. Raises ApiError: 429 when the queue is full, 503 at the end."""
+        """Queue every plan, or none.
+
+        Raises ApiError: 400 for more plans than the queue holds, 429 when it is full, 503 at the end.
+        """
+        if len(self.answers) > self.engine.max_queue:
+            raise ApiError(
+                400,
+                f"{len(self.answers)} answers in one request: the queue holds at most "
+                f"{self.engine.max_queue}; send fewer prompts, or a smaller n",
+                code="request_too_large",
+            )
         loop = asyncio.get_running_loop()
 
         def listen(number: int, update: Update) -> None:
@@ -77,11 +87,11 @@ class Call:
 
     def _refusal(self, error: UnmaskError) -> ApiError:
         if isinstance(error, CapacityError):
-            if error.retry_after_s <= 0:
-                return ApiError(400, str(error), code="request_too_large")
+            if not self.engine.accepts:
+                return stopping()
             return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
         if isinstance(error, EngineError):
-            return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
+            return engine_dead()
         return of_user(error)
 
     def abort(self) -> None:
@@ -126,10 +136,10 @@ class Call:
                 code="timeout",
             )
         if update.kind == "aborted":
-            return ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
+            return stopping()
         if self.engine.failure is not None or isinstance(update.error, EngineError):
             log.critical("%s lost: the engine has failed", self.log_id, exc_info=update.error)
-            return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
+            return engine_dead()
         if isinstance(update.error, (ConfigError, PromptError)):
             return of_user(update.error)
         log.error("%s decoding failed", self.log_id, exc_info=update.error)

@@ -72,6 +72,16 @@ def clean(text: str, most: int) -> str:
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 
+def stopping() -> ApiError:
+    """The 503 of a server that finishes what it has and takes nothing new."""
+    return ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
+
+
+def engine_dead() -> ApiError:
+    """The 503 of a server that cannot decode any more."""
+    return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
+
+
 def of_user(error: UnmaskError, param: str | None = None) -> ApiError:
     """The 400 for a mistake that the engine's own checks found."""
     code = "invalid_value" if isinstance(error, ConfigError) else "invalid_prompt"

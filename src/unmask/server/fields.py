@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from unmask import caches, decoders
+from unmask.engine.options import PREFIX
 from unmask.proposal import Proposal
 from unmask.server.errors import ApiError
 
 Body = TypeVar("Body", bound=BaseModel)
 MAX_ERRORS = 3
+MAX_VALUE_CHARS = 80
 BRANCHES = {"str", "int", "float", "bool", "none"}
-CACHE_PREFIX = "cache."
 
 COMMON_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
@@ -117,7 +118,7 @@ def cache_knob_names() -> frozenset[str]:
     found = {
         f.name for name in caches.names() for f in dataclasses.fields(caches.cache_class(name))
     }
-    return frozenset(CACHE_PREFIX + name for name in found)
+    return frozenset(PREFIX + name for name in found)
 
 
 def read(
@@ -129,7 +130,7 @@ def read(
     """
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
-    known = kind.model_fields
+    known, all_knobs = kind.model_fields, knob_names() | cache_knob_names()
     fields: dict[str, Any] = {}
     knobs: dict[str, Any] = {}
     for key, value in body.items():
@@ -137,15 +138,11 @@ def read(
             fields[key] = value
         elif key in neutral:
             check_neutral(key, value, neutral[key])
-        elif takes_knobs and (key in knob_names() or key in cache_knob_names()):
+        elif takes_knobs and key in all_knobs:
             if value is not None:
                 knobs[key] = value
         else:
-            allowed = {
-                *known,
-                *neutral,
-                *((knob_names() | cache_knob_names()) if takes_knobs else ()),
-            }
+            allowed = {*known, *neutral, *(all_knobs if takes_knobs else ())}
             raise unknown_field(key, allowed, set(known))
     try:
         return kind.model_validate(fields), knobs
@@ -173,9 +170,13 @@ def is_same(value: Any, other: Any) -> bool:
 
 
 def brief(value: Any) -> str:
-    """A value as JSON, cut to what a message can hold."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
+    """A value as JSON, cut to what a message can hold; what is cut off is not written at all."""
+    text = ""
+    for piece in json.JSONEncoder(default=str).iterencode(value):
+        text += piece
+        if len(text) > MAX_VALUE_CHARS:
+            return text[: MAX_VALUE_CHARS - 3] + "..."
+    return text
 
 
 def unknown_field(key: str, allowed: set[str], listed: set[str]) -> ApiError:

@@ -128,6 +128,10 @@ class EngineNumbers(Collector):
         gauges: dict[str, tuple[str, float]] = {
             "vllm:num_requests_running": ("Requests in the batch.", stats.running),
             "vllm:num_requests_waiting": ("Requests in the queue.", stats.queued),
+            "vllm:kv_cache_usage_perc": (
+                "Share of the pages that requests hold, 0 to 1; 0 without pages.",
+                1 - stats.pages_free / stats.pages_total if stats.pages_total else 0.0,
+            ),
             "unmask:pages_total": (
                 "Pages of keys and values; 0: the model has none.",
                 stats.pages_total,

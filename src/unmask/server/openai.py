@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_N = 16
 MAX_PROMPTS = 64
@@ -16,15 +16,32 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_MESSAGES = 1024
 MAX_TOKENS = 1 << 20
+MAX_KNOBS = 64
 """Caps on what a body may ask for; the context and the queue bound it further."""
+
+
+def several(*, min_length: int | None = None, max_length: int | None = None) -> Any:
+    """What a list is marked with: its limits, and that its first fault ends the check.
+
+    To find and tell the faults of a million items would hold up the server for a minute.
+    """
+    return Field(min_length=min_length, max_length=max_length, fail_fast=True)
+
+
+def few(value: Any) -> Any:
+    """A mapping as it is. Raises ValueError before its values are looked at if it has too many keys."""
+    if isinstance(value, dict) and len(value) > MAX_KNOBS:
+        raise ValueError(f"{len(value)} knobs; at most {MAX_KNOBS} are taken")
+    return value
+
 
 Whole = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=200)]
-Value = bool | Number | Text | Annotated[list[Number | Text], Field(max_length=64)] | None
-Arguments = dict[Annotated[str, Field(max_length=100)], Value]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)]], Field(min_length=1)]
+Value = bool | Number | Text | Annotated[list[Number | Text], several(max_length=64)] | None
+Arguments = Annotated[dict[Annotated[str, Field(max_length=100)], Value], BeforeValidator(few)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)]], several(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -53,13 +70,13 @@ class Decoding(Strict):
         None, max_length=500, description="decoding method, e.g. threshold; default: the server's"
     )
     decoder_args: Arguments | None = Field(
-        None, max_length=64, description="the decoder's knobs; they may also stand at the top level"
+        None, description="the decoder's knobs; they may also stand at the top level"
     )
     preset: str | None = Field(None, max_length=100, description="a model family's own sampler")
     cache: str | None = Field(
         None, max_length=500, description="cache policy; default: the server's"
     )
-    cache_args: Arguments | None = Field(None, max_length=64, description="the cache's knobs")
+    cache_args: Arguments | None = Field(None, description="the cache's knobs")
     steps: Whole | None = Field(None, description="forwards, where the decoder has a schedule")
     block_length: Whole | None = Field(None, description="slots a block, where there are blocks")
     temperature: float | None = Field(None, ge=0, description="0 (default): the likeliest token")
@@ -71,7 +88,7 @@ class Decoding(Strict):
         lt=2**63,
         description="of all randomness; default: drawn, and told in the reply. Choice i has seed + i",
     )
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
+    stop: Stop | Annotated[list[Stop], several(max_length=MAX_STOPS)] | None = Field(
         None, description="texts that end the answer, and are cut off"
     )
     n: int | None = Field(None, ge=1, le=MAX_N, description="answers to each prompt")
@@ -129,13 +146,13 @@ class Message(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[ContentPart], Field(max_length=256)]
+    content: str | Annotated[list[ContentPart], several(max_length=256)]
     name: None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[Any], several(max_length=0)] | None = None
+    annotations: Annotated[list[Any], several(max_length=0)] | None = None
 
     @property
     def text(self) -> str:
@@ -155,7 +172,7 @@ class ContentPart(Strict):
 class ChatRequest(Decoding):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], several(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Whole | None = Field(None, description="the newer name of max_tokens")
     logprobs: bool | None = Field(
         None, description="log-probabilities of the tokens, when committed"
@@ -197,8 +214,8 @@ class CompletionRequest(Decoding):
     prompt: (
         str
         | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[str], several(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], several(min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(description="a text, texts, token ids, or lists of them; taken as they are")
     suffix: str | None = Field(
         None, description="the text after the answer: max_tokens slots between are filled"
@@ -216,7 +233,7 @@ class CompletionRequest(Decoding):
 class InfillRequest(Decoding):
     """`POST /v1/infill`: a text with any number of blanks."""
 
-    parts: Annotated[list[str | Whole], Field(min_length=1, max_length=1024)] = Field(
+    parts: Annotated[list[str | Whole], several(min_length=1, max_length=1024)] = Field(
         description='texts and numbers of blank tokens: ["The ", 3, " sat on the mat."]'
     )
     max_tokens: None = Field(None, description="the blanks say how many tokens")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from unmask import decoders
 from unmask.canvas import Canvas
+from unmask.engine.options import PREFIX
 from unmask.engine.request import Request
 from unmask.errors import PromptError, UnmaskError
 from unmask.server.errors import ApiError, of_user
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_TOKENS = 128
 NEUTRAL_TOP_K = (-1, 0)
+SAMPLING_ONLY = ("top_p", "top_k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +198,12 @@ class Planner:
         if decoder is None:
             decoder = defaults.decoder if body.preset is None else "vanilla"
             if body.preset is None:
-                given = {**defaults.knobs, **given}
+                given = {**standing(defaults.knobs, given), **given}
         cache_args = dict(body.cache_args or {})
         if body.cache is None:
-            cache_args = {**defaults.cache_args, **cache_args}
-        inside = {k: v for k, v in given.items() if not k.startswith("cache.")}
+            kept = {k: v for k, v in defaults.cache_args.items() if PREFIX + k not in given}
+            cache_args = {**kept, **cache_args}
+        inside = {k: v for k, v in given.items() if not k.startswith(PREFIX)}
         try:
             name, resolved, said = decoders.resolve(decoder, dict(inside))
         except UnmaskError as error:
@@ -277,6 +280,12 @@ def own_knobs(body: Decoding) -> dict[str, Any]:
         "preset": body.preset,
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def standing(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The server's knobs that stand beside a request's own: of a greedy one not those of sampling."""
+    is_greedy = given.get("temperature") == 0
+    return {k: v for k, v in defaults.items() if not (is_greedy and k in SAMPLING_ONLY)}
 
 
 def merged(*sources: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:

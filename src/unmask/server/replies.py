@@ -7,11 +7,12 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
 import unmask
 from unmask.engine.request import Step
-from unmask.server.answer import Answer, TokenProbability
+from unmask.server.answer import Answer
 from unmask.view.terminal import Pieces
 
 Route = Literal["chat", "completion", "infill"]
@@ -72,7 +73,7 @@ class Reply:
         """What the last word on an answer says; the log-probabilities of its first `told` were said."""
         found: dict[str, Any] = {
             "finish_reason": answer.reason,
-            "logprobs": self.logprobs(answer.probabilities(told)) if self.wants_logprobs else None,
+            "logprobs": self.logprobs(answer, told) if self.wants_logprobs else None,
         }
         if self.route == "infill":
             found["blanks"] = answer.blanks()
@@ -90,7 +91,7 @@ class Reply:
             choice["text"] = text
         choice["logprobs"] = None
         if self.wants_logprobs:
-            choice["logprobs"] = self.logprobs(answer.probabilities(told))
+            choice["logprobs"] = self.logprobs(answer, told)
         return self.head(is_chunk=True) | {"choices": [choice | {"finish_reason": None}]}
 
     def canvas(self, answer: Answer, frame: dict[str, Any], *, is_first: bool) -> dict[str, Any]:
@@ -121,10 +122,14 @@ class Reply:
         """The chunk behind the last, which has no choices."""
         return self.head(is_chunk=True) | {"choices": [], "usage": usage(answers)}
 
-    def logprobs(self, tokens: Sequence[TokenProbability]) -> dict[str, Any]:
-        """Log-probabilities as the route spells them; null where a token's is not known."""
-        texts = [self.pieces.text(item.token) for item in tokens]
-        values = [item.logprob for item in tokens]
+    def logprobs(self, answer: Answer, told: int) -> dict[str, Any]:
+        """Log-probabilities as the route spells them, but for the first `told` tokens' of the answer.
+
+        Null where a token's is not known.
+        """
+        tokens = answer.probabilities()
+        pieces = [self.pieces.text(item.token) for item in tokens]
+        texts, values = pieces[told:], [item.logprob for item in tokens[told:]]
         if self.route == "chat":
             content = [
                 {
@@ -136,15 +141,12 @@ class Reply:
                 for text, value in zip(texts, values, strict=True)
             ]
             return {"content": content, "refusal": None}
-        offsets, at = [], 0
-        for text in texts:
-            offsets.append(at)
-            at += len(text)
+        ends = list(accumulate(map(len, pieces), initial=0))
         return {
             "tokens": texts,
             "token_logprobs": values,
             "top_logprobs": None,
-            "text_offset": offsets,
+            "text_offset": ends[told:-1],
         }
 
     def step(self, step: Step) -> dict[str, Any]:
@@ -156,8 +158,12 @@ class Reply:
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Tokens and forwards of all answers; a prompt counts once however many answers it has."""
+    """Tokens and forwards of all answers; a prompt counts once however many answers it has.
+
+    How much of it was cached is told of its first answer: the others may find what that one computed.
+    """
     prompts = {answer.plan.prompt: answer.plan.num_prompt for answer in answers}
+    cached = {answer.plan.prompt: answer.num_cached for answer in reversed(answers)}
     num_prompt = sum(prompts.values())
     num_tokens = sum(answer.num_tokens for answer in answers)
     num_forwards = sum(answer.num_forwards for answer in answers)
@@ -165,6 +171,7 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
         "prompt_tokens": num_prompt,
         "completion_tokens": num_tokens,
         "total_tokens": num_prompt + num_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
         "num_forwards": num_forwards,
         "tokens_per_forward": round(num_tokens / num_forwards, 4) if num_forwards else 0.0,
     }

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from unmask.server.body import read_json
 from unmask.server.call import Call
-from unmask.server.errors import ApiError, clean
+from unmask.server.errors import ApiError, clean, engine_dead, stopping
 from unmask.server.fields import read
 from unmask.server.metrics import Metrics
 from unmask.server.openai import Decoding, StreamOptions
@@ -61,9 +61,9 @@ class Service:
     def check_open(self) -> None:
         """Raise ApiError (503) when nothing new is taken."""
         if self.engine.failure is not None:
-            raise ApiError(503, "the engine has failed; restart the server", code="engine_dead")
+            raise engine_dead()
         if self.is_draining:
-            raise ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
+            raise stopping()
 
     def timeout_s(self, asked: float | None) -> float:
         """Seconds that a request may take. Raises ApiError for more than the server allows."""
@@ -103,15 +103,13 @@ class Service:
             await self.finish(request, call)
             return JSONResponse(reply.full(call.answers))
         options = body.stream_options or StreamOptions.model_validate({})
-        if body.stream_mode == "canvas" or getattr(body, "diffusing", None):
-            events = canvas_events(call, reply, with_usage=options.include_usage)
-        else:
-            events = text_events(
-                call,
-                reply,
-                with_usage=options.include_usage,
-                usage_always=options.continuous_usage_stats,
-            )
+        shows_canvas = body.stream_mode == "canvas" or getattr(body, "diffusing", None)
+        events = (canvas_events if shows_canvas else text_events)(
+            call,
+            reply,
+            with_usage=options.include_usage,
+            usage_always=options.continuous_usage_stats,
+        )
         return self.events(call, guarded(call, events))
 
     def submit(self, plans: list[Plan], timeout_s: float, call_id: str, user: str | None) -> Call:

@@ -28,13 +28,14 @@ from unmask.server.fields import (
     COMMON_DEFAULTS,
     SGLANG_DEFAULTS,
     SGLANG_SAMPLING_DEFAULTS,
+    cache_knob_names,
     check_neutral,
     invalid,
     knob_names,
     read,
     unknown_field,
 )
-from unmask.server.openai import MAX_PROMPTS, Decoding, Strict, TokenIds
+from unmask.server.openai import MAX_PROMPTS, Decoding, Strict, TokenIds, several
 from unmask.server.plans import Plan
 from unmask.server.streams import DONE, event, guarded
 
@@ -50,11 +51,11 @@ SAMPLING = frozenset((*RENAMED, *OWN, "temperature", "top_p", "top_k", "stop", "
 class GenerateRequest(Strict):
     """`POST /generate`."""
 
-    text: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)] | None = Field(
+    text: str | Annotated[list[str], several(min_length=1, max_length=MAX_PROMPTS)] | None = Field(
         None, description="a text or texts; taken as they are"
     )
     input_ids: (
-        TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)] | None
+        TokenIds | Annotated[list[TokenIds], several(min_length=1, max_length=MAX_PROMPTS)] | None
     ) = Field(None, description="token ids instead of text")
     sampling_params: dict[str, Any] = Field(
         default_factory=dict,
@@ -135,6 +136,7 @@ def plans_of(service: Service, body: GenerateRequest) -> list[Plan]:
 def sampling(given: dict[str, Any]) -> tuple[Decoding, dict[str, Any]]:
     """SGLang's sampling parameters as ours, and the knobs among them. Raises ApiError."""
     neutral = {**COMMON_DEFAULTS, **SGLANG_SAMPLING_DEFAULTS}
+    all_knobs = knob_names() | cache_knob_names()
     fields: dict[str, Any] = {}
     knobs: dict[str, Any] = {}
     for key, value in given.items():
@@ -142,10 +144,10 @@ def sampling(given: dict[str, Any]) -> tuple[Decoding, dict[str, Any]]:
             fields[RENAMED.get(key, key)] = value
         elif key in neutral:
             check_neutral(f"sampling_params.{key}", value, neutral[key])
-        elif key in knob_names():
+        elif key in all_knobs:
             knobs[key] = value
         else:
-            raise unknown_field(key, {*SAMPLING, *neutral, *knob_names()}, set(SAMPLING))
+            raise unknown_field(key, {*SAMPLING, *neutral, *all_knobs}, set(SAMPLING))
     try:
         return Decoding.model_validate(fields), knobs
     except ValidationError as error:
@@ -167,7 +169,7 @@ def native(call: Call, answer: Answer) -> dict[str, Any]:
             "finish_reason": reason,
             "prompt_tokens": answer.plan.num_prompt,
             "completion_tokens": answer.num_tokens,
-            "cached_tokens": 0 if answer.output is None else answer.output.num_cached,
+            "cached_tokens": answer.num_cached,
             "num_forwards": answer.num_forwards,
             "e2e_latency": call.seconds,
             **answer.method(),

@@ -20,6 +20,11 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
+def chunk_event(call: Call, chunk: dict[str, Any], *, with_usage: bool) -> bytes:
+    """A chunk as an event, with the usage so far if it is asked for in every one."""
+    return event(chunk | ({"usage": usage(call.answers)} if with_usage else {}))
+
+
 class Told:
     """What of an answer was sent."""
 
@@ -43,7 +48,7 @@ async def text_events(
         told = sent[answer.index]
         if answer.reason is not None:
             if reply.route == "chat" and told.is_first and not text:
-                yield event(reply.opening(answer))
+                yield chunk_event(call, reply.opening(answer), with_usage=usage_always)
                 told.is_first = False
             chunk = reply.last(answer, text, told.num_tokens, is_first=told.is_first)
         elif text:
@@ -51,29 +56,35 @@ async def text_events(
         else:
             continue
         told.advance(answer)
-        if usage_always:
-            chunk["usage"] = usage(call.answers)
-        yield event(chunk)
+        yield chunk_event(call, chunk, with_usage=usage_always)
     if with_usage:
         yield event(reply.usage_chunk(call.answers))
     yield DONE
 
 
-async def canvas_events(call: Call, reply: Reply, *, with_usage: bool) -> AsyncGenerator[bytes]:
-    """A frame before the first forward and after every one, and the text at the end."""
+async def canvas_events(
+    call: Call, reply: Reply, *, with_usage: bool, usage_always: bool
+) -> AsyncGenerator[bytes]:
+    """A frame before the first forward and after every one, the canvas as it ended, and the text.
+
+    `with_usage` and `usage_always` as in `text_events`.
+    """
     started: set[int] = set()
     async for answer, update, _ in call.updates():
-        is_first = answer.index not in started
-        if is_first:
+        chunks = []
+        if answer.index not in started:
             started.add(answer.index)
-            yield event(
-                reply.canvas(answer, answer.first_frame(update, reply.pieces), is_first=True)
-            )
+            first = answer.first_frame(update, reply.pieces)
+            chunks.append(reply.canvas(answer, first, is_first=True))
         if update.kind == "step":
-            yield event(reply.canvas(answer, answer.frame(update, reply.pieces), is_first=False))
+            frame = answer.frame(update, reply.pieces)
+            chunks.append(reply.canvas(answer, frame, is_first=False))
         if answer.reason is not None:
-            yield event(reply.canvas(answer, answer.frame(None, reply.pieces), is_first=False))
-            yield event(reply.last(answer, answer.text, 0, is_first=False))
+            frame = answer.frame(None, reply.pieces)
+            chunks.append(reply.canvas(answer, frame, is_first=False))
+            chunks.append(reply.last(answer, answer.text, 0, is_first=False))
+        for chunk in chunks:
+            yield chunk_event(call, chunk, with_usage=usage_always)
     if with_usage:
         yield event(reply.usage_chunk(call.answers))
     yield DONE
