@@ -46,6 +46,7 @@ USAGE = record(
         "completion_tokens": COUNT,
         "total_tokens": COUNT,
         "num_forwards": COUNT,
+        "prompt_tokens_details": record({"cached_tokens": COUNT}),
         "tokens_per_forward": NUMBER,
     }
 )
