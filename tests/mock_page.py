@@ -40,8 +40,7 @@ def _decoder(name, *knobs, **more):
 
 THRESHOLD = _knob("threshold", "float", 0.9, "1: one at a time; 0: all at once", min=0, max=1)
 SCHEMA = {
-    "model": {"id": "demo", "family": "llada", "block_size": None, "max_length": 1024}
-    | {"has_chat_template": True},
+    "model": {"id": "demo", "family": "llada", "block_size": None, "max_length": 1024},
     "defaults": {"decoder": "vanilla", "knobs": {}, "cache": "none", "cache_args": {}},
     "decoders": [
         _decoder("prophet", _knob("inner", "str", None, "the decoder inside"), wraps=True),
@@ -69,6 +68,9 @@ class Page:
     step_s: float = 0.0
     key: str | None = None
     refuses: str | None = None
+    status: int = 400
+    breaks_off: bool = False
+    has_template: bool = True
     log: list[dict] = field(default_factory=list)
     url: str = ""
 
@@ -162,16 +164,20 @@ class App:
     async def schema(self, request: Request) -> JSONResponse:
         if not self._may(request):
             return JSONResponse({"error": {"message": "no valid API key"}}, 401)
-        return JSONResponse(SCHEMA)
+        model = {**SCHEMA["model"], "has_chat_template": self.page.has_template}
+        return JSONResponse({**SCHEMA, "model": model})
 
     async def models(self, request: Request) -> JSONResponse:
+        if not self._may(request):
+            return JSONResponse({"error": {"message": "no valid API key"}}, 401)
         return JSONResponse({"data": [{"id": "demo"}]})
 
     async def decode(self, request: Request):
         body = await request.json()
         self.page.log.append(body)
         if self.page.refuses is not None:
-            return JSONResponse({"error": {"message": self.page.refuses}}, 400)
+            error = {"error": {"message": self.page.refuses}}
+            return JSONResponse(error, self.page.status)
         return StreamingResponse(self._events(body, request), media_type="text/event-stream")
 
     async def _events(self, body, request: Request):
@@ -188,6 +194,8 @@ class App:
             frame = {"forward": number, "num_settled": 0, "num_open": num_open, "slots": slots}
             choice = {"index": 0, "text": "ignored", "canvas": frame, "finish_reason": None}
             yield event({"choices": [choice]})
+            if self.page.breaks_off and number == 2:
+                return
         final = [{**slot, "new": False} for slot in slots]
         if watched:
             frame = {"forward": number, "num_settled": 0, "num_open": 0, "slots": final}

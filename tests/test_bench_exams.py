@@ -114,6 +114,16 @@ def test_the_letter_behind_the_first_answer_counts(text, letter):
     assert answer_letter(text) == letter
 
 
+def test_the_data_may_be_named_by_the_environment(gsm8k, monkeypatch, capsys):
+    monkeypatch.setenv("UNMASK_DATA", str(gsm8k))
+    with mock_server(answer="4") as mock:
+        assert run(mock, "gsm8k", "--num-questions", 1, "--num-shots", 1) == 0
+    assert "Accuracy" in capsys.readouterr().out
+    monkeypatch.delenv("UNMASK_DATA")
+    assert main(["bench", "gsm8k"]) == 2
+    assert "'--data'" in capsys.readouterr().err
+
+
 def test_bad_data_is_named(gsm8k, tmp_path, capsys):
     def refused(*words) -> str:
         assert main(["bench", *map(str, words), "--base-url", "http://127.0.0.1:9"]) == 2

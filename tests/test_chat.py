@@ -98,6 +98,8 @@ def test_a_server_of_another_make_gives_text(say):
         (["/set gen_length=x"], (), "whole number"),
         (["hello"], ("gen_length=0",), "gen_length"),
         (["hello"], ("a prompt",), "typed at the prompt"),
+        (["hello"], ("demo",), "chosen with --model"),
+        (["\udcff hello"], (), "not UTF-8"),
         (["hello"], ("raw=true",), "not for this command"),
         (["hello"], ("--api-key", "x"), "no effect without --base-url"),
         (["/decoder threshold", "/set tresh=1"], (), "tresh"),
@@ -116,6 +118,9 @@ def test_what_the_server_refuses_is_told(say, page):
     status, _, err = say(["One?"], "--base-url", page.url)
     assert status == 2
     assert "status 400: no more today" in err
+    page.set(key="k")
+    assert "give the server's key, --api-key" in say(["One?"], "--base-url", page.url)[2]
+    page.set()
     assert say(["One?"], "--base-url", page.url, "--device", "cpu")[0] == 2
     assert "cannot be reached" in say(["One?"], "--base-url", "http://127.0.0.1:9")[2]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,7 @@ def test_replay_plays_to_the_end(visit, page):
     play.click()
     sync_api.expect(play).to_have_text("Pause")
     sync_api.expect(play).to_have_text("Replay")
-    assert tab.locator(".where").nth(0).inner_text() == "forward 4 of 4, 4 of 4"
+    assert tab.locator(".where").nth(0).inner_text() == "forward 4 of 4, 4 of 4 slots"
 
 
 def test_new_tokens_are_underlined_so_that_color_is_not_the_only_cue(visit, page):
@@ -205,7 +206,7 @@ def contrast(tab, selector: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_are_readable_by_day_and_by_night(visit, page, scheme):
-    selectors = ["#hint", ".about", ".slot.old", "#run", ".help", "footer p", ".where"]
+    selectors = ["#hint", ".about", ".slot.old", "#run", ".explains", ".legend", ".where"]
     selectors += [f".legend .slot.new.{level}" for level in ("low", "middle", "high")]
     tab = ready(visit(page, color_scheme=scheme))
     generate(tab, "How many?")
@@ -217,7 +218,7 @@ def test_blanks_make_it_an_infill(visit, page):
     tab = ready(visit(page))
     tab.check("#mode-prompt", force=True)
     tab.fill("#text", "The {2} sat {{on}} the {3}.")
-    assert tab.locator("#hint").inner_text() == "Infill: 2 blanks, 5 tokens."
+    assert tab.locator("#hint").inner_text().startswith("Infill: 2 blanks, 5 tokens.")
     assert tab.is_disabled("#max-tokens")
     generate(tab, "The {2} sat {{on}} the {3}.")
     assert page.log[-1]["parts"] == ["The ", 2, " sat {on} the ", 3, "."]
@@ -245,7 +246,6 @@ def test_only_changed_knobs_are_sent_and_their_types_are_kept(visit, page):
     lane.locator(".knobs summary").click()
     threshold = lane.locator("[data-knob=threshold]")
     assert threshold.get_attribute("placeholder") == "0.9"
-    threshold.hover()
     tip = lane.locator(f"#{threshold.get_attribute('aria-describedby')}")
     assert tip.inner_text() == "1: one at a time; 0: all at once (default: 0.9)"
     threshold.fill("0.5")
@@ -356,6 +356,8 @@ def test_what_the_server_refuses_is_shown_in_its_lane(visit, page):
     tab = ready(visit(page, expected=("400",)))
     generate(tab, "How many?")
     problem = tab.locator(".problem").nth(0)
+    assert tab.locator(".where").nth(0).inner_text() == "no forward yet"
+    assert tab.locator(".step").nth(0).is_disabled()
     assert problem.inner_text() == "400: max_tokens=14: <b>too many</b>"
     assert problem.get_attribute("role") == "alert"
     generate(tab, "  ")
@@ -408,3 +410,152 @@ def test_the_theme_is_kept(visit, page):
     assert dark != bright
     tab.reload()
     assert tab.evaluate(paper) == dark
+
+
+def test_the_help_of_a_knob_shows_in_one_place_and_moves_nothing(visit, page):
+    tab = ready(visit(page))
+    tab.locator(".decoder").nth(0).select_option("threshold")
+    tab.locator(".knobs summary").nth(0).click()
+    explains = tab.locator(".explains").nth(0)
+    before = tab.locator(".canvas").nth(0).bounding_box()
+    tab.locator(".lane").nth(0).locator("[data-knob=threshold]").hover()
+    said = "threshold: 1: one at a time; 0: all at once (default: 0.9)"
+    assert explains.inner_text() == said
+    tab.locator(".lane").nth(0).locator("[data-knob=sizes]").focus()
+    assert explains.inner_text() == "sizes: a list (default: 1, 2)"
+    assert tab.locator(".canvas").nth(0).bounding_box() == before
+
+
+def test_another_cache_keeps_the_decoders_knobs_and_another_decoder_the_shared_ones(visit, page):
+    tab = ready(visit(page))
+    lane = tab.locator(".lane").nth(1)
+    lane.locator(".knobs summary").click()
+    lane.locator("[data-knob=threshold]").fill("0.5")
+    lane.locator("[data-knob=temperature]").fill("0.3")
+    lane.locator(".cache").select_option("dual")
+    assert lane.locator("[data-knob=threshold]").input_value() == "0.5"
+    lane.locator("[data-knob=period]").fill("2")
+    lane.locator(".decoder").select_option("vanilla")
+    assert lane.locator("[data-knob=temperature]").input_value() == "0.3"
+    assert lane.locator("[data-knob=period]").input_value() == "2"
+    assert lane.locator(".changed").inner_text() == "· 2 changed"
+
+
+def test_both_charts_have_one_scale_and_named_axes(visit, page):
+    tab = ready(visit(page))
+    scale = ".chart svg >> nth=1"
+    assert tab.get_attribute(scale, "viewBox") == "0 -4 24 4", "an empty chart has its axes too"
+    tab.fill("#text", "How many?")
+    tab.fill("#max-tokens", "40")
+    tab.click("#run")
+    finished(tab)
+    views = {tab.get_attribute(f".chart svg >> nth={i}", "viewBox") for i in (0, 1)}
+    assert views == {"0 -4 40 4"}
+    words = [tab.locator(f".plot .{part}").nth(1).inner_text() for part in ("top", "axis", "last")]
+    assert words == ["4", "forward", "40"]
+    tab.uncheck("#compare")
+    tab.fill("#text", "How many?")
+    tab.fill("#max-tokens", "4")
+    tab.click("#run")
+    finished(tab)
+    assert tab.get_attribute(".chart svg >> nth=0", "viewBox") == "0 -4 24 4"
+
+
+def test_the_lanes_stand_side_by_side_part_by_part(visit, page):
+    page.set(refuses="no")
+    tab = ready(visit(page, expected=("400",)))
+    tab.locator(".decoder").nth(0).select_option("threshold")
+    generate(tab, "How many?")
+    tab.locator(".knobs summary").nth(0).click()
+    sync_api.expect(tab.locator(".knobs[open]")).to_have_count(2)
+    for part in (".canvas", ".replay", ".chart", ".foot"):
+        tops = [tab.locator(part).nth(i).bounding_box()["y"] for i in (0, 1)]
+        assert tops[0] == tops[1], part
+
+
+def test_a_chat_shows_its_question_and_asks_it_again_without_the_answer(visit, page):
+    tab = ready(visit(page))
+    tab.uncheck("#compare")
+    assert tab.locator("#again").is_hidden()
+    generate(tab, "One?", 12)
+    assert tab.input_value("#text") == ""
+    assert tab.evaluate("document.activeElement.id") == "text"
+    turns = tab.locator(".lane").nth(0).locator(".turns li")
+    assert turns.all_inner_texts() == ["One?"]
+    tab.click("#again")
+    finished(tab)
+    assert [body["messages"] for body in page.log] == [[{"role": "user", "content": "One?"}]] * 2
+    tab.check("#mode-prompt", force=True)
+    assert turns.first.is_hidden(), "plain text has no conversation"
+
+
+def test_a_full_queue_and_a_lost_server_are_told_in_words(visit, page):
+    page.set(refuses="256 requests wait; try again in 3 s", status=429)
+    tab = ready(visit(page, expected=("429", "ERR_FAILED")))
+    tab.uncheck("#compare")
+    generate(tab, "How many?")
+    problem = tab.locator(".problem").nth(0)
+    assert problem.inner_text() == "429: 256 requests wait; try again in 3 s"
+    assert tab.input_value("#text") == "How many?", "what got no answer is still there"
+    page.set(breaks_off=True)
+    generate(tab, "How many?")
+    assert problem.inner_text() == "The answer broke off: the server closed the connection."
+    tab.route("**/v1/**", lambda route: route.abort())
+    generate(tab, "How many?")
+    assert problem.inner_text() == "The server does not answer. Is it still running?"
+
+
+def test_the_copied_command_runs_in_bash_whatever_the_text_is(visit, page):
+    text = "It's \"so\" $HOME `ls` \\ !x\n\tünï 🙂 </b> %s '' @x"
+    tab = ready(visit(page, permissions=["clipboard-read", "clipboard-write"]))
+    tab.check("#mode-prompt", force=True)
+    tab.fill("#text", text)
+    tab.locator(".copy-curl").nth(0).click()
+    sync_api.expect(tab.locator(".copy-curl").nth(0)).to_have_text("Copied")
+    command = tab.evaluate("navigator.clipboard.readText()")
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("data: [DONE]")
+    assert page.log[-1]["prompt"] == text
+
+
+def test_stopping_from_the_keyboard_leaves_the_focus_in_the_page(visit, page):
+    page.set(step_s=0.3)
+    tab = ready(visit(page))
+    tab.fill("#text", "How many?")
+    tab.focus("#run")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#stop:enabled")
+    tab.focus("#stop")
+    tab.keyboard.press("Space")
+    finished(tab)
+    assert tab.evaluate("document.activeElement.id") == "run"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_controls_stand_out_from_their_card(visit, page, scheme):
+    tab = ready(visit(page, color_scheme=scheme))
+    tab.locator(".knobs summary").nth(0).click()
+    tab.evaluate("""() => document.querySelectorAll("textarea, input, select, #run")
+        .forEach((e) => { e.style.color = getComputedStyle(e).borderTopColor; })""")
+    found = {name: contrast(tab, name) for name in ("#text", "#seed", ".decoder", ".knob input")}
+    assert all(value >= 3 for value in found.values()), found
+
+
+def test_a_model_without_a_chat_template_takes_prompts_only_and_says_why(visit, page):
+    page.set(has_template=False)
+    tab = ready(visit(page))
+    assert tab.is_disabled("#mode-chat")
+    assert "no chat template" in tab.locator("#model").inner_text()
+    generate(tab, "The cat")
+    assert page.log[-1]["prompt"] == "The cat"
+
+
+def test_the_page_works_where_the_browser_keeps_nothing(visit, page):
+    tab = visit(page)
+    tab.add_init_script("""Object.defineProperty(window, "localStorage", {
+        get() { throw new DOMException("denied", "SecurityError"); }})""")
+    tab.reload()
+    ready(tab)
+    tab.click("#theme")
+    assert tab.locator("#theme").inner_text() == "Theme: light"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -27,8 +28,6 @@ def test_the_reference_of_the_metrics_is_what_the_server_counts(client):
 
 
 def test_the_openapi_document_names_every_body_and_is_complete(client):
-    import json
-
     document = client.get("/openapi.json").json()
     text = json.dumps(document)
     refs = set(re.findall(r'"#/components/schemas/(\w+)"', text))
@@ -55,11 +54,41 @@ def test_the_tutorials_code_runs_as_printed(live, capsys):
 
 @needs_docs
 def test_the_tutorials_requests_are_answered(client):
-    import json
-
     text = (DOCS / "tutorials" / "serve.md").read_text(encoding="utf-8")
     found = re.findall(r"curl -s http://127.0.0.1:8000(\S+) .*?-d '(.*?)'", text, re.DOTALL)
     assert len(found) == 2
     for path, body in found:
         response = client.post(path, json=json.loads(body))
         assert response.status_code == 200, response.text
+    assert f'"blanks": {json.dumps(response.json()["choices"][0]["blanks"])}' in text
+
+
+@needs_docs
+def test_the_tutorials_table_of_forwards_is_what_the_server_counts(client):
+    text = (DOCS / "tutorials" / "serve.md").read_text(encoding="utf-8")
+    body = json.loads(re.search(r"chat/completions .*?-d '(.*?)'", text, re.DOTALL)[1])
+    rows = re.findall(r"^\| `(.*?)` \| .* \| (\d+) \|$", text, re.MULTILINE)
+    assert len(rows) == 4
+    for added, forwards in rows:
+        wanted = {**body, "decoder": "threshold", **json.loads(f"{{{added}}}")}
+        usage = client.post("/v1/chat/completions", json=wanted).json()["usage"]
+        assert usage["num_forwards"] == int(forwards), added
+
+
+@needs_docs
+def test_the_references_example_is_answered_as_printed(client):
+    text = (DOCS / "reference" / "http.md").read_text(encoding="utf-8")
+    body = re.search(r"chat/completions .*?-d '(.*?)'\n```", text, re.DOTALL)
+    printed = json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL)[1])
+    reply = client.post("/v1/chat/completions", json=json.loads(body[1])).json()
+    for name in ("id", "created", "system_fingerprint"):
+        assert type(reply.pop(name)) is type(printed.pop(name))
+    assert reply == printed
+
+
+def test_a_method_that_a_route_does_not_have_is_told_with_those_that_it_has(client):
+    reply = client.get("/v1/chat/completions")
+    assert reply.status_code == 405
+    assert reply.headers["allow"] == "POST"
+    told = "/v1/chat/completions does not take GET; it takes POST"
+    assert reply.json()["error"]["message"] == told

@@ -64,6 +64,7 @@ def test_sglangs_algorithms_are_our_decoders(algorithm, config, decoder, knobs):
     ("algorithm", "config", "said"),
     [
         ("LowConfidense", None, "did you mean 'LowConfidence'"),
+        ("CadLM", None, "did you mean 'CadLLM'"),
         ("Gemma4Renoise", None, "no mask token"),
         ("LowConfidence", {"treshold": 0.8}, "did you mean 'threshold'"),
         ("LowConfidence", {"edit_threshold": 0.8}, "unknown key"),

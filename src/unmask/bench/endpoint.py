@@ -126,7 +126,8 @@ def refusal(status: int, body: str) -> str:
         message = message.get("message", message) if isinstance(message, dict) else message
     except (ValueError, AttributeError):
         pass
-    return f"status {status}: {str(message).strip()[:MAX_ERROR_CHARS] or 'no reason given'}"
+    told = f"status {status}: {str(message).strip()[:MAX_ERROR_CHARS] or 'no reason given'}"
+    return f"{told}; give the server's key, --api-key or UNMASK_API_KEY" if status == 401 else told
 
 
 @dataclass(frozen=True)

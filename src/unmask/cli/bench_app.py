@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from unmask.cli.bench_server_app import bench_gsm8k, bench_mmlu, bench_serve
-from unmask.cli.extended import DecodeCommand
+from unmask.cli.extended import Commands, DecodeCommand
 from unmask.cli.flags import CacheFlag, DeviceFlag, DtypeFlag, ModelFlag
 
-bench = typer.Typer(help="Measure quality and speed.", no_args_is_help=True)
+bench = typer.Typer(cls=Commands, help="Measure quality and speed.", no_args_is_help=True)
 bench.command("serve")(bench_serve)
 bench.command("gsm8k")(bench_gsm8k)
 bench.command("mmlu")(bench_mmlu)

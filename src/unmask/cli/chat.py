@@ -117,7 +117,10 @@ def run(
 
     prompt, pairs = split_words(words)
     if prompt is not None:
-        raise ConfigError(f"unexpected word {prompt!r}; what you say is typed at the prompt")
+        raise ConfigError(
+            f"unexpected word {prompt!r}; what you say is typed at the prompt, and a model is "
+            f"chosen with --model"
+        )
     wanted = settings(
         pairs,
         flags,
@@ -196,11 +199,12 @@ class Session:
         while True:
             try:
                 line = input(PROMPT) if self.is_typed else sys.stdin.readline()
+                line.encode()  # in the C locale wrong bytes arrive as lone surrogates
             except EOFError:
                 print(file=sys.stderr)
                 return
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"standard input is not UTF-8 text ({error.reason})") from None
+            except UnicodeError as error:
+                raise ConfigError(f"standard input is not UTF-8 text ({error})") from None
             if not self.is_typed and not line:
                 return
             if line.strip():

@@ -26,7 +26,7 @@ from unmask.cli.configured import (
     as_words,
     sources,
 )
-from unmask.cli.extended import DecodeCommand
+from unmask.cli.extended import Commands, DecodeCommand
 from unmask.errors import ConfigError
 
 ObjectiveFlag = Annotated[
@@ -70,7 +70,7 @@ FrontFlag = Annotated[
     typer.Option("--plot", metavar="FILE", help="The front as .png, .svg or .pdf."),
 ]
 
-config = typer.Typer(help="See what a command would run with.", no_args_is_help=True)
+config = typer.Typer(cls=Commands, help="See what a command would run with.", no_args_is_help=True)
 
 
 def evaluate(

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import shutil
 import textwrap
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+
+class Commands(TyperGroup):
+    """A group whose list of commands says what each does in full."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Every command with the first sentence of its help, over as many lines as that takes."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, command.get_short_help_str(limit=200)) for name, command in found if command]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 class DecodeCommand(TyperCommand):
@@ -16,7 +29,7 @@ class DecodeCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The usual page, then every decoder with its knobs."""
         super().format_help(ctx, formatter)
-        print(knobs_page())
+        formatter.write(f"\n{knobs_page()}\n")
 
 
 class TrainCommand(TyperCommand):
@@ -27,7 +40,9 @@ class TrainCommand(TyperCommand):
         super().format_help(ctx, formatter)
         from unmask.cli.train import show_recipes
 
-        show_recipes()
+        with contextlib.redirect_stdout(io.StringIO()) as page:
+            show_recipes()
+        formatter.write(f"\n{page.getvalue()}")
 
 
 COMMON = 5

@@ -13,7 +13,7 @@ import unmask
 from unmask.cli import eval_app, frequencies, ranks
 from unmask.cli.bench_app import bench
 from unmask.cli.chat_app import chat
-from unmask.cli.extended import DecodeCommand, TrainCommand
+from unmask.cli.extended import Commands, DecodeCommand, TrainCommand
 from unmask.cli.flags import (
     CacheFlag,
     DecoderFlag,
@@ -40,12 +40,15 @@ USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
 
 app = typer.Typer(
     name="unmask",
+    cls=Commands,
     help="Decode, watch and train masked diffusion language models.",
     add_completion=False,
     no_args_is_help=True,
+    rich_markup_mode=None,  # rich's table cuts the names of long flags
     pretty_exceptions_enable=False,
     context_settings={
         "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
         "token_normalize_func": lambda name: name.replace("_", "-"),
     },
 )

@@ -126,7 +126,7 @@ def need_extra() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise DependencyError(
-            f"unmask serve needs {error.name}: pip install 'unmask[serve]'"
+            f"unmask serve needs {error.name or error}: pip install 'unmask[serve]'"
         ) from None
 
 

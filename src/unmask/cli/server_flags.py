@@ -165,6 +165,7 @@ DataFlag = Annotated[
         "--data",
         "--data-path",
         metavar="PATH",
+        envvar="UNMASK_DATA",
         help="The task's test file, its folder, or the folder above it.",
     ),
 ]

@@ -41,7 +41,7 @@ def from_sglang(algorithm: str, config: Mapping[str, Any] | None) -> tuple[str, 
         plain = {name.replace("_", ""): name for name in decoders.names()}
         name = plain.get(algorithm.replace("_", "").lower())
         if name is None:
-            raise unknown_name("--dllm-algorithm", algorithm, [*KNOWN, *decoders.names()])
+            raise unknown_name("--dllm-algorithm", algorithm, [*KNOWN, "CadLLM", *decoders.names()])
         decoder, defaults = name, {}
         allowed = decoders.knob_names(decoder) - {BLOCK_SIZE}
     knobs = dict(defaults)

@@ -80,7 +80,12 @@ def add_errors(app: FastAPI) -> None:
 
     async def of_router(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException), "registered for it"
-        said = {404: f"no route {request.method} {request.url.path[:100]}; see /openapi.json"}
+        path = request.url.path[:100]
+        allowed = (error.headers or {}).get("Allow")
+        said = {
+            404: f"no route {request.method} {path}; see /openapi.json",
+            405: f"{path} does not take {request.method}; it takes {allowed}",
+        }
         made = ApiError(error.status_code, said.get(error.status_code, str(error.detail)))
         return JSONResponse(made.body(), error.status_code, dict(error.headers or {}))
 

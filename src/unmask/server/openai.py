@@ -94,7 +94,11 @@ class Decoding(Strict):
     n: int | None = Field(None, ge=1, le=MAX_N, description="answers to each prompt")
     ignore_eos: bool = Field(False, description="fill the whole canvas; an end token ends nothing")
     stream: bool | None = Field(None, description="send the answer in pieces (server-sent events)")
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(
+        None,
+        description="include_usage: a last chunk with the usage; continuous_usage_stats: the usage "
+        "so far in every chunk",
+    )
     stream_mode: Literal["text", "canvas"] = Field(
         "text", description="text that only grows; or the whole canvas after every forward"
     )
@@ -172,7 +176,10 @@ class ContentPart(Strict):
 class ChatRequest(Decoding):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], several(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], several(min_length=1, max_length=MAX_MESSAGES)] = Field(
+        description="the turns so far: role is system (or developer), user or assistant, content "
+        "a text or a list of text parts"
+    )
     max_completion_tokens: Whole | None = Field(None, description="the newer name of max_tokens")
     logprobs: bool | None = Field(
         None, description="log-probabilities of the tokens, when committed"

@@ -1,6 +1,7 @@
 // The page: what is typed, the lanes, and the way between them.
 
 import { hasBlank, parse } from "./blanks.js";
+import { Scale } from "./chart.js";
 import { Lane } from "./lane.js";
 import { getJson } from "./stream.js";
 
@@ -15,6 +16,8 @@ const EXAMPLES = [
 let schema = null;
 let lanes = [];
 let running = null;
+let asked = ""; // the last question of the conversation
+const scale = new Scale();
 
 const mode = () => document.querySelector('input[name="mode"]:checked').value;
 const key = () => at("key").value;
@@ -35,7 +38,7 @@ function ask(turns) {
   if (!text.trim()) throw new Error("The text is empty; type something first.");
   const number = (id, name) => {
     const input = at(id);
-    if (!input.checkValidity() || input.value === "") throw new Error(`${name} must be a whole number.`);
+    if (!input.checkValidity()) throw new Error(`${name}: ${input.validationMessage}`);
     return Number(input.value);
   };
   const body = { model: schema.model.id, seed: number("seed", "Seed") };
@@ -50,36 +53,65 @@ function ask(turns) {
 function hint() {
   const text = at("text").value;
   const fills = mode() === "prompt" && hasBlank(text);
-  let words = mode() === "chat" ? "One turn of a conversation." : "Plain text that goes on; {3} is a blank.";
+  const isChat = mode() === "chat";
+  let words = isChat ? "The next turn of a conversation." : "Text that the model goes on with; {3} is a blank of three tokens.";
   if (fills) {
     try {
       const blanks = parse(text).filter((part) => typeof part === "number");
       const sum = blanks.reduce((a, b) => a + b, 0);
-      words = `Infill: ${blanks.length} blank${blanks.length === 1 ? "" : "s"}, ${sum} token${sum === 1 ? "" : "s"}.`;
+      words = `Infill: ${blanks.length} blank${blanks.length === 1 ? "" : "s"}, ${sum} token${sum === 1 ? "" : "s"}.`
+        + " A brace itself is doubled: {{.";
     } catch (error) {
       words = error.message;
     }
   }
   at("hint").textContent = words;
   at("max-tokens").disabled = fills;
-  at("reset").hidden = mode() !== "chat";
+  at("reset").hidden = !isChat;
+  at("again").hidden = !isChat || !asked;
+  at("text").placeholder = isChat ? "Ask something." : "The {3} sat on the {2}.";
+  at("lanes").classList.toggle("no-turns", !isChat);
 }
 
 async function run(event) {
-  event?.preventDefault();
+  event.preventDefault();
   if (running || !schema) return;
   running = new AbortController();
   at("run").disabled = true;
   at("stop").disabled = false;
   trouble("");
   say("Decoding.");
+  const before = document.activeElement;
   const chosen = active();
   const wentWell = await Promise.all(chosen.map((lane) => lane.run(key(), running.signal)));
   running = null;
   at("run").disabled = false;
   at("stop").disabled = true;
   say(chosen.map((lane, i) => `Lane ${lane.name}: ${wentWell[i] ? lane.parts.facts.textContent : "no answer"}.`).join(" "));
-  if (mode() === "chat" && wentWell.every(Boolean)) at("text").select();
+  if (mode() === "chat" && wentWell.every(Boolean)) {
+    asked = at("text").value;
+    at("text").value = "";
+    hint();
+    at("text").focus();
+  } else if ([document.body, at("stop")].includes(document.activeElement)) {
+    (before === document.body ? at("run") : before).focus(); // a disabled button cannot keep it
+  }
+}
+
+// The last question once more, as if its answer had not been given: with another decoder, say.
+function again() {
+  if (running) return;
+  lanes.forEach((lane) => lane.takeBack(asked));
+  at("text").value = asked;
+  hint();
+  at("compose").requestSubmit();
+}
+
+function beginAnew() {
+  if (running) return;
+  asked = "";
+  lanes.forEach((lane) => lane.forget());
+  hint();
 }
 
 function stop() {
@@ -89,6 +121,7 @@ function stop() {
 function showLanes() {
   at("lanes").classList.toggle("single", !at("compare").checked);
   lanes[1].element.hidden = !at("compare").checked;
+  scale.fit();
 }
 
 function setUp() {
@@ -97,19 +130,34 @@ function setUp() {
   const first = { decoder: defaults?.decoder ?? names[0], cache: defaults?.cache ?? "none",
     knobs: defaults?.knobs, cacheArgs: defaults?.cache_args };
   const other = ["threshold", "vanilla", ...names].find((name) => names.includes(name) && name !== first.decoder);
-  lanes = [new Lane("A", schema, first, ask), new Lane("B", schema, { decoder: other ?? first.decoder, cache: "none" }, ask)];
+  const second = { decoder: other ?? first.decoder, cache: first.cache };
+  scale.charts = [];
+  lanes = [new Lane("A", schema, first, ask, scale), new Lane("B", schema, second, ask, scale)];
   at("lanes").replaceChildren(...lanes.map((lane) => lane.element));
+  openTogether(lanes.map((lane) => lane.element.querySelector(".knobs")));
   const facts = [model.id, model.family, model.block_size ? `blocks of ${model.block_size}` : null,
-    model.max_length ? `context ${model.max_length}` : null];
+    model.max_length ? `context ${model.max_length}` : null,
+    model.has_chat_template === false ? "no chat template" : null];
   at("model").textContent = facts.filter(Boolean).join(" · ");
+  document.title = `${model.id} · unmask`;
   at("max-tokens").max = model.max_length ?? "";
   if (model.has_chat_template === false) {
     at("mode-chat").disabled = true;
     at("mode-prompt").checked = true;
   }
-  if (model.id === "demo") showExamples();
+  if (model.id === "demo") {
+    showExamples();
+    if (!at("text").value) at("text").value = EXAMPLES[0][2];
+  }
   showLanes();
   hint();
+}
+
+// Side by side the lanes' knobs are open, or closed, in both.
+function openTogether(details) {
+  for (const one of details) {
+    one.addEventListener("toggle", () => details.forEach((other) => { other.open = one.open; }));
+  }
 }
 
 function showExamples() {
@@ -119,6 +167,7 @@ function showExamples() {
     button.className = "quiet";
     button.textContent = name;
     button.addEventListener("click", () => {
+      beginAnew();
       at(`mode-${kind}`).checked = true;
       at("text").value = text;
       at("max-tokens").value = String(tokens);
@@ -150,14 +199,26 @@ async function connect() {
 function theme(name) {
   const chosen = THEMES.includes(name) ? name : "auto";
   document.documentElement.dataset.theme = chosen;
-  at("theme").textContent = chosen;
-  at("theme").setAttribute("aria-label", `Theme: ${chosen === "auto" ? "as the system" : chosen}`);
-  localStorage.setItem("unmask-theme", chosen);
+  at("theme").textContent = `Theme: ${chosen}`;
+  try {
+    localStorage.setItem("unmask-theme", chosen);
+  } catch {
+    // the browser keeps nothing for sites: the theme lasts as long as the tab
+  }
+}
+
+function kept() {
+  try {
+    return localStorage.getItem("unmask-theme");
+  } catch {
+    return null;
+  }
 }
 
 at("compose").addEventListener("submit", run);
 at("stop").addEventListener("click", stop);
-at("reset").addEventListener("click", () => lanes.forEach((lane) => lane.forget()));
+at("again").addEventListener("click", again);
+at("reset").addEventListener("click", beginAnew);
 at("compare").addEventListener("change", showLanes);
 at("text").addEventListener("input", hint);
 at("connect").addEventListener("submit", (event) => {
@@ -170,10 +231,12 @@ at("theme").addEventListener("click", () => {
 });
 for (const input of document.querySelectorAll('input[name="mode"]')) input.addEventListener("change", hint);
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(event);
-  else if (event.key === "Escape" && running) stop();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    at("compose").requestSubmit();
+  } else if (event.key === "Escape" && running) stop();
 });
 
-theme(localStorage.getItem("unmask-theme"));
+theme(kept());
 hint();
 connect();

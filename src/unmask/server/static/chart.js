@@ -1,59 +1,97 @@
-// Tokens per forward as bars; a bar is a place to jump to.
+// Tokens per forward as bars. All lanes share one scale, so that bars can be compared across them.
 
 const SVG = "http://www.w3.org/2000/svg";
-const HEIGHT = 48, LEAST_BARS = 24, LEAST_TOKENS = 4;
+const LEAST_BARS = 24, LEAST_TOKENS = 4;
 
-function make(name, attributes) {
+function make(name, attributes, parent) {
   const element = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
+  parent?.append(element);
   return element;
 }
 
+function word(className, text, parent) {
+  const element = document.createElement("span");
+  element.className = className;
+  element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
+// The axes of several charts: as long as the longest decode and as high as the highest bar that is shown.
+export class Scale {
+  constructor() {
+    this.charts = [];
+  }
+
+  fit() {
+    const shown = this.charts.filter(({ element }) => !element.closest("[hidden]"));
+    const bars = Math.max(LEAST_BARS, ...shown.map(({ counts }) => counts.length));
+    const most = Math.max(LEAST_TOKENS, ...shown.flatMap(({ counts }) => counts));
+    if (bars === this.bars && most === this.most) return;
+    this.bars = bars;
+    this.most = most;
+    this.charts.forEach((chart) => chart.fit());
+  }
+}
+
 export class Chart {
-  constructor(element, jump) {
+  // `jump(forward)` is called for the forward that is clicked.
+  constructor(element, scale, jump) {
     this.element = element;
-    this.jump = jump;
-    this.bars = [];
-    this.most = 0;
+    this.scale = scale;
+    this.counts = [];
+    const title = document.createElement("p");
+    title.textContent = "Tokens written per forward, end tokens too";
+    this.plot = document.createElement("div");
+    this.plot.className = "plot";
+    this.top = word("top", "", this.plot);
+    word("zero", "0", this.plot);
+    this.svg = make("svg", { role: "img", preserveAspectRatio: "none" });
+    this.plot.append(this.svg);
+    word("first", "1", this.plot);
+    word("axis", "forward", this.plot);
+    this.last = word("last", "", this.plot);
+    element.replaceChildren(title, this.plot);
+    // y grows upward in here, so that a bar stays as it is when the scale changes
+    this.up = make("g", { transform: "scale(1,-1)" }, this.svg);
+    this.svg.addEventListener("click", (event) => {
+      const { left, width } = this.svg.getBoundingClientRect();
+      const forward = Math.floor(((event.clientX - left) / width) * this.scale.bars) + 1;
+      if (forward >= 1 && forward <= this.counts.length) jump(forward);
+    });
+    scale.charts.push(this);
+    this.clear();
+    this.fit();
   }
 
   clear() {
-    this.element.replaceChildren();
-    this.bars = [];
-    this.most = 0;
+    this.draw([], 0);
   }
 
   draw(counts, current) {
-    const top = Math.max(0, ...counts);
-    const most = Math.max(LEAST_TOKENS, top);
-    if (most !== this.most || counts.length < this.bars.length || !this.svg) this.begin(most);
-    while (this.bars.length < counts.length) this.add(counts[this.bars.length]);
-    this.svg.setAttribute("viewBox", `0 0 ${Math.max(counts.length, LEAST_BARS)} ${HEIGHT}`);
-    this.bars.forEach((bar, i) => bar.classList.toggle("current", i + 1 === current));
-    const sum = counts.reduce((a, b) => a + b, 0);
-    const mean = counts.length ? (sum / counts.length).toFixed(2) : "0";
-    this.svg.setAttribute("aria-label",
-      `Tokens per forward: ${counts.length} forwards, mean ${mean}, most ${top}`);
-    this.label.textContent = counts.length ? `${mean} a forward, at most ${top}` : "";
+    this.counts = counts;
+    const bars = this.up.children;
+    while (bars.length > counts.length) this.up.lastElementChild.remove();
+    for (let at = 0; at < counts.length; at += 1) {
+      const bar = bars[at] ?? make("rect", { x: at + 0.1, y: 0, width: 0.8 }, this.up);
+      bar.classList.toggle("current", at + 1 === current);
+      if (bar.getAttribute("height") === String(counts[at])) continue;
+      bar.setAttribute("height", String(counts[at]));
+      const title = make("title", {});
+      title.textContent = `forward ${at + 1}: ${counts[at]}`;
+      bar.replaceChildren(title);
+    }
+    const most = Math.max(0, ...counts);
+    this.svg.setAttribute("aria-label", counts.length
+      ? `Tokens written per forward: ${counts.length} forwards, most ${most}` : "Tokens written per forward: none yet");
+    this.scale.fit();
   }
 
-  begin(most) {
-    this.most = most;
-    this.bars = [];
-    this.svg = make("svg", { role: "img", preserveAspectRatio: "none", viewBox: `0 0 ${LEAST_BARS} ${HEIGHT}` });
-    this.label = document.createElement("p");
-    this.element.replaceChildren(this.svg, this.label);
-  }
-
-  add(count) {
-    const height = Math.max(1, (HEIGHT * count) / this.most);
-    const at = this.bars.length;
-    const bar = make("rect", { x: at + 0.1, y: HEIGHT - height, width: 0.8, height });
-    bar.addEventListener("click", () => this.jump(at + 1));
-    const title = make("title", {});
-    title.textContent = `forward ${at + 1}: ${count}`;
-    bar.append(title);
-    this.bars.push(bar);
-    this.svg.append(bar);
+  fit() {
+    const { bars, most } = this.scale;
+    this.svg.setAttribute("viewBox", `0 ${-most} ${bars} ${most}`);
+    this.top.textContent = String(most);
+    this.last.textContent = String(bars);
   }
 }

@@ -2,9 +2,20 @@
 
 let serial = 0;
 
+const EXPLAINS = "What a knob does shows here: point at it, or go to it with Tab.";
+
 function spelled(value) {
   if (value === null || value === undefined) return "none";
   return Array.isArray(value) ? value.join(", ") : String(value);
+}
+
+// What holds when nothing is typed; a default of none is often a rule, which the help then tells.
+function unset(knob) {
+  return knob.default === null && knob.help.includes("default:") ? "default" : spelled(knob.default);
+}
+
+function explained(knob) {
+  return unset(knob) === "default" ? knob.help : `${knob.help} (default: ${spelled(knob.default)})`;
 }
 
 // The value of a text, by the knob's type. Throws what is wrong with it.
@@ -24,8 +35,10 @@ function read(knob, text) {
 }
 
 export class Knobs {
-  constructor(element, changed) {
+  // Rows go into `element`, the help of the row in use into `explains`; `changed(field)` is called after edits.
+  constructor(element, explains, changed) {
     this.element = element;
+    this.explains = explains;
     this.changed = changed;
     this.fields = [];
   }
@@ -41,6 +54,7 @@ export class Knobs {
       return set;
     });
     this.element.replaceChildren(...sections);
+    this.explains.textContent = EXPLAINS;
   }
 
   row(knob, where, value) {
@@ -48,7 +62,7 @@ export class Knobs {
     const row = document.createElement("div");
     row.className = "knob";
     const label = document.createElement("label");
-    label.textContent = knob.name;
+    label.append(...knob.name.split(/(?<=_)/).flatMap((part) => [part, document.createElement("wbr")]));
     label.htmlFor = `knob-${serial}`;
     const input = this.input(knob);
     input.id = label.htmlFor;
@@ -56,10 +70,12 @@ export class Knobs {
     input.setAttribute("aria-describedby", `help-${serial}`);
     if (value !== undefined && value !== knob.default) input.value = spelled(value);
     const help = document.createElement("span");
-    help.className = "help";
-    help.role = "tooltip";
+    help.className = "unseen";
     help.id = `help-${serial}`;
-    help.textContent = `${knob.help} (default: ${spelled(knob.default)})`;
+    help.textContent = explained(knob);
+    const explain = () => { this.explains.textContent = `${knob.name}: ${help.textContent}`; };
+    row.addEventListener("pointerenter", explain);
+    row.addEventListener("focusin", explain);
     row.append(label, input, help);
     const field = { knob, where, input };
     const note = () => {
@@ -76,14 +92,14 @@ export class Knobs {
     const choices = knob.type === "bool" ? ["true", "false"] : knob.choices;
     if (choices) {
       const select = document.createElement("select");
-      select.append(new Option(spelled(knob.default), ""));
+      select.append(new Option(unset(knob), ""));
       for (const choice of choices) {
         if (String(choice) !== String(knob.default)) select.append(new Option(choice, choice));
       }
       return select;
     }
     const input = document.createElement("input");
-    input.placeholder = spelled(knob.default);
+    input.placeholder = unset(knob);
     if (knob.type === "int" || knob.type === "float") {
       input.type = "number";
       input.step = knob.type === "int" ? "1" : "any";
@@ -103,11 +119,13 @@ export class Knobs {
     return found;
   }
 
-  count() {
-    return this.fields.filter(({ input }) => input.value.trim() !== "").length;
+  // The texts typed into the knobs of one part of the request, right or wrong.
+  typed(where) {
+    const fields = this.fields.filter((field) => field.where === where && field.input.value.trim() !== "");
+    return Object.fromEntries(fields.map(({ knob, input }) => [knob.name, input.value.trim()]));
   }
 
-  value(name) {
-    return this.fields.find(({ knob }) => knob.name === name)?.input.value ?? "";
+  count() {
+    return this.fields.filter(({ input }) => input.value.trim() !== "").length;
   }
 }

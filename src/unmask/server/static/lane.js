@@ -6,12 +6,16 @@ import { Frames, OPEN } from "./frames.js";
 import { Knobs } from "./knobs.js";
 import { curl, events } from "./stream.js";
 
-const FRAME_MS = 120;
-const ENDINGS = { stop: "came to its end", length: "all slots used" };
+const FRAME_MS = 120, LEAST_FRAME_MS = 20, REPLAY_MS = 12_000; // a long replay runs faster
+const ENDINGS = { stop: "ended", length: "all slots used" };
+
+function counted(number, noun) {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
+}
 
 export class Lane {
-  // `ask()` gives {path, body} of what is typed now; throws what is wrong with it.
-  constructor(name, schema, wanted, ask) {
+  // `ask()` gives {path, body} of what is typed now; throws what is wrong with it. Lanes share `scale`.
+  constructor(name, schema, wanted, ask, scale) {
     this.name = name;
     this.schema = schema;
     this.ask = ask;
@@ -30,9 +34,15 @@ export class Lane {
     this.element.setAttribute("aria-label", `Lane ${name}`);
     this.parts.canvas.setAttribute("aria-label", `Canvas of lane ${name}`);
     this.parts.step.setAttribute("aria-label", `Forward shown in lane ${name}`);
-    this.chart = new Chart(find(".chart"), (step) => this.show(step));
-    this.knobs = new Knobs(find(".knobs div"), ({ knob }) => {
-      if (knob.name === "inner") this.fillKnobs(this.knobs.values());
+    this.chart = new Chart(find(".chart"), scale, (forward) => {
+      this.pause();
+      this.show(this.frames.list.findIndex((frame) => frame.forward === forward));
+    });
+    this.knobs = new Knobs(find(".knobs div"), find(".explains"), ({ knob, where }) => {
+      if (knob.name === "inner" && where === "decoder") {
+        this.fillKnobs({ decoder: this.knobs.typed("decoder"), cache: this.knobs.typed("cache") });
+        this.element.querySelector("[data-knob=inner]").focus();
+      }
       this.countChanged();
     });
     this.fill(wanted);
@@ -72,8 +82,8 @@ export class Lane {
     groups.push(["every decoder", this.schema.shared, "decoder", values.decoder]);
     this.knobs.show(groups);
     const kind = { true: "exact cache", false: "approximate cache" }[String(cache.exact)];
-    this.parts.about.textContent = [decoder.title, kind].filter(Boolean).join(" · ");
-    this.parts.about.title = decoder.source ?? "";
+    const paper = decoder.source?.match(/arXiv:\d{4}\.\d{5}/)?.[0];
+    this.parts.about.textContent = [decoder.title, paper, kind].filter(Boolean).join(" · ");
     this.countChanged();
   }
 
@@ -84,9 +94,12 @@ export class Lane {
 
   listen() {
     const { parts } = this;
-    for (const select of [parts.decoder, parts.cache]) {
-      select.addEventListener("change", () => this.fillKnobs({ decoder: {}, cache: {} }));
-    }
+    const shared = new Set(this.schema.shared.map(({ name }) => name));
+    parts.decoder.addEventListener("change", () => {
+      const kept = Object.entries(this.knobs.typed("decoder")).filter(([name]) => shared.has(name));
+      this.fillKnobs({ decoder: Object.fromEntries(kept), cache: this.knobs.typed("cache") });
+    });
+    parts.cache.addEventListener("change", () => this.fillKnobs({ decoder: this.knobs.typed("decoder"), cache: {} }));
     parts.step.addEventListener("input", () => {
       this.pause();
       this.show(Number(parts.step.value));
@@ -118,6 +131,8 @@ export class Lane {
     let usage = null, method = null, reason = null;
     try {
       const { path, body } = this.request();
+      const last = body.messages?.at(-1);
+      this.showTurns(last);
       for await (const chunk of events(path, body, key, signal)) {
         const choice = chunk.choices?.[0];
         if (choice?.canvas) this.take(choice.canvas);
@@ -126,7 +141,6 @@ export class Lane {
         usage = chunk.usage ?? usage;
         method = chunk.unmask ?? method;
       }
-      const last = body.messages?.at(-1);
       // a turn without an answer cannot be gone on from
       if (last && this.text.trim()) this.turns.push(last, { role: "assistant", content: this.text });
       this.end((performance.now() - began) / 1000, { usage, method, reason });
@@ -151,6 +165,9 @@ export class Lane {
     this.parts.facts.textContent = "";
     this.parts.copyText.disabled = true;
     this.parts.play.disabled = true;
+    this.parts.step.disabled = true;
+    this.parts.step.value = "0";
+    this.parts.where.textContent = "no forward yet";
     this.showTurns();
     this.element.classList.add("is-running");
   }
@@ -175,11 +192,11 @@ export class Lane {
     this.parts.copyText.disabled = !this.text;
     const facts = [];
     if (usage) {
-      facts.push(`${usage.completion_tokens} tokens`, `${usage.num_forwards ?? "?"} forwards`);
-      if (usage.tokens_per_forward) facts.push(`${usage.tokens_per_forward.toFixed(2)} a forward`);
+      facts.push(counted(usage.completion_tokens, "token"), counted(usage.num_forwards ?? "?", "forward"));
+      if (usage.tokens_per_forward) facts.push(`${usage.tokens_per_forward.toFixed(2)} tokens/forward`);
     }
     facts.push(`${seconds.toFixed(2)} s`, ENDINGS[reason] ?? reason ?? "");
-    if (method) facts.push(method.cache_exact ? "exact" : "approximate");
+    if (method) facts.push(`${method.cache_exact ? "exact" : "approximate"} cache`);
     this.parts.facts.textContent = facts.filter(Boolean).join(" · ");
   }
 
@@ -199,17 +216,18 @@ export class Lane {
     const size = frame.marks.length;
     const done = size - frame.marks.reduce((sum, mark) => sum + (mark & OPEN), 0);
     const words = `forward ${frame.forward} of ${this.frames.list.at(-1).forward}`;
-    where.textContent = `${words}, ${done} of ${size}`;
+    where.textContent = `${words}, ${done} of ${size} slots`;
     step.setAttribute("aria-valuetext", words);
   }
 
   play() {
     if (this.at >= this.frames.length - 1) this.show(0);
     this.parts.play.textContent = "Pause";
+    const pace = Math.max(LEAST_FRAME_MS, Math.min(FRAME_MS, REPLAY_MS / this.frames.length));
     this.timer = setInterval(() => {
       this.show(this.at + 1);
       if (this.at >= this.frames.length - 1) this.pause();
-    }, FRAME_MS);
+    }, pace);
   }
 
   pause() {
@@ -222,17 +240,23 @@ export class Lane {
     this.turns = [];
     this.begin();
     this.element.classList.remove("is-running");
-    this.parts.step.disabled = true;
-    this.parts.where.textContent = "no forward yet";
   }
 
-  showTurns() {
-    this.parts.turns.replaceChildren(...this.turns.map(({ role, content }) => {
+  // Takes the last exchange back, if it began with this text.
+  takeBack(text) {
+    if (this.turns.at(-2)?.content === text) this.turns = this.turns.slice(0, -2);
+  }
+
+  // The conversation so far, and the question that the canvas answers.
+  showTurns(question) {
+    this.parts.turns.replaceChildren(...[...this.turns, question].filter(Boolean).map(({ role, content }) => {
       const item = document.createElement("li");
       item.className = role;
+      item.dir = "auto";
       item.textContent = content;
       return item;
     }));
+    this.parts.turns.scrollTop = this.parts.turns.scrollHeight;
   }
 
   copyCurl() {
@@ -258,5 +282,6 @@ async function copy(text, button) {
     box.value = text;
     document.getElementById("curl").showModal();
     box.select();
+    box.scrollTop = 0;
   }
 }

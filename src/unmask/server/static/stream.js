@@ -12,9 +12,18 @@ export function headers(key) {
 }
 
 export async function getJson(path, key) {
-  const response = await fetch(path, { headers: headers(key) });
+  const response = await reach(path, { headers: headers(key) });
   if (!response.ok) throw await refusal(response);
   return response.json();
+}
+
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server does not answer. Is it still running?");
+  }
 }
 
 async function refusal(response) {
@@ -32,7 +41,7 @@ async function refusal(response) {
 
 // Yields the JSON of every event until [DONE]; throws what the server says went wrong.
 export async function* events(path, body, key, signal) {
-  const response = await fetch(path, {
+  const response = await reach(path, {
     method: "POST",
     headers: { "Content-Type": "application/json", ...headers(key) },
     body: JSON.stringify(body),
@@ -42,8 +51,11 @@ export async function* events(path, body, key, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("the answer was broken off");
+    const { value, done } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      return { done: true };
+    });
+    if (done) throw new Error("The answer broke off: the server closed the connection.");
     const lines = (rest + value).split(/\r?\n/);
     rest = lines.pop();
     for (const line of lines) {
