@@ -54,10 +54,10 @@ test: $(STAMP) ## run the fast tests (CPU, no network)
 	@echo '==> running the fast tests in $(WORKERS) processes of one thread: pytest -m "not slow"'
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-test-all: $(STAMP) ## run every test, the slow ones too; installs Ray first (500 MB)
-	@$(PY) -c 'import ray' 2>/dev/null || { \
-		echo '==> installing Ray Serve, which some slow tests need'; \
-		$(PIP) $(TORCH_INDEX) -e '.[ray]'; }
+test-all: $(STAMP) ## run every test, the slow ones too; installs Ray (500 MB) and schemathesis first
+	@$(PY) -c 'import ray, schemathesis' 2>/dev/null || { \
+		echo '==> installing Ray Serve and schemathesis, which some slow tests need'; \
+		$(PIP) $(TORCH_INDEX) -e '.[fuzz,ray]'; }
 	@echo '==> running every test'
 	@$(PY) -m pytest -m "" $(PYTEST_ARGS)
 

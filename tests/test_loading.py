@@ -172,6 +172,18 @@ def test_pickled_weights_are_not_unpickled(folder, name):
     assert not marker.exists()
 
 
+def test_a_pickle_that_calls_itself_safetensors_is_not_unpickled(folder):
+    marker = folder.path / "ran"
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    torch.save(Bomb(), folder.weights)
+    folder.refused("model.safetensors")
+    assert not marker.exists()
+
+
 def test_pickles_beside_safetensors_are_left_alone(folder):
     (folder.path / "pytorch_model.bin").write_bytes(b"not a pickle")
     folder.load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 from served import ANSWER, CHAT, QUESTION, gated_client, wait_for
@@ -229,6 +230,46 @@ def test_metrics_count_up_and_their_labels_are_bounded(gated):
     assert after['vllm:request_success_total{finished_reason="length",model_name="demo"}'] == 12
     assert after[f"vllm:time_to_first_token_seconds_count{model}"] == 12
     assert after['unmask:http_requests_total{route="/v1/models/{name:path}",status="404"}'] == 12
+
+
+def test_metrics_never_fall_or_grow_new_series_while_requests_run(demo_llm):
+    def numbers():
+        lines = [line for line in client.get("/metrics").text.splitlines() if line[:1] != "#"]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    def junk(number):
+        name = f"junk{number}"
+        body = {
+            **CHAT,
+            "max_tokens": 4,
+            "user": name,
+            "decoder": f"threshold(threshold=0.{number})",
+        }
+        client.post(CHAT_URL, json=body)
+        client.post(CHAT_URL, json={**body, "decoder": name, "cache": name, name: name})
+        client.request(name.upper(), f"/{name}?{name}", headers={name: name, "user-agent": name})
+        client.get(f"/static/{name}")
+        client.post("/generate", json={"text": "a", "rid": name, "sampling_params": {"n": 0}})
+
+    with gated_client(demo_llm, max_batch=4) as client, ThreadPoolExecutor(6) as pool:
+        junk(1)
+        client.get("/metrics")
+        scrapes = [numbers()]
+        work = [pool.submit(junk, number) for number in range(10, 40)]
+        while not all(one.done() for one in work):
+            scrapes.append(numbers())
+        scrapes.append(numbers())
+        assert [one.result() for one in work] == [None] * 30
+    assert len(scrapes) > 4
+    assert all(set(one) == set(scrapes[0]) for one in scrapes), "no new series"
+    rising = [n for n in scrapes[0] if re.search(r"_(total|count|sum|bucket)(\{|$)", n)]
+    assert len(rising) > 20
+    for before, after in pairwise(scrapes):
+        fallen = [name for name in rising if after[name] < before[name]]
+        assert not fallen
+    assert (
+        scrapes[-1]['vllm:request_success_total{finished_reason="length",model_name="demo"}'] == 31
+    )
 
 
 def test_the_metrics_tell_how_full_the_pages_are():

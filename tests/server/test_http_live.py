@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import socket
 import threading
 
 import pytest
@@ -90,6 +92,14 @@ def test_a_head_that_never_ends_is_cut_off(live):
     assert answer.startswith(b"HTTP/1.1 400")
 
 
+@pytest.mark.parametrize("large", ["X-A: " + "a" * 20_000, "\r\n".join(["X-A: 1"] * 1000)])
+def test_too_large_heads_are_answered_and_the_connection_closed(live, large):
+    head = f"GET /health HTTP/1.1\r\nHost: x\r\n{large}\r\n\r\n"
+    answer = live.send(head.encode())  # reads until the server closes
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert len(answer) < 4096
+
+
 # 12
 def test_slow_heads_and_slow_bodies_run_into_a_timeout(demo_llm, monkeypatch):
     from unmask.server.settings import Limits, Settings
@@ -112,6 +122,110 @@ def test_slow_heads_and_slow_bodies_run_into_a_timeout(demo_llm, monkeypatch):
                 assert answer.startswith(b"HTTP/1.1 200"), "kept alive"
 
 
+def drip(client, piece: bytes, most: int = 400) -> bytes:
+    """Send a piece again and again, slowly, until the server answers or hangs up; the answer."""
+    client.settimeout(0.02)
+    found = b""
+    for _ in range(most):
+        try:
+            client.sendall(piece)
+            new = client.recv(65536)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return found
+        if not new:
+            return found
+        found += new
+    raise AssertionError("the server reads on and on")
+
+
+def test_a_client_that_dawdles_but_never_stops_runs_into_the_same_timeouts(demo_llm, monkeypatch):
+    from unmask.server.settings import Limits, Settings
+
+    monkeypatch.setattr(process, "HEAD_TIMEOUT_S", 0.2)
+    settings = Settings(("demo",), limits=Limits(body_timeout_s=0.2))
+    with serving(demo_llm, settings) as live:
+        with live.connect() as client:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+            assert drip(client, b"X-A: b\r\n") == b""
+        with live.connect() as client:
+            client.sendall(raw(CHAT).partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+            assert drip(client, b" ").startswith(b"HTTP/1.1 408")
+
+
+# 38
+METHODS = ["GET", "HEAD", "OPTIONS", "TRACE", "CONNECT", "PUT", "PROPFIND", "get", "G\0T"]
+PATHS = [
+    *(
+        "/",
+        "/static",
+        "/static/",
+        "/static/app.js",
+        "/static/app.js%00",
+        "/static/%ff",
+        "/%",
+        "//",
+        "*",
+    ),
+    *(
+        "/static/%2e%2e%2fapp.py",
+        "/static/..%5capp.py",
+        "/static/%c0%ae%c0%ae/app.py",
+        "/static/\xff",
+    ),
+    *("/static/" + "a" * 300, "/static/" + "a/" * 3000, "/v1/models/%00", "/v1/models/a%0d%0ab"),
+    *("http://evil/v1/models", "/?" + "q" * 5000, "/v1/models/" + "%41" * 3000, "/v1/models?x=%ff"),
+]
+HEADERS = [
+    *(
+        "Host: a\r\nHost: b",
+        "Host:",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: +5",
+    ),
+    *("Transfer-Encoding: chunked\r\nContent-Length: 3", "Transfer-Encoding: gzip", "X\0: a"),
+    *("Content-Length: \xb2", "X-A: \xff\xfe", "X-A: a\0b", "Upgrade: h2c\r\nConnection: Upgrade"),
+    *("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x", "Authorization: a\xff"),
+    *(
+        "Range: bytes=5-1",
+        "Range: bytes=\xb2-",
+        "Range: bytes=9999999-",
+        "Range: x",
+        "Cookie: a=\xff",
+    ),
+    *(
+        "If-Modified-Since: Thu, 99 Foo 99999",
+        "Content-Type: \xff/\0",
+        "Expect: 999",
+        "Origin: null",
+    ),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_and_no_path_makes_the_server_fail_or_tell(live, method):
+    for path in PATHS:
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nX-Mine: SECRET\r\nConnection: close\r\n\r\n"
+        answer = live.send(head.encode("latin-1"))
+        assert re.match(rb"HTTP/1.1 [234]\d\d ", answer), (path, answer)
+        assert not re.search(rb"Traceback|SECRET|site-packages|/src/unmask", answer), path
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_no_header_makes_the_server_fail(live, header):
+    for path in ("/", "/static/app.js", "/v1/models", "/metrics"):
+        host = "" if header.startswith("Host") else "Host: x\r\n"
+        head = f"GET {path} HTTP/1.1\r\n{host}{header}\r\nConnection: close\r\n\r\n"
+        with live.connect() as client:
+            client.sendall(head.encode("latin-1"))
+            client.shutdown(socket.SHUT_WR)
+            answer = read_all(client)
+        assert re.match(rb"HTTP/1.1 [234]\d\d |$", answer), (path, answer)
+        assert b"Traceback" not in answer
+    assert b"200 OK" in health(live)
+
+
 # 21
 def test_a_signal_lets_streams_finish_and_then_ends(demo_llm):
     with serving(demo_llm) as live:
@@ -127,6 +241,23 @@ def test_a_signal_lets_streams_finish_and_then_ends(demo_llm):
         answer = read_all(client)
         client.close()
         assert b"data: [DONE]" in answer
+        assert wait_for(lambda: live.server.should_exit)
+
+
+def test_what_runs_longer_than_the_drain_time_is_aborted(demo_llm):
+    with serving(demo_llm, drain_timeout_s=0.1) as live:
+        live.gate.close()
+        client = live.connect()
+        client.sendall(raw({**CHAT, "stream": True}, CHAT_URL, "Connection: close"))
+        assert live.gate.waits.wait(20)
+        live.server.handle_exit(15, None)
+        wait_for(lambda: False, 0.5)
+        assert not live.server.should_exit, "it waits for the forward under way"
+        live.gate.open()
+        answer = read_all(client)
+        client.close()
+        assert b"the server is stopping" in answer
+        assert b"[DONE]" not in answer
         assert wait_for(lambda: live.server.should_exit)
 
 

@@ -202,6 +202,28 @@ def test_the_given_sides_of_a_middle_stay_as_they_are(client):
     assert text == body["prompt"] + middle + body["suffix"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_given_texts_of_an_infill_come_back_as_they_were(client, stream):
+    """Special tokens too: somebody wrote them."""
+    given = [
+        "\tA\u00e9  \U0001f642\n",
+        "  \u6f22 <|mdm_mask|> <|endoftext|>\u0000 ",
+        "<|eot_id|> x\n\n",
+    ]
+    parts = [given[0], 2, given[1], 1, given[2]]
+    body = {"parts": parts, "decoder": "threshold", "stream": stream}
+    response = client.post(INFILL, json=body)
+    assert response.status_code == 200
+    if stream:
+        lines = [line for line in response.text.splitlines() if line.startswith("data: {")]
+        choices = [json.loads(line[6:])["choices"][0] for line in lines]
+        text, blanks = "".join(choice["text"] for choice in choices), choices[-1]["blanks"]
+    else:
+        text, blanks = (response.json()["choices"][0][key] for key in ("text", "blanks"))
+    one, two = blanks
+    assert text == given[0] + one + given[1].removesuffix(" ") + two + given[2]
+
+
 def test_a_middle_that_a_stop_string_ends_is_counted_up_to_it(client):
     body = {"prompt": "The dog slept on the", "suffix": " because it was tired.", "logprobs": 0}
     body |= {"max_tokens": 6, "decoder": "threshold", "threshold": 1e-6}

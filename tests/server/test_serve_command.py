@@ -88,6 +88,13 @@ def test_other_machines_need_a_key_or_a_flag(refused, monkeypatch, host):
     assert "without an API key" in refused("--host", host)
 
 
+def test_who_lets_everybody_in_is_told_so():
+    from unmask.cli.serve import open_to
+
+    assert "to all who reach 0.0.0.0" in open_to("0.0.0.0")
+    assert open_to("127.0.0.1") == open_to("::1") == "open"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -322,6 +329,20 @@ def test_every_start_has_a_page_token_of_its_own(wanted, monkeypatch):
     assert access_of(wanted()).page_token is None
 
 
+# 36
+def test_a_model_that_brings_its_own_code_is_refused_and_nothing_of_it_runs(refused, tmp_path):
+    ran = tmp_path / "ran"
+    for name in ("configuration_other.py", "modeling_other.py", "tokenization_other.py"):
+        (tmp_path / name).write_text(f"open({str(ran)!r}, 'w')\n", encoding="utf-8")
+    auto_map = {"AutoConfig": "configuration_other.C", "AutoModel": "modeling_other.M"}
+    config = {"architectures": ["OtherModel"], "model_type": "other", "auto_map": auto_map}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    auto_map = {"AutoTokenizer": ["tokenization_other.T", None]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto_map}))
+    assert "never run" in refused(str(tmp_path), "--port", "0")
+    assert not ran.exists()
+
+
 def test_a_port_that_is_taken_is_an_error_of_one_line(refused):
     import socket
 
@@ -396,6 +417,7 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
         assert shown["canvas"] == "200 slots at most"
         assert shown["access"] == "API key"
         assert lines[-1] == "ready"
+        assert url.startswith("http://127.0.0.1:"), "nobody else reaches it unless told so"
         body = {"prompt": "A dog", "max_tokens": 8, "user": "eve\nforged"}
         reply = ask(f"{url}/v1/completions", body, key)
         assert reply["model"] == "mine"
@@ -425,7 +447,7 @@ def test_a_second_sigterm_ends_a_long_answer(tmp_path):
         errors = []
 
         def long():
-            body = {"prompt": "A dog", "max_tokens": 900, "n": 8, "ignore_eos": True}
+            body = {"prompt": "A dog", "max_tokens": 900, "n": 2, "ignore_eos": True}
             try:
                 ask(f"{url}/v1/completions", body)
             except urllib.error.HTTPError as error:

@@ -236,6 +236,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def open_to(host: str) -> str:
+    """Who may call a server without a key, as it says when it starts."""
+    return "open" if is_loopback(host) else f"OPEN, without a key, to all who reach {host}"
+
+
 def load(wanted: Wanted, model: str) -> LLM:
     """The model."""
     from unmask.view.loading import LoadingView
@@ -326,7 +331,7 @@ def facts(llm: LLM, model: str, settings: Settings, wanted: Wanted, url: str) ->
         "cache": f"{describe(cache)} ({'exact' if cache.exact else 'approximate'})",
         "canvas": f"{limits.max_model_len or llm.spec.max_length:,} slots at most",
         "batch": f"{wanted.max_num_seqs} sequences a forward, {wanted.max_queue} may wait",
-        "access": "API key" if settings.access.key_digest else "open",
+        "access": "API key" if settings.access.key_digest else open_to(wanted.host),
         **({"config": str(wanted.config)} if wanted.config else {}),
         "url": url,
     }

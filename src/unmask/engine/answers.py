@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from unmask.caches import describe as describe_cache
-from unmask.canvas import Canvas
+from unmask.canvas import Bools, Canvas
 from unmask.decoders import describe
 from unmask.engine.request import Output, Sequence
 
-Text = Callable[[list[int]], str]
-"""Text of token ids, special tokens left out."""
+
+class Text(Protocol):
+    """Text of token ids, special tokens left out unless they are among the `given` ones."""
+
+    def __call__(self, ids: list[int], given: Bools | None = None) -> str:
+        """The text."""
 
 
 def output_of(sequence: Sequence, text_of: Text, return_trace: bool) -> Output:
@@ -26,7 +31,7 @@ def output_of(sequence: Sequence, text_of: Text, return_trace: bool) -> Output:
     blanks: tuple[str, ...] = ()
     if canvas.infilling:
         token_ids = canvas.tokens[~canvas.fixed].tolist()
-        text = text_of(ids)
+        text = text_of(ids, canvas.fixed)
         blanks = tuple(_blank_texts(canvas, text_of))
     return Output(
         text=text,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from unmask.canvas import Canvas, Floats, ModelFacts
+from unmask.canvas import Bools, Canvas, Floats, ModelFacts
 from unmask.engine import parallel
 from unmask.engine import request as request_module
 from unmask.engine.answers import output_of
@@ -222,11 +222,21 @@ class LLM(Requests):
         """The result of a finished sequence."""
         return output_of(sequence, self.decode, return_trace)
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of token ids, special tokens left out; empty without a tokenizer."""
+    def decode(self, ids: list[int], given: Bools | None = None) -> str:
+        """Text of token ids, special tokens left out; empty without a tokenizer.
+
+        `given`: which of them, from the first slot of a text with blanks on, somebody wrote. What is
+        special among those is text, but for what the tokenizer itself put in front.
+        """
         if self.tokenizer is None:
             return ""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        if given is None:
+            return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        begin = self._encode("", special=True)
+        first = len(begin) if ids[: len(begin)] == begin else 0
+        pairs = list(zip(ids, given[: len(ids)].tolist(), strict=True))[first:]
+        kept = [id_ for id_, is_given in pairs if is_given or self.decode([id_])]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def _events(self, requests: list[Request], max_batch_size: int) -> Iterator[Event]:
         sequences = [request_module.Sequence.begin(item, i) for i, item in enumerate(requests)]

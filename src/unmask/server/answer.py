@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unmask.caches import describe as describe_cache
@@ -11,9 +12,10 @@ from unmask.decoders import describe
 from unmask.engine.request import Output
 from unmask.server.frames import Confidences, frame
 from unmask.server.plans import Plan
-from unmask.server.stream import Decode, TextStream
+from unmask.server.stream import TextStream
 
 if TYPE_CHECKING:
+    from unmask.engine.answers import Text
     from unmask.engine.service import Update
     from unmask.view.terminal import Pieces
 
@@ -32,9 +34,11 @@ class Answer:
     `reason` is None until the answer is over. `text` is what has been released, all of it then.
     """
 
-    def __init__(self, plan: Plan, decode: Decode) -> None:
+    def __init__(self, plan: Plan, decode: Text) -> None:
         self.plan = plan
-        self.stream = TextStream(decode, plan.ends, plan.start, plan.size)
+        has_given = plan.request.canvas.infilling and plan.start == 0  # they are answered too
+        given = plan.request.canvas.fixed if has_given else None
+        self.stream = TextStream(partial(decode, given=given), plan.ends, plan.start, plan.size)
         self.confidences = Confidences()
         self.canvas: Canvas = plan.request.canvas
         self.num_forwards, self.num_settled, self.num_cached = 0, 0, 0

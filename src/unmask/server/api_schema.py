@@ -9,10 +9,19 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-ERRORS = {
-    400: "a field that is wrong, unknown or not supported; a prompt that does not fit",
+from unmask.server.reply_schema import REPLIES
+
+REFUSED = {
     401: "no valid key",
+    403: "without a key: a Host name that is not this server's (`--allowed-host`)",
+    431: "too many or too large headers",
+}
+"""What any route may answer."""
+ERRORS = {
+    **REFUSED,
+    400: "a field that is wrong, unknown or not supported; a prompt that does not fit",
     404: "another model",
+    408: "the body did not arrive in time",
     413: "a body that is too large",
     429: "the queue is full; Retry-After says when to come again",
     500: "decoding failed",
@@ -50,14 +59,33 @@ def documented(kind: type[BaseModel], summary: str) -> dict[str, Any]:
         "openapi_extra": {
             "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
         },
-        "responses": {
-            status: {
-                "description": about,
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-            }
-            for status, about in ERRORS.items()
-        },
+        "responses": errors_of(ERRORS),
     }
+
+
+def errors_of(statuses: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Responses in the envelope."""
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {status: {"description": about, "content": body} for status, about in statuses.items()}
+
+
+def describe_replies(paths: dict[str, Any]) -> None:
+    """Write in what every route answers: its 200, and the refusals that any route may give."""
+    for path, methods in paths.items():
+        for method, facts in methods.items():
+            responses = facts["responses"]
+            responses.pop("422", None)  # FastAPI's, for parameters of a wrong type: all are texts
+            more = {str(status): said for status, said in errors_of(REFUSED).items()}
+            if "{name}" in path:
+                more |= {str(k): v for k, v in errors_of({404: ERRORS[404]}).items()}
+            if path in REPLIES:
+                responses["200"]["content"]["application/json"] = {"schema": REPLIES[path]}
+            if method == "post":
+                responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            if path == "/health":
+                content = {"application/json": {"schema": REPLIES[path]}}
+                more["503"] = {"description": "nothing is taken", "content": content}
+            facts["responses"] = dict(sorted({**more, **responses}.items()))
 
 
 def describe_bodies(app: FastAPI, kinds: tuple[type[BaseModel], ...]) -> None:
@@ -77,6 +105,9 @@ def describe_bodies(app: FastAPI, kinds: tuple[type[BaseModel], ...]) -> None:
             for kind in kinds:
                 schemas[kind.__name__].pop("additionalProperties", None)
                 schemas[kind.__name__]["description"] = f"{kind.__doc__} {KNOBS}"
+            schemas.pop("HTTPValidationError", None)
+            schemas.pop("ValidationError", None)
+            describe_replies(made["paths"])
             app.openapi_schema = made
         return app.openapi_schema
 

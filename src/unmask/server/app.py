@@ -57,6 +57,7 @@ def create_app(llm: LLM, engine: Engine, settings: Settings) -> FastAPI:
         summary="Masked diffusion language models over HTTP.",
         docs_url=None,  # both pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the host that the client named
         lifespan=lifespan,
     )
     app.state.service = service

@@ -13,9 +13,9 @@ from unmask.errors import CapacityError, ConfigError, EngineError, PromptError, 
 from unmask.server.answer import Answer
 from unmask.server.errors import ApiError, clean, engine_dead, of_user, stopping
 from unmask.server.plans import Plan
-from unmask.server.stream import Decode
 
 if TYPE_CHECKING:
+    from unmask.engine.answers import Text
     from unmask.engine.service import Engine, Ticket, Update
 
 log = logging.getLogger("unmask.server")
@@ -29,7 +29,7 @@ class Call:
     """
 
     def __init__(
-        self, engine: Engine, plans: list[Plan], decode: Decode, timeout_s: float, call_id: str
+        self, engine: Engine, plans: list[Plan], decode: Text, timeout_s: float, call_id: str
     ) -> None:
         self.engine, self.timeout_s, self.call_id = engine, timeout_s, call_id
         self.answers = [Answer(plan, decode) for plan in plans]

@@ -245,14 +245,9 @@ def errors() -> str:
         "| status | when |",
         "|---|---|",
     ]
-    more = {
-        405: "a method that the route does not have; the header Allow names those that it has",
-        403: "without a key: a Host name that is not this server's (`--allowed-host`)",
-        408: "the body did not arrive in time",
-        431: "too many or too large headers",
-    }
-    table = sorted({**ERRORS, **more}.items())
-    return "\n".join([*lines, *(f"| {status} | {about} |" for status, about in table)]) + "\n"
+    allow = "a method that the route does not have; the header Allow names those that it has"
+    rows = (f"| {status} | {about} |" for status, about in sorted({**ERRORS, 405: allow}.items()))
+    return "\n".join([*lines, *rows]) + "\n"
 
 
 METRICS_HEAD = """# Metrics
