@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -172,6 +173,7 @@ def names() -> list[str]:
     return sorted(item.name for item in iter_modules(__path__) if not item.name.startswith(hidden))
 
 
+@cache
 def cache_class(name: str) -> Any:
     """The dataclass of a cache. Raises ConfigError for an unknown name."""
     if name not in names():

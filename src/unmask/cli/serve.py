@@ -246,9 +246,10 @@ def load(wanted: Wanted, model: str) -> LLM:
     from unmask.view.loading import LoadingView
 
     with LoadingView(model) as progress:
+        from unmask.engine.apart import apart
         from unmask.engine.llm import LLM
 
-        return LLM(model, progress=progress, **loading_of(wanted))
+        return apart(lambda: LLM(model, progress=progress, **loading_of(wanted)))
 
 
 def loading_of(wanted: Wanted) -> dict[str, Any]:

@@ -8,6 +8,7 @@ numbers on the host only, and only the slots it asked for. To add one: write the
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Protocol, TypeVar
@@ -72,6 +73,7 @@ def names() -> list[str]:
     return sorted(item.name for item in iter_modules(__path__) if not item.name.startswith("_"))
 
 
+@cache
 def decoder_class(name: str) -> Any:
     """The dataclass of a decoder. Raises ConfigError for an unknown name."""
     if name not in names():

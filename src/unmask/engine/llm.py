@@ -12,6 +12,7 @@ from unmask.canvas import Bools, Canvas, Floats, ModelFacts
 from unmask.engine import parallel
 from unmask.engine import request as request_module
 from unmask.engine.answers import output_of
+from unmask.engine.apart import apart
 from unmask.engine.background import estimate
 from unmask.engine.likelihood import Likelihood, loglikelihood
 from unmask.engine.loop import Event, decode
@@ -209,7 +210,7 @@ class LLM(Requests):
         """How frequent each token is in what the model says of empty canvases, `(V,)`; measured once."""
         if self._background is None:
             room = self.spec.max_length - 1
-            self._background = estimate(self, length=min(64, room))
+            self._background = apart(lambda: estimate(self, length=min(64, room)))
         return self._background
 
     def loglikelihood(

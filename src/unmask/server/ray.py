@@ -151,6 +151,7 @@ def build_app(plan: Plan) -> FastAPI:
     """In a replica: the model, its engine and the app of both."""
     import torch
 
+    from unmask.engine.apart import apart
     from unmask.engine.llm import LLM
     from unmask.engine.service import Engine
     from unmask.server.app import create_app
@@ -160,7 +161,7 @@ def build_app(plan: Plan) -> FastAPI:
     logger.setLevel(logging.INFO if plan.logs_requests else logging.WARNING)
     logger.propagate = False
     torch.set_num_threads(max(1, int(plan.num_cpus)))
-    llm = LLM(plan.model, **plan.loading)
+    llm = apart(lambda: LLM(plan.model, **plan.loading))
     engine = Engine(
         llm,
         max_batch=plan.max_batch,
