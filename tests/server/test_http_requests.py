@@ -304,6 +304,20 @@ def test_texts_without_blanks_or_with_wrong_ones_are_refused(client, parts):
     assert "parts" in error["param"] or error["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(
+    ("field", "why"),
+    [
+        ({"max_tokens": 5}, "max_tokens=5: the blanks say how many tokens; leave it out"),
+        ({"stop": "x"}, "every blank is filled"),
+        ({"ignore_eos": True}, "every blank is filled"),
+    ],
+)
+def test_an_infill_says_why_it_takes_no_length_and_no_end(client, field, why):
+    error = error_of(client.post(INFILL, json={"parts": ["a", 1], **field}))
+    assert error["param"] == next(iter(field))
+    assert why in error["message"]
+
+
 def test_a_content_in_parts_is_the_text_of_its_parts(client):
     parts = [{"type": "text", "text": QUESTION[:9]}, {"type": "text", "text": QUESTION[9:]}]
     split = client.post(CHAT_URL, json={**CHAT, "messages": [{"role": "user", "content": parts}]})

@@ -35,6 +35,18 @@ def few(value: Any) -> Any:
     return value
 
 
+def no_other(only: Any, why: str) -> BeforeValidator:
+    """What a field is marked with that takes one value: any other is refused with the reason."""
+
+    def check(value: Any) -> Any:
+        if value is not only:
+            raise ValueError(f"{why}; leave it out")
+        return value
+
+    return BeforeValidator(check)
+
+
+SAID_BY_BLANKS, ALL_FILLED = "the blanks say how many tokens", "every blank is filled"
 Whole = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)]
@@ -243,9 +255,13 @@ class InfillRequest(Decoding):
     parts: Annotated[list[str | Whole], several(min_length=1, max_length=1024)] = Field(
         description='texts and numbers of blank tokens: ["The ", 3, " sat on the mat."]'
     )
-    max_tokens: None = Field(None, description="the blanks say how many tokens")
-    ignore_eos: Literal[False] = Field(False, description="every blank is filled")
-    stop: None = Field(None, description="every blank is filled")
+    max_tokens: Annotated[None, no_other(None, SAID_BY_BLANKS)] = Field(
+        None, description=SAID_BY_BLANKS
+    )
+    ignore_eos: Annotated[Literal[False], no_other(False, ALL_FILLED)] = Field(
+        False, description=ALL_FILLED
+    )
+    stop: Annotated[None, no_other(None, ALL_FILLED)] = Field(None, description=ALL_FILLED)
 
 
 Message.model_rebuild()
