@@ -156,11 +156,9 @@ def test_a_canvas_stream_tells_every_forward(client):
     assert all(slot["open"] for slot in frames[0]["slots"])
     assert len(frames[0]["slots"]) == 16
     numbers = [frame["forward"] for frame in frames]
-    assert numbers == sorted(numbers)
+    assert numbers == list(range(len(numbers))), "every forward has one frame"
     assert frames[-1]["num_open"] == 0
     for before, after in pairwise(frames):
-        if after["forward"] == before["forward"]:
-            continue
         new = [i for i, slot in enumerate(after["slots"]) if slot["new"]]
         opened = [i for i, slot in enumerate(before["slots"]) if slot["open"]]
         closed = [i for i in opened if not after["slots"][i]["open"]]

@@ -118,9 +118,9 @@ class Answer:
         """The canvas before the first forward, of the first update."""
         return frame(update.before, None, Confidences(), pieces, forward=0, num_settled=0)
 
-    def frame(self, update: Update | None, pieces: Pieces) -> dict[str, Any]:
-        """The canvas after an update that was taken; None: before the first forward."""
-        changed = None if update is None or update.kind != "step" else (update.before, update.edit)
+    def frame(self, update: Update, pieces: Pieces) -> dict[str, Any]:
+        """The canvas after an update that was taken."""
+        changed = (update.before, update.edit) if update.kind == "step" else None
         return frame(
             self.canvas,
             changed,
