@@ -360,6 +360,10 @@ def test_the_schema_tells_every_decoder_cache_and_knob_with_type_and_default(cli
     schema = client.get("/v1/schema").json()
     assert [item["name"] for item in schema["decoders"]] == decoders.names()
     assert [item["name"] for item in schema["caches"]] == caches.names()
+    refused = {item["name"]: item["refused"] for item in schema["caches"] if item["refused"]}
+    assert list(refused) == ["block_causal"], "the demo model has full attention"
+    asked = client.post("/v1/completions", json={"prompt": "A", "cache": "block_causal"})
+    assert asked.json()["error"]["message"] == refused["block_causal"]
     assert schema["model"]["mask"] == "<|mdm_mask|>"
     assert schema["model"]["max_length"] == 1024
     threshold = next(item for item in schema["decoders"] if item["name"] == "threshold")
