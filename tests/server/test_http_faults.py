@@ -168,6 +168,7 @@ def test_a_dead_engine_answers_everyone_and_health_says_so(demo_llm, caplog):
         assert not any("secret" in one.text for one in responses)
         assert "secret reason" in caplog.text
         assert client.get("/health").status_code == 503
+        assert client.head("/health").status_code == 503
         assert client.post(CHAT_URL, json=CHAT).status_code == 503
         assert client.get("/v1/models").status_code == 200
         assert client.get("/metrics").status_code == 200

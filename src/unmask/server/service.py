@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
@@ -57,6 +57,13 @@ class Service:
                 code="model_not_found",
             )
         return name
+
+    @property
+    def state(self) -> Literal["ok", "draining", "failed"]:
+        """Whether requests are taken, or why not."""
+        if self.engine.failure is not None:
+            return "failed"
+        return "draining" if self.is_draining else "ok"
 
     def check_open(self) -> None:
         """Raise ApiError (503) when nothing new is taken."""
