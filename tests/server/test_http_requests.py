@@ -336,6 +336,17 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(client):
 def test_an_answer_that_does_not_fit_is_refused_with_what_does(client):
     error = error_of(client.post(COMPLETIONS, json={"prompt": [5] * 1000, "max_tokens": 25}))
     assert "use max_tokens=24" in error["message"]
+    error = error_of(
+        client.post(
+            CHAT_URL,
+            json={
+                **{k: v for k, v in CHAT.items() if k != "max_tokens"},
+                "max_completion_tokens": 1024,
+            },
+        )
+    )
+    assert error["param"] == "max_completion_tokens"
+    assert "+ max_completion_tokens=1024 =" in error["message"]
 
 
 def test_without_max_tokens_an_answer_takes_what_is_left(client):

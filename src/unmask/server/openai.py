@@ -49,7 +49,8 @@ def no_other(only: Any, why: str) -> BeforeValidator:
 SAID_BY_BLANKS, ALL_FILLED = "the blanks say how many tokens", "every blank is filled"
 Whole = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Number = Seed | Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=200)]
 Value = bool | Number | Text | Annotated[list[Number | Text], several(max_length=64)] | None
 Arguments = Annotated[dict[Annotated[str, Field(max_length=100)], Value], BeforeValidator(few)]
@@ -94,10 +95,8 @@ class Decoding(Strict):
     temperature: float | None = Field(None, ge=0, description="0 (default): the likeliest token")
     top_p: float | None = Field(None, ge=0, le=1, description="1: all; needs a temperature")
     top_k: int | None = Field(None, ge=-1, description="-1 or 0: all; needs a temperature")
-    seed: int | None = Field(
+    seed: Seed | None = Field(
         None,
-        ge=-(2**63),
-        lt=2**63,
         description="of all randomness; default: drawn, and told in the reply. Choice i has seed + i",
     )
     stop: Stop | Annotated[list[Stop], several(max_length=MAX_STOPS)] | None = Field(
@@ -141,6 +140,11 @@ class Decoding(Strict):
     def length(self) -> int | None:
         """Slots to generate, if said."""
         return self.max_tokens
+
+    @property
+    def length_name(self) -> str:
+        """What the client calls `length`."""
+        return "max_tokens"
 
     @property
     def wants_logprobs(self) -> bool:
@@ -205,6 +209,11 @@ class ChatRequest(Decoding):
     def length(self) -> int | None:
         """Slots to generate, if said."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def length_name(self) -> str:
+        """What the client calls `length`."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def wants_logprobs(self) -> bool:
