@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -442,3 +443,30 @@ def test_an_error_repeats_no_control_characters(client):
 def test_a_route_that_does_not_exist_is_named(client):
     assert "/v2/x" in error_of(client.get("/v2/x"), 404)["message"]
     error_of(client.get(CHAT_URL), 405)
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "param"),
+    [
+        (COMPLETIONS, lambda text: {"prompt": text}, "prompt"),
+        (COMPLETIONS, lambda text: {"prompt": "a", "suffix": text}, "prompt"),
+        (CHAT_URL, lambda text: {"messages": [{"role": "user", "content": text}]}, "messages"),
+        (INFILL, lambda text: {"parts": [text, 1]}, "parts"),
+        ("/generate", lambda text: {"text": text}, "text"),
+    ],
+)
+def test_a_text_that_cannot_fit_is_refused_unread_with_both_numbers(
+    client, demo_llm, monkeypatch, url, body, param
+):
+    plain, longest = type(demo_llm.tokenizer).__call__, []
+
+    def read(self, text, **options):
+        longest.append(len(text))
+        return plain(self, text, **options)
+
+    monkeypatch.setattr(type(demo_llm.tokenizer), "__call__", read)
+    error = error_of(client.post(url, json=body("a" * 4_000_000)))
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+    assert re.search(r"40000\d\d characters", error["message"]), "with the template's"
+    assert "context is 1024" in error["message"]
+    assert max(longest, default=0) < 10
