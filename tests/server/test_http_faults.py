@@ -6,15 +6,17 @@ import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from threading import Event
 
 import pytest
 from served import ANSWER, CHAT, QUESTION, gated_client, wait_for
 from tiny import tiny_llm
 
 from unmask import decoders
+from unmask.server.service import PLANNED_AT_ONCE
 from unmask.server.settings import Defaults, Settings
 
-CHAT_URL = "/v1/chat/completions"
+CHAT_URL, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 BROKEN = '''"""A decoder that fails in its third step. Source: none."""
 from dataclasses import dataclass
 from unmask.decoders.threshold import Threshold
@@ -130,17 +132,61 @@ def test_a_guided_request_that_can_never_fit_is_told_so(demo_llm):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_whose_time_is_over_is_told_so_and_frees_its_row(gated, stream):
     gated.gate.close()
-    body = {**CHAT, "timeout_s": 0.05, "stream": stream}
+    body = {**CHAT, "timeout_s": 0.2, "stream": stream}
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(gated.post, CHAT_URL, json=body)
         assert gated.gate.waits.wait(10)
-        wait_for(lambda: False, 0.1)
+        wait_for(lambda: False, 0.25)
         gated.gate.open()
         response = late.result()
     assert response.status_code == (200 if stream else 504)
     assert "timeout" in response.text
     assert wait_for(lambda: is_idle(gated.engine))
     assert gated.post(CHAT_URL, json=CHAT).status_code == 200
+
+
+@pytest.fixture
+def held(gated, monkeypatch):
+    """The client; the making of plans of completions waits for `held.go`, and counts in `held.inside`."""
+    planner, gated.go, gated.inside = gated.app.state.service.planner, Event(), []
+    plain = planner.completion
+
+    def completion(body, knobs):
+        gated.inside.append(body)
+        assert gated.go.wait(20)
+        return plain(body, knobs)
+
+    monkeypatch.setattr(planner, "completion", completion)
+    yield gated
+    gated.go.set()
+
+
+def test_the_time_of_a_request_counts_from_its_arrival(held):
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(held.post, COMPLETIONS, json={"prompt": "A", "timeout_s": 0.1})
+        assert wait_for(lambda: held.inside)
+        wait_for(lambda: False, 0.15)
+        held.go.set()
+        response = late.result()
+    assert response.status_code == 504
+    assert "0.1 s" in response.json()["error"]["message"]
+    assert held.engine.stats.num_forwards == 0, "there was no time left to decode"
+
+
+def test_few_requests_are_planned_at_once_and_who_waits_too_long_is_told_so(held):
+    body = {"prompt": "A", "max_tokens": 2}
+    waiting = held.app.state.service.planning.statistics
+    with ThreadPoolExecutor(6) as pool:
+        sent = [pool.submit(held.post, COMPLETIONS, json=body) for _ in range(6)]
+        assert wait_for(lambda: waiting().tasks_waiting == 2)
+        assert len(held.inside) == PLANNED_AT_ONCE
+        late = held.post(COMPLETIONS, json={**body, "timeout_s": 0.05})
+        assert late.status_code == 504
+        assert held.get("/health").status_code == 200
+        held.go.set()
+        found = {each.result().status_code for each in sent}
+    assert 200 in found
+    assert found <= {200, 429}, "the queue is short"
 
 
 def test_more_time_than_the_server_gives_is_refused(gated):

@@ -82,6 +82,15 @@ def engine_dead() -> ApiError:
     return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
 
 
+def timed_out(timeout_s: float) -> ApiError:
+    """The 504."""
+    return ApiError(
+        504,
+        f"not done within {timeout_s:g} s; ask for fewer tokens, or try again later",
+        code="timeout",
+    )
+
+
 def of_user(error: UnmaskError, param: str | None = None) -> ApiError:
     """The 400 for a mistake that the engine's own checks found."""
     code = "invalid_value" if isinstance(error, ConfigError) else "invalid_prompt"

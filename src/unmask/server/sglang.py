@@ -9,13 +9,14 @@ and `lang/backend/runtime_endpoint.py`.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, ValidationError
-from starlette.concurrency import run_in_threadpool
 
 import unmask
 from unmask.errors import PromptError
@@ -100,15 +101,16 @@ def add_sglang_routes(app: FastAPI, service: Service) -> None:
     @app.post("/generate", **documented(GenerateRequest, "SGLang's native route."))
     async def generate(request: Request) -> Response:
         raw = await read_json(request, service.settings.limits)
+        arrived_s, timeout_s = time.monotonic(), service.timeout_s(None)
         body, _ = read(GenerateRequest, raw, SGLANG_DEFAULTS, takes_knobs=False)
         service.check_open()
-        plans = await run_in_threadpool(plans_of, service, body)
+        plans = await service.plan(partial(plans_of, service, body), timeout_s, arrived_s)
         if body.stream and len(plans) > 1:
             raise ApiError(
                 400, "stream=true takes one prompt and n=1", param="stream", code="invalid_value"
             )
         call_id = body.rid or f"gen-{secrets.token_hex(12)}"
-        call = service.submit(plans, service.timeout_s(None), call_id, None)
+        call = service.submit(plans, timeout_s, call_id, None, arrived_s)
         if body.stream:
             return service.events(call, guarded(call, cumulative(call)))
         await service.finish(request, call)
