@@ -43,6 +43,11 @@ def test_the_usage_counts_prompt_answer_and_forwards(client, demo_llm):
     assert usage["tokens_per_forward"] == pytest.approx(
         usage["completion_tokens"] / usage["num_forwards"], abs=1e-4
     )
+    assert usage["num_queries"] == own.num_queries
+    assert usage["num_wasted"] == own.num_wasted > 0
+    twice = ask(client, CHAT_URL, **CHAT, n=2)["usage"]
+    assert twice["num_queries"] == 2 * own.num_queries, "no randomness: the same twice"
+    assert twice["num_wasted"] == 2 * own.num_wasted
 
 
 def test_what_of_the_prompt_was_cached_is_told():

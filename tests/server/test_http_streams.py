@@ -91,6 +91,9 @@ def test_continuous_usage_is_in_every_chunk_and_never_falls(client, mode):
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts)
     assert counts[-1] > 0
+    computed = [chunk["usage"]["num_queries"] for chunk in chunks]
+    assert computed == sorted(computed)
+    assert 0 < chunks[-1]["usage"]["num_wasted"] < computed[-1]
 
 
 def test_log_probabilities_come_with_the_text_once_each(client):

@@ -42,7 +42,7 @@ curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/
     "finish_reason": "stop", "logprobs": null}],
  "usage": {"prompt_tokens": 22, "completion_tokens": 12, "total_tokens": 34,
            "prompt_tokens_details": {"cached_tokens": 0},
-           "num_forwards": 3, "tokens_per_forward": 4.0},
+           "num_forwards": 3, "tokens_per_forward": 4.0, "num_queries": 210, "num_wasted": 105},
  "unmask": {"decoder": "threshold", "cache": "none", "cache_exact": true, "seed": 0}}
 ```
 """
@@ -55,6 +55,8 @@ The bodies are OpenAI's. Beyond them:
 |---|---|
 | `usage.num_forwards` | forwards of the network, of all answers |
 | `usage.tokens_per_forward` | `completion_tokens` / `num_forwards` |
+| `usage.num_queries` | positions that the forwards computed, those of prompts among them |
+| `usage.num_wasted` | those right of an end token, told when an answer is over; 0 without one |
 | `unmask.decoder`, `unmask.cache` | as they were resolved, with the knobs that are not at their defaults |
 | `unmask.cache_exact` | false: the cache may have changed the text |
 | `unmask.seed` | of choice 0; choice i has `seed + i` |
