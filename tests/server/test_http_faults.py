@@ -276,7 +276,38 @@ def test_metrics_count_up_and_their_labels_are_bounded(gated):
         assert after[f"vllm:diffusion_{name}_total{model}"] > 0
     assert after['vllm:request_success_total{finished_reason="length",model_name="demo"}'] == 12
     assert after[f"vllm:time_to_first_token_seconds_count{model}"] == 12
+    assert after[f"vllm:request_generation_tokens_sum{model}"] == 12 * 8
+    assert after[f"vllm:request_prompt_tokens_count{model}"] == 12
+    assert not [name for name in after if "_created" in name]
     assert after['unmask:http_requests_total{route="/v1/models/{name:path}",status="404"}'] == 12
+
+
+def test_metrics_tell_how_fast_blocks_come(gated):
+    def number(name):
+        told = re.search(rf'^{name}{{model_name="demo"}} (.*)$', gated.get("/metrics").text, re.M)
+        return 0.0 if told is None else float(told[1])
+
+    body = {"prompt": "A dog", "max_tokens": 80, "ignore_eos": True, "block_length": 8}
+    with ThreadPoolExecutor(1) as pool:
+        gated.gate.close()
+        sent = pool.submit(gated.post, COMPLETIONS, json=body)
+        assert gated.gate.waits.wait(10)
+        wait_for(lambda: False, 0.1)
+        gated.gate.open()
+        assert sent.result().json()["usage"]["completion_tokens"] == 80
+    first, between = "unmask:time_to_first_block_seconds", "unmask:block_latency_seconds"
+    per_token = "vllm:request_time_per_output_token_seconds"
+    assert number(f"{first}_count") == 1
+    assert number(f"{between}_count") == 2, "32, 32 and 16 tokens"
+    assert number(f"{first}_sum") > 0.1, "waiting included"
+    whole = number("vllm:e2e_request_latency_seconds_sum")
+    assert 0 < number(f"{between}_sum") <= whole - number(f"{first}_sum")
+    assert number(f"{between}_sum") / 79 <= number(f"{per_token}_sum") < whole / 79
+    one = gated.post(COMPLETIONS, json={**body, "max_tokens": 1, "block_length": 1})
+    assert one.json()["usage"]["completion_tokens"] == 1
+    assert number(f"{first}_count") == 2
+    assert number(f"{between}_count") == 2
+    assert number(f"{per_token}_count") == 1, "a single token has no time after the first"
 
 
 def test_metrics_never_fall_or_grow_new_series_while_requests_run(demo_llm):

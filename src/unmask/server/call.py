@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from unmask.errors import CapacityError, ConfigError, EngineError, PromptError, UnmaskError
 from unmask.server.answer import Answer
 from unmask.server.errors import ApiError, clean, engine_dead, of_user, stopping, timed_out
+from unmask.server.pace import Pace
 from unmask.server.plans import Plan
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class Call:
 
     The request arrived at `arrived_s` of the monotonic clock, and its `timeout_s` count from there.
     `first_text_s` are seconds from its arrival to the first text that stays, `queue_s` those from its
-    submission to the first forward (None: not yet). `error` is what ended it, if not its own end.
+    submission to the first forward (None: not yet); `paces` tell when the answers' tokens were there. How
+    fast a client reads is in none of them. `error` is what ended it, if not its own end.
     """
 
     def __init__(
@@ -40,13 +42,14 @@ class Call:
     ) -> None:
         self.engine, self.timeout_s, self.call_id = engine, timeout_s, call_id
         self.answers = [Answer(plan, decode) for plan in plans]
+        self.paces = [Pace() for _ in plans]
         self.arrived_s = arrived_s
         self.first_text_s: float | None = None
         self.queue_s: float | None = None
         self.error: ApiError | None = None
         self.user: str | None = None
         self._tickets: list[Ticket] = []
-        self._updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
+        self._updates: asyncio.Queue[tuple[int, Update, float]] = asyncio.Queue()
 
     @property
     def is_over(self) -> bool:
@@ -82,7 +85,8 @@ class Call:
         loop = asyncio.get_running_loop()
 
         def listen(number: int, update: Update) -> None:
-            loop.call_soon_threadsafe(self._updates.put_nowait, (number, update))
+            told = number, update, self.seconds
+            loop.call_soon_threadsafe(self._updates.put_nowait, told)
 
         try:
             for number, answer in enumerate(self.answers):
@@ -119,7 +123,7 @@ class Call:
         """
         num_open = len(self.answers)
         while num_open:
-            number, update = await self._updates.get()
+            number, update, told_s = await self._updates.get()
             answer = self.answers[number]
             if update.kind not in ("step", "done"):
                 raise self._failure(update)
@@ -127,8 +131,10 @@ class Call:
             text = answer.take(update)
             if self.queue_s is None:
                 self.queue_s = update.queue_s
+            is_last = answer.reason is not None
+            self.paces[number].take(told_s, answer.num_tokens, is_last=is_last)
             if text and self.first_text_s is None:
-                self.first_text_s = self.seconds
+                self.first_text_s = told_s
             if answer.found_stop and not had_stop and update.kind == "step":
                 self._tickets[number].finish()
             num_open -= answer.reason is not None
