@@ -353,10 +353,10 @@ def test_a_port_that_is_taken_is_an_error_of_one_line(refused):
 
 
 @contextmanager
-def served(*arguments, **environment):
+def served(*arguments, program=("-m", "unmask.cli.main"), **environment):
     """A server process of its own, ready; yields it, its URL and the lines it wrote."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "unmask.cli.main", "serve", "--port", "0", *arguments],
+        [sys.executable, *program, "serve", "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -437,6 +437,43 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
     assert "user=eve\\nforged" in log
     assert key not in log
     assert key not in "\n".join(lines)
+
+
+BREAKS = """
+import sys
+from unmask.cli.main import main
+from unmask.engine.runner import Runner
+
+
+def forward(runner, turns):
+    raise RuntimeError("secret reason: the device fell off")
+
+
+Runner.forward = forward
+sys.exit(main())
+"""
+
+
+def status_of(url, body=None):
+    try:
+        ask(url, body)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    return 200
+
+
+# 23
+def test_a_server_whose_engine_has_failed_says_so_and_ends_with_status_1():
+    with served("demo", program=("-c", BREAKS)) as (process, url, _):
+        assert status_of(f"{url}/health") == 200
+        body = {"prompt": "A dog", "max_tokens": 8}
+        assert status_of(f"{url}/v1/completions", body) == 503
+        assert status_of(f"{url}/health") == 503, "it is still there to say so"
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == 1
+    assert "secret reason" in log
+    assert "the engine has failed, this process ends" in log
 
 
 @pytest.mark.slow

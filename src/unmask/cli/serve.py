@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from unmask.cli import ranks, serve_replicas
 from unmask.cli.words import WORD
 from unmask.errors import ConfigError, DependencyError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from unmask.server.settings import Access, Defaults, Settings
 
 KEY_VARIABLE = "UNMASK_API_KEY"
+FAILED_STATUS = 1
+"""Of a server whose engine has failed; systemd and the like then start another."""
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -67,7 +71,10 @@ class Wanted:
 
 
 def run(wanted: Wanted) -> None:
-    """Load, listen, serve until a signal. What can be wrong is found before the model is read."""
+    """Load, listen, serve until a signal. What can be wrong is found before the model is read.
+
+    Raises typer.Exit with `FAILED_STATUS` when the engine has failed.
+    """
     if wanted.trust_remote_code:
         raise ConfigError(
             "--trust-remote-code has no effect: a checkpoint's own code is never run; leave it out"
@@ -114,11 +121,14 @@ def run(wanted: Wanted) -> None:
         set_up_log(wanted.log_requests)
         for line in facts(llm, model, settings, wanted, url_of(bound)):
             print(line, flush=True)
-        server_of(
+        server = server_of(
             app,
             drain_timeout_s=wanted.shutdown_timeout,
             on_ready=lambda: print("ready", flush=True),
-        ).run(sockets=[bound])
+        )
+        server.run(sockets=[bound])
+    if server.has_failed:
+        raise typer.Exit(FAILED_STATUS)
 
 
 def need_extra() -> None:
