@@ -16,8 +16,9 @@ from test_properties import METHODS
 from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
+from unmask.caches import store
+from unmask.caches._features import Features
 from unmask.caches._paged import PageStore
-from unmask.caches.store import Store
 from unmask.engine.budget import PAGED_SHARE
 from unmask.engine.service import Engine, Update
 from unmask.errors import CapacityError, ConfigError, EngineError, ModelError
@@ -336,6 +337,19 @@ class Gate:
         return self.decoder.step(canvas, state, reading)
 
 
+class Failing:
+    """A cache that raises when it is told what is known already."""
+
+    def __init__(self, cache):
+        self.cache = cache
+
+    def __getattr__(self, name):
+        return getattr(self.cache, name)
+
+    def known(self, *_):
+        raise RuntimeError("a bug of the cache")
+
+
 def gated(llm, prompt=(7, 8), step=0, error=None, cache="none", gen_length=8):
     request = llm.request(list(prompt), "vanilla", cache, gen_length=gen_length, stop_at_eos=False)
     return replace(request, decoder=Gate(request.decoder, step, error))
@@ -548,27 +562,76 @@ def test_a_dead_engine_answers_everybody_and_takes_no_more():
         assert engine.stats.running == engine.stats.queued == 0
 
 
-def test_an_engine_that_dies_while_it_makes_room_answers_everybody(monkeypatch):
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_who_finds_no_memory_when_it_comes_in_fails_alone(monkeypatch, cfg_scale):
+    """Its rows are known to the runner by then, and two layers have their new tensors."""
     llm = model()
     first = gated(llm, step=1, cache="dual")
-    reserve = Store.reserve
+    shapes = {"cache": "dual", "gen_length": 8}
+    others = [llm.request([i, 7], **shapes) for i in range(3)]
+    broken = llm.request([9], cfg_scale=cfg_scale, **(shapes | {"gen_length": 24}))
+    wider, count = store._wider, [0]
 
-    def fail(store, slots, rows=0):
-        if rows > 1:
-            raise MemoryError("no more of it")
-        reserve(store, slots, rows)
+    def fail(tensor, rows, slots):
+        if slots == 25:
+            count[0] += 1
+            if count[0] == 3:
+                raise MemoryError("no more of it")
+        return wider(tensor, rows, slots)
 
-    monkeypatch.setattr(Store, "reserve", fail)
+    monkeypatch.setattr(store, "_wider", fail)
     with Engine(llm) as engine:
         listeners = submit_all(engine, [first])
         assert first.decoder.reached.wait(WAIT_S)
-        listeners += submit_all(
-            engine, [llm.request([i], cache="dual", gen_length=8) for i in range(3)]
-        )
+        listeners += submit_all(engine, [*others[:2], broken, others[2]])
         first.decoder.open.set()
-        assert [type(listener.last.error) for listener in listeners] == [EngineError] * 4
-        assert isinstance(engine.failure, MemoryError)
-        assert engine.drain(WAIT_S)
+        last = listeners[3].last
+        assert (last.kind, type(last.error), last.num_forwards) == ("error", MemoryError, 0)
+        for listener, request in zip(listeners[1:3] + listeners[4:], others, strict=True):
+            assert_same(listener.last.output, alone(llm, request))
+        assert listeners[0].last.kind == "done"
+        again = submit_all(engine, [broken])[0].last
+        assert_same(again.output, alone(llm, broken))
+        assert engine.failure is None
+        assert_idle(engine)
+
+
+def test_a_cache_that_cannot_begin_gives_its_pages_back():
+    llm = model("blocks", 3)
+    request = llm.request([7] * 48, "vanilla", "block_causal", gen_length=4, stop_at_eos=False)
+    broken = replace(request, cache=Failing(request.cache))
+    with Engine(llm) as engine:
+        first, second, third = (
+            submit_all(engine, [each])[0].last for each in (request, broken, request)
+        )
+        assert (second.kind, str(second.error)) == ("error", "a bug of the cache")
+        assert_same(third.output, first.output)
+        assert_idle(engine)
+
+
+@torch.inference_mode()
+def test_a_store_that_cannot_grow_is_as_it_was(monkeypatch):
+    llm = model()
+    for kind in (store.Store, Features):
+        kept = kind(llm.spec, 1, 4, torch.float32, torch.device("cpu"))
+        before = [tensor for tensors in kept.tensors for tensor in tensors]
+        for number in range(len(before)):
+            wider, left = store._wider, iter(range(number))
+
+            def fail(tensor, rows, slots, left=left, wider=wider):
+                if next(left, None) is None:
+                    raise MemoryError("no more of it")
+                return wider(tensor, rows, slots)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(store, "_wider", fail)
+                with pytest.raises(MemoryError):
+                    kept.reserve(8, 2)
+            after = [tensor for tensors in kept.tensors for tensor in tensors]
+            assert all(one is other for one, other in zip(before, after, strict=True))
+            assert kept.slots == 4
+        kept.reserve(8, 2)
+        assert {tensor.shape[::2] for tensors in kept.tensors for tensor in tensors} == {(2, 8)}
 
 
 def test_stopping_tells_who_waits_and_leaves_no_thread():

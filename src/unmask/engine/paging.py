@@ -56,7 +56,7 @@ class Paging:
         """Give a sequence its tables, with what others left of its beginning."""
         request, canvas = sequence.request, sequence.canvas
         decided = decided_slots(canvas)
-        tables = [Table(self.store) for _ in range(num_rows)]
+        tables = self._tables[id(sequence)] = [Table(self.store) for _ in range(num_rows)]
         known = min(
             table.find(fed_tokens(canvas, branch == 0)[:decided])
             for branch, table in enumerate(tables)
@@ -69,7 +69,6 @@ class Paging:
         sequence.cache_state = request.cache.known(
             known, request.cache.start(canvas, request.facts)
         )
-        self._tables[id(sequence)] = tables
 
     def missing(self, sequence: Sequence, plan: Plan) -> int:
         """Pages to take before the forward of `plan`."""

@@ -264,7 +264,10 @@ class Engine:
         return over
 
     def _admit(self) -> None:
-        """Let in who fits: the oldest first, past those that do not fit and have not waited long."""
+        """Let in who fits: the oldest first, past those that do not fit and have not waited long.
+
+        Who cannot be given memory, though the budget has it, ends as an error; the others go on.
+        """
         skipped = 0
         while True:
             now = time.monotonic()
@@ -280,7 +283,10 @@ class Engine:
                 self._queue.remove(ticket)
                 self._running[id(ticket.sequence)] = ticket
             ticket.started_s = ticket.started_s or now
-            self._batch.admit(ticket.sequence)
+            with Fence() as fence:
+                self._batch.admit(ticket.sequence)
+            if fence.error is not None:
+                self._end(ticket, "error", error=fence.error)
 
     def _forward(self) -> None:
         began = time.monotonic()
