@@ -308,7 +308,7 @@ def test_requests_that_can_never_run_are_refused_at_once():
             engine.submit(llm.request([1], gen_length=4), Listener(), deadline_s=0)
     with pytest.raises(ConfigError, match="holds no page"):
         Engine(llm, kv_bytes=1000)
-    for wrong in ({"max_batch": 0}, {"max_queue": -1}, {"max_wait_s": 0}, {"prefix_cache": "yes"}):
+    for wrong in ({"max_batch": 0}, {"max_queue": 0}, {"max_wait_s": 0}, {"prefix_cache": "yes"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Engine(llm, **wrong)
 

@@ -112,6 +112,7 @@ def test_who_lets_everybody_in_is_told_so():
         (["--cache", "duel"], "did you mean 'dual'"),
         (["--port", "70000"], "port"),
         (["--max-num-seqs", "0"], "max-num-seqs"),
+        (["--max-queue", "0"], "max-queue"),
         (["no-such-model", "--port", "0"], "no-such-model"),
         (["--max-model-len", "99999", "--port", "0"], "more than the model's 1024"),
     ],

@@ -94,8 +94,9 @@ class Engine:
     """Decodes submitted requests in one thread, re-forming the batch before every forward.
 
     `max_batch` rows share a forward (a guided request takes two) and compute about `max_tokens` slots;
-    longer prompts are taken in parts where the cache allows it. `max_queue` requests wait at most, first
-    come, first served; one that fits may pass others that do not, until those have waited `max_wait_s`.
+    longer prompts are taken in parts where the cache allows it. `max_queue` requests wait at most (1 or
+    more: everyone passes through the queue), first come, first served; one that fits may pass others that
+    do not, until those have waited `max_wait_s`.
     `kv_bytes` for keys and values (see `engine.budget`). `prefix_cache`: on a block-causal model with cache
     block_causal, full blocks that one request has computed serve others that begin alike. `steps_per_round`
     forwards are made between two looks at the queue: 1 answers soonest, more cost less host work.
@@ -119,7 +120,7 @@ class Engine:
         flags(prefix_cache=prefix_cache)
         self.llm = llm
         self.max_batch = whole("max_batch", max_batch, 1)
-        self.max_queue = whole("max_queue", max_queue, 0)
+        self.max_queue = whole("max_queue", max_queue, 1)
         self.steps_per_round = whole("steps_per_round", steps_per_round, 1)
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
