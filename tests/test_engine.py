@@ -405,6 +405,20 @@ def test_an_abort_frees_everything_before_the_next_forward(cache):
         ticket.finish()
 
 
+def test_an_abort_and_an_end_wait_for_the_rounds_end():
+    llm = model()
+    request = llm.request([7, 8], "ar", gen_length=8, stop_at_eos=False)
+    with Engine(llm, steps_per_round=3) as engine:
+        aborted = Listener(lambda u: u.num_forwards == 2 and engine.abort(u.ticket))
+        ended = Listener(lambda u: u.num_forwards == 4 and u.ticket.finish())
+        for listener in (aborted, ended):
+            engine.submit(request, listener)
+            assert listener.done.wait(WAIT_S)
+        assert_idle(engine)
+    assert (aborted.last.kind, aborted.last.num_forwards) == ("aborted", 3)
+    assert (ended.last.kind, ended.last.num_forwards) == ("done", 6)
+
+
 def test_a_listener_may_end_its_request_as_if_an_end_token_stood_there():
     llm = model()
     request = llm.request([7, 8], "ar", gen_length=8, stop_at_eos=False)

@@ -113,6 +113,8 @@ def test_who_lets_everybody_in_is_told_so():
         (["--port", "70000"], "port"),
         (["--max-num-seqs", "0"], "max-num-seqs"),
         (["--max-queue", "0"], "max-queue"),
+        (["--max-wait", "0"], "max-wait"),
+        (["--steps-per-round", "0"], "steps-per-round"),
         (["no-such-model", "--port", "0"], "no-such-model"),
         (["--max-model-len", "99999", "--port", "0"], "more than the model's 1024"),
     ],
@@ -206,6 +208,8 @@ served-model-name: [a, b]
 max_running_requests: 2
 max-queue: 3
 max-num-batched-tokens: 4
+max_wait: 0.5
+steps-per-round: 15
 kv-cache-memory-bytes: 5
 enable_prefix_caching: false
 max-model-len: 6
@@ -257,6 +261,8 @@ def test_every_option_may_stand_in_a_file(wanted, file):
         "max_num_seqs": 2,
         "max_queue": 3,
         "max_num_batched_tokens": 4,
+        "max_wait": 0.5,
+        "steps_per_round": 15,
         "kv_bytes": 5,
         "prefix_caching": False,
         "max_model_len": 6,

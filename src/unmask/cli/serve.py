@@ -20,6 +20,7 @@ from unmask.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
+    from unmask.engine.service import Engine
     from unmask.models.spec import ModelSpec
     from unmask.server.settings import Access, Defaults, Settings
 
@@ -46,6 +47,8 @@ class Wanted:
     max_num_seqs: int
     max_queue: int
     max_num_batched_tokens: int
+    max_wait: float
+    steps_per_round: int
     kv_bytes: int | None
     prefix_caching: bool
     max_model_len: int | None
@@ -106,18 +109,9 @@ def run(wanted: Wanted) -> None:
         llm = load(wanted, model)
         defaults = defaults_of(llm.spec, wanted, decoder, knobs)
         settings = settings_of(wanted, llm.spec, model, defaults, access)
-        from unmask.engine.service import Engine
         from unmask.server.app import create_app
 
-        engine = Engine(
-            llm,
-            max_batch=wanted.max_num_seqs,
-            max_queue=wanted.max_queue,
-            max_tokens=wanted.max_num_batched_tokens,
-            kv_bytes=wanted.kv_bytes,
-            prefix_cache=wanted.prefix_caching,
-        )
-        app = create_app(llm, engine, settings)
+        app = create_app(llm, engine_of(wanted, llm), settings)
         set_up_log(wanted.log_requests)
         for line in facts(llm, model, settings, wanted, url_of(bound)):
             print(line, flush=True)
@@ -260,6 +254,22 @@ def load(wanted: Wanted, model: str) -> LLM:
         from unmask.engine.llm import LLM
 
         return apart(lambda: LLM(model, progress=progress, **loading_of(wanted)))
+
+
+def engine_of(wanted: Wanted, llm: LLM) -> Engine:
+    """The model's engine."""
+    from unmask.engine.service import Engine
+
+    return Engine(
+        llm,
+        max_batch=wanted.max_num_seqs,
+        max_queue=wanted.max_queue,
+        max_tokens=wanted.max_num_batched_tokens,
+        max_wait_s=wanted.max_wait,
+        steps_per_round=wanted.steps_per_round,
+        kv_bytes=wanted.kv_bytes,
+        prefix_cache=wanted.prefix_caching,
+    )
 
 
 def loading_of(wanted: Wanted) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The engine of a server: requests come in from any thread, one thread decodes them together.
 
-Before every forward the batch is formed anew: who is done has left, who was aborted, timed out or ended by
-its listener leaves, and the next in the queue come in. The forward itself is `engine.loop.Batch.step`, the
-one that the library takes.
+Before every round of forwards (one, unless told otherwise) the batch is formed anew: who is done has left,
+who was aborted, timed out or ended by its listener leaves, and the next in the queue come in. The forward
+itself is `engine.loop.Batch.step`, the one that the library takes.
 """
 
 from __future__ import annotations
@@ -74,10 +74,11 @@ class Ticket:
     wake: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def finish(self) -> None:
-        """End the request before its next forward as if an end token stood there: "done", reason "stop".
+        """End the request as if an end token stood there: "done", reason "stop".
 
-        The output is what is settled by then. For a stop string that has been found. Has no effect once
-        it is over. Callable from any thread.
+        It takes effect at the engine's next look at the queue, so up to `steps_per_round - 1` forwards
+        later. The output is what is settled by then. For a stop string that has been found. Has no effect
+        once it is over. Callable from any thread.
         """
         with self.wake:
             self.wish = self.wish or "stop"
@@ -91,7 +92,7 @@ class Ticket:
 
 
 class Engine:
-    """Decodes submitted requests in one thread, re-forming the batch before every forward.
+    """Decodes submitted requests in one thread, re-forming the batch before every round of forwards.
 
     `max_batch` rows share a forward (a guided request takes two) and compute about `max_tokens` slots;
     longer prompts are taken in parts where the cache allows it. `max_queue` requests wait at most (1 or
@@ -99,7 +100,8 @@ class Engine:
     do not, until those have waited `max_wait_s`.
     `kv_bytes` for keys and values (see `engine.budget`). `prefix_cache`: on a block-causal model with cache
     block_causal, full blocks that one request has computed serve others that begin alike. `steps_per_round`
-    forwards are made between two looks at the queue: 1 answers soonest, more cost less host work.
+    forwards are a round, made between two looks at the queue: 1 answers soonest; with more there is less
+    host work, and who comes, is aborted, ends or times out meanwhile waits for the round's end.
     `on_failure`, which may be set, is called on the engine's thread when it has failed, after everyone who
     waited was told so.
     Start it, or use it as a context manager, which stops it. Raises ConfigError for sizes that cannot be.
@@ -198,7 +200,10 @@ class Engine:
         return self._accepts
 
     def abort(self, ticket: Ticket) -> None:
-        """End a request before the next forward: "aborted". No effect once it is over; any thread."""
+        """End a request: "aborted", at the next look at the queue (see `steps_per_round`).
+
+        Has no effect once it is over. Callable from any thread.
+        """
         with self._wake:
             ticket.wish = "abort"
             self._wake.notify()
