@@ -218,6 +218,29 @@ def test_more_requests_than_pages_are_preempted_and_come_back_to_the_same_result
         assert_same(output, alone(llm, request))
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_of_what_is_found_after_a_preemption_only_what_others_computed_counts(is_shared):
+    llm = model("blocks", 2)
+    begin = [5] * 16 if is_shared else []
+    first = gated(llm, [*begin, *[3] * 10], cache="block_causal", gen_length=30)
+    second = llm.request(
+        [*begin, *[4] * 34], "vanilla", "block_causal", gen_length=44, stop_at_eos=False
+    )
+    with Engine(llm, kv_bytes=bytes_for(llm, 7 if is_shared else 6)) as engine:
+        if is_shared:
+            early = llm.request(begin, "vanilla", "block_causal", gen_length=4, stop_at_eos=False)
+            assert submit_all(engine, [early])[0].last.output.num_cached == 0
+        listeners = submit_all(engine, [first])
+        assert first.decoder.reached.wait(WAIT_S)
+        listeners += submit_all(engine, [second])
+        first.decoder.open.set()
+        outputs = [listener.last.output for listener in listeners]
+        stats = engine.stats
+    assert stats.num_preempted == 1
+    assert stats.prefix_found == 3 * len(begin) + 48, "it found the three pages it had filled"
+    assert [output.num_cached for output in outputs] == [len(begin)] * 2
+
+
 @pytest.mark.parametrize("kind", ["blocks", "blocks-dream"])
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
 def test_a_prefix_that_was_computed_serves_who_begins_alike_until_it_is_evicted(kind, cfg_scale):

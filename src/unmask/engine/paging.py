@@ -65,7 +65,10 @@ class Paging:
             table.cut(known)
         self.found.num_asked += decided * num_rows
         self.found.num_found += known * num_rows
-        sequence.num_cached = max(sequence.num_cached, known)
+        others = sequence.num_never_computed(
+            known
+        )  # after a preemption its own pages are found too
+        sequence.num_cached = max(sequence.num_cached, others)
         sequence.cache_state = request.cache.known(
             known, request.cache.start(canvas, request.facts)
         )
