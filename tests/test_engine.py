@@ -16,10 +16,12 @@ from test_properties import METHODS
 from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
+from unmask.background import save_background
 from unmask.caches import store
 from unmask.caches._features import Features
 from unmask.caches._paged import PageStore
 from unmask.engine.budget import PAGED_SHARE
+from unmask.engine.heads import MAX_FREQUENT
 from unmask.engine.service import Engine, Update
 from unmask.errors import CapacityError, ConfigError, EngineError, ModelError
 
@@ -334,6 +336,20 @@ def test_requests_that_can_never_run_are_refused_at_once():
     for wrong in ({"max_batch": 0}, {"max_queue": 0}, {"max_wait_s": 0}, {"prefix_cache": "yes"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Engine(llm, **wrong)
+
+
+def test_only_so_many_vocabularies_that_clients_choose_are_remembered(tmp_path):
+    llm, count = model(), MAX_FREQUENT + 3
+    file = str(tmp_path / "counts.json")
+    save_background(file, {id_: 100 - id_ for id_ in range(KNOWN)})
+    knobs = {"vocabulary": "frequency", "frequencies": file, "gen_length": 4, "stop_at_eos": False}
+    requests = [llm.request([7], "ar", vocab_size=1 + i, **knobs) for i in range(count)]
+    with Engine(llm, max_batch=count) as engine:
+        outputs = [listener.last.output for listener in submit_all(engine, requests)]
+        assert engine._batch.runner.heads.frequent.cache_info().currsize == MAX_FREQUENT
+        assert_idle(engine)
+    for request, output in zip(requests[:3], outputs, strict=False):
+        assert_same(output, alone(llm, request))
 
 
 # the queue
