@@ -12,23 +12,23 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from unmask.engine.faults import Fence
+
 Result = TypeVar("Result")
 
 
 def apart(call: Callable[[], Result]) -> Result:
     """What `call` returns, or raises, in another thread."""
     found: list[Result] = []
-    raised: list[BaseException] = []
+    fence = Fence(everything=True)
 
     def run() -> None:
-        try:
+        with fence:
             found.append(call())
-        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
-            raised.append(error)
 
     thread = threading.Thread(target=run, name="unmask-apart", daemon=True)
     thread.start()
     thread.join()
-    if raised:
-        raise raised[0]
+    if fence.error is not None:
+        raise fence.error
     return found[0]
