@@ -16,9 +16,12 @@ from test_properties import METHODS
 from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
+from unmask.background import save_background
+from unmask.caches import store
+from unmask.caches._features import Features
 from unmask.caches._paged import PageStore
-from unmask.caches.store import Store
 from unmask.engine.budget import PAGED_SHARE
+from unmask.engine.heads import MAX_FREQUENT
 from unmask.engine.service import Engine, Update
 from unmask.errors import CapacityError, ConfigError, EngineError, ModelError
 
@@ -217,6 +220,29 @@ def test_more_requests_than_pages_are_preempted_and_come_back_to_the_same_result
         assert_same(output, alone(llm, request))
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_of_what_is_found_after_a_preemption_only_what_others_computed_counts(is_shared):
+    llm = model("blocks", 2)
+    begin = [5] * 16 if is_shared else []
+    first = gated(llm, [*begin, *[3] * 10], cache="block_causal", gen_length=30)
+    second = llm.request(
+        [*begin, *[4] * 34], "vanilla", "block_causal", gen_length=44, stop_at_eos=False
+    )
+    with Engine(llm, kv_bytes=bytes_for(llm, 7 if is_shared else 6)) as engine:
+        if is_shared:
+            early = llm.request(begin, "vanilla", "block_causal", gen_length=4, stop_at_eos=False)
+            assert submit_all(engine, [early])[0].last.output.num_cached == 0
+        listeners = submit_all(engine, [first])
+        assert first.decoder.reached.wait(WAIT_S)
+        listeners += submit_all(engine, [second])
+        first.decoder.open.set()
+        outputs = [listener.last.output for listener in listeners]
+        stats = engine.stats
+    assert stats.num_preempted == 1
+    assert stats.prefix_found == 3 * len(begin) + 48, "it found the three pages it had filled"
+    assert [output.num_cached for output in outputs] == [len(begin)] * 2
+
+
 @pytest.mark.parametrize("kind", ["blocks", "blocks-dream"])
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
 def test_a_prefix_that_was_computed_serves_who_begins_alike_until_it_is_evicted(kind, cfg_scale):
@@ -307,9 +333,23 @@ def test_requests_that_can_never_run_are_refused_at_once():
             engine.submit(llm.request([1], gen_length=4), Listener(), deadline_s=0)
     with pytest.raises(ConfigError, match="holds no page"):
         Engine(llm, kv_bytes=1000)
-    for wrong in ({"max_batch": 0}, {"max_queue": -1}, {"max_wait_s": 0}, {"prefix_cache": "yes"}):
+    for wrong in ({"max_batch": 0}, {"max_queue": 0}, {"max_wait_s": 0}, {"prefix_cache": "yes"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Engine(llm, **wrong)
+
+
+def test_only_so_many_vocabularies_that_clients_choose_are_remembered(tmp_path):
+    llm, count = model(), MAX_FREQUENT + 3
+    file = str(tmp_path / "counts.json")
+    save_background(file, {id_: 100 - id_ for id_ in range(KNOWN)})
+    knobs = {"vocabulary": "frequency", "frequencies": file, "gen_length": 4, "stop_at_eos": False}
+    requests = [llm.request([7], "ar", vocab_size=1 + i, **knobs) for i in range(count)]
+    with Engine(llm, max_batch=count) as engine:
+        outputs = [listener.last.output for listener in submit_all(engine, requests)]
+        assert engine._batch.runner.heads.frequent.cache_info().currsize == MAX_FREQUENT
+        assert_idle(engine)
+    for request, output in zip(requests[:3], outputs, strict=False):
+        assert_same(output, alone(llm, request))
 
 
 # the queue
@@ -334,6 +374,19 @@ class Gate:
                 raise self.error
         self.count += 1
         return self.decoder.step(canvas, state, reading)
+
+
+class Failing:
+    """A cache that raises when it is told what is known already."""
+
+    def __init__(self, cache):
+        self.cache = cache
+
+    def __getattr__(self, name):
+        return getattr(self.cache, name)
+
+    def known(self, *_):
+        raise RuntimeError("a bug of the cache")
 
 
 def gated(llm, prompt=(7, 8), step=0, error=None, cache="none", gen_length=8):
@@ -389,6 +442,20 @@ def test_an_abort_frees_everything_before_the_next_forward(cache):
         assert_idle(engine)
         engine.abort(ticket)
         ticket.finish()
+
+
+def test_an_abort_and_an_end_wait_for_the_rounds_end():
+    llm = model()
+    request = llm.request([7, 8], "ar", gen_length=8, stop_at_eos=False)
+    with Engine(llm, steps_per_round=3) as engine:
+        aborted = Listener(lambda u: u.num_forwards == 2 and engine.abort(u.ticket))
+        ended = Listener(lambda u: u.num_forwards == 4 and u.ticket.finish())
+        for listener in (aborted, ended):
+            engine.submit(request, listener)
+            assert listener.done.wait(WAIT_S)
+        assert_idle(engine)
+    assert (aborted.last.kind, aborted.last.num_forwards) == ("aborted", 3)
+    assert (ended.last.kind, ended.last.num_forwards) == ("done", 6)
 
 
 def test_a_listener_may_end_its_request_as_if_an_end_token_stood_there():
@@ -548,27 +615,76 @@ def test_a_dead_engine_answers_everybody_and_takes_no_more():
         assert engine.stats.running == engine.stats.queued == 0
 
 
-def test_an_engine_that_dies_while_it_makes_room_answers_everybody(monkeypatch):
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_who_finds_no_memory_when_it_comes_in_fails_alone(monkeypatch, cfg_scale):
+    """Its rows are known to the runner by then, and two layers have their new tensors."""
     llm = model()
     first = gated(llm, step=1, cache="dual")
-    reserve = Store.reserve
+    shapes = {"cache": "dual", "gen_length": 8}
+    others = [llm.request([i, 7], **shapes) for i in range(3)]
+    broken = llm.request([9], cfg_scale=cfg_scale, **(shapes | {"gen_length": 24}))
+    wider, count = store._wider, [0]
 
-    def fail(store, slots, rows=0):
-        if rows > 1:
-            raise MemoryError("no more of it")
-        reserve(store, slots, rows)
+    def fail(tensor, rows, slots):
+        if slots == 25:
+            count[0] += 1
+            if count[0] == 3:
+                raise MemoryError("no more of it")
+        return wider(tensor, rows, slots)
 
-    monkeypatch.setattr(Store, "reserve", fail)
+    monkeypatch.setattr(store, "_wider", fail)
     with Engine(llm) as engine:
         listeners = submit_all(engine, [first])
         assert first.decoder.reached.wait(WAIT_S)
-        listeners += submit_all(
-            engine, [llm.request([i], cache="dual", gen_length=8) for i in range(3)]
-        )
+        listeners += submit_all(engine, [*others[:2], broken, others[2]])
         first.decoder.open.set()
-        assert [type(listener.last.error) for listener in listeners] == [EngineError] * 4
-        assert isinstance(engine.failure, MemoryError)
-        assert engine.drain(WAIT_S)
+        last = listeners[3].last
+        assert (last.kind, type(last.error), last.num_forwards) == ("error", MemoryError, 0)
+        for listener, request in zip(listeners[1:3] + listeners[4:], others, strict=True):
+            assert_same(listener.last.output, alone(llm, request))
+        assert listeners[0].last.kind == "done"
+        again = submit_all(engine, [broken])[0].last
+        assert_same(again.output, alone(llm, broken))
+        assert engine.failure is None
+        assert_idle(engine)
+
+
+def test_a_cache_that_cannot_begin_gives_its_pages_back():
+    llm = model("blocks", 3)
+    request = llm.request([7] * 48, "vanilla", "block_causal", gen_length=4, stop_at_eos=False)
+    broken = replace(request, cache=Failing(request.cache))
+    with Engine(llm) as engine:
+        first, second, third = (
+            submit_all(engine, [each])[0].last for each in (request, broken, request)
+        )
+        assert (second.kind, str(second.error)) == ("error", "a bug of the cache")
+        assert_same(third.output, first.output)
+        assert_idle(engine)
+
+
+@torch.inference_mode()
+def test_a_store_that_cannot_grow_is_as_it_was(monkeypatch):
+    llm = model()
+    for kind in (store.Store, Features):
+        kept = kind(llm.spec, 1, 4, torch.float32, torch.device("cpu"))
+        before = [tensor for tensors in kept.tensors for tensor in tensors]
+        for number in range(len(before)):
+            wider, left = store._wider, iter(range(number))
+
+            def fail(tensor, rows, slots, left=left, wider=wider):
+                if next(left, None) is None:
+                    raise MemoryError("no more of it")
+                return wider(tensor, rows, slots)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(store, "_wider", fail)
+                with pytest.raises(MemoryError):
+                    kept.reserve(8, 2)
+            after = [tensor for tensors in kept.tensors for tensor in tensors]
+            assert all(one is other for one, other in zip(before, after, strict=True))
+            assert kept.slots == 4
+        kept.reserve(8, 2)
+        assert {tensor.shape[::2] for tensors in kept.tensors for tensor in tensors} == {(2, 8)}
 
 
 def test_stopping_tells_who_waits_and_leaves_no_thread():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unmask.canvas import Ask
 from unmask.errors import ConfigError
-from unmask.proposal import Proposal
+from unmask.proposal import MIN_TEMPERATURE, Proposal
 from unmask.randomness import gumbel, row_keys, uniform
 from unmask.sampling import STATS, Span, Vocabulary, log_odds, propose
 
@@ -361,3 +361,20 @@ def test_told_of_the_sampled_distribution_the_confidence_is_its_probability():
 def test_pruning_refuses_what_cannot_be(knobs, message):
     with pytest.raises(ConfigError, match=message):
         Proposal(**knobs)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-7, -0.5, float("inf"), float("nan")])
+def test_a_temperature_that_cannot_be_sampled_with_is_refused(temperature):
+    with pytest.raises(ConfigError, match=f"temperature={temperature}"):
+        Proposal(temperature=temperature)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e30])
+@pytest.mark.parametrize("told", [False, True])
+def test_the_lowest_temperature_draws_the_likeliest_token(size, told):
+    """1e-6: what is sampled from stays inside float32, which those who are told of it get."""
+    logits = size * torch.randn(50, 10, generator=torch.Generator().manual_seed(3))
+    rule = Proposal(temperature=MIN_TEMPERATURE, top_p=0.9)
+    packed = packed_of(logits, rule, from_sampling=told)
+    assert packed[:, 0].tolist() == packed_of(logits)[:, 0].tolist()
+    assert not packed[:, 1].isnan().any()

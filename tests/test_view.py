@@ -15,6 +15,7 @@ from unmask.canvas import Canvas, Edit, apply, new_canvas
 from unmask.engine.loop import Event
 from unmask.engine.request import Commit, Step
 from unmask.errors import ConfigError
+from unmask.view import terminal
 from unmask.view.terminal import (
     END,
     OPEN,
@@ -74,6 +75,21 @@ def styles(text: Text) -> dict[str, str]:
 
 def picture(canvas: Canvas, fresh: dict[int, float] | None = None, **more: Any) -> Text:
     return canvas_text(canvas, Changes(fresh or {}, **more), PIECES, ENDS)
+
+
+def test_only_so_many_texts_of_tokens_are_remembered(monkeypatch):
+    asked = []
+
+    class Counting(FakeTokenizer):
+        def decode(self, ids):
+            asked.append(tuple(ids))
+            return super().decode(ids)
+
+    monkeypatch.setattr(terminal, "MAX_TEXTS", 2)
+    pieces = Pieces(Counting())
+    told = [pieces.text(*ids) for ids in [(1,), (10, 11), (1,), (2,), (1,), (10, 11)]]
+    assert told == ["The", "\u00e9", "The", " cat", "The", "\u00e9"]
+    assert asked == [(1,), (10, 11), (2,), (10, 11)], "the one that was not used for longest goes"
 
 
 def test_the_answer_is_shown_and_the_prompt_is_not() -> None:

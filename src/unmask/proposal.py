@@ -9,12 +9,16 @@ from typing import Literal
 from unmask.errors import ConfigError
 from unmask.knobs import knob
 
+MIN_TEMPERATURE = 1e-6
+"""The lowest above 0 (SGLang takes what is below for 0). Float32 logits of size 8 lie 1e-6 apart, so below
+it those that differ at all are a nat apart or more: little is left to draw. Far below, logits overflow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """How a token is proposed at a slot; the same for every decoder.
 
-    `temperature` >= 0: 0 takes the likeliest token, else Gumbel-max in float64. `top_p` in (0, 1] and
+    `temperature`: 0 takes the likeliest token, from 1e-6 on Gumbel-max in float64. `top_p` in (0, 1] and
     `top_k` >= 1 restrict what is sampled, in that order after the temperature (Dream's order); the
     confidence stays the model's own. `cfg_scale` >= 0: classifier-free guidance `un + (1 + w)(cond - un)`,
     where `un` sees the prompt masked (LLaDA, Eq. 16); 0 is off. `logits_eos_inf`: never propose
@@ -32,7 +36,9 @@ class Proposal:
     full one). "none" is the whole vocabulary; None leaves it to the decoder.
     """
 
-    temperature: float = knob(0.0, "0: the likeliest token; above: sampled, the higher the wilder")
+    temperature: float = knob(
+        0.0, "0: the likeliest token; from 1e-6 on: sampled, the higher the wilder"
+    )
     top_p: float | None = knob(
         None, "sample among the likeliest tokens that share this probability"
     )
@@ -68,6 +74,11 @@ class Proposal:
             value = getattr(self, name)
             if not (value >= 0 and isfinite(value)):
                 raise ConfigError(f"{name}={value} must be a number, not negative")
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise ConfigError(
+                f"temperature={self.temperature} is too low to sample with; use 0 for the likeliest token, "
+                f"or {MIN_TEMPERATURE:g} and more"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1")
         if self.top_k is not None and self.top_k < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,11 @@ from itertools import pairwise
 from threading import Event
 
 import pytest
-from served import ANSWER, CHAT, QUESTION, gated_client, wait_for
+from served import ANSWER, CHAT, QUESTION, gated_client, serving, wait_for
 from tiny import tiny_llm
 
 from unmask import decoders
+from unmask.server import process
 from unmask.server.service import PLANNED_AT_ONCE
 from unmask.server.settings import Defaults, Settings
 
@@ -218,6 +220,28 @@ def test_a_dead_engine_answers_everyone_and_health_says_so(demo_llm, caplog):
         assert client.post(CHAT_URL, json=CHAT).status_code == 503
         assert client.get("/v1/models").status_code == 200
         assert client.get("/metrics").status_code == 200
+
+
+def test_a_server_whose_engine_has_failed_answers_who_waits_and_ends(demo_llm, monkeypatch, caplog):
+    monkeypatch.setattr(process, "FAILED_GRACE_S", 1.0)
+    caplog.set_level(logging.CRITICAL)
+    with serving(demo_llm, max_batch=1) as live, ThreadPoolExecutor(3) as pool:
+        live.gate.close()
+        body = json.dumps(CHAT).encode()
+        head = f"POST {CHAT_URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        inside = [pool.submit(live.send, request) for _ in range(3)]
+        assert wait_for(lambda: live.engine.stats.running + live.engine.stats.queued == 3)
+        assert not live.server.has_failed
+        live.gate.fails = True
+        live.gate.open()
+        health = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert wait_for(lambda: live.engine.failure is not None)
+        assert live.send(health).startswith(b"HTTP/1.1 503")
+        for answer in inside:  # their connections are closed by the server's end
+            assert answer.result(20).startswith(b"HTTP/1.1 503")
+        assert wait_for(lambda: live.server.should_exit)
+        assert live.server.has_failed
 
 
 def test_what_was_not_foreseen_is_answered_without_its_reason(demo_llm, monkeypatch):

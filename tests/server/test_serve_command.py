@@ -112,6 +112,9 @@ def test_who_lets_everybody_in_is_told_so():
         (["--cache", "duel"], "did you mean 'dual'"),
         (["--port", "70000"], "port"),
         (["--max-num-seqs", "0"], "max-num-seqs"),
+        (["--max-queue", "0"], "max-queue"),
+        (["--max-wait", "0"], "max-wait"),
+        (["--steps-per-round", "0"], "steps-per-round"),
         (["no-such-model", "--port", "0"], "no-such-model"),
         (["--max-model-len", "99999", "--port", "0"], "more than the model's 1024"),
     ],
@@ -205,6 +208,8 @@ served-model-name: [a, b]
 max_running_requests: 2
 max-queue: 3
 max-num-batched-tokens: 4
+max_wait: 0.5
+steps-per-round: 15
 kv-cache-memory-bytes: 5
 enable_prefix_caching: false
 max-model-len: 6
@@ -256,6 +261,8 @@ def test_every_option_may_stand_in_a_file(wanted, file):
         "max_num_seqs": 2,
         "max_queue": 3,
         "max_num_batched_tokens": 4,
+        "max_wait": 0.5,
+        "steps_per_round": 15,
         "kv_bytes": 5,
         "prefix_caching": False,
         "max_model_len": 6,
@@ -353,10 +360,10 @@ def test_a_port_that_is_taken_is_an_error_of_one_line(refused):
 
 
 @contextmanager
-def served(*arguments, **environment):
+def served(*arguments, program=("-m", "unmask.cli.main"), **environment):
     """A server process of its own, ready; yields it, its URL and the lines it wrote."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "unmask.cli.main", "serve", "--port", "0", *arguments],
+        [sys.executable, *program, "serve", "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -437,6 +444,43 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
     assert "user=eve\\nforged" in log
     assert key not in log
     assert key not in "\n".join(lines)
+
+
+BREAKS = """
+import sys
+from unmask.cli.main import main
+from unmask.engine.runner import Runner
+
+
+def forward(runner, turns):
+    raise RuntimeError("secret reason: the device fell off")
+
+
+Runner.forward = forward
+sys.exit(main())
+"""
+
+
+def status_of(url, body=None):
+    try:
+        ask(url, body)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    return 200
+
+
+# 23
+def test_a_server_whose_engine_has_failed_says_so_and_ends_with_status_1():
+    with served("demo", program=("-c", BREAKS)) as (process, url, _):
+        assert status_of(f"{url}/health") == 200
+        body = {"prompt": "A dog", "max_tokens": 8}
+        assert status_of(f"{url}/v1/completions", body) == 503
+        assert status_of(f"{url}/health") == 503, "it is still there to say so"
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == 1
+    assert "secret reason" in log
+    assert "the engine has failed, this process ends" in log
 
 
 @pytest.mark.slow

@@ -58,15 +58,15 @@ class Store:
 
     @torch.inference_mode()
     def reserve(self, slots: int, rows: int = 0) -> None:
-        """Make room."""
+        """Make room in all layers, or raise and leave the store as it was.
+
+        Until the last layer has its room, the old tensors and the new ones are both there.
+        """
         if slots <= self.slots and rows <= len(self.keys[0]):
             return
-        for tensors in self.tensors:
-            for layer, tensor in enumerate(tensors):
-                old_rows, heads, old_slots, width = tensor.shape
-                shape = (max(rows, old_rows), heads, max(slots, old_slots), width)
-                tensors[layer] = tensor.new_zeros(shape)
-                tensors[layer][:old_rows, :, :old_slots] = tensor
+        wider = [[_wider(tensor, rows, slots) for tensor in tensors] for tensors in self.tensors]
+        for tensors, made in zip(self.tensors, wider, strict=True):
+            tensors[:] = made
 
     @torch.inference_mode()
     def move_row(self, source: int, target: int, slots: int) -> None:
@@ -89,6 +89,14 @@ class Store:
                     if tensors is self.keys:
                         moved = rotary(moved.float()).to(tensor.dtype)
                     tensor[row, :, to] = moved
+
+
+def _wider(tensor: Tensor, rows: int, slots: int) -> Tensor:
+    """A copy with at least so many rows and slots; zero where the tensor has none."""
+    old_rows, heads, old_slots, width = tensor.shape
+    made = tensor.new_zeros((max(rows, old_rows), heads, max(slots, old_slots), width))
+    made[:old_rows, :, :old_slots] = tensor
+    return made
 
 
 def _slot_bytes(tensor: Tensor) -> int:

@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from unmask.cli import ranks, serve_replicas
 from unmask.cli.words import WORD
 from unmask.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
+    from unmask.engine.service import Engine
     from unmask.models.spec import ModelSpec
     from unmask.server.settings import Access, Defaults, Settings
 
 KEY_VARIABLE = "UNMASK_API_KEY"
+FAILED_STATUS = 1
+"""Of a server whose engine has failed; systemd and the like then start another."""
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -42,6 +47,8 @@ class Wanted:
     max_num_seqs: int
     max_queue: int
     max_num_batched_tokens: int
+    max_wait: float
+    steps_per_round: int
     kv_bytes: int | None
     prefix_caching: bool
     max_model_len: int | None
@@ -67,7 +74,10 @@ class Wanted:
 
 
 def run(wanted: Wanted) -> None:
-    """Load, listen, serve until a signal. What can be wrong is found before the model is read."""
+    """Load, listen, serve until a signal. What can be wrong is found before the model is read.
+
+    Raises typer.Exit with `FAILED_STATUS` when the engine has failed.
+    """
     if wanted.trust_remote_code:
         raise ConfigError(
             "--trust-remote-code has no effect: a checkpoint's own code is never run; leave it out"
@@ -99,26 +109,20 @@ def run(wanted: Wanted) -> None:
         llm = load(wanted, model)
         defaults = defaults_of(llm.spec, wanted, decoder, knobs)
         settings = settings_of(wanted, llm.spec, model, defaults, access)
-        from unmask.engine.service import Engine
         from unmask.server.app import create_app
 
-        engine = Engine(
-            llm,
-            max_batch=wanted.max_num_seqs,
-            max_queue=wanted.max_queue,
-            max_tokens=wanted.max_num_batched_tokens,
-            kv_bytes=wanted.kv_bytes,
-            prefix_cache=wanted.prefix_caching,
-        )
-        app = create_app(llm, engine, settings)
+        app = create_app(llm, engine_of(wanted, llm), settings)
         set_up_log(wanted.log_requests)
         for line in facts(llm, model, settings, wanted, url_of(bound)):
             print(line, flush=True)
-        server_of(
+        server = server_of(
             app,
             drain_timeout_s=wanted.shutdown_timeout,
             on_ready=lambda: print("ready", flush=True),
-        ).run(sockets=[bound])
+        )
+        server.run(sockets=[bound])
+    if server.has_failed:
+        raise typer.Exit(FAILED_STATUS)
 
 
 def need_extra() -> None:
@@ -250,6 +254,22 @@ def load(wanted: Wanted, model: str) -> LLM:
         from unmask.engine.llm import LLM
 
         return apart(lambda: LLM(model, progress=progress, **loading_of(wanted)))
+
+
+def engine_of(wanted: Wanted, llm: LLM) -> Engine:
+    """The model's engine."""
+    from unmask.engine.service import Engine
+
+    return Engine(
+        llm,
+        max_batch=wanted.max_num_seqs,
+        max_queue=wanted.max_queue,
+        max_tokens=wanted.max_num_batched_tokens,
+        max_wait_s=wanted.max_wait,
+        steps_per_round=wanted.steps_per_round,
+        kv_bytes=wanted.kv_bytes,
+        prefix_cache=wanted.prefix_caching,
+    )
 
 
 def loading_of(wanted: Wanted) -> dict[str, Any]:

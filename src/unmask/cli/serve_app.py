@@ -88,6 +88,23 @@ MaxNumBatchedTokensFlag = Annotated[
         "--max-num-batched-tokens", min=1, help="About how many slots a forward computes."
     ),
 ]
+MaxWaitFlag = Annotated[
+    float,
+    typer.Option(
+        "--max-wait",
+        min=0.001,
+        metavar="S",
+        help="Seconds that a request without room may be passed by others that have it.",
+    ),
+]
+StepsPerRoundFlag = Annotated[
+    int,
+    typer.Option(
+        "--steps-per-round",
+        min=1,
+        help="Forwards between two looks at the queue; more: less host work, later starts and ends.",
+    ),
+]
 KvBytesFlag = Annotated[
     int | None,
     typer.Option(
@@ -212,6 +229,8 @@ def serve(
     max_num_seqs: MaxNumSeqsFlag = 16,
     max_queue: MaxQueueFlag = 256,
     max_num_batched_tokens: MaxNumBatchedTokensFlag = 8192,
+    max_wait: MaxWaitFlag = 2.0,
+    steps_per_round: StepsPerRoundFlag = 1,
     kv_bytes: KvBytesFlag = None,
     prefix_caching: PrefixCachingFlag = True,
     max_model_len: MaxModelLenFlag = None,

@@ -89,6 +89,8 @@ def run(
         max_batch=wanted.max_num_seqs,
         max_queue=wanted.max_queue,
         max_tokens=wanted.max_num_batched_tokens,
+        max_wait_s=wanted.max_wait,
+        steps_per_round=wanted.steps_per_round,
         kv_bytes=wanted.kv_bytes,
         prefix_cache=wanted.prefix_caching,
         least=counts[0],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from unmask.sampling import STATS, Span, Vocabulary, log_odds, propose
 
 HEAD_CHUNK = 1 << 26
 """Logits computed at a time: 256 MB in float32, of which sampling takes an eighth at a time."""
+MAX_FREQUENT = 32
+"""Vocabularies of frequent tokens that are remembered; clients choose their sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Heads:
 
     def __init__(self, model: Transformer, vocabulary: Vocabulary) -> None:
         self.model, self.vocabulary = model, vocabulary
-        self.frequent: dict[tuple[str, int], Vocabulary] = {}
+        self.frequent = lru_cache(MAX_FREQUENT)(partial(_most_frequent, model, vocabulary))
         self._longest: Tensor | None = None
 
     @property
@@ -84,25 +87,12 @@ class Heads:
         rule = part.rule
         if rule.vocabulary == "frequency":
             assert rule.frequencies is not None, "checked by Proposal"
-            key = (rule.frequencies, rule.kept_tokens)
-            if key not in self.frequent:
-                self.frequent[key] = self._most_frequent(*key)
-            return self.frequent[key]
+            return self.frequent(rule.frequencies, rule.kept_tokens)
         memory = part.sequence.memory
         found = memory.candidates
         if found is None or found.window_end != part.ask.window[1]:
             return self.vocabulary
         return found.vocabulary if memory.missed <= rule.max_missed else self.vocabulary
-
-    def _most_frequent(self, file: str, count: int) -> Vocabulary:
-        """The `count` most frequent tokens that may be proposed, and the end tokens."""
-        whole = self.vocabulary
-        frequency = load_background(file, self.model.spec.vocab_size).copy()
-        ends = [id_ for id_ in (whole.eos_id, whole.turn_end_id) if id_ is not None]
-        frequency[[*whole.forbidden.tolist(), *ends]] = -1.0
-        ids = np.argsort(-frequency, kind="stable")[: min(count, int((frequency >= 0).sum()))]
-        chosen = np.union1d(ids, np.array(ends, dtype=np.int64))
-        return whole.part(torch.from_numpy(chosen).to(self.model.device))
 
     def _chunks(
         self, parts: list[Part], members: list[int], vocab_size: int
@@ -260,3 +250,13 @@ class Heads:
                 at = torch.from_numpy(start + chosen).to(flat.device)
                 packed[at, 1] = log_odds(logits, tokens).double()
             start += len(twins)
+
+
+def _most_frequent(model: Transformer, whole: Vocabulary, file: str, count: int) -> Vocabulary:
+    """The `count` most frequent tokens that may be proposed, and the end tokens."""
+    frequency = load_background(file, model.spec.vocab_size).copy()
+    ends = [id_ for id_ in (whole.eos_id, whole.turn_end_id) if id_ is not None]
+    frequency[[*whole.forbidden.tolist(), *ends]] = -1.0
+    ids = np.argsort(-frequency, kind="stable")[: min(count, int((frequency >= 0).sum()))]
+    chosen = np.union1d(ids, np.array(ends, dtype=np.int64))
+    return whole.part(torch.from_numpy(chosen).to(model.device))

@@ -56,7 +56,7 @@ class Paging:
         """Give a sequence its tables, with what others left of its beginning."""
         request, canvas = sequence.request, sequence.canvas
         decided = decided_slots(canvas)
-        tables = [Table(self.store) for _ in range(num_rows)]
+        tables = self._tables[id(sequence)] = [Table(self.store) for _ in range(num_rows)]
         known = min(
             table.find(fed_tokens(canvas, branch == 0)[:decided])
             for branch, table in enumerate(tables)
@@ -65,11 +65,13 @@ class Paging:
             table.cut(known)
         self.found.num_asked += decided * num_rows
         self.found.num_found += known * num_rows
-        sequence.num_cached = max(sequence.num_cached, known)
+        others = sequence.num_never_computed(
+            known
+        )  # after a preemption its own pages are found too
+        sequence.num_cached = max(sequence.num_cached, others)
         sequence.cache_state = request.cache.known(
             known, request.cache.start(canvas, request.facts)
         )
-        self._tables[id(sequence)] = tables
 
     def missing(self, sequence: Sequence, plan: Plan) -> int:
         """Pages to take before the forward of `plan`."""

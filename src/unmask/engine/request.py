@@ -180,6 +180,12 @@ class Sequence:
         if len(slots):
             self.computed[self.canvas.uid[slots]] += num_queries / len(slots)
 
+    def num_never_computed(self, num_slots: int) -> int:
+        """Those of the first slots that no forward has computed for this sequence."""
+        uids = self.canvas.uid[:num_slots]
+        own = uids[uids < len(self.computed)]
+        return num_slots - int((self.computed[own] > 0).sum())
+
     @property
     def num_wasted(self) -> int:
         """Slots computed right of the end token, of `num_queries`; 0 without one."""

@@ -1,8 +1,8 @@
 """The engine of a server: requests come in from any thread, one thread decodes them together.
 
-Before every forward the batch is formed anew: who is done has left, who was aborted, timed out or ended by
-its listener leaves, and the next in the queue come in. The forward itself is `engine.loop.Batch.step`, the
-one that the library takes.
+Before every round of forwards (one, unless told otherwise) the batch is formed anew: who is done has left,
+who was aborted, timed out or ended by its listener leaves, and the next in the queue come in. The forward
+itself is `engine.loop.Batch.step`, the one that the library takes.
 """
 
 from __future__ import annotations
@@ -76,10 +76,11 @@ class Ticket:
     wake: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def finish(self) -> None:
-        """End the request before its next forward as if an end token stood there: "done", reason "stop".
+        """End the request as if an end token stood there: "done", reason "stop".
 
-        The output is what is settled by then. For a stop string that has been found. Has no effect once
-        it is over. Callable from any thread.
+        It takes effect at the engine's next look at the queue, so up to `steps_per_round - 1` forwards
+        later. The output is what is settled by then. For a stop string that has been found. Has no effect
+        once it is over. Callable from any thread.
         """
         with self.wake:
             self.wish = self.wish or "stop"
@@ -93,14 +94,16 @@ class Ticket:
 
 
 class Engine:
-    """Decodes submitted requests in one thread, re-forming the batch before every forward.
+    """Decodes submitted requests in one thread, re-forming the batch before every round of forwards.
 
     `max_batch` rows share a forward (a guided request takes two) and compute about `max_tokens` slots;
-    longer prompts are taken in parts where the cache allows it. `max_queue` requests wait at most, first
-    come, first served; one that fits may pass others that do not, until those have waited `max_wait_s`.
+    longer prompts are taken in parts where the cache allows it. `max_queue` requests wait at most (1 or
+    more: everyone passes through the queue), first come, first served; one that fits may pass others that
+    do not, until those have waited `max_wait_s`.
     `kv_bytes` for keys and values (see `engine.budget`). `prefix_cache`: on a block-causal model with cache
     block_causal, full blocks that one request has computed serve others that begin alike. `steps_per_round`
-    forwards are made between two looks at the queue: 1 answers soonest, more cost less host work.
+    forwards are a round, made between two looks at the queue: 1 answers soonest; with more there is less
+    host work, and who comes, is aborted, ends or times out meanwhile waits for the round's end.
     `on_failure`, which may be set, is called on the engine's thread when it has failed, after everyone who
     waited was told so.
     Start it, or use it as a context manager, which stops it. Raises ConfigError for sizes that cannot be.
@@ -121,7 +124,7 @@ class Engine:
         flags(prefix_cache=prefix_cache)
         self.llm = llm
         self.max_batch = whole("max_batch", max_batch, 1)
-        self.max_queue = whole("max_queue", max_queue, 0)
+        self.max_queue = whole("max_queue", max_queue, 1)
         self.steps_per_round = whole("steps_per_round", steps_per_round, 1)
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -199,7 +202,10 @@ class Engine:
         return self._accepts
 
     def abort(self, ticket: Ticket) -> None:
-        """End a request before the next forward: "aborted". No effect once it is over; any thread."""
+        """End a request: "aborted", at the next look at the queue (see `steps_per_round`).
+
+        Has no effect once it is over. Callable from any thread.
+        """
         with self._wake:
             ticket.wish = "abort"
             self._wake.notify()
@@ -266,7 +272,10 @@ class Engine:
         return over
 
     def _admit(self) -> None:
-        """Let in who fits: the oldest first, past those that do not fit and have not waited long."""
+        """Let in who fits: the oldest first, past those that do not fit and have not waited long.
+
+        Who cannot be given memory, though the budget has it, ends as an error; the others go on.
+        """
         skipped = 0
         while True:
             now = time.monotonic()
@@ -282,7 +291,10 @@ class Engine:
                 self._queue.remove(ticket)
                 self._running[id(ticket.sequence)] = ticket
             ticket.started_s = ticket.started_s or now
-            self._batch.admit(ticket.sequence)
+            with Fence() as fence:
+                self._batch.admit(ticket.sequence)
+            if fence.error is not None:
+                self._end(ticket, "error", error=fence.error)
 
     def _forward(self) -> None:
         began = time.monotonic()

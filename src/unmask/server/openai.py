@@ -92,7 +92,9 @@ class Decoding(Strict):
     cache_args: Arguments | None = Field(None, description="the cache's knobs")
     steps: Whole | None = Field(None, description="forwards, where the decoder has a schedule")
     block_length: Whole | None = Field(None, description="slots a block, where there are blocks")
-    temperature: float | None = Field(None, ge=0, description="0 (default): the likeliest token")
+    temperature: float | None = Field(
+        None, ge=0, description="0 (default): the likeliest token; else at least 1e-6"
+    )
     top_p: float | None = Field(None, ge=0, le=1, description="1: all; needs a temperature")
     top_k: int | None = Field(None, ge=-1, description="-1 or 0: all; needs a temperature")
     seed: Seed | None = Field(

@@ -2,6 +2,9 @@
 
 The first SIGTERM or SIGINT begins to drain: `/health` and new requests answer 503, what is running finishes
 within the drain time. A second one aborts what is left. Either way the process ends with status 0.
+
+When the engine has failed, everyone who waits is told so, `/health` answers 503 for `FAILED_GRACE_S`, and
+then the server ends: who started it is to end with another status, so that it is started again.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ HEAD_TIMEOUT_S = 10.0
 """A connection that has not sent a whole request head after that long is closed."""
 CLOSE_TIMEOUT_S = 10
 """How long answers that are decoded may take to be read, when the server stops."""
+FAILED_GRACE_S = 3.0
+"""How long a server whose engine has failed goes on, to send its last answers and to be seen as failed."""
 MAX_CONNECTIONS = 1000
 
 
@@ -72,7 +77,10 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains before it stops. `on_ready` is called when it accepts connections."""
+    """A uvicorn server that drains before it stops, and ends when its engine has failed.
+
+    `on_ready` is called when it accepts connections. After `run`, `has_failed` says how it ended.
+    """
 
     def __init__(
         self,
@@ -84,7 +92,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service, self.drain_timeout_s, self.on_ready = service, drain_timeout_s, on_ready
         self._drain_until_s: float | None = None
+        self._failed_until_s: float | None = None
         self._gives_up = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine has failed."""
+        return self.service.engine.failure is not None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections, and say so."""
@@ -101,7 +115,13 @@ class Server(uvicorn.Server):
         self._drain_until_s = time.monotonic() + self.drain_timeout_s
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: see whether the draining is over."""
+        """Ten times a second: see whether the engine has failed, and whether the draining is over."""
+        if self.has_failed and not self.should_exit:
+            now = time.monotonic()
+            if self._failed_until_s is None:
+                self._failed_until_s = now + FAILED_GRACE_S
+                log.critical("the engine has failed, this process ends: start it again")
+            self.should_exit = now >= self._failed_until_s
         if self._drain_until_s is not None and not self.should_exit:
             stats = self.service.engine.stats
             is_over = self._gives_up or time.monotonic() >= self._drain_until_s

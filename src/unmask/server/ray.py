@@ -65,6 +65,8 @@ class Plan:
     max_batch: int
     max_queue: int
     max_tokens: int
+    max_wait_s: float
+    steps_per_round: int
     kv_bytes: int | None
     prefix_cache: bool
     least: int
@@ -167,6 +169,8 @@ def build_app(plan: Plan) -> FastAPI:
         max_batch=plan.max_batch,
         max_queue=plan.max_queue,
         max_tokens=plan.max_tokens,
+        max_wait_s=plan.max_wait_s,
+        steps_per_round=plan.steps_per_round,
         kv_bytes=plan.kv_bytes,
         prefix_cache=plan.prefix_cache,
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any
 from unicodedata import category
@@ -35,6 +36,8 @@ LOW, MIDDLE, HIGH = "#FF6666", "#FFAA33", "#66CC66"
 LOW_BELOW, MIDDLE_BELOW = 0.3, 0.7
 CHROME_LINES = 3
 """Lines of a frame that are not canvas."""
+MAX_TEXTS = 1 << 16
+"""Texts of tokens, and of tokens side by side, that are remembered: 24 MB of pairs."""
 
 
 def printable(text: str) -> str:
@@ -48,21 +51,23 @@ def new_style(confidence: float) -> str:
     return f"bold underline {color}"
 
 
+def _decoded(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    return str(tokenizer.decode(list(ids)))
+
+
 class Pieces:
     """Texts of tokens, one by one. `tokenizer` None shows the numbers."""
 
     def __init__(self, tokenizer: Any | None) -> None:
         self._tokenizer = tokenizer
-        self._known: dict[tuple[int, ...], str] = {}
+        self._decoded = lru_cache(MAX_TEXTS)(partial(_decoded, tokenizer))
         self.special = frozenset(getattr(tokenizer, "all_special_ids", ()))
 
     def text(self, *ids: int) -> str:
         """Text of neighboring tokens; special tokens by name."""
         if self._tokenizer is None:
             return "".join(f"<{id_}>" for id_ in ids)
-        if ids not in self._known:
-            self._known[ids] = str(self._tokenizer.decode(list(ids)))
-        return self._known[ids]
+        return self._decoded(ids)
 
     def of_slots(self, canvas: Canvas, start: int) -> list[str]:
         """A text for every slot from `start` on, empty where open.
