@@ -48,6 +48,8 @@ SCHEMA = {
         _decoder("wino"),
     ],
     "caches": [
+        {"name": "block_causal", "title": "Blocks", "exact": True, "knobs": []}
+        | {"refused": "not for this model"},
         {"name": "dual", "title": "Both sides", "exact": False}
         | {"knobs": [_knob("period", "int", 0, "forwards between refreshes")]},
         {"name": "none", "title": "No cache", "exact": True, "knobs": []},

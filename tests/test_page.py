@@ -266,6 +266,12 @@ def test_only_changed_knobs_are_sent_and_their_types_are_kept(visit, page):
     assert len(page.log) == 1
 
 
+def test_a_cache_that_the_model_refuses_is_not_offered(visit, page):
+    tab = ready(visit(page))
+    offered = tab.locator(".lane .cache").first.locator("option").all_inner_texts()
+    assert offered == ["dual", "none"]
+
+
 def test_a_decoder_that_wraps_another_shows_its_knobs_too(visit, page):
     tab = ready(visit(page))
     lane = tab.locator(".lane").nth(0)

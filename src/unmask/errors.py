@@ -3,7 +3,8 @@
     UnmaskError
     ├── ConfigError      an option, knob or recipe value that is not allowed
     ├── ModelError       a checkpoint that cannot be found, read or understood
-    ├── PromptError      a prompt that cannot be decoded (empty, too long, no tokenizer)
+    ├── PromptError      a prompt that cannot be decoded (empty, no tokenizer)
+    │   └── LengthError  one that is too long for the model's context
     ├── DependencyError  an optional package that this feature needs is missing
     ├── CapacityError    the engine takes no more requests now
     ├── EngineError      the engine has failed and answers nothing any more
@@ -34,6 +35,10 @@ class ModelError(UnmaskError):
 
 class PromptError(UnmaskError, ValueError):
     """A prompt that cannot be decoded."""
+
+
+class LengthError(PromptError):
+    """A prompt, or a prompt and its answer, that the model's context does not hold."""
 
 
 class DependencyError(UnmaskError, ImportError):

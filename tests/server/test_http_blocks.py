@@ -35,3 +35,8 @@ def test_a_last_block_beyond_the_context_is_cut_and_the_answer_is_whole(blocks, 
         if num_prompt + length == CONTEXT:
             assert more.status_code == 400
             assert f"use max_tokens={length}" in more.json()["error"]["message"]
+
+
+def test_a_block_causal_model_refuses_no_cache(blocks):
+    caches = blocks.get("/v1/schema").json()["caches"]
+    assert [item["name"] for item in caches if item["refused"]] == []

@@ -92,3 +92,15 @@ def test_a_method_that_a_route_does_not_have_is_told_with_those_that_it_has(clie
     assert reply.headers["allow"] == "POST"
     told = "/v1/chat/completions does not take GET; it takes POST"
     assert reply.json()["error"]["message"] == told
+
+
+def test_the_health_is_told_without_a_body_too(client):
+    reply = client.head("/health")
+    assert (reply.status_code, reply.content) == (200, b"")
+    reply = client.put("/health")
+    assert reply.status_code == 405
+    assert reply.headers["allow"] == "GET, HEAD"
+    assert reply.json()["error"]["message"] == "/health does not take PUT; it takes GET, HEAD"
+    reply = client.put("/static/app.js")
+    assert reply.headers["allow"] == "GET, HEAD"
+    assert reply.json()["error"]["message"].endswith("it takes GET, HEAD")

@@ -7,6 +7,7 @@ import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from threading import Event
 
 import pytest
 from served import ANSWER, CHAT, QUESTION, gated_client, serving, wait_for
@@ -14,9 +15,10 @@ from tiny import tiny_llm
 
 from unmask import decoders
 from unmask.server import process
+from unmask.server.service import PLANNED_AT_ONCE
 from unmask.server.settings import Defaults, Settings
 
-CHAT_URL = "/v1/chat/completions"
+CHAT_URL, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 BROKEN = '''"""A decoder that fails in its third step. Source: none."""
 from dataclasses import dataclass
 from unmask.decoders.threshold import Threshold
@@ -132,17 +134,61 @@ def test_a_guided_request_that_can_never_fit_is_told_so(demo_llm):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_whose_time_is_over_is_told_so_and_frees_its_row(gated, stream):
     gated.gate.close()
-    body = {**CHAT, "timeout_s": 0.05, "stream": stream}
+    body = {**CHAT, "timeout_s": 0.2, "stream": stream}
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(gated.post, CHAT_URL, json=body)
         assert gated.gate.waits.wait(10)
-        wait_for(lambda: False, 0.1)
+        wait_for(lambda: False, 0.25)
         gated.gate.open()
         response = late.result()
     assert response.status_code == (200 if stream else 504)
     assert "timeout" in response.text
     assert wait_for(lambda: is_idle(gated.engine))
     assert gated.post(CHAT_URL, json=CHAT).status_code == 200
+
+
+@pytest.fixture
+def held(gated, monkeypatch):
+    """The client; the making of plans of completions waits for `held.go`, and counts in `held.inside`."""
+    planner, gated.go, gated.inside = gated.app.state.service.planner, Event(), []
+    plain = planner.completion
+
+    def completion(body, knobs):
+        gated.inside.append(body)
+        assert gated.go.wait(20)
+        return plain(body, knobs)
+
+    monkeypatch.setattr(planner, "completion", completion)
+    yield gated
+    gated.go.set()
+
+
+def test_the_time_of_a_request_counts_from_its_arrival(held):
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(held.post, COMPLETIONS, json={"prompt": "A", "timeout_s": 0.1})
+        assert wait_for(lambda: held.inside)
+        wait_for(lambda: False, 0.15)
+        held.go.set()
+        response = late.result()
+    assert response.status_code == 504
+    assert "0.1 s" in response.json()["error"]["message"]
+    assert held.engine.stats.num_forwards == 0, "there was no time left to decode"
+
+
+def test_few_requests_are_planned_at_once_and_who_waits_too_long_is_told_so(held):
+    body = {"prompt": "A", "max_tokens": 2}
+    waiting = held.app.state.service.planning.statistics
+    with ThreadPoolExecutor(6) as pool:
+        sent = [pool.submit(held.post, COMPLETIONS, json=body) for _ in range(6)]
+        assert wait_for(lambda: waiting().tasks_waiting == 2)
+        assert len(held.inside) == PLANNED_AT_ONCE
+        late = held.post(COMPLETIONS, json={**body, "timeout_s": 0.05})
+        assert late.status_code == 504
+        assert held.get("/health").status_code == 200
+        held.go.set()
+        found = {each.result().status_code for each in sent}
+    assert 200 in found
+    assert found <= {200, 429}, "the queue is short"
 
 
 def test_more_time_than_the_server_gives_is_refused(gated):
@@ -170,6 +216,7 @@ def test_a_dead_engine_answers_everyone_and_health_says_so(demo_llm, caplog):
         assert not any("secret" in one.text for one in responses)
         assert "secret reason" in caplog.text
         assert client.get("/health").status_code == 503
+        assert client.head("/health").status_code == 503
         assert client.post(CHAT_URL, json=CHAT).status_code == 503
         assert client.get("/v1/models").status_code == 200
         assert client.get("/metrics").status_code == 200
@@ -253,7 +300,38 @@ def test_metrics_count_up_and_their_labels_are_bounded(gated):
         assert after[f"vllm:diffusion_{name}_total{model}"] > 0
     assert after['vllm:request_success_total{finished_reason="length",model_name="demo"}'] == 12
     assert after[f"vllm:time_to_first_token_seconds_count{model}"] == 12
+    assert after[f"vllm:request_generation_tokens_sum{model}"] == 12 * 8
+    assert after[f"vllm:request_prompt_tokens_count{model}"] == 12
+    assert not [name for name in after if "_created" in name]
     assert after['unmask:http_requests_total{route="/v1/models/{name:path}",status="404"}'] == 12
+
+
+def test_metrics_tell_how_fast_blocks_come(gated):
+    def number(name):
+        told = re.search(rf'^{name}{{model_name="demo"}} (.*)$', gated.get("/metrics").text, re.M)
+        return 0.0 if told is None else float(told[1])
+
+    body = {"prompt": "A dog", "max_tokens": 80, "ignore_eos": True, "block_length": 8}
+    with ThreadPoolExecutor(1) as pool:
+        gated.gate.close()
+        sent = pool.submit(gated.post, COMPLETIONS, json=body)
+        assert gated.gate.waits.wait(10)
+        wait_for(lambda: False, 0.1)
+        gated.gate.open()
+        assert sent.result().json()["usage"]["completion_tokens"] == 80
+    first, between = "unmask:time_to_first_block_seconds", "unmask:block_latency_seconds"
+    per_token = "vllm:request_time_per_output_token_seconds"
+    assert number(f"{first}_count") == 1
+    assert number(f"{between}_count") == 2, "32, 32 and 16 tokens"
+    assert number(f"{first}_sum") > 0.1, "waiting included"
+    whole = number("vllm:e2e_request_latency_seconds_sum")
+    assert 0 < number(f"{between}_sum") <= whole - number(f"{first}_sum")
+    assert number(f"{between}_sum") / 79 <= number(f"{per_token}_sum") < whole / 79
+    one = gated.post(COMPLETIONS, json={**body, "max_tokens": 1, "block_length": 1})
+    assert one.json()["usage"]["completion_tokens"] == 1
+    assert number(f"{first}_count") == 2
+    assert number(f"{between}_count") == 2
+    assert number(f"{per_token}_count") == 1, "a single token has no time after the first"
 
 
 def test_metrics_never_fall_or_grow_new_series_while_requests_run(demo_llm):

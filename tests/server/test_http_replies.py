@@ -43,6 +43,11 @@ def test_the_usage_counts_prompt_answer_and_forwards(client, demo_llm):
     assert usage["tokens_per_forward"] == pytest.approx(
         usage["completion_tokens"] / usage["num_forwards"], abs=1e-4
     )
+    assert usage["num_queries"] == own.num_queries
+    assert usage["num_wasted"] == own.num_wasted > 0
+    twice = ask(client, CHAT_URL, **CHAT, n=2)["usage"]
+    assert twice["num_queries"] == 2 * own.num_queries, "no randomness: the same twice"
+    assert twice["num_wasted"] == 2 * own.num_wasted
 
 
 def test_what_of_the_prompt_was_cached_is_told():
@@ -360,6 +365,10 @@ def test_the_schema_tells_every_decoder_cache_and_knob_with_type_and_default(cli
     schema = client.get("/v1/schema").json()
     assert [item["name"] for item in schema["decoders"]] == decoders.names()
     assert [item["name"] for item in schema["caches"]] == caches.names()
+    refused = {item["name"]: item["refused"] for item in schema["caches"] if item["refused"]}
+    assert list(refused) == ["block_causal"], "the demo model has full attention"
+    asked = client.post("/v1/completions", json={"prompt": "A", "cache": "block_causal"})
+    assert asked.json()["error"]["message"] == refused["block_causal"]
     assert schema["model"]["mask"] == "<|mdm_mask|>"
     assert schema["model"]["max_length"] == 1024
     threshold = next(item for item in schema["decoders"] if item["name"] == "threshold")

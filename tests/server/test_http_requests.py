@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -304,6 +305,20 @@ def test_texts_without_blanks_or_with_wrong_ones_are_refused(client, parts):
     assert "parts" in error["param"] or error["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(
+    ("field", "why"),
+    [
+        ({"max_tokens": 5}, "max_tokens=5: the blanks say how many tokens; leave it out"),
+        ({"stop": "x"}, "every blank is filled"),
+        ({"ignore_eos": True}, "every blank is filled"),
+    ],
+)
+def test_an_infill_says_why_it_takes_no_length_and_no_end(client, field, why):
+    error = error_of(client.post(INFILL, json={"parts": ["a", 1], **field}))
+    assert error["param"] == next(iter(field))
+    assert why in error["message"]
+
+
 def test_a_content_in_parts_is_the_text_of_its_parts(client):
     parts = [{"type": "text", "text": QUESTION[:9]}, {"type": "text", "text": QUESTION[9:]}]
     split = client.post(CHAT_URL, json={**CHAT, "messages": [{"role": "user", "content": parts}]})
@@ -322,6 +337,17 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(client):
 def test_an_answer_that_does_not_fit_is_refused_with_what_does(client):
     error = error_of(client.post(COMPLETIONS, json={"prompt": [5] * 1000, "max_tokens": 25}))
     assert "use max_tokens=24" in error["message"]
+    error = error_of(
+        client.post(
+            CHAT_URL,
+            json={
+                **{k: v for k, v in CHAT.items() if k != "max_tokens"},
+                "max_completion_tokens": 1024,
+            },
+        )
+    )
+    assert error["param"] == "max_completion_tokens"
+    assert "+ max_completion_tokens=1024 =" in error["message"]
 
 
 def test_without_max_tokens_an_answer_takes_what_is_left(client):
@@ -417,3 +443,30 @@ def test_an_error_repeats_no_control_characters(client):
 def test_a_route_that_does_not_exist_is_named(client):
     assert "/v2/x" in error_of(client.get("/v2/x"), 404)["message"]
     error_of(client.get(CHAT_URL), 405)
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "param"),
+    [
+        (COMPLETIONS, lambda text: {"prompt": text}, "prompt"),
+        (COMPLETIONS, lambda text: {"prompt": "a", "suffix": text}, "prompt"),
+        (CHAT_URL, lambda text: {"messages": [{"role": "user", "content": text}]}, "messages"),
+        (INFILL, lambda text: {"parts": [text, 1]}, "parts"),
+        ("/generate", lambda text: {"text": text}, "text"),
+    ],
+)
+def test_a_text_that_cannot_fit_is_refused_unread_with_both_numbers(
+    client, demo_llm, monkeypatch, url, body, param
+):
+    plain, longest = type(demo_llm.tokenizer).__call__, []
+
+    def read(self, text, **options):
+        longest.append(len(text))
+        return plain(self, text, **options)
+
+    monkeypatch.setattr(type(demo_llm.tokenizer), "__call__", read)
+    error = error_of(client.post(url, json=body("a" * 4_000_000)))
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+    assert re.search(r"40000\d\d characters", error["message"]), "with the template's"
+    assert "context is 1024" in error["message"]
+    assert max(longest, default=0) < 10

@@ -70,7 +70,8 @@ def check(case, seen):
     """Send a case; what comes back must be as documented."""
     response = case.call(timeout=120)
     seen[response.status_code] += 1
-    assert response.status_code < 500, response.text
+    is_late = response.status_code == 504 and case.body["timeout_s"] < 1  # counted from arrival
+    assert response.status_code < 500 or is_late, response.text
     if response.headers["content-type"][0].startswith("text/event-stream"):
         check_stream(response.text)
         return

@@ -73,7 +73,7 @@ def test_sglangs_algorithms_are_our_decoders(algorithm, config, decoder, knobs):
         ("LowConfidence", {"treshold": 0.8}, "did you mean 'threshold'"),
         ("LowConfidence", {"edit_threshold": 0.8}, "unknown key"),
         ("CadLLM", {"tau_bas": 0.9}, "did you mean 'tau_base'"),
-        ("CadLLM", {"block_size": 32}, "unknown key"),
+        ("CadLLM", {"block_size": 32}, "say initial_block_length=32"),
     ],
 )
 def test_unknown_algorithms_and_keys_are_refused(algorithm, config, said):

@@ -117,3 +117,22 @@ def test_the_accept_length_is_tokens_a_forward(client, path):
 @pytest.mark.parametrize("path", ["/get_model_info", "/model_info"])
 def test_the_front_end_language_finds_the_model(client, path):
     assert client.get(path).json()["model_path"] == "demo"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({"input_ids": [5] * 1000}, "max_new_tokens", "use max_new_tokens=24 or less"),
+        ({"input_ids": [5] * 1024}, "input_ids", "max_new_tokens=32"),
+        ({"text": "a", "sampling_params": {"max_new_tokens": 0}}, "max_new_tokens", "=0"),
+        ({"text": "a", "sampling_params": {"sampling_seed": "x"}}, "sampling_seed", "integer"),
+        ({"input_ids": [-1 + (1 << 31)]}, "input_ids", "outside"),
+    ],
+)
+def test_errors_name_what_was_sent(client, body, param, said):
+    body = {"sampling_params": {"max_new_tokens": 32}, **body}
+    response = client.post("/generate", json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], "max_tokens" in error["message"]) == (param, False)
+    assert said in error["message"]

@@ -8,7 +8,8 @@ from typing import Any
 
 from unmask.canvas import Canvas, new_canvas
 from unmask.engine.options import Prompt
-from unmask.errors import ConfigError, PromptError
+from unmask.engine.tokenizer import most_characters
+from unmask.errors import ConfigError, LengthError, PromptError
 from unmask.knobs import whole
 from unmask.models.spec import ModelSpec
 
@@ -35,7 +36,7 @@ class Prompts:
         if total > self.spec.max_length:
             room = self.spec.max_length - len(ids)
             advice = f"use {option}={room} or less" if room > 0 else "shorten the prompt"
-            raise PromptError(
+            raise LengthError(
                 f"prompt of {len(ids)} tokens + {option}={gen_length} = {total}, but the model's "
                 f"context is {self.spec.max_length}; {advice}"
             )
@@ -48,7 +49,7 @@ class Prompts:
             if not prompt.strip():
                 raise PromptError("the prompt is empty; give some text")
             if raw or self._need_tokenizer().chat_template is None:
-                return self._encode(prompt, special=True)
+                return self._encode_short(prompt, special=True)
             return self.chat_ids([{"role": "user", "content": prompt}])
         if raw:
             raise ConfigError("raw=True is for text; token ids are always used as given")
@@ -87,7 +88,7 @@ class Prompts:
             )
         except TemplateError as error:
             raise PromptError(f"the chat template refuses these messages: {error}") from None
-        return self._encode(text, special=False)
+        return self._encode_short(text, special=False)
 
     def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:
         """A text with blanks as a canvas. Raises PromptError.
@@ -101,14 +102,14 @@ class Prompts:
         for part, following in zip(parts, [*parts[1:], ""], strict=True):
             if isinstance(part, str):
                 text = part.removesuffix(" ") if isinstance(following, Integral) else part
-                new = self._encode(text, special=False)
+                new = self._encode_short(text, special=False)
                 ids, blanks = ids + new, blanks + [False] * len(new)
             elif isinstance(part, bool) or not isinstance(part, Integral) or part < 1:
                 raise PromptError(f"blank of {part!r} tokens: use a whole number, at least 1")
             else:
                 ids, blanks = ids + [0] * int(part), blanks + [True] * int(part)
         if len(ids) > self.spec.max_length:
-            raise PromptError(
+            raise LengthError(
                 f"the text is {len(ids)} tokens long, the model's context {self.spec.max_length}"
             )
         return new_canvas(ids, blanks, blanks.index(True), self.spec.mask_id, infilling=True)
@@ -120,10 +121,10 @@ class Prompts:
         """
         left = self.prompt_ids(prefix, raw=True) if isinstance(prefix, str) else prefix
         ids = self.prompt_ids(left)
-        right = self._encode(suffix, special=False)
+        right = self._encode_short(suffix, special=False)
         total = len(ids) + num_blanks + len(right)
         if total > self.spec.max_length:
-            raise PromptError(
+            raise LengthError(
                 f"prompt of {len(ids)} tokens + {num_blanks} blanks + suffix of {len(right)} tokens = "
                 f"{total}, but the model's context is {self.spec.max_length}; shorten one of them"
             )
@@ -135,6 +136,18 @@ class Prompts:
         if self.tokenizer is None:
             raise PromptError(f"model {self.name!r} has no tokenizer; give prompts as token ids")
         return self.tokenizer
+
+    def _encode_short(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of a text that is to fit; one that cannot is refused unread."""
+        most = self.spec.max_length
+        if len(text) > most and (one := most_characters(self._need_tokenizer())) is not None:
+            least = -(-len(text) // one)
+            if least > most:
+                raise LengthError(
+                    f"a text of {len(text)} characters is at least {least} tokens long, but the model's "
+                    f"context is {most}; shorten it"
+                )
+        return self._encode(text, special=special)
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         try:

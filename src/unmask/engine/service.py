@@ -40,7 +40,8 @@ class Update:
 
     `before` and `edit`: the canvas that the forward saw and what changed (empty unless "step");
     `canvas` as it is now. `num_settled`: slots from the left, prompt included, that are decided and
-    will not change any more. `num_cached` of them had their keys in the prefix cache. `queue_s`: seconds
+    will not change any more. `num_cached` of them had their keys in the prefix cache. `num_queries` slots
+    were computed in `num_forwards`. `queue_s`: seconds
     from submission to the first forward, or to now.
     `output` comes with "done", `error` with "error".
     """
@@ -52,6 +53,7 @@ class Update:
     edit: Edit
     num_settled: int
     num_forwards: int
+    num_queries: int
     num_cached: int
     queue_s: float
     output: Output | None = None
@@ -353,6 +355,7 @@ class Engine:
                     edit=Edit() if event is None else event.edit,
                     num_settled=sequence.num_settled,
                     num_forwards=sequence.num_forwards,
+                    num_queries=sequence.num_queries,
                     num_cached=sequence.num_cached,
                     queue_s=ticket.queue_s,
                     output=output,

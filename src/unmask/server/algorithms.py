@@ -11,7 +11,7 @@ from typing import Any
 from unmask import decoders
 from unmask.errors import ConfigError, unknown_name
 
-BLOCK_SIZE = "block_size"
+BLOCK_SIZE, FIRST_BLOCK = "block_size", "initial_block_length"
 KNOWN: dict[str, tuple[str, Mapping[str, Any]]] = {
     "LowConfidence": ("threshold", {"threshold": 0.95}),
     "JointThreshold": (
@@ -50,6 +50,11 @@ def from_sglang(algorithm: str, config: Mapping[str, Any] | None) -> tuple[str, 
             knobs["block_length"] = value
         elif key in allowed:
             knobs[str(key)] = value
+        elif key == BLOCK_SIZE and FIRST_BLOCK in allowed:
+            raise ConfigError(
+                f"{BLOCK_SIZE}={value} of --dllm-algorithm {algorithm}: it sizes its blocks itself; "
+                f"say {FIRST_BLOCK}={value} for the first, and min_block and max_block for the others"
+            )
         else:
             raise unknown_name(f"key of --dllm-algorithm {algorithm}:", str(key), allowed)
     return decoder, knobs

@@ -41,7 +41,7 @@ class Answer:
         self.stream = TextStream(partial(decode, given=given), plan.ends, plan.start, plan.size)
         self.confidences = Confidences()
         self.canvas: Canvas = plan.request.canvas
-        self.num_forwards, self.num_settled, self.num_cached = 0, 0, 0
+        self.num_forwards, self.num_queries, self.num_settled, self.num_cached = 0, 0, 0, 0
         self.reason: str | None = None
         self.output: Output | None = None
 
@@ -68,6 +68,11 @@ class Answer:
         return self.stream.num_tokens
 
     @property
+    def num_wasted(self) -> int:
+        """Slots that were computed right of the end token, of `num_queries`; 0 until the answer is over."""
+        return 0 if self.output is None else self.output.num_wasted
+
+    @property
     def found_stop(self) -> bool:
         """Whether the text is over although the engine may not know it: a stop string was found."""
         return self.stream.ended is not None
@@ -77,7 +82,8 @@ class Answer:
         if update.kind == "step":
             self.confidences.follow(update.before, update.edit)
         self.canvas = update.canvas
-        self.num_forwards, self.num_settled = update.num_forwards, update.num_settled
+        self.num_forwards, self.num_queries = update.num_forwards, update.num_queries
+        self.num_settled = update.num_settled
         self.num_cached = min(update.num_cached, self.plan.num_prompt)
         is_last = update.kind == "done"
         if is_last:
@@ -118,9 +124,9 @@ class Answer:
         """The canvas before the first forward, of the first update."""
         return frame(update.before, None, Confidences(), pieces, forward=0, num_settled=0)
 
-    def frame(self, update: Update | None, pieces: Pieces) -> dict[str, Any]:
-        """The canvas after an update that was taken; None: before the first forward."""
-        changed = None if update is None or update.kind != "step" else (update.before, update.edit)
+    def frame(self, update: Update, pieces: Pieces) -> dict[str, Any]:
+        """The canvas after an update that was taken."""
+        changed = (update.before, update.edit) if update.kind == "step" else None
         return frame(
             self.canvas,
             changed,

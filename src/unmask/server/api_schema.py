@@ -78,11 +78,17 @@ def describe_replies(paths: dict[str, Any]) -> None:
             more = {str(status): said for status, said in errors_of(REFUSED).items()}
             if "{name}" in path:
                 more |= {str(k): v for k, v in errors_of({404: ERRORS[404]}).items()}
-            if path in REPLIES:
+            if method == "head":
+                more = {
+                    status: {"description": said["description"]} for status, said in more.items()
+                }
+                responses["200"].pop("content", None)
+                more["503"] = {"description": "nothing is taken"}
+            elif path in REPLIES:
                 responses["200"]["content"]["application/json"] = {"schema": REPLIES[path]}
             if method == "post":
                 responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-            if path == "/health":
+            if path == "/health" and method == "get":
                 content = {"application/json": {"schema": REPLIES[path]}}
                 more["503"] = {"description": "nothing is taken", "content": content}
             facts["responses"] = dict(sorted({**more, **responses}.items()))

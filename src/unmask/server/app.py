@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
 import unmask
@@ -81,13 +82,15 @@ def add_errors(app: FastAPI) -> None:
     async def of_router(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException), "registered for it"
         path = request.url.path[:100]
-        allowed = (error.headers or {}).get("Allow")
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = methods_of(request)
         said = {
             404: f"no route {request.method} {path}; see /openapi.json",
-            405: f"{path} does not take {request.method}; it takes {allowed}",
+            405: f"{path} does not take {request.method}; it takes {headers.get('Allow')}",
         }
         made = ApiError(error.status_code, said.get(error.status_code, str(error.detail)))
-        return JSONResponse(made.body(), error.status_code, dict(error.headers or {}))
+        return JSONResponse(made.body(), error.status_code, headers)
 
     async def unforeseen(request: Request, error: Exception) -> Response:
         made = ApiError(500, "the server failed; the log has the reason", code="internal_error")
@@ -96,6 +99,19 @@ def add_errors(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(HTTPException, of_router)
     app.add_exception_handler(Exception, unforeseen)
+
+
+def methods_of(request: Request) -> str:
+    """The methods that a path takes, of all its routes: the router names those of the first.
+
+    The page's files are under no route of their own, and are only read.
+    """
+    found: set[str] = set()
+    for route in request.app.routes:
+        match, _ = route.matches(request.scope)
+        if match is Match.PARTIAL:
+            found |= route.methods
+    return ", ".join(sorted(found or {"GET", "HEAD"}))
 
 
 def add_decoding(app: FastAPI, service: Service) -> None:
@@ -163,11 +179,12 @@ def add_facts(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", summary="200 while requests are taken, else 503. Needs no key.")
     async def health() -> Response:
-        if service.engine.failure is not None:
-            return JSONResponse({"status": "failed"}, 503)
-        if service.is_draining:
-            return JSONResponse({"status": "draining"}, 503)
-        return JSONResponse({"status": "ok"})
+        state = service.state
+        return JSONResponse({"status": state}, 200 if state == "ok" else 503)
+
+    @app.head("/health", summary="The status alone, as load balancers ask for it.")
+    async def health_status() -> Response:
+        return Response(status_code=200 if service.state == "ok" else 503)
 
     @app.get("/metrics", summary="Prometheus' text format.", response_class=PlainTextResponse)
     async def metrics() -> Response:

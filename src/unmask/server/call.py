@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from unmask.errors import CapacityError, ConfigError, EngineError, PromptError, UnmaskError
 from unmask.server.answer import Answer
-from unmask.server.errors import ApiError, clean, engine_dead, of_user, stopping
+from unmask.server.errors import ApiError, clean, engine_dead, of_user, stopping, timed_out
+from unmask.server.pace import Pace
 from unmask.server.plans import Plan
 
 if TYPE_CHECKING:
@@ -24,22 +25,31 @@ log = logging.getLogger("unmask.server")
 class Call:
     """Decodes plans through an engine that runs in its own thread.
 
-    `first_text_s` and `queue_s` are seconds from the submission to the first text that stays and to the
-    first forward (None: not yet). `error` is what ended it, if not its own end.
+    The request arrived at `arrived_s` of the monotonic clock, and its `timeout_s` count from there.
+    `first_text_s` are seconds from its arrival to the first text that stays, `queue_s` those from its
+    submission to the first forward (None: not yet); `paces` tell when the answers' tokens were there. How
+    fast a client reads is in none of them. `error` is what ended it, if not its own end.
     """
 
     def __init__(
-        self, engine: Engine, plans: list[Plan], decode: Text, timeout_s: float, call_id: str
+        self,
+        engine: Engine,
+        plans: list[Plan],
+        decode: Text,
+        timeout_s: float,
+        call_id: str,
+        arrived_s: float,
     ) -> None:
         self.engine, self.timeout_s, self.call_id = engine, timeout_s, call_id
         self.answers = [Answer(plan, decode) for plan in plans]
-        self.began_s = time.monotonic()
+        self.paces = [Pace() for _ in plans]
+        self.arrived_s = arrived_s
         self.first_text_s: float | None = None
         self.queue_s: float | None = None
         self.error: ApiError | None = None
         self.user: str | None = None
         self._tickets: list[Ticket] = []
-        self._updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
+        self._updates: asyncio.Queue[tuple[int, Update, float]] = asyncio.Queue()
 
     @property
     def is_over(self) -> bool:
@@ -53,13 +63,14 @@ class Call:
 
     @property
     def seconds(self) -> float:
-        """Since the submission."""
-        return time.monotonic() - self.began_s
+        """Since the arrival."""
+        return time.monotonic() - self.arrived_s
 
     def submit(self) -> None:
         """Queue every plan, or none.
 
-        Raises ApiError: 400 for more plans than the queue holds, 429 when it is full, 503 at the end.
+        Raises ApiError: 400 for more plans than the queue holds, 429 when it is full, 503 at the end, 504
+        when making the plans took all the time.
         """
         if len(self.answers) > self.engine.max_queue:
             raise ApiError(
@@ -68,17 +79,21 @@ class Call:
                 f"{self.engine.max_queue}; send fewer prompts, or a smaller n",
                 code="request_too_large",
             )
+        left_s = self.timeout_s - self.seconds
+        if left_s <= 0:
+            raise timed_out(self.timeout_s)
         loop = asyncio.get_running_loop()
 
         def listen(number: int, update: Update) -> None:
-            loop.call_soon_threadsafe(self._updates.put_nowait, (number, update))
+            told = number, update, self.seconds
+            loop.call_soon_threadsafe(self._updates.put_nowait, told)
 
         try:
             for number, answer in enumerate(self.answers):
                 ticket = self.engine.submit(
                     answer.plan.request,
                     partial(listen, number),
-                    deadline_s=self.timeout_s,
+                    deadline_s=left_s,
                 )
                 self._tickets.append(ticket)
         except UnmaskError as error:
@@ -108,7 +123,7 @@ class Call:
         """
         num_open = len(self.answers)
         while num_open:
-            number, update = await self._updates.get()
+            number, update, told_s = await self._updates.get()
             answer = self.answers[number]
             if update.kind not in ("step", "done"):
                 raise self._failure(update)
@@ -116,8 +131,10 @@ class Call:
             text = answer.take(update)
             if self.queue_s is None:
                 self.queue_s = update.queue_s
+            is_last = answer.reason is not None
+            self.paces[number].take(told_s, answer.num_tokens, is_last=is_last)
             if text and self.first_text_s is None:
-                self.first_text_s = self.seconds
+                self.first_text_s = told_s
             if answer.found_stop and not had_stop and update.kind == "step":
                 self._tickets[number].finish()
             num_open -= answer.reason is not None
@@ -130,11 +147,7 @@ class Call:
 
     def _failure(self, update: Update) -> ApiError:
         if update.kind == "timeout":
-            return ApiError(
-                504,
-                f"not done within {self.timeout_s:g} s; ask for fewer tokens, or try again later",
-                code="timeout",
-            )
+            return timed_out(self.timeout_s)
         if update.kind == "aborted":
             return stopping()
         if self.engine.failure is not None or isinstance(update.error, EngineError):

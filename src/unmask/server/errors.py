@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.errors import ConfigError, UnmaskError
+from unmask.errors import ConfigError, LengthError, UnmaskError
 
 MAX_MESSAGE_CHARS = 1000
 """A longer message is cut: what was sent must not come back multiplied."""
@@ -82,7 +82,18 @@ def engine_dead() -> ApiError:
     return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
 
 
+def timed_out(timeout_s: float) -> ApiError:
+    """The 504."""
+    return ApiError(
+        504,
+        f"not done within {timeout_s:g} s; ask for fewer tokens, or try again later",
+        code="timeout",
+    )
+
+
 def of_user(error: UnmaskError, param: str | None = None) -> ApiError:
     """The 400 for a mistake that the engine's own checks found."""
     code = "invalid_value" if isinstance(error, ConfigError) else "invalid_prompt"
+    if isinstance(error, LengthError):
+        code = "context_length_exceeded"
     return ApiError(400, str(error), param=param, code=code)

@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from unmask.caches import cache_name
 from unmask.decoders import decoder_name
 from unmask.server.call import Call
+from unmask.server.pace import BLOCK_LENGTH, Pace
 
 if TYPE_CHECKING:
     from unmask.engine.service import Engine
 
+FRACTIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
 PER_FORWARD = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -29,6 +37,7 @@ class Metrics:
     """The counters of one server; every server has its own registry."""
 
     def __init__(self, engine: Engine, model: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # there is no switch of a registry
         self.registry = CollectorRegistry()
         self.model = model
         self.registry.register(EngineNumbers(engine, model))
@@ -51,7 +60,12 @@ class Metrics:
             "vllm:time_to_first_token_seconds", "Until the first text that stays, waiting included."
         )
         self.e2e = self._seconds("vllm:e2e_request_latency_seconds", "Of whole requests.")
-        self.queued = self._seconds("vllm:request_queue_time_seconds", "Until the first forward.")
+        self.queued = self._seconds("vllm:request_queue_time_seconds", "In the queue.")
+        self.paces = PaceNumbers(self.registry, model)
+        self.prompt_sizes = self._tokens("vllm:request_prompt_tokens", "Tokens of a prompt.")
+        self.generation_sizes = self._tokens(
+            "vllm:request_generation_tokens", "Tokens of an answer that came to its own end."
+        )
         self.forwards = Histogram(
             "unmask:request_forwards",
             "Forwards of an answer.",
@@ -77,6 +91,9 @@ class Metrics:
     def _seconds(self, name: str, about: str) -> Histogram:
         return Histogram(name, about, ["model_name"], buckets=SECONDS, registry=self.registry)
 
+    def _tokens(self, name: str, about: str) -> Histogram:
+        return Histogram(name, about, ["model_name"], buckets=TOKENS, registry=self.registry)
+
     @property
     def tokens_per_forward(self) -> float:
         """Mean over all answers since the start, weighted by forwards; 0 before the first."""
@@ -92,9 +109,14 @@ class Metrics:
             self.ttft.labels(name).observe(call.first_text_s)
         prompts = {answer.plan.prompt: answer.plan.num_prompt for answer in call.answers}
         self.prompt_tokens.labels(name).inc(sum(prompts.values()))
-        for answer in call.answers:
+        for size in prompts.values():
+            self.prompt_sizes.labels(name).observe(size)
+        for answer, pace in zip(call.answers, call.paces, strict=True):
+            self.paces.count(pace)
             self.ended.labels(name, answer.reason or reason or "error").inc()
             self.generation_tokens.labels(name).inc(answer.num_tokens)
+            if answer.reason is not None:
+                self.generation_sizes.labels(name).observe(answer.num_tokens)
             self.num_tokens += answer.num_tokens
             self.num_forwards += answer.num_forwards
             if answer.reason is not None and answer.num_forwards:
@@ -110,6 +132,43 @@ class Metrics:
     def text(self) -> bytes:
         """The page, in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class PaceNumbers:
+    """How fast the tokens of answers come, those of answers that were given up among them."""
+
+    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+        self.model = model
+        self.first_block = Histogram(
+            "unmask:time_to_first_block_seconds",
+            f"Until {BLOCK_LENGTH} tokens of an answer stay, or all of it; waiting included.",
+            ["model_name"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.block = Histogram(
+            "unmask:block_latency_seconds",
+            f"From a block of {BLOCK_LENGTH} tokens that stay to the next; the last is shorter.",
+            ["model_name"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.per_token = Histogram(
+            "vllm:request_time_per_output_token_seconds",
+            "From the first tokens of an answer that stay to the last, over (tokens - 1).",
+            ["model_name"],
+            buckets=FRACTIONS,
+            registry=registry,
+        )
+
+    def count(self, pace: Pace) -> None:
+        """Count an answer that is over."""
+        if pace.blocks_s:
+            self.first_block.labels(self.model).observe(pace.blocks_s[0])
+        for between_s in pace.between_s:
+            self.block.labels(self.model).observe(between_s)
+        if pace.per_token_s is not None:
+            self.per_token.labels(self.model).observe(pace.per_token_s)
 
 
 class EngineNumbers(Collector):

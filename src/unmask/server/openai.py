@@ -35,9 +35,22 @@ def few(value: Any) -> Any:
     return value
 
 
+def no_other(only: Any, why: str) -> BeforeValidator:
+    """What a field is marked with that takes one value: any other is refused with the reason."""
+
+    def check(value: Any) -> Any:
+        if value is not only:
+            raise ValueError(f"{why}; leave it out")
+        return value
+
+    return BeforeValidator(check)
+
+
+SAID_BY_BLANKS, ALL_FILLED = "the blanks say how many tokens", "every blank is filled"
 Whole = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Number = Seed | Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=200)]
 Value = bool | Number | Text | Annotated[list[Number | Text], several(max_length=64)] | None
 Arguments = Annotated[dict[Annotated[str, Field(max_length=100)], Value], BeforeValidator(few)]
@@ -84,10 +97,8 @@ class Decoding(Strict):
     )
     top_p: float | None = Field(None, ge=0, le=1, description="1: all; needs a temperature")
     top_k: int | None = Field(None, ge=-1, description="-1 or 0: all; needs a temperature")
-    seed: int | None = Field(
+    seed: Seed | None = Field(
         None,
-        ge=-(2**63),
-        lt=2**63,
         description="of all randomness; default: drawn, and told in the reply. Choice i has seed + i",
     )
     stop: Stop | Annotated[list[Stop], several(max_length=MAX_STOPS)] | None = Field(
@@ -131,6 +142,11 @@ class Decoding(Strict):
     def length(self) -> int | None:
         """Slots to generate, if said."""
         return self.max_tokens
+
+    @property
+    def length_name(self) -> str:
+        """What the client calls `length`."""
+        return "max_tokens"
 
     @property
     def wants_logprobs(self) -> bool:
@@ -197,6 +213,11 @@ class ChatRequest(Decoding):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
+    def length_name(self) -> str:
+        """What the client calls `length`."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
     def wants_logprobs(self) -> bool:
         """Whether the log-probabilities of the tokens are told."""
         return bool(self.logprobs)
@@ -245,9 +266,13 @@ class InfillRequest(Decoding):
     parts: Annotated[list[str | Whole], several(min_length=1, max_length=1024)] = Field(
         description='texts and numbers of blank tokens: ["The ", 3, " sat on the mat."]'
     )
-    max_tokens: None = Field(None, description="the blanks say how many tokens")
-    ignore_eos: Literal[False] = Field(False, description="every blank is filled")
-    stop: None = Field(None, description="every blank is filled")
+    max_tokens: Annotated[None, no_other(None, SAID_BY_BLANKS)] = Field(
+        None, description=SAID_BY_BLANKS
+    )
+    ignore_eos: Annotated[Literal[False], no_other(False, ALL_FILLED)] = Field(
+        False, description=ALL_FILLED
+    )
+    stop: Annotated[None, no_other(None, ALL_FILLED)] = Field(None, description=ALL_FILLED)
 
 
 Message.model_rebuild()

@@ -79,7 +79,7 @@ class Planner:
             ids = self.llm.chat_ids(messages)
         except PromptError as error:
             raise of_user(error, "messages") from None
-        return self.continuations(body, [ids], knobs)
+        return self.continuations(body, [ids], knobs, "messages")
 
     def completion(self, body: CompletionRequest, knobs: Mapping[str, Any]) -> list[Plan]:
         """Texts that go on, or whose middle is filled in."""
@@ -92,7 +92,7 @@ class Planner:
             ids = [self.llm.prompt_ids(one, raw=isinstance(one, str)) for one in prompts]
         except PromptError as error:
             raise of_user(error, "prompt") from None
-        return self.continuations(body, ids, knobs)
+        return self.continuations(body, ids, knobs, "prompt")
 
     def infill(self, body: InfillRequest, knobs: Mapping[str, Any]) -> list[Plan]:
         """A text with blanks."""
@@ -100,20 +100,20 @@ class Planner:
             canvas = self.llm.infill_canvas(body.parts)
         except PromptError as error:
             raise of_user(error, "parts") from None
-        self._check_room(len(canvas), "the text")
+        self._check_room(len(canvas), "the text", "parts")
         return self._plans(body, [canvas], [0], None, knobs)
 
     def continuations(
-        self, body: Decoding, prompts: list[list[int]], knobs: Mapping[str, Any]
+        self, body: Decoding, prompts: list[list[int]], knobs: Mapping[str, Any], param: str
     ) -> list[Plan]:
-        """Answers behind prompts."""
+        """Answers behind prompts, which the field `param` has."""
         way = self.way(body, knobs)
         plans: list[Plan] = []
         for ids in prompts:
-            length = self._length(len(ids), body.length)
+            length = self._length(len(ids), body, param)
             option: dict[str, Any] = {"gen_length": length}
             if way.finds_length:
-                option = self._found_length(way, length, body.length)
+                option = self._found_length(way, body)
             plans += self._copies(body, way, ids, len(ids), (len(ids), None), option, len(plans))
         return plans
 
@@ -124,7 +124,7 @@ class Planner:
         size = body.length or DEFAULT_MAX_TOKENS
         canvases = [self.llm.middle_canvas(one, size, body.suffix) for one in prompts]
         for canvas in canvases:
-            self._check_room(len(canvas), "prompt, answer and suffix")
+            self._check_room(len(canvas), "prompt, answer and suffix", body.length_name)
         starts = [canvas.prompt_length for canvas in canvases]
         return self._plans(body, canvases, starts, size, knobs)
 
@@ -172,7 +172,7 @@ class Planner:
                 )
             except UnmaskError as error:
                 raise of_user(error) from None
-            self._check_room(request.max_slots, "the canvas")
+            self._check_room(request.max_slots, "the canvas", body.length_name)
             plans.append(
                 Plan(first + copy, first // body.choices, request, num_prompt, ends, *span)
             )
@@ -227,24 +227,25 @@ class Planner:
                     code="unsupported_parameter",
                 )
 
-    def _length(self, num_prompt: int, asked: int | None) -> int:
-        """Slots to generate behind a prompt."""
-        room = self.max_length - num_prompt
+    def _length(self, num_prompt: int, body: Decoding, param: str) -> int:
+        """Slots to generate behind a prompt, which the field `param` has."""
+        room, asked, name = self.max_length - num_prompt, body.length, body.length_name
         wanted = 1 if asked is None else asked
         if wanted > room:
-            advice = f"use max_tokens={room} or less" if room > 0 else "shorten the prompt"
+            advice = f"use {name}={room} or less" if room > 0 else "shorten the prompt"
             raise ApiError(
                 400,
-                f"prompt of {num_prompt} tokens + max_tokens={wanted} = {num_prompt + wanted}, but the "
+                f"prompt of {num_prompt} tokens + {name}={wanted} = {num_prompt + wanted}, but the "
                 f"context is {self.max_length}; {advice}",
-                param="max_tokens" if room > 0 else "prompt",
+                param=name if room > 0 else param,
                 code="context_length_exceeded",
             )
         return min(DEFAULT_MAX_TOKENS, room) if asked is None else asked
 
-    def _found_length(self, way: Way, length: int, asked: int | None) -> dict[str, Any]:
+    def _found_length(self, way: Way, body: Decoding) -> dict[str, Any]:
         """The bounds of a decoder that finds the length itself: `max_tokens` is its most."""
         bounds: dict[str, Any] = {}
+        asked = body.length
         if asked is not None and "max_gen_length" not in way.knobs:
             bounds["max_gen_length"] = asked
             if "initial_gen_length" not in way.knobs:
@@ -252,19 +253,19 @@ class Planner:
         elif asked is not None and way.knobs["max_gen_length"] != asked:
             raise ApiError(
                 400,
-                f"max_tokens={asked} and max_gen_length={way.knobs['max_gen_length']} contradict; give "
-                f"one of them",
-                param="max_tokens",
+                f"{body.length_name}={asked} and max_gen_length={way.knobs['max_gen_length']} "
+                f"contradict; give one of them",
+                param=body.length_name,
                 code="invalid_value",
             )
         return bounds
 
-    def _check_room(self, size: int, what: str) -> None:
+    def _check_room(self, size: int, what: str, param: str) -> None:
         if size > self.max_length:
             raise ApiError(
                 400,
                 f"{what} takes {size} slots, but the context is {self.max_length}; use less",
-                param="max_tokens",
+                param=param,
                 code="context_length_exceeded",
             )
 

@@ -158,7 +158,7 @@ class Reply:
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Tokens and forwards of all answers; a prompt counts once however many answers it has.
+    """Tokens, forwards and computed slots of all answers; a prompt counts once however many answers it has.
 
     How much of it was cached is told of its first answer: the others may find what that one computed.
     """
@@ -174,4 +174,6 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
         "num_forwards": num_forwards,
         "tokens_per_forward": round(num_tokens / num_forwards, 4) if num_forwards else 0.0,
+        "num_queries": sum(answer.num_queries for answer in answers),
+        "num_wasted": sum(answer.num_wasted for answer in answers),
     }

@@ -48,6 +48,8 @@ USAGE = record(
         "num_forwards": COUNT,
         "prompt_tokens_details": record({"cached_tokens": COUNT}),
         "tokens_per_forward": NUMBER,
+        "num_queries": COUNT,
+        "num_wasted": COUNT,
     }
 )
 CHAT_LOGPROBS = record(

@@ -11,6 +11,8 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 from unmask import caches, decoders
+from unmask.canvas import new_canvas
+from unmask.errors import ConfigError
 from unmask.proposal import Proposal
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def schema(llm: LLM, defaults: dict[str, Any], model_id: str, max_length: int) -
         "model": model_facts(llm, model_id, max_length),
         "defaults": defaults,
         "decoders": [decoder_facts(name) for name in decoders.names()],
-        "caches": [cache_facts(name) for name in caches.names()],
+        "caches": [cache_facts(name, llm) for name in caches.names()],
         "shared": knobs_of(Proposal),
     }
 
@@ -75,8 +77,11 @@ def decoder_facts(name: str) -> dict[str, Any]:
     }
 
 
-def cache_facts(name: str) -> dict[str, Any]:
-    """A cache: its title, source, knobs, and whether decoding with it equals decoding without."""
+def cache_facts(name: str, llm: LLM) -> dict[str, Any]:
+    """A cache: its title, source, knobs, and whether decoding with it equals decoding without.
+
+    `refused`: why this model cannot be decoded with it, whatever its knobs; None: it can.
+    """
     cls = caches.cache_class(name)
     title, source = title_and_source(cls)
     exact = getattr(cls, "exact", None)
@@ -85,8 +90,19 @@ def cache_facts(name: str) -> dict[str, Any]:
         "title": title,
         "source": source,
         "exact": exact if isinstance(exact, bool) else None,
+        "refused": refusal(name, llm),
         "knobs": knobs_of(cls),
     }
+
+
+def refusal(name: str, llm: LLM) -> str | None:
+    """What a cache says when it is to start on the smallest canvas of a model, if it refuses to."""
+    canvas = new_canvas([0], [True], 0, llm.spec.mask_id)
+    try:
+        caches.make_cache(name, block_size=llm.spec.block_size).start(canvas, llm.facts)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def title_and_source(cls: type[Any]) -> tuple[str, str]:

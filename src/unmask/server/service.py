@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import anyio
 from sse_starlette import EventSourceResponse
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from unmask.server.body import read_json
 from unmask.server.call import Call
-from unmask.server.errors import ApiError, clean, engine_dead, stopping
+from unmask.server.errors import ApiError, clean, engine_dead, stopping, timed_out
 from unmask.server.fields import read
 from unmask.server.metrics import Metrics
 from unmask.server.openai import Decoding, StreamOptions
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unmask.server")
 Body = TypeVar("Body", bound=Decoding)
+PLANNED_AT_ONCE = 4
+"""Requests whose texts are read at once; long ones must not take every core from decoding."""
 Make = Callable[[Body, Mapping[str, Any]], list[Plan]]
 
 
@@ -44,6 +48,7 @@ class Service:
         self.metrics = Metrics(engine, settings.models[0])
         self.pieces = Pieces(llm.tokenizer)
         self.is_draining = False
+        self.planning = anyio.CapacityLimiter(PLANNED_AT_ONCE)
 
     def check_model(self, name: str | None) -> str:
         """The name to reply with. Raises ApiError (404)."""
@@ -57,6 +62,13 @@ class Service:
                 code="model_not_found",
             )
         return name
+
+    @property
+    def state(self) -> Literal["ok", "draining", "failed"]:
+        """Whether requests are taken, or why not."""
+        if self.engine.failure is not None:
+            return "failed"
+        return "draining" if self.is_draining else "ok"
 
     def check_open(self) -> None:
         """Raise ApiError (503) when nothing new is taken."""
@@ -86,11 +98,13 @@ class Service:
         route: Route,
     ) -> Response:
         """The answer to a decoding request, streamed or not."""
-        body, knobs = read(kind, await read_json(request, self.settings.limits), neutral)
+        raw = await read_json(request, self.settings.limits)
+        arrived_s = time.monotonic()
+        body, knobs = read(kind, raw, neutral)
         model = self.check_model(body.model)
         self.check_open()
         timeout_s = self.timeout_s(body.timeout_s)
-        plans = await run_in_threadpool(make, body, knobs)
+        plans = await self.plan(partial(make, body, knobs), timeout_s, arrived_s)
         reply = Reply.new(
             route,
             model,
@@ -98,7 +112,7 @@ class Service:
             wants_logprobs=body.wants_logprobs,
             wants_trace=body.return_trace,
         )
-        call = self.submit(plans, timeout_s, reply.id, body.user)
+        call = self.submit(plans, timeout_s, reply.id, body.user, arrived_s)
         if not body.streams:
             await self.finish(request, call)
             return JSONResponse(reply.full(call.answers))
@@ -112,9 +126,28 @@ class Service:
         )
         return self.events(call, guarded(call, events))
 
-    def submit(self, plans: list[Plan], timeout_s: float, call_id: str, user: str | None) -> Call:
+    async def plan(
+        self, make: Callable[[], list[Plan]], timeout_s: float, arrived_s: float
+    ) -> list[Plan]:
+        """What `make` makes, in a thread, of which there are few. Raises ApiError.
+
+        A request whose time is over while it waits for a thread is told so; one that has it is not
+        interrupted.
+        """
+        with anyio.move_on_after(arrived_s + timeout_s - time.monotonic()):
+            return await anyio.to_thread.run_sync(make, limiter=self.planning)
+        raise timed_out(timeout_s)
+
+    def submit(
+        self,
+        plans: list[Plan],
+        timeout_s: float,
+        call_id: str,
+        user: str | None,
+        arrived_s: float,
+    ) -> Call:
         """The call of these plans, queued. Raises ApiError."""
-        call = Call(self.engine, plans, self.llm.decode, timeout_s, call_id)
+        call = Call(self.engine, plans, self.llm.decode, timeout_s, call_id, arrived_s)
         call.user = user
         call.submit()
         return call

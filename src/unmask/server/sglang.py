@@ -9,13 +9,14 @@ and `lang/backend/runtime_endpoint.py`.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, ValidationError
-from starlette.concurrency import run_in_threadpool
 
 import unmask
 from unmask.errors import PromptError
@@ -35,17 +36,29 @@ from unmask.server.fields import (
     read,
     unknown_field,
 )
-from unmask.server.openai import MAX_PROMPTS, Decoding, Strict, TokenIds, several
+from unmask.server.openai import MAX_PROMPTS, Decoding, Seed, Strict, TokenIds, Whole, several
 from unmask.server.plans import Plan
 from unmask.server.streams import DONE, event, guarded
 
 if TYPE_CHECKING:
     from unmask.server.service import Service
 
-RENAMED = {"max_new_tokens": "max_tokens", "sampling_seed": "seed"}
+RENAMED = ("max_new_tokens", "sampling_seed")
 OWN = ("decoder", "decoder_args", "preset", "cache", "cache_args", "steps", "block_length")
 SAMPLING = frozenset((*RENAMED, *OWN, "temperature", "top_p", "top_k", "stop", "n", "ignore_eos"))
 """Sampling parameters that have a meaning here; knobs of decoders may stand beside them."""
+
+
+class Sampling(Decoding):
+    """`sampling_params`: two of our fields have SGLang's names, in errors too."""
+
+    max_tokens: Whole | None = Field(None, alias="max_new_tokens")
+    seed: Seed | None = Field(None, alias="sampling_seed")
+
+    @property
+    def length_name(self) -> str:
+        """What the client calls `length`."""
+        return "max_new_tokens"
 
 
 class GenerateRequest(Strict):
@@ -88,15 +101,16 @@ def add_sglang_routes(app: FastAPI, service: Service) -> None:
     @app.post("/generate", **documented(GenerateRequest, "SGLang's native route."))
     async def generate(request: Request) -> Response:
         raw = await read_json(request, service.settings.limits)
+        arrived_s, timeout_s = time.monotonic(), service.timeout_s(None)
         body, _ = read(GenerateRequest, raw, SGLANG_DEFAULTS, takes_knobs=False)
         service.check_open()
-        plans = await run_in_threadpool(plans_of, service, body)
+        plans = await service.plan(partial(plans_of, service, body), timeout_s, arrived_s)
         if body.stream and len(plans) > 1:
             raise ApiError(
                 400, "stream=true takes one prompt and n=1", param="stream", code="invalid_value"
             )
         call_id = body.rid or f"gen-{secrets.token_hex(12)}"
-        call = service.submit(plans, service.timeout_s(None), call_id, None)
+        call = service.submit(plans, timeout_s, call_id, None, arrived_s)
         if body.stream:
             return service.events(call, guarded(call, cumulative(call)))
         await service.finish(request, call)
@@ -125,15 +139,15 @@ def add_sglang_routes(app: FastAPI, service: Service) -> None:
 def plans_of(service: Service, body: GenerateRequest) -> list[Plan]:
     """The plans of a native request. Raises ApiError."""
     decoding, knobs = sampling(body.sampling_params)
-    llm = service.llm
+    llm, name = service.llm, "input_ids" if body.text is None else "text"
     try:
         ids = [llm.prompt_ids(one, raw=isinstance(one, str)) for one in body.prompts]
     except PromptError as error:
-        raise of_user(error, "text") from None
-    return service.planner.continuations(decoding, ids, knobs)
+        raise of_user(error, name) from None
+    return service.planner.continuations(decoding, ids, knobs, name)
 
 
-def sampling(given: dict[str, Any]) -> tuple[Decoding, dict[str, Any]]:
+def sampling(given: dict[str, Any]) -> tuple[Sampling, dict[str, Any]]:
     """SGLang's sampling parameters as ours, and the knobs among them. Raises ApiError."""
     neutral = {**COMMON_DEFAULTS, **SGLANG_SAMPLING_DEFAULTS}
     all_knobs = knob_names() | cache_knob_names()
@@ -141,7 +155,7 @@ def sampling(given: dict[str, Any]) -> tuple[Decoding, dict[str, Any]]:
     knobs: dict[str, Any] = {}
     for key, value in given.items():
         if key in SAMPLING:
-            fields[RENAMED.get(key, key)] = value
+            fields[key] = value
         elif key in neutral:
             check_neutral(f"sampling_params.{key}", value, neutral[key])
         elif key in all_knobs:
@@ -149,7 +163,7 @@ def sampling(given: dict[str, Any]) -> tuple[Decoding, dict[str, Any]]:
         else:
             raise unknown_field(key, {*SAMPLING, *neutral, *all_knobs}, set(SAMPLING))
     try:
-        return Decoding.model_validate(fields), knobs
+        return Sampling.model_validate(fields), knobs
     except ValidationError as error:
         raise invalid(error) from None
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from unmask.canvas import Canvas
 from unmask.server.answer import Answer
 from unmask.server.call import Call
 from unmask.server.errors import ApiError
@@ -65,23 +66,23 @@ async def text_events(
 async def canvas_events(
     call: Call, reply: Reply, *, with_usage: bool, usage_always: bool
 ) -> AsyncGenerator[bytes]:
-    """A frame before the first forward and after every one, the canvas as it ended, and the text.
+    """A frame before the first forward and after every one, and the text at the end.
 
+    Another frame stands before the text only if the canvas ended otherwise than its last frame shows.
     `with_usage` and `usage_always` as in `text_events`.
     """
-    started: set[int] = set()
+    shown: dict[int, Canvas] = {}
     async for answer, update, _ in call.updates():
         chunks = []
-        if answer.index not in started:
-            started.add(answer.index)
+        if answer.index not in shown:
+            shown[answer.index] = update.before
             first = answer.first_frame(update, reply.pieces)
             chunks.append(reply.canvas(answer, first, is_first=True))
-        if update.kind == "step":
+        if update.kind == "step" or answer.canvas is not shown[answer.index]:
+            shown[answer.index] = answer.canvas
             frame = answer.frame(update, reply.pieces)
             chunks.append(reply.canvas(answer, frame, is_first=False))
         if answer.reason is not None:
-            frame = answer.frame(None, reply.pieces)
-            chunks.append(reply.canvas(answer, frame, is_first=False))
             chunks.append(reply.last(answer, answer.text, 0, is_first=False))
         for chunk in chunks:
             yield chunk_event(call, chunk, with_usage=usage_always)

@@ -52,7 +52,8 @@ export class Lane {
   fill({ decoder, cache, knobs, cacheArgs }) {
     const option = ({ name }) => new Option(name, name);
     this.parts.decoder.replaceChildren(...this.schema.decoders.map(option));
-    this.parts.cache.replaceChildren(...this.schema.caches.map(option));
+    const offered = this.schema.caches.filter(({ name, refused }) => !refused || name === cache);
+    this.parts.cache.replaceChildren(...offered.map(option));
     this.parts.decoder.value = decoder;
     this.parts.cache.value = cache;
     this.fillKnobs({ decoder: knobs ?? {}, cache: cacheArgs ?? {} });

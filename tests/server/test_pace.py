@@ -1,0 +1,43 @@
+"""The server's blocks are those that `unmask bench serve` sees."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unmask.bench import latency
+from unmask.bench.endpoint import Arrival, Reply
+from unmask.server.pace import BLOCK_LENGTH, Pace
+
+
+def paced(pieces):
+    """A pace, and the reply that a client sees, of pieces that come a second after each other."""
+    pace, arrivals, so_far = Pace(), [], 0
+    for number, size in enumerate(pieces, 1):
+        so_far += size
+        pace.take(float(number), so_far, is_last=False)
+        if size:
+            arrivals.append(Arrival(float(number), "", so_far))
+    pace.take(len(pieces) + 1.0, so_far, is_last=True)
+    return pace, Reply(0.0, len(pieces) + 1.0, tuple(arrivals), so_far)
+
+
+@given(st.lists(st.integers(0, 80), max_size=12))
+def test_blocks_come_when_the_benchmark_says(pieces):
+    pace, reply = paced(pieces)
+    assert BLOCK_LENGTH == latency.BLOCK_LENGTH
+    assert pace.blocks_s == latency.block_times(reply, len, BLOCK_LENGTH)
+
+
+def test_the_time_a_token_is_that_after_the_first():
+    pace, _ = paced([1, 0, 10, 10])
+    assert pace.per_token_s == pytest.approx(3 / 20)
+    assert paced([1])[0].per_token_s is None
+    assert paced([])[0].per_token_s is None
+
+
+def test_an_answer_that_is_given_up_has_no_last_block():
+    pace = Pace()
+    pace.take(1.0, 40, is_last=False)
+    assert pace.blocks_s == [1.0]
