@@ -5,7 +5,7 @@
 Starts `unmask serve` on a free port, a server a setting, and lets `unmask bench serve` ask it, in turns,
 with one request under way and with many: the same prompts and lengths. Prints a row a setting (median and
 range over the repeats): output tokens a second of both, their ratio, and the mean time to the first text
-of many against the mean latency of one alone. The answers must be equal.
+of many against the mean latency of one alone. In float32 the answers must be equal.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def row(url: str, wanted: argparse.Namespace, decoder: str, cache: str) -> str:
     one, all_, times, first = [], [], [], []
     for _ in range(wanted.repeat):
         alone, together = ask(url, wanted, 1), ask(url, wanted, wanted.concurrency)
-        if alone["generated_texts"] != together["generated_texts"]:
+        is_same = alone["generated_texts"] == together["generated_texts"]
+        if wanted.dtype == "float32" and not is_same:
             raise SystemExit(f"{decoder}, {cache}: the answers differ")
         one.append(alone["output_throughput"])
         all_.append(together["output_throughput"])
