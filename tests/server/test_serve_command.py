@@ -336,6 +336,10 @@ def test_every_start_has_a_page_token_of_its_own(wanted, monkeypatch):
     assert access_of(wanted()).page_token is None
 
 
+def test_a_cache_that_the_model_refuses_is_an_error_at_the_start(refused):
+    assert "use vicinity, dual, or auto" in refused("--cache", "block_causal", "--port", "0")
+
+
 # 36
 def test_a_model_that_brings_its_own_code_is_refused_and_nothing_of_it_runs(refused, tmp_path):
     ran = tmp_path / "ran"

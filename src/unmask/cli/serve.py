@@ -110,7 +110,11 @@ def run(wanted: Wanted) -> None:
         defaults = defaults_of(llm.spec, wanted, decoder, knobs)
         settings = settings_of(wanted, llm.spec, model, defaults, access)
         from unmask.server.app import create_app
+        from unmask.server.schema import refusal
 
+        why = refusal(defaults.cache, llm)
+        if why is not None:
+            raise ConfigError(f"--cache {defaults.cache}: {why}")
         app = create_app(llm, engine_of(wanted, llm), settings)
         set_up_log(wanted.log_requests)
         for line in facts(llm, model, settings, wanted, url_of(bound)):
