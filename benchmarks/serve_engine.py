@@ -3,9 +3,9 @@
     python benchmarks/serve_engine.py [--requests 16] [--cache dual] [--decoder threshold] [--repeat 5]
 
 The same requests are decoded twice by the same engine: each submitted when the one before has ended, and
-all at once. The answers must be equal, token for token. Prints one line a setting (median and spread of
-`--repeat` passes, after one to warm up), and with `--profile` the functions that took the most time of a
-batched pass.
+all at once. In float32 the answers must be equal, token for token. Prints one line a setting (median and
+spread of `--repeat` passes, after one to warm up), and with `--profile` the functions that took the most
+time of a batched pass.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 import torch
 
 import unmask
+from unmask.engine.apart import apart
 from unmask.engine.loop import decode
 from unmask.engine.request import Output, Request, Sequence
 from unmask.engine.runner import Runner
@@ -86,6 +87,7 @@ def main() -> None:
     """Measure every asked combination."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--gen-length", type=int, default=64)
     parser.add_argument("--decoder", action="append")
@@ -93,7 +95,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
     wanted = parser.parse_args()
-    llm = unmask.LLM(wanted.model)
+    llm = apart(lambda: unmask.LLM(wanted.model, dtype=wanted.dtype))  # as `unmask serve` does
     print(f"{torch.__version__=} {torch.get_num_threads()=} {wanted}")
     prompts = [PROMPT.format(i % 8 + 2, i // 8 + 3) for i in range(wanted.requests)]
     for decoder in wanted.decoder or ["vanilla", "threshold"]:
@@ -112,7 +114,7 @@ def main() -> None:
                     for _ in range(wanted.repeat)
                 ]
                 stats = engine.stats
-            for (_, one), (_, all_) in passes:
+            for (_, one), (_, all_) in passes if wanted.dtype == "float32" else ():
                 assert [o.token_ids for o in one] == [o.token_ids for o in all_], "answers differ"
             tokens = sum(len(o.token_ids) for o in passes[0][0][1])
             slow = [first[0] for first, _ in passes]
