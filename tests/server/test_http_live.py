@@ -370,6 +370,7 @@ def test_the_openai_sdk_works_asynchronously_and_may_stop_reading(live):
 # 44
 @pytest.mark.slow
 def test_a_thousand_requests_with_random_ends_leave_nothing_behind(demo_llm):
+    import ctypes
     import os
     import random
     from concurrent.futures import ThreadPoolExecutor
@@ -380,6 +381,7 @@ def test_a_thousand_requests_with_random_ends_leave_nothing_behind(demo_llm):
         return len(os.listdir("/proc/self/fd"))
 
     def resident() -> int:
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)  # what is free is no leak
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -408,10 +410,10 @@ def test_a_thousand_requests_with_random_ends_leave_nothing_behind(demo_llm):
 
     assert decoders.names()
     with serving(demo_llm, max_batch=8, max_queue=64) as live, ThreadPoolExecutor(12) as pool:
-        list(pool.map(one, range(200)))
+        list(pool.map(one, range(800)))  # oneDNN keeps up to 1,024 kernels, one a number of rows
         assert live.idle()
         before = handles(), threading.active_count(), resident()
-        list(pool.map(one, range(200, 1000)))
+        list(pool.map(one, range(800, 1800)))
         assert live.idle()
         assert wait_for(lambda: handles() <= before[0] + 2)
         assert threading.active_count() <= before[1] + 2
