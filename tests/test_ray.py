@@ -62,9 +62,15 @@ def test_every_option_of_the_engine_reaches_the_replicas(monkeypatch: pytest.Mon
     (plan,) = plans
     assert (plan.least, plan.most) == (1, 3)
     assert (plan.upscale_delay_s, plan.downscale_delay_s) == (0.0, 600.0)
-    assert (plan.max_batch, plan.max_queue, plan.max_tokens, plan.kv_bytes) == (5, 6, 7, 8)
-    assert (plan.max_wait_s, plan.steps_per_round) == (0.5, 4)
-    assert plan.prefix_cache is False
+    assert plan.engine == {
+        "max_batch": 5,
+        "max_queue": 6,
+        "max_tokens": 7,
+        "kv_bytes": 8,
+        "max_wait_s": 0.5,
+        "steps_per_round": 4,
+        "prefix_cache": False,
+    }
     assert plan.drain_timeout_s == 9.0
 
 

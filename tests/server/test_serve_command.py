@@ -337,7 +337,9 @@ def test_every_start_has_a_page_token_of_its_own(wanted, monkeypatch):
 
 
 def test_a_cache_that_the_model_refuses_is_an_error_at_the_start(refused):
-    assert "use vicinity, dual, or auto" in refused("--cache", "block_causal", "--port", "0")
+    asked = ("--cache", "block_causal", "--port", "0")
+    assert "use vicinity, dual, or auto" in refused(*asked)
+    assert "use vicinity, dual, or auto" in refused(*asked, "--replicas", "2")
 
 
 # 36

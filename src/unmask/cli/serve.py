@@ -20,7 +20,6 @@ from unmask.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
-    from unmask.engine.service import Engine
     from unmask.models.spec import ModelSpec
     from unmask.server.settings import Access, Defaults, Settings
 
@@ -101,7 +100,9 @@ def run(wanted: Wanted) -> None:
         settings = settings_of(
             wanted, spec, model, defaults_of(spec, wanted, decoder, knobs), access
         )
-        serve_replicas.run(wanted, model, loading_of(wanted), settings, counts)
+        serve_replicas.run(
+            wanted, model, loading_of(wanted), engine_options(wanted), settings, counts
+        )
         return
     ranks.take(wanted.tensor_parallel_size, model, loading_of(wanted))
     bound = bind(wanted.host, wanted.port)
@@ -109,13 +110,10 @@ def run(wanted: Wanted) -> None:
         llm = load(wanted, model)
         defaults = defaults_of(llm.spec, wanted, decoder, knobs)
         settings = settings_of(wanted, llm.spec, model, defaults, access)
+        from unmask.engine.service import Engine
         from unmask.server.app import create_app
-        from unmask.server.schema import refusal
 
-        why = refusal(defaults.cache, llm)
-        if why is not None:
-            raise ConfigError(f"--cache {defaults.cache}: {why}")
-        app = create_app(llm, engine_of(wanted, llm), settings)
+        app = create_app(llm, Engine(llm, **engine_options(wanted)), settings)
         set_up_log(wanted.log_requests)
         for line in facts(llm, model, settings, wanted, url_of(bound)):
             print(line, flush=True)
@@ -260,20 +258,17 @@ def load(wanted: Wanted, model: str) -> LLM:
         return apart(lambda: LLM(model, progress=progress, **loading_of(wanted)))
 
 
-def engine_of(wanted: Wanted, llm: LLM) -> Engine:
-    """The model's engine."""
-    from unmask.engine.service import Engine
-
-    return Engine(
-        llm,
-        max_batch=wanted.max_num_seqs,
-        max_queue=wanted.max_queue,
-        max_tokens=wanted.max_num_batched_tokens,
-        max_wait_s=wanted.max_wait,
-        steps_per_round=wanted.steps_per_round,
-        kv_bytes=wanted.kv_bytes,
-        prefix_cache=wanted.prefix_caching,
-    )
+def engine_options(wanted: Wanted) -> dict[str, Any]:
+    """What `Engine` is told beside the model, here or in every replica."""
+    return {
+        "max_batch": wanted.max_num_seqs,
+        "max_queue": wanted.max_queue,
+        "max_tokens": wanted.max_num_batched_tokens,
+        "max_wait_s": wanted.max_wait,
+        "steps_per_round": wanted.steps_per_round,
+        "kv_bytes": wanted.kv_bytes,
+        "prefix_cache": wanted.prefix_caching,
+    }
 
 
 def loading_of(wanted: Wanted) -> dict[str, Any]:
@@ -307,8 +302,12 @@ def settings_of(
     wanted: Wanted, spec: ModelSpec, model: str, defaults: Defaults, access: Access
 ) -> Settings:
     """Everything that the app is told. Raises ConfigError."""
+    from unmask.server.schema import refusal
     from unmask.server.settings import Limits, Settings
 
+    why = refusal(defaults.cache, spec)
+    if why is not None:
+        raise ConfigError(f"--cache {defaults.cache}: {why}")
     if wanted.max_model_len is not None and wanted.max_model_len > spec.max_length:
         raise ConfigError(
             f"--max-model-len {wanted.max_model_len} is more than the model's {spec.max_length}"

@@ -65,6 +65,7 @@ def run(
     wanted: Wanted,
     model: str,
     loading: dict[str, Any],
+    engine: dict[str, Any],
     settings: Settings,
     counts: tuple[int, int],
 ) -> None:
@@ -78,6 +79,7 @@ def run(
         raise DependencyError(
             f"--replicas needs Ray Serve ({error.name}): pip install 'unmask[serve,ray]'"
         ) from None
+    from unmask.cli.serve import open_to
     from unmask.models import torch_device
     from unmask.server import ray as replicas
 
@@ -86,13 +88,7 @@ def run(
         model=model,
         loading=loading,
         settings=settings,
-        max_batch=wanted.max_num_seqs,
-        max_queue=wanted.max_queue,
-        max_tokens=wanted.max_num_batched_tokens,
-        max_wait_s=wanted.max_wait,
-        steps_per_round=wanted.steps_per_round,
-        kv_bytes=wanted.kv_bytes,
-        prefix_cache=wanted.prefix_caching,
+        engine=engine,
         least=counts[0],
         most=counts[1],
         upscale_delay_s=UPSCALE_DELAY_S if wanted.upscale_delay is None else wanted.upscale_delay,
@@ -113,7 +109,7 @@ def run(
     for key, value in {
         "model": model,
         "replicas": said,
-        "access": "API key" if settings.access.key_digest else "open",
+        "access": "API key" if settings.access.key_digest else open_to(wanted.host),
         **({"config": str(wanted.config)} if wanted.config else {}),
         "url": f"http://{host}:{port}",
     }.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ class LLM(Requests):
             max_length=self.spec.max_length,
             background=self.background,
         )
+        self._has_text = lru_cache(None)(lambda id_: bool(self.decode([id_])))
         ends = (self.vocabulary.eos_id, self.vocabulary.turn_end_id)
         self.stop_ids = frozenset(id_ for id_ in ends if id_ is not None)
 
@@ -236,7 +238,7 @@ class LLM(Requests):
         begin = self._encode("", special=True)
         first = len(begin) if ids[: len(begin)] == begin else 0
         pairs = list(zip(ids, given[: len(ids)].tolist(), strict=True))[first:]
-        kept = [id_ for id_, is_given in pairs if is_given or self.decode([id_])]
+        kept = [id_ for id_, is_given in pairs if is_given or self._has_text(id_)]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def _events(self, requests: list[Request], max_batch_size: int) -> Iterator[Event]:

@@ -65,10 +65,8 @@ class Paging:
             table.cut(known)
         self.found.num_asked += decided * num_rows
         self.found.num_found += known * num_rows
-        others = sequence.num_never_computed(
-            known
-        )  # after a preemption its own pages are found too
-        sequence.num_cached = max(sequence.num_cached, others)
+        # after a preemption its own pages are found too
+        sequence.num_cached = max(sequence.num_cached, sequence.num_never_computed(known))
         sequence.cache_state = request.cache.known(
             known, request.cache.start(canvas, request.facts)
         )

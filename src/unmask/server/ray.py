@@ -53,22 +53,16 @@ PROXY_QUEUE = 64
 class Plan:
     """What each replica serves and how many there are.
 
-    `loading`: what `LLM` is told beside the model; a replica gets `num_cpus` threads and `num_gpus` whole
-    devices. From `least` to `most` of them run, as many as keep each busy with `max_batch` requests: one is
-    added after `upscale_delay_s` with more of them than that, and taken away after `downscale_delay_s` with
-    fewer.
+    `loading`: what `LLM` is told beside the model, and `engine` what `Engine` is; a replica gets `num_cpus`
+    threads and `num_gpus` whole devices. From `least` to `most` of them run, as many as keep each busy with
+    the engine's `max_batch` requests: one is added after `upscale_delay_s` with more of them than that, and
+    taken away after `downscale_delay_s` with fewer.
     """
 
     model: str
     loading: Mapping[str, Any]
     settings: Settings
-    max_batch: int
-    max_queue: int
-    max_tokens: int
-    max_wait_s: float
-    steps_per_round: int
-    kv_bytes: int | None
-    prefix_cache: bool
+    engine: Mapping[str, Any]
     least: int
     most: int
     upscale_delay_s: float
@@ -129,7 +123,7 @@ def deployment_of(plan: Plan, generation: int) -> Any:
             "min_replicas": plan.least,
             "max_replicas": plan.most,
             "initial_replicas": plan.least,
-            "target_ongoing_requests": plan.max_batch,
+            "target_ongoing_requests": plan.engine["max_batch"],
             "upscale_delay_s": plan.upscale_delay_s,
             "downscale_delay_s": plan.downscale_delay_s,
         }
@@ -137,7 +131,7 @@ def deployment_of(plan: Plan, generation: int) -> Any:
     made = serve.deployment(
         name=NAME,
         ray_actor_options={"num_cpus": plan.num_cpus, "num_gpus": plan.num_gpus},
-        max_ongoing_requests=plan.max_batch + plan.max_queue + LIGHT_REQUESTS,
+        max_ongoing_requests=(plan.engine["max_batch"] + plan.engine["max_queue"] + LIGHT_REQUESTS),
         max_queued_requests=PROXY_QUEUE,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         request_router_config={"request_router_class": f"{__name__}:LeastLoaded"},
@@ -164,16 +158,7 @@ def build_app(plan: Plan) -> FastAPI:
     logger.propagate = False
     torch.set_num_threads(max(1, int(plan.num_cpus)))
     llm = apart(lambda: LLM(plan.model, **plan.loading))
-    engine = Engine(
-        llm,
-        max_batch=plan.max_batch,
-        max_queue=plan.max_queue,
-        max_tokens=plan.max_tokens,
-        max_wait_s=plan.max_wait_s,
-        steps_per_round=plan.steps_per_round,
-        kv_bytes=plan.kv_bytes,
-        prefix_cache=plan.prefix_cache,
-    )
+    engine = Engine(llm, **plan.engine)
     engine.on_failure = leave
     app = create_app(llm, engine, plan.settings)
     app.router.routes.insert(0, Route("/metrics", all_metrics))  # before the replica's own

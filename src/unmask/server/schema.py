@@ -11,12 +11,13 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 from unmask import caches, decoders
-from unmask.canvas import new_canvas
+from unmask.canvas import ModelFacts, new_canvas
 from unmask.errors import ConfigError
 from unmask.proposal import Proposal
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
+    from unmask.models.spec import ModelSpec
 
 SERVER_ONLY = {"frequencies": None, "drafter": "lookup"}
 """Knobs that name files or models of the server's machine, with the value a client may give."""
@@ -90,16 +91,17 @@ def cache_facts(name: str, llm: LLM) -> dict[str, Any]:
         "title": title,
         "source": source,
         "exact": exact if isinstance(exact, bool) else None,
-        "refused": refusal(name, llm),
+        "refused": refusal(name, llm.spec),
         "knobs": knobs_of(cls),
     }
 
 
-def refusal(name: str, llm: LLM) -> str | None:
+def refusal(name: str, spec: ModelSpec) -> str | None:
     """What a cache says when it is to start on the smallest canvas of a model, if it refuses to."""
-    canvas = new_canvas([0], [True], 0, llm.spec.mask_id)
+    canvas = new_canvas([0], [True], 0, spec.mask_id)
+    facts = ModelFacts(spec.vocab_size, spec.eos_id, None, spec.block_size, spec.max_length)
     try:
-        caches.make_cache(name, block_size=llm.spec.block_size).start(canvas, llm.facts)
+        caches.make_cache(name, block_size=spec.block_size).start(canvas, facts)
     except ConfigError as error:
         return str(error)
     return None
