@@ -72,9 +72,9 @@ class Service:
 
     def check_open(self) -> None:
         """Raise ApiError (503) when nothing new is taken."""
-        if self.engine.failure is not None:
+        if self.state == "failed":
             raise engine_dead()
-        if self.is_draining:
+        if self.state == "draining":
             raise stopping()
 
     def timeout_s(self, asked: float | None) -> float:
