@@ -11,24 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_config import COMMANDS, words_of
 
 from unmask.cli.main import main
 from unmask.config import Sources, compose
 from unmask.config.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
-FIXTURES = Path(__file__).parent / "fixtures"
-COMMANDS = [
-    line
-    for line in (FIXTURES / "commands" / "founding.txt").read_text().splitlines()
-    if line.startswith("accelerate")
-]
-
-
-def words_of(command):
-    """What a command says after the name of its script."""
-    words = shlex.split(command)
-    return words[words.index("eval.py") + 1 :]
 
 
 @pytest.fixture(scope="module")
