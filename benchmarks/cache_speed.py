@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 
 from unmask import LLM
-from unmask.bench.machine import machine
+from unmask.bench.environment import machine
 from unmask.bench.overhead import random_llm
-from unmask.models._transformer import Transformer
+from unmask.models.transformer import Transformer
 
 PROMPT, GEN, BLOCK, STEPS = 256, 128, 32, 64
 

@@ -1,4 +1,4 @@
-"""Products of few rows with plain weights and with packed ones (`unmask.models._packed_weights`).
+"""Products of few rows with plain weights and with packed ones (`unmask.models.packed_weights`).
 
     python benchmarks/packed_weights.py         (about a minute)
 
@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from unmask.bench.machine import machine
-from unmask.models._packed_weights import PackedLinear
+from unmask.bench.environment import machine
+from unmask.models.packed_weights import PackedLinear
 
 SHAPES = ((126464, 1024), (3072, 1024), (1024, 3072), (1024, 1024))
 ROWS = (1, 2, 8, 17, 32, 64, 128, 384)

@@ -21,11 +21,13 @@ import time
 import torch
 
 import unmask
-from unmask.engine.apart import apart
-from unmask.engine.loop import decode
-from unmask.engine.request import Output, Request, Sequence
-from unmask.engine.runner import Runner
-from unmask.engine.service import Engine, Update
+from unmask.engine.engine import Engine, Update
+from unmask.engine.model_runner import Runner
+from unmask.engine.outputs import Output
+from unmask.engine.request import Request
+from unmask.engine.scheduler import decode
+from unmask.engine.sequence import SequenceState
+from unmask.engine.threads import apart
 
 PROMPT = "Tom has {} boxes with {} pens each. He buys 5 more pens. How many pens does he have?"
 
@@ -77,7 +79,7 @@ def timed(call, engine: Engine, requests: list[Request]) -> tuple[float, list[Ou
 def profile(llm: unmask.LLM, requests: list[Request]) -> None:
     """Where a batched pass spends its time; in this thread, which a profiler sees."""
     runner = Runner(llm.model, llm.vocabulary, len(requests))
-    sequences = [Sequence.begin(request, i) for i, request in enumerate(requests)]
+    sequences = [SequenceState.begin(request, i) for i, request in enumerate(requests)]
     profiler = cProfile.Profile()
     profiler.runcall(lambda: list(decode(sequences, runner)))
     pstats.Stats(profiler).sort_stats("tottime").print_stats(25)

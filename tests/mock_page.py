@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from unmask.server.guard import Guard
+from unmask.server.auth import Guard
 from unmask.server.settings import STATIC, Access, Settings
 
 TOKEN = "a-random-token"

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from unmask import LLM
-from unmask.engine import link as link_module
-from unmask.engine import parallel
-from unmask.engine.service import Engine
+from unmask.distributed import control as link_module
+from unmask.distributed import tensor_parallel
+from unmask.engine.engine import Engine
 from unmask.models import load_model
 
 PROMPTS = [[5, 9, 2, 14, 3, 3, 8], [11, 4, 7]]
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     fail(link.ranks.rank, plan)
     found = {}
     for case in plan["cases"]:
-        make = partial(parallel.Shared, link)
+        make = partial(tensor_parallel.Shared, link)
         model = load_model(case["folder"], "float32", link.device, make=make)
         if case.get("pack"):
             model = packed(model)
@@ -44,13 +44,15 @@ def main(folder: Path) -> None:
                 pass
         else:
             link.meet()
-            result["stores"] = len(parallel.follow(model).found)
+            result["stores"] = len(tensor_parallel.follow(model).found)
         found[case["name"]] = result
     (folder / f"rank{link.ranks.rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
-def compare(model: parallel.Shared, case: dict[str, Any], decodes: list[Any]) -> dict[str, Any]:
+def compare(
+    model: tensor_parallel.Shared, case: dict[str, Any], decodes: list[Any]
+) -> dict[str, Any]:
     shared, alone = LLM(model), LLM(case["folder"], dtype="float32", device="cpu")
     shared.tokenizer = alone.tokenizer = None
     ids = torch.arange(40).view(2, 20) % 64
@@ -88,8 +90,8 @@ def run(llm: LLM, options: dict[str, Any]) -> list[Any]:
 
 def serve(llm: LLM) -> dict[str, Any]:
     """What an engine makes of requests that share a beginning and too few pages."""
-    from unmask.caches._paged import PageStore
-    from unmask.engine.budget import PAGED_SHARE
+    from unmask.engine.kv_budget import PAGED_SHARE
+    from unmask.kv.paged_store import PageStore
 
     page = PageStore.page_bytes(llm.model.part, llm.model.dtype)
     beginning = list(range(2, 42))
@@ -109,11 +111,11 @@ def serve(llm: LLM) -> dict[str, Any]:
     return {"tokens": found}
 
 
-def packed(model: parallel.Shared) -> parallel.Shared:
-    from unmask.models import _packed_weights
+def packed(model: tensor_parallel.Shared) -> tensor_parallel.Shared:
+    from unmask.models import packed_weights
 
-    _packed_weights.LEAST_ELEMENTS = 1
-    assert _packed_weights.pack_weights(model)
+    packed_weights.LEAST_ELEMENTS = 1
+    assert packed_weights.pack_weights(model)
     return model
 
 
@@ -121,9 +123,9 @@ def fail(rank: int, plan: dict[str, Any]) -> None:
     """Make one rank end or hang in its third forward."""
     if rank != plan.get("failing"):
         return
-    count, plain = 0, parallel.Shared.hidden
+    count, plain = 0, tensor_parallel.Shared.hidden
 
-    def hidden(self: parallel.Shared, *args: Any, **named: Any) -> torch.Tensor:
+    def hidden(self: tensor_parallel.Shared, *args: Any, **named: Any) -> torch.Tensor:
         nonlocal count
         count += 1
         if count == 3 and plan["how"] == "dies":
@@ -132,7 +134,7 @@ def fail(rank: int, plan: dict[str, Any]) -> None:
             time.sleep(3600)
         return plain(self, *args, **named)
 
-    parallel.Shared.hidden = hidden  # type: ignore[method-assign]
+    tensor_parallel.Shared.hidden = hidden  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

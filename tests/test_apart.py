@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from unmask.engine.apart import apart
+from unmask.engine.threads import apart
 
 
 def test_the_result_comes_from_another_thread_that_is_gone():

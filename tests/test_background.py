@@ -17,12 +17,12 @@ import torch
 from tiny import FAMILIES, KNOWN, MASK, VOCAB, StubTokenizer, tiny_llm
 
 from unmask import LLM, ConfigError, PromptError
-from unmask.background import counts_of, load_background, save_background
 from unmask.cli.frequencies import pieces
 from unmask.cli.main import main
-from unmask.engine.background import count, estimate
+from unmask.engine.token_frequencies import count, estimate
 from unmask.engine.tokenizer import load_tokenizer
 from unmask.models import BUNDLED, read_spec
+from unmask.sampling.token_frequencies import counts_of, load_background, save_background
 
 
 def written(folder: Path, content: Any) -> Path:
@@ -141,8 +141,8 @@ def test_the_model_s_own_is_the_mean_over_empty_canvases(
 ) -> None:
     llm = tiny_llm(family, block_size=block_size)
     llm.tokenizer = WithBegin() if begin else StubTokenizer()
-    monkeypatch.setattr("unmask.engine.background.MAX_SLOTS", 30)
-    monkeypatch.setattr("unmask.engine.background.HEAD_CHUNK", 3 * VOCAB)
+    monkeypatch.setattr("unmask.engine.token_frequencies.MAX_SLOTS", 30)
+    monkeypatch.setattr("unmask.engine.token_frequencies.HEAD_CHUNK", 3 * VOCAB)
     found = estimate(llm, num_canvases=9, length=12, seed=4)
 
     generator = torch.Generator().manual_seed(4)
@@ -271,7 +271,7 @@ def test_the_model_is_asked_on_request(
         found.append(estimate(llm, num_canvases=2, length=6, seed=seed))
         return found[0]
 
-    monkeypatch.setattr("unmask.engine.background.estimate", short)
+    monkeypatch.setattr("unmask.engine.token_frequencies.estimate", short)
     out = tmp_path / "own.json"
     status, printed, err = cli("--estimate", "--out", out, "--seed", "3")
     assert (status, printed, len(err.splitlines())) == (0, "", 1)
@@ -327,7 +327,7 @@ def test_a_mistake_is_one_line_and_status_2(
 
 def test_reading_a_background_and_the_help_page_import_no_torch() -> None:
     code = (
-        "import sys, unmask.background\n"
+        "import sys, unmask.sampling.token_frequencies\n"
         "from unmask.cli.main import main\n"
         "status = main(['frequencies', '--help'])\n"
         "sys.exit(status or 'torch' in sys.modules)\n"

@@ -16,9 +16,9 @@ import pytest
 
 from unmask import decoders
 from unmask.bench.decode import TASKS, held_out, measure, options_of
-from unmask.bench.picture import Box, draw, points
+from unmask.bench.plot import Box, draw, points
 from unmask.bench.report import BASELINE, Entry, Report, Result, Row, Setting, compare, from_json
-from unmask.cli.bench import COLUMNS, parse_decoders, setting_of
+from unmask.cli.bench_decode import COLUMNS, parse_decoders, setting_of
 from unmask.cli.main import main
 from unmask.demo.example import Example
 from unmask.demo.tasks import held_out_set

@@ -8,7 +8,7 @@ import re
 import pytest
 from mock_server import mock_server
 
-from unmask.bench.exams import GSM8K_STOPS, answer_letter, last_number, mmlu
+from unmask.bench.tasks import GSM8K_STOPS, answer_letter, last_number, mmlu
 from unmask.cli.main import main
 
 PRINTED = re.compile(

@@ -13,17 +13,17 @@ from test_properties import METHODS, PROMPTS, assert_same_run, finds_length, gen
 from tiny import FAMILIES, KNOWN, tiny_llm, tiny_model, tiny_spec, trace_of
 
 from unmask import caches, decoders
-from unmask.caches import Plan, describe, make_cache
-from unmask.caches._features import FeatureLane, Features, Layered
-from unmask.caches._packed import Lane, Packed
-from unmask.caches._rollout import head_mean, rollout
-from unmask.caches._slots import edited, places
-from unmask.caches.store import Store
-from unmask.canvas import Edit, apply, new_canvas
-from unmask.engine.options import configure
+from unmask.attention.layered import FeatureLane, Features, Layered
+from unmask.attention.packed import Lane, Packed
+from unmask.attention.rollout import head_mean, rollout
+from unmask.caches.base import Plan
+from unmask.caches.registry import describe, make_cache
+from unmask.canvas import Edit, apply, edited, new_canvas, places
+from unmask.docgen.caches import markdown, numbers_per_slot
 from unmask.engine.request import Request
+from unmask.engine.request_builder import configure
 from unmask.errors import ConfigError
-from unmask.view.cache_reference import markdown, numbers_per_slot
+from unmask.kv.dense_store import Store
 
 BLOCK = 4
 _BLOCK_CAUSAL: dict = {}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.decoders._cadllm import Controller, repetition
+from unmask.decoders.base.cadllm_controller import Controller, repetition
 
 PRESETS = {
     "llada": Controller(),

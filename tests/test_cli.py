@@ -19,19 +19,19 @@ import torch
 
 import unmask
 from unmask import decoders
+from unmask.cli.key_value import parse_blanks, read_prompt, settings, split_words
 from unmask.cli.main import main
 from unmask.cli.train import key_help
-from unmask.cli.words import parse_blanks, read_prompt, settings, split_words
 from unmask.demo.tokenizer import build_tokenizer
+from unmask.engine.token_text import printable
 from unmask.engine.tokenizer import load_tokenizer
 from unmask.errors import ConfigError, PromptError
 from unmask.knobs import field_names
 from unmask.models import BUNDLED
-from unmask.proposal import Proposal
+from unmask.sampling.params import Proposal
 from unmask.train.checkpoint import export
 from unmask.train.loop import StepLog, build, demo_spec
 from unmask.train.recipe import Recipe
-from unmask.view.terminal import printable
 from unmask.view.trace import read_trace
 
 TINY = {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 64, "max_length": 192}

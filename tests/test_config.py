@@ -11,8 +11,8 @@ import yaml
 from unmask.config import Sources, compose, method_of, sweep
 from unmask.config.schema import ALIASES, REFUSED
 from unmask.config.settings import rows, settings_of
+from unmask.docgen.config import markdown
 from unmask.errors import ConfigError, ModelError
-from unmask.view.config_reference import markdown
 
 FIXTURES = Path(__file__).parent / "fixtures"
 COMMANDS = [

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from unmask.cli.main import main
 from unmask.errors import ConfigError, ModelError
-from unmask.models import _convert, convert_checkpoint, llada, load_model, read_config
-from unmask.models._files import INDEX
-from unmask.models._weights import save_weights
+from unmask.models import convert, convert_checkpoint, load_model, read_config
+from unmask.models.families import llada
+from unmask.models.safetensors_files import INDEX
+from unmask.models.weights import save_weights
 
 FORMS = {
     "llada_moe": ("family", "unmask", "fused"),
@@ -110,7 +111,7 @@ def test_the_fused_form_holds_gate_then_up_and_the_stacked_one_the_experts_in_or
 
 
 def test_large_targets_are_cut_into_shards_with_an_index(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(_convert.convert, "__defaults__", (1_500_000, None))
+    monkeypatch.setattr(convert.convert, "__defaults__", (1_500_000, None))
     folder = source("llada2_moe")
     done = convert_checkpoint(folder, tmp_path / "there", "unmask")
     files = sorted(path.name for path in (tmp_path / "there").glob("*.safetensors"))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import KNOWN, MASK, VOCAB, confidences_of, tiny_llm, trace_of, want
 
 from unmask import LLM, decoders
-from unmask.engine.options import configure
+from unmask.engine.request_builder import configure
 from unmask.errors import ConfigError
 from unmask.models.spec import ExpertSpec
 

@@ -9,8 +9,8 @@ import pytest
 
 from unmask import decoders
 from unmask.bench import matrix
-from unmask.view.cache_reference import markdown as cache_page
-from unmask.view.reference import markdown
+from unmask.docgen.caches import markdown as cache_page
+from unmask.docgen.decoders import markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -21,10 +21,10 @@ from tiny import (
 )
 
 from unmask import LLM
-from unmask.engine.loop import decode
-from unmask.engine.request import Sequence
-from unmask.engine.runner import Runner
-from unmask.engine.service import Engine
+from unmask.engine.engine import Engine
+from unmask.engine.model_runner import Runner
+from unmask.engine.scheduler import decode
+from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError
 
 PROMPT, LENGTH = [7, 8], 8
@@ -51,7 +51,7 @@ def told(end_at, sure=9.0):
 
 def finish(llm, requests):
     """The finished sequences, decoded together."""
-    sequences = [Sequence.begin(request, i) for i, request in enumerate(requests)]
+    sequences = [SequenceState.begin(request, i) for i, request in enumerate(requests)]
     slots = max(request.max_slots for request in requests)
     runner = Runner(llm.model, llm.vocabulary, 2 * len(requests), slots, store=True, features=True)
     list(decode(sequences, runner))

@@ -16,14 +16,14 @@ from test_properties import METHODS
 from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
-from unmask.background import save_background
-from unmask.caches import store
-from unmask.caches._features import Features
-from unmask.caches._paged import PageStore
-from unmask.engine.budget import PAGED_SHARE
-from unmask.engine.heads import MAX_FREQUENT
-from unmask.engine.service import Engine, Update
+from unmask.attention.layered import Features
+from unmask.engine.engine import Engine, Update
+from unmask.engine.kv_budget import PAGED_SHARE
+from unmask.engine.lm_head import MAX_FREQUENT
 from unmask.errors import CapacityError, ConfigError, EngineError, ModelError
+from unmask.kv import dense_store
+from unmask.kv.paged_store import PageStore
+from unmask.sampling.token_frequencies import save_background
 
 WAIT_S, BLOCK = 120, 4
 _MODELS: dict = {}
@@ -623,7 +623,7 @@ def test_who_finds_no_memory_when_it_comes_in_fails_alone(monkeypatch, cfg_scale
     shapes = {"cache": "dual", "gen_length": 8}
     others = [llm.request([i, 7], **shapes) for i in range(3)]
     broken = llm.request([9], cfg_scale=cfg_scale, **(shapes | {"gen_length": 24}))
-    wider, count = store._wider, [0]
+    wider, count = dense_store._wider, [0]
 
     def fail(tensor, rows, slots):
         if slots == 25:
@@ -632,7 +632,7 @@ def test_who_finds_no_memory_when_it_comes_in_fails_alone(monkeypatch, cfg_scale
                 raise MemoryError("no more of it")
         return wider(tensor, rows, slots)
 
-    monkeypatch.setattr(store, "_wider", fail)
+    monkeypatch.setattr(dense_store, "_wider", fail)
     with Engine(llm) as engine:
         listeners = submit_all(engine, [first])
         assert first.decoder.reached.wait(WAIT_S)
@@ -665,11 +665,11 @@ def test_a_cache_that_cannot_begin_gives_its_pages_back():
 @torch.inference_mode()
 def test_a_store_that_cannot_grow_is_as_it_was(monkeypatch):
     llm = model()
-    for kind in (store.Store, Features):
+    for kind in (dense_store.Store, Features):
         kept = kind(llm.spec, 1, 4, torch.float32, torch.device("cpu"))
         before = [tensor for tensors in kept.tensors for tensor in tensors]
         for number in range(len(before)):
-            wider, left = store._wider, iter(range(number))
+            wider, left = dense_store._wider, iter(range(number))
 
             def fail(tensor, rows, slots, left=left, wider=wider):
                 if next(left, None) is None:
@@ -677,7 +677,7 @@ def test_a_store_that_cannot_grow_is_as_it_was(monkeypatch):
                 return wider(tensor, rows, slots)
 
             with monkeypatch.context() as patch:
-                patch.setattr(store, "_wider", fail)
+                patch.setattr(dense_store, "_wider", fail)
                 with pytest.raises(MemoryError):
                     kept.reserve(8, 2)
             after = [tensor for tensors in kept.tensors for tensor in tensors]

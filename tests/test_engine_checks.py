@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_engine import WAIT_S, Listener, alone, assert_idle, assert_same, bytes_for, model
 
-from unmask.engine.service import Engine
+from unmask.engine.engine import Engine
 
 
 def submit(engine, request, act=None):
@@ -117,11 +117,11 @@ sys.path[:0] = [{tests!r}]
 from test_engine import Listener
 from tiny import tiny_model
 from unmask import LLM
-from unmask.engine import heads
-from unmask.engine.service import Engine
+from unmask.engine import lm_head
+from unmask.engine.engine import Engine
 
 VOCAB, ROWS = 150_000, 80
-heads.HEAD_CHUNK = 1 << 22  # logits: 16 MB
+lm_head.HEAD_CHUNK = 1 << 22  # logits: 16 MB
 llm = LLM(tiny_model(vocab_size=VOCAB), pack_weights=False)
 
 def run(count):

@@ -17,8 +17,8 @@ from test_properties import METHODS, finds_length
 from tiny import EOS, KNOWN, want
 
 from unmask import caches, decoders
-from unmask.engine.request import Sequence
-from unmask.engine.service import Engine
+from unmask.engine.engine import Engine
+from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError
 
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ class Case:
 
 def fits(engine, request):
     try:
-        engine._batch.runner.check_fit(Sequence.begin(request))
+        engine._batch.runner.check_fit(SequenceState.begin(request))
     except ConfigError:
         return False
     return True

@@ -17,8 +17,8 @@ import pytest
 import unmask
 from unmask.errors import ConfigError, PromptError
 from unmask.evals import run as run_module
-from unmask.evals.answers import Question, Stopwatch, decode_all
 from unmask.evals.catalog import CATALOG
+from unmask.evals.generation import Question, Stopwatch, decode_all
 from unmask.evals.journal import Journal, read_all
 from unmask.evals.results import Results
 from unmask.evals.run import evaluate

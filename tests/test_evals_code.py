@@ -12,7 +12,7 @@ import pytest
 
 from unmask.evals.code import fenced, humaneval_program, longest_program, mbpp_program
 from unmask.evals.sandbox import Limits, network_less, run_program
-from unmask.evals.tasks.code_judges import humaneval, mbpp
+from unmask.evals.tasks.judges import humaneval, mbpp
 from unmask.evals.tasks.sources import MBPP_TEST
 
 FIXTURES = Path(__file__).parent / "fixtures" / "evals"

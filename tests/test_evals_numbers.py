@@ -18,15 +18,15 @@ from unmask.demo.example import Example
 from unmask.demo.puzzles import solutions
 from unmask.demo.tasks import check
 from unmask.errors import ConfigError
-from unmask.evals import numbers
-from unmask.evals.answers import Answer
-from unmask.evals.counting import Counted, cut, d2cache_tokens
-from unmask.evals.early import curve
+from unmask.evals import metrics
+from unmask.evals.convergence import curve
+from unmask.evals.generation import Answer
 from unmask.evals.journal import Stored
-from unmask.evals.pictures import front
+from unmask.evals.plots import front
 from unmask.evals.results import Results
 from unmask.evals.table import markdown, paired
 from unmask.evals.tasks import judges, shots
+from unmask.evals.token_counts import Counted, cut, d2cache_tokens
 from unmask.view.evaluating import EvaluationView
 
 
@@ -48,12 +48,12 @@ def stored(session: int, rank: int, seconds: float, response: int = 10) -> Store
 
 def test_time_adds_up_over_answers_and_sessions_and_takes_the_slowest_process() -> None:
     items = [stored(1, 0, 1), stored(1, 0, 2), stored(1, 1, 5), stored(2, 0, 1), stored(2, 1, 0.5)]
-    assert numbers.run_time(items, "decode_s") == 6
-    assert numbers.run_time(items, "wall_s") == 12
+    assert metrics.run_time(items, "decode_s") == 6
+    assert metrics.run_time(items, "wall_s") == 12
 
 
 def test_rates_follow_their_definitions() -> None:
-    m = numbers.speed([stored(1, 0, 1.0), stored(1, 0, 3.0)], batch_size=1)
+    m = metrics.speed([stored(1, 0, 1.0), stored(1, 0, 3.0)], batch_size=1)
     assert m["tokens_per_second"] == 20 / 4
     assert m["committed_per_second"] == 24 / 4
     assert m["tokens_per_forward"] == 20 / 8
@@ -69,18 +69,18 @@ def test_rates_follow_their_definitions() -> None:
 
 
 def test_the_standard_error_is_that_of_a_mean() -> None:
-    found = numbers.accuracy([1, 1, 1, 0])
+    found = metrics.accuracy([1, 1, 1, 0])
     assert found == {"accuracy": 0.75, "accuracy_stderr": pytest.approx(0.25)}
-    assert numbers.accuracy([1.0]) == {"accuracy": 1.0}
+    assert metrics.accuracy([1.0]) == {"accuracy": 1.0}
 
 
 def test_aup_weighs_what_is_lost() -> None:
-    assert numbers.aup([]) is None
-    assert numbers.aup([(2.0, 80.0)]) == 160
+    assert metrics.aup([]) is None
+    assert metrics.aup([(2.0, 80.0)]) == 160
     weight = math.exp(-3 * (1 - 78 / 80))
     expected = 80 + (80 + 78 * weight) / 2 * 2
-    assert numbers.aup([(3.0, 78.0), (1.0, 80.0)]) == pytest.approx(expected)
-    assert numbers.aup([(3.0, 78.0), (1.0, 80.0), (9.0, 74.9)]) == pytest.approx(expected)
+    assert metrics.aup([(3.0, 78.0), (1.0, 80.0)]) == pytest.approx(expected)
+    assert metrics.aup([(3.0, 78.0), (1.0, 80.0), (9.0, 74.9)]) == pytest.approx(expected)
 
 
 def test_d2cache_counts_all_when_the_end_comes_first_or_never() -> None:
@@ -129,7 +129,7 @@ def test_a_sudoku_with_several_solutions_takes_any() -> None:
 
 
 def results(name: str, right: tuple[float, ...], speed: float) -> Results:
-    m = numbers.accuracy(right) | numbers.speed([stored(1, 0, 1.0)], 1)
+    m = metrics.accuracy(right) | metrics.speed([stored(1, 0, 1.0)], 1)
     m |= {"tokens_per_second": speed, "num_docs": len(right), "peak_memory_bytes": 1 << 20}
     return Results(
         task="word_problem",

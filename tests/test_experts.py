@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from tiny import tiny_model, tiny_spec
 
-from unmask.models._experts import Bank, Experts
-from unmask.models._transformer import Rotary
+from unmask.models.experts import Bank, Experts
 from unmask.models.spec import ExpertSpec
+from unmask.models.transformer import Rotary
 
 SOFTMAX = ExpertSpec(num_experts=8, num_chosen=2, d_ff=24, score="softmax", renormalize=False)
 SIGMOID = ExpertSpec(

@@ -178,7 +178,7 @@ def test_a_union_gives_the_head_fewer_columns_and_bounds_what_it_misses(family, 
         bounds.append(found)
         return found
 
-    from unmask.engine.memory import Candidates
+    from unmask.engine.sequence_cache import Candidates
 
     original = Candidates.missed
     monkeypatch.setattr(Candidates, "missed", watch)
@@ -202,7 +202,7 @@ def test_a_union_that_could_miss_too_much_is_chosen_anew(family):
 
 @every_family
 def test_only_frequent_tokens_are_proposed(family, tmp_path):
-    from unmask.background import save_background
+    from unmask.sampling.token_frequencies import save_background
 
     file = tmp_path / "counts.json"
     save_background(file, {5: 90, 6: 50, 11: 40, 12: 1})

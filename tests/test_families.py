@@ -12,18 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from unmask import LLM
 from unmask.errors import ModelError
-from unmask.models import (
-    fast_dllm_v2,
-    llada2,
-    llada_moe,
-    load_model,
-    read_config,
-    read_spec,
-    sdar,
-)
-from unmask.models._names import layout
-from unmask.models._transformer import Transformer
-from unmask.models._weights import save_weights
+from unmask.models import load_model, read_config, read_spec
+from unmask.models.families import fast_dllm_v2, llada2, llada_moe, sdar
+from unmask.models.transformer import Transformer
+from unmask.models.weight_names import layout
+from unmask.models.weights import save_weights
 
 ABSENT = object()
 FAMILIES = {

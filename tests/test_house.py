@@ -19,10 +19,10 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 DECODERS_MAY_IMPORT = {
-    "unmask.background",
+    "unmask.sampling.token_frequencies",
     "unmask.canvas",
     "unmask.decoders",
     "unmask.errors",
@@ -150,7 +150,7 @@ def test_every_file_of_the_package_follows_the_rule(check: Check) -> None:
 
 
 OFFENDERS = [
-    (short_file, "engine/a.py", "x = 1\n" * 401),
+    (short_file, "engine/a.py", "x = 1\n" * 601),
     (short_functions, "engine/a.py", "def f():\n" + "    x = 1\n" * 60),
     (broad_except_reraises, "cli/a.py", "try:\n    f()\nexcept Exception:\n    pass\n"),
     (broad_except_reraises, "cli/a.py", "try:\n    f()\nexcept:\n    pass\n"),

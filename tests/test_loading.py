@@ -12,10 +12,11 @@ from tiny import tiny_model
 
 from unmask import LLM
 from unmask.errors import ConfigError, ModelError
-from unmask.models import dream, llada, load_model, read_spec
-from unmask.models._names import checkpoint_name
-from unmask.models._transformer import Transformer
-from unmask.models._weights import save_weights
+from unmask.models import load_model, read_spec
+from unmask.models.families import dream, llada
+from unmask.models.transformer import Transformer
+from unmask.models.weight_names import checkpoint_name
+from unmask.models.weights import save_weights
 
 WTE = "model.transformer.wte.weight"
 HEAD = "model.transformer.ff_out.weight"

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
 from unmask.errors import ModelError
-from unmask.models import _files as files
-from unmask.models import _weights as weights
-from unmask.models import dream, llada, llada2, llada_moe, load_model, read_config
-from unmask.models._names import layout
-from unmask.models._transformer import Transformer
+from unmask.models import load_model, read_config
+from unmask.models import safetensors_files as files
+from unmask.models import weights as weights
+from unmask.models.families import dream, llada, llada2, llada_moe
+from unmask.models.transformer import Transformer
+from unmask.models.weight_names import layout
 from unmask.view.loading import LoadingView
 
 DENSE = {

@@ -8,7 +8,7 @@ import torch
 from oracles import llada as oracle
 from tiny import EOS, FAMILIES, KNOWN, MASK, TURN_END, VOCAB, confidences_of, trace_of, want
 
-from unmask.randomness import row_keys, uniform
+from unmask.sampling.rng import row_keys, uniform
 
 FORBIDDEN = {MASK, *range(KNOWN, VOCAB)}
 SEEDS = range(2)

@@ -8,7 +8,7 @@ from tiny import tiny_llm, tiny_model
 
 from unmask import LLM
 from unmask.errors import ConfigError
-from unmask.models import _packed_weights as packing
+from unmask.models import packed_weights as packing
 from unmask.models.spec import ExpertSpec
 
 

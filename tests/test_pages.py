@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import KNOWN, tiny_llm
 
-from unmask.caches._paged import PageStore, page_slots
-from unmask.caches._pages import Pages, chain
-from unmask.engine.loop import Batch
-from unmask.engine.paging import Paging
-from unmask.engine.request import Sequence
-from unmask.engine.runner import Runner
+from unmask.engine.kv_paged import Paging
+from unmask.engine.model_runner import Runner
+from unmask.engine.scheduler import Batch
+from unmask.engine.sequence import SequenceState
+from unmask.kv.page_pool import Pages, chain
+from unmask.kv.paged_store import PageStore, page_slots
 
 BLOCK = 4
 actions = st.lists(
@@ -68,7 +68,7 @@ def events_of(llm, requests, paging):
     runner = Runner(llm.model, llm.vocabulary, len(requests), paging=paging)
     batch = Batch(runner)
     for i, request in enumerate(requests):
-        batch.admit(Sequence.begin(request, i))
+        batch.admit(SequenceState.begin(request, i))
     while batch.active:
         yield from batch.step()
 
@@ -102,7 +102,7 @@ def test_paged_attention_equals_dense_rows_bit_by_bit(method, lengths):
 @torch.inference_mode()
 def test_a_shared_page_is_copied_before_it_is_changed():
     """A revision in the middle of a published page: who shares it must not see it."""
-    from unmask.caches._paged import Table
+    from unmask.kv.paged_store import Table
 
     llm = tiny_llm("llada", 5, block_size=BLOCK)
     store = PageStore(llm.spec, 8, torch.float32, torch.device("cpu"))

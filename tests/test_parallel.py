@@ -21,16 +21,17 @@ import torch
 from tiny import tiny_model, tiny_spec
 
 from unmask import LLM
-from unmask.caches import Layers
-from unmask.caches._features import FeatureLane
-from unmask.caches._packed import Lane
-from unmask.engine import wire
+from unmask.attention.layered import FeatureLane
+from unmask.attention.packed import Lane
+from unmask.caches.base import Layers
+from unmask.distributed import codec
 from unmask.errors import ConfigError
-from unmask.models import convert_checkpoint, llada, load_model
-from unmask.models._ranks import Ranks, part_of
-from unmask.models._transformer import Transformer
-from unmask.models._weights import save_weights
+from unmask.models import convert_checkpoint, load_model
+from unmask.models.families import llada
+from unmask.models.ranks import Ranks, part_of
 from unmask.models.spec import ExpertSpec
+from unmask.models.transformer import Transformer
+from unmask.models.weights import save_weights
 
 HERE = Path(__file__).parent
 PARITY = HERE / "fixtures" / "parity"
@@ -253,7 +254,7 @@ def test_a_message_arrives_as_it_was_sent() -> None:
     lane = Lane(1, np.arange(3), 9, np.array([4, 5, 6]), twins=np.arange(0), twins_meet=np.bool_(0))
     layers = Layers(2, True, False, 3, np.array([1, 7]))
     sent = ["forward", [1, None, 2.5], np.eye(3, dtype=np.bool_), (FeatureLane(lane, layers),)]
-    what, plain, seen, items = wire.unpack(wire.pack(sent))
+    what, plain, seen, items = codec.unpack(codec.pack(sent))
     assert (what, plain) == ("forward", [1, None, 2.5])
     assert seen.dtype == np.bool_
     assert np.array_equal(seen, np.eye(3))
@@ -267,7 +268,7 @@ def test_a_message_arrives_as_it_was_sent() -> None:
 @pytest.mark.parametrize("value", [object(), np.zeros(2), {1, 2}, Ranks()])
 def test_a_message_holds_nothing_but_what_is_listed(value: object) -> None:
     with pytest.raises(AssertionError, match="not told"):
-        wire.pack(["forward", value])
+        codec.pack(["forward", value])
 
 
 @pytest.mark.slow

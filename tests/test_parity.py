@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
 from unmask.errors import ConfigError
-from unmask.models import llada as llada_family
 from unmask.models import load_model
-from unmask.models._weights import save_weights
+from unmask.models.families import llada as llada_family
+from unmask.models.weights import save_weights
 
 FAMILIES = ("llada", "dream", "llada_moe")
 ATOL = 5e-5

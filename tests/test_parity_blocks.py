@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unmask.caches._packed import Lane, Packed
-from unmask.caches.store import Store
+from unmask.attention.packed import Lane, Packed
+from unmask.kv.dense_store import Store
 from unmask.models import load_model
 
 FAMILIES = ("llada2_moe", "sdar", "fast_dllm_v2")

@@ -27,12 +27,14 @@ from tiny import (
 )
 
 from unmask import LLM, caches, decoders
-from unmask.caches import Plan, make_cache
+from unmask.caches.base import Plan
+from unmask.caches.registry import make_cache
 from unmask.canvas import Edit
-from unmask.engine.loop import decode
-from unmask.engine.options import configure
-from unmask.engine.request import Request, Sequence
-from unmask.engine.runner import Runner
+from unmask.engine.model_runner import Runner
+from unmask.engine.request import Request
+from unmask.engine.request_builder import configure
+from unmask.engine.scheduler import decode
+from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError
 
 KNOBS = {
@@ -269,7 +271,7 @@ def test_any_mixture_of_requests_decodes_like_each_request_alone(family, data):
 
 
 def run(llm, requests, max_rows):
-    sequences = [Sequence.begin(request, i) for i, request in enumerate(requests)]
+    sequences = [SequenceState.begin(request, i) for i, request in enumerate(requests)]
     slots = max(request.max_slots for request in requests)
     list(
         decode(

@@ -12,7 +12,7 @@ from unmask import LLM
 from unmask.cli.main import main
 from unmask.errors import ConfigError, DependencyError
 from unmask.models import load_model
-from unmask.models._quantize import quantize_weights
+from unmask.models.quantize import quantize_weights
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):

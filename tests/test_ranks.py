@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from unmask.cli import ranks
+from unmask.cli import launcher
 
 ASK = "import os; rank = os.environ['RANK']\n"
 
@@ -27,7 +27,7 @@ def no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_rank_knows_its_place(capfd: pytest.CaptureFixture[str]) -> None:
     code = "print(rank, os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE'], flush=True)"
-    assert ranks.run(command(code), 2) == 0
+    assert launcher.run(command(code), 2) == 0
     out, err = capfd.readouterr()
     assert (out, err) == ("0 0 2\n", "1 1 2\n"), "only rank 0 writes to standard output"
 
@@ -49,25 +49,25 @@ def test_only_the_first_rank_reads_standard_input() -> None:
 def test_the_first_rank_gives_the_status_and_ends_the_others() -> None:
     code = "import sys, time\nif rank == '0': sys.exit(7)\ntime.sleep(600)"
     began = time.monotonic()
-    assert ranks.run(command(code), 3) == 7
+    assert launcher.run(command(code), 3) == 7
     assert time.monotonic() - began < 15
 
 
 def test_another_rank_that_fails_ends_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "FAILED_GRACE_S", 0.5)
+    monkeypatch.setattr(launcher, "FAILED_GRACE_S", 0.5)
     code = "import sys, time\nif rank == '1': sys.exit(3)\ntime.sleep(600)"
     began = time.monotonic()
-    assert ranks.run(command(code), 2) == ranks.FAILED_STATUS
+    assert launcher.run(command(code), 2) == launcher.FAILED_STATUS
     assert time.monotonic() - began < 20
 
 
 def test_a_rank_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "GRACE_S", 0.5)
+    monkeypatch.setattr(launcher, "GRACE_S", 0.5)
     code = (
         "import signal, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "if rank == '0': time.sleep(0.5); sys.exit(7)\ntime.sleep(600)"
     )
-    assert ranks.run(command(code), 2) == 7
+    assert launcher.run(command(code), 2) == 7
 
 
 def test_sigterm_goes_to_the_first_rank_which_ends_as_it_likes() -> None:
@@ -90,11 +90,11 @@ def test_sigterm_goes_to_the_first_rank_which_ends_as_it_likes() -> None:
 
 
 def test_a_rank_starts_no_ranks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not ranks.is_started()
+    assert not launcher.is_started()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert ranks.is_started()
-    assert ranks.is_follower()
+    assert launcher.is_started()
+    assert launcher.is_follower()
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 from unmask.cli.serve_app import serve
 from unmask.cli.serve_replicas import RAYS_OWN
 from unmask.errors import ConfigError
-from unmask.server.joined import joined
+from unmask.server.replicas import joined
 
 PROMPT = "Tom has 3 boxes with 4 pens each. He buys 5 more pens. How many pens does he have?"
 BODY = {"model": "demo", "prompt": PROMPT, "max_tokens": 48, "decoder": "vanilla"}
@@ -54,7 +54,7 @@ def test_every_option_of_the_engine_reaches_the_replicas(monkeypatch: pytest.Mon
     plans = []
     for name in (*RAYS_OWN, "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr("unmask.server.ray.run", lambda plan, *_: plans.append(plan))
+    monkeypatch.setattr("unmask.server.replicas.run", lambda plan, *_: plans.append(plan))
     limits = {"min_replicas": 1, "max_replicas": 3, "upscale_delay": 0.0}
     sizes = {"max_num_seqs": 5, "max_queue": 6, "max_num_batched_tokens": 7, "kv_bytes": 8}
     rounds = {"max_wait": 0.5, "steps_per_round": 4}

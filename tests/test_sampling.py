@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from unmask.canvas import Ask
 from unmask.errors import ConfigError
-from unmask.proposal import MIN_TEMPERATURE, Proposal
-from unmask.randomness import gumbel, row_keys, uniform
-from unmask.sampling import STATS, Span, Vocabulary, log_odds, propose
+from unmask.sampling.params import MIN_TEMPERATURE, Proposal
+from unmask.sampling.rng import gumbel, row_keys, uniform
+from unmask.sampling.sampler import STATS, Span, Vocabulary, log_odds, propose
 
 EOS, TURN = 5, 6
 VOCABULARY = Vocabulary(torch.arange(10), torch.tensor([7, 9]), EOS, TURN)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unmask.demo.tasks import is_held_out
-from unmask.engine.options import configure
+from unmask.engine.request_builder import configure
 
 FOLDER = Path(__file__).parents[1] / "studies" / "cadllm"
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import unmask
 from unmask.demo.tokenizer import build_tokenizer
+from unmask.demo.training_data import DemoData
 from unmask.errors import ConfigError, ModelError
 from unmask.models import read_spec
 from unmask.train.corrupt import (
@@ -24,7 +25,6 @@ from unmask.train.corrupt import (
     random_length,
     row_losses,
 )
-from unmask.train.data import DemoData
 from unmask.train.loop import Trainer, build, demo_spec
 from unmask.train.optim import rate
 from unmask.train.predict import masked_logits

@@ -17,7 +17,7 @@ from unmask.evals.settings import EvalSettings
 from unmask.tune.goal import front, parse_constraint, parse_objectives, wilson
 from unmask.tune.measure import Measured, versus
 from unmask.tune.outcome import TURNS, check, write
-from unmask.tune.picture import draw
+from unmask.tune.plot import draw
 from unmask.tune.space import Choice, Range, parse_changes, space_of, start_of
 from unmask.tune.study import Plan, run
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from unmask.canvas import Canvas, Edit, apply, new_canvas
-from unmask.engine.loop import Event
-from unmask.engine.request import Commit, Step
+from unmask.engine.outputs import Commit, Step
+from unmask.engine.scheduler import Event
+from unmask.engine.token_text import Pieces, printable
 from unmask.errors import ConfigError
 from unmask.view import terminal
 from unmask.view.terminal import (
@@ -22,9 +23,7 @@ from unmask.view.terminal import (
     REOPENED,
     Changes,
     LiveView,
-    Pieces,
     canvas_text,
-    printable,
     window,
     wrapped,
 )

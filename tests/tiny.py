@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from unmask import LLM
-from unmask.models._transformer import Transformer
 from unmask.models.spec import ModelSpec
+from unmask.models.transformer import Transformer
 
 VOCAB, KNOWN, MASK, EOS, TURN_END = 64, 62, 60, 59, 58
 FAMILIES = ("llada", "dream")

@@ -13,7 +13,7 @@ from unmask.errors import ConfigError, DependencyError, ModelError, PromptError,
 if TYPE_CHECKING:
     from unmask.engine.likelihood import Likelihood
     from unmask.engine.llm import LLM
-    from unmask.engine.request import Output
+    from unmask.engine.outputs import Output
     from unmask.models import load_model
 
 __version__ = "0.1.0"

@@ -338,3 +338,22 @@ def probability(log_odds: Floats) -> Floats:
     """p of ln(p / (1 - p))."""
     shown: Floats = np.exp(-np.logaddexp(0.0, -log_odds))
     return shown
+
+
+def places(before: Canvas, after: Canvas) -> Ints:
+    """For each slot of `after`, its place in `before`, or -1 for a new one."""
+    if len(before) == len(after) and np.array_equal(before.uid, after.uid):
+        return np.arange(len(after))
+    order = np.argsort(before.uid, kind="stable")
+    at = np.minimum(np.searchsorted(before.uid, after.uid, sorter=order), len(before) - 1)
+    found: Ints = np.where(before.uid[order[at]] == after.uid, order[at], -1)
+    return found
+
+
+def edited(before: Canvas, after: Canvas) -> Bools:
+    """For each slot of `after`, whether it is new or holds another token than in `before`."""
+    at = places(before, after)
+    changed: Bools = (
+        (at < 0) | (before.tokens[at] != after.tokens) | (before.open[at] != after.open)
+    )
+    return changed

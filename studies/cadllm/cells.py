@@ -19,7 +19,7 @@ from prompts import SETS, is_invalid
 
 import unmask
 from unmask.demo.tasks import Example, check
-from unmask.engine.request import Output
+from unmask.engine.outputs import Output
 from unmask.engine.tokenizer import load_tokenizer
 from unmask.models import load_model, resolve_model
 

@@ -19,7 +19,7 @@ from prompts import word
 
 from unmask.demo.sentences import check_sentence, split_sentences
 from unmask.demo.tasks import held_out_set
-from unmask.engine.request import Output
+from unmask.engine.outputs import Output
 
 PATH = HERE / "results" / "dynamics.json"
 N = 8

@@ -8,9 +8,9 @@ from typing import Any
 
 from cells import HERE, load
 
-from unmask.background import save_background
 from unmask.demo.tasks import training_example
-from unmask.engine.background import count
+from unmask.engine.token_frequencies import count
+from unmask.sampling.token_frequencies import save_background
 
 PATH = HERE / "results" / "frequencies.json"
 NUM_TEXTS = 20_000

@@ -17,7 +17,7 @@ from cells import HERE, load
 from parts import ABLATION, BASELINE, FEW, GEN, PAPER, THRESHOLD
 from prompts import SETS, is_invalid
 
-from unmask.bench.machine import machine
+from unmask.bench.environment import machine
 from unmask.bench.overhead import random_llm
 from unmask.demo.tasks import check
 

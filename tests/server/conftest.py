@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from served import Live, serving
 
 from unmask import LLM
-from unmask.engine.service import Engine
+from unmask.engine.engine import Engine
 from unmask.server.app import create_app
 from unmask.server.settings import Settings
 

@@ -12,8 +12,8 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from unmask import LLM
-from unmask.engine.runner import Runner
-from unmask.engine.service import Engine
+from unmask.engine.engine import Engine
+from unmask.engine.model_runner import Runner
 from unmask.server.app import create_app
 from unmask.server.process import bind, server_of
 from unmask.server.settings import Settings

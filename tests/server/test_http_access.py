@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from served import CHAT
 
 import unmask
-from unmask.engine.service import Engine
+from unmask.engine.engine import Engine
 from unmask.server.app import create_app
 from unmask.server.settings import Access, Limits, Settings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unmask.view.http_reference import markdown, metrics_markdown
+from unmask.docgen.http import markdown, metrics_markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
 needs_docs = pytest.mark.skipif(not DOCS.exists(), reason="the source distribution has no docs")

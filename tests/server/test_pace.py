@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from unmask.bench import latency
 from unmask.bench.endpoint import Arrival, Reply
-from unmask.server.pace import BLOCK_LENGTH, Pace
+from unmask.server.generation import BLOCK_LENGTH, Pace
 
 
 def paced(pieces):

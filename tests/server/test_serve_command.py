@@ -17,7 +17,7 @@ import pytest
 
 from unmask.cli.main import main
 from unmask.errors import ConfigError
-from unmask.server.algorithms import from_sglang
+from unmask.server.sglang_algorithms import from_sglang
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
 
@@ -455,7 +455,7 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
 BREAKS = """
 import sys
 from unmask.cli.main import main
-from unmask.engine.runner import Runner
+from unmask.engine.model_runner import Runner
 
 
 def forward(runner, turns):

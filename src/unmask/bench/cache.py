@@ -23,14 +23,14 @@ from torch import Tensor
 
 from unmask.bench.decode import decode_all
 from unmask.bench.report import Entry, Setting
-from unmask.caches import make_cache
+from unmask.caches.registry import make_cache
 from unmask.demo.tasks import Example, check
-from unmask.engine.runner import Runner, Turn
-from unmask.models._transformer import topology
+from unmask.engine.model_runner import Runner, Turn
+from unmask.models.transformer import topology
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
-    from unmask.engine.request import Output
+    from unmask.engine.outputs import Output
 
 ROWS_AT_ONCE = 1 << 24
 

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import unmask
 from unmask import decoders
-from unmask.bench.machine import machine
+from unmask.bench.environment import machine
 from unmask.bench.report import BASELINE, Entry, Report, Result, Row, Setting
 from unmask.demo.tasks import Example, check, held_out_set
 from unmask.errors import ConfigError
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
-    from unmask.engine.request import Output
+    from unmask.engine.outputs import Output
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class _Bench:
 
     def warm_up(self, item: _Passes) -> None:
         """Decode one batch, untimed, and see whether the decoder runs here at all."""
-        from unmask.engine.options import configure
+        from unmask.engine.request_builder import configure
 
         def run() -> None:
             method = configure(item.entry.decoder, options_of(item.entry, self.setting))

@@ -10,12 +10,12 @@ import torch
 
 from unmask import caches, decoders
 from unmask.errors import ConfigError
-from unmask.models._transformer import Transformer
 from unmask.models.spec import ModelSpec
+from unmask.models.transformer import Transformer
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
-    from unmask.engine.request import Output
+    from unmask.engine.outputs import Output
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 
 from unmask import decoders
 from unmask.engine.llm import LLM
-from unmask.models._transformer import Transformer
 from unmask.models.spec import ModelSpec
+from unmask.models.transformer import Transformer
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def run(job: Job) -> Found:
     import torch
 
     from unmask.engine.llm import LLM
-    from unmask.models._quantize import weight_bytes
+    from unmask.models.quantize import weight_bytes
 
     dtype, kind = FORMS[job.name]
     torch.set_grad_enabled(False)
@@ -180,7 +180,7 @@ def _import_everything(dtype: str, kind: str | None) -> None:
     from unmask.bench.overhead import random_llm
     from unmask.engine.tokenizer import load_tokenizer
     from unmask.models import BUNDLED, torch_dtype
-    from unmask.models._quantize import quantize_weights
+    from unmask.models.quantize import quantize_weights
 
     load_tokenizer(BUNDLED["demo"])
     small = random_llm(512, 64, 1, torch_dtype(dtype, torch.device("cpu")), head_width=32).model

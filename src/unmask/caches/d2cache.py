@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from unmask.caches import Plan, Seen, knob
-from unmask.caches._slots import edited, places
+from unmask.caches import knob
+from unmask.caches.base import Plan, Seen
 from unmask.canvas import (
     NO_SCORES,
     NO_SLOTS,
@@ -27,6 +27,8 @@ from unmask.canvas import (
     Floats,
     Ints,
     ModelFacts,
+    edited,
+    places,
 )
 from unmask.errors import ConfigError
 from unmask.selection import certainty_density, ranking

@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from unmask.caches import PerBlock, Plan, Progress, Seen, cache_name, knob
+from unmask.caches import knob
+from unmask.caches.base import PerBlock, Plan, Progress, Seen
+from unmask.caches.registry import cache_name
 from unmask.canvas import NO_SLOTS, Ask, Canvas, Ints, ModelFacts
 from unmask.errors import ConfigError
 

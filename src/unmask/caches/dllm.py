@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from unmask.caches import Layers, Plan, Seen, knob
-from unmask.caches._slots import edited, places
-from unmask.canvas import NO_SLOTS, Ask, Canvas, Ints, ModelFacts
+from unmask.caches import knob
+from unmask.caches.base import Layers, Plan, Seen
+from unmask.canvas import NO_SLOTS, Ask, Canvas, Ints, ModelFacts, edited, places
 from unmask.errors import ConfigError
 
 

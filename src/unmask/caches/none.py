@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from unmask.caches import Plan, Seen
+from unmask.caches.base import Plan, Seen
 from unmask.canvas import Ask, Canvas, Ints, ModelFacts
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unmask.caches import PerBlock, Progress, knob
+from unmask.caches import knob
+from unmask.caches.base import PerBlock, Progress
 from unmask.canvas import Ask, Canvas, Ints
 from unmask.errors import ConfigError
 

@@ -14,10 +14,10 @@ from typing import Any
 from unmask import caches
 from unmask.bench.cache import CacheResult, measure_caches
 from unmask.bench.decode import held_out
-from unmask.bench.machine import machine
-from unmask.cli.bench import parse_decoders, setting_of, split_list, write_json
+from unmask.bench.environment import machine
+from unmask.cli.bench_decode import parse_decoders, setting_of, split_list, write_json
 from unmask.cli.decode import load
-from unmask.cli.words import DEFAULTS, Settings
+from unmask.cli.key_value import DEFAULTS, Settings
 from unmask.errors import ConfigError
 
 HEAD = (
@@ -101,8 +101,8 @@ def matrix(limit: int, gen_length: int) -> None:
     """Run every decoder with every cache on the bundled model and on two random ones; a Markdown page."""
     from unmask.bench.matrix import matrix, small_llm, table
     from unmask.demo.tasks import held_out_set
+    from unmask.docgen.caches import MATRIX_HEAD
     from unmask.engine.llm import LLM
-    from unmask.view.cache_reference import MATRIX_HEAD
 
     demo = LLM("demo")
     prompts = [demo.prompt_ids(item.prompt) for item in held_out_set("word_problem", limit)]

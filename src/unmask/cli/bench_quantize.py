@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unmask.bench.machine import machine
+from unmask.bench.environment import machine
 from unmask.bench.quantize import FormResult, check_forms, measure_forms
-from unmask.cli.bench import parse_decoders, setting_of, split_list, write_json
+from unmask.cli.bench_decode import parse_decoders, setting_of, split_list, write_json
 from unmask.errors import ConfigError
 from unmask.models import resolve_model
 
@@ -78,3 +78,41 @@ def _row(item: FormResult, first: FormResult) -> str:
         f"{1e3 * item.seconds:.1f} | {item.seconds / first.seconds:.2f} | {100 * item.same_top:.1f} % | "
         f"{item.divergence:.2g} | {100 * item.accuracy:.1f} % |"
     )
+
+
+def head(setting: dict[str, Any], as_json: bool, plot: Path | None) -> None:
+    """Measure, and print a Markdown table or JSON."""
+    from unmask.bench.environment import machine
+    from unmask.bench.head import HeadSetting, measure_head
+
+    if plot is not None:
+        from unmask.bench.plot import check_possible
+
+        check_possible(plot)
+    chosen = HeadSetting(**setting)
+    rows = measure_head(chosen)
+    facts = machine(chosen.device)
+    where = (
+        f"{chosen.rows} rows of width {chosen.width}, {chosen.dtype} on "
+        f"{facts['accelerator'] or facts['processor']}, {facts['num_threads']} thread(s)"
+    )
+    if as_json:
+        told = {"setting": dataclasses.asdict(chosen), "machine": facts, "rows": rows}
+        print(json.dumps(told, ensure_ascii=False))
+    else:
+        print("| vocabulary | LM head ms | softmax ms | both ms |\n|---:|---:|---:|---:|")
+        for row in rows:
+            cells = (row[name] for name in ("head_ms", "softmax_ms", "both_ms"))
+            print(
+                f"| {row['vocab_size']:.0f} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |"
+            )
+        print(
+            f"\n{where}, median of {chosen.repeat}, torch {facts['torch']}, load {facts['load_average']}"
+        )
+    if plot is not None:
+        from unmask.evals.plots import draw_head
+
+        try:
+            draw_head(rows, where, plot)
+        except OSError as error:
+            raise ConfigError(f"{str(plot)!r} cannot be written: {error.strerror}") from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
-from unmask.cli.words import Settings, settings, split_words
+from unmask.cli.key_value import Settings, settings, split_words
 from unmask.errors import ConfigError, UnmaskError, unknown_name
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Local:
 
     def check(self, wanted: Settings) -> None:
         """Refuse a method or a cache that does not exist or does not take these knobs."""
-        from unmask.engine.options import configure, split_cache
+        from unmask.engine.request_builder import configure, split_cache
 
         block_size = self.llm.spec.block_size
         knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), block_size)
@@ -89,8 +89,9 @@ class Local:
     ) -> Said:
         """Decode the next turn."""
         from unmask.cli.decode import decode
-        from unmask.engine.options import configure, split_cache
-        from unmask.view.terminal import LiveView, Pieces
+        from unmask.engine.request_builder import configure, split_cache
+        from unmask.engine.token_text import Pieces
+        from unmask.view.terminal import LiveView
 
         knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), self.llm.spec.block_size)
         method = configure(wanted.decoder, knobs)
@@ -211,7 +212,7 @@ class Session:
                 yield line.strip()
 
     def _turn(self, text: str) -> None:
-        from unmask.view.terminal import printable
+        from unmask.engine.token_text import printable
 
         asked = [*self.messages, {"role": "user", "content": text}]
         try:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from unmask.bench.endpoint import reason, refusal
 from unmask.bench.serve import Server
 from unmask.cli.chat import DRAWN_SEED, Said
-from unmask.cli.words import Settings
-from unmask.engine.options import PREFIX
+from unmask.cli.key_value import Settings
+from unmask.engine.request_builder import PREFIX
 from unmask.errors import DependencyError, RemoteError, unknown_name
 from unmask.knobs import read_value
 
@@ -109,8 +109,9 @@ class Remote:
         self, messages: list[dict[str, str]], wanted: Settings, console: Console | None
     ) -> Said:
         """Ask, and draw what comes. Raises RemoteError."""
+        from unmask.engine.token_text import Pieces
         from unmask.view.remote import frame_status, frame_text
-        from unmask.view.terminal import LiveView, Pieces
+        from unmask.view.terminal import LiveView
 
         self.check(wanted)
         began, text = time.perf_counter(), ""

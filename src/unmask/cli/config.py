@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.configured import tell
+from unmask.cli.eval_options import tell
 
 if TYPE_CHECKING:
     from unmask.config import Sources

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from unmask.cli import ranks
-from unmask.cli.words import Settings, parse_blanks, read_prompt, settings, split_words
-from unmask.decoders import decoder_name, describe
+from unmask.cli import launcher
+from unmask.cli.key_value import Settings, parse_blanks, read_prompt, settings, split_words
+from unmask.decoders.registry import decoder_name, describe
 from unmask.errors import ConfigError, SettingWarning
 from unmask.knobs import whole
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from unmask.canvas import Canvas
     from unmask.engine.llm import LLM
-    from unmask.engine.options import Method
+    from unmask.engine.request_builder import Method
     from unmask.view.report import Run
     from unmask.view.terminal import LiveView
     from unmask.view.trace import TraceWriter
@@ -93,7 +93,7 @@ def live_console(shown: Shown) -> Console | None:
 def take_rank(wanted: Settings) -> None:
     """See `ranks.take`."""
     size = whole("tensor_parallel_size", wanted.tensor_parallel_size, 1)
-    ranks.take(size, wanted.model, loading(wanted))
+    launcher.take(size, wanted.model, loading(wanted))
 
 
 def loading(wanted: Settings) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
 
     with LoadingView(wanted.model) as progress:
         from unmask.engine.llm import LLM
-        from unmask.engine.options import configure, split_cache
+        from unmask.engine.request_builder import configure, split_cache
 
         knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), None)
         method = configure(wanted.decoder, knobs)
@@ -185,7 +185,8 @@ def _decode_and_report(
     shown: Shown,
     console: Console | None,
 ) -> None:
-    from unmask.view.terminal import LiveView, Pieces, printable
+    from unmask.engine.token_text import Pieces, printable
+    from unmask.view.terminal import LiveView
     from unmask.view.trace import Header, TraceWriter
 
     pieces = Pieces(llm.tokenizer)

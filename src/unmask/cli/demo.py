@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unmask.cli.decode import Shown, decode, live_console, load
-from unmask.cli.words import DEFAULTS, Settings, parse_blanks
+from unmask.cli.key_value import DEFAULTS, Settings, parse_blanks
 from unmask.demo.example import Example
 from unmask.demo.tasks import check, held_out_set
 from unmask.errors import ConfigError
@@ -91,7 +91,7 @@ def run(model: str, fps: float | None, fast: bool) -> None:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    from unmask.view.terminal import printable
+    from unmask.engine.token_text import printable
 
     console.print(Text(printable(text), style=style), soft_wrap=not console.is_terminal)
 
@@ -102,7 +102,7 @@ def _decode(
     told = dataclasses.replace(
         wanted, decoder=item.decoder, cache=item.cache, stop_at_eos=not item.infill
     )
-    from unmask.engine.options import configure
+    from unmask.engine.request_builder import configure
 
     if item.infill:
         canvas = llm.infill_canvas(parse_blanks(item.example.prompt))
@@ -111,7 +111,8 @@ def _decode(
     method = configure(told.decoder, {})
     if console is None:
         return decode(llm, canvas, told, method)
-    from unmask.view.terminal import LiveView, Pieces
+    from unmask.engine.token_text import Pieces
+    from unmask.view.terminal import LiveView
 
     with LiveView(console, Pieces(llm.tokenizer), llm.stop_ids, pace) as view:
         return decode(llm, canvas, told, method, view)

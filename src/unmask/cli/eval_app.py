@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unmask.cli.configured import (
+from unmask.cli.eval_options import (
     BatchWord,
     CacheWord,
     ConfigDir,
@@ -26,7 +26,7 @@ from unmask.cli.configured import (
     as_words,
     sources,
 )
-from unmask.cli.extended import Commands, DecodeCommand
+from unmask.cli.help import Commands, DecodeCommand
 from unmask.errors import ConfigError
 
 ObjectiveFlag = Annotated[
@@ -146,7 +146,7 @@ def show(
 @config.command("reference")
 def reference() -> None:
     """Print the reference of all keys and presets (Markdown)."""
-    from unmask.view.config_reference import markdown
+    from unmask.docgen.config import markdown
 
     print(markdown(), end="")
 

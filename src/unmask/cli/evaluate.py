@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.configured import is_first, tell
+from unmask.cli.eval_options import is_first, tell
 from unmask.view.evaluating import EvaluationView
 
 if TYPE_CHECKING:

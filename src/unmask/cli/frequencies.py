@@ -70,10 +70,10 @@ def count(
     if twice is not None:
         raise ConfigError(f"file {str(twice)!r} is given twice; give it once")
 
-    from unmask.background import save_background
-    from unmask.engine.background import count as count_tokens
+    from unmask.engine.token_frequencies import count as count_tokens
     from unmask.engine.tokenizer import load_tokenizer
     from unmask.models import read_spec, resolve_model
+    from unmask.sampling.token_frequencies import save_background
 
     folder = resolve_model(model)
     vocab_size, tokenizer = read_spec(folder).vocab_size, load_tokenizer(folder)
@@ -112,9 +112,9 @@ def estimate(
     seed = _seed(loading["seed"])
     target = _target(out, is_forced)
 
-    from unmask.background import counts_of, save_background
-    from unmask.engine.background import estimate as estimate_frequencies
     from unmask.engine.llm import LLM
+    from unmask.engine.token_frequencies import estimate as estimate_frequencies
+    from unmask.sampling.token_frequencies import counts_of, save_background
     from unmask.view.loading import LoadingView
 
     with LoadingView(model) as progress:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from unmask import decoders
-from unmask.caches import describe, make_cache
-from unmask.decoders._presets import PRESETS
+from unmask.caches.registry import describe, make_cache
+from unmask.decoders.base.presets import PRESETS
 from unmask.errors import ModelError
 from unmask.models import read_config, read_spec, resolve_model
 from unmask.models.spec import ModelSpec
@@ -57,7 +57,7 @@ def parameters(spec: ModelSpec) -> tuple[int, int]:
     """How many numbers the network has, and how many a token is multiplied with or looked up in."""
     import torch
 
-    from unmask.models._transformer import Transformer
+    from unmask.models.transformer import Transformer
 
     with torch.device("meta"):
         sizes = {name: value.numel() for name, value in Transformer(spec).named_parameters()}
@@ -125,7 +125,7 @@ def from_tokenizer(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 def weights(folder: Path) -> str:
     """The files that hold them, and their dtypes, from their headers."""
-    from unmask.models._files import shard_files, tensors_of
+    from unmask.models.safetensors_files import shard_files, tensors_of
 
     try:
         files = shard_files(folder)

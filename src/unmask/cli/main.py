@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import typer
 
 import unmask
-from unmask.cli import eval_app, frequencies, ranks
-from unmask.cli.bench_app import bench
+from unmask.cli import eval_app, frequencies, launcher
+from unmask.cli.bench_commands import bench
 from unmask.cli.chat_app import chat
-from unmask.cli.extended import Commands, DecodeCommand, TrainCommand
 from unmask.cli.flags import (
     CacheFlag,
     DecoderFlag,
@@ -32,6 +31,7 @@ from unmask.cli.flags import (
     TraceFlag,
     Words,
 )
+from unmask.cli.help import Commands, DecodeCommand, TrainCommand
 from unmask.cli.report import report
 from unmask.cli.serve_app import serve
 from unmask.cli.serve_file import ServeCommand
@@ -201,9 +201,9 @@ def _convert(
 
     Config, tokenizer and texts go along. Nothing is overwritten.
     """
-    from unmask.cli import convert
+    from unmask.cli import models
 
-    convert.run(source, target, form)
+    models.run(source, target, form)
 
 
 @app.command("frequencies")
@@ -268,7 +268,7 @@ app.command("report")(report)
 @app.command("decoders")
 def _decoders() -> None:
     """Print the reference of all decoders: source, knobs, defaults, what composes (Markdown)."""
-    from unmask.view.reference import markdown
+    from unmask.docgen.decoders import markdown
 
     print(markdown(), end="")
 
@@ -276,7 +276,7 @@ def _decoders() -> None:
 @app.command("caches")
 def _caches() -> None:
     """Print the reference of all caches: source, knobs, defaults, memory (Markdown)."""
-    from unmask.view.cache_reference import markdown
+    from unmask.docgen.caches import markdown
 
     print(markdown(), end="")
 
@@ -324,7 +324,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _fail(message: str) -> int:
     line = " ".join(message.split())
     shown = "".join(char if char.isprintable() else "\ufffd" for char in line)
-    who = f"unmask: rank {os.environ['RANK']}" if ranks.is_follower() else "unmask"
+    who = f"unmask: rank {os.environ['RANK']}" if launcher.is_follower() else "unmask"
     print(f"{who}: error: {shown}", file=sys.stderr)
     return USAGE_STATUS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from unmask.errors import ModelError
-from unmask.models import BUNDLED, read_spec
+from unmask.models import BUNDLED, convert_checkpoint, read_spec
+from unmask.view.loading import LoadingView
 
 ABOUT = {"demo": "word problems, 4x4 Sudoku, blanks in simple sentences"}
 """What each is good for."""
@@ -77,3 +79,14 @@ def _size(entry: dict[str, Any]) -> str:
     if entry["parameters"] is None:
         return "weights missing"
     return f"{entry['parameters'] / 1e6:.1f} M parameters, {entry['size_bytes'] / 1e6:.1f} MB"
+
+
+def run(source: str, target: str, form: str) -> None:
+    """Convert, and say what was written on standard error."""
+    with LoadingView(source, verb="converting") as progress:
+        done = convert_checkpoint(source, target, form, progress)
+    files = "1 file" if done.num_files == 1 else f"{done.num_files} files"
+    print(
+        f"{target}: {done.num_tensors} tensors, {done.size_bytes / 1e6:.1f} MB, {files}",
+        file=sys.stderr,
+    )

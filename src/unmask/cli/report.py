@@ -58,24 +58,24 @@ def report(runs: Runs, out: Out = None, no_pictures: NoPictures = False) -> None
 
 def draw(folders: list[str], folder: Path) -> list[Path]:
     """Draw what the runs allow; the pictures' paths. Raises DependencyError without matplotlib."""
-    from unmask.evals import pictures
+    from unmask.evals import plots
     from unmask.evals.report import confidence_map, read_runs
 
-    pictures.need_matplotlib()
+    plots.need_matplotlib()
     runs = read_runs(folders)
     drawn = []
     fast = [run for run in runs if "tokens_per_second" in run.results.metrics]
     for x in ("tokens_per_second", "tokens_per_forward"):
         if fast:
             drawn.append(folder / f"front_{x}.png")
-            pictures.draw_front(fast, drawn[-1], x)
+            plots.draw_front(fast, drawn[-1], x)
     traced = [run for run in runs if run.results.early]
     if traced:
         drawn.append(folder / "early.png")
-        pictures.draw_early(traced, drawn[-1])
+        plots.draw_early(traced, drawn[-1])
     for run in runs:
         values = confidence_map(run)
         if values.size:
             drawn.append(folder / f"confidence_{run.name.replace('/', '_')}.png")
-            pictures.draw_confidence(run, values, drawn[-1])
+            plots.draw_confidence(run, values, drawn[-1])
     return drawn

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from unmask.cli import ranks, serve_replicas
-from unmask.cli.words import WORD
+from unmask.cli import launcher, serve_replicas
+from unmask.cli.key_value import WORD
 from unmask.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run(wanted: Wanted) -> None:
     decoder, knobs = method(wanted, words)
     access = access_of(wanted)
     counts = serve_replicas.counts_of(wanted)
-    from unmask.engine.options import configure, split_cache
+    from unmask.engine.request_builder import configure, split_cache
     from unmask.server.process import bind, server_of, url_of
 
     check_knobs, _ = split_cache(wanted.cache or "none", None, dict(knobs), None)
@@ -104,13 +104,13 @@ def run(wanted: Wanted) -> None:
             wanted, model, loading_of(wanted), engine_options(wanted), settings, counts
         )
         return
-    ranks.take(wanted.tensor_parallel_size, model, loading_of(wanted))
+    launcher.take(wanted.tensor_parallel_size, model, loading_of(wanted))
     bound = bind(wanted.host, wanted.port)
     with bound:
         llm = load(wanted, model)
         defaults = defaults_of(llm.spec, wanted, decoder, knobs)
         settings = settings_of(wanted, llm.spec, model, defaults, access)
-        from unmask.engine.service import Engine
+        from unmask.engine.engine import Engine
         from unmask.server.app import create_app
 
         app = create_app(llm, Engine(llm, **engine_options(wanted)), settings)
@@ -143,11 +143,11 @@ def need_extra() -> None:
 def print_routes(metrics: bool) -> None:
     """Print the reference page, or that of the metrics; they are the same for every model."""
     need_extra()
+    from unmask.docgen.http import markdown, metrics_markdown
+    from unmask.engine.engine import Engine
     from unmask.engine.llm import LLM
-    from unmask.engine.service import Engine
     from unmask.server.app import create_app
     from unmask.server.settings import Settings
-    from unmask.view.http_reference import markdown, metrics_markdown
 
     llm = LLM("demo", device="cpu", pack_weights=False)
     app = create_app(llm, Engine(llm, max_batch=1), Settings(("demo",)))
@@ -180,7 +180,7 @@ def method(wanted: Wanted, words: Mapping[str, str]) -> tuple[str, dict[str, Any
             f"--decoder {wanted.decoder} and --dllm-algorithm {wanted.algorithm} are two ways to say one "
             f"thing; give one of them"
         )
-    from unmask.server.algorithms import from_sglang
+    from unmask.server.sglang_algorithms import from_sglang
 
     decoder, knobs = from_sglang(wanted.algorithm, read_config(wanted.algorithm_config))
     return decoder, {**knobs, **words}
@@ -252,8 +252,8 @@ def load(wanted: Wanted, model: str) -> LLM:
     from unmask.view.loading import LoadingView
 
     with LoadingView(model) as progress:
-        from unmask.engine.apart import apart
         from unmask.engine.llm import LLM
+        from unmask.engine.threads import apart
 
         return apart(lambda: LLM(model, progress=progress, **loading_of(wanted)))
 
@@ -285,7 +285,7 @@ def defaults_of(
     spec: ModelSpec, wanted: Wanted, decoder: str, knobs: Mapping[str, Any]
 ) -> Defaults:
     """What requests have that do not say otherwise; the cache is exact unless one was asked for."""
-    from unmask.engine.options import PREFIX
+    from unmask.engine.request_builder import PREFIX
     from unmask.server.settings import Defaults
 
     own = "none" if spec.block_size is None else "block_causal"
@@ -302,7 +302,7 @@ def settings_of(
     wanted: Wanted, spec: ModelSpec, model: str, defaults: Defaults, access: Access
 ) -> Settings:
     """Everything that the app is told. Raises ConfigError."""
-    from unmask.server.schema import refusal
+    from unmask.server.capabilities import refusal
     from unmask.server.settings import Limits, Settings
 
     why = refusal(defaults.cache, spec)
@@ -338,7 +338,7 @@ def set_up_log(log_requests: bool) -> None:
 
 def facts(llm: LLM, model: str, settings: Settings, wanted: Wanted, url: str) -> list[str]:
     """What is served, line by line."""
-    from unmask.caches import describe, make_cache
+    from unmask.caches.registry import describe, make_cache
 
     defaults, limits = settings.defaults, settings.limits
     count = sum(value.numel() for value in llm.model.parameters())

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import typer
 
-from unmask.cli.extended import DecodeCommand
-from unmask.cli.words import WORD
+from unmask.cli.help import DecodeCommand
+from unmask.cli.key_value import WORD
 from unmask.errors import ConfigError, unknown_name
 
 KNOBS = "knobs"

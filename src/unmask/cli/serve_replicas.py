@@ -81,7 +81,7 @@ def run(
         ) from None
     from unmask.cli.serve import open_to
     from unmask.models import torch_device
-    from unmask.server import ray as replicas
+    from unmask.server import replicas as replicas
 
     port = free_port(wanted.host, wanted.port)
     plan = replicas.Plan(

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.configured import tell
+from unmask.cli.eval_options import tell
 from unmask.errors import ConfigError
 from unmask.knobs import whole
 
@@ -52,10 +52,10 @@ class Wanted:
 def run(words: Sequence[str], sources: Sources, wanted: Wanted) -> None:
     """Search, check on held-out prompts, write and show."""
     settings, plan = planned(words, sources, wanted)
-    from unmask.tune import outcome, picture
+    from unmask.tune import outcome, plot
 
     if wanted.plot is not None:
-        picture.check_possible(wanted.plot)
+        plot.check_possible(wanted.plot)
     bench = _bench(settings)
     from unmask.tune.study import open_study
     from unmask.tune.study import run as search
@@ -66,10 +66,10 @@ def run(words: Sequence[str], sources: Sources, wanted: Wanted) -> None:
         held_out = outcome.check(bench, found, wanted.num_held_out, watch)
     command = _command(words, wanted)
     made = outcome.write(bench, found, held_out, command, bench.folder)
-    plot = bench.folder / PICTURE if wanted.plot is None and _can_draw() else wanted.plot
-    if plot is not None:
-        picture.draw(found, plot)
-        made.append(plot)
+    picture = bench.folder / PICTURE if wanted.plot is None and _can_draw() else wanted.plot
+    if picture is not None:
+        plot.draw(found, picture)
+        made.append(picture)
     _show(bench, found, held_out, made, wanted.as_json)
 
 

@@ -2,6 +2,6 @@
 
 from unmask.config.compose import Composed, Sources, Value, compose
 from unmask.config.method import Method, method_of
-from unmask.config.words import sweep
+from unmask.config.overrides import sweep
 
 __all__ = ["Composed", "Method", "Sources", "Value", "compose", "method_of", "sweep"]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.config.library import ORDER, PRIMARY, Library
+from unmask.config.overrides import Word, from_tree, leaves, parse
+from unmask.config.presets_index import ORDER, PRIMARY, Library
 from unmask.config.schema import (
     ALIASES,
     CHOICES,
@@ -23,7 +24,6 @@ from unmask.config.schema import (
     check_range,
     fields_of,
 )
-from unmask.config.words import Word, from_tree, leaves, parse
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import set_field
 

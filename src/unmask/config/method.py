@@ -14,7 +14,7 @@ from unmask import caches, decoders
 from unmask.config.compose import Composed, Value
 from unmask.errors import ConfigError
 from unmask.knobs import field_names, split_call
-from unmask.proposal import Proposal
+from unmask.sampling.params import Proposal
 
 SCORES = {"maskgit_plus": "confidence", "entropy": "entropy", "topk_margin": "margin"}
 
@@ -140,6 +140,6 @@ def _one_rule(name: str, given: dict[str, Value], notes: list[str]) -> dict[str,
 
 def _check(decoder: str, knobs: dict[str, Any]) -> None:
     """Names and values of all knobs, as the engine will check them."""
-    from unmask.engine.options import configure
+    from unmask.engine.request_builder import configure
 
     configure(decoder, dict(knobs), ("gen_length", "strategy", "num_transfer_tokens"))

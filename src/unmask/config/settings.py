@@ -81,7 +81,7 @@ def rows(composed: Composed, method: Method) -> list[tuple[str, Any, str]]:
     from unmask import caches
     from unmask.config.compose import SCHEMA_DEFAULT
     from unmask.knobs import field_names
-    from unmask.proposal import Proposal
+    from unmask.sampling.params import Proposal
 
     skipped = {f"generation.{key}" for key in composed.group("generation")}
     skipped |= {f"cache.{key}" for key in composed.group("cache")}

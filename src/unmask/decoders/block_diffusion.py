@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unmask.decoders import knob
-from unmask.decoders._growing import Growing
+from unmask.decoders.base.growing import Growing
 from unmask.errors import ConfigError
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from unmask import selection
 from unmask.canvas import Ask, Canvas, Edit, Floats, Ints, ModelFacts, Reading, Stat
 from unmask.decoders import knob
-from unmask.decoders._cadllm import RING, Controller
+from unmask.decoders.base.cadllm_controller import RING, Controller
 from unmask.errors import ConfigError
 
 EXIT_MARGIN, EXIT_CONFIDENCE, EXIT_PATIENCE, EXIT_AFTER = 0.3, 0.6, 2, 0.2

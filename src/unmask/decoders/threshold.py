@@ -17,7 +17,7 @@ import numpy as np
 from unmask import selection
 from unmask.canvas import Canvas, Ints, ModelFacts, Reading
 from unmask.decoders import Block, Scores, WholeBlocks, knob
-from unmask.decoders._blocks import check_block_steps
+from unmask.decoders.base.blockwise import check_block_steps
 from unmask.errors import ConfigError
 
 

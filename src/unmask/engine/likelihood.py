@@ -31,10 +31,11 @@ import torch
 from torch import Tensor
 
 from unmask.canvas import Bools, Floats, Ints
-from unmask.engine.options import Prompt, flags, prompt_list
+from unmask.engine.prompts import Prompt, prompt_list
+from unmask.engine.request_builder import flags
 from unmask.errors import ConfigError, ModelError, PromptError, unknown_name
 from unmask.knobs import whole
-from unmask.models._transformer import Transformer, topology
+from unmask.models.transformer import Transformer, topology
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM

@@ -10,34 +10,28 @@ from typing import Any
 import torch
 
 from unmask.canvas import Bools, Canvas, Floats, ModelFacts
-from unmask.engine import parallel
-from unmask.engine import request as request_module
-from unmask.engine.answers import output_of
-from unmask.engine.apart import apart
-from unmask.engine.background import estimate
+from unmask.distributed import tensor_parallel
 from unmask.engine.likelihood import Likelihood, loglikelihood
-from unmask.engine.loop import Event, decode
-from unmask.engine.maker import Requests
-from unmask.engine.options import (
-    INFILL_OPTIONS,
-    STREAM_OPTIONS,
-    Prompt,
-    flags,
-    prompt_list,
-)
-from unmask.engine.prompts import Messages
-from unmask.engine.request import Output, Request
-from unmask.engine.runner import Runner
+from unmask.engine.model_runner import Runner
+from unmask.engine.output_processor import output_of
+from unmask.engine.outputs import Output
+from unmask.engine.prompts import Messages, Prompt, prompt_list
+from unmask.engine.request import Request
+from unmask.engine.request_builder import INFILL_OPTIONS, STREAM_OPTIONS, Requests, flags
+from unmask.engine.scheduler import Event, decode
+from unmask.engine.sequence import SequenceState
+from unmask.engine.threads import apart
+from unmask.engine.token_frequencies import estimate
 from unmask.engine.tokenizer import load_tokenizer, token_id
 from unmask.errors import ConfigError, ModelError
 from unmask.knobs import whole
 from unmask.models import resolve_model
-from unmask.models._packed_weights import can_pack
-from unmask.models._packed_weights import pack_weights as pack
-from unmask.models._quantize import quantize_weights
-from unmask.models._transformer import Transformer
-from unmask.models._weights import Progress
-from unmask.sampling import Vocabulary
+from unmask.models.packed_weights import can_pack
+from unmask.models.packed_weights import pack_weights as pack
+from unmask.models.quantize import quantize_weights
+from unmask.models.transformer import Transformer
+from unmask.models.weights import Progress
+from unmask.sampling.sampler import Vocabulary
 
 GEN_LENGTH = 128
 
@@ -78,7 +72,7 @@ class LLM(Requests):
         else:
             folder = resolve_model(model)
             self.name = str(model)
-            self.model = parallel.load(folder, dtype, device, progress, tensor_parallel_size)
+            self.model = tensor_parallel.load(folder, dtype, device, progress, tensor_parallel_size)
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
         if quantize is not None:
             if pack_weights:
@@ -93,7 +87,7 @@ class LLM(Requests):
                 )
             if packable:
                 pack(self.model)
-        parallel.take_roles(self.model)
+        tensor_parallel.take_roles(self.model)
         self.spec = self.model.spec
         self.vocabulary = self._vocabulary()
         self._background: Floats | None = None
@@ -221,7 +215,7 @@ class LLM(Requests):
         """ln p(answer | prompt) in nats: see `engine.likelihood.loglikelihood` for options and errors."""
         return loglikelihood(self, prompt, answer, **options)
 
-    def output(self, sequence: request_module.Sequence, return_trace: bool) -> Output:
+    def output(self, sequence: SequenceState, return_trace: bool) -> Output:
         """The result of a finished sequence."""
         return output_of(sequence, self.decode, return_trace)
 
@@ -242,7 +236,7 @@ class LLM(Requests):
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def _events(self, requests: list[Request], max_batch_size: int) -> Iterator[Event]:
-        sequences = [request_module.Sequence.begin(item, i) for i, item in enumerate(requests)]
+        sequences = [SequenceState.begin(item, i) for i, item in enumerate(requests)]
         if not sequences:
             return
         rows = max(Runner.rows_of(sequence) for sequence in sequences)
@@ -256,8 +250,8 @@ class LLM(Requests):
         )
         yield from decode(sequences, runner)
 
-    def _run(self, requests: list[Request], max_batch_size: int) -> list[request_module.Sequence]:
-        finished: dict[int, request_module.Sequence] = {}
+    def _run(self, requests: list[Request], max_batch_size: int) -> list[SequenceState]:
+        finished: dict[int, SequenceState] = {}
         for event in self._events(requests, max_batch_size):
             if event.sequence.finish_reason is not None:
                 finished[event.sequence.index] = event.sequence

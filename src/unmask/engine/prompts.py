@@ -7,7 +7,6 @@ from numbers import Integral
 from typing import Any
 
 from unmask.canvas import Canvas, new_canvas
-from unmask.engine.options import Prompt
 from unmask.engine.tokenizer import most_characters
 from unmask.errors import ConfigError, LengthError, PromptError
 from unmask.knobs import whole
@@ -158,3 +157,20 @@ class Prompts:
             ) from None
         found = self._need_tokenizer()(text, add_special_tokens=special)["input_ids"]
         return [int(id_) for id_ in found]
+
+
+Prompt = str | Sequence[int]
+
+
+def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several as a list. Raises PromptError."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise PromptError(
+            f"prompts of type {type(prompts).__name__}: give a string, a list of strings, or a list of "
+            f"lists of token ids"
+        )
+    if len(prompts) and isinstance(prompts[0], Integral):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any
 
 from unmask.errors import ConfigError
-from unmask.evals.answers import Answer
-from unmask.evals.counting import Counted
+from unmask.evals.generation import Answer
+from unmask.evals.token_counts import Counted
 
 PATTERN = "samples*.jsonl"
 

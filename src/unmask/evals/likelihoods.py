@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unmask.errors import PromptError
-from unmask.evals.answers import Answer, Stopwatch
-from unmask.evals.counting import Counted
+from unmask.evals.generation import Answer, Stopwatch
 from unmask.evals.settings import EvalSettings
+from unmask.evals.token_counts import Counted
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM

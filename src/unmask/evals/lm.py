@@ -17,7 +17,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from unmask.errors import ConfigError, PromptError
-from unmask.evals.answers import Answer, Question, Stopwatch, decode_all
+from unmask.evals.generation import Answer, Question, Stopwatch, decode_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.settings import EvalSettings, method_settings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import unmask
-from unmask.bench.machine import machine
+from unmask.bench.environment import machine
 
 if TYPE_CHECKING:
     import torch

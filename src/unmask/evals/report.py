@@ -11,8 +11,8 @@ import numpy as np
 
 from unmask.canvas import Floats
 from unmask.errors import ConfigError
-from unmask.evals.early import CONFIDENCE
-from unmask.evals.numbers import aup
+from unmask.evals.convergence import CONFIDENCE
+from unmask.evals.metrics import aup
 from unmask.evals.results import Results
 from unmask.evals.table import side_by_side
 

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import unmask
 from unmask import caches, decoders
 from unmask.errors import ConfigError, DependencyError
-from unmask.evals import early, numbers
-from unmask.evals.answers import Answer, Question, Stopwatch, decode_all
+from unmask.evals import convergence, metrics
 from unmask.evals.catalog import CATALOG
-from unmask.evals.counting import uses_chat
-from unmask.evals.folder import begin_run, write_scores
+from unmask.evals.generation import Answer, Question, Stopwatch, decode_all
 from unmask.evals.journal import Journal, Stored, read_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.machine import facts, git_commit, peak_memory_bytes
 from unmask.evals.processes import Processes, processes
 from unmask.evals.results import Results
+from unmask.evals.run_folder import begin_run, write_scores
 from unmask.evals.settings import EvalSettings
 from unmask.evals.table import markdown
+from unmask.evals.token_counts import uses_chat
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -228,17 +228,17 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Re
     scores: dict[str, float] = {}
     for metric, filter_name in sorted({(m, s["filter"]) for s in samples for m in s["metrics"]}):
         values = [float(s[metric]) for s in samples if s["filter"] == filter_name]
-        found = numbers.accuracy(values)
+        found = metrics.accuracy(values)
         scores[f"{metric},{filter_name}"] = found["accuracy"]
         if "accuracy_stderr" in found:
             scores[f"{metric}_stderr,{filter_name}"] = found["accuracy_stderr"]
     chosen = {s["doc_id"]: float(s[entry.metric]) for s in samples if s["filter"] == entry.filter}
     docs = tuple(sorted(chosen))
     right = tuple(chosen[doc] for doc in docs)
-    counts = numbers.scoring if entry.choices else numbers.speed
-    metrics = {"num_docs": float(len(docs))} | numbers.accuracy(right)
-    metrics |= counts(run.asked, settings.batch_size)
-    metrics["peak_memory_bytes"] = float(peak_memory_bytes(llm.model.device))
+    counts = metrics.scoring if entry.choices else metrics.speed
+    measured = {"num_docs": float(len(docs))} | metrics.accuracy(right)
+    measured |= counts(run.asked, settings.batch_size)
+    measured["peak_memory_bytes"] = float(peak_memory_bytes(llm.model.device))
     write_scores(settings.folder, samples)
     make = llm._maker(settings.decoder, (settings.cache, None), 0, True, dict(settings.knobs))
     return Results(
@@ -246,7 +246,7 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Re
         model=llm.name,
         method=decoders.describe(make.method.decoder),
         cache=caches.describe(make.cache),
-        metrics=metrics,
+        metrics=measured,
         docs=docs,
         right=right,
         settings=settings.as_dict(),
@@ -280,13 +280,13 @@ def _early(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> tupl
     entry = CATALOG[settings.task]
     if not settings.trace or entry.choices or entry.runs_code:
         return ()
-    judge = early.judge_of(scored.task, entry.metric, entry.filter)
-    listed, seen = [], early.ConfidenceMap()
+    judge = convergence.judge_of(scored.task, entry.metric, entry.filter)
+    listed, seen = [], convergence.ConfidenceMap()
     for item in run.asked:
         answer = item.answer
         assert answer.trace is not None, "every answer of this run has its trace"
         judged = functools.partial(judge, answer.doc)
-        listed.append(list(early.scores(llm, answer.trace, run.stops, judged, seen)))
+        listed.append(list(convergence.scores(llm, answer.trace, run.stops, judged, seen)))
     rows = json.dumps(seen.rows())
-    (settings.folder / early.CONFIDENCE).write_text(rows, encoding="utf-8")
-    return early.curve(listed)
+    (settings.folder / convergence.CONFIDENCE).write_text(rows, encoding="utf-8")
+    return convergence.curve(listed)

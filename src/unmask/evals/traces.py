@@ -14,7 +14,8 @@ import numpy as np
 from unmask.canvas import Canvas, Edit, apply, new_canvas
 
 if TYPE_CHECKING:
-    from unmask.engine.request import Output, Request
+    from unmask.engine.outputs import Output
+    from unmask.engine.request import Request
 
 SCALE = 1000
 

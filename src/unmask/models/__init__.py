@@ -16,15 +16,16 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import ConfigError, ModelError, unknown_name
-from unmask.models._special import added_token_id
+from unmask.models import families
 from unmask.models.spec import ModelSpec
+from unmask.models.special_tokens import added_token_id
 
 if TYPE_CHECKING:
     import torch
 
-    from unmask.models._convert import Converted
-    from unmask.models._transformer import Transformer
-    from unmask.models._weights import Progress
+    from unmask.models.convert import Converted
+    from unmask.models.transformer import Transformer
+    from unmask.models.weights import Progress
 
 BUNDLED = {"demo": Path(__file__).parent.parent / "demo" / "model"}
 DTYPES = {
@@ -99,9 +100,8 @@ def _family(config: dict[str, Any], folder: Path) -> Any:
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list):
         raise ModelError(f"{folder}: architectures={architectures!r} must be a list")
-    hidden = ("_", "spec")
-    names = sorted(item.name for item in iter_modules(__path__) if not item.name.startswith(hidden))
-    modules = [import_module(f"unmask.models.{name}") for name in names]
+    names = sorted(item.name for item in iter_modules(families.__path__))
+    modules = [import_module(f"{families.__name__}.{name}") for name in names]
     for module in modules:
         if architectures and architectures[0] in module.ARCHITECTURES:
             return module
@@ -195,8 +195,8 @@ def load_model(
     """
     import torch
 
-    from unmask.models._transformer import Transformer
-    from unmask.models._weights import load_weights
+    from unmask.models.transformer import Transformer
+    from unmask.models.weights import load_weights
 
     where = torch_device(device)
     kind = torch_dtype(dtype, where)
@@ -220,8 +220,8 @@ def convert_checkpoint(
     """
     import torch
 
-    from unmask.models._convert import convert
-    from unmask.models._transformer import Transformer
+    from unmask.models.convert import convert
+    from unmask.models.transformer import Transformer
 
     folder = resolve_model(model)
     config = read_config(folder)

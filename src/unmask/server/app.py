@@ -18,19 +18,19 @@ from starlette.staticfiles import StaticFiles
 
 import unmask
 from unmask.errors import ModelError
-from unmask.server.api_schema import describe_bodies, documented
+from unmask.server.auth import Guard
+from unmask.server.capabilities import schema
 from unmask.server.errors import ApiError
-from unmask.server.fields import CHAT_DEFAULTS, COMMON_DEFAULTS, COMPLETION_DEFAULTS
-from unmask.server.guard import Guard
-from unmask.server.openai import ChatRequest, CompletionRequest, InfillRequest
-from unmask.server.schema import schema
+from unmask.server.openapi import describe_bodies, documented
+from unmask.server.protocol import ChatRequest, CompletionRequest, InfillRequest
+from unmask.server.request_parsing import CHAT_DEFAULTS, COMMON_DEFAULTS, COMPLETION_DEFAULTS
 from unmask.server.service import Service
 from unmask.server.settings import Settings
 from unmask.server.sglang import GenerateRequest, add_sglang_routes
 
 if TYPE_CHECKING:
+    from unmask.engine.engine import Engine
     from unmask.engine.llm import LLM
-    from unmask.engine.service import Engine
 
 log = logging.getLogger("unmask.server")
 CHAT_NEUTRAL = {**COMMON_DEFAULTS, **CHAT_DEFAULTS}

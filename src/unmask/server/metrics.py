@@ -19,13 +19,12 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from unmask.caches import cache_name
-from unmask.decoders import decoder_name
-from unmask.server.call import Call
-from unmask.server.pace import BLOCK_LENGTH, Pace
+from unmask.caches.registry import cache_name
+from unmask.decoders.registry import decoder_name
+from unmask.server.generation import BLOCK_LENGTH, Call, Pace
 
 if TYPE_CHECKING:
-    from unmask.engine.service import Engine
+    from unmask.engine.engine import Engine
 
 FRACTIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)

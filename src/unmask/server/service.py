@@ -13,24 +13,23 @@ import anyio
 from sse_starlette import EventSourceResponse
 from starlette.responses import JSONResponse, Response
 
-from unmask.server.body import read_json
-from unmask.server.call import Call
+from unmask.engine.token_text import Pieces
 from unmask.server.errors import ApiError, clean, engine_dead, stopping, timed_out
-from unmask.server.fields import read
+from unmask.server.generation import Call
 from unmask.server.metrics import Metrics
-from unmask.server.openai import Decoding, StreamOptions
-from unmask.server.plans import Plan, Planner
-from unmask.server.replies import Reply, Route
+from unmask.server.protocol import Decoding, StreamOptions
+from unmask.server.request_parsing import read, read_json
+from unmask.server.request_planner import Plan, Planner
+from unmask.server.responses import Reply, Route
 from unmask.server.settings import Settings
-from unmask.server.streams import canvas_events, guarded, text_events
-from unmask.view.terminal import Pieces
+from unmask.server.sse import canvas_events, guarded, text_events
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from unmask.engine.engine import Engine
     from unmask.engine.llm import LLM
-    from unmask.engine.service import Engine
 
 log = logging.getLogger("unmask.server")
 Body = TypeVar("Body", bound=Decoding)

@@ -20,12 +20,11 @@ from pydantic import Field, ValidationError
 
 import unmask
 from unmask.errors import PromptError
-from unmask.server.answer import Answer
-from unmask.server.api_schema import documented
-from unmask.server.body import read_json
-from unmask.server.call import Call
 from unmask.server.errors import ApiError, of_user
-from unmask.server.fields import (
+from unmask.server.generation import Answer, Call
+from unmask.server.openapi import documented
+from unmask.server.protocol import MAX_PROMPTS, Decoding, Seed, Strict, TokenIds, Whole, several
+from unmask.server.request_parsing import (
     COMMON_DEFAULTS,
     SGLANG_DEFAULTS,
     SGLANG_SAMPLING_DEFAULTS,
@@ -34,11 +33,11 @@ from unmask.server.fields import (
     invalid,
     knob_names,
     read,
+    read_json,
     unknown_field,
 )
-from unmask.server.openai import MAX_PROMPTS, Decoding, Seed, Strict, TokenIds, Whole, several
-from unmask.server.plans import Plan
-from unmask.server.streams import DONE, event, guarded
+from unmask.server.request_planner import Plan
+from unmask.server.sse import DONE, event, guarded
 
 if TYPE_CHECKING:
     from unmask.server.service import Service

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from unmask.demo.tokenizer import TURN_END
 from unmask.errors import ModelError
-from unmask.models import dream, llada, load_model
-from unmask.models._transformer import Transformer
-from unmask.models._weights import save_weights
+from unmask.models import load_model
+from unmask.models.families import dream, llada
+from unmask.models.transformer import Transformer
+from unmask.models.weights import save_weights
 
 Optimizers = dict[str, torch.optim.Optimizer]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from unmask.demo.tokenizer import TURN_END
+from unmask.demo.training_data import DemoData
 from unmask.errors import ConfigError
-from unmask.models._transformer import Transformer
 from unmask.models.spec import ModelSpec
+from unmask.models.transformer import Transformer
 from unmask.train import checkpoint
 from unmask.train.corrupt import row_losses
-from unmask.train.data import DemoData
 from unmask.train.optim import optimizers, rate
 from unmask.train.predict import masked_logits
 from unmask.train.recipe import Recipe, same_recipe, save_recipe

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from unmask.models._transformer import Transformer
-from unmask.train.data import Batch
+from unmask.models.transformer import Transformer
+from unmask.train.dataset import Batch
 
 
 def masked_logits(model: Transformer, hidden: Callable[..., Tensor], batch: Batch) -> Tensor:

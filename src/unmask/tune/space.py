@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unmask import decoders
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, read_value, set_field
-from unmask.proposal import Proposal
+from unmask.sampling.params import Proposal
 
 if TYPE_CHECKING:
     import optuna

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from unmask.engine.token_text import printable
 from unmask.view.terminal import (
     END,
     MIDDLE_BELOW,
@@ -18,7 +19,6 @@ from unmask.view.terminal import (
     RETURN,
     TAIL_STYLE,
     new_style,
-    printable,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.engine.request import Output
+from unmask.engine.outputs import Output
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from types import TracebackType
-from typing import Any
-from unicodedata import category
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -24,8 +21,9 @@ from rich.live import Live
 from rich.text import Text
 
 from unmask.canvas import Canvas
-from unmask.engine.loop import Event
-from unmask.engine.request import Sequence
+from unmask.engine.scheduler import Event
+from unmask.engine.sequence import SequenceState
+from unmask.engine.token_text import Pieces, printable
 
 OPEN, REOPENED, END, RETURN = "░", "▒", "∎", "↵"
 OPEN_STYLE = "#444444"
@@ -36,57 +34,12 @@ LOW, MIDDLE, HIGH = "#FF6666", "#FFAA33", "#66CC66"
 LOW_BELOW, MIDDLE_BELOW = 0.3, 0.7
 CHROME_LINES = 3
 """Lines of a frame that are not canvas."""
-MAX_TEXTS = 1 << 16
-"""Texts of tokens, and of tokens side by side, that are remembered: 24 MB of pairs."""
-
-
-def printable(text: str) -> str:
-    """`text` without the control characters that could drive a terminal; line ends and tabs stay."""
-    return "".join(c if c in "\n\t" or category(c) != "Cc" else "\ufffd" for c in text)
 
 
 def new_style(confidence: float) -> str:
     """The style of a token committed a moment ago."""
     color = LOW if confidence < LOW_BELOW else MIDDLE if confidence < MIDDLE_BELOW else HIGH
     return f"bold underline {color}"
-
-
-def _decoded(tokenizer: Any, ids: tuple[int, ...]) -> str:
-    return str(tokenizer.decode(list(ids)))
-
-
-class Pieces:
-    """Texts of tokens, one by one. `tokenizer` None shows the numbers."""
-
-    def __init__(self, tokenizer: Any | None) -> None:
-        self._tokenizer = tokenizer
-        self._decoded = lru_cache(MAX_TEXTS)(partial(_decoded, tokenizer))
-        self.special = frozenset(getattr(tokenizer, "all_special_ids", ()))
-
-    def text(self, *ids: int) -> str:
-        """Text of neighboring tokens; special tokens by name."""
-        if self._tokenizer is None:
-            return "".join(f"<{id_}>" for id_ in ids)
-        return self._decoded(ids)
-
-    def of_slots(self, canvas: Canvas, start: int) -> list[str]:
-        """A text for every slot from `start` on, empty where open.
-
-        A character that is spread over several tokens is shown at the first of them.
-        """
-        ids, is_open = canvas.tokens.tolist(), canvas.open.tolist()
-        texts = ["" if hidden else self.text(id_) for id_, hidden in zip(ids, is_open, strict=True)]
-        for slot in range(start, len(ids)):
-            if "\ufffd" not in texts[slot]:
-                continue
-            for end in range(slot + 2, min(slot + 4, len(ids)) + 1):
-                if any(is_open[slot:end]):
-                    break
-                joined = self.text(*ids[slot:end])
-                if "\ufffd" not in joined:
-                    texts[slot:end] = [joined, *[""] * (end - slot - 1)]
-                    break
-        return texts[start:]
 
 
 @dataclass(frozen=True)
@@ -191,7 +144,7 @@ def _is_new(line: Text) -> bool:
     return any("underline" in str(span.style) for span in line.spans)
 
 
-def status_line(sequence: Sequence) -> str:
+def status_line(sequence: SequenceState) -> str:
     """Forwards, committed slots (those after the answer's end too) and their ratio so far."""
     forwards = sequence.num_forwards
     size = int((~sequence.canvas.fixed).sum())

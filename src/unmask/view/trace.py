@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from unmask.engine.request import Commit, Step
+from unmask.engine.outputs import Commit, Step
+from unmask.engine.token_text import Pieces
 from unmask.errors import ConfigError
-from unmask.view.terminal import Pieces
 
 FORMAT = "unmask-trace"
 VERSION = 1

@@ -7,6 +7,8 @@ from typing import Any
 from unmask.demo.example import Example
 from unmask.demo.tasks import check
 from unmask.errors import DependencyError
+from unmask.evals.code import humaneval_program, mbpp_program
+from unmask.evals.sandbox import run_program
 
 Metrics = dict[str, float]
 
@@ -52,3 +54,17 @@ def math500(doc: dict[str, Any], results: list[str]) -> Metrics:
         ) from None
     gold = parse(f"${doc['answer']}$")
     return {"math_verify": float(verify(gold, parse(results[0])))}
+
+
+def humaneval(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """The answer's function passes the problem's check."""
+    program = humaneval_program(doc["prompt"], results[0], doc["entry_point"])
+    tests = f"{doc['test']}\ncheck({doc['entry_point']})\n"
+    return {"pass_at_1": float(run_program(f"{program}\n\n{tests}").passed)}
+
+
+def mbpp(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """The answer's code passes all of the problem's assertions."""
+    program = mbpp_program(results[0])
+    tests = "\n".join([doc["test_setup_code"], *doc["test_list"]])
+    return {"pass_at_1": float(run_program(f"{program}\n\n{tests}\n").passed)}

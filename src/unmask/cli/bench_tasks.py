@@ -1,0 +1,115 @@
+"""`unmask bench gsm8k` and `unmask bench mmlu`: a server's answers, graded, as document 000 prints them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from unmask.bench import tasks
+from unmask.bench.endpoint import KINDS, Endpoint, kind_of
+from unmask.bench.serve import Server
+from unmask.cli.bench_serve import extra_body, progress
+from unmask.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """How to ask."""
+
+    backend: str
+    num_tokens: int
+    parallel: int
+    temperature: float
+    extra_body: str | None
+    as_json: bool
+
+
+def gsm8k(
+    server: Server, exam: Exam, data: Path, num_questions: int, num_shots: int, shots: Path | None
+) -> None:
+    """Ask GSM8K; Accuracy, Invalid, Latency and Output throughput."""
+    _check_counts(num_questions, num_shots)
+    questions = tasks.gsm8k(data, num_questions, num_shots, shots)
+    stops = list(tasks.GSM8K_STOPS)
+    graded = _take(server, exam, questions, tasks.last_number, stops)
+    lines = [
+        f"Accuracy: {graded.accuracy:.3f}",
+        f"Invalid: {graded.invalid:.3f}",
+        f"Latency: {graded.latency_s:.3f} s",
+        f"Output throughput: {graded.output_rate:.3f} token/s",
+    ]
+    _show(graded, lines, exam, {"task": "gsm8k", "num_shots": num_shots})
+
+
+def mmlu(server: Server, exam: Exam, data: Path, num_questions: int, seed: int) -> None:
+    """Ask MMLU; Total latency and Score, then what GSM8K also prints."""
+    _check_counts(num_questions, 0)
+    questions = tasks.mmlu(data, num_questions, seed)
+    graded = _take(server, exam, questions, tasks.answer_letter, [])
+    lines = [
+        f"Total latency: {graded.latency_s:.3f} s",
+        f"Score: {graded.accuracy:.3f}",
+        f"Invalid: {graded.invalid:.3f}",
+        f"Output throughput: {graded.output_rate:.3f} token/s",
+    ]
+    _show(graded, lines, exam, {"task": "mmlu", "seed": seed})
+
+
+def _check_counts(num_questions: int, num_shots: int) -> None:
+    if num_questions < 1 or num_shots < 0:
+        raise ConfigError(
+            f"num_questions={num_questions} must be at least 1, num_shots={num_shots} at least 0"
+        )
+
+
+def _take(
+    server: Server,
+    exam: Exam,
+    questions: Sequence[tasks.Question],
+    read: Callable[[str], str | None],
+    stops: list[str],
+) -> tasks.Graded:
+    kind, extra = kind_of(exam.backend), extra_body(exam.extra_body)
+    if stops and kind == "sglang":
+        sampling = {"stop": stops} | extra.get("sampling_params", {})
+        extra = {**extra, "sampling_params": sampling}
+    elif stops:
+        extra = {"stop": stops, **extra}
+    url = server.url + KINDS[kind]
+    endpoint = Endpoint(kind, url, server.model_id(), temperature=exam.temperature, extra=extra)
+    with progress(len(questions)) as watch:
+        return tasks.take(
+            endpoint,
+            questions,
+            read,
+            num_tokens=exam.num_tokens,
+            parallel=exam.parallel,
+            headers=server.headers,
+            watch=watch,
+        )
+
+
+def _show(graded: tasks.Graded, lines: list[str], exam: Exam, facts: dict[str, Any]) -> None:
+    found = {
+        **facts,
+        "num_questions": len(graded.replies),
+        "accuracy": graded.accuracy,
+        "invalid": graded.invalid,
+        "latency": graded.latency_s,
+        "output_throughput": graded.output_rate,
+        "failed": graded.num_failed,
+        "first_error": graded.first_error,
+        "answers": [reply.text for reply in graded.replies],
+        "found": list(graded.found),
+    }
+    print(json.dumps(found, ensure_ascii=False) if exam.as_json else "\n".join(lines), flush=True)
+    if graded.num_failed:
+        some = f"{graded.num_failed} of {len(graded.replies)} requests failed"
+        print(f"unmask: {some}; the first: {graded.first_error}", file=sys.stderr)
+        raise typer.Exit(1)

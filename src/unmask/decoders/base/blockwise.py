@@ -1,0 +1,202 @@
+"""Semi-autoregressive decoding: blocks from left to right, one rule inside.
+
+In a block-causal model the blocks are counted from the prompt's first token, as the model counts its own:
+a block ends at a multiple of its length, so the first one is what the prompt's last tokens leave of theirs.
+
+Source: LLaDA, arXiv:2502.09992, Appendix B.4; for block-causal models LLaDA2.0, arXiv:2512.15745, and SDAR,
+arXiv:2510.06303.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from unmask.canvas import Ask, Canvas, Edit, Ints, ModelFacts, Reading, Stat
+from unmask.decoders.base.scoring import Scores, Scoring
+from unmask.errors import ConfigError
+from unmask.knobs import knob
+from unmask.selection import quota_schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A running block `[start, end)`; `step` forwards were made in it; `quotas` per forward.
+
+    `memory` is what the method itself remembers; it goes from block to block, as `limit` does: slots from
+    there on are no part of the answer (None: there are none).
+    """
+
+    start: int
+    end: int
+    facts: ModelFacts
+    step: int = 0
+    quotas: tuple[int, ...] = ()
+    memory: Any = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Blockwise(Scoring):
+    """Fixed blocks, left to right; `select` says what is committed.
+
+    Eligible are all open slots left of the block's end.
+    """
+
+    block_length: int | None = knob(
+        None,
+        "slots per block, 1 (left to right) to gen_length (any order), a divisor of gen_length; "
+        "default: the largest divisor in 8..32, else gen_length; for infilling the whole text; for a "
+        "block-causal model any, by default its own block",
+    )
+
+    def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
+        """Indices of the reading (of eligible slots, never empty) to commit."""
+        raise AssertionError(f"{type(self).__name__} defines no rule")
+
+    @property
+    def stats(self) -> frozenset[Stat]:
+        """Statistics that the method reads."""
+        return self.score_stats
+
+    @staticmethod
+    def is_aligned(canvas: Canvas, facts: ModelFacts) -> bool:
+        """Whether blocks are counted from the prompt's first token."""
+        return facts.block_size is not None and not canvas.infilling
+
+    def length_of(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """The block length in force: the knob, or its default for this canvas."""
+        if self.block_length is not None:
+            return self.block_length
+        size = len(canvas) - canvas.prompt_length
+        if canvas.infilling:
+            return size
+        if facts.block_size is not None:
+            return facts.block_size
+        fitting = [n for n in range(8, 33) if size % n == 0]
+        return fitting[-1] if fitting else size
+
+    def num_blocks(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """How many blocks the answer takes."""
+        length = self.length_of(canvas, facts)
+        first = canvas.prompt_length // length * length
+        start = first if self.is_aligned(canvas, facts) else canvas.prompt_length
+        return -(-(len(canvas) - start) // length)
+
+    def enter(self, canvas: Canvas, start: int, facts: ModelFacts) -> Block:
+        """The block at `start`."""
+        length = self.length_of(canvas, facts)
+        aligned = self.is_aligned(canvas, facts)
+        end = (start // length + 1) * length if aligned else start + length
+        return Block(start, min(end, len(canvas)), facts)
+
+    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """The canvas never grows."""
+        return len(canvas)
+
+    def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
+        """Check the knobs against the canvas and enter the first block."""
+        self.check_scores(facts)
+        size, length = len(canvas) - canvas.prompt_length, self.length_of(canvas, facts)
+        if length < 1:
+            raise ConfigError(f"block_length={length} must be at least 1")
+        if size % length and not canvas.infilling and facts.block_size is None:
+            near = min(
+                (n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - length)
+            )
+            raise ConfigError(
+                f"block_length={length} does not divide gen_length={size}; "
+                f"use block_length={near}, or a gen_length that is a multiple of {length}"
+            )
+        return self.enter(canvas, canvas.prompt_length, facts)
+
+    def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
+        """Every open slot left of the block's end; full blocks are left behind."""
+        rows = canvas.open_slots(0, state.end)
+        while len(rows) == 0:
+            state = self.next_block(canvas, state)
+            rows = canvas.open_slots(0, state.end)
+        window = (min(state.start, int(rows[0])), state.end)
+        return Ask(rows, window, stats=self.stats), state
+
+    def next_block(self, canvas: Canvas, state: Block) -> Block:
+        """The block after a full one."""
+        found = self.enter(canvas, state.end, state.facts)
+        return dataclasses.replace(found, memory=state.memory, limit=state.limit)
+
+    def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
+        """Commit what the rule selects."""
+        after = dataclasses.replace(state, step=state.step + 1)
+        eligible = reading.undecided(canvas, end=state.end)
+        if not len(eligible.slots):
+            return Edit(), after
+        scores = self.scores(canvas, state.facts, state.start, eligible)
+        return eligible.commit(self.select(eligible, scores, state)), after
+
+
+@dataclass(frozen=True)
+class Scheduled(Blockwise):
+    """`steps` forwards over the whole generation, split evenly over the blocks, or so many a block."""
+
+    steps: int | None = knob(
+        None,
+        "forwards in all, a multiple of the number of blocks; default: gen_length (a token each), beyond "
+        "which there is nothing to do; block-causal models, whose first block the prompt cuts: any number, "
+        "whose rate each block keeps",
+    )
+    block_steps: int | None = knob(
+        None, "forwards a block instead of steps, at least 1; 1: the whole block at once"
+    )
+
+    def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """How many forwards the schedule has."""
+        if self.block_steps is not None:
+            return self.block_steps * self.num_blocks(canvas, facts)
+        return len(canvas) - canvas.prompt_length if self.steps is None else self.steps
+
+    def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
+        """Also check that `steps` can be split."""
+        size = len(canvas) - canvas.prompt_length
+        block = super().start(canvas, facts)
+        length, blocks = self.length_of(canvas, facts), self.num_blocks(canvas, facts)
+        check_block_steps(self.block_steps)
+        if self.steps is not None and self.block_steps is not None:
+            raise ConfigError(
+                f"steps={self.steps} and block_steps={self.block_steps} both plan the forwards; give one"
+            )
+        ragged = not self.is_aligned(canvas, facts) and (self.steps or 0) % blocks
+        if self.steps is not None and (self.steps < 1 or ragged):
+            raise ConfigError(
+                f"steps={self.steps} cannot be split over {blocks} blocks (gen_length={size}, "
+                f"block_length={length}); use a positive multiple of {blocks}"
+            )
+        return block
+
+    def enter(self, canvas: Canvas, start: int, facts: ModelFacts) -> Block:
+        """A block with its quotas: of the slots that are open when it begins, or of a whole aligned one."""
+        block = super().enter(canvas, start, facts)
+        count = len(canvas.open_slots(start, block.end))
+        steps = self.block_steps
+        aligned, length = self.is_aligned(canvas, facts), self.length_of(canvas, facts)
+        if steps is None and self.steps is not None:
+            size = len(canvas) - canvas.prompt_length
+            steps = self.steps // self.num_blocks(canvas, facts)
+            if aligned:  # the prompt cuts the first block: at the schedule's rate
+                steps = max(1, self.steps * length // size)
+        if aligned and steps is not None:
+            count = length
+        steps = count if steps is None else steps
+        quotas = quota_schedule(count, max(1, min(steps, count)))
+        return dataclasses.replace(block, quotas=quotas)
+
+    @staticmethod
+    def quota_of(block: Block) -> int:
+        """How many slots this forward of the block commits; 1 past the schedule."""
+        return block.quotas[block.step] if block.step < len(block.quotas) else 1
+
+
+def check_block_steps(block_steps: int | None) -> None:
+    """Raise ConfigError for a number of forwards that is none."""
+    if block_steps is not None and block_steps < 1:
+        raise ConfigError(f"block_steps={block_steps} must be at least 1 (or null for no quota)")

@@ -1,0 +1,83 @@
+"""A canvas of whole blocks: what block-causal families' own samplers decode, cut to the answer at the end.
+
+Source: `generate` of LLaDA2.0 (arXiv:2512.15745), LLaDA2.1 (arXiv:2602.08676) and SDAR (arXiv:2510.06303).
+Differs: it ends when the answer is full; they go on until the surplus is, which changes nothing of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from unmask.canvas import Canvas, Edit, ModelFacts, Reading, apply
+from unmask.decoders.base.blockwise import Block, Blockwise
+from unmask.errors import ConfigError
+from unmask.knobs import knob
+
+
+@dataclass(frozen=True)
+class WholeBlocks(Blockwise):
+    """Blocks of which the last one may be longer than the answer."""
+
+    whole_blocks: bool = knob(
+        False,
+        "block-causal models: fill the canvas up to a whole block with further masks, which are decoded "
+        "too and cut off at the end; false: the last block ends with gen_length",
+    )
+
+    def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
+        """With the surplus."""
+        surplus = self._surplus(canvas, facts)
+        if not surplus:
+            return canvas
+        return apply(canvas, Edit(insert=((len(canvas), surplus),)), -1)
+
+    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """As `first_canvas`; nothing is added later."""
+        return len(canvas) + self._surplus(canvas, facts)
+
+    def _surplus(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """Slots to add, as far as the context allows."""
+        if not self.whole_blocks or facts.block_size is None or canvas.infilling:
+            return 0
+        return max(0, min(-len(canvas) % facts.block_size, facts.max_length - len(canvas)))
+
+    def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
+        """Also check that there are blocks to fill; the answer ends where the given canvas does."""
+        if self.whole_blocks and (facts.block_size is None or canvas.infilling):
+            why = (
+                "a text with blanks has its length"
+                if canvas.infilling
+                else "this model has no blocks"
+            )
+            raise ConfigError(f"whole_blocks=True has no effect: {why}; use whole_blocks=false")
+        block = super().start(canvas, facts)
+        if not self.whole_blocks:
+            return block
+        block = self.enter(self.first_canvas(canvas, facts), block.start, facts)
+        return dataclasses.replace(block, limit=len(canvas))
+
+    def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
+        """What the rule selects; the surplus goes when the answer is full."""
+        edit, after = super().step(canvas, state, reading)
+        return self.cut(canvas, after, edit), after
+
+    @staticmethod
+    def cut(canvas: Canvas, state: Block, edit: Edit) -> Edit:
+        """The edit, without the surplus if it fills the answer."""
+        if state.limit is None or len(canvas) <= state.limit:
+            return edit
+        if not np.isin(canvas.open_slots(0, state.limit), edit.commit).all():
+            return edit
+        commits, stays = edit.commit < state.limit, edit.replace < state.limit
+        return dataclasses.replace(
+            edit,
+            commit=edit.commit[commits],
+            tokens=edit.tokens[commits],
+            confidence=edit.confidence[commits],
+            replace=edit.replace[stays],
+            replace_tokens=edit.replace_tokens[stays],
+            delete=np.arange(state.limit, len(canvas)),
+        )

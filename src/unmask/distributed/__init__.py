@@ -1,0 +1,1 @@
+"""Tensor parallelism: sharded models, the control channel between ranks, replicated stores."""

@@ -1,0 +1,395 @@
+"""The engine of a server: requests come in from any thread, one thread decodes them together.
+
+Before every round of forwards (one, unless told otherwise) the batch is formed anew: who is done has left,
+who was aborted, timed out or ended by its listener leaves, and the next in the queue come in. The forward
+itself is `engine.loop.Batch.step`, the one that the library takes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from unmask.canvas import Canvas, Edit
+from unmask.distributed.tensor_parallel import new_pages
+from unmask.engine.kv_budget import Budget
+from unmask.engine.kv_paged import Paging
+from unmask.engine.metrics import EngineStats, Tally
+from unmask.engine.model_runner import Runner
+from unmask.engine.outputs import Output
+from unmask.engine.request import Request
+from unmask.engine.request_builder import flags
+from unmask.engine.scheduler import Batch, Event
+from unmask.engine.sequence import SequenceState
+from unmask.engine.threads import Fence
+from unmask.errors import CapacityError, EngineError
+from unmask.knobs import positive, whole
+
+if TYPE_CHECKING:
+    from unmask.engine.llm import LLM
+
+Kind = Literal["step", "done", "aborted", "timeout", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What became of a request: a "step" after each of its forwards, then exactly one of the others.
+
+    `before` and `edit`: the canvas that the forward saw and what changed (empty unless "step");
+    `canvas` as it is now. `num_settled`: slots from the left, prompt included, that are decided and
+    will not change any more. `num_cached` of them had their keys in the prefix cache. `num_queries` slots
+    were computed in `num_forwards`. `queue_s`: seconds
+    from submission to the first forward, or to now.
+    `output` comes with "done", `error` with "error".
+    """
+
+    ticket: Ticket
+    kind: Kind
+    canvas: Canvas
+    before: Canvas
+    edit: Edit
+    num_settled: int
+    num_forwards: int
+    num_queries: int
+    num_cached: int
+    queue_s: float
+    output: Output | None = None
+    error: BaseException | None = None
+
+
+Listener = Callable[[Update], None]
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A submitted request; its fields belong to the engine."""
+
+    sequence: SequenceState
+    listener: Listener
+    submitted_s: float
+    deadline_s: float | None
+    started_s: float | None = None
+    wish: Literal["abort", "stop"] | None = None
+    wake: threading.Condition = field(default_factory=threading.Condition, repr=False)
+
+    def finish(self) -> None:
+        """End the request as if an end token stood there: "done", reason "stop".
+
+        It takes effect at the engine's next look at the queue, so up to `steps_per_round - 1` forwards
+        later. The output is what is settled by then. For a stop string that has been found. Has no effect
+        once it is over. Callable from any thread.
+        """
+        with self.wake:
+            self.wish = self.wish or "stop"
+            self.wake.notify()
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from submission to the first forward, or to now."""
+        until = time.monotonic() if self.started_s is None else self.started_s
+        return until - self.submitted_s
+
+
+class Engine:
+    """Decodes submitted requests in one thread, re-forming the batch before every round of forwards.
+
+    `max_batch` rows share a forward (a guided request takes two) and compute about `max_tokens` slots;
+    longer prompts are taken in parts where the cache allows it. `max_queue` requests wait at most (1 or
+    more: everyone passes through the queue), first come, first served; one that fits may pass others that
+    do not, until those have waited `max_wait_s`.
+    `kv_bytes` for keys and values (see `engine.budget`). `prefix_cache`: on a block-causal model with cache
+    block_causal, full blocks that one request has computed serve others that begin alike. `steps_per_round`
+    forwards are a round, made between two looks at the queue: 1 answers soonest; with more there is less
+    host work, and who comes, is aborted, ends or times out meanwhile waits for the round's end.
+    `on_failure`, which may be set, is called on the engine's thread when it has failed, after everyone who
+    waited was told so.
+    Start it, or use it as a context manager, which stops it. Raises ConfigError for sizes that cannot be.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        max_batch: int = 16,
+        max_queue: int = 256,
+        max_tokens: int = 8192,
+        kv_bytes: int | None = None,
+        prefix_cache: bool = True,
+        max_wait_s: float = 2.0,
+        steps_per_round: int = 1,
+    ) -> None:
+        flags(prefix_cache=prefix_cache)
+        self.llm = llm
+        self.max_batch = whole("max_batch", max_batch, 1)
+        self.max_queue = whole("max_queue", max_queue, 1)
+        self.steps_per_round = whole("steps_per_round", steps_per_round, 1)
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._wake = threading.Condition()
+        self._queue: deque[Ticket] = deque()
+        self._running: dict[int, Ticket] = {}
+        self._accepts, self._stops = False, False
+        self._tally = Tally()
+        self._thread: threading.Thread | None = None
+        self.max_wait_s = positive("max_wait_s", max_wait_s)
+        self._next_index = 0
+        runner = _runner(llm, self.max_batch, kv_bytes, prefix_cache)
+        self._batch = Batch(runner, whole("max_tokens", max_tokens, 1))
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Begin to decode. Raises EngineError when it was started before."""
+        with self._wake:
+            if self._thread is not None:
+                raise EngineError("the engine was started before; make a new one")
+            self._thread = threading.Thread(target=self._run, name="unmask-engine", daemon=True)
+            self._accepts = True
+        self._thread.start()
+
+    def submit(
+        self, request: Request, listener: Listener, *, deadline_s: float | None = None
+    ) -> Ticket:
+        """Queue a request (`LLM.request` makes them).
+
+        `listener` is called on the engine's thread, after each of its forwards and once at the end: it
+        must return at once, and if it raises, its request is aborted. `deadline_s` seconds after now the
+        request ends as "timeout", wherever it stands. Raises CapacityError when the queue is full or the
+        engine is stopping, EngineError when it is dead or was never started, and ConfigError for a request
+        that can never run here.
+        """
+        sequence = SequenceState.begin(request)
+        self._batch.runner.check_fit(sequence)
+        if deadline_s is not None:
+            positive("deadline_s", deadline_s)
+        now = time.monotonic()
+        until = None if deadline_s is None else now + deadline_s
+        ticket = Ticket(sequence, listener, now, until, wake=self._wake)
+        with self._wake:
+            self._check_open()
+            sequence.index = self._next_index
+            self._next_index += 1
+            self._queue.append(ticket)
+            self._wake.notify()
+        return ticket
+
+    def _check_open(self) -> None:
+        if self.failure is not None:
+            raise EngineError("the engine has failed; restart the server") from self.failure
+        if self._thread is None:
+            raise EngineError("the engine was not started; call start()")
+        if not self._accepts:
+            raise CapacityError("the engine is stopping and takes no more requests", 1.0)
+        if len(self._queue) >= self.max_queue:
+            wait = self._tally.seconds_for(len(self._queue), self.max_batch)
+            raise CapacityError(
+                f"{len(self._queue)} requests wait already, at most {self.max_queue} may; try again in "
+                f"{wait:.0f} s",
+                wait,
+            )
+
+    @property
+    def accepts(self) -> bool:
+        """Whether requests are taken: it was started, and is not stopping, stopped or dead."""
+        return self._accepts
+
+    def abort(self, ticket: Ticket) -> None:
+        """End a request: "aborted", at the next look at the queue (see `steps_per_round`).
+
+        Has no effect once it is over. Callable from any thread.
+        """
+        with self._wake:
+            ticket.wish = "abort"
+            self._wake.notify()
+
+    @property
+    def stats(self) -> EngineStats:
+        """A snapshot; counters never fall."""
+        with self._wake:
+            return self._tally.snapshot(
+                queued=len(self._queue), running=len(self._running), runner=self._batch.runner
+            )
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no more requests and wait for those there are; whether all ended in time."""
+        until = time.monotonic() + timeout_s
+        with self._wake:
+            self._accepts = False
+            return self._wake.wait_for(
+                lambda: not (self._queue or self._running), max(0.0, until - time.monotonic())
+            )
+
+    def stop(self) -> None:
+        """End everything at once: who waits is told "aborted", the thread is gone afterwards."""
+        with self._wake:
+            self._accepts, self._stops = False, True
+            self._wake.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # the engine's thread
+
+    def _run(self) -> None:
+        with Fence(everything=True) as fence:
+            while self._await_work():
+                for _ in range(self.steps_per_round):
+                    if self._batch.active:
+                        self._forward()
+        self._end_all(fence.error)
+
+    def _await_work(self) -> bool:
+        """Sleep until there is something to decode, let in who fits; False at the end."""
+        while True:
+            with self._wake:
+                if self._stops:
+                    return False
+                over = self._take_over()
+                if not over and not self._queue and not self._running:
+                    self._wake.notify_all()
+                    self._wake.wait()
+            for ticket, kind in over:
+                self._end(ticket, kind)
+            self._admit()
+            if self._running:
+                return True
+
+    def _take_over(self) -> list[tuple[Ticket, Kind]]:
+        """Who is to leave now, and how."""
+        now, over = time.monotonic(), list[tuple[Ticket, Kind]]()
+        for ticket in (*self._queue, *self._running.values()):
+            if ticket.wish is not None:
+                over.append((ticket, "aborted" if ticket.wish == "abort" else "done"))
+            elif ticket.deadline_s is not None and now >= ticket.deadline_s:
+                over.append((ticket, "timeout"))
+        return over
+
+    def _admit(self) -> None:
+        """Let in who fits: the oldest first, past those that do not fit and have not waited long.
+
+        Who cannot be given memory, though the budget has it, ends as an error; the others go on.
+        """
+        skipped = 0
+        while True:
+            now = time.monotonic()
+            with self._wake:
+                ticket = next(iter(list(self._queue)[skipped:]), None)
+                if ticket is None:
+                    return
+                if not self._batch.has_room(ticket.sequence):
+                    if now - ticket.submitted_s > self.max_wait_s:
+                        return
+                    skipped += 1
+                    continue
+                self._queue.remove(ticket)
+                self._running[id(ticket.sequence)] = ticket
+            ticket.started_s = ticket.started_s or now
+            with Fence() as fence:
+                self._batch.admit(ticket.sequence)
+            if fence.error is not None:
+                self._end(ticket, "error", error=fence.error)
+
+    def _forward(self) -> None:
+        began = time.monotonic()
+        events = self._batch.step()
+        with self._wake:
+            self._tally.forward(
+                events, self._batch.num_computed, self._batch.num_answer, time.monotonic() - began
+            )
+            for sequence in self._batch.preempted:
+                ticket = self._running.pop(id(sequence))
+                insort(self._queue, ticket, key=lambda each: each.sequence.index)
+                self._tally.num_preempted += 1
+            self._batch.preempted.clear()
+        for event in events:
+            ticket = self._running[id(event.sequence)]
+            if event.error is not None:
+                self._end(ticket, "error", error=event.error)
+                continue
+            self._tell(ticket, "step", event)
+            if event.sequence.finish_reason is not None:
+                self._end(ticket, "done")
+
+    def _end(self, ticket: Ticket, kind: Kind, error: BaseException | None = None) -> None:
+        """Free what a request holds, then tell its listener."""
+        sequence, output = ticket.sequence, None
+        if kind == "done":
+            with Fence() as fence:
+                sequence.finish_reason = sequence.finish_reason or "stop"
+                output = self.llm.output(sequence, return_trace=True)
+            if fence.error is not None:
+                kind, error = "error", fence.error
+        if self.failure is None:  # freeing what a dead one holds could fail too
+            self._batch.remove(sequence)
+        with self._wake:
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+            self._running.pop(id(sequence), None)
+            self._tally.end(kind, time.monotonic() - ticket.submitted_s)
+            self._wake.notify_all()
+        self._tell(ticket, kind, None, output, error)
+
+    def _tell(
+        self,
+        ticket: Ticket,
+        kind: Kind,
+        event: Event | None,
+        output: Output | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        sequence = ticket.sequence
+        with Fence() as fence:
+            ticket.listener(
+                Update(
+                    ticket=ticket,
+                    kind=kind,
+                    canvas=sequence.canvas,
+                    before=sequence.canvas if event is None else event.before,
+                    edit=Edit() if event is None else event.edit,
+                    num_settled=sequence.num_settled,
+                    num_forwards=sequence.num_forwards,
+                    num_queries=sequence.num_queries,
+                    num_cached=sequence.num_cached,
+                    queue_s=ticket.queue_s,
+                    output=output,
+                    error=error,
+                )
+            )
+        if fence.error is not None:
+            ticket.wish = "abort"
+            self._tally.listener_errors += 1
+
+    def _end_all(self, failure: BaseException | None) -> None:
+        with self._wake:
+            self.failure, self._accepts = failure, False
+            left = [*self._queue, *self._running.values()]
+        for ticket in left:
+            if failure is None:
+                self._end(ticket, "aborted")
+            else:
+                error = EngineError(f"the engine has failed: {failure}; restart the server")
+                error.__cause__ = failure
+                self._end(ticket, "error", error=error)
+        if failure is not None:
+            self.on_failure()
+
+
+def _runner(llm: LLM, max_batch: int, kv_bytes: int | None, prefix_cache: bool) -> Runner:
+    """A runner whose memory grows up to its budget."""
+    model = llm.model
+    budget = Budget.of(model, max_batch, kv_bytes)
+    paging = None
+    if budget.num_pages:
+        paging = Paging(new_pages(model, budget.num_pages, prefix_cache))
+    return llm.make_runner(
+        model, llm.vocabulary, max_batch, paging=paging, dense_bytes=budget.dense_bytes
+    )

@@ -1,0 +1,57 @@
+"""How much memory an engine sets aside for keys and values."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from unmask.errors import ConfigError
+from unmask.knobs import whole
+from unmask.kv.paged_store import PageStore
+from unmask.models.transformer import Transformer
+
+PAGED_SHARE = 0.75
+"""Of the bytes, on a model that can have pages; the rest is for caches that need rows of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Pages of a block-causal model (0: none), and bytes of dense rows."""
+
+    num_pages: int
+    dense_bytes: int
+
+    @classmethod
+    def of(cls, model: Transformer, max_batch: int, kv_bytes: int | None) -> Budget:
+        """Split `kv_bytes`; None takes what `max_batch` full contexts need twice over, at most half of
+        the free memory. Raises ConfigError for less than a page.
+        """
+        spec = model.part
+        slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * model.dtype.itemsize
+        if kv_bytes is None:
+            kv_bytes = 2 * max_batch * spec.max_length * slot
+            free = free_bytes(model.device)
+            kv_bytes = kv_bytes if free is None else min(kv_bytes, free // 2)
+        kv_bytes = whole("kv_bytes", kv_bytes, 0)
+        if spec.block_size is None:
+            return cls(0, kv_bytes)
+        page = PageStore.page_bytes(spec, model.dtype)
+        num_pages = int(PAGED_SHARE * kv_bytes) // page
+        if num_pages < 1:
+            raise ConfigError(
+                f"kv_bytes={kv_bytes} holds no page of {page} bytes; use {int(page / PAGED_SHARE) + 1} or "
+                f"more"
+            )
+        return cls(num_pages, kv_bytes - num_pages * page)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory where the model is; None where it cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None

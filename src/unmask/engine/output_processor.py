@@ -1,0 +1,67 @@
+"""From a finished sequence to what the caller gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from unmask.caches.registry import describe as describe_cache
+from unmask.canvas import Bools, Canvas
+from unmask.decoders.registry import describe
+from unmask.engine.outputs import Output
+from unmask.engine.sequence import SequenceState
+
+
+class Text(Protocol):
+    """Text of token ids, special tokens left out unless they are among the `given` ones."""
+
+    def __call__(self, ids: list[int], given: Bools | None = None) -> str:
+        """The text."""
+
+
+def output_of(sequence: SequenceState, text_of: Text, return_trace: bool) -> Output:
+    """The result of a finished sequence; of one that was ended early, what was settled then."""
+    assert sequence.finish_reason is not None, "the sequence is not finished"
+    canvas = sequence.canvas
+    ids = canvas.tokens.tolist()
+    start, stop_ids = canvas.prompt_length, sequence.request.stop_ids
+    last = sequence.num_settled if canvas.num_open else len(canvas)
+    answer = ids[start : max(start, last)]
+    end = next((i for i, id_ in enumerate(answer) if id_ in stop_ids), len(answer))
+    token_ids, text = answer[:end], text_of(answer[:end])
+    blanks: tuple[str, ...] = ()
+    if canvas.infilling:
+        token_ids = canvas.tokens[~canvas.fixed].tolist()
+        text = text_of(ids, canvas.fixed)
+        blanks = tuple(_blank_texts(canvas, text_of))
+    return Output(
+        text=text,
+        token_ids=token_ids,
+        canvas_ids=ids,
+        prompt_length=canvas.prompt_length,
+        num_forwards=sequence.num_forwards,
+        num_queries=sequence.num_queries,
+        num_logit_rows=sequence.num_logit_rows,
+        finish_reason=sequence.finish_reason,
+        cache=describe_cache(sequence.request.cache),
+        cache_exact=sequence.request.cache.exact,
+        cache_bytes=sequence.cache_bytes,
+        method=describe(sequence.request.decoder),
+        num_forced=sequence.num_forced,
+        num_wasted=sequence.num_wasted,
+        num_cached=sequence.num_cached,
+        trace=tuple(sequence.trace) if return_trace else None,
+        blanks=blanks,
+    )
+
+
+def _blank_texts(canvas: Canvas, text_of: Text) -> Iterator[str]:
+    run: list[int] = []
+    for token, fixed in zip(canvas.tokens.tolist(), canvas.fixed.tolist(), strict=True):
+        if not fixed:
+            run.append(token)
+        elif run:
+            yield text_of(run)
+            run = []
+    if run:
+        yield text_of(run)

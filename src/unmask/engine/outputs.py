@@ -1,0 +1,96 @@
+"""Results of a request: the output and the trace of its forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from unmask.canvas import (
+    Edit,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class Commit(NamedTuple):
+    """One decided slot: its index in the canvas at that time, its token, its confidence in [0, 1]."""
+
+    position: int
+    token: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one forward changed.
+
+    `committed` in slot order; `replaced` likewise (decided before); `remasked` slots; `inserted`
+    `(slot, count)` pairs; `deleted` slots; `appended` tokens; `num_queries` slots computed by the forward;
+    `notes`: numbers the method chose for it (a controller's block length, threshold...).
+    """
+
+    committed: tuple[Commit, ...]
+    remasked: tuple[int, ...] = ()
+    inserted: tuple[tuple[int, int], ...] = ()
+    replaced: tuple[Commit, ...] = ()
+    deleted: tuple[int, ...] = ()
+    num_queries: int = 0
+    appended: tuple[int, ...] = ()
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+def step_of(edit: Edit, num_queries: int) -> Step:
+    """The trace entry of an edit."""
+    commits = zip(edit.commit.tolist(), edit.tokens.tolist(), edit.confidence.tolist(), strict=True)
+    replaced = zip(edit.replace.tolist(), edit.replace_tokens.tolist(), strict=True)
+    return Step(
+        committed=tuple(Commit(*item) for item in commits),
+        remasked=tuple(edit.remask.tolist()),
+        inserted=edit.insert,
+        replaced=tuple(Commit(slot, token, 0.0) for slot, token in replaced),
+        deleted=tuple(edit.delete.tolist()),
+        num_queries=num_queries,
+        appended=tuple(edit.append.tolist()),
+        notes=dict(edit.notes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A decoded request.
+
+    `text` and `token_ids`: the generated part up to (without) the first end-of-text or end-of-turn token;
+    for an infill, `text` is the whole filled text and `token_ids` the filled tokens. `canvas_ids`:
+    prompt and the whole generated part. `num_forwards` of the network (a guided one counts once),
+    `num_queries` slots computed in all of them, `num_logit_rows` rows of the LM head.
+    `finish_reason`: "stop" (an end token) or "length" (the canvas is full). `trace[k]`: what forward k
+    changed, only with return_trace. `blanks`: the filled texts of an infill. `cache`: the policy
+    and its knobs, as `auto` chose it; `cache_exact`: whether it equals decoding without one; `cache_bytes`:
+    what its tensors held for this sequence at most. `method`: the decoder and its knobs, as resolved.
+    `num_forced`: forwards in which the loop's guard decided instead of the decoder, which changed nothing
+    or went on for too long. `num_wasted`: those of `num_queries` that lay right of the end token.
+    `num_cached`: slots whose keys were there from another request (an engine's prefix cache).
+    """
+
+    text: str
+    token_ids: list[int]
+    canvas_ids: list[int]
+    prompt_length: int
+    num_forwards: int
+    num_queries: int
+    num_logit_rows: int
+    finish_reason: FinishReason
+    cache_exact: bool
+    cache: str = "none"
+    cache_bytes: int = 0
+    trace: tuple[Step, ...] | None = None
+    blanks: tuple[str, ...] = ()
+    method: str = ""
+    num_forced: int = 0
+    num_wasted: int = 0
+    num_cached: int = 0

@@ -1,0 +1,142 @@
+"""What a block does to each token alone: SwiGLU, or a few of many small ones (mixture of experts).
+
+The work is that of the experts that are used: tokens are sorted by expert, and each used expert multiplies
+its own tokens once. Which experts are used must be known on the host: one synchronization a layer.
+
+Source: routers of LLaDA-MoE (arXiv:2509.24389), Qwen3-MoE (arXiv:2505.09388), LLaDA2 (arXiv:2512.15745).
+
+Letters: N tokens, D width, E experts, K experts of a token, M width of an expert.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unmask.models.ranks import ALONE, Ranks
+from unmask.models.spec import ExpertSpec, ModelSpec
+
+
+def feed_forward(spec: ModelSpec, layer: int, ranks: Ranks = ALONE) -> nn.Module:
+    """The second half of block `layer`."""
+    if spec.experts is None or layer in spec.experts.dense_layers:
+        return FeedForward(spec.d_model, spec.d_ff, spec.linear_bias, ranks)
+    return Experts(spec.d_model, spec.experts, ranks)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, d_model: int, d_ff: int, bias: bool = False, ranks: Ranks = ALONE) -> None:
+        super().__init__()
+        self.ranks = ranks
+        self.gate = nn.Linear(d_model, d_ff, bias=bias)
+        self.up = nn.Linear(d_model, d_ff, bias=bias)
+        self.down = nn.Linear(d_ff, d_model, bias=bias and ranks.rank == 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`down(silu(gate) * up)`, summed over the ranks."""
+        if torch.is_grad_enabled():
+            return self.ranks.sum(self.down(F.silu(self.gate(x)) * self.up(x)))
+        inner = F.silu(self.gate(x), inplace=True).mul_(self.up(x))  # no third copy of that width
+        return self.ranks.sum(self.down(inner))
+
+
+class Router(nn.Module):
+    """Which experts a token goes to. Ties between experts fall as `torch.topk` lets them."""
+
+    def __init__(self, d_model: int, spec: ExpertSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.randn(spec.num_experts, d_model) / d_model**0.5)
+        self.bias = nn.Parameter(torch.zeros(spec.num_experts)) if spec.router_bias else None
+
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights in float32 and experts, both `(N, K)`."""
+        spec = self.spec
+        if spec.in_fp32:
+            logits_NE = F.linear(x_ND.float(), self.weight.float())
+        else:
+            logits_NE = F.linear(x_ND, self.weight).float()
+        score_NE = logits_NE.sigmoid() if spec.score == "sigmoid" else logits_NE.softmax(-1)
+        choice_NE = score_NE if self.bias is None else score_NE + self.bias.float()
+        if spec.num_chosen_groups < spec.num_groups:
+            choice_NE = self._in_best_groups(choice_NE)
+        chosen_NK = choice_NE.topk(spec.num_chosen, dim=-1).indices
+        weight_NK = (choice_NE if spec.is_bias_weighed else score_NE).gather(-1, chosen_NK)
+        if spec.renormalize:
+            weight_NK = weight_NK / (weight_NK.sum(-1, keepdim=True) + 1e-20)
+        return weight_NK * spec.scale, chosen_NK
+
+    def _in_best_groups(self, choice_NE: Tensor) -> Tensor:
+        """Scores outside the best groups become -inf; a group is worth the sum of its two best."""
+        size = self.spec.num_experts // self.spec.num_groups
+        grouped = choice_NE.view(-1, self.spec.num_groups, size)
+        worth = grouped.topk(2, dim=-1).values.sum(-1)
+        best = worth.topk(self.spec.num_chosen_groups, dim=-1).indices
+        out = torch.ones_like(worth, dtype=torch.bool).scatter(-1, best, False)
+        return grouped.masked_fill(out[..., None], -torch.inf).flatten(-2)
+
+
+class Stack(nn.Module):
+    """One matrix `(out, in)` of every expert, `(E, out, in)`."""
+
+    def __init__(self, count: int, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, width_out, width_in) / width_in**0.5)
+
+    def times(self, expert: int, x: Tensor) -> Tensor:
+        """`x W^T` with one expert's matrix."""
+        return F.linear(x, self.weight[expert])
+
+
+class Bank(nn.Module):
+    """The experts' matrices."""
+
+    def __init__(self, d_model: int, spec: ExpertSpec) -> None:
+        super().__init__()
+        self.gate = Stack(spec.num_experts, d_model, spec.d_ff)
+        self.up = Stack(spec.num_experts, d_model, spec.d_ff)
+        self.down = Stack(spec.num_experts, spec.d_ff, d_model)
+
+    def apply_to(self, expert: int, x_ND: Tensor) -> Tensor:
+        """SwiGLU of one expert."""
+        inner = F.silu(self.gate.times(expert, x_ND)) * self.up.times(expert, x_ND)
+        return self.down.times(expert, inner)
+
+
+class Experts(nn.Module):
+    """The weighted sum of a token's experts, and of the shared one if there is one.
+
+    Every rank routes every token, and has a part of each expert's width: ranks are always equally busy.
+    """
+
+    def __init__(self, d_model: int, spec: ExpertSpec, ranks: Ranks = ALONE) -> None:
+        super().__init__()
+        self.in_fp32, self.ranks = spec.in_fp32, ranks
+        self.router = Router(d_model, spec)
+        self.experts = Bank(d_model, spec)
+        self.shared = FeedForward(d_model, spec.d_shared) if spec.d_shared else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., D)`; the sum runs over ascending experts, in float32 or in the model's dtype."""
+        x_ND = x.reshape(-1, x.shape[-1])
+        weight_NK, chosen_NK = self.router(x_ND)
+        num_chosen = chosen_NK.shape[1]
+        order = chosen_NK.flatten().argsort(stable=True)
+        counts = chosen_NK.flatten().bincount(minlength=len(self.router.weight)).tolist()
+        kind = torch.float32 if self.in_fp32 else x.dtype
+        total_ND = torch.zeros(x_ND.shape, dtype=kind, device=x.device)
+        weights = weight_NK.flatten().to(kind)
+        start = 0
+        for expert, count in enumerate(counts):
+            if not count:
+                continue
+            pairs = order[start : start + count]
+            tokens = pairs // num_chosen
+            found = self.experts.apply_to(expert, x_ND[tokens])
+            total_ND.index_add_(0, tokens, found.to(kind) * weights[pairs, None])
+            start += count
+        result = total_ND.to(x.dtype).view(x.shape)
+        return self.ranks.sum(result if self.shared is None else result + self.shared(x))

@@ -1,0 +1,1 @@
+"""Model families: one file each, mapping a checkpoint onto the shared transformer."""

@@ -1,0 +1,40 @@
+"""Fast-dLLM v2 1.5B and 7B: Qwen2.5's network, block-causal, with shifted logits.
+
+Source: arXiv:2509.26328 and the released configuration. Traps: the mask id stands in no file; row i-1
+predicts position i, so the first token of a block comes from the last row of the block before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unmask.models.families import dream
+from unmask.models.hf_config import Fields, hub_spec
+from unmask.models.spec import ModelSpec
+
+ARCHITECTURES = ("Fast_dLLM_QwenForCausalLM",)
+MODEL_TYPES = ("Fast_dLLM_Qwen",)
+MASK = "|<MASK>|"
+NAMES = dream.NAMES
+
+REQUIRED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "use_sliding_window": (False, None),
+}
+
+
+def spec_from_config(config: dict[str, Any]) -> ModelSpec:
+    """The spec of a Fast-dLLM v2 `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = Fields(config, "Fast-dLLM v2")
+    get.require(REQUIRED)
+    return hub_spec(
+        get,
+        family="fast_dllm_v2",
+        max_length=32768,
+        mask_id=151665,
+        eos_id=151645,
+        qkv_bias=True,
+        shift_logits=True,
+        block_size=get.int("bd_size", 32),
+        turn_end="<|im_end|>",
+    )

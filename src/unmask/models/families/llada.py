@@ -1,0 +1,134 @@
+"""LLaDA: 8B Base and Instruct, LLaDA-1.5, and the dense variants its config can describe.
+
+Source: arXiv:2502.09992 and the released configuration. Traps: `ff_proj` is the gate, a block's
+`ff_out` the down projection, `transformer.ff_out` the LM head; rows are `embedding_size`, not the
+tokenizer's length; MoE checkpoints carry the same `model_type` and are told apart by `architectures`.
+No released LLaDA is block-causal: the key `block_size` is that of models our trainer adapted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unmask.errors import ModelError
+from unmask.models.hf_config import Fields
+from unmask.models.spec import ModelSpec
+
+ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel")
+MODEL_TYPES = ("llada",)
+MASK = "<|mdm_mask|>"
+
+# checkpoint name, our name; {i} is the layer, {p} is weight or bias
+NAMES = (
+    ("model.transformer.wte.{p}", "embed.{p}"),
+    ("model.transformer.ln_f.{p}", "norm.{p}"),
+    ("model.transformer.ff_out.{p}", "lm_head.{p}"),
+    ("model.transformer.blocks.{i}.attn_norm.{p}", "layers.{i}.attn_norm.{p}"),
+    ("model.transformer.blocks.{i}.ff_norm.{p}", "layers.{i}.ffn_norm.{p}"),
+    ("model.transformer.blocks.{i}.q_proj.{p}", "layers.{i}.attn.q.{p}"),
+    ("model.transformer.blocks.{i}.k_proj.{p}", "layers.{i}.attn.k.{p}"),
+    ("model.transformer.blocks.{i}.v_proj.{p}", "layers.{i}.attn.v.{p}"),
+    ("model.transformer.blocks.{i}.attn_out.{p}", "layers.{i}.attn.o.{p}"),
+    ("model.transformer.blocks.{i}.ff_proj.{p}", "layers.{i}.ffn.gate.{p}"),
+    ("model.transformer.blocks.{i}.up_proj.{p}", "layers.{i}.ffn.up.{p}"),
+    ("model.transformer.blocks.{i}.ff_out.{p}", "layers.{i}.ffn.down.{p}"),
+)
+
+# keys whose other values change the network in a way that is not supported
+REQUIRED: dict[str, tuple[Any, ...]] = {
+    "alibi": (False, None),
+    "rope": (True,),
+    "scale_logits": (False, None),
+    "block_group_size": (1, None),
+    "block_type": ("llama",),
+    "layer_norm_type": ("rms",),
+    "layer_norm_with_affine": (True, None),
+    "attention_layer_norm": (False, None),
+    "input_emb_norm": (False, None),
+    "activation_type": ("silu",),
+    "clip_qkv": (None,),
+}
+
+
+def spec_from_config(config: dict[str, Any]) -> ModelSpec:
+    """The spec of a LLaDA `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = Fields(config, "LLaDA")
+    get.require(REQUIRED)
+    d_model, num_heads = get.int("d_model"), get.int("n_heads")
+    multi_query = get.flag("multi_query_attention")
+    num_kv_heads = get.int("n_kv_heads", 1 if multi_query else num_heads)
+    if multi_query and num_kv_heads != 1:
+        raise ModelError(
+            f"config.json: multi_query_attention=True and n_kv_heads={num_kv_heads} contradict; the first "
+            f"means 1"
+        )
+    head_dim = get.head_dim(d_model, num_heads, num_kv_heads)
+    get.rotary_dim(head_dim)
+    include_bias = get.flag("include_bias")
+    eos_id = get.int("eos_token_id", 126081, least=0)
+    return ModelSpec(
+        family="llada",
+        vocab_size=get.int("embedding_size", get.int("vocab_size")),
+        d_model=d_model,
+        num_layers=get.int("n_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        d_ff=get.int("mlp_hidden_size", int(get.float("mlp_ratio", 4) * d_model)),
+        rope_theta=get.rope_theta(10000.0),
+        norm_eps=get.float("rms_norm_eps", 1e-5),
+        max_length=get.int("max_sequence_length", 4096),
+        mask_id=get.int("mask_token_id", 126336, least=0),
+        eos_id=eos_id,
+        pad_id=get.int("pad_token_id", eos_id, least=0),
+        qkv_bias=include_bias or get.flag("include_qkv_bias"),
+        linear_bias=include_bias,
+        norm_bias=get.flag("bias_for_layer_norm", include_bias),
+        tie_embeddings=get.flag("weight_tying"),
+        rope_fp32=get.flag("rope_full_precision", True),
+        block_size=None if config.get("block_size") is None else get.int("block_size"),
+        turn_end="<|eot_id|>",
+    )
+
+
+def config_from_spec(spec: ModelSpec, dtype: str = "float32") -> dict[str, Any]:
+    """A `config.json` in LLaDA's own format that `spec_from_config` reads back to the same spec."""
+    blocks = {} if spec.block_size is None else {"block_size": spec.block_size}
+    return {
+        **blocks,
+        "architectures": ["LLaDAModelLM"],
+        "model_type": "llada",
+        "activation_type": "silu",
+        "alibi": False,
+        "attention_layer_norm": False,
+        "bias_for_layer_norm": spec.norm_bias,
+        "block_group_size": 1,
+        "block_type": "llama",
+        "d_model": spec.d_model,
+        "embedding_size": spec.vocab_size,
+        "eos_token_id": spec.eos_id,
+        "include_bias": spec.linear_bias,
+        "include_qkv_bias": spec.qkv_bias,
+        "init_std": 0.02,
+        "input_emb_norm": False,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "mask_token_id": spec.mask_id,
+        "max_sequence_length": spec.max_length,
+        "mlp_hidden_size": spec.d_ff,
+        "mlp_ratio": 4,
+        "multi_query_attention": None,
+        "n_heads": spec.num_heads,
+        "n_kv_heads": spec.num_kv_heads,
+        "n_layers": spec.num_layers,
+        "pad_token_id": spec.pad_id,
+        "rms_norm_eps": spec.norm_eps,
+        "rope": True,
+        "rope_full_precision": spec.rope_fp32,
+        "rope_theta": spec.rope_theta,
+        "scale_logits": False,
+        "torch_dtype": dtype,
+        "use_cache": False,
+        "vocab_size": spec.vocab_size,
+        "weight_tying": spec.tie_embeddings,
+    }

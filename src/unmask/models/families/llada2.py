@@ -1,0 +1,130 @@
+"""LLaDA2.0 and 2.1, mini and flash: block-causal, sigmoid router in groups, half-rotated heads.
+
+Source: arXiv:2512.15745 and the released configuration. Traps: the config omits what is on by default or
+known to the sampler only: q/k norm, the mask id, the end id (the pad id) and the block size (32, or the
+key `block_size` where somebody adds it); query, key and value are one tensor; RoPE turns the first
+`rotary_dim` dimensions, half of them where nothing is said; the expert bias chooses but does not weigh. It
+is rounded to the model's dtype, as the released code does on loading: in bfloat16 that decides near-ties of
+the router. The weight of a token's only expert is not normalized. LLaDA2.2 has tokens that delete and
+insert; its network and sampler are not known here, so it is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unmask.errors import ModelError
+from unmask.models.hf_config import Fields, hub_spec
+from unmask.models.spec import ExpertSpec, ModelSpec
+
+ARCHITECTURES = ("LLaDA2MoeModelLM",)
+MODEL_TYPES = ("llada2_moe", "llada2_moe_veomni")
+MASK = "<|mask|>"
+
+_ATTN, _OURS = "model.layers.{i}.attention", "layers.{i}.attn"
+_MLP, _FFN = "model.layers.{i}.mlp", "layers.{i}.ffn"
+FORMS = {
+    "stacked": (  # as dFactory writes them for training
+        (f"{_MLP}.experts.gate_proj", f"{_FFN}.experts.gate.{{p}}"),
+        (f"{_MLP}.experts.up_proj", f"{_FFN}.experts.up.{{p}}"),
+        (f"{_MLP}.experts.down_proj", f"{_FFN}.experts.down.{{p}}"),
+    )
+}
+NAMES = (
+    ("model.word_embeddings.{p}", "embed.{p}"),
+    ("model.norm.{p}", "norm.{p}"),
+    ("lm_head.{p}", "lm_head.{p}"),
+    ("model.layers.{i}.input_layernorm.{p}", "layers.{i}.attn_norm.{p}"),
+    ("model.layers.{i}.post_attention_layernorm.{p}", "layers.{i}.ffn_norm.{p}"),
+    (
+        f"{_ATTN}.query_key_value.{{p}}",
+        (f"{_OURS}.q.{{p}}", f"{_OURS}.k.{{p}}", f"{_OURS}.v.{{p}}"),
+    ),
+    (f"{_ATTN}.query_layernorm.{{p}}", f"{_OURS}.q_norm.{{p}}"),
+    (f"{_ATTN}.key_layernorm.{{p}}", f"{_OURS}.k_norm.{{p}}"),
+    (f"{_ATTN}.dense.{{p}}", f"{_OURS}.o.{{p}}"),
+    (f"{_MLP}.gate_proj.{{p}}", f"{_FFN}.gate.{{p}}"),
+    (f"{_MLP}.up_proj.{{p}}", f"{_FFN}.up.{{p}}"),
+    (f"{_MLP}.down_proj.{{p}}", f"{_FFN}.down.{{p}}"),
+    (f"{_MLP}.gate.weight", f"{_FFN}.router.weight"),
+    (f"{_MLP}.gate.expert_bias", f"{_FFN}.router.bias"),
+    (f"{_MLP}.experts.{{e}}.gate_proj.{{p}}", f"{_FFN}.experts.gate.{{p}}"),
+    (f"{_MLP}.experts.{{e}}.up_proj.{{p}}", f"{_FFN}.experts.up.{{p}}"),
+    (f"{_MLP}.experts.{{e}}.down_proj.{{p}}", f"{_FFN}.experts.down.{{p}}"),
+    (f"{_MLP}.shared_experts.gate_proj.{{p}}", f"{_FFN}.shared.gate.{{p}}"),
+    (f"{_MLP}.shared_experts.up_proj.{{p}}", f"{_FFN}.shared.up.{{p}}"),
+    (f"{_MLP}.shared_experts.down_proj.{{p}}", f"{_FFN}.shared.down.{{p}}"),
+    *FORMS["stacked"],
+)
+
+REQUIRED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "norm_head": (False, None),
+    "norm_softmax": (False, None),
+    "norm_topk_prob": (True,),
+    "score_function": ("sigmoid",),
+    "use_bias": (False, None),
+    "use_rmsnorm": (True, None),
+    "use_sliding_window": (False, None),
+    "using_split_qkv_in_self_attention": (False, None),
+}
+
+
+def spec_from_config(config: dict[str, Any]) -> ModelSpec:
+    """The spec of a LLaDA2 `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = Fields(config, "LLaDA2", rotary_share=0.5)
+    edits = [key for key in ("delete_token_id", "split_token_id") if config.get(key) is not None]
+    if edits:
+        raise ModelError(
+            f"config.json: {edits[0]}={config[edits[0]]!r} makes this LLaDA2.2, whose tokens insert and "
+            f"delete; it is not supported; supported: LLaDA2.0 and LLaDA2.1, which have no such token"
+        )
+    get.require(REQUIRED)
+    pad_id = get.int("pad_token_id", 156892, least=0)
+    return hub_spec(
+        get,
+        family="llada2",
+        max_length=32768,
+        mask_id=156895,
+        eos_id=pad_id,
+        pad_id=pad_id,
+        norm_eps=1e-5,
+        qk_norm=get.flag("use_qk_norm", True),
+        qkv_bias=get.flag("use_qkv_bias"),
+        experts=_experts(get),
+        block_size=get.int("block_size", 32),
+        turn_end="<|role_end|>",
+    )
+
+
+def _experts(get: Fields) -> ExpertSpec:
+    num_experts, num_groups = get.int("num_experts"), get.int("n_group")
+    if num_experts % num_groups or (num_groups > 1 and num_experts < 2 * num_groups):
+        raise ModelError(
+            f"config.json: n_group={num_groups} cannot split num_experts={num_experts} evenly into groups "
+            f"of at least 2"
+        )
+    num_kept = get.int("topk_group")
+    if num_kept > num_groups:
+        raise ModelError(f"config.json: topk_group={num_kept} must not exceed n_group={num_groups}")
+    num_chosen = get.int("num_experts_per_tok")
+    if num_chosen > num_kept * (num_experts // num_groups):
+        raise ModelError(
+            f"config.json: num_experts_per_tok={num_chosen} is more than topk_group={num_kept} of "
+            f"n_group={num_groups} groups hold of num_experts={num_experts}"
+        )
+    d_ff = get.int("moe_intermediate_size")
+    return ExpertSpec(
+        num_experts=num_experts,
+        num_chosen=num_chosen,
+        d_ff=d_ff,
+        score="sigmoid",
+        renormalize=num_chosen > 1,
+        scale=get.float("routed_scaling_factor"),
+        num_groups=num_groups,
+        num_chosen_groups=num_kept,
+        router_bias=get.flag("moe_router_enable_expert_bias", True),
+        in_fp32=True,
+        d_shared=d_ff * get.int("num_shared_experts", 0, least=0),
+        dense_layers=tuple(range(get.int("first_k_dense_replace", 0, least=0))),
+    )

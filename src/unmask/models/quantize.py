@@ -1,0 +1,109 @@
+"""Weights in 8 or 4 bits, computed in the model's dtype, through torchao.
+
+Source: torchao's Int8WeightOnlyConfig (each row of a matrix is rounded to int8 with a scale of its own) and
+its prototype PrototypeInt4WeightOnlyConfig (every 32 numbers of a row to 4 bits with a scale and a zero of
+their own). The embedding and the head keep their type, for the choice of tokens hangs on small differences
+there. The gain is memory, not time, on a CPU: `unmask bench quantize` measures both. int4 is for bfloat16
+on a CPU; PyTorch's 4-bit product has no fast float32 kernel (32 rows times 4096 x 1024: 1192 ms, plain 36),
+and torchao's other 4-bit formats need packages or devices that were not at hand (`docs/log.md`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from unmask.errors import ConfigError, DependencyError, unknown_name
+from unmask.models.transformer import Transformer
+
+KINDS = ("int8", "int4")
+GROUP = 32
+"""Numbers of a row that share a scale in 4 bits; a layer's input width must be a multiple."""
+ROWS = 16
+"""The 4-bit kernel takes the outputs in pieces of so many."""
+
+
+def quantize_weights(model: Transformer, kind: str) -> int:
+    """Quantize the linear layers of the blocks in place; the bytes that all weights have then.
+
+    The plain weights are there until each is replaced: the peak is theirs. Raises ConfigError (kind, a
+    model with experts, which are no linear layers to torchao, int4 in another dtype, on another device or
+    with widths that do not split) and DependencyError (no torchao, or one without the format).
+    """
+    if kind not in KINDS:
+        raise unknown_name("quantize", kind, KINDS)
+    if model.spec.experts is not None:
+        raise ConfigError(
+            f"quantize={kind!r} would leave the experts of {model.spec.family} as they are, and most "
+            f"weights are theirs; leave it out, or use dtype='bfloat16'"
+        )
+    if kind == "int4":
+        _check_int4(model)
+    try:
+        with _quiet():
+            from torchao.quantization import quantize_
+
+            config = _config(kind)
+    except ImportError as error:
+        raise DependencyError(
+            f"quantize={kind!r} needs torchao ({error}); install it with: pip install 'unmask[quantize]'"
+        ) from None
+    quantize_(model, config, filter_fn=_is_quantized)
+    return weight_bytes(model)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """The bytes of all parameters as they are held, scales of quantized ones included."""
+    return sum(_bytes(value) for value in model.parameters())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings in the log: on import, torchao tells of GPU libraries that it does without."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _config(kind: str) -> Any:
+    if kind == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return Int8WeightOnlyConfig()
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+    return PrototypeInt4WeightOnlyConfig(group_size=GROUP, set_inductor_config=False)
+
+
+def _is_quantized(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and name != "lm_head"
+
+
+def _check_int4(model: Transformer) -> None:
+    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+        kind = str(model.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"quantize='int4' with {kind} weights on {model.device.type}: only bfloat16 on a CPU has a "
+            f"usable 4-bit product; use dtype='bfloat16' and device='cpu', or quantize='int8'"
+        )
+    for name, module in model.named_modules():
+        if not (isinstance(module, nn.Linear) and _is_quantized(module, name)):
+            continue
+        if module.in_features % GROUP or module.out_features % ROWS:
+            raise ConfigError(
+                f"quantize='int4': {name} takes {module.in_features} numbers and gives "
+                f"{module.out_features}, which must be multiples of {GROUP} and {ROWS}; use quantize='int8'"
+            )
+
+
+def _bytes(value: Any) -> int:
+    parts = [getattr(value, name) for name in getattr(value, "tensor_data_names", ())]
+    return sum(part.nbytes for part in parts) if parts else int(value.nbytes)

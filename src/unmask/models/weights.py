@@ -1,0 +1,204 @@
+"""Safetensors to our parameters and back, strictly: every name and shape must be accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from unmask.errors import ModelError
+from unmask.models.safetensors_files import (
+    CHUNK,
+    DTYPES,
+    Found,
+    read,
+    read_columns,
+    shard_files,
+    tensors_of,
+)
+from unmask.models.transformer import Transformer
+from unmask.models.weight_names import NameMap, Shape, Stored, checkpoint_name, layout, runs
+
+Progress = Callable[[int, int], None]
+"""Told the bytes that were read and those there are, from time to time and at the end."""
+
+
+def load_weights(
+    model: Transformer,
+    folder: Path,
+    names: NameMap,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> None:
+    """Fill a model that was built on the meta device.
+
+    Numbers go from the file to their parameter; what is held beside the weights is a few megabytes. One of
+    several ranks keeps its part; of a row of which it needs a piece it reads the whole.
+    Raises ModelError naming every tensor that is unmapped, missing, stored twice or misshapen, before
+    any weight is read.
+    """
+    shapes = shapes_of(model)
+    whole = shapes if model.ranks.size == 1 else _whole_shapes(model)
+    fitting = fit(folder, whole, names, model.spec.tie_embeddings)
+    state = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+    total = sum(tensor.size_bytes for tensor, _ in fitting.pairs)
+    done = 0
+    for path, pairs in groupby(fitting.pairs, key=lambda pair: pair[0].path):
+        with path.open("rb") as file:
+            for tensor, place in pairs:
+                first = 0
+                for ours, start, count in runs(place, whole):
+                    if ours in state:
+                        part = Part(whole[ours], state[ours], model.ranks.rank)
+                        part.read(file, tensor, first, start, count)
+                    first += count
+                done += tensor.size_bytes
+                if progress is not None:
+                    progress(done, total)
+    if fitting.head is not None:
+        check_tied(folder, fitting.head, state["embed.weight"])
+    model.load_state_dict(state, assign=True)
+
+
+def shapes_of(model: Transformer) -> dict[str, Shape]:
+    """The shape of every parameter."""
+    return {name: tuple(value.shape) for name, value in model.named_parameters()}
+
+
+def _whole_shapes(model: Transformer) -> dict[str, Shape]:
+    """The shapes that the parameters would have in one process."""
+    with torch.device("meta"):
+        return shapes_of(Transformer(model.spec))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a rank holds of a parameter of shape `whole`: all, or an equal share of one dimension."""
+
+    whole: Shape
+    held: Tensor
+    rank: int
+
+    def read(self, file: BinaryIO, tensor: Found, first: int, start: int, count: int) -> None:
+        """Fill it from a tensor's numbers `first` on: the parameter's `start .. start + count`."""
+        flat, own = self.held.view(-1), tuple(self.held.shape)
+        if own == self.whole:
+            read(file, tensor, first, flat[start : start + count])
+            return
+        dim = next(i for i, (a, b) in enumerate(zip(own, self.whole, strict=True)) if a != b)
+        if dim == len(own) - 1:
+            width, kept = self.whole[dim], own[dim]
+            rows = self.held.view(-1, kept)[start // width : (start + count) // width]
+            read_columns(file, tensor, first, rows, (width, self.rank * kept))
+            return
+        size, kept = prod(self.whole[dim:]), prod(own[dim:])
+        for outer in range(start // size, -(-(start + count) // size)):
+            held_from = outer * size + self.rank * kept
+            begin, end = max(start, held_from), min(start + count, held_from + kept)
+            if begin < end:
+                at = outer * kept + begin - held_from
+                read(file, tensor, first + begin - start, flat[at : at + end - begin])
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A checkpoint's tensors with their places, file by file; `head`: a stored copy of a tied one."""
+
+    pairs: list[tuple[Found, Stored]]
+    head: Found | None
+
+
+def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool) -> Fit:
+    """Every stored tensor and the parameters that it holds, from the files' headers.
+
+    Raises ModelError naming every tensor that is unmapped, missing, stored twice, misshapen or ill-typed.
+    """
+    places = layout(shapes, names)
+    tied_head = checkpoint_name("lm_head.weight", names) if is_tied else None
+    taken: dict[str, set[int | None]] = {name: set() for name in shapes}
+    seen: set[str] = set()
+    unmapped: list[str] = []
+    problems: list[str] = []
+    fitting = Fit([], None)
+    for tensor in (found for path in shard_files(folder) for found in tensors_of(path)):
+        name, place = tensor.name, places.get(tensor.name)
+        if name == tied_head:
+            problems += _misfits(tensor, shapes["embed.weight"])
+            fitting = Fit(fitting.pairs, tensor)
+        elif place is None:
+            unmapped.append(name)
+        elif name in seen or any(_is_taken(taken[ours], place.expert) for ours in place.ours):
+            problems.append(f"stored twice: {name}")
+        else:
+            seen.add(name)
+            for ours in place.ours:
+                taken[ours].add(place.expert)
+            problems += _misfits(tensor, place.shape)
+            fitting.pairs.append((tensor, place))
+    if unmapped:
+        listed = ", ".join(sorted(unmapped))
+        problems.append(f"unmapped (no such parameter in this family): {listed}")
+    missing = [
+        name
+        for name, place in places.items()
+        if place.is_first and any(not {None, place.expert} & taken[ours] for ours in place.ours)
+    ]
+    if missing:
+        problems.append(f"missing: {', '.join(sorted(missing))}")
+    if problems:
+        raise misfit(folder, "; ".join(problems))
+    return fitting
+
+
+def misfit(folder: Path, problem: str) -> ModelError:
+    """The error for weights that are not those of the config."""
+    return ModelError(f"{folder}: the weights do not fit the config: {problem}")
+
+
+def _is_taken(taken: set[int | None], expert: int | None) -> bool:
+    return bool(taken) and (expert is None or None in taken or expert in taken)
+
+
+def _misfits(tensor: Found, shape: Shape) -> list[str]:
+    if tensor.shape != shape:
+        return [f"misshapen: {tensor.name} is {tensor.shape}, the config says {shape}"]
+    if tensor.kind not in DTYPES:
+        return [f"ill-typed: {tensor.name} is {tensor.kind}, not {', '.join(DTYPES)}"]
+    return []
+
+
+def check_tied(folder: Path, head: Found, embed: Tensor) -> None:
+    """Raise ModelError unless a stored head equals the embedding that the config ties it to."""
+    flat = embed.view(-1)
+    with head.path.open("rb") as file:
+        for at in range(0, len(flat), CHUNK):
+            wanted = flat[at : at + CHUNK]
+            found = torch.empty_like(wanted)
+            read(file, head, at, found)
+            if not torch.equal(found, wanted):
+                raise misfit(
+                    folder, f"{head.name} differs from the embedding although the config ties them"
+                )
+
+
+def save_weights(model: Transformer, path: Path, names: NameMap, dtype: torch.dtype) -> None:
+    """Write one safetensors file with the family's own names, each parameter in the family's first way."""
+    from safetensors.torch import save_file
+
+    ours = {name: value.detach() for name, value in model.named_parameters()}
+    tensors = {}
+    for name, place in layout({key: tuple(v.shape) for key, v in ours.items()}, names).items():
+        if place.is_first:
+            parts = [
+                ours[key] if place.expert is None else ours[key][place.expert] for key in place.ours
+            ]
+            tensors[name] = torch.cat(parts, dim=place.row_dim).to(dtype).cpu().contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors writes for the owner only

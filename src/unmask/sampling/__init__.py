@@ -1,0 +1,1 @@
+"""From logits to proposed tokens: parameters, sampler, random numbers, token frequencies."""

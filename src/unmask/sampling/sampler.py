@@ -1,0 +1,370 @@
+"""From logits to proposals: on the device, in float32, one small result a row.
+
+Letters: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmask.canvas import Ask, Floats, Ints
+from unmask.sampling.params import Proposal
+from unmask.sampling.rng import gumbel
+
+STATS: tuple[str, ...] = (
+    "entropy",
+    "margin",
+    "gap",
+    "eos",
+    "eos_top",
+    "kl",
+    "top_v_entropy",
+    "raw_token",
+    "raw_confidence",
+    "missed",
+)
+"""Columns of a packed result after the token and its log-odds; 0 where a row did not ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The columns of the logits: their token ids, and those with a meaning to the sampler.
+
+    `forbidden` columns are never proposed; `eos_id` and `turn_end_id` are columns or None. `is_whole`:
+    every token has its column, so that ids are columns.
+    """
+
+    token_ids: Tensor
+    forbidden: Tensor
+    eos_id: int | None
+    turn_end_id: int | None
+    is_whole: bool = True
+
+    def part(self, ids: Tensor) -> Vocabulary:
+        """The same for logits of the tokens `ids` (ascending) alone."""
+
+        def column(id_: int | None) -> int | None:
+            if id_ is None:
+                return None
+            at = int(torch.searchsorted(ids, id_))
+            return at if at < len(ids) and int(ids[at]) == id_ else None
+
+        forbidden = torch.isin(ids, self.forbidden).nonzero()[:, 0]
+        ends = column(self.eos_id), column(self.turn_end_id)
+        return Vocabulary(ids, forbidden, *ends, is_whole=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive rows of logits that belong to one sequence: `slots`, their rule and what was asked.
+
+    `before` `(n, V)`: the distributions at these slots in the forward before; `has_before` bool `(n,)`.
+    """
+
+    slots: Ints
+    rule: Proposal
+    ask: Ask
+    before: Tensor | None = None
+    has_before: Tensor | None = None
+
+
+def _rows(spans: list[Span], test: Callable[[Span], Any]) -> list[int]:
+    found: list[int] = []
+    start = 0
+    for span in spans:
+        end = start + len(span.slots)
+        if test(span):
+            found.extend(range(start, end))
+        start = end
+    return found
+
+
+def _per_row(spans: list[Span], rows: list[int], value: Callable[[Span], float]) -> list[float]:
+    values = [value(span) for span in spans for _ in range(len(span.slots))]
+    return [values[row] for row in rows]
+
+
+def propose(
+    logits_NV: Tensor, spans: list[Span], keys: np.ndarray, vocabulary: Vocabulary
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Token, log-odds and statistics of every row, packed as float64 `(N, 2 + len(STATS))`.
+
+    One uint64 key a row. `logits_NV` is overwritten. Probabilities are normalized over all columns; ties
+    between tokens go to the lowest id. Also gives, per span that asked for "kl", its distributions.
+    """
+    logits = logits_NV.float()
+    packed = torch.zeros(len(logits), 2 + len(STATS), dtype=torch.float64, device=logits.device)
+    _add_biases(logits, spans, vocabulary)
+    _add_credit(logits, spans, vocabulary, packed)
+    no_eos = _rows(spans, lambda span: span.rule.logits_eos_inf)
+    if no_eos and vocabulary.eos_id is not None:
+        logits[no_eos, vocabulary.eos_id] = -torch.inf
+    _top_two(logits, spans, packed)
+    held = logits[:, vocabulary.forbidden]
+    logits[:, vocabulary.forbidden] = -torch.inf
+    tokens = logits.argmax(dim=-1)
+    _end_is_top(tokens, spans, vocabulary, packed)
+    _sample(logits, tokens, held, spans, keys, vocabulary)
+    for rows, column in _suppressed_scores(spans, vocabulary):
+        logits[rows, column] = -torch.inf
+    kept = _remember(logits, spans, packed)
+    top_v = _top_v_odds(logits, tokens, spans, packed)
+    packed[:, 0] = vocabulary.token_ids[tokens].double()
+    packed[:, 1] = _statistics(logits, tokens, spans, vocabulary, packed).double()
+    if top_v is not None:
+        packed[top_v[0], 1] = top_v[1].double()
+    return packed, kept
+
+
+def _column(name: str) -> int:
+    return 2 + STATS.index(name)
+
+
+def _place(
+    target: Tensor, rows: Ints, token_ids: Ints, values: Floats, vocabulary: Vocabulary
+) -> None:
+    """Add values at (row, token) in place; tokens without a column are left out."""
+    device = target.device
+    at, columns = torch.from_numpy(rows).to(device), torch.from_numpy(token_ids).to(device)
+    added = torch.from_numpy(values).to(device).float()
+    if not vocabulary.is_whole:
+        ids = vocabulary.token_ids
+        found = torch.searchsorted(ids, columns).clamp(max=len(ids) - 1)
+        added = torch.where(ids[found] == columns, added, torch.zeros_like(added))
+        columns = found
+    target.index_put_((at, columns), added, accumulate=True)
+
+
+def _add_biases(logits: Tensor, spans: list[Span], vocabulary: Vocabulary) -> None:
+    start = 0
+    for span in spans:
+        bias = span.ask.bias
+        if bias is not None:
+            at = np.searchsorted(span.slots, bias.slots).clip(max=max(0, len(span.slots) - 1))
+            here = span.slots[at] == bias.slots if len(span.slots) else np.zeros(0, dtype=bool)
+            _place(logits, at[here] + start, bias.tokens[here], bias.values[here], vocabulary)
+        start += len(span.slots)
+
+
+def _add_credit(logits: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor) -> None:
+    """dInfer's credit: see `decoders.credit`."""
+    start = 0
+    for span in spans:
+        end = start + len(span.slots)
+        credit = span.ask.credit
+        if credit is not None and len(span.slots):
+            part = logits[start:end]
+            raw = part.index_fill(1, vocabulary.forbidden, -torch.inf).argmax(dim=-1)
+            own = part.gather(1, raw[:, None])[:, 0]
+            p = torch.exp(own - part.logsumexp(dim=-1))
+            packed[start:end, _column("raw_token")] = vocabulary.token_ids[raw].double()
+            packed[start:end, _column("raw_confidence")] = p.double()
+            at = np.searchsorted(span.slots, credit.slots).clip(max=len(span.slots) - 1)
+            here = span.slots[at] == credit.slots
+            amounts = torch.zeros_like(part)
+            _place(amounts, at[here], credit.tokens[here], credit.amounts[here], vocabulary)
+            amounts.scatter_add_(1, raw[:, None], (p**credit.gamma)[:, None])
+            part += credit.alpha * torch.log1p(amounts)
+        start = end
+
+
+def _top_two(logits: Tensor, spans: list[Span], packed: Tensor) -> None:
+    """The gap between the two largest logits."""
+    rows = _rows(spans, lambda span: "gap" in span.ask.stats)
+    if rows:
+        top = logits[rows].topk(min(2, logits.shape[-1]), dim=-1).values
+        packed[rows, _column("gap")] = (top[:, 0] - top[:, -1]).double()
+
+
+def _end_is_top(tokens: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor) -> None:
+    """Whether the likeliest token, before any sampling, is the end of text."""
+    rows = _rows(spans, lambda span: "eos" in span.ask.stats)
+    if rows and vocabulary.eos_id is not None:
+        packed[rows, _column("eos_top")] = (tokens[rows] == vocabulary.eos_id).double()
+
+
+def _sample(
+    logits: Tensor,
+    tokens: Tensor,
+    held: Tensor,
+    spans: list[Span],
+    keys: np.ndarray,
+    vocabulary: Vocabulary,
+) -> None:
+    """Redraw the tokens of warm rows; rows that tell of the sampled distribution get its logits.
+
+    On the way in, forbidden columns are -inf; on the way out they are as the model said (`held`).
+    """
+    warm = _rows(spans, lambda span: span.rule.temperature > 0)
+    if warm:
+        tempered = _tempered(logits, warm, spans)
+        on_device = torch.from_numpy(keys[warm].view(np.int64)).to(logits.device)
+        noisy = gumbel(on_device, vocabulary.token_ids).add_(tempered)
+        tokens[warm] = noisy.argmax(dim=-1)
+    logits[:, vocabulary.forbidden] = held
+    told = _rows(spans, lambda span: span.ask.from_sampling)
+    if told:
+        tempered = _tempered(logits, told, spans)
+        own = tokens[told][:, None]
+        heat = _per_row(spans, told, lambda span: span.rule.temperature or 1.0)
+        scale = torch.tensor(heat, dtype=torch.float64, device=logits.device)[:, None]
+        kept = logits[told].gather(1, own).double() / scale  # whatever the filters say of it
+        logits[told] = tempered.scatter_(1, own, kept).float()
+
+
+def _tempered(logits: Tensor, rows: list[int], spans: list[Span]) -> Tensor:
+    """Float64 logits of the distribution that is sampled from: temperature, then top-p, then top-k."""
+    heat = _per_row(spans, rows, lambda span: span.rule.temperature or 1.0)
+    scale = torch.tensor(heat, dtype=torch.float64, device=logits.device)[:, None]
+    tempered = logits[rows].double() / scale
+    _filter(tempered, rows, spans)
+    return tempered
+
+
+def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
+    """Top-p, then top-k: what is not kept becomes -inf, in place. Ties at the k-th stay."""
+    top_p = _per_row(spans, rows, lambda span: span.rule.top_p or 1.0)
+    cut = [i for i, p in enumerate(top_p) if p < 1]
+    if cut:
+        ordered, order = tempered[cut].sort(dim=-1, descending=True, stable=True)
+        before = ordered.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)
+        before[:, 0] = 0
+        limit = torch.tensor([top_p[i] for i in cut], device=tempered.device)[:, None]
+        ordered[before > limit] = -torch.inf
+        tempered[cut] = torch.empty_like(ordered).scatter_(-1, order, ordered)
+    top_k = [int(k) for k in _per_row(spans, rows, lambda span: span.rule.top_k or 0)]
+    cut = [i for i, k in enumerate(top_k) if 0 < k < tempered.shape[-1]]
+    if cut:
+        sizes = torch.tensor([top_k[i] for i in cut], device=tempered.device)
+        largest = tempered[cut].topk(max(top_k[i] for i in cut), dim=-1).values
+        least = largest.gather(1, sizes[:, None] - 1)
+        tempered[cut] = tempered[cut].masked_fill(tempered[cut] < least, -torch.inf)
+
+
+def _suppressed_scores(spans: list[Span], vocabulary: Vocabulary) -> list[tuple[list[int], int]]:
+    """(rows, column) pairs whose probability counts as 0 in the score."""
+    rows = _rows(spans, lambda span: span.rule.confidence_eos_eot_inf)
+    eos_rows = _rows(
+        spans,
+        lambda span: (
+            span.rule.confidence_eos_eot_inf
+            and not (span.rule.compat and span.rule.temperature > 0)
+        ),
+    )
+    pairs = ((rows, vocabulary.turn_end_id), (eos_rows, vocabulary.eos_id))
+    return [(chosen, column) for chosen, column in pairs if chosen and column is not None]
+
+
+def _remember(logits: Tensor, spans: list[Span], packed: Tensor) -> dict[int, Tensor]:
+    """The divergence from the forward before (KLASS, arXiv:2511.05664), and the new distributions."""
+    kept: dict[int, Tensor] = {}
+    start, tiny = 0, 1e-12
+    for index, span in enumerate(spans):
+        end = start + len(span.slots)
+        if "kl" in span.ask.stats:
+            now = logits[start:end].softmax(dim=-1)
+            kept[index] = now
+            divergence = torch.full((end - start,), torch.inf, device=logits.device)
+            if span.before is not None and span.has_before is not None:
+                ratio = torch.log(now + tiny) - torch.log(span.before + tiny)
+                known = (now * ratio).sum(dim=-1)
+                divergence = torch.where(span.has_before, known, divergence)
+            packed[start:end, _column("kl")] = divergence.double()
+        start = end
+    return kept
+
+
+def effective_top_v(rule: Proposal, ask: Ask) -> int | None:
+    """How many of a row's largest logits count (None: all): the user's word goes before the decoder's."""
+    if rule.vocabulary in (None, "adaptive"):
+        return ask.top_v
+    return rule.kept_tokens if rule.vocabulary == "static" else None
+
+
+def _top_v(span: Span) -> int | None:
+    everything = 1 << 30 if "top_v_entropy" in span.ask.stats else None
+    found = effective_top_v(span.rule, span.ask)
+    return everything if found is None else found
+
+
+def _top_v_odds(
+    logits: Tensor, tokens: Tensor, spans: list[Span], packed: Tensor
+) -> tuple[list[int], Tensor] | None:
+    """Rows that count only their V largest logits, and their log-odds: -inf for a token outside."""
+    rows = _rows(spans, lambda span: _top_v(span) is not None)
+    if not rows:
+        return None
+    sizes = [int(v) for v in _per_row(spans, rows, lambda span: _top_v(span) or 1)]
+    most = min(max(sizes), logits.shape[-1])
+    top = logits[rows].topk(most, dim=-1).values
+    limit = torch.tensor(sizes, device=logits.device)[:, None]
+    top = top.masked_fill(torch.arange(most, device=logits.device) >= limit, -torch.inf)
+    own = logits[rows, tokens[rows]]
+    same = top == own[:, None]
+    others = top.masked_fill(same & (same.cumsum(dim=-1) == 1), -torch.inf)
+    odds = own - others.logsumexp(dim=-1)
+    if any("top_v_entropy" in span.ask.stats for span in spans):
+        shares = top.softmax(dim=-1)
+        packed[rows, _column("top_v_entropy")] = torch.special.entr(shares).sum(dim=-1).double()
+    outside = ~same.any(dim=-1) & ~own.isnan()
+    return rows, odds.masked_fill(outside, -torch.inf)
+
+
+def _statistics(
+    logits: Tensor, tokens: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor
+) -> Tensor:
+    """The log-odds of the tokens, ln(p / (1 - p)); entropy, margin and p(end-of-text) where asked.
+
+    The odds against a token are summed without it: nothing cancels or underflows, so the order holds at
+    any distance from p = 1. Overwrites the logits.
+    """
+    own = logits.gather(-1, tokens[:, None])[:, 0]
+    eos = _rows(spans, lambda span: "eos" in span.ask.stats)
+    eos_logit = None
+    if eos and vocabulary.eos_id is not None:
+        eos_logit = logits[eos, vocabulary.eos_id]
+    margin = _rows(spans, lambda span: "margin" in span.ask.stats)
+    largest = logits[margin].topk(min(2, logits.shape[-1]), dim=-1).values if margin else own
+    others = logits.scatter_(-1, tokens[:, None], -torch.inf)
+    top = others.amax(dim=-1).clamp(min=torch.finfo(others.dtype).min)
+    shifted = others.sub_(top[:, None])
+    entropy = _rows(spans, lambda span: "entropy" in span.ask.stats)
+    first_moment = None
+    if entropy:
+        finite = shifted[entropy].clamp(min=-1e30)
+        first_moment = (finite.exp() * finite).sum(dim=-1)
+    total = shifted.exp_().sum(dim=-1)
+    odds: Tensor = own - (total.log() + top)
+    if first_moment is not None:
+        sub = total[entropy].clamp(min=torch.finfo(total.dtype).tiny)
+        lse = torch.logaddexp(own[entropy], total[entropy].log() + top[entropy])
+        rest = torch.sigmoid(-odds[entropy]) * (lse - top[entropy] - first_moment / sub)
+        first = torch.sigmoid(odds[entropy]) * torch.nn.functional.softplus(-odds[entropy])
+        first = first.masked_fill(odds[entropy] == -torch.inf, 0.0)  # 0 ln 0
+        packed[entropy, _column("entropy")] = (first + rest).clamp(min=0).double()
+    if margin:
+        lse = torch.logaddexp(own[margin], total[margin].log() + top[margin])
+        is_first = own[margin] >= largest[:, 0]
+        other_doubt = torch.log1p(-torch.exp((largest[:, 0] - lse).clamp(max=-1e-7)))
+        log_doubt = torch.where(
+            is_first, torch.nn.functional.logsigmoid(-odds[margin]), other_doubt
+        )
+        log_second = largest[:, -1] - lse
+        packed[margin, _column("margin")] = torch.logaddexp(log_doubt, log_second).double()
+    if eos_logit is not None:
+        lse = torch.logaddexp(own[eos], total[eos].log() + top[eos])
+        packed[eos, _column("eos")] = torch.exp(eos_logit - lse).double()
+    return odds
+
+
+def log_odds(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
+    """ln(p / (1 - p)) of one given token a row. Overwrites the logits."""
+    own = logits_NV.gather(-1, tokens_N[:, None])[:, 0]
+    others = logits_NV.scatter_(-1, tokens_N[:, None], -torch.inf)
+    return own - others.logsumexp(dim=-1)
