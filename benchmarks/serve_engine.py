@@ -22,12 +22,12 @@ import torch
 
 import unmask
 from unmask.engine.engine import Engine, Update
-from unmask.engine.model_runner import Runner
+from unmask.engine.model_runner import ModelRunner
 from unmask.engine.outputs import Output
 from unmask.engine.request import Request
 from unmask.engine.scheduler import decode
 from unmask.engine.sequence import SequenceState
-from unmask.engine.threads import apart
+from unmask.engine.threads import run_in_thread
 
 PROMPT = "Tom has {} boxes with {} pens each. He buys 5 more pens. How many pens does he have?"
 
@@ -78,7 +78,7 @@ def timed(call, engine: Engine, requests: list[Request]) -> tuple[float, list[Ou
 
 def profile(llm: unmask.LLM, requests: list[Request]) -> None:
     """Where a batched pass spends its time; in this thread, which a profiler sees."""
-    runner = Runner(llm.model, llm.vocabulary, len(requests))
+    runner = ModelRunner(llm.model, llm.vocabulary, len(requests))
     sequences = [SequenceState.begin(request, i) for i, request in enumerate(requests)]
     profiler = cProfile.Profile()
     profiler.runcall(lambda: list(decode(sequences, runner)))
@@ -97,7 +97,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
     wanted = parser.parse_args()
-    llm = apart(lambda: unmask.LLM(wanted.model, dtype=wanted.dtype))  # as `unmask serve` does
+    llm = run_in_thread(
+        lambda: unmask.LLM(wanted.model, dtype=wanted.dtype)
+    )  # as `unmask serve` does
     print(f"{torch.__version__=} {torch.get_num_threads()=} {wanted}")
     prompts = [PROMPT.format(i % 8 + 2, i // 8 + 3) for i in range(wanted.requests)]
     for decoder in wanted.decoder or ["vanilla", "threshold"]:
@@ -126,7 +128,7 @@ def main() -> None:
                 f"{decoder:10} {cache:13} {tokens} tokens: alone {tokens / statistics.median(slow):7.1f} "
                 f"together {tokens / statistics.median(fast):7.1f} tokens/s, "
                 f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f}); "
-                f"EOS waste {stats.num_wasted / stats.num_queries:.0%} of computed slots"
+                f"EOS waste {stats.num_wasted / stats.num_queries:.0%} of computed positions"
             )
 
 

@@ -1,7 +1,7 @@
 """The page's server without a model: the static files behind the real guard, a schema, scripted canvases.
 
 A request's answer is `WORDS`, or for an infill its blanks filled with "x". Decoder `threshold` writes four
-slots a forward, any other one; `wino` opens its first slot again once. `log` keeps the bodies.
+positions a forward, any other one; `wino` opens its first position again once. `log` keeps the bodies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from unmask.server.auth import Guard
-from unmask.server.settings import STATIC, Access, Settings
+from unmask.server.settings import STATIC, Access, ServerSettings
 
 TOKEN = "a-random-token"
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
@@ -84,7 +84,7 @@ class Page:
         vars(self).update(vars(fresh))
 
 
-def _slot(text, sure=None, *, new=False, fixed=None, **more):
+def _position(text, sure=None, *, new=False, fixed=None, **more):
     found = {"token": 1, "text": text, "confidence": sure, "open": False, "new": new, **more}
     return found | ({} if fixed is None else {"fixed": fixed})
 
@@ -93,34 +93,34 @@ def _open(**more):
     return {"token": None, "text": "", "confidence": None, "open": True, "new": False, **more}
 
 
-def _slots(body) -> list[dict]:
-    """All slots as they are at the end."""
+def _positions(body) -> list[dict]:
+    """All positions as they are at the end."""
     if "parts" in body:
-        opening = _slot("<|startoftext|>", fixed=True, special=True)
+        opening = _position("<|startoftext|>", fixed=True, special=True)
         return [opening] + [
-            _slot(word, None if isinstance(part, str) else 0.9, fixed=isinstance(part, str))
+            _position(word, None if isinstance(part, str) else 0.9, fixed=isinstance(part, str))
             for part in body["parts"]
             for word in ([part] if isinstance(part, str) else ["x"] * part)
         ]
     words = WORDS[: body["max_tokens"]]
     rest = body["max_tokens"] - len(words)
-    ends = [_slot("<end>", 0.99, end=True) for _ in range(rest)]
-    return [_slot(word, SURE[i % 3]) for i, word in enumerate(words)] + ends
+    ends = [_position("<end>", 0.99, end=True) for _ in range(rest)]
+    return [_position(word, SURE[i % 3]) for i, word in enumerate(words)] + ends
 
 
 def frames(body):
     """The canvas before the first forward and after each."""
-    final = _slots(body)
-    todo = [i for i, slot in enumerate(final) if not slot.get("fixed")]
+    final = _positions(body)
+    todo = [i for i, position in enumerate(final) if not position.get("fixed")]
     a_step = 4 if body["decoder"] == "threshold" else 1
     rounds = [todo[i : i + a_step] for i in range(0, len(todo), a_step)]
     takes_back = body["decoder"] == "wino"
     if takes_back:
         rounds.append(todo[:1])
-    shown = [slot if slot.get("fixed") else _open() for slot in final]
+    shown = [position if position.get("fixed") else _open() for position in final]
     yield 0, shown
     for number, chosen in enumerate(rounds, 1):
-        shown = [{**slot, "new": False} for slot in shown]
+        shown = [{**position, "new": False} for position in shown]
         for i in chosen:
             shown[i] = {**final[i], "new": True}
         if takes_back and number == 3:
@@ -153,7 +153,7 @@ class App:
                     message["headers"] = [h for h in message["headers"] if h[0] != b"set-cookie"]
                 await send(message)
 
-            settings = Settings(("demo",), access=self._access())
+            settings = ServerSettings(("demo",), access=self._access())
             await Guard(app, settings, lambda route, status: None)(scope, receive, send_some)
 
         return guarded
@@ -189,24 +189,26 @@ class App:
             return f"data: {json.dumps(value)}\n\n"
 
         body = {"decoder": "vanilla", "cache": "none", "max_tokens": 16} | body
-        number, slots, watched = 0, _slots(body), body.get("stream_mode") == "canvas"
-        for number, slots in frames(body) if watched else ():
+        number, positions, watched = 0, _positions(body), body.get("stream_mode") == "canvas"
+        for number, positions in frames(body) if watched else ():
             await asyncio.sleep(self.page.step_s)
-            num_open = sum(slot["open"] for slot in slots)
-            frame = {"forward": number, "num_settled": 0, "num_open": num_open, "slots": slots}
+            num_open = sum(position["open"] for position in positions)
+            frame = {"forward": number, "num_settled": 0, "num_open": num_open, "slots": positions}
             choice = {"index": 0, "text": "ignored", "canvas": frame, "finish_reason": None}
             yield event({"choices": [choice]})
             if self.page.breaks_off and number == 2:
                 return
-        final = [{**slot, "new": False} for slot in slots]
+        final = [{**position, "new": False} for position in positions]
         if watched:
             frame = {"forward": number, "num_settled": 0, "num_open": 0, "slots": final}
             yield event({"choices": [{"index": 0, "text": "", "canvas": frame}]})
-        text = "".join(slot["text"] for slot in final if not slot.keys() & {"end", "special"})
+        text = "".join(
+            position["text"] for position in final if not position.keys() & {"end", "special"}
+        )
         content = {"delta": {"content": text}} if is_chat else {"text": text}
         last = {"choices": [{"index": 0, **content, "finish_reason": "stop"}]}
         yield event(last | {"unmask": {"cache_exact": body["cache"] == "none"}})
-        tokens = len([slot for slot in final if "end" not in slot])
+        tokens = len([position for position in final if "end" not in position])
         usage = {"completion_tokens": tokens, "num_forwards": number}
         usage["tokens_per_forward"] = tokens / max(1, number)
         yield event({"choices": [], "usage": usage})

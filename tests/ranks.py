@@ -91,9 +91,9 @@ def run(llm: LLM, options: dict[str, Any]) -> list[Any]:
 def serve(llm: LLM) -> dict[str, Any]:
     """What an engine makes of requests that share a beginning and too few pages."""
     from unmask.engine.kv_budget import PAGED_SHARE
-    from unmask.kv.paged_store import PageStore
+    from unmask.kv.paged_store import PagedStore
 
-    page = PageStore.page_bytes(llm.model.part, llm.model.dtype)
+    page = PagedStore.page_bytes(llm.model.part, llm.model.dtype)
     beginning = list(range(2, 42))
     updates: dict[int, Any] = {}
     with Engine(llm, max_batch=4, kv_bytes=int(14 * page / PAGED_SHARE) + 1) as engine:

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from unmask.engine.threads import apart
+from unmask.engine.threads import run_in_thread
 
 
 def test_the_result_comes_from_another_thread_that_is_gone():
-    worker = apart(threading.current_thread)
+    worker = run_in_thread(threading.current_thread)
     assert worker is not threading.current_thread()
     assert not worker.is_alive()
 
@@ -21,5 +21,5 @@ def test_what_is_raised_there_is_raised_here(error):
         raise error
 
     with pytest.raises(type(error)) as caught:
-        apart(fail)
+        run_in_thread(fail)
     assert caught.value is error

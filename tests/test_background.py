@@ -141,7 +141,7 @@ def test_the_model_s_own_is_the_mean_over_empty_canvases(
 ) -> None:
     llm = tiny_llm(family, block_size=block_size)
     llm.tokenizer = WithBegin() if begin else StubTokenizer()
-    monkeypatch.setattr("unmask.engine.token_frequencies.MAX_SLOTS", 30)
+    monkeypatch.setattr("unmask.engine.token_frequencies.MAX_POSITIONS", 30)
     monkeypatch.setattr("unmask.engine.token_frequencies.HEAD_CHUNK", 3 * VOCAB)
     found = estimate(llm, num_canvases=9, length=12, seed=4)
 

@@ -17,7 +17,16 @@ import pytest
 from unmask import decoders
 from unmask.bench.decode import TASKS, held_out, measure, options_of
 from unmask.bench.plot import Box, draw, points
-from unmask.bench.report import BASELINE, Entry, Report, Result, Row, Setting, compare, from_json
+from unmask.bench.report import (
+    BASELINE,
+    DecodeSetting,
+    MethodEntry,
+    Report,
+    ReportRow,
+    Result,
+    compare,
+    from_json,
+)
 from unmask.cli.bench_decode import COLUMNS, parse_decoders, setting_of
 from unmask.cli.main import main
 from unmask.demo.example import Example
@@ -26,15 +35,15 @@ from unmask.errors import ConfigError, DependencyError
 from unmask.models import BUNDLED
 
 EXAMPLES = [Example("drill", prompt, "", prompt) for prompt in ("1 2 3", "4 5", "6 7 8 9")]
-SMALL = Setting(task="drill", limit=3, gen_length=8, block_length=4, seed=2)
-SURE = Entry("threshold", (("threshold", "0.3"),))
+SMALL = DecodeSetting(task="drill", limit=3, gen_length=8, block_length=4, seed=2)
+SURE = MethodEntry("threshold", (("threshold", "0.3"),))
 
 
 def result(right: str, seconds: tuple[float, ...] = (2.0,), tokens: int = 20) -> Result:
     return Result(tuple(mark == "+" for mark in right), tokens, 40, 400, seconds)
 
 
-def report(*rows: Row) -> Report:
+def report(*rows: ReportRow) -> Report:
     facts: dict[str, Any] = {
         "python": "3",
         "torch": "2",
@@ -45,7 +54,7 @@ def report(*rows: Row) -> Report:
         "accelerator": None,
         "load_average": None,
     }
-    base = Row(BASELINE, {"steps": None}, result("++-+", (2.0, 4.0)))
+    base = ReportRow(BASELINE, {"steps": None}, result("++-+", (2.0, 4.0)))
     return Report("demo", "float32", "cpu", SMALL, (base, *rows), facts, "today", "0")
 
 
@@ -72,7 +81,7 @@ def test_a_row_counts_what_generate_counts(tiny: Any) -> None:
 
 
 def test_a_decoder_that_cannot_run_gets_a_row_and_stops_nothing(tiny: Any) -> None:
-    bad = Entry("threshold", (("block_length", "5"),))
+    bad = MethodEntry("threshold", (("block_length", "5"),))
     found = measure(tiny(), [bad, SURE], SMALL, EXAMPLES)
     problem, well = found.rows[1:]
     assert problem.result is None
@@ -89,7 +98,7 @@ def test_every_decoder_warms_up_and_each_repeat_starts_with_another(tiny: Any) -
     seen: list[tuple[str, int]] = []
 
     @contextmanager
-    def watch(entry: Entry, repeat: int) -> Iterator[None]:
+    def watch(entry: MethodEntry, repeat: int) -> Iterator[None]:
         seen.append((entry.decoder, repeat))
         yield
 
@@ -133,26 +142,26 @@ def test_block_length_goes_to_decoders_with_blocks_and_a_typed_one_wins(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert options_of(SURE, SMALL) == {"block_length": 4, "threshold": "0.3"}
-    typed = Entry("threshold", (("block_length", "2"),))
+    typed = MethodEntry("threshold", (("block_length", "2"),))
     assert options_of(typed, SMALL) == {"block_length": "2"}
-    monkeypatch.setattr(decoders, "decoder_class", lambda name: Example)
-    assert options_of(Entry("blockless"), SMALL) == {}
+    monkeypatch.setattr("unmask.decoders.registry.decoder_class", lambda name: Example)
+    assert options_of(MethodEntry("blockless"), SMALL) == {}
 
 
 def test_the_tasks_are_held_out_sets_and_too_high_a_limit_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for task in TASKS:
-        assert len(held_out(Setting(task=task, limit=2))) == 2
+        assert len(held_out(DecodeSetting(task=task, limit=2))) == 2
     options = dataclasses.asdict(SMALL) | {"task": "sudoku", "gen_length": None}
     assert setting_of(options).gen_length == 32
     assert setting_of(options | {"gen_length": 16}).gen_length == 16
-    (puzzle,) = held_out(Setting(task="sudoku", limit=1))
+    (puzzle,) = held_out(DecodeSetting(task="sudoku", limit=1))
     assert puzzle == held_out_set("sudoku", 1, blanks=8)[0]
     monkeypatch.setattr("unmask.demo.tasks.PATIENCE", 1)
     monkeypatch.setattr("unmask.demo.tasks.is_held_out", lambda example: False)
     with pytest.raises(ConfigError, match=r"limit=3 is too high: only 0 distinct"):
-        held_out(Setting(task="countdown", limit=3))
+        held_out(DecodeSetting(task="countdown", limit=3))
 
 
 # comparing
@@ -182,7 +191,10 @@ def test_rates_are_medians_and_the_speed_up_is_their_ratio() -> None:
 
 
 def test_json_holds_what_the_report_is_made_of() -> None:
-    whole = report(Row(SURE, {"threshold": 0.3}, result("+--+")), Row(Entry("x"), {}, None, "why"))
+    whole = report(
+        ReportRow(SURE, {"threshold": 0.3}, result("+--+")),
+        ReportRow(MethodEntry("x"), {}, None, "why"),
+    )
     again = from_json(json.loads(json.dumps(whole.as_json())))
     assert again == whole
     assert again.as_json()["rows"][1]["derived"]["against_baseline"]["num_worse"] == 1
@@ -192,11 +204,11 @@ def test_json_holds_what_the_report_is_made_of() -> None:
 
 
 def test_decoders_are_names_with_or_without_knobs() -> None:
-    assert parse_decoders("all") == [Entry(name) for name in decoders.names()]
+    assert parse_decoders("all") == [MethodEntry(name) for name in decoders.names()]
     assert parse_decoders(" factor , threshold( block-length = 8,threshold=0.3 ),threshold") == [
-        Entry("factor"),
-        Entry("threshold", (("block_length", "8"), ("threshold", "0.3"))),
-        Entry("threshold"),
+        MethodEntry("factor"),
+        MethodEntry("threshold", (("block_length", "8"), ("threshold", "0.3"))),
+        MethodEntry("threshold"),
     ]
     (entry,) = parse_decoders("threshold(threshold=0.3)")
     assert parse_decoders(entry.label) == [entry]
@@ -322,7 +334,10 @@ def test_a_missing_matplotlib_names_the_extra(
 
 
 def test_every_decoder_with_a_result_is_a_point() -> None:
-    rows = (Row(SURE, {}, result("+--+", (1.0, 2.0))), Row(Entry("x"), {}, None, "why"))
+    rows = (
+        ReportRow(SURE, {}, result("+--+", (1.0, 2.0))),
+        ReportRow(MethodEntry("x"), {}, None, "why"),
+    )
     base, sure = points(report(*rows), "tokens_per_s")
     assert (base.label, base.is_baseline, base.y) == ("vanilla (baseline)", True, 75)
     assert (sure.label, sure.is_baseline, sure.y) == ("threshold(threshold=0.3)", False, 50)
@@ -338,7 +353,7 @@ def test_boxes_overlap_in_pixels() -> None:
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_picture_is_drawn(suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the picture needs matplotlib (extra: plot)")
-    row = Row(SURE, {}, result("+--+", (1.0, 2.0)))
+    row = ReportRow(SURE, {}, result("+--+", (1.0, 2.0)))
     path = tmp_path / f"picture.{suffix}"
     draw(report(row), path, "tokens_per_s" if suffix == "png" else "tokens_per_forward")
     start = {"png": b"\x89PNG", "svg": b"<?xml"}[suffix]

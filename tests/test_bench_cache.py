@@ -8,7 +8,7 @@ import pytest
 
 from unmask import LLM
 from unmask.bench.cache import measure_caches
-from unmask.bench.report import Entry, Setting
+from unmask.bench.report import DecodeSetting, MethodEntry
 from unmask.cli.main import main
 from unmask.demo.tasks import held_out_set
 
@@ -16,10 +16,10 @@ from unmask.demo.tasks import held_out_set
 @pytest.fixture(scope="module")
 def found():
     """Two prompts under a cache that computes everything and two that do not."""
-    setting = Setting(limit=2, gen_length=16, block_length=8)
+    setting = DecodeSetting(limit=2, gen_length=16, block_length=8)
     names = ["vicinity(prefix_look=999, after_look=999)", "dual", "dllm"]
     examples = held_out_set("word_problem", 2)
-    made = measure_caches(LLM("demo"), names, Entry("threshold"), setting, examples)
+    made = measure_caches(LLM("demo"), names, MethodEntry("threshold"), setting, examples)
     assert [item.name for item in made] == ["none", *names]
     return made
 
@@ -37,8 +37,8 @@ def test_one_that_does_not_is_stale_and_computes_less(found):
     for item in (dual, dllm):
         assert item.divergence > 1e-6
         assert item.num_queries < none.num_queries
-    assert none.bytes_per_slot == 0
-    assert dllm.bytes_per_slot == 2 * dual.bytes_per_slot > 0
+    assert none.bytes_per_position == 0
+    assert dllm.bytes_per_position == 2 * dual.bytes_per_position > 0
 
 
 def test_the_command_prints_json_alone(capsys):

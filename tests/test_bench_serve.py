@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mock_server import WORD, mock_server
 
-from unmask.bench.endpoint import Arrival, Reply
+from unmask.bench.endpoint import Arrival, EndpointReply
 from unmask.bench.latency import blocks, parse_goals, standard
 from unmask.bench.serve import Traffic
 from unmask.bench.workload import Workload
@@ -32,7 +32,7 @@ def words(text: str) -> int:
 
 def reply(sent_at, pieces, latency, num_tokens, **more):
     arrivals = tuple(Arrival(*piece) for piece in pieces)
-    return Reply(sent_at, latency, arrivals, num_tokens, **more)
+    return EndpointReply(sent_at, latency, arrivals, num_tokens, **more)
 
 
 NATIVE = [

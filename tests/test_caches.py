@@ -13,17 +13,17 @@ from test_properties import METHODS, PROMPTS, assert_same_run, finds_length, gen
 from tiny import FAMILIES, KNOWN, tiny_llm, tiny_model, tiny_spec, trace_of
 
 from unmask import caches, decoders
-from unmask.attention.layered import FeatureLane, Features, Layered
-from unmask.attention.packed import Lane, Packed
+from unmask.attention.layered import FeatureRowMeta, FeatureStore, LayeredAttention
+from unmask.attention.packed import PackedAttention, RowMeta
 from unmask.attention.rollout import head_mean, rollout
-from unmask.caches.base import Plan
+from unmask.caches.base import CachePlan
 from unmask.caches.registry import describe, make_cache
 from unmask.canvas import Edit, apply, edited, new_canvas, places
-from unmask.docgen.caches import markdown, numbers_per_slot
+from unmask.docgen.caches import markdown, numbers_per_position
 from unmask.engine.request import Request
 from unmask.engine.request_builder import configure
 from unmask.errors import ConfigError
-from unmask.kv.dense_store import Store
+from unmask.kv.dense_store import DenseStore
 
 BLOCK = 4
 _BLOCK_CAUSAL: dict = {}
@@ -159,7 +159,7 @@ def test_any_mixture_of_requests_on_a_block_causal_model_decodes_like_each_alone
                 canvas=llm.prompt_canvas(prompt, data.draw(st.sampled_from([4, 8]))),
                 decoder=method.decoder,
                 cache=make_cache(data.draw(st.sampled_from(names)), None, BLOCK),
-                proposal=method.proposal,
+                sampling_params=method.sampling_params,
                 seed=data.draw(st.integers(0, 3)),
                 stop_ids=llm.stop_ids,
                 stop_at_eos=data.draw(st.booleans()),
@@ -197,13 +197,15 @@ def edit_of(canvas, kind, number):
     own = np.flatnonzero(~canvas.fixed)
     decided, open_ = own[~canvas.open[own]], own[canvas.open[own]]
     if kind == "commit" and len(open_):
-        slot = open_[number % len(open_)]
-        return Edit(commit=np.array([slot]), tokens=np.array([number]), confidence=np.array([0.5]))
+        position = open_[number % len(open_)]
+        return Edit(
+            commit=np.array([position]), tokens=np.array([number]), confidence=np.array([0.5])
+        )
     if kind == "remask" and len(decided):
         return Edit(remask=decided[[number % len(decided)]])
     if kind == "replace" and len(decided):
-        slot = decided[[number % len(decided)]]
-        return Edit(replace=slot, replace_tokens=np.array([number]))
+        position = decided[[number % len(decided)]]
+        return Edit(replace=position, replace_tokens=np.array([number]))
     if kind == "insert":
         return Edit(insert=((int(own[number % len(own)]), 1 + number % 3),))
     if kind == "delete" and len(own) > 2:
@@ -214,19 +216,21 @@ def edit_of(canvas, kind, number):
 @every_family
 @settings(max_examples=30)
 @given(steps=edits)
-def test_after_any_edits_the_store_holds_what_each_slot_had_turned_to_its_new_place(family, steps):
-    """Layer 0 depends on a slot alone: its moved keys must equal keys computed at the new place."""
+def test_after_any_edits_the_store_holds_what_each_position_had_turned_to_its_new_place(
+    family, steps
+):
+    """Layer 0 depends on a position alone: its moved keys must equal keys computed at the new place."""
     model = tiny_model(family, 5)
-    store = Store(model.spec, 1, 64, torch.float32, torch.device("cpu"))
+    store = DenseStore(model.spec, 1, 64, torch.float32, torch.device("cpu"))
     canvas = canvas_of([1, 2, 3, 4, 5], 9)
     known = compute(model, store, canvas, np.arange(len(canvas)))
     for number, (kind, which) in enumerate(steps):
         before, canvas = canvas, apply(canvas, edit_of(canvas, kind, which), number)
         sources = places(before, canvas)
         targets = np.flatnonzero(sources >= 0)
-        store.move_slots(0, sources[targets], targets)
+        store.move_positions(0, sources[targets], targets)
         compute(model, store, canvas, np.flatnonzero(edited(before, canvas)))
-    fresh = Store(model.spec, 1, 64, torch.float32, torch.device("cpu"))
+    fresh = DenseStore(model.spec, 1, 64, torch.float32, torch.device("cpu"))
     exact = compute(model, fresh, canvas, np.arange(len(canvas)))
     size = len(canvas)
     for kept, wanted in ((store.keys[0], fresh.keys[0]), (store.values[0], fresh.values[0])):
@@ -237,24 +241,24 @@ def test_after_any_edits_the_store_holds_what_each_slot_had_turned_to_its_new_pl
 
 
 @torch.inference_mode()
-def compute(model, store, canvas, slots):
-    if not len(slots):
+def compute(model, store, canvas, positions):
+    if not len(positions):
         return None
-    lane = Lane(0, slots, len(canvas), slots)
-    mixing = Packed([lane], store, model.spec.block_size, torch.device("cpu"))
-    ids = torch.from_numpy(canvas.tokens[slots])
-    return model.hidden(ids, torch.from_numpy(slots), mixing=mixing)
+    meta = RowMeta(0, positions, len(canvas), positions)
+    backend = PackedAttention([meta], store, model.spec.block_size, torch.device("cpu"))
+    ids = torch.from_numpy(canvas.tokens[positions])
+    return model.hidden(ids, torch.from_numpy(positions), backend=backend)
 
 
 @every_family
 @pytest.mark.parametrize("cache", ["dual", "vicinity", "dkv", "d2cache", "dllm"])
-def test_inserting_slots_computes_the_new_ones_and_moves_the_others(cache, family, monkeypatch):
+def test_inserting_positions_computes_the_new_ones_and_moves_the_others(cache, family, monkeypatch):
     llm = tiny_llm(family, 1)
     moved = []
-    plain = Store.move_slots
+    plain = DenseStore.move_positions
     monkeypatch.setattr(
-        Store,
-        "move_slots",
+        DenseStore,
+        "move_positions",
         lambda self, row, old, new: (moved.append((old, new)), plain(self, row, old, new)),
     )
     knobs = {
@@ -296,7 +300,7 @@ class Recorder:
         return plan, state
 
     def observe(self, before, after, seen, state):
-        assert np.isin(seen.reading.slots, self.plans[-1][1].rows).all() or len(
+        assert np.isin(seen.reading.positions, self.plans[-1][1].rows).all() or len(
             self.plans[-1][1].optional
         )
         return self.policy.observe(before, after, seen, state)
@@ -309,7 +313,7 @@ def recorded(llm, name, knobs, cache, gen_length=16):
         canvas=llm.prompt_canvas([7, 8, 9], gen_length),
         decoder=method.decoder,
         cache=recorder,
-        proposal=method.proposal,
+        sampling_params=method.sampling_params,
         seed=0,
         stop_ids=llm.stop_ids,
         stop_at_eos=False,
@@ -344,7 +348,7 @@ def test_plans_compute_what_must_be_read_and_what_was_edited(name, knobs, cache,
             computed = plan.queries
             if plan.layers is not None and not plan.layers.response:
                 computed = plan.layers.forced
-            assert np.isin(new, computed).all(), "a new slot has nothing to reuse"
+            assert np.isin(new, computed).all(), "a new position has nothing to reuse"
         before = canvas
 
 
@@ -377,7 +381,7 @@ def test_d2cache_knobs_at_their_ends():
 
 
 def test_klass_pushes_no_history_for_rows_that_were_not_computed():
-    """A slot that d2cache left out for a forward begins its history anew: +inf, not a stale number."""
+    """A position that d2cache left out for a forward begins its history anew: +inf, not a stale number."""
     llm = tiny_llm("llada", 1)
     seen = []
     decoder = configure(
@@ -387,7 +391,13 @@ def test_klass_pushes_no_history_for_rows_that_were_not_computed():
 
     def watch(self, canvas, state, reading):
         seen.append(
-            dict(zip(canvas.uid[reading.slots].tolist(), reading.stats["kl"].tolist(), strict=True))
+            dict(
+                zip(
+                    canvas.uid[reading.positions].tolist(),
+                    reading.stats["kl"].tolist(),
+                    strict=True,
+                )
+            )
         )
         return step(self, canvas, state, reading)
 
@@ -418,17 +428,19 @@ def test_prophet_reads_its_answer_span_under_caches_that_skip_it():
 
 @every_family
 def test_wino_leaves_no_trace_of_its_shadow_in_the_store(family):
-    """The same slots with and without twins leave the same keys and values behind."""
+    """The same positions with and without shadows leave the same keys and values behind."""
     model = tiny_model(family, 3)
     canvas = canvas_of([1, 2, 3, 4], 6)
-    slots = np.arange(len(canvas))
-    stores = [Store(model.spec, 1, 10, torch.float32, torch.device("cpu")) for _ in range(2)]
-    compute(model, stores[0], canvas, slots)
-    lane = Lane(0, slots, 10, np.concatenate((slots, [3, 4, 5])), twins=np.array([3, 4, 5]))
+    positions = np.arange(len(canvas))
+    stores = [DenseStore(model.spec, 1, 10, torch.float32, torch.device("cpu")) for _ in range(2)]
+    compute(model, stores[0], canvas, positions)
+    meta = RowMeta(
+        0, positions, 10, np.concatenate((positions, [3, 4, 5])), shadows=np.array([3, 4, 5])
+    )
     ids = torch.from_numpy(np.concatenate((canvas.tokens, [60, 60, 60])))
     with torch.inference_mode():
-        mixing = Packed([lane], stores[1], None, torch.device("cpu"))
-        model.hidden(ids, torch.from_numpy(lane.positions), mixing=mixing)
+        backend = PackedAttention([meta], stores[1], None, torch.device("cpu"))
+        model.hidden(ids, torch.from_numpy(meta.position_ids), backend=backend)
     for layer in range(model.spec.num_layers):
         assert torch.allclose(stores[0].keys[layer], stores[1].keys[layer][:, :, :10], atol=1e-5)
         assert torch.allclose(
@@ -535,24 +547,28 @@ def naive_dllm(model, tokens, prompt, kept, response_due, prompt_due, share):
 @every_family
 @torch.inference_mode()
 def test_dllm_computes_what_plain_loops_compute(family):
-    """States of seven forwards, tokens changing in between, against slot by slot loops."""
+    """States of seven forwards, tokens changing in between, against position by position loops."""
     model = tiny_model(family, 4)
     policy = make_cache("dllm(kp=3, kr=4, rou=0.4)")
     canvas = canvas_of([1, 2, 3, 4], 7, prompt=4)
-    store = Features(model.spec, 1, len(canvas), torch.float32, torch.device("cpu"))
+    store = FeatureStore(model.spec, 1, len(canvas), torch.float32, torch.device("cpu"))
     state, kept = policy.start(canvas, None), {}
     for number in range(7):
         plan, state = policy.plan(canvas, None, None, state)
-        lane = Lane(0, plan.queries, len(canvas), plan.queries)
-        mixing = Layered([FeatureLane(lane, plan.layers)], store, None, torch.device("cpu"))
+        meta = RowMeta(0, plan.queries, len(canvas), plan.queries)
+        backend = LayeredAttention(
+            [FeatureRowMeta(meta, plan.layers)], store, None, torch.device("cpu")
+        )
         ids = torch.from_numpy(canvas.tokens)
-        ours = model.hidden(ids, torch.arange(len(canvas)), mixing=mixing)
+        ours = model.hidden(ids, torch.arange(len(canvas)), backend=backend)
         wanted = naive_dllm(
             model, canvas.tokens.tolist(), 4, kept, number % 4 == 0, number % 3 == 0, 0.4
         )
         assert torch.allclose(ours, wanted, atol=2e-5), number
-        slot = canvas.open_slots()[number % canvas.num_open]
-        edit = Edit(commit=np.array([slot]), tokens=np.array([number]), confidence=np.array([0.5]))
+        position = canvas.open_positions()[number % canvas.num_open]
+        edit = Edit(
+            commit=np.array([position]), tokens=np.array([number]), confidence=np.array([0.5])
+        )
         before, canvas = canvas, apply(canvas, edit, number)
         state = policy.observe(before, canvas, None, state)
         assert not len(state.forced)
@@ -567,7 +583,7 @@ def test_the_memory_of_the_reference_page_is_what_is_allocated(name, family):
     llm = tiny_llm(family)
     output = generate(llm, [[1, 2, 3]], "vanilla", name, {})[0]
     spec = llm.spec
-    numbers = numbers_per_slot("dllm" if "dllm" in name else name, spec)
+    numbers = numbers_per_position("dllm" if "dllm" in name else name, spec)
     assert output.cache_bytes == numbers * spec.num_layers * 11 * 4
     formula = {0: "0", 2 * spec.num_kv_heads * spec.head_dim: "2 G A"}.get(numbers, "2 G A + 2 D")
     if "(" not in name and name != "dkv":
@@ -578,16 +594,19 @@ def test_the_memory_of_the_reference_page_is_what_is_allocated(name, family):
 
 def test_the_store_has_no_more_room_than_it_was_asked_for():
     spec = tiny_spec()
-    made = Store(spec, 3, 10, torch.float32, torch.device("cpu"))
+    made = DenseStore(spec, 3, 10, torch.float32, torch.device("cpu"))
     total = sum(tensor.nbytes for tensors in made.tensors for tensor in tensors)
     assert total == 3 * 10 * 2 * spec.num_kv_heads * spec.head_dim * spec.num_layers * 4
-    assert made.bytes_per_slot * 30 == total
-    features = Features(spec, 3, 10, torch.float32, torch.device("cpu"))
-    assert features.bytes_per_slot == made.bytes_per_slot + 2 * spec.d_model * spec.num_layers * 4
+    assert made.bytes_per_position * 30 == total
+    features = FeatureStore(spec, 3, 10, torch.float32, torch.device("cpu"))
+    assert (
+        features.bytes_per_position
+        == made.bytes_per_position + 2 * spec.d_model * spec.num_layers * 4
+    )
 
 
 def test_a_steady_forward_writes_in_place_and_grows_nothing(monkeypatch):
-    """The store's tensors stay the same objects of the same size, twins and insertions included."""
+    """The store's tensors stay the same objects of the same size, shadows and insertions included."""
     grown = []
     monkeypatch.setattr(
         torch, "cat",
@@ -641,7 +660,7 @@ def test_rows_that_refresh_do_not_widen_the_others(monkeypatch):
         ("dkv(kp=3)", None, "unknown knob for cache 'dkv'"),
         ("dkv(inner=dllm, kq=3)", None, "did you mean 'kr'"),
         ("none(kp=3)", None, "unknown knob for cache 'none'"),
-        ("block_causal", None, "every slot sees every other"),
+        ("block_causal", None, "every position sees every other"),
         ("dual", 5, "cache_args=5 must map"),
     ],
 )  # fmt: skip
@@ -673,6 +692,6 @@ def test_a_policy_describes_itself_so_that_it_can_be_made_again():
 
 
 def test_plans_are_values():
-    plan = Plan(np.arange(3))
+    plan = CachePlan(np.arange(3))
     assert replace(plan, watched=True).watched
     assert not plan.watched

@@ -163,7 +163,7 @@ def test_the_paper_bounds_a_blocks_forwards_by_its_steps(tiny):
     call = {"gen_length": 16, "stop_at_eos": False, "return_trace": True, "initial_steps": 3}
     flat = {"max_steps": 3, "tau_base": 1.0, "tau_min": 1.0}
     out = tiny().generate([[1, 2]], "cadllm", variant="paper", **call, **flat)[0]
-    assert out.num_forwards == 3, "one block of 16 slots"
+    assert out.num_forwards == 3, "one block of 16 positions"
 
 
 def test_the_early_exit_ends_a_clear_block(tiny):

@@ -12,7 +12,7 @@ from unmask.canvas import Edit, Reading, apply, new_canvas
 MASK = 99
 
 
-def slots(*values):
+def positions(*values):
     return np.array(values, dtype=np.int64)
 
 
@@ -22,8 +22,8 @@ def canvas(prompt=2, blanks=4):
 
 def commit(*pairs):
     return Edit(
-        commit=slots(*(slot for slot, _ in pairs)),
-        tokens=slots(*(token for _, token in pairs)),
+        commit=positions(*(position for position, _ in pairs)),
+        tokens=positions(*(token for _, token in pairs)),
         confidence=np.full(len(pairs), 0.5),
     )
 
@@ -50,11 +50,11 @@ def test_a_new_canvas_shows_the_mask_where_it_is_open():
         (6, 9, []),
     ],
 )
-def test_open_slots_are_those_of_the_range(start, end, expected):
-    assert canvas().open_slots(start, end).tolist() == expected
+def test_open_positions_are_those_of_the_range(start, end, expected):
+    assert canvas().open_positions(start, end).tolist() == expected
 
 
-def test_commit_decides_slots_and_remembers_the_forward():
+def test_commit_decides_positions_and_remembers_the_forward():
     after = apply(canvas(), commit((3, 11), (5, 12)), 6)
     assert after.tokens.tolist() == [7, 7, MASK, 11, MASK, 12]
     assert after.open.tolist() == [False, False, True, False, True, False]
@@ -71,15 +71,15 @@ def test_an_edit_does_not_change_the_canvas_it_saw():
 
 def test_replace_changes_a_decided_token():
     decided = apply(canvas(), commit((3, 11)), 0)
-    after = apply(decided, Edit(replace=slots(3), replace_tokens=slots(13)), 4)
+    after = apply(decided, Edit(replace=positions(3), replace_tokens=positions(13)), 4)
     assert after.tokens[3] == 13
     assert after.origin[3] == 4
     assert not after.open[3]
 
 
-def test_remask_opens_a_decided_slot_again():
+def test_remask_opens_a_decided_position_again():
     decided = apply(canvas(), commit((3, 11)), 0)
-    after = apply(decided, Edit(remask=slots(3)), 4)
+    after = apply(decided, Edit(remask=positions(3)), 4)
     assert after.open[3]
     assert after.tokens[3] == MASK
     assert after.origin[3] == -1
@@ -87,11 +87,13 @@ def test_remask_opens_a_decided_slot_again():
 
 def test_fields_of_one_edit_apply_in_their_order():
     """Committed and remasked at once ends open."""
-    edit = Edit(commit=slots(3), tokens=slots(11), confidence=np.ones(1), remask=slots(3))
+    edit = Edit(
+        commit=positions(3), tokens=positions(11), confidence=np.ones(1), remask=positions(3)
+    )
     assert apply(canvas(), edit, 0).open[3]
 
 
-def test_insert_puts_open_slots_before_a_slot_and_identities_survive():
+def test_insert_puts_open_positions_before_a_position_and_identities_survive():
     decided = apply(canvas(), commit((3, 11)), 0)
     after = apply(decided, Edit(insert=((3, 2),)), 1)
     assert after.tokens.tolist() == [7, 7, MASK, MASK, MASK, 11, MASK, MASK]
@@ -107,13 +109,13 @@ def test_insert_at_the_length_appends():
     assert after.num_open == 5
 
 
-def test_delete_removes_slots_and_insertions_count_in_the_old_slots():
-    after = apply(canvas(), Edit(delete=slots(2, 4), insert=((4, 1), (6, 2))), 0)
+def test_delete_removes_positions_and_insertions_count_in_the_old_positions():
+    after = apply(canvas(), Edit(delete=positions(2, 4), insert=((4, 1), (6, 2))), 0)
     assert after.uid.tolist() == [0, 1, 3, 6, 5, 7, 8]
 
 
 def test_a_deleted_identity_is_not_given_again():
-    shorter = apply(canvas(), Edit(delete=slots(3)), 0)
+    shorter = apply(canvas(), Edit(delete=positions(3)), 0)
     longer = apply(shorter, Edit(insert=((5, 1),)), 1)
     assert longer.uid.tolist() == [0, 1, 2, 4, 5, 6]
 
@@ -124,29 +126,29 @@ def test_a_deleted_identity_is_not_given_again():
         commit((0, 11)),
         commit((3, MASK)),
         commit((3, 11), (3, 12)),
-        Edit(replace=slots(0), replace_tokens=slots(5)),
-        Edit(replace=slots(3), replace_tokens=slots(5)),
-        Edit(remask=slots(1)),
-        Edit(remask=slots(3)),
-        Edit(delete=slots(0)),
+        Edit(replace=positions(0), replace_tokens=positions(5)),
+        Edit(replace=positions(3), replace_tokens=positions(5)),
+        Edit(remask=positions(1)),
+        Edit(remask=positions(3)),
+        Edit(delete=positions(0)),
         Edit(insert=((1, 1),)),
         Edit(insert=((7, 1),)),
         Edit(insert=((4, 1), (4, 2))),
-        Edit(commit=slots(2, 3), tokens=slots(11), confidence=np.ones(2)),
+        Edit(commit=positions(2, 3), tokens=positions(11), confidence=np.ones(2)),
     ],
     ids=[
         "commit on a given token",
         "commit the mask",
         "commit twice",
         "replace a given token",
-        "replace an open slot",
+        "replace an open position",
         "remask a given token",
-        "remask an open slot",
+        "remask an open position",
         "delete a given token",
         "insert in the prompt",
         "insert past the end",
-        "insert twice before one slot",
-        "commit two slots with one token",
+        "insert twice before one position",
+        "commit two positions with one token",
     ],
 )
 def test_an_edit_that_breaks_the_rules_is_refused(edit):
@@ -157,10 +159,10 @@ def test_an_edit_that_breaks_the_rules_is_refused(edit):
 def test_an_edit_that_writes_the_mask_by_replacing_is_refused():
     decided = apply(canvas(), commit((3, 11)), 0)
     with pytest.raises(AssertionError, match="mask"):
-        apply(decided, Edit(replace=slots(3), replace_tokens=slots(MASK)), 1)
+        apply(decided, Edit(replace=positions(3), replace_tokens=positions(MASK)), 1)
 
 
-def test_commit_on_a_decided_slot_is_refused():
+def test_commit_on_a_decided_position_is_refused():
     decided = apply(canvas(), commit((3, 11)), 0)
     with pytest.raises(AssertionError, match="decided"):
         apply(decided, commit((3, 12)), 1)
@@ -170,9 +172,9 @@ def test_commit_on_a_decided_slot_is_refused():
     "edit",
     [
         commit((3, 1)),
-        Edit(replace=slots(3), replace_tokens=slots(1)),
-        Edit(remask=slots(3)),
-        Edit(delete=slots(3)),
+        Edit(replace=positions(3), replace_tokens=positions(1)),
+        Edit(remask=positions(3)),
+        Edit(delete=positions(3)),
         Edit(insert=((3, 1),)),
     ],
 )
@@ -184,9 +186,9 @@ def test_only_an_edit_that_changes_nothing_is_empty(edit):
 @st.composite
 def edits(draw, current):
     """Any edit that the rules allow on a canvas."""
-    own = [slot for slot in range(len(current)) if not current.fixed[slot]]
-    open_ = [slot for slot in own if current.open[slot]]
-    decided = [slot for slot in own if not current.open[slot]]
+    own = [position for position in range(len(current)) if not current.fixed[position]]
+    open_ = [position for position in own if current.open[position]]
+    decided = [position for position in own if not current.open[position]]
 
     def some(pool):
         return sorted(draw(st.sets(st.sampled_from(pool), max_size=3))) if pool else []
@@ -195,16 +197,16 @@ def edits(draw, current):
     remasked = some(decided)
     where = draw(st.sets(st.integers(current.prompt_length, len(current)), max_size=2))
     return Edit(
-        commit=slots(*chosen),
-        tokens=slots(
+        commit=positions(*chosen),
+        tokens=positions(
             *draw(st.lists(st.integers(0, 50), min_size=len(chosen), max_size=len(chosen)))
         ),
         confidence=np.ones(len(chosen)),
-        replace=slots(*replaced),
-        replace_tokens=slots(*[51] * len(replaced)),
-        remask=slots(*remasked),
-        delete=slots(*deleted),
-        insert=tuple((slot, draw(st.integers(1, 3))) for slot in sorted(where)),
+        replace=positions(*replaced),
+        replace_tokens=positions(*[51] * len(replaced)),
+        remask=positions(*remasked),
+        delete=positions(*deleted),
+        insert=tuple((position, draw(st.integers(1, 3))) for position in sorted(where)),
     )
 
 
@@ -216,20 +218,20 @@ def test_any_sequence_of_edits_equals_a_list_that_is_edited_by_hand(data, prompt
     highest = prompt + blanks - 1  # an identity is never given twice
     for step in range(data.draw(st.integers(1, 6))):
         edit = data.draw(edits(current))
-        for slot, token in zip(edit.commit, edit.tokens, strict=True):
-            mirror[slot][1] = int(token)
-        for slot in edit.replace:
-            mirror[slot][1] = 51
-        for slot in edit.remask:
-            mirror[slot][1] = None
+        for position, token in zip(edit.commit, edit.tokens, strict=True):
+            mirror[position][1] = int(token)
+        for position in edit.replace:
+            mirror[position][1] = 51
+        for position in edit.remask:
+            mirror[position][1] = None
         new = []
         inserts = dict(edit.insert)
-        for slot in range(len(mirror) + 1):
-            for _ in range(inserts.get(slot, 0)):
+        for position in range(len(mirror) + 1):
+            for _ in range(inserts.get(position, 0)):
                 highest += 1
                 new.append([highest, None, False])
-            if slot < len(mirror) and slot not in edit.delete:
-                new.append(mirror[slot])
+            if position < len(mirror) and position not in edit.delete:
+                new.append(mirror[position])
         mirror = new
         current = apply(current, edit, step)
         assert current.uid.tolist() == [item[0] for item in mirror]
@@ -242,7 +244,7 @@ def test_any_sequence_of_edits_equals_a_list_that_is_edited_by_hand(data, prompt
 
 def reading(*odds):
     return Reading(
-        slots=np.arange(len(odds)) * 2,
+        positions=np.arange(len(odds)) * 2,
         tokens=np.arange(len(odds)) + 30,
         log_odds=np.array(odds, dtype=np.float64),
         uniform=np.zeros(len(odds)),
@@ -261,8 +263,8 @@ def test_doubt_is_exact_where_confidence_rounds_to_one():
     assert some.doubt == pytest.approx([np.exp(-60), np.exp(-61)])
 
 
-def test_a_reading_commits_by_index_in_slot_order():
-    edit = reading(1.0, 2.0, 3.0).commit(slots(2, 0))
+def test_a_reading_commits_by_index_in_position_order():
+    edit = reading(1.0, 2.0, 3.0).commit(positions(2, 0))
     assert edit.commit.tolist() == [0, 4]
     assert edit.tokens.tolist() == [30, 32]
     assert edit.confidence[1] > edit.confidence[0]

@@ -125,15 +125,23 @@ def test_what_the_server_refuses_is_told(say, page):
     assert "cannot be reached" in say(["One?"], "--base-url", "http://127.0.0.1:9")[2]
 
 
-def slot(text, **more):
+def position(text, **more):
     return {"text": text, "confidence": 0.9, "open": False, "new": False, **more}
 
 
 def test_a_servers_canvas_is_drawn_as_ours_are():
-    slots = [slot("a", fixed=True), slot("", open=True), slot("", open=True, taken_back=True)]
-    slots += [slot("b\n", new=True), slot("c", new=True, confidence=0.1), slot("\x1b[2J")]
-    slots += [slot("<end>", end=True)] * 3
-    shown = frame_text({"slots": slots})
+    positions = [
+        position("a", fixed=True),
+        position("", open=True),
+        position("", open=True, taken_back=True),
+    ]
+    positions += [
+        position("b\n", new=True),
+        position("c", new=True, confidence=0.1),
+        position("\x1b[2J"),
+    ]
+    positions += [position("<end>", end=True)] * 3
+    shown = frame_text({"slots": positions})
     assert shown.plain == f"a{OPEN}{REOPENED}b↵\nc\ufffd[2J{END}×3"
     styles = {shown.plain[span.start : span.end]: str(span.style) for span in shown.spans}
     assert styles["b↵\n"] == "bold underline #66CC66"
@@ -175,6 +183,6 @@ def test_at_a_terminal_the_canvas_is_live_and_a_mistake_ends_nothing(page):
         child.wait()
         os.close(master)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    assert "forward 0 · 0 of 16 slots" in plain
+    assert "forward 0 · 0 of 16 positions" in plain
     assert OPEN * 16 in plain
     assert "answer is" in plain

@@ -28,7 +28,7 @@ from unmask.engine.tokenizer import load_tokenizer
 from unmask.errors import ConfigError, PromptError
 from unmask.knobs import field_names
 from unmask.models import BUNDLED
-from unmask.sampling.params import Proposal
+from unmask.sampling.params import SamplingParams
 from unmask.train.checkpoint import export
 from unmask.train.loop import StepLog, build, demo_spec
 from unmask.train.recipe import Recipe
@@ -402,7 +402,7 @@ def test_train_alone_lists_every_key_with_its_meaning(cli: Cli) -> None:
 def test_generate_help_lists_every_knob(cli: Cli) -> None:
     status, out, _ = cli("generate", "--help")
     assert status == 0
-    wanted = {"threshold", "factor", "steps", "block_length", "sigma"} | field_names(Proposal)
+    wanted = {"threshold", "factor", "steps", "block_length", "sigma"} | field_names(SamplingParams)
     for name in decoders.names():
         assert f"  {name}\n" in out
         wanted |= field_names(decoders.decoder_class(name))

@@ -171,7 +171,7 @@ MISTAKES = [
     ("seed=x", "seed='x' must be a whole number"),
     ("dataset.n_shot=1.5", "dataset.n_shot=1.5 must be a whole number"),
     ("limit=0", "limit=0 must be at least 1 examples"),
-    ("generation.gen_length=0", "generation.gen_length=0 must be at least 1 slots"),
+    ("generation.gen_length=0", "generation.gen_length=0 must be at least 1 positions"),
     ("generation=threshold generation.threshold=2", "must be between 0 and 1"),
     ("seed=1 eval_args.random_seed=2", "contradict"),
     ("seed=1,2", "add -m"),

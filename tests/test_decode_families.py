@@ -115,28 +115,28 @@ def inside(trace, end):
 
 
 def naive(llm, prompt, gen_length, *, length, tau, least=None):
-    """Forward by forward, which (slot, token) LLaDA2.0's rule commits, without any cache."""
+    """Forward by forward, which (position, token) LLaDA2.0's rule commits, without any cache."""
     spec = llm.spec
     ids = list(prompt) + [spec.mask_id] * gen_length
     open_ = [False] * len(prompt) + [True] * gen_length
     trace, forbidden = [], llm.vocabulary.forbidden
     for block in range(len(prompt) // length, -(-len(ids) // length)):
         step, inside = 0, range(block * length, min((block + 1) * length, len(ids)))
-        while masked := [slot for slot in inside if open_[slot]]:
+        while masked := [position for position in inside if open_[position]]:
             shares = llm.model(torch.tensor([ids]))[0].double().softmax(-1)
             shares[:, forbidden] = 0  # never proposed, but the confidence stays the model's own
             shares = shares.float()  # where near-certain tokens are certain, as in the references
             if spec.shift_logits:
                 shares = torch.cat((shares[:1], shares[:-1]))
             top = shares.max(-1)
-            sure = {slot: float(top.values[slot]) for slot in masked}
-            chosen = [slot for slot in masked if sure[slot] > tau]
+            sure = {position: float(top.values[position]) for position in masked}
+            chosen = [position for position in masked if sure[position] > tau]
             need = 1 if least is None or step >= len(least) else least[step]
             if len(chosen) < min(need, len(masked)):
-                chosen = sorted(masked, key=lambda slot: -sure[slot])[:need]
-            trace.append(sorted((slot, int(top.indices[slot])) for slot in chosen))
-            for slot, token in trace[-1]:
-                ids[slot], open_[slot] = token, False
+                chosen = sorted(masked, key=lambda position: -sure[position])[:need]
+            trace.append(sorted((position, int(top.indices[position])) for position in chosen))
+            for position, token in trace[-1]:
+                ids[position], open_[position] = token, False
             step += 1
     return trace
 
@@ -162,22 +162,26 @@ def fast_dllm_v2(llm, prompt, gen_length, *, small, tau):
             text.append(int(shares(text)[-1].argmax()))
             trace.append([(len(text) - 1, text[-1])])
         block = range(len(text) // size * size, (len(text) // size + 1) * size)
-        is_open = {slot: slot >= len(text) for slot in block}
+        is_open = {position: position >= len(text) for position in block}
         text += [llm.spec.mask_id] * (block.stop - len(text))
         for first in range(block.start, block.stop, small):
-            while masked := [slot for slot in range(first, first + small) if is_open[slot]]:
-                rows = shares(text)[[slot - 1 for slot in masked]]
+            while masked := [
+                position for position in range(first, first + small) if is_open[position]
+            ]:
+                rows = shares(text)[[position - 1 for position in masked]]
                 best = rows.max(-1)
                 chosen = (best.values > tau).tolist()
                 chosen[int(best.values.argmax())] = True
                 trace.append([])
-                for slot, token, is_chosen in zip(
+                for position, token, is_chosen in zip(
                     masked, best.indices.tolist(), chosen, strict=True
                 ):
                     if is_chosen:
-                        text[slot], is_open[slot] = token, False
-                        trace[-1].append((slot, token))
-                if block.stop >= end and not any(is_open[slot] for slot in block if slot < end):
+                        text[position], is_open[position] = token, False
+                        trace[-1].append((position, token))
+                if block.stop >= end and not any(
+                    is_open[position] for position in block if position < end
+                ):
                     return trace
     return trace
 
@@ -255,7 +259,7 @@ def test_blocks_of_a_block_causal_model_end_where_the_models_do():
         out = llm.generate(
             [prompt], "vanilla", gen_length=22, stop_at_eos=False, return_trace=True
         )[0]
-        blocks = [slot // 8 for step in trace_of(out) for slot, _ in step]
+        blocks = [position // 8 for step in trace_of(out) for position, _ in step]
         assert blocks == sorted(blocks)
 
 
@@ -269,8 +273,8 @@ def test_sequential_remasking_goes_from_left_to_right():
         stop_at_eos=False,
         return_trace=True,
     )[0]
-    slots = [[slot for slot, _ in step] for step in trace_of(out)]
-    assert slots == [[2, 3, 4], [5, 6, 7], [8, 9, 10], [11, 12, 13]]
+    positions = [[position for position, _ in step] for step in trace_of(out)]
+    assert positions == [[2, 3, 4], [5, 6, 7], [8, 9, 10], [11, 12, 13]]
 
 
 EXPERTS = ExpertSpec(

@@ -222,9 +222,9 @@ def test_sentences_are_exactly_the_grammar() -> None:
         assert 1 <= len(sentences.split_sentences(example.answer)) <= 2
 
 
-def test_every_slot_is_used_and_filled() -> None:
+def test_every_position_is_used_and_filled() -> None:
     used = set(re.findall(r"\{(\w+)\}", "".join(sentences.PATTERNS))) - {"person", "his"}
-    assert used | {"girl", "boy"} == set(sentences.SLOTS)
+    assert used | {"girl", "boy"} == set(sentences.POSITIONS)
 
 
 def test_drills_mask_only_results() -> None:

@@ -22,7 +22,7 @@ from tiny import (
 
 from unmask import LLM
 from unmask.engine.engine import Engine
-from unmask.engine.model_runner import Runner
+from unmask.engine.model_runner import ModelRunner
 from unmask.engine.scheduler import decode
 from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError
@@ -52,8 +52,10 @@ def told(end_at, sure=9.0):
 def finish(llm, requests):
     """The finished sequences, decoded together."""
     sequences = [SequenceState.begin(request, i) for i, request in enumerate(requests)]
-    slots = max(request.max_slots for request in requests)
-    runner = Runner(llm.model, llm.vocabulary, 2 * len(requests), slots, store=True, features=True)
+    positions = max(request.max_positions for request in requests)
+    runner = ModelRunner(
+        llm.model, llm.vocabulary, 2 * len(requests), positions, store=True, features=True
+    )
     list(decode(sequences, runner))
     return sequences
 
@@ -62,21 +64,21 @@ def length_of(name):
     return {} if name == "daedal" else {"gen_length": LENGTH}
 
 
-def test_slots_right_of_the_end_are_padding_and_are_never_computed_again():
+def test_positions_right_of_the_end_are_padding_and_are_never_computed_again():
     llm = told(end_at=6)
     out = llm.generate(
         [PROMPT], gen_length=LENGTH, block_length=LENGTH, drop_after_eos=True, return_trace=True
     )[0]
     computed = [positions.tolist() for _, positions, _ in llm.model.seen]
     assert computed[0] == list(range(10)), "the end was not known before the first forward"
-    assert all(slots == list(range(7)) for slots in computed[1:])
+    assert all(positions == list(range(7)) for positions in computed[1:])
     assert out.canvas_ids == [*PROMPT, 22, 23, 24, 25, EOS, EOS, EOS, EOS]
     assert trace_of(out) == [[(6, EOS)], [(2, 22)], [(3, 23)], [(4, 24)], [(5, 25)]]
     assert [step.notes.get("dropped") for step in out.trace] == [3, 0, 0, 0, 0]
     assert (out.finish_reason, out.num_wasted, out.num_queries) == ("stop", 3, 10 + 4 * 7)
 
 
-def test_without_it_the_surest_slots_right_of_the_end_come_first():
+def test_without_it_the_surest_positions_right_of_the_end_come_first():
     out = told(end_at=6).generate(
         [PROMPT], gen_length=LENGTH, block_length=LENGTH, steps=4, return_trace=True
     )[0]
@@ -88,7 +90,7 @@ def test_an_end_further_left_drops_more():
     llm.model.table[4, EOS], llm.model.table[4, 24] = 12.0, 0.0
     out = llm.generate([PROMPT], gen_length=LENGTH, block_length=LENGTH, drop_after_eos=True)[0]
     widths = [len(positions) for _, positions, _ in llm.model.seen]
-    assert widths == [10, 9, 5, 5], "the end at 8, then the one at 4, then slots 2 and 3"
+    assert widths == [10, 9, 5, 5], "the end at 8, then the one at 4, then positions 2 and 3"
     assert out.token_ids == [22, 23]
 
 

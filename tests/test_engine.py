@@ -16,13 +16,13 @@ from test_properties import METHODS
 from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
-from unmask.attention.layered import Features
+from unmask.attention.layered import FeatureStore
 from unmask.engine.engine import Engine, Update
 from unmask.engine.kv_budget import PAGED_SHARE
 from unmask.engine.lm_head import MAX_FREQUENT
 from unmask.errors import CapacityError, ConfigError, EngineError, ModelError
 from unmask.kv import dense_store
-from unmask.kv.paged_store import PageStore
+from unmask.kv.paged_store import PagedStore
 from unmask.sampling.token_frequencies import save_background
 
 WAIT_S, BLOCK = 120, 4
@@ -41,7 +41,7 @@ def model(kind="plain", seed=1):
 def bytes_for(llm, num_pages):
     """`kv_bytes` of an engine with so many pages; as much for a model that has none."""
     spec = replace(llm.spec, block_size=llm.spec.block_size or BLOCK)
-    return int(np.ceil(num_pages * PageStore.page_bytes(spec, torch.float32) / PAGED_SHARE))
+    return int(np.ceil(num_pages * PagedStore.page_bytes(spec, torch.float32) / PAGED_SHARE))
 
 
 class Listener:
@@ -65,12 +65,12 @@ class Listener:
         return self.updates[-1]
 
 
-def slots_and_tokens(output):
+def positions_and_tokens(output):
     return [[c[:2] for c in step.committed] for step in output.trace]
 
 
 def assert_same(ours, theirs):
-    assert slots_and_tokens(ours) == slots_and_tokens(theirs)
+    assert positions_and_tokens(ours) == positions_and_tokens(theirs)
     assert [s.remasked for s in ours.trace] == [s.remasked for s in theirs.trace]
     assert ours.canvas_ids == theirs.canvas_ids
     assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
@@ -308,7 +308,7 @@ def test_a_long_prompt_is_taken_in_parts_that_leave_no_trace(kind):
 def test_dense_rows_stay_in_their_budget_and_go_when_they_are_not_needed():
     llm = model("plain")
     seen = []
-    with Engine(llm, kv_bytes=100 * 512) as engine:  # 512 bytes a slot
+    with Engine(llm, kv_bytes=100 * 512) as engine:  # 512 bytes a position
         requests = [llm.request([i], "vanilla", "dual", gen_length=39) for i in range(5)]
         listeners = [Listener(lambda _: seen.append(engine.stats)) for _ in requests]
         for request, listener in zip(requests, listeners, strict=True):
@@ -625,12 +625,12 @@ def test_who_finds_no_memory_when_it_comes_in_fails_alone(monkeypatch, cfg_scale
     broken = llm.request([9], cfg_scale=cfg_scale, **(shapes | {"gen_length": 24}))
     wider, count = dense_store._wider, [0]
 
-    def fail(tensor, rows, slots):
-        if slots == 25:
+    def fail(tensor, rows, positions):
+        if positions == 25:
             count[0] += 1
             if count[0] == 3:
                 raise MemoryError("no more of it")
-        return wider(tensor, rows, slots)
+        return wider(tensor, rows, positions)
 
     monkeypatch.setattr(dense_store, "_wider", fail)
     with Engine(llm) as engine:
@@ -665,16 +665,16 @@ def test_a_cache_that_cannot_begin_gives_its_pages_back():
 @torch.inference_mode()
 def test_a_store_that_cannot_grow_is_as_it_was(monkeypatch):
     llm = model()
-    for kind in (dense_store.Store, Features):
+    for kind in (dense_store.DenseStore, FeatureStore):
         kept = kind(llm.spec, 1, 4, torch.float32, torch.device("cpu"))
         before = [tensor for tensors in kept.tensors for tensor in tensors]
         for number in range(len(before)):
             wider, left = dense_store._wider, iter(range(number))
 
-            def fail(tensor, rows, slots, left=left, wider=wider):
+            def fail(tensor, rows, positions, left=left, wider=wider):
                 if next(left, None) is None:
                     raise MemoryError("no more of it")
-                return wider(tensor, rows, slots)
+                return wider(tensor, rows, positions)
 
             with monkeypatch.context() as patch:
                 patch.setattr(dense_store, "_wider", fail)
@@ -682,7 +682,7 @@ def test_a_store_that_cannot_grow_is_as_it_was(monkeypatch):
                     kept.reserve(8, 2)
             after = [tensor for tensors in kept.tensors for tensor in tensors]
             assert all(one is other for one, other in zip(before, after, strict=True))
-            assert kept.slots == 4
+            assert kept.positions == 4
         kept.reserve(8, 2)
         assert {tensor.shape[::2] for tensors in kept.tensors for tensor in tensors} == {(2, 8)}
 

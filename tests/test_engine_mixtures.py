@@ -83,7 +83,7 @@ def draw_request(chance, llm, begin, engine, drops):
 
 
 def draw_cases(chance, llm, engine, drops):
-    shared = chance.choice([0, 20, 36])  # a page holds 16 slots
+    shared = chance.choice([0, 20, 36])  # a page holds 16 positions
     begin = [chance.randrange(KNOWN) for _ in range(shared)]
     cases: list[Case] = []
     for number in range(chance.randint(2, 9)):
@@ -198,7 +198,7 @@ def run(kind, number, seen, drops=False):
     seen += Counter(preempted=stats.num_preempted, found=stats.prefix_found)
     for case in cases:
         check(case, llm, engine.steps_per_round)
-        seen["guided"] += case.request.proposal.cfg_scale == 1
+        seen["guided"] += case.request.sampling_params.cfg_scale == 1
         seen["infills"] += case.request.canvas.infilling
 
 

@@ -18,7 +18,7 @@ import unmask
 from unmask.errors import ConfigError, PromptError
 from unmask.evals import run as run_module
 from unmask.evals.catalog import CATALOG
-from unmask.evals.generation import Question, Stopwatch, decode_all
+from unmask.evals.generation import AnswerTimer, Question, decode_all
 from unmask.evals.journal import Journal, read_all
 from unmask.evals.results import Results
 from unmask.evals.run import evaluate
@@ -300,7 +300,7 @@ def test_a_trace_gives_the_canvases_back(
         task="word_problem", decoder=decoder, knobs=knobs, gen_length=length, trace=True
     )
     asked = replace(question, gen_length=length)
-    answer = next(iter(decode_all(llm, [asked], settings, Stopwatch())))
+    answer = next(iter(decode_all(llm, [asked], settings, AnswerTimer())))
     out = llm.generate("Tom has 3 pens.", decoder, gen_length=length, **knobs)[0]
     canvases = list(replay(json.loads(json.dumps(answer.trace)), llm.spec.mask_id))
     assert len(canvases) == answer.num_forwards + 1 == out.num_forwards + 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from unmask.evals.code import fenced, humaneval_program, longest_program, mbpp_program
-from unmask.evals.sandbox import Limits, network_less, run_program
+from unmask.evals.sandbox import SandboxLimits, network_less, run_program
 from unmask.evals.tasks.judges import humaneval, mbpp
 from unmask.evals.tasks.sources import MBPP_TEST
 
@@ -110,7 +110,7 @@ def test_at_most_a_hundred_lines_are_kept() -> None:
 def test_a_program_that_does_not_reach_its_end_has_not_passed(program: str, said: str) -> None:
     import re
 
-    verdict = run_program(program, Limits(wall_s=2))
+    verdict = run_program(program, SandboxLimits(wall_s=2))
     assert not verdict.passed
     assert re.search(said, verdict.reason), verdict.reason
 

@@ -21,7 +21,7 @@ from unmask.errors import ConfigError
 from unmask.evals import metrics
 from unmask.evals.convergence import curve
 from unmask.evals.generation import Answer
-from unmask.evals.journal import Stored
+from unmask.evals.journal import StoredAnswer
 from unmask.evals.plots import front
 from unmask.evals.results import Results
 from unmask.evals.table import markdown, paired
@@ -30,7 +30,7 @@ from unmask.evals.token_counts import Counted, cut, d2cache_tokens
 from unmask.view.evaluating import EvaluationView
 
 
-def stored(session: int, rank: int, seconds: float, response: int = 10) -> Stored:
+def stored(session: int, rank: int, seconds: float, response: int = 10) -> StoredAnswer:
     counted = Counted(prompt=5, response=response, committed=12, fastdllm=11, d2cache=8, canvas=16)
     answer = Answer(
         doc=0,
@@ -43,7 +43,7 @@ def stored(session: int, rank: int, seconds: float, response: int = 10) -> Store
         decode_s=seconds,
         wall_s=2 * seconds,
     )
-    return Stored(answer, session, rank)
+    return StoredAnswer(answer, session, rank)
 
 
 def test_time_adds_up_over_answers_and_sessions_and_takes_the_slowest_process() -> None:

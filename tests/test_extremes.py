@@ -138,7 +138,7 @@ def test_lookup_drafts_the_continuation_of_the_last_repetition():
 
     tokens = [1, 2, 3, 4, 5, 1, 2, 0, 0, 0, 0]
     canvas = new_canvas(tokens, [False] * 7 + [True] * 4, 7, MASK)
-    rows = canvas.open_slots()
+    rows = canvas.open_positions()
     assert lookup(canvas, rows, 2).tolist() == [-1] * 7 + [3, 4, 5, 1]
     assert lookup(canvas, rows, 3).tolist() == [-1] * 11
 
@@ -178,7 +178,7 @@ def test_a_union_gives_the_head_fewer_columns_and_bounds_what_it_misses(family, 
         bounds.append(found)
         return found
 
-    from unmask.engine.sequence_cache import Candidates
+    from unmask.engine.sampler_state import Candidates
 
     original = Candidates.missed
     monkeypatch.setattr(Candidates, "missed", watch)

@@ -25,14 +25,16 @@ def cases_of(name):
 
 
 def golden_steps(case):
-    """(position, token) pairs of every forward; a slot that was masked again has the mask's id."""
+    """(position, token) pairs of every forward; a position that was masked again has the mask's id."""
     prompt = len(case["prompt_ids"])
-    return [sorted((slot + prompt, token) for slot, token in step) for step in case["steps"]]
+    return [
+        sorted((position + prompt, token) for position, token in step) for step in case["steps"]
+    ]
 
 
 def steps_of(output, mask_id=2042):
     return [
-        sorted([*pairs, *((slot, mask_id) for slot in step.remasked)])
+        sorted([*pairs, *((position, mask_id) for position in step.remasked)])
         for pairs, step in zip(trace_of(output), output.trace, strict=True)
     ]
 

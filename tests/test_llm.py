@@ -225,7 +225,7 @@ def test_stopping_skips_what_lies_behind_the_end(end):
     assert output.num_forwards == len(output.trace) == 3
 
 
-def test_an_end_token_with_open_slots_before_it_does_not_stop():
+def test_an_end_token_with_open_positions_before_it_does_not_stop():
     llm = says(10, 11, EOS, 12, order=[2, 3, 1, 0])
     output = llm.generate([[1, 2]], gen_length=4, return_trace=True)[0]
     assert output.num_forwards == 4

@@ -141,7 +141,7 @@ def test_guidance_is_lladas_equation(family, scale, tiny):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_random_remasking_keeps_the_slots_with_the_largest_numbers(family, tiny):
+def test_random_remasking_keeps_the_positions_with_the_largest_numbers(family, tiny):
     for seed in SEEDS:
         llm = tiny(family, seed=seed)
 

@@ -78,7 +78,9 @@ def test_an_oracle_decodes_as_published(name, index, golden_llm):
     assert ids_of(trace) == case["final_ids"]
     if "steps" in case:
         start = len(case["prompt_ids"])
-        golden = [sorted((start + slot, token) for slot, token in step) for step in case["steps"]]
+        golden = [
+            sorted((start + position, token) for position, token in step) for step in case["steps"]
+        ]
         assert trace == [step for step in golden if step]
     else:
         assert len(trace) == case["num_forwards"]

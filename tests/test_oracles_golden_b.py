@@ -36,7 +36,9 @@ def indices(*names):
 
 def golden_steps(case):
     prompt = len(case["prompt_ids"])
-    return [sorted((slot + prompt, token) for slot, token in step) for step in case["steps"]]
+    return [
+        sorted((position + prompt, token) for position, token in step) for step in case["steps"]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_cadllm_decodes_as_published(name, index, golden_network):
 
 @pytest.mark.parametrize(("name", "index"), indices("wino_b64"))
 def test_wino_decodes_as_published(name, index, golden_network):
-    """A golden step writes the mask where a slot was remasked."""
+    """A golden step writes the mask where a position was remasked."""
     case = cases_of(name)[index]
     knobs = {k: v for k, v in case["call"].items() if k != "decoder"}
     trace, ids = wino.decode(
@@ -231,7 +233,7 @@ def row(**probabilities):
     return torch.tensor([math.log(given.get(v, rest)) for v in range(8)], dtype=torch.float64)
 
 
-def test_daedal_makes_room_at_its_least_sure_slot_and_cuts_the_tail():
+def test_daedal_makes_room_at_its_least_sure_position_and_cuts_the_tail():
     def logits(ids):
         return torch.stack([row(t1=0.95) if p == 1 else row() for p in range(len(ids))])
 
@@ -263,7 +265,7 @@ def test_daedal_appends_end_tokens_that_it_never_looked_at_only_in_compat():
     knobs = {"initial_gen_length": 4, "max_gen_length": 9, "num_check_last_eot": 8}
     long, _ = daedal.decode(logits, [5], 7, 6, {7}, compat=True, **knobs)
     short, _ = daedal.decode(logits, [5], 7, 6, {7}, compat=False, **knobs)
-    # Four slots of the eight that count propose the end: 0.48, so it grows once.
+    # Four positions of the eight that count propose the end: 0.48, so it grows once.
     assert [entry["end_mass"] for entry in short] == pytest.approx([0.48, 0.96, 0.96])
     assert [entry["inserted"] for entry in short] == [[(5, 5)], [], []]
     assert long == short  # at its limit there is no room

@@ -333,7 +333,7 @@ def test_wino(wide, narrow, meet, family, tiny):
                 "wino",
                 gen_length=16,
                 block_length=block,
-                twins="block" if meet else "decided",
+                shadows="block" if meet else "decided",
                 **knobs,
             )
             assert trace_of(out) == committed(trace)
@@ -417,8 +417,8 @@ def test_speculation_by_lookup(tau, accept, ngram, family, tiny):
 # Dream's coin by coin algorithm has no deterministic oracle: its law is tested
 
 
-def test_origin_commits_each_slot_with_the_scheduled_probability(tiny):
-    """The step at which a slot is decided is uniform over the steps, up to eps."""
+def test_origin_commits_each_position_with_the_scheduled_probability(tiny):
+    """The step at which a position is decided is uniform over the steps, up to eps."""
     llm, steps = tiny(), 4
     seen = np.zeros(steps)
     for seed in range(300):

@@ -83,22 +83,22 @@ def finished(tab) -> None:
     tab.wait_for_selector("#run:enabled")
 
 
-def canvas(tab, lane: int = 0) -> str:
-    return tab.locator(".canvas").nth(lane).inner_text()
+def canvas(tab, meta: int = 0) -> str:
+    return tab.locator(".canvas").nth(meta).inner_text()
 
 
-def classes(tab, lane: int = 0) -> list[str]:
-    return tab.locator(".canvas").nth(lane).evaluate("e => [...e.children].map(s => s.className)")
+def classes(tab, meta: int = 0) -> list[str]:
+    return tab.locator(".canvas").nth(meta).evaluate("e => [...e.children].map(s => s.className)")
 
 
 def test_two_lanes_decode_the_same_prompt_with_their_own_decoders(visit, page):
     tab = ready(visit(page))
     generate(tab, "How many pens?")
     first, second = sorted(page.log, key=lambda body: body["decoder"], reverse=True)
-    for lane, forwards in ((0, 14), (1, 4)):
-        assert tab.locator(".lane .facts").nth(lane).inner_text().startswith("12 tokens")
-        assert f"{forwards} forwards" in tab.locator(".lane .facts").nth(lane).inner_text()
-        assert tab.locator(".chart").nth(lane).locator("rect").count() == forwards
+    for meta, forwards in ((0, 14), (1, 4)):
+        assert tab.locator(".lane .facts").nth(meta).inner_text().startswith("12 tokens")
+        assert f"{forwards} forwards" in tab.locator(".lane .facts").nth(meta).inner_text()
+        assert tab.locator(".chart").nth(meta).locator("rect").count() == forwards
     assert tab.locator("#said").inner_text().startswith("Lane A: 12 tokens")
     assert (first["decoder"], second["decoder"]) == ("vanilla", "threshold")
     assert first["messages"] == [{"role": "user", "content": "How many pens?"}]
@@ -148,21 +148,21 @@ def test_the_slider_replays_every_forward(visit, page):
     step = tab.locator(".step").nth(1)
     step.focus()
     step.press("Home")
-    assert set(classes(tab, 1)) == {"slot open"}
+    assert set(classes(tab, 1)) == {"position open"}
     assert "forward 0 of 4, 0 of 14" in tab.locator(".where").nth(1).inner_text()
     step.press("ArrowRight")
-    levels = ["slot new high", "slot new low", "slot new middle", "slot new high"]
-    assert classes(tab, 1) == levels + ["slot open"] * 10
+    levels = ["position new high", "position new low", "position new middle", "position new high"]
+    assert classes(tab, 1) == levels + ["position open"] * 10
     assert "↵" in canvas(tab, 1), "a new line end shows"
     step.press("ArrowRight")
-    assert classes(tab, 1)[:4] == ["slot old"] * 4
+    assert classes(tab, 1)[:4] == ["position old"] * 4
     assert (
         tab.locator(".chart").nth(1).locator("rect.current title").text_content() == "forward 2: 4"
     )
     step.press("End")
-    assert classes(tab, 1)[-1] == "slot new high end"
+    assert classes(tab, 1)[-1] == "position new high end"
     tab.locator(".chart").nth(1).locator("rect").nth(0).click()
-    assert classes(tab, 1)[0] == "slot new high"
+    assert classes(tab, 1)[0] == "position new high"
 
 
 def test_replay_plays_to_the_end(visit, page):
@@ -172,15 +172,15 @@ def test_replay_plays_to_the_end(visit, page):
     play.click()
     sync_api.expect(play).to_have_text("Pause")
     sync_api.expect(play).to_have_text("Replay")
-    assert tab.locator(".where").nth(0).inner_text() == "forward 4 of 4, 4 of 4 slots"
+    assert tab.locator(".where").nth(0).inner_text() == "forward 4 of 4, 4 of 4 positions"
 
 
 def test_new_tokens_are_underlined_so_that_color_is_not_the_only_cue(visit, page):
     tab = ready(visit(page))
     generate(tab, "How many?", 12)
     style = "e => getComputedStyle(e).textDecorationLine"
-    assert tab.locator(".canvas .slot.new").first.evaluate(style) == "underline"
-    assert tab.locator(".canvas .slot.old").first.evaluate(style) == "none"
+    assert tab.locator(".canvas .position.new").first.evaluate(style) == "underline"
+    assert tab.locator(".canvas .position.old").first.evaluate(style) == "none"
 
 
 def contrast(tab, selector: str) -> float:
@@ -206,8 +206,8 @@ def contrast(tab, selector: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_are_readable_by_day_and_by_night(visit, page, scheme):
-    selectors = ["#hint", ".about", ".slot.old", "#run", ".explains", ".legend", ".where"]
-    selectors += [f".legend .slot.new.{level}" for level in ("low", "middle", "high")]
+    selectors = ["#hint", ".about", ".position.old", "#run", ".explains", ".legend", ".where"]
+    selectors += [f".legend .position.new.{level}" for level in ("low", "middle", "high")]
     tab = ready(visit(page, color_scheme=scheme))
     generate(tab, "How many?")
     found = {selector: contrast(tab, selector) for selector in selectors}
@@ -224,8 +224,10 @@ def test_blanks_make_it_an_infill(visit, page):
     assert page.log[-1]["parts"] == ["The ", 2, " sat {on} the ", 3, "."]
     assert "max_tokens" not in page.log[-1]
     assert canvas(tab) == "The xx sat {on} the xxx."
-    assert classes(tab).count("slot fixed") == 3
-    assert tab.locator(".canvas .slot.special").first.is_hidden(), "the token that opens the text"
+    assert classes(tab).count("position fixed") == 3
+    assert tab.locator(".canvas .position.special").first.is_hidden(), (
+        "the token that opens the text"
+    )
     generate(tab, "The {x} and {3}")
     assert "a brace is doubled" in tab.locator(".problem").nth(0).inner_text()
 
@@ -241,28 +243,28 @@ def test_a_prompt_without_blanks_goes_as_it_is(visit, page):
 def test_only_changed_knobs_are_sent_and_their_types_are_kept(visit, page):
     tab = ready(visit(page))
     tab.uncheck("#compare")
-    lane = tab.locator(".lane").nth(0)
-    lane.locator(".decoder").select_option("threshold")
-    lane.locator(".cache").select_option("dual")
-    lane.locator(".knobs summary").click()
-    threshold = lane.locator("[data-knob=threshold]")
+    meta = tab.locator(".lane").nth(0)
+    meta.locator(".decoder").select_option("threshold")
+    meta.locator(".cache").select_option("dual")
+    meta.locator(".knobs summary").click()
+    threshold = meta.locator("[data-knob=threshold]")
     assert threshold.get_attribute("placeholder") == "0.9"
-    tip = lane.locator(f"#{threshold.get_attribute('aria-describedby')}")
+    tip = meta.locator(f"#{threshold.get_attribute('aria-describedby')}")
     assert tip.inner_text() == "1: one at a time; 0: all at once (default: 0.9)"
     threshold.fill("0.5")
-    lane.locator("[data-knob=sizes]").fill("3, 4")
-    lane.locator("[data-knob=period]").fill("2")
-    lane.locator("[data-knob=compat]").select_option("true")
-    lane.locator("[data-knob=vocabulary]").select_option("static")
-    assert lane.locator(".changed").inner_text() == "· 5 changed"
+    meta.locator("[data-knob=sizes]").fill("3, 4")
+    meta.locator("[data-knob=period]").fill("2")
+    meta.locator("[data-knob=compat]").select_option("true")
+    meta.locator("[data-knob=vocabulary]").select_option("static")
+    assert meta.locator(".changed").inner_text() == "· 5 changed"
     generate(tab, "How many?")
     (body,) = page.log
     changed = {"threshold": 0.5, "sizes": [3, 4], "compat": True, "vocabulary": "static"}
     assert body["decoder_args"] == changed
     assert body["cache_args"] == {"period": 2}
-    lane.locator("[data-knob=sizes]").fill("a")
+    meta.locator("[data-knob=sizes]").fill("a")
     generate(tab, "How many?")
-    assert "sizes" in lane.locator(".problem").inner_text()
+    assert "sizes" in meta.locator(".problem").inner_text()
     assert len(page.log) == 1
 
 
@@ -274,11 +276,11 @@ def test_a_cache_that_the_model_refuses_is_not_offered(visit, page):
 
 def test_a_decoder_that_wraps_another_shows_its_knobs_too(visit, page):
     tab = ready(visit(page))
-    lane = tab.locator(".lane").nth(0)
-    lane.locator(".decoder").select_option("prophet")
-    lane.locator(".knobs summary").click()
-    lane.locator("[data-knob=inner]").select_option("threshold")
-    lane.locator("[data-knob=threshold]").fill("0.7")
+    meta = tab.locator(".lane").nth(0)
+    meta.locator(".decoder").select_option("prophet")
+    meta.locator(".knobs summary").click()
+    meta.locator("[data-knob=inner]").select_option("threshold")
+    meta.locator("[data-knob=threshold]").fill("0.7")
     generate(tab, "How many?")
     body = next(body for body in page.log if body["decoder"] == "prophet")
     assert body["decoder_args"] == {"inner": "threshold", "threshold": 0.7}
@@ -293,7 +295,7 @@ def test_a_token_that_is_taken_back_shows(visit, page):
     step.press("Home")
     for _ in range(3):
         step.press("ArrowRight")
-    assert classes(tab)[0] == "slot open again"
+    assert classes(tab)[0] == "position open again"
 
 
 def test_a_conversation_goes_on_and_can_be_begun_anew(visit, page):
@@ -316,12 +318,12 @@ def test_stop_ends_a_decode_and_keeps_what_was_seen(visit, page):
     tab = ready(visit(page))
     tab.fill("#text", "How many?")
     tab.click("#run")
-    tab.wait_for_selector(".canvas .slot.new")
+    tab.wait_for_selector(".canvas .position.new")
     assert tab.is_disabled("#run")
     tab.keyboard.press("Escape")
     finished(tab)
     assert "stopped" in tab.locator(".lane .facts").nth(0).inner_text()
-    assert "slot open" in classes(tab)
+    assert "position open" in classes(tab)
     assert tab.locator(".problem").nth(0).is_hidden()
 
 
@@ -509,17 +511,17 @@ def test_the_help_of_a_knob_shows_in_one_place_and_moves_nothing(visit, page):
 
 def test_another_cache_keeps_the_decoders_knobs_and_another_decoder_the_shared_ones(visit, page):
     tab = ready(visit(page))
-    lane = tab.locator(".lane").nth(1)
-    lane.locator(".knobs summary").click()
-    lane.locator("[data-knob=threshold]").fill("0.5")
-    lane.locator("[data-knob=temperature]").fill("0.3")
-    lane.locator(".cache").select_option("dual")
-    assert lane.locator("[data-knob=threshold]").input_value() == "0.5"
-    lane.locator("[data-knob=period]").fill("2")
-    lane.locator(".decoder").select_option("vanilla")
-    assert lane.locator("[data-knob=temperature]").input_value() == "0.3"
-    assert lane.locator("[data-knob=period]").input_value() == "2"
-    assert lane.locator(".changed").inner_text() == "· 2 changed"
+    meta = tab.locator(".lane").nth(1)
+    meta.locator(".knobs summary").click()
+    meta.locator("[data-knob=threshold]").fill("0.5")
+    meta.locator("[data-knob=temperature]").fill("0.3")
+    meta.locator(".cache").select_option("dual")
+    assert meta.locator("[data-knob=threshold]").input_value() == "0.5"
+    meta.locator("[data-knob=period]").fill("2")
+    meta.locator(".decoder").select_option("vanilla")
+    assert meta.locator("[data-knob=temperature]").input_value() == "0.3"
+    assert meta.locator("[data-knob=period]").input_value() == "2"
+    assert meta.locator(".changed").inner_text() == "· 2 changed"
 
 
 def test_both_charts_have_one_scale_and_named_axes(visit, page):

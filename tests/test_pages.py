@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import KNOWN, tiny_llm
 
-from unmask.engine.kv_paged import Paging
-from unmask.engine.model_runner import Runner
-from unmask.engine.scheduler import Batch
+from unmask.engine.kv_paged import PagedKV
+from unmask.engine.model_runner import ModelRunner
+from unmask.engine.scheduler import Scheduler
 from unmask.engine.sequence import SequenceState
-from unmask.kv.page_pool import Pages, chain
-from unmask.kv.paged_store import PageStore, page_slots
+from unmask.kv.page_pool import PagePool, chain
+from unmask.kv.paged_store import PagedStore, page_positions
 
 BLOCK = 4
 actions = st.lists(
@@ -25,7 +25,7 @@ actions = st.lists(
 @settings(max_examples=60)
 @given(actions=actions)
 def test_every_page_is_free_held_or_kept_and_a_key_finds_the_content_it_stands_for(actions):
-    pages, held, content, keys = Pages(4), [], {}, [bytes([i]) for i in range(6)]
+    pages, held, content, keys = PagePool(4), [], {}, [bytes([i]) for i in range(6)]
     for action, which in actions:
         if action == "take" and pages.num_available:
             page = pages.take()
@@ -61,12 +61,12 @@ def test_a_key_stands_for_all_that_came_before():
 
 
 def test_a_page_is_whole_blocks():
-    assert [page_slots(block) for block in (1, 4, 16, 32, 12)] == [16, 16, 16, 32, 24]
+    assert [page_positions(block) for block in (1, 4, 16, 32, 12)] == [16, 16, 16, 32, 24]
 
 
 def events_of(llm, requests, paging):
-    runner = Runner(llm.model, llm.vocabulary, len(requests), paging=paging)
-    batch = Batch(runner)
+    runner = ModelRunner(llm.model, llm.vocabulary, len(requests), paging=paging)
+    batch = Scheduler(runner)
     for i, request in enumerate(requests):
         batch.admit(SequenceState.begin(request, i))
     while batch.active:
@@ -87,10 +87,10 @@ def test_paged_attention_equals_dense_rows_bit_by_bit(method, lengths):
         for n in lengths
     ]  # fmt: skip
     device = torch.device("cpu")
-    store = PageStore(llm.spec, 64, torch.float32, device, prefixes=False)
+    store = PagedStore(llm.spec, 64, torch.float32, device, prefixes=False)
     for page in [store.take() for _ in range(9)][::2]:  # pages in no order
         store.pages.drop([page])
-    dense, paged = events_of(llm, requests, None), events_of(llm, requests, Paging(store))
+    dense, paged = events_of(llm, requests, None), events_of(llm, requests, PagedKV(store))
     for one, other in zip(dense, paged, strict=True):
         assert one.sequence.index == other.sequence.index
         assert one.edit.commit.tolist() == other.edit.commit.tolist()
@@ -102,23 +102,23 @@ def test_paged_attention_equals_dense_rows_bit_by_bit(method, lengths):
 @torch.inference_mode()
 def test_a_shared_page_is_copied_before_it_is_changed():
     """A revision in the middle of a published page: who shares it must not see it."""
-    from unmask.kv.paged_store import Table
+    from unmask.kv.paged_store import PageTable
 
     llm = tiny_llm("llada", 5, block_size=BLOCK)
-    store = PageStore(llm.spec, 8, torch.float32, torch.device("cpu"))
+    store = PagedStore(llm.spec, 8, torch.float32, torch.device("cpu"))
     tokens = np.arange(32)
-    first = Table(store)
+    first = PageTable(store)
     first.secure(0, 32)
     random = torch.Generator().manual_seed(0)
     for tensors in (store.keys, store.values):
         tensors[:] = [torch.randn(each.shape, generator=random) for each in tensors]
     first.publish(tokens, 32)
-    second = Table(store)
+    second = PageTable(store)
     assert second.find(tokens) == 32
     assert second.pages == first.pages
     before = [tensor[first.places].clone() for tensor in store.keys]
     assert second.missing(20, 32) == 1
-    second.secure(20, 32)  # slots 16..19 stay, 20.. are computed again
+    second.secure(20, 32)  # positions 16..19 stay, 20.. are computed again
     assert second.pages[0] == first.pages[0]
     assert second.pages[1] != first.pages[1]
     for layer, tensor in enumerate(store.keys):

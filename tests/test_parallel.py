@@ -21,8 +21,8 @@ import torch
 from tiny import tiny_model, tiny_spec
 
 from unmask import LLM
-from unmask.attention.layered import FeatureLane
-from unmask.attention.packed import Lane
+from unmask.attention.layered import FeatureRowMeta
+from unmask.attention.packed import RowMeta
 from unmask.caches.base import Layers
 from unmask.distributed import codec
 from unmask.errors import ConfigError
@@ -251,17 +251,19 @@ def test_a_loaded_model_is_not_split() -> None:
 
 
 def test_a_message_arrives_as_it_was_sent() -> None:
-    lane = Lane(1, np.arange(3), 9, np.array([4, 5, 6]), twins=np.arange(0), twins_meet=np.bool_(0))
+    meta = RowMeta(
+        1, np.arange(3), 9, np.array([4, 5, 6]), shadows=np.arange(0), shadows_attend=np.bool_(0)
+    )
     layers = Layers(2, True, False, 3, np.array([1, 7]))
-    sent = ["forward", [1, None, 2.5], np.eye(3, dtype=np.bool_), (FeatureLane(lane, layers),)]
+    sent = ["forward", [1, None, 2.5], np.eye(3, dtype=np.bool_), (FeatureRowMeta(meta, layers),)]
     what, plain, seen, items = codec.unpack(codec.pack(sent))
     assert (what, plain) == ("forward", [1, None, 2.5])
     assert seen.dtype == np.bool_
     assert np.array_equal(seen, np.eye(3))
     got = items[0]
-    assert (got.lane.row, got.lane.length, got.lane.twins_meet) == (1, 9, False)
-    assert got.lane.positions.tolist() == [4, 5, 6]
-    assert got.lane.twins.shape == (0,)
+    assert (got.meta.row, got.meta.length, got.meta.shadows_attend) == (1, 9, False)
+    assert got.meta.positions.tolist() == [4, 5, 6]
+    assert got.meta.shadows.shape == (0,)
     assert (got.layers.num_moved, got.layers.forced.tolist()) == (3, [1, 7])
 
 

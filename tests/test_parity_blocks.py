@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unmask.attention.packed import Lane, Packed
-from unmask.kv.dense_store import Store
+from unmask.attention.packed import PackedAttention, RowMeta
+from unmask.kv.dense_store import DenseStore
 from unmask.models import load_model
 
 FAMILIES = ("llada2_moe", "sdar", "fast_dllm_v2")
@@ -144,22 +144,22 @@ def test_sdars_norm_rule_is_what_makes_bfloat16_equal(parity_folder, reference):
 
 
 class Kept:
-    """A store of two rows of 48 slots, and forwards of some of them."""
+    """A store of two rows of 48 positions, and forwards of some of them."""
 
     def __init__(self, model):
         self.model = model
-        self.store = Store(model.spec, 2, 48, torch.float32, torch.device("cpu"))
+        self.store = DenseStore(model.spec, 2, 48, torch.float32, torch.device("cpu"))
 
     def __call__(self, ids_BT, start):
-        slots = np.arange(start, start + ids_BT.shape[1])
-        lanes = [Lane(row, slots, 48, slots) for row in range(2)]
-        packed = Packed(lanes, self.store, self.model.spec.block_size, torch.device("cpu"))
-        positions = torch.from_numpy(np.tile(slots, 2))
-        states = self.model.hidden(ids_BT.flatten(), positions, mixing=packed)
+        positions = np.arange(start, start + ids_BT.shape[1])
+        metas = [RowMeta(row, positions, 48, positions) for row in range(2)]
+        packed = PackedAttention(metas, self.store, self.model.spec.block_size, torch.device("cpu"))
+        positions = torch.from_numpy(np.tile(positions, 2))
+        states = self.model.hidden(ids_BT.flatten(), positions, backend=packed)
         return self.model.head(states).unflatten(0, ids_BT.shape)
 
     def check(self, values, name, count):
-        """The stored keys (after norm and RoPE) and values of the first slots."""
+        """The stored keys (after norm and RoPE) and values of the first positions."""
         for kind, ours in (("keys", self.store.keys), ("values", self.store.values)):
             found = torch.stack([layer[:, :, :count] for layer in ours])
             assert error(found, values[f"kv.{kind}_{name}"]) <= ATOL

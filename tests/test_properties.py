@@ -27,10 +27,10 @@ from tiny import (
 )
 
 from unmask import LLM, caches, decoders
-from unmask.caches.base import Plan
+from unmask.caches.base import CachePlan
 from unmask.caches.registry import make_cache
 from unmask.canvas import Edit
-from unmask.engine.model_runner import Runner
+from unmask.engine.model_runner import ModelRunner
 from unmask.engine.request import Request
 from unmask.engine.request_builder import configure
 from unmask.engine.scheduler import decode
@@ -105,7 +105,7 @@ def generate(llm, given, name, cache, knobs, **options):
 
 
 def revises(name):
-    """Whether a decided slot may change, so that a slot may take more than one forward."""
+    """Whether a decided position may change, so that a position may take more than one forward."""
     return hasattr(decoders.decoder_class(name), "num_settled") and name != "speculative"
 
 
@@ -123,7 +123,7 @@ def assert_same_run(ours, theirs):
 @every_case
 @settings(max_examples=3)
 @given(prompt=prompts, seed=seeds, temperature=st.sampled_from([0.0, 1.0]))
-def test_only_open_slots_change_and_all_are_decided_in_bounded_forwards(
+def test_only_open_positions_change_and_all_are_decided_in_bounded_forwards(
     name, knobs, cache, family, prompt, seed, temperature
 ):
     llm = model(family, seed)
@@ -180,7 +180,7 @@ def test_a_mask_id_in_the_prompt_is_a_token_like_any_other(name, knobs, cache, f
 def test_decoding_ends_early_only_behind_a_complete_answer(name, knobs, cache, family):
     """With an end token, the run that stops is a beginning of the run that does not."""
     if finds_length(name):
-        pytest.skip("slots of a later insertion have no place in the run that stopped")
+        pytest.skip("positions of a later insertion have no place in the run that stopped")
     stopped = 0
     for seed in range(4):
         llm = want(model(family, seed), EOS, by=2.5)
@@ -252,7 +252,7 @@ def test_any_mixture_of_requests_decodes_like_each_request_alone(family, data):
                 canvas=llm.prompt_canvas(prompt, data.draw(st.sampled_from([4, 8]))),
                 decoder=method.decoder,
                 cache=make_cache(data.draw(st.sampled_from(CACHES))),
-                proposal=method.proposal,
+                sampling_params=method.sampling_params,
                 seed=data.draw(seeds),
                 stop_ids=llm.stop_ids,
                 stop_at_eos=data.draw(st.booleans()),
@@ -272,10 +272,11 @@ def test_any_mixture_of_requests_decodes_like_each_request_alone(family, data):
 
 def run(llm, requests, max_rows):
     sequences = [SequenceState.begin(request, i) for i, request in enumerate(requests)]
-    slots = max(request.max_slots for request in requests)
+    positions = max(request.max_positions for request in requests)
     list(
         decode(
-            sequences, Runner(llm.model, llm.vocabulary, max_rows, slots, store=True, features=True)
+            sequences,
+            ModelRunner(llm.model, llm.vocabulary, max_rows, positions, store=True, features=True),
         )
     )
     assert all(sequence.finish_reason for sequence in sequences)
@@ -324,7 +325,7 @@ class RefreshAlways:
         return None
 
     def plan(self, canvas, ask, rows, state):
-        return Plan(np.arange(len(canvas))), None
+        return CachePlan(np.arange(len(canvas))), None
 
     def observe(self, before, after, seen, state):
         return None
@@ -337,7 +338,7 @@ def test_a_cache_that_refreshes_every_forward_equals_none(name, knobs, family):
     method = configure(name, knobs_for(name, knobs, block_length=4))
     common = {
         "decoder": method.decoder,
-        "proposal": method.proposal,
+        "proposal": method.sampling_params,
         "seed": 0,
         "stop_ids": llm.stop_ids,
         "stop_at_eos": False,
@@ -360,7 +361,7 @@ BLOCK_CACHES = ("prefix", "dual")
 @every_family
 @pytest.mark.parametrize("cache", BLOCK_CACHES)
 @pytest.mark.parametrize("name", ["vanilla", "threshold", "factor"])
-def test_blocks_of_one_slot_refresh_every_forward_and_equal_none(name, cache, family):
+def test_blocks_of_one_position_refresh_every_forward_and_equal_none(name, cache, family):
     for seed in range(3):
         llm = model(family, seed)
         cached, plain = (
@@ -411,11 +412,11 @@ def test_outputs_say_whether_their_cache_is_exact(name):
 
 
 def by_table(family, order, cache, **options):
-    """Runs vanilla on a model that says token `slot` at slot `slot`, the surest first by `order`."""
+    """Runs vanilla on a model that says token `p` at position `p`, the surest first by `order`."""
     shift = 1 if family == "dream" else 0
     table = torch.zeros(32, VOCAB)
-    for rank, slot in enumerate(order):
-        table[slot - shift, slot] = 20.0 - rank
+    for rank, position in enumerate(order):
+        table[position - shift, position] = 20.0 - rank
     stub = TableModel(tiny_spec(family, max_length=64), table)
     llm = LLM(stub, tokenizer=StubTokenizer())
     output = llm.generate(
@@ -443,7 +444,7 @@ ALL, LEFT, RIGHT = 13, [5, 6, 7, 8, 9, 10, 11, 12], [8, 7, 6, 5, 12, 11, 10, 9]
         ("llada", LEFT, "dual", [ALL, 4, 4, 4] * 2),
         ("llada", RIGHT, "dual", [ALL, 4, 4, 4] * 2),
         ("dream", LEFT, "none", [ALL] * 8),
-        # the row before the block is needed only while the block's first slot is open
+        # the row before the block is needed only while the block's first position is open
         ("dream", LEFT, "prefix", [ALL, 8, 8, 8, ALL, 4, 4, 4]),
         ("dream", RIGHT, "prefix", [ALL, 9, 9, 9, ALL, 5, 5, 5]),
         ("dream", LEFT, "dual", [ALL, 4, 4, 4] * 2),
@@ -540,7 +541,7 @@ class Misbehaving:
         self.rule = configure("threshold", {"threshold": 0.5, "block_length": 4}).decoder
         self.spoil, self.room = spoil, room
 
-    def max_slots(self, canvas, facts):
+    def max_positions(self, canvas, facts):
         return len(canvas) + self.room
 
     def start(self, canvas, facts):
@@ -572,12 +573,12 @@ def endless_revision(canvas, edit):
 )
 def test_a_decoder_that_does_not_come_to_an_end_is_ended(spoil, room, most, cache, family):
     llm = model(family)
-    proposal = configure("threshold", {}).proposal
+    sampling_params = configure("threshold", {}).sampling_params
     request = Request(
         canvas=llm.prompt_canvas([1, 2, 3], 8),
         decoder=Misbehaving(spoil, room),
         cache=make_cache(cache),
-        proposal=proposal,
+        sampling_params=sampling_params,
         seed=0,
         stop_ids=llm.stop_ids,
         stop_at_eos=False,

@@ -1,4 +1,4 @@
-"""`cli.ranks`: one command as several processes, and how they end."""
+"""`cli.launcher`: one command as several processes, and how they end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_rank_knows_its_place(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_only_the_first_rank_reads_standard_input() -> None:
     code = "import sys; print(rank, repr(sys.stdin.read()), flush=True)"
-    started = "import sys; from unmask.cli import ranks; sys.exit(ranks.run(sys.argv[1:], 2))"
+    started = "import sys; from unmask.cli import launcher; sys.exit(launcher.run(sys.argv[1:], 2))"
     done = subprocess.run(
         [sys.executable, "-c", started, *command(code)],
         input="hello",
@@ -77,7 +77,7 @@ def test_sigterm_goes_to_the_first_rank_which_ends_as_it_likes() -> None:
         "if rank == '0': print('ready', flush=True)\n"
         "time.sleep(20 if rank == '0' else 1)"
     )
-    started = "import sys; from unmask.cli import ranks; sys.exit(ranks.run(sys.argv[1:], 2))"
+    started = "import sys; from unmask.cli import launcher; sys.exit(launcher.run(sys.argv[1:], 2))"
     with subprocess.Popen(
         [sys.executable, "-c", started, *command(code)],
         stdout=subprocess.PIPE,

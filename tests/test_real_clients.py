@@ -91,9 +91,9 @@ def test_the_page_decodes_in_two_lanes_and_fills_in(url):
         tab.goto(url)
         ready(tab)
         generate(tab, QUESTION, 48)
-        for lane in (0, 1):
-            assert canvas(tab, lane).startswith(ANSWER)
-            assert "ended" in tab.locator(".lane .facts").nth(lane).inner_text()
+        for meta in (0, 1):
+            assert canvas(tab, meta).startswith(ANSWER)
+            assert "ended" in tab.locator(".lane .facts").nth(meta).inner_text()
         tab.click("text=Infill")
         tab.locator(".cache").nth(1).select_option("dual")
         tab.click("#run")

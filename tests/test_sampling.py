@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unmask.canvas import Ask
 from unmask.errors import ConfigError
-from unmask.sampling.params import MIN_TEMPERATURE, Proposal
+from unmask.sampling.params import MIN_TEMPERATURE, SamplingParams
 from unmask.sampling.rng import gumbel, row_keys, uniform
 from unmask.sampling.sampler import STATS, Span, Vocabulary, log_odds, propose
 
@@ -20,16 +20,16 @@ VOCABULARY = Vocabulary(torch.arange(10), torch.tensor([7, 9]), EOS, TURN)
 
 def spans_of(rules, **asked):
     """A sequence a row."""
-    slots = [np.array([i]) for i in range(len(rules))]
+    positions = [np.array([i]) for i in range(len(rules))]
     return [
-        Span(slot, rule, Ask(slot, (0, 1), **asked))
-        for slot, rule in zip(slots, rules, strict=True)
+        Span(position, rule, Ask(position, (0, 1), **asked))
+        for position, rule in zip(positions, rules, strict=True)
     ]
 
 
 def packed_of(logits, rule=None, keys=None, vocabulary=VOCABULARY, **asked):
     logits = torch.as_tensor(logits, dtype=torch.float32).clone()
-    rules = rule if isinstance(rule, list) else [rule or Proposal()] * len(logits)
+    rules = rule if isinstance(rule, list) else [rule or SamplingParams()] * len(logits)
     keys = row_keys(0, 0, np.arange(len(logits))) if keys is None else keys
     return propose(logits, spans_of(rules, **asked), keys, vocabulary)[0]
 
@@ -87,7 +87,7 @@ def test_confidence_is_normalized_over_the_whole_vocabulary():
 def test_forbidden_ids_are_never_proposed(temperature):
     logits = torch.zeros(200, 10)
     logits[:, 7], logits[:, 9], logits[:, 4] = 50.0, 60.0, 1.0
-    tokens, found = run(logits, Proposal(temperature=temperature))
+    tokens, found = run(logits, SamplingParams(temperature=temperature))
     assert not {7, 9} & set(tokens)
     assert (set(tokens) == {4}) == (temperature == 0)
     assert all(np.isfinite(found))
@@ -106,7 +106,7 @@ def test_temperature_draws_tokens_with_their_probabilities():
     vocabulary = Vocabulary(torch.arange(10), torch.tensor([7]), EOS, None)
     tokens, _ = run(
         logits.expand(draws, -1),
-        Proposal(temperature=temperature),
+        SamplingParams(temperature=temperature),
         row_keys(3, 1, np.arange(draws)),
         vocabulary,
     )
@@ -124,7 +124,7 @@ def test_temperature_draws_tokens_with_their_probabilities():
 
 def test_sampled_tokens_are_scored_without_noise():
     logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
-    tokens, found = run(logits, Proposal(temperature=1.0))
+    tokens, found = run(logits, SamplingParams(temperature=1.0))
     assert len(set(tokens)) > 4
     p = torch.softmax(logits.double(), -1)[range(50), tokens].numpy()
     assert found == pytest.approx(odds(p), abs=1e-5)
@@ -135,10 +135,10 @@ def test_rows_with_different_rules_do_not_disturb_each_other():
     logits[:, EOS] = 4.0
     keys = row_keys(1, 2, np.arange(4))
     rules = [
-        Proposal(),
-        Proposal(temperature=1.0),
-        Proposal(logits_eos_inf=True),
-        Proposal(confidence_eos_eot_inf=True),
+        SamplingParams(),
+        SamplingParams(temperature=1.0),
+        SamplingParams(logits_eos_inf=True),
+        SamplingParams(confidence_eos_eot_inf=True),
     ]
     together = run(logits, rules, keys)
     for row in range(4):
@@ -168,7 +168,7 @@ def test_gumbel_noise_of_a_row_and_of_a_token_are_independent():
     assert len(noise.unique()) == noise.numel()
 
 
-def test_row_keys_depend_on_seed_forward_and_slot_only():
+def test_row_keys_depend_on_seed_forward_and_position_only():
     uids = np.arange(50)
     keys = row_keys(1, 2, uids)
     order = np.random.default_rng(0).permutation(50)
@@ -203,7 +203,7 @@ LIKES_EOS = [[0.0, 2.0, 0, 0, 0, 3.0, 2.5, 0, 0, 0]]
 
 
 def test_logits_eos_inf_proposes_the_next_best_and_renormalizes():
-    tokens, found = run(LIKES_EOS, Proposal(logits_eos_inf=True))
+    tokens, found = run(LIKES_EOS, SamplingParams(logits_eos_inf=True))
     assert tokens == [TURN]
     rest = np.exp(2.5) + np.exp(2.0) + 7
     assert found[0] == pytest.approx(odds(np.exp(2.5) / rest), abs=1e-6)
@@ -211,7 +211,7 @@ def test_logits_eos_inf_proposes_the_next_best_and_renormalizes():
 
 @pytest.mark.parametrize("compat", [False, True])
 def test_a_doubted_end_of_text_is_proposed_without_confidence(compat):
-    rule = Proposal(confidence_eos_eot_inf=True, compat=compat)
+    rule = SamplingParams(confidence_eos_eot_inf=True, compat=compat)
     tokens, found = run([LIKES_EOS[0], [0.0, 9, 0, 0, 0, 3, 3, 0, 0, 0]], rule)
     assert tokens == [EOS, 1]
     assert found[0] == -np.inf
@@ -220,14 +220,14 @@ def test_a_doubted_end_of_text_is_proposed_without_confidence(compat):
 
 def test_a_doubted_end_of_turn_is_proposed_without_confidence():
     logits = [[0.0, 2.0, 0, 0, 0, 0, 4.0, 0, 0, 0]]
-    assert run(logits, Proposal(confidence_eos_eot_inf=True)) == ([TURN], [-np.inf])
+    assert run(logits, SamplingParams(confidence_eos_eot_inf=True)) == ([TURN], [-np.inf])
 
 
 @pytest.mark.parametrize(("compat", "suppressed"), [(False, {EOS, TURN}), (True, {TURN})])
 def test_at_a_temperature_the_published_code_doubts_only_the_end_of_turn(compat, suppressed):
     logits = torch.zeros(300, 10)
     logits[:, EOS], logits[:, TURN] = 1.0, 1.0
-    rule = Proposal(confidence_eos_eot_inf=True, temperature=1.0, compat=compat)
+    rule = SamplingParams(confidence_eos_eot_inf=True, temperature=1.0, compat=compat)
     tokens, found = run(logits, rule)
     assert {EOS, TURN, 0} <= set(tokens)
     assert {t for t, value in zip(tokens, found, strict=True) if value == -np.inf} == suppressed
@@ -235,7 +235,7 @@ def test_at_a_temperature_the_published_code_doubts_only_the_end_of_turn(compat,
 
 def test_without_an_end_of_turn_only_the_end_of_text_is_doubted():
     vocabulary = Vocabulary(torch.arange(10), torch.tensor([7]), EOS, None)
-    rule = Proposal(confidence_eos_eot_inf=True)
+    rule = SamplingParams(confidence_eos_eot_inf=True)
     logits = [[0.0, 2.0, 0, 0, 0, 0, 4.0, 0, 0, 0]]
     tokens, found = run(logits, rule, vocabulary=vocabulary)
     assert tokens == [TURN]
@@ -246,13 +246,15 @@ def test_without_an_end_of_turn_only_the_end_of_text_is_doubted():
 @pytest.mark.parametrize("name", ["temperature", "cfg_scale"])
 def test_a_proposal_refuses_numbers_out_of_range(name, value):
     with pytest.raises(ConfigError, match=name):
-        Proposal(**{name: value})
+        SamplingParams(**{name: value})
 
 
 def test_bfloat16_logits_are_scored_in_float32():
     logits = torch.zeros(1, 10, dtype=torch.bfloat16)
     logits[0, 1] = 2.0
-    packed, _ = propose(logits, spans_of([Proposal()]), row_keys(0, 0, np.arange(1)), VOCABULARY)
+    packed, _ = propose(
+        logits, spans_of([SamplingParams()]), row_keys(0, 0, np.arange(1)), VOCABULARY
+    )
     assert packed[0, 1].item() == pytest.approx(2 - np.log(9), abs=1e-6)
 
 
@@ -290,14 +292,16 @@ def test_a_suppressed_end_leaves_every_statistic_a_number(name):
     logits = torch.zeros(2, 10)
     logits[:, EOS] = 9.0
     asked = frozenset({"entropy", "margin", "gap", "eos"})
-    packed = packed_of(logits, Proposal(**{name: True}), stats=asked)
+    packed = packed_of(logits, SamplingParams(**{name: True}), stats=asked)
     assert not packed.isnan().any()
 
 
 def test_a_proposal_that_the_filters_cut_keeps_its_own_probability():
     """The mask alone passes top_k=1; the proposal is the best of the rest."""
     logits = [[1.0, 0, 0, 0, 0, 0, 0, 9.0, 0, 0]]
-    packed = packed_of(logits, Proposal(top_k=1), from_sampling=True, stats=frozenset({"entropy"}))
+    packed = packed_of(
+        logits, SamplingParams(top_k=1), from_sampling=True, stats=frozenset({"entropy"})
+    )
     assert packed[0, 0] == 0
     assert packed[0, 1].item() == pytest.approx(-8.0, abs=1e-5)
 
@@ -320,9 +324,9 @@ def test_confidence_over_the_likeliest_tokens_alone(size):
 
 def test_static_pruning_is_the_users_word_before_the_decoders():
     asked = packed_of(RANDOM, top_v=2)
-    ruled = packed_of(RANDOM, Proposal(vocabulary="static", vocab_size=2), top_v=9)
+    ruled = packed_of(RANDOM, SamplingParams(vocabulary="static", vocab_size=2), top_v=9)
     assert torch.equal(asked, ruled)
-    whole = packed_of(RANDOM, Proposal(vocabulary="none"), top_v=2)
+    whole = packed_of(RANDOM, SamplingParams(vocabulary="none"), top_v=2)
     assert torch.equal(whole, packed_of(RANDOM))
 
 
@@ -330,10 +334,10 @@ def test_top_p_and_top_k_restrict_what_is_drawn_but_not_how_sure_the_model_is():
     logits = torch.tensor([[3.0, 2.9, 2.8, 0.0, 0, 0, 0, 50.0, 0, 60.0]]).expand(400, -1)
     keys = row_keys(1, 1, np.arange(400))
     for rule, allowed in (
-        (Proposal(temperature=1.0, top_k=2), {0, 1}),
-        (Proposal(temperature=1.0, top_p=0.3), {0}),
-        (Proposal(temperature=1.0, top_p=0.4), {0, 1}),
-        (Proposal(temperature=1.0), {0, 1, 2, 3, 4, 5, 6, 8}),
+        (SamplingParams(temperature=1.0, top_k=2), {0, 1}),
+        (SamplingParams(temperature=1.0, top_p=0.3), {0}),
+        (SamplingParams(temperature=1.0, top_p=0.4), {0, 1}),
+        (SamplingParams(temperature=1.0), {0, 1, 2, 3, 4, 5, 6, 8}),
     ):
         packed = packed_of(logits, rule, keys)
         assert set(packed[:, 0].long().tolist()) == allowed
@@ -341,7 +345,7 @@ def test_top_p_and_top_k_restrict_what_is_drawn_but_not_how_sure_the_model_is():
 
 
 def test_told_of_the_sampled_distribution_the_confidence_is_its_probability():
-    rule = Proposal(top_k=2)
+    rule = SamplingParams(top_k=2)
     packed = packed_of([[3.0, 2.0, 1.0, 0, 0, 0, 0, 0, 0, 0]], rule, from_sampling=True)
     assert packed[0, 0] == 0
     assert packed[0, 1].item() == pytest.approx(1.0, abs=1e-5), "odds e^3 : e^2"
@@ -360,13 +364,13 @@ def test_told_of_the_sampled_distribution_the_confidence_is_its_probability():
 )
 def test_pruning_refuses_what_cannot_be(knobs, message):
     with pytest.raises(ConfigError, match=message):
-        Proposal(**knobs)
+        SamplingParams(**knobs)
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-7, -0.5, float("inf"), float("nan")])
 def test_a_temperature_that_cannot_be_sampled_with_is_refused(temperature):
     with pytest.raises(ConfigError, match=f"temperature={temperature}"):
-        Proposal(temperature=temperature)
+        SamplingParams(temperature=temperature)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e4, 1e30])
@@ -374,7 +378,7 @@ def test_a_temperature_that_cannot_be_sampled_with_is_refused(temperature):
 def test_the_lowest_temperature_draws_the_likeliest_token(size, told):
     """1e-6: what is sampled from stays inside float32, which those who are told of it get."""
     logits = size * torch.randn(50, 10, generator=torch.Generator().manual_seed(3))
-    rule = Proposal(temperature=MIN_TEMPERATURE, top_p=0.9)
+    rule = SamplingParams(temperature=MIN_TEMPERATURE, top_p=0.9)
     packed = packed_of(logits, rule, from_sampling=told)
     assert packed[:, 0].tolist() == packed_of(logits)[:, 0].tolist()
     assert not packed[:, 1].isnan().any()

@@ -64,7 +64,7 @@ def test_a_quota_schedule_commits_everything(num_open, steps):
         ([0.2, 0.7, 0.1], 0, [1]),
     ],
 )
-def test_quota_takes_the_surest_and_ties_go_to_the_lowest_slot(p, k, expected):
+def test_quota_takes_the_surest_and_ties_go_to_the_lowest_position(p, k, expected):
     assert quota(log_odds(p), k).tolist() == expected
 
 
@@ -85,7 +85,7 @@ def test_ranking_keeps_order_among_certain_tokens_and_puts_suppressed_ones_last(
         ([0.1], 0.9, [0]),  # m = 1, below: progress all the same
         ([0.95, 0.1], 0.9, [0]),
         ([0.1, 0.2], 0.9, [1]),  # all below: the surest
-        ([0.2, 0.2, 0.2], 0.9, [0]),  # all equal and below: the lowest slot
+        ([0.2, 0.2, 0.2], 0.9, [0]),  # all equal and below: the lowest position
         ([0.95, 0.95, 0.95], 0.9, [0, 1, 2]),
         ([0.9, 0.5, 0.9], 0.9, [0, 2]),  # exactly tau passes
         ([0.9, math.nextafter(0.9, 0.0), 0.5], 0.9, [0]),

@@ -165,7 +165,7 @@ def test_the_masks_text_in_a_prompt_is_never_undecided(family, llm):
 
 
 @pytest.mark.parametrize("decoder", decoders.names())
-def test_no_decoder_takes_the_masks_text_of_a_prompt_for_a_slot(decoder, llm):
+def test_no_decoder_takes_the_masks_text_of_a_prompt_for_a_position(decoder, llm):
     own = llm("llada")
     text, id_ = MASK["llada"]
     prompt = f"a {text} b {text}"

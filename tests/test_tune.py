@@ -19,7 +19,7 @@ from unmask.tune.measure import Measured, versus
 from unmask.tune.outcome import TURNS, check, write
 from unmask.tune.plot import draw
 from unmask.tune.space import Choice, Range, parse_changes, space_of, start_of
-from unmask.tune.study import Plan, run
+from unmask.tune.study import StudyPlan, run
 
 BASE = {"accuracy": 0.8, "tokens_per_forward": 2.0, "latency_mean_s": 0.5}
 
@@ -174,7 +174,7 @@ def plan(**changes):
         "num_prompts": 80,
         "num_trials": 25,
     }
-    return Plan(**(given | changes))
+    return StudyPlan(**(given | changes))
 
 
 def quiet(label, done, total):

@@ -16,7 +16,6 @@ from unmask.engine.outputs import Commit, Step
 from unmask.engine.scheduler import Event
 from unmask.engine.token_text import Pieces, printable
 from unmask.errors import ConfigError
-from unmask.view import terminal
 from unmask.view.terminal import (
     END,
     OPEN,
@@ -59,11 +58,11 @@ def answer(*tokens: int | None, prompt: tuple[int, ...] = (1,)) -> Canvas:
         len(prompt),
         MASK,
     )
-    slots = [i for i, token in enumerate(tokens, len(prompt)) if token is not None]
+    positions = [i for i, token in enumerate(tokens, len(prompt)) if token is not None]
     edit = Edit(
-        commit=np.array(slots, dtype=np.int64),
+        commit=np.array(positions, dtype=np.int64),
         tokens=np.array([token for token in tokens if token is not None], dtype=np.int64),
-        confidence=np.ones(len(slots)),
+        confidence=np.ones(len(positions)),
     )
     return apply(canvas, edit, 0)
 
@@ -84,7 +83,7 @@ def test_only_so_many_texts_of_tokens_are_remembered(monkeypatch):
             asked.append(tuple(ids))
             return super().decode(ids)
 
-    monkeypatch.setattr(terminal, "MAX_TEXTS", 2)
+    monkeypatch.setattr("unmask.engine.token_text.MAX_TEXTS", 2)
     pieces = Pieces(Counting())
     told = [pieces.text(*ids) for ids in [(1,), (10, 11), (1,), (2,), (1,), (10, 11)]]
     assert told == ["The", "\u00e9", "The", " cat", "The", "\u00e9"]
@@ -116,7 +115,7 @@ def test_an_older_token_is_plain_blue() -> None:
     assert styles(picture(answer(2, 3), {1: 1.0}))[" sat"] == "#6699CC"
 
 
-def test_a_taken_back_slot_has_its_own_mark() -> None:
+def test_a_taken_back_position_has_its_own_mark() -> None:
     assert picture(answer(2, None), reopened=frozenset({2})).plain == f" cat{REOPENED}"
 
 
@@ -166,7 +165,7 @@ def test_a_tall_canvas_is_cut_to_the_lines_around_the_new_token() -> None:
     assert len(shown) == 5
 
 
-def test_changes_follow_slots_through_an_insertion() -> None:
+def test_changes_follow_positions_through_an_insertion() -> None:
     before = answer(2, None, None)
     edit = Edit(
         commit=np.array([3]),

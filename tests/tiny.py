@@ -112,8 +112,8 @@ class TableModel(Transformer):
         super().__init__(spec)
         self.table, self.seen = table, []
 
-    def hidden(self, ids, positions, visible=None, mixing=None, each=None):  # type: ignore[no-untyped-def]
-        self.seen.append((ids.clone(), positions.clone(), mixing))
+    def hidden(self, ids, positions, visible=None, backend=None, each=None):  # type: ignore[no-untyped-def]
+        self.seen.append((ids.clone(), positions.clone(), backend))
         return torch.nn.functional.one_hot(positions, self.spec.max_length + 1).float()
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ __all__ = [
 _LAZY = {
     "LLM": "unmask.engine.llm",
     "Likelihood": "unmask.engine.likelihood",
-    "Output": "unmask.engine.request",
+    "Output": "unmask.engine.outputs",
     "load_model": "unmask.models",
 }
 

@@ -1,7 +1,7 @@
 """The canvas of one sequence, and the edits that change it.
 
 Everything here lives on the host, is per sequence and is a value: `apply(canvas, edit, step)` returns a new
-canvas, so a decode *is* its list of edits. Whether a slot is undecided is a flag (`open`), never a
+canvas, so a decode *is* its list of edits. Whether a position is undecided is a flag (`open`), never a
 comparison with the mask id: a prompt may contain the mask's id as ordinary text.
 """
 
@@ -18,19 +18,19 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-NO_SLOTS: Ints = np.zeros(0, dtype=np.int64)
+NO_POSITIONS: Ints = np.zeros(0, dtype=np.int64)
 NO_SCORES: Floats = np.zeros(0, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """All that is true of a sequence between two forwards; every array has one entry a slot.
+    """All that is true of a sequence between two forwards; every array has one entry a position.
 
     `tokens` (the mask id where open, for the network's input only), `open` (undecided), `fixed` (given,
     never edited), `origin` (the forward that committed the token, -1 for given or open ones), `uid` (a
-    slot's identity, which survives insertion and deletion), `prompt_length` (slots before it are the
-    prompt), `mask_id`, `next_uid` (identities are never given twice), `infilling` (blanks in a given text,
-    not a continuation).
+    position's identity, which survives insertion and deletion), `prompt_length` (positions before it are
+    the prompt), `mask_id`, `next_uid` (identities are never given twice), `infilling` (blanks in a given
+    text, not a continuation).
     """
 
     tokens: Ints
@@ -44,16 +44,16 @@ class Canvas:
     infilling: bool = False
 
     def __len__(self) -> int:
-        """Number of slots."""
+        """Number of positions."""
         return len(self.tokens)
 
     @property
     def num_open(self) -> int:
-        """Number of undecided slots."""
+        """Number of undecided positions."""
         return int(self.open.sum())
 
-    def open_slots(self, start: int = 0, end: int | None = None) -> Ints:
-        """Undecided slots in `[start, end)`, ascending."""
+    def open_positions(self, start: int = 0, end: int | None = None) -> Ints:
+        """Undecided positions in `[start, end)`, ascending."""
         return np.flatnonzero(self.open[start:end]) + start
 
 
@@ -83,49 +83,50 @@ def new_canvas(
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What one step decided, in slots of the canvas it saw, applied in the order of the fields.
+    """What one step decided, in positions of the canvas it saw, applied in the order of the fields.
 
-    `commit` open slots get `tokens` (with `confidence` in [0, 1]); `replace` decided slots get
-    `replace_tokens`; `remask` decided slots become undecided; `delete` slots disappear; `insert` lists
-    `(slot, count)`: `count` open slots before `slot` (`slot == len(canvas)` appends); `append` are tokens
-    that become decided slots at the end. `notes`: numbers the method chose, for the trace only.
+    `commit` open positions get `tokens` (with `confidence` in [0, 1]); `replace` decided positions get
+    `replace_tokens`; `remask` decided positions become undecided; `delete` positions disappear; `insert`
+    lists `(position, count)`: `count` open positions before `position` (`position == len(canvas)` appends);
+    `append` are tokens that become decided positions at the end. `notes`: numbers the method chose, for the
+    trace only.
     """
 
-    commit: Ints = field(default_factory=lambda: NO_SLOTS)
-    tokens: Ints = field(default_factory=lambda: NO_SLOTS)
+    commit: Ints = field(default_factory=lambda: NO_POSITIONS)
+    tokens: Ints = field(default_factory=lambda: NO_POSITIONS)
     confidence: Floats = field(default_factory=lambda: NO_SCORES)
-    replace: Ints = field(default_factory=lambda: NO_SLOTS)
-    replace_tokens: Ints = field(default_factory=lambda: NO_SLOTS)
-    remask: Ints = field(default_factory=lambda: NO_SLOTS)
-    delete: Ints = field(default_factory=lambda: NO_SLOTS)
+    replace: Ints = field(default_factory=lambda: NO_POSITIONS)
+    replace_tokens: Ints = field(default_factory=lambda: NO_POSITIONS)
+    remask: Ints = field(default_factory=lambda: NO_POSITIONS)
+    delete: Ints = field(default_factory=lambda: NO_POSITIONS)
     insert: tuple[tuple[int, int], ...] = ()
-    append: Ints = field(default_factory=lambda: NO_SLOTS)
+    append: Ints = field(default_factory=lambda: NO_POSITIONS)
     notes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         """Whether applying it changes nothing."""
         changes = (self.commit, self.replace, self.remask, self.delete, self.append)
-        return not self.insert and all(len(slots) == 0 for slots in changes)
+        return not self.insert and all(len(positions) == 0 for positions in changes)
 
 
 def apply(canvas: Canvas, edit: Edit, step: int) -> Canvas:
     """The canvas after an edit made by forward `step`.
 
-    An edit that breaks the rules (commit on a decided slot, touching a given one, writing the mask id)
+    An edit that breaks the rules (commit on a decided position, touching a given one, writing the mask id)
     is a decoder's bug and raises AssertionError.
     """
-    assert canvas.open[edit.commit].all(), "commit on a decided slot"
+    assert canvas.open[edit.commit].all(), "commit on a decided position"
     assert (edit.tokens != canvas.mask_id).all(), "the mask id was committed"
     assert (edit.replace_tokens != canvas.mask_id).all(), "the mask id was written"
     assert (edit.append != canvas.mask_id).all(), "the mask id was appended"
-    assert len(np.unique(edit.commit)) == len(edit.commit), "a slot was committed twice"
-    assert len(edit.tokens) == len(edit.commit), "not one token a committed slot"
-    for slots in (edit.replace, edit.remask, edit.delete):
-        assert not canvas.fixed[slots].any(), "a given token was edited"
-    for slots in (edit.replace, edit.remask):
-        decided_now = np.isin(slots, edit.commit) | ~canvas.open[slots]
-        assert decided_now.all(), "replace or remask on an undecided slot"
+    assert len(np.unique(edit.commit)) == len(edit.commit), "a position was committed twice"
+    assert len(edit.tokens) == len(edit.commit), "not one token a committed position"
+    for positions in (edit.replace, edit.remask, edit.delete):
+        assert not canvas.fixed[positions].any(), "a given token was edited"
+    for positions in (edit.replace, edit.remask):
+        decided_now = np.isin(positions, edit.commit) | ~canvas.open[positions]
+        assert decided_now.all(), "replace or remask on an undecided position"
     tokens, open_, origin = canvas.tokens.copy(), canvas.open.copy(), canvas.origin.copy()
     tokens[edit.commit], open_[edit.commit], origin[edit.commit] = edit.tokens, False, step
     tokens[edit.replace], origin[edit.replace] = edit.replace_tokens, step
@@ -139,7 +140,7 @@ def apply(canvas: Canvas, edit: Edit, step: int) -> Canvas:
 
 
 def truncate(canvas: Canvas, size: int) -> Canvas:
-    """The first `size` slots of a canvas."""
+    """The first `size` positions of a canvas."""
     kept = {
         name: getattr(canvas, name)[:size] for name in ("tokens", "open", "fixed", "origin", "uid")
     }
@@ -147,7 +148,7 @@ def truncate(canvas: Canvas, size: int) -> Canvas:
 
 
 def _append(canvas: Canvas, tokens: Ints, step: int) -> Canvas:
-    """Decided slots at the end."""
+    """Decided positions at the end."""
     count = len(tokens)
     return replace(
         canvas,
@@ -161,19 +162,21 @@ def _append(canvas: Canvas, tokens: Ints, step: int) -> Canvas:
 
 
 def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
-    """Delete and insert slots; identities of the others are kept."""
+    """Delete and insert positions; identities of the others are kept."""
     size = len(canvas)
     order: list[Ints] = []
     inserts = dict(edit.insert)
-    assert len(inserts) == len(edit.insert), "two insertions before one slot"
-    assert all(canvas.prompt_length <= slot <= size for slot in inserts), "insertion in the prompt"
+    assert len(inserts) == len(edit.insert), "two insertions before one position"
+    assert all(canvas.prompt_length <= position <= size for position in inserts), (
+        "insertion in the prompt"
+    )
     kept = ~np.isin(np.arange(size), edit.delete)
-    for slot in range(size + 1):
-        if slot in inserts:
-            order.append(np.full(inserts[slot], -1, dtype=np.int64))
-        if slot < size and kept[slot]:
-            order.append(np.array([slot], dtype=np.int64))
-    source = np.concatenate(order) if order else NO_SLOTS
+    for position in range(size + 1):
+        if position in inserts:
+            order.append(np.full(inserts[position], -1, dtype=np.int64))
+        if position < size and kept[position]:
+            order.append(np.array([position], dtype=np.int64))
+    source = np.concatenate(order) if order else NO_POSITIONS
     new = source < 0
     count = int(new.sum())
 
@@ -201,7 +204,7 @@ class ModelFacts:
 
     `block_size` of block-causal attention or None; special ids; `max_length` of the context;
     `background()`: how frequent each token is in the model's own output (`(V,)`, measured once, when first
-    called); `draft(canvas)`: a cheap guess at the open slots, one token a slot and -1 for none.
+    called); `draft(canvas)`: a cheap guess at the open positions, one token a position and -1 for none.
     """
 
     vocab_size: int
@@ -218,29 +221,30 @@ Stat = Literal["entropy", "margin", "gap", "eos", "kl", "top_v_entropy"]
 
 `entropy` of the distribution in nats. `margin`: ln of 1 - (p1 - p2), so that near-certain rows keep their
 order. `gap`: difference of the two largest logits. `eos`: probability of end-of-text (and `eos_top`: 1
-where it is the likeliest, before sampling). `kl`: divergence in nats from the same slot's distribution of
-the forward before, +inf where that was not read. `top_v_entropy`: in nats, over the `top_v` largest logits.
+where it is the likeliest, before sampling). `kl`: divergence in nats from the same position's distribution
+of the forward before, +inf where that was not read. `top_v_entropy`: in nats, over the `top_v` largest
+logits.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """Numbers added to logits: at `slots`, of `tokens`, by `values` (equal lengths)."""
+    """Numbers added to logits: at `positions`, of `tokens`, by `values` (equal lengths)."""
 
-    slots: Ints
+    positions: Ints
     tokens: Ints
     values: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Evidence from earlier forwards: `amounts` at (`slots`, `tokens`); see `decoders.credit`.
+    """Evidence from earlier forwards: `amounts` at (`positions`, `tokens`); see `decoders.credit`.
 
     The forward first adds `p ** gamma` for its own likeliest token, then `alpha * ln(1 + amount)` to the
     logits.
     """
 
-    slots: Ints
+    positions: Ints
     tokens: Ints
     amounts: Floats
     alpha: float
@@ -251,48 +255,49 @@ class Credit:
 class Ask:
     """What a decoder wants from the next forward.
 
-    `rows`: slots whose prediction it reads, ascending, open or decided. `window` `[start, end)`: the
-    running block; caches refresh when it moves. `needed`: slots of `rows` that must be read, where a cache
-    may else choose among the window's open ones. `optional`: further slots, read if an approximate cache
-    computes them anyway, and always without one or with an exact one. `stats`: what to tell beside the
-    proposal. `top_v`: confidence over that many largest logits only. `from_sampling`: tell all of the
-    distribution that is sampled from (temperature, top_p and top_k applied) instead of the model's own.
-    `twins`: decided slots to be predicted as if they were open, by extra queries that see every slot but
-    their own; `twins_meet`: and see each other.
+    `rows`: positions whose prediction it reads, ascending, open or decided. `window` `[start, end)`: the
+    running block; caches refresh when it moves. `needed`: positions of `rows` that must be read, where a
+    cache may else choose among the window's open ones. `optional`: further positions, read if an
+    approximate cache computes them anyway, and always without one or with an exact one. `stats`: what to
+    tell beside the proposal. `top_v`: confidence over that many largest logits only. `from_sampling`: tell
+    all of the distribution that is sampled from (temperature, top_p and top_k applied) instead of the
+    model's own. `shadows`: decided positions to be predicted as if they were open, by extra queries that
+    see every position but their own; `shadows_attend`: and see each other.
     """
 
     rows: Ints
     window: tuple[int, int]
-    needed: Ints = field(default_factory=lambda: NO_SLOTS)
-    optional: Ints = field(default_factory=lambda: NO_SLOTS)
+    needed: Ints = field(default_factory=lambda: NO_POSITIONS)
+    optional: Ints = field(default_factory=lambda: NO_POSITIONS)
     stats: frozenset[Stat] = frozenset()
     top_v: int | None = None
     from_sampling: bool = False
-    twins: Ints = field(default_factory=lambda: NO_SLOTS)
-    twins_meet: bool = True
+    shadows: Ints = field(default_factory=lambda: NO_POSITIONS)
+    shadows_attend: bool = True
     bias: Bias | None = None
     credit: Credit | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the forward said about the asked slots, on the host; slots that were not computed are absent.
+    """What the forward said about the asked positions, on the host; positions that were not computed are
+    absent.
 
-    `slots` ascending; `tokens` the proposed ids (never the mask or a padded row of the vocabulary);
+    `positions` ascending; `tokens` the proposed ids (never the mask or a padded row of the vocabulary);
     `log_odds` = ln(p / (1 - p)) of the proposal's probability p in float32 resolution near 1 too, so
     that near-certain tokens keep their order; -inf where the score was suppressed. `uniform` holds one
-    number in [0, 1) per slot, drawn from (seed, forward, slot identity). `stats`: what was asked for.
-    With `Credit`, `stats` also has the model's own choice before it (`raw_token`, `raw_confidence`).
-    `twin_log_odds`: of the canvas's token at each twin. `top_v`: how many tokens shared the confidence,
+    number in [0, 1) per position, drawn from (seed, forward, position identity). `stats`: what was asked
+    for. With `Credit`, `stats` also has the model's own choice before it (`raw_token`, `raw_confidence`).
+    `shadow_log_odds`: of the canvas's token at each shadow. `top_v`: how many tokens shared the confidence,
     None for all.
     """
 
-    slots: Ints
+    positions: Ints
     tokens: Ints
     log_odds: Floats
     uniform: Floats
     stats: Mapping[str, Floats] = field(default_factory=dict)
-    twin_log_odds: Floats = field(default_factory=lambda: NO_SCORES)
+    shadow_log_odds: Floats = field(default_factory=lambda: NO_SCORES)
     top_v: int | None = None
 
     @property
@@ -306,12 +311,12 @@ class Reading:
         return probability(-self.log_odds)
 
     def only(self, kept: Bools) -> Reading:
-        """The part of the reading where `kept` (one flag a slot of the reading)."""
+        """The part of the reading where `kept` (one flag a position of the reading)."""
         if kept.all():
             return self
         return replace(
             self,
-            slots=self.slots[kept],
+            positions=self.positions[kept],
             tokens=self.tokens[kept],
             log_odds=self.log_odds[kept],
             uniform=self.uniform[kept],
@@ -319,15 +324,17 @@ class Reading:
         )
 
     def undecided(self, canvas: Canvas, start: int = 0, end: int | None = None) -> Reading:
-        """The part about open slots in `[start, end)`."""
+        """The part about open positions in `[start, end)`."""
         limit = len(canvas) if end is None else end
-        return self.only(canvas.open[self.slots] & (self.slots >= start) & (self.slots < limit))
+        return self.only(
+            canvas.open[self.positions] & (self.positions >= start) & (self.positions < limit)
+        )
 
     def commit(self, chosen: Ints, notes: Mapping[str, float] | None = None) -> Edit:
         """The edit that commits the proposals at these indices of the reading."""
         chosen = np.sort(chosen)
         return Edit(
-            commit=self.slots[chosen],
+            commit=self.positions[chosen],
             tokens=self.tokens[chosen],
             confidence=self.confidence[chosen],
             notes=notes or {},
@@ -341,7 +348,7 @@ def probability(log_odds: Floats) -> Floats:
 
 
 def places(before: Canvas, after: Canvas) -> Ints:
-    """For each slot of `after`, its place in `before`, or -1 for a new one."""
+    """For each position of `after`, its place in `before`, or -1 for a new one."""
     if len(before) == len(after) and np.array_equal(before.uid, after.uid):
         return np.arange(len(after))
     order = np.argsort(before.uid, kind="stable")
@@ -351,7 +358,7 @@ def places(before: Canvas, after: Canvas) -> Ints:
 
 
 def edited(before: Canvas, after: Canvas) -> Bools:
-    """For each slot of `after`, whether it is new or holds another token than in `before`."""
+    """For each position of `after`, whether it is new or holds another token than in `before`."""
     at = places(before, after)
     changed: Bools = (
         (at < 0) | (before.tokens[at] != after.tokens) | (before.open[at] != after.open)

@@ -1,7 +1,7 @@
-"""Rules that turn scores into a set of slots to commit; decoders are made of these.
+"""Rules that turn scores into a set of positions to commit; decoders are made of these.
 
-Scores are one number a candidate, larger is surer, candidates in ascending slot order. Every rule
-breaks ties towards the lowest slot and chooses at least one of a non-empty set of candidates.
+Scores are one number a candidate, larger is surer, candidates in ascending position order. Every rule
+breaks ties towards the lowest position and chooses at least one of a non-empty set of candidates.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unmask.canvas import Bools, Floats, Ints
 
 
 def quota_schedule(num_open: int, steps: int) -> tuple[int, ...]:
-    """How many slots each of `steps` forwards commits: as even as possible, the larger ones first.
+    """How many positions each of `steps` forwards commits: as even as possible, the larger ones first.
 
     Source: LLaDA `get_num_transfer_tokens`. Sums to `num_open`; ends in zeros when steps > num_open.
     """
@@ -72,14 +72,16 @@ def entropy_budget(scores: Floats, entropy: Floats, gamma: float) -> Ints:
     return order[: max(1, int((shared <= gamma).sum()))]
 
 
-def run_argmax(slots: Ints, scores: Floats, confidence: Floats, low: float, high: float) -> Ints:
-    """The surest of every run of adjacent slots if above `low`, all above `high`, the surest of all.
+def run_argmax(
+    positions: Ints, scores: Floats, confidence: Floats, low: float, high: float
+) -> Ints:
+    """The surest of every run of adjacent positions if above `low`, all above `high`, the surest of all.
 
     Source: dInfer, hierarchical decoding. Indices ascend.
     """
     chosen = confidence > high
-    starts = np.flatnonzero(np.diff(slots, prepend=slots[0] - 2) != 1)
-    for start, end in zip(starts, [*starts[1:], len(slots)], strict=True):
+    starts = np.flatnonzero(np.diff(positions, prepend=positions[0] - 2) != 1)
+    for start, end in zip(starts, [*starts[1:], len(positions)], strict=True):
         best = start + int(np.argmax(scores[start:end]))
         chosen[best] |= confidence[best] > low
     chosen[int(np.argmax(scores))] = True
@@ -95,14 +97,15 @@ def _kernel(sigma: float, reach: int) -> Floats:
     return normalized
 
 
-def certainty_density(known: Bools, slots: Ints, sigma: float, reach: int) -> Floats:
-    """Share of a Gaussian around each slot, cut at `reach` slots, that lies on decided text, in [0, 1].
+def certainty_density(known: Bools, positions: Ints, sigma: float, reach: int) -> Floats:
+    """Share of a Gaussian around each position, cut at `reach` positions, that lies on decided text, in [0,
+    1].
 
     Source: d2Cache, arXiv:2509.23094, Eq. 3. Left of the canvas everything counts as decided; right of it,
-    what its last slot is.
+    what its last position is.
     """
     right = np.full(reach, bool(known[-1]) if len(known) else False)
     line = np.concatenate((np.ones(reach, dtype=bool), known, right)).astype(np.float64)
     everywhere = np.convolve(line, _kernel(sigma, reach), mode="valid")
-    density: Floats = everywhere[slots]
+    density: Floats = everywhere[positions]
     return density

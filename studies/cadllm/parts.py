@@ -154,7 +154,7 @@ def variants() -> list[tuple[str, int]]:
 
 
 def variant_cell(prompts: str, method: str, length: int) -> Cell:
-    """A method in a canvas of 64 slots, or on fewer prompts in a longer one."""
+    """A method in a canvas of 64 positions, or on fewer prompts in a longer one."""
     return cell(prompts, method, gen_length=length, n=MANY if length == GEN else 2 * FEW)
 
 

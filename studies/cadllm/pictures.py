@@ -18,7 +18,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = "osD^v"
 LINES = ("-", "--", ":", "-.", "-")
 
-Store = dict[str, Measured]
+DenseStore = dict[str, Measured]
 
 
 def figure(columns: int, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Any]]:
@@ -50,7 +50,7 @@ def speed(got: Measured) -> float:
     return sum(got.tokens) / sum(got.forwards)
 
 
-def ablation(store: Store) -> None:
+def ablation(store: DenseStore) -> None:
     """Quality and speed of every arm of the ablation, by task."""
     made, axes = figure(2, 7.0, 5.2)
     for ax, task in zip(axes, parts.TASKS, strict=True):
@@ -74,7 +74,7 @@ def ablation(store: Store) -> None:
     save(made, "ablation")
 
 
-def reliability(store: Store) -> None:
+def reliability(store: DenseStore) -> None:
     """Reliability diagrams of the shifted sets and of the sharpened model."""
     path = RESULTS / "reliability.json"
     if not path.exists():
@@ -100,7 +100,7 @@ def reliability(store: Store) -> None:
     save(made, "reliability")
 
 
-def shift(store: Store) -> None:
+def shift(store: DenseStore) -> None:
     """What a token a forward, the threshold and CadLLM get right on every prompt set."""
     made, (left, right) = figure(2, 5.6)
     arms = {"one a forward": parts.ONE, "threshold 0.9": parts.THRESHOLD, "CadLLM": parts.CADLLM}
@@ -123,7 +123,7 @@ def shift(store: Store) -> None:
     save(made, "shift")
 
 
-def sharpness(store: Store) -> None:
+def sharpness(store: DenseStore) -> None:
     """Quality and speed as the logits are multiplied."""
     made, (left, right) = figure(2)
     for i, (label, method) in enumerate(
@@ -147,7 +147,7 @@ def sharpness(store: Store) -> None:
     save(made, "sharpness")
 
 
-def lengths(store: Store) -> None:
+def lengths(store: DenseStore) -> None:
     """Forwards and quality as the canvas grows and the answer does not."""
     made, axes = figure(2)
     arms = {
@@ -163,13 +163,13 @@ def lengths(store: Store) -> None:
         axes[0].plot(xs, [sum(got.forwards) / len(got.forwards) for _, got in there], **style)
         axes[1].plot(xs, [share(got)[0] for _, got in there], **style)
     for ax, title in zip(axes, ("forwards an answer", "exact, %"), strict=True):
-        ax.set(xlabel="slots of the canvas", ylabel=title)
+        ax.set(xlabel="positions of the canvas", ylabel=title)
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=8)
     save(made, "lengths")
 
 
-def dynamics(store: Store) -> None:
+def dynamics(store: DenseStore) -> None:
     """Mean confidence, block and commits along long canvases."""
     path = RESULTS / "dynamics.json"
     if not path.exists():
@@ -192,15 +192,15 @@ def dynamics(store: Store) -> None:
                 [length * (k + 0.5) / len(ys) for k in range(len(ys))], ys, marker=MARKERS[i], ls=LINES[i],
                 color=COLORS[i], ms=4, label=f"{kind}, {'paper' if method == parts.PAPER else 'code'}",
             )  # fmt: skip
-        ax.set(xlabel="slot of the answer", ylabel=name.replace("_", " "))
+        ax.set(xlabel="position of the answer", ylabel=name.replace("_", " "))
         ax.set_ylim(bottom=0)
     if axes[0].lines:
         axes[0].legend(fontsize=8)
     save(made, "dynamics")
 
 
-def front(store: Store) -> None:
-    """Quality against tokens per forward and per computed slot: every decoder without and with a cache."""
+def front(store: DenseStore) -> None:
+    """Quality against tokens per forward and per computed position, without and with a cache."""
     made, axes = figure(2, 6.5, 5.5)
     columns = [("demo", "none"), ("demo", "dual"), ("demo", "vicinity"), ("blocks", "block_causal")]
     for i, (model, cache) in enumerate(columns):
@@ -219,12 +219,12 @@ def front(store: Store) -> None:
                     ax.annotate(label, (x, value), offset, textcoords="offset points", fontsize=6)
         axes[0].plot([], [], MARKERS[i], color=COLORS[i], mfc="none", label=f"{model}, {cache}")
     axes[0].set(xlabel="answer tokens per forward", ylabel="exact, %")
-    axes[1].set(xlabel="answer tokens per 100 slots computed", ylabel="exact, %")
+    axes[1].set(xlabel="answer tokens per 100 positions computed", ylabel="exact, %")
     axes[0].legend(fontsize=8)
     save(made, "front")
 
 
-def heads(store: Store) -> None:
+def heads(store: DenseStore) -> None:
     """Milliseconds of the parts of a reading against the vocabulary: CadLLM's Fig. 1b."""
     path = RESULTS / "timing.json"
     rows = json.loads(path.read_text()).get("head", {}).get("rows", {}) if path.exists() else {}
@@ -237,12 +237,14 @@ def heads(store: Store) -> None:
             [int(size) for size in rows], ys, marker=(*MARKERS, "P")[i], ls=(*LINES, "--")[i],
             color=(*COLORS, "0.3")[i], label=job,
         )  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="tokens in the vocabulary", ylabel="ms for 32 slots")
+    ax.set(
+        xscale="log", yscale="log", xlabel="tokens in the vocabulary", ylabel="ms for 32 positions"
+    )
     ax.legend(fontsize=8)
     save(made, "heads")
 
 
-PICTURES: tuple[Callable[[Store], None], ...] = (
+PICTURES: tuple[Callable[[DenseStore], None], ...] = (
     ablation, reliability, shift, sharpness, lengths, dynamics, front, heads,
 )  # fmt: skip
 

@@ -64,7 +64,7 @@ def forwards(got: Measured) -> str:
 
 
 def queries(got: Measured) -> str:
-    """Slots computed for an answer token."""
+    """Positions computed for an answer token."""
     return "-" if is_empty(got) else f"{sum(got.queries) / sum(got.tokens):.1f}"
 
 

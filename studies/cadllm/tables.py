@@ -33,11 +33,11 @@ RESULTS = HERE / "results"
 MISSING = "not measured"
 NAMES = {"word": "word problems", "sudoku": "Sudoku, 8 blanks"}
 
-Store = dict[str, Measured]
+DenseStore = dict[str, Measured]
 
 
 def compared(
-    rows: Sequence[tuple[Sequence[str], Cell, Cell]], head: Sequence[str], store: Store
+    rows: Sequence[tuple[Sequence[str], Cell, Cell]], head: Sequence[str], store: DenseStore
 ) -> str:
     """Cells against a reference cell each: quality, then what needs no clock."""
     columns = (
@@ -57,7 +57,7 @@ def compared(
     return markdown([*head, *columns], made)
 
 
-def baseline(store: Store) -> str:
+def baseline(store: DenseStore) -> str:
     """Document 000's question: the baseline, and CadLLM on it."""
     rows = [
         ((NAMES[task], label), parts.cell(task, *arm), parts.cell(task, parts.THRESHOLD))
@@ -67,7 +67,7 @@ def baseline(store: Store) -> str:
     return compared(rows, ("task", "method"), store)
 
 
-def ablation(store: Store) -> str:
+def ablation(store: DenseStore) -> str:
     """Every policy removed, and every policy alone."""
     rows = [
         ((NAMES[task], label), parts.cell(task, method), parts.cell(task, parts.THRESHOLD))
@@ -77,7 +77,7 @@ def ablation(store: Store) -> str:
     return compared(rows, ("task", "arm"), store)
 
 
-def scaled(store: Store) -> str:
+def scaled(store: DenseStore) -> str:
     """The ablation with a quarter of the lengths."""
     rows = [
         ((NAMES[task], label), parts.cell(task, method), parts.cell(task, parts.SCALED_BLOCK))
@@ -87,7 +87,7 @@ def scaled(store: Store) -> str:
     return compared(rows, ("task", "arm"), store)
 
 
-def pairs(store: Store) -> str:
+def pairs(store: DenseStore) -> str:
     """Pairs of arms that the findings name, each over the same prompts."""
     made = []
     for label, one, other in parts.pairs():
@@ -103,7 +103,7 @@ def pairs(store: Store) -> str:
     return markdown(head, made)
 
 
-def variants(store: Store) -> str:
+def variants(store: DenseStore) -> str:
     """The authors' code against the paper's equations."""
     rows = [
         (
@@ -121,7 +121,7 @@ def variants(store: Store) -> str:
     return compared(rows, ("task", "slots", "method"), store)
 
 
-def vocabulary(store: Store) -> str:
+def vocabulary(store: DenseStore) -> str:
     """Pruned vocabularies."""
     wanted = {cell.key for cell in parts.cells()["vocabulary"]}
     rows = []
@@ -136,7 +136,7 @@ def vocabulary(store: Store) -> str:
     return compared(rows, ("method", "vocabulary"), store)
 
 
-def shifted(store: Store) -> str:
+def shifted(store: DenseStore) -> str:
     """Prompts unlike training's."""
     reliability = _read("reliability.json")
     made = []
@@ -164,7 +164,7 @@ def shifted(store: Store) -> str:
     return markdown(head, made)
 
 
-def losses(store: Store) -> str:
+def losses(store: DenseStore) -> str:
     """What parallel methods lose against a token a forward, by prompt set."""
     made = []
     for name in parts.SHIFTED:
@@ -186,7 +186,7 @@ def losses(store: Store) -> str:
     return markdown(head, made)
 
 
-def sharpness(store: Store) -> str:
+def sharpness(store: DenseStore) -> str:
     """The model with its logits multiplied."""
     reliability = _read("reliability.json")
     made = []
@@ -209,7 +209,7 @@ def sharpness(store: Store) -> str:
     return markdown(head, made)
 
 
-def lengths(store: Store) -> str:
+def lengths(store: DenseStore) -> str:
     """Short answers in canvases of any length."""
     rows = [
         (
@@ -227,7 +227,7 @@ def lengths(store: Store) -> str:
     return compared(rows, ("slots", "method"), store)
 
 
-def dynamics(store: Store) -> str:
+def dynamics(store: DenseStore) -> str:
     """Long canvases filled to their end."""
     made = []
     measured = _read("dynamics.json")
@@ -253,7 +253,7 @@ def dynamics(store: Store) -> str:
     return markdown(head, made)
 
 
-def shapes(store: Store) -> str:
+def shapes(store: DenseStore) -> str:
     """Three shapes of model."""
     rows = []
     for model in parts.SHAPES:
@@ -270,7 +270,7 @@ def shapes(store: Store) -> str:
     return compared(rows, ("model", "task", "method"), store)
 
 
-def front(store: Store) -> str:
+def front(store: DenseStore) -> str:
     """Every decoder with the main caches: exact, tokens per forward, queries per token."""
     columns = [("demo", cache) for cache in parts.CACHES] + [("blocks", "block_causal")]
     made = []
@@ -288,7 +288,7 @@ def front(store: Store) -> str:
     return markdown(["decoder", *(f"{model}, {cache}" for model, cache in columns)], made)
 
 
-def document(store: Store) -> str:
+def document(store: DenseStore) -> str:
     """Document 000's own form, with seconds."""
     timing = _read("timing.json")
     blocks = []
@@ -311,7 +311,7 @@ def document(store: Store) -> str:
     return "```\n" + "\n".join(blocks).rstrip() + "\n```"
 
 
-def timing(store: Store) -> str:
+def timing(store: DenseStore) -> str:
     """Seconds of every timed method."""
     found = _read("timing.json")
     made = []
@@ -330,7 +330,7 @@ def timing(store: Store) -> str:
     return markdown(head, made) if made else MISSING
 
 
-def heads(store: Store) -> str:
+def heads(store: DenseStore) -> str:
     """Milliseconds of the parts of a reading, by vocabulary."""
     rows = _read("timing.json").get("head", {}).get("rows", {})
     if not rows:
@@ -343,7 +343,7 @@ def heads(store: Store) -> str:
     return markdown(["tokens", *(f"{job}, ms" for job in jobs)], made)
 
 
-def large(store: Store) -> str:
+def large(store: DenseStore) -> str:
     """Milliseconds a forward with a large vocabulary."""
     rows = _read("timing.json").get("large", {}).get("rows", {})
     if not rows:
@@ -355,7 +355,7 @@ def large(store: Store) -> str:
     return markdown(("vocabulary", "forwards", "ms / forward"), made)
 
 
-def machine(store: Store) -> str:
+def machine(store: DenseStore) -> str:
     """Where the seconds come from."""
     found = _read("timing.json")
     if not found:
@@ -370,7 +370,7 @@ def machine(store: Store) -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[Store], str]] = {
+TABLES: dict[str, Callable[[DenseStore], str]] = {
     made.__name__: made
     for made in (
         baseline, document, ablation, scaled, pairs, variants, vocabulary, shifted, losses, sharpness,

@@ -109,7 +109,7 @@ def repeated(jobs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
 
 
 def heads() -> dict[str, Any]:
-    """The parts of a reading of ROWS slots by vocabulary size, as in CadLLM's Fig. 1b."""
+    """The parts of a reading of ROWS positions by vocabulary size, as in CadLLM's Fig. 1b."""
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}
     for size in VOCABULARIES:
@@ -138,7 +138,7 @@ def _ten_times(job: Callable[[], Any]) -> Callable[[], None]:
 
 
 def large() -> dict[str, Any]:
-    """Seconds a forward of decodes with a large vocabulary, random weights, 16 slots, no early stop."""
+    """Seconds a forward of decodes with a large vocabulary, random weights, 16 positions, no early stop."""
     llm = random_llm(126_464, 512, 2, torch.float32, head_width=64)
     prompts = [list(range(10 + row, 74 + row)) for row in range(4)]
     forwards: dict[str, float] = {}

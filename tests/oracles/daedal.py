@@ -1,8 +1,8 @@
 """DAEDAL's two phases, written naively in float64 for one sequence, without a cache.
 
 Source: arXiv:2508.00819, Sections 3.1 and 3.2, as its published code does it: the end-of-text mass is
-divided by `num_check_last_eot` however few slots were found, slots that do not propose the end are skipped,
-and (`compat`) the first phase ends by appending half as many decided end tokens.
+divided by `num_check_last_eot` however few positions were found, positions that do not propose the end are
+skipped, and (`compat`) the first phase ends by appending half as many decided end tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .network import LogitsFn, read, surest_first
 
 
 def end_mass(proposed, probability_of_end, eos_id: int, num_check: int) -> float:
-    """Mean probability of the end over the last slots that propose it; both lists hold generated slots."""
+    """Mean probability of the end over the last positions that propose it; both lists are generated."""
     found: list[float] = []
     for token, probability in zip(reversed(proposed), reversed(probability_of_end), strict=True):
         if len(found) == num_check:
@@ -29,7 +29,7 @@ def keep_sure(scores: dict[int, float], threshold: float) -> list[int]:
 def make_room(
     ids: list[int], undecided: list[bool], at: int, count: int, mask_id: int, max_length: int
 ) -> int:
-    """Put `count` open slots before `at`, in place; how many slots then fell off the end."""
+    """Put `count` open positions before `at`, in place; how many positions then fell off the end."""
     ids[at:at] = [mask_id] * count
     undecided[at:at] = [True] * count
     excess = max(0, len(ids) - max_length)
@@ -58,8 +58,8 @@ def decode(  # noqa: PLR0913 - the paper's knobs
     """The trace and the canvas.
 
     An entry: `phase` (1 or 2); `committed`, at the positions that the forward saw; then `inserted`
-    [(position of the first new slot, how many)]; then `filled`, new slots that hold a decided token at
-    once; then `truncated`, how many slots the tail lost; `end_mass` of the forward.
+    [(position of the first new position, how many)]; then `filled`, new positions that hold a decided token
+    at once; then `truncated`, how many positions the tail lost; `end_mass` of the forward.
     """
     first = len(prompt)
     ids = prompt + [mask_id] * initial_gen_length
@@ -68,12 +68,12 @@ def decode(  # noqa: PLR0913 - the paper's knobs
 
     def look() -> tuple[dict[int, int], dict[int, float], float]:
         rows = logits_fn(ids)
-        slots = range(first, len(ids))
-        both = {p: read(rows[p], forbidden) for p in slots}
-        tokens = {p: both[p][0] for p in slots}
-        ends = [float(rows[p].softmax(dim=0)[eos_id]) for p in slots]
+        positions = range(first, len(ids))
+        both = {p: read(rows[p], forbidden) for p in positions}
+        tokens = {p: both[p][0] for p in positions}
+        ends = [float(rows[p].softmax(dim=0)[eos_id]) for p in positions]
         mass = end_mass(list(tokens.values()), ends, eos_id, num_check_last_eot)
-        return tokens, {p: both[p][1] for p in slots}, mass
+        return tokens, {p: both[p][1] for p in positions}, mass
 
     def note(phase: int, mass: float) -> dict:
         entry = {"phase": phase, "end_mass": mass, "committed": [], "inserted": [], "filled": []}
@@ -103,17 +103,19 @@ def decode(  # noqa: PLR0913 - the paper's knobs
     while cur < len(ids):
         tokens, scores, mass = look()
         entry = note(2, mass)
-        open_slots = [p for p in range(cur, min(cur + block_length, len(ids))) if undecided[p]]
-        kept = keep_sure({p: scores[p] for p in open_slots}, threshold)
+        open_positions = [p for p in range(cur, min(cur + block_length, len(ids))) if undecided[p]]
+        kept = keep_sure({p: scores[p] for p in open_positions}, threshold)
         entry["committed"] = [(p, tokens[p]) for p in kept]
 
-        unsure = [p for p in open_slots if p not in kept and scores[p] < low_conf_expand_thres]
+        unsure = [p for p in open_positions if p not in kept and scores[p] < low_conf_expand_thres]
         grows = mass < decode_eot_expand_thres and len(ids) - first < max_gen_length
         for p, token in entry["committed"]:
             ids[p], undecided[p] = token, False
         if unsure and grows:
             at = min(unsure, key=lambda p: (scores[p], p)) + 1
-            new = expansion_factor - 1  # the slot itself stays open: one becomes `expansion_factor`
+            new = (
+                expansion_factor - 1
+            )  # the position itself stays open: one becomes `expansion_factor`
             entry["inserted"] = [(at, new)]
             entry["truncated"] = make_room(ids, undecided, at, new, mask_id, first + max_gen_length)
         while cur < len(ids) and not any(undecided[cur : cur + block_length]):

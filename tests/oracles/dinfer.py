@@ -10,10 +10,10 @@ import torch
 from .network import LogitsFn, read, surest_first
 
 
-def runs(slots: list[int]) -> list[list[int]]:
+def runs(positions: list[int]) -> list[list[int]]:
     """Maximal runs of neighboring positions."""
     found: list[list[int]] = []
-    for p in sorted(slots):
+    for p in sorted(positions):
         if found and found[-1][-1] == p - 1:
             found[-1].append(p)
         else:
@@ -62,20 +62,20 @@ def decode(  # noqa: PLR0913 - the decoders' knobs
         credit: torch.Tensor | None = None
         while any(undecided[p] for p in block):
             rows = logits_fn(ids)
-            slots = [p for p in block if undecided[p]]
+            positions = [p for p in block if undecided[p]]
             if method == "credit":
                 if credit is None:
                     credit = torch.zeros(len(block), rows.shape[1], dtype=torch.float64)
                 else:
                     credit = credit * credit_beta
                 fused = rows.clone()
-                for p in slots:
+                for p in positions:
                     token, probability = read(rows[p], forbidden)
                     credit[p - start, token] += probability**credit_gamma
                     fused[p] = rows[p] + credit_alpha * torch.log(1 + credit[p - start])
                 rows = fused
-            both = {p: read(rows[p], forbidden) for p in slots}
-            scores = {p: both[p][1] for p in slots}
+            both = {p: read(rows[p], forbidden) for p in positions}
+            scores = {p: both[p][1] for p in positions}
             if method == "credit":
                 kept = keep_threshold(scores, threshold)
             else:

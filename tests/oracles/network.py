@@ -1,7 +1,8 @@
 """The transformer in float64, whole rows at a time, for the oracles; and the reading of one row of logits.
 
 The same arithmetic as `llada.Network`, with tensors in place of lists, so that the golden 6 M-parameter
-model answers in a fraction of a second. Rows are raw: with `spec.shift_logits`, row i - 1 answers slot i.
+model answers in a fraction of a second. Rows are raw: with `spec.shift_logits`, row i - 1 answers position
+i.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Speculation by lookup over Fast-dLLM's threshold rule, written naively in float64.
 
 Source: `unmask.decoders.speculative`'s description: behind every run of decided text that ends like an
-earlier place, draft what followed there; commit what the threshold rule commits, and every slot of the
+earlier place, draft what followed there; commit what the threshold rule commits, and every position of the
 block whose draft is the model's choice with at least the accepting confidence.
 """
 
@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 
 
-def continuation(ids: list[int], undecided: list[bool], slot: int, ngram: int) -> list[int]:
-    """What followed the latest earlier place whose `ngram` last tokens are those before `slot`."""
-    if slot < ngram or any(undecided[slot - ngram : slot]):
+def continuation(ids: list[int], undecided: list[bool], position: int, ngram: int) -> list[int]:
+    """What followed the latest earlier place whose `ngram` last tokens are those before `position`."""
+    if position < ngram or any(undecided[position - ngram : position]):
         return []
-    words = ids[slot - ngram : slot]
-    for place in range(slot - 1, ngram - 1, -1):
+    words = ids[position - ngram : position]
+    for place in range(position - 1, ngram - 1, -1):
         if undecided[place] or any(undecided[place - ngram : place]):
             continue
         if ids[place - ngram : place] != words:
             continue
         found = []
-        for source in range(place, slot):
-            target = slot + source - place
+        for source in range(place, position):
+            target = position + source - place
             if undecided[source] or target >= len(ids) or not undecided[target]:
                 break
             found.append(ids[source])

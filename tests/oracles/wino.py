@@ -1,7 +1,7 @@
 """WINO's draft and verification with a shadow block, written naively in float64 for one sequence.
 
 Source: arXiv:2507.18578, Algorithm 1, with the published code's limits: at most 0.7 of the block's open
-slots a forward, but between 5 and 20; fewer remasked than the forward before accepted.
+positions a forward, but between 5 and 20; fewer remasked than the forward before accepted.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from .network import Network, read, surest_first
 
 
 def shadow_mask(length: int, hidden: list[int], see_each_other: bool) -> torch.Tensor:
-    """(T, T), T = length + twins: which column each row reads.
+    """(T, T), T = length + shadows: which column each row reads.
 
-    Canvas rows read the canvas; the twin k reads it without slot `hidden[k]`, and the other twins.
+    Canvas rows read the canvas; the shadow k reads it without position `hidden[k]`, and the other shadows.
     """
     count = len(hidden)
     canvas = [[True] * length + [False] * count for _ in range(length)]
@@ -40,8 +40,8 @@ def decode(  # noqa: PLR0913 - the paper's knobs
 ) -> tuple[list[dict], list[int]]:
     """The trace and the canvas. An entry: `committed`, `remasked` [positions], `computed` rows.
 
-    With `spec.shift_logits`, row i - 1 answers slot i: slot j's twin is a mask at place j - 1 that reads
-    all but slot j.
+    With `spec.shift_logits`, row i - 1 answers position i: position j's shadow is a mask at place j - 1
+    that reads all but position j.
     """
     shift, length = network.spec.shift_logits, len(prompt) + gen_length
     ids = prompt + [mask_id] * gen_length
@@ -50,14 +50,14 @@ def decode(  # noqa: PLR0913 - the paper's knobs
     for start in range(len(prompt), length, block_length):
         block = list(range(start, min(start + block_length, length)))
         place = {p: max(p - 1, 0) if shift else p for p in range(length)}
-        twins = [place[p] for p in block]
+        shadows = [place[p] for p in block]
         visible = shadow_mask(length, block, twins_see_each_other)
         last_accept = 30
         while any(undecided[p] for p in block):
             drafted = [p for p in block if undecided[p]]
             decided = [p for p in block if not undecided[p]]
             tokens = ids + [mask_id] * len(block)
-            rows = network.forward(tokens, list(range(length)) + twins, visible)
+            rows = network.forward(tokens, list(range(length)) + shadows, visible)
 
             both = {p: read(rows[place[p]], forbidden) for p in drafted}
             order = surest_first({p: both[p][1] for p in drafted})

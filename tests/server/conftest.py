@@ -11,7 +11,7 @@ from served import Live, serving
 from unmask import LLM
 from unmask.engine.engine import Engine
 from unmask.server.app import create_app
-from unmask.server.settings import Settings
+from unmask.server.settings import ServerSettings
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def demo_llm() -> LLM:
 @pytest.fixture(scope="session")
 def client(demo_llm: LLM) -> Iterator[TestClient]:
     """The demo model, with everything at its default."""
-    app = create_app(demo_llm, Engine(demo_llm), Settings(models=("demo", "other-name")))
+    app = create_app(demo_llm, Engine(demo_llm), ServerSettings(models=("demo", "other-name")))
     with TestClient(app, raise_server_exceptions=False) as found:
         yield found
 

@@ -13,10 +13,10 @@ from fastapi.testclient import TestClient
 
 from unmask import LLM
 from unmask.engine.engine import Engine
-from unmask.engine.model_runner import Runner
+from unmask.engine.model_runner import ModelRunner
 from unmask.server.app import create_app
 from unmask.server.process import bind, server_of
-from unmask.server.settings import Settings
+from unmask.server.settings import ServerSettings
 
 QUESTION = "Tom has 3 boxes with 4 pens each. He buys 5 more pens. How many pens does he have?"
 ANSWER = "In boxes: 3*4=12\nThen: 12+5=17\n#### 17"
@@ -51,8 +51,8 @@ class Gate:
         self.is_open.set()
 
 
-def gated(gate: Gate) -> type[Runner]:
-    class GatedRunner(Runner):
+def gated(gate: Gate) -> type[ModelRunner]:
+    class GatedRunner(ModelRunner):
         def forward(self, turns: Any) -> Any:
             gate.pass_()
             return super().forward(turns)
@@ -110,11 +110,11 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
 
 
 @contextmanager
-def gated_client(llm: LLM, settings: Settings | None = None, **engine: Any) -> Iterator[Any]:
+def gated_client(llm: LLM, settings: ServerSettings | None = None, **engine: Any) -> Iterator[Any]:
     """A client of an engine whose forwards a gate holds up; `client.gate`, `client.engine`."""
     gate = Gate()
     made = _engine(llm, gate, engine)
-    app = create_app(llm, made, settings or Settings(models=("demo",)))
+    app = create_app(llm, made, settings or ServerSettings(models=("demo",)))
     with TestClient(app, raise_server_exceptions=False) as found:
         found.gate, found.engine = gate, made
         try:
@@ -134,12 +134,12 @@ def _engine(llm: LLM, gate: Gate, options: dict[str, Any]) -> Engine:
 
 @contextmanager
 def serving(
-    llm: LLM, settings: Settings | None = None, drain_timeout_s: float = 20, **engine: Any
+    llm: LLM, settings: ServerSettings | None = None, drain_timeout_s: float = 20, **engine: Any
 ) -> Iterator[Live]:
     """A real server in a thread of this process."""
     gate = Gate()
     made = _engine(llm, gate, engine)
-    app = create_app(llm, made, settings or Settings(models=("demo",)))
+    app = create_app(llm, made, settings or ServerSettings(models=("demo",)))
     bound = bind("127.0.0.1", 0)
     ready = threading.Event()
     server = server_of(app, drain_timeout_s=drain_timeout_s, on_ready=ready.set)

@@ -12,7 +12,7 @@ from served import CHAT
 import unmask
 from unmask.engine.engine import Engine
 from unmask.server.app import create_app
-from unmask.server.settings import Access, Limits, Settings
+from unmask.server.settings import Access, Limits, ServerSettings
 
 KEY = "k3y-\u00e9-long-and-random"
 CHAT_URL = "/v1/chat/completions"
@@ -54,7 +54,9 @@ def made(demo_llm, page):
 
     def make(**settings):
         app = create_app(
-            demo_llm, Engine(demo_llm, max_batch=1), Settings(("demo",), static=page, **settings)
+            demo_llm,
+            Engine(demo_llm, max_batch=1),
+            ServerSettings(("demo",), static=page, **settings),
         )
         return TestClient(app, raise_server_exceptions=False)
 
@@ -221,7 +223,9 @@ def test_cookies_are_compared_in_constant_time(closed, monkeypatch):
 def test_a_cookie_behind_tls_is_for_tls_only(demo_llm, page):
     access = Access(Access.digest(KEY), page_token=TOKEN)
     app = create_app(
-        demo_llm, Engine(demo_llm, max_batch=1), Settings(("demo",), static=page, access=access)
+        demo_llm,
+        Engine(demo_llm, max_batch=1),
+        ServerSettings(("demo",), static=page, access=access),
     )
     client = TestClient(app, base_url="https://testserver")
     assert client.get("/", headers=bearer(KEY)).headers["set-cookie"].endswith("; Secure")
@@ -356,4 +360,4 @@ def test_a_model_without_a_tokenizer_is_not_served(demo_llm):
 
     bare = LLM(demo_llm.model, pack_weights=False)
     with pytest.raises(ModelError, match="no tokenizer"):
-        create_app(bare, Engine(bare), Settings(("demo",)))
+        create_app(bare, Engine(bare), ServerSettings(("demo",)))

@@ -7,7 +7,7 @@ from served import gated_client
 from tiny import tiny_llm
 
 from unmask import decoders
-from unmask.server.settings import Settings
+from unmask.server.settings import ServerSettings
 
 BLOCK, CONTEXT = 32, 100
 
@@ -15,7 +15,7 @@ BLOCK, CONTEXT = 32, 100
 @pytest.fixture(scope="module")
 def blocks():
     llm = tiny_llm("llada", 1, block_size=BLOCK, max_length=CONTEXT)
-    with gated_client(llm, Settings(("tiny",))) as client:
+    with gated_client(llm, ServerSettings(("tiny",))) as client:
         yield client
 
 

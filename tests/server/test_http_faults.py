@@ -16,7 +16,7 @@ from tiny import tiny_llm
 from unmask import decoders
 from unmask.server import process
 from unmask.server.service import PLANNED_AT_ONCE
-from unmask.server.settings import Defaults, Settings
+from unmask.server.settings import Defaults, ServerSettings
 
 CHAT_URL, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 BROKEN = '''"""A decoder that fails in its third step. Source: none."""
@@ -377,7 +377,7 @@ def test_metrics_never_fall_or_grow_new_series_while_requests_run(demo_llm):
 def test_the_metrics_tell_how_full_the_pages_are():
     llm = tiny_llm("llada", block_size=4)
     line = re.compile(r'^vllm:kv_cache_usage_perc\{model_name="tiny"\} (\S+)$', re.MULTILINE)
-    with gated_client(llm, Settings(("tiny",), Defaults(cache="block_causal"))) as client:
+    with gated_client(llm, ServerSettings(("tiny",), Defaults(cache="block_causal"))) as client:
 
         def usage():
             return float(line.search(client.get("/metrics").text)[1])
@@ -388,7 +388,7 @@ def test_the_metrics_tell_how_full_the_pages_are():
             running = pool.submit(client.post, "/v1/completions", json=body)
             assert client.gate.waits.wait(20)
             stats = client.engine.stats
-            assert usage() == pytest.approx(3 / stats.pages_total), "44 slots, 16 a page"
+            assert usage() == pytest.approx(3 / stats.pages_total), "44 positions, 16 a page"
             client.gate.open()
             assert running.result().status_code == 200
         assert usage() == 0

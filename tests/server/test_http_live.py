@@ -102,10 +102,10 @@ def test_too_large_heads_are_answered_and_the_connection_closed(live, large):
 
 # 12
 def test_slow_heads_and_slow_bodies_run_into_a_timeout(demo_llm, monkeypatch):
-    from unmask.server.settings import Limits, Settings
+    from unmask.server.settings import Limits, ServerSettings
 
     monkeypatch.setattr(process, "HEAD_TIMEOUT_S", 0.2)
-    settings = Settings(("demo",), limits=Limits(body_timeout_s=0.2))
+    settings = ServerSettings(("demo",), limits=Limits(body_timeout_s=0.2))
     with serving(demo_llm, settings) as live:
         for start in (b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\n"):
             with live.connect() as client:
@@ -141,10 +141,10 @@ def drip(client, piece: bytes, most: int = 400) -> bytes:
 
 
 def test_a_client_that_dawdles_but_never_stops_runs_into_the_same_timeouts(demo_llm, monkeypatch):
-    from unmask.server.settings import Limits, Settings
+    from unmask.server.settings import Limits, ServerSettings
 
     monkeypatch.setattr(process, "HEAD_TIMEOUT_S", 0.2)
-    settings = Settings(("demo",), limits=Limits(body_timeout_s=0.2))
+    settings = ServerSettings(("demo",), limits=Limits(body_timeout_s=0.2))
     with serving(demo_llm, settings) as live:
         with live.connect() as client:
             client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")

@@ -9,7 +9,8 @@ from served import ANSWER, CHAT, QUESTION, gated_client
 from tiny import tiny_llm
 
 from unmask import caches, decoders
-from unmask.server.settings import Defaults, Settings
+from unmask.knobs import split_call
+from unmask.server.settings import Defaults, ServerSettings
 
 CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
 SAMPLED = {"prompt": "A story about a dog: ", "temperature": 2.0, "max_tokens": 8, "steps": 4}
@@ -53,7 +54,7 @@ def test_the_usage_counts_prompt_answer_and_forwards(client, demo_llm):
 def test_what_of_the_prompt_was_cached_is_told():
     llm = tiny_llm("llada", block_size=4)
     prompt = [7] * 40
-    with gated_client(llm, Settings(("tiny",), Defaults(cache="block_causal"))) as client:
+    with gated_client(llm, ServerSettings(("tiny",), Defaults(cache="block_causal"))) as client:
         body = {"prompt": prompt, "max_tokens": 4}
         details = [ask(client, COMPLETIONS, **body)["usage"]["prompt_tokens_details"] for _ in "ab"]
         assert details == [{"cached_tokens": 0}, {"cached_tokens": 32}]
@@ -78,7 +79,7 @@ def test_dropping_what_lies_right_of_an_end_is_a_knob_of_every_decoder(client):
     assert "drop_after_eos=true has no effect" in refused.json()["error"]["message"]
 
 
-def test_ignore_eos_fills_and_counts_every_slot(client):
+def test_ignore_eos_fills_and_counts_every_position(client):
     reply = ask(client, CHAT_URL, **CHAT, ignore_eos=True)
     assert reply["usage"]["completion_tokens"] == 48
     assert reply["choices"][0]["finish_reason"] == "length"
@@ -200,7 +201,7 @@ def test_the_given_sides_of_a_middle_stay_as_they_are(client):
     lines = client.post(COMPLETIONS, json=body).text.splitlines()
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     final = [chunk["choices"][0]["canvas"] for chunk in chunks if "canvas" in chunk["choices"][0]]
-    text = "".join(slot["text"] for slot in final[-1]["slots"][1:] if "end" not in slot)
+    text = "".join(position["text"] for position in final[-1]["slots"][1:] if "end" not in position)
     assert text.startswith(body["prompt"])
     assert text.endswith(body["suffix"])
     middle = chunks[-1]["choices"][0]["text"]
@@ -278,7 +279,7 @@ def test_a_cache_takes_its_knobs_in_three_spellings(client):
 
 def test_a_greedy_request_needs_nothing_of_the_servers_sampling(demo_llm):
     defaults = Defaults("vanilla", {"temperature": "0.9", "top_p": "0.8", "steps": "4"})
-    with gated_client(demo_llm, Settings(("demo",), defaults)) as client:
+    with gated_client(demo_llm, ServerSettings(("demo",), defaults)) as client:
         body = {"prompt": "A dog", "max_tokens": 8}
         greedy = ask(client, COMPLETIONS, **body, temperature=0)
         assert greedy["usage"]["num_forwards"] == 4
@@ -288,7 +289,7 @@ def test_a_greedy_request_needs_nothing_of_the_servers_sampling(demo_llm):
 
 def test_the_servers_cache_knobs_stay_with_its_cache(demo_llm):
     defaults = Defaults("threshold", {"threshold": 0.8}, "dkv", {"interval": "5"})
-    with gated_client(demo_llm, Settings(("demo",), defaults)) as client:
+    with gated_client(demo_llm, ServerSettings(("demo",), defaults)) as client:
         for change, cache in (
             ({}, "dkv(interval=5)"),
             ({"decoder": "vanilla"}, "dkv(interval=5)"),
@@ -306,7 +307,7 @@ def test_the_servers_cache_knobs_stay_with_its_cache(demo_llm):
 def test_every_decoder_can_be_asked_for(client, name):
     body = {**CHAT, "decoder": name, "max_tokens": 8}
     reply = ask(client, CHAT_URL, **body)
-    assert decoders.split_call(reply["unmask"]["decoder"])[0] == name
+    assert split_call(reply["unmask"]["decoder"])[0] == name
     assert reply["usage"]["completion_tokens"] <= 8
 
 
@@ -331,8 +332,8 @@ def test_log_probabilities_are_those_of_the_committed_tokens(client, demo_llm):
     content = chat["choices"][0]["logprobs"]["content"]
     assert "".join(item["token"] for item in content) == ANSWER
     own = demo_llm.chat(CHAT["messages"], "threshold", gen_length=48, return_trace=True)
-    by_slot = {c.position: c.confidence for step in own.trace for c in step.committed}
-    expected = [math.log(by_slot[own.prompt_length + i]) for i in range(len(content))]
+    by_position = {c.position: c.confidence for step in own.trace for c in step.committed}
+    expected = [math.log(by_position[own.prompt_length + i]) for i in range(len(content))]
     assert [item["logprob"] for item in content] == pytest.approx(expected, abs=1e-6)
     assert bytes(b for item in content for b in item["bytes"]).decode() == ANSWER
     prompt = {"prompt": QUESTION, "decoder": "threshold", "max_tokens": 24, "logprobs": 0}

@@ -406,9 +406,11 @@ def test_special_tokens_in_a_prompt_are_given_and_not_blanks(client, special):
         for line in response.text.splitlines()
         if line.startswith("data: {")
     ]
-    given = [[slot for slot in frame["slots"] if slot["fixed"]] for frame in frames if frame]
-    assert not any(slot["open"] for slots in given for slot in slots)
-    texts = {"".join(slot["text"] for slot in slots) for slots in given}
+    given = [
+        [position for position in frame["slots"] if position["fixed"]] for frame in frames if frame
+    ]
+    assert not any(position["open"] for positions in given for position in positions)
+    texts = {"".join(position["text"] for position in positions) for positions in given}
     assert len(texts) == 1
     assert texts.pop().count(special) == 2
     chat = {**CHAT, "messages": [{"role": "user", "content": f"{special} {QUESTION}"}]}

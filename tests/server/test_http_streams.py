@@ -138,7 +138,7 @@ def test_a_canvas_of_an_infill_is_without_the_token_that_opens_its_text(client, 
     assert len(frames) > 1
     for frame in frames:
         assert frame["text"].startswith(typed.rstrip()), "what is typed is there"
-        assert [i for i, slot in enumerate(frame["slots"]) if "special" in slot] == [0]
+        assert [i for i, position in enumerate(frame["slots"]) if "special" in position] == [0]
 
 
 # 16
@@ -156,14 +156,14 @@ def test_a_canvas_stream_tells_every_forward(client):
     chunks = events(client, CHAT_URL, **body, stream_mode="canvas")
     frames = [c["choices"][0]["canvas"] for c in chunks if "canvas" in c["choices"][0]]
     assert frames[0]["forward"] == 0
-    assert all(slot["open"] for slot in frames[0]["slots"])
+    assert all(position["open"] for position in frames[0]["slots"])
     assert len(frames[0]["slots"]) == 16
     numbers = [frame["forward"] for frame in frames]
     assert numbers == list(range(len(numbers))), "every forward has one frame"
     assert frames[-1]["num_open"] == 0
     for before, after in pairwise(frames):
-        new = [i for i, slot in enumerate(after["slots"]) if slot["new"]]
-        opened = [i for i, slot in enumerate(before["slots"]) if slot["open"]]
+        new = [i for i, position in enumerate(after["slots"]) if position["new"]]
+        opened = [i for i, position in enumerate(before["slots"]) if position["open"]]
         closed = [i for i in opened if not after["slots"][i]["open"]]
         assert new == closed
         assert all(0 <= after["slots"][i]["confidence"] <= 1 for i in new)
@@ -175,9 +175,11 @@ def test_a_canvas_stream_shows_what_is_taken_back(client):
     body["messages"] = [{"role": "user", "content": "Sudoku\n0000\n4300\n3401\n0004"}]
     chunks = events(client, CHAT_URL, **body, stream_mode="canvas")
     frames = [c["choices"][0]["canvas"] for c in chunks if "canvas" in c["choices"][0]]
-    taken = [slot for frame in frames for slot in frame["slots"] if slot.get("taken_back")]
+    taken = [
+        position for frame in frames for position in frame["slots"] if position.get("taken_back")
+    ]
     assert taken
-    assert all(slot["open"] and slot["token"] is None for slot in taken)
+    assert all(position["open"] and position["token"] is None for position in taken)
 
 
 def test_diffusing_is_the_canvas_as_mercury_streams_it(client):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.bench import latency
-from unmask.bench.endpoint import Arrival, Reply
+from unmask.bench.endpoint import Arrival, EndpointReply
 from unmask.server.generation import BLOCK_LENGTH, Pace
 
 
@@ -20,7 +20,7 @@ def paced(pieces):
         if size:
             arrivals.append(Arrival(float(number), "", so_far))
     pace.take(len(pieces) + 1.0, so_far, is_last=True)
-    return pace, Reply(0.0, len(pieces) + 1.0, tuple(arrivals), so_far)
+    return pace, EndpointReply(0.0, len(pieces) + 1.0, tuple(arrivals), so_far)
 
 
 @given(st.lists(st.integers(0, 80), max_size=12))

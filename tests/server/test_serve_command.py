@@ -427,7 +427,7 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
         assert shown["dtype"] == "float32 on cpu"
         assert shown["decoder"] == "threshold (threshold=0.8)"
         assert shown["cache"] == "dkv(interval=5) (approximate)"
-        assert shown["canvas"] == "200 slots at most"
+        assert shown["canvas"] == "200 positions at most"
         assert shown["access"] == "API key"
         assert lines[-1] == "ready"
         assert url.startswith("http://127.0.0.1:"), "nobody else reaches it unless told so"

@@ -23,12 +23,12 @@ def empty(size: int) -> Canvas:
     return new_canvas(PROMPT + [0] * size, [False] * 2 + [True] * size, 2, MASK)
 
 
-def commit(canvas: Canvas, slot: int, token: int) -> Canvas:
-    return apply(canvas, Edit(np.array([slot]), np.array([token]), np.array([0.5])), 0)
+def commit(canvas: Canvas, position: int, token: int) -> Canvas:
+    return apply(canvas, Edit(np.array([position]), np.array([token]), np.array([0.5])), 0)
 
 
 def streamed(ids: list[int], order: list[int], ends: Ends) -> tuple[list[str], TextStream]:
-    """The pieces when the slots are decided in `order`."""
+    """The pieces when the positions are decided in `order`."""
     canvas, stream = empty(len(ids)), TextStream(decode, ends, 2)
     pieces = []
     for number, index in enumerate(order):
@@ -79,7 +79,7 @@ def test_no_piece_holds_a_stop_string_or_half_a_character_that_is_completed_late
     assert final.startswith("".join(pieces))
 
 
-def test_what_is_right_of_an_open_slot_waits():
+def test_what_is_right_of_an_open_position_waits():
     canvas, stream = empty(3), TextStream(decode, Ends(), 2)
     canvas = commit(canvas, 3, ord("b"))
     assert stream.feed(canvas, len(canvas)) == ""
@@ -123,7 +123,7 @@ def test_an_end_token_ends_the_text_and_releases_what_was_held_back():
 
 
 @pytest.mark.parametrize("size", [0, 2])
-def test_only_the_slots_of_the_answer_are_read(size):
+def test_only_the_positions_of_the_answer_are_read(size):
     canvas = new_canvas([65, 0, 0, 90], [False, True, True, False], 1, MASK, infilling=True)
     canvas = commit(commit(canvas, 1, 97), 2, 98)
     stream = TextStream(decode, Ends(), 1, size)

@@ -2,9 +2,9 @@
 
 Source: dLLM-Cache, arXiv:2506.06295 (V-verify). A layer projects the values of the response, and where they
 are least like the kept ones (cosine), query, key, attention and feed-forward are computed again;
-everywhere else the layer adds what it added before. So every slot has a state, some of them old.
+everywhere else the layer adds what it added before. So every position has a state, some of them old.
 
-Letters: N queries of all rows, n slots and twins of one, m of them chosen, D width.
+Letters: N queries of all rows, n positions and shadows of one, m of them chosen, D width.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.attention.packed import Lane, Packed
+from unmask.attention.packed import PackedAttention, RowMeta
 from unmask.caches.base import Layers
-from unmask.kv.dense_store import Store
+from unmask.kv.dense_store import DenseStore
 from unmask.models.ranks import ALONE, Ranks
 from unmask.models.spec import ModelSpec
 from unmask.models.transformer import Layer, Rotary, attention
 
 
-class Features(Store):
-    """A store that also keeps what attention and feed-forward added, `(rows, 1, slots, D)` a layer."""
+class FeatureStore(DenseStore):
+    """A store that also keeps what attention and feed-forward added, `(rows, 1, positions, D)` a layer."""
 
     def __init__(
-        self, spec: ModelSpec, rows: int, slots: int, dtype: torch.dtype, device: torch.device
+        self, spec: ModelSpec, rows: int, positions: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        super().__init__(spec, rows, slots, dtype, device)
-        shape = (rows, 1, slots, spec.d_model)
+        super().__init__(spec, rows, positions, dtype, device)
+        shape = (rows, 1, positions, spec.d_model)
         self.attended = [torch.zeros(shape, dtype=dtype, device=device) for _ in self.keys]
         self.fed = [torch.zeros_like(each) for each in self.attended]
 
@@ -45,32 +45,32 @@ class Features(Store):
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureLane:
+class FeatureRowMeta:
     """A row of the forward and what its layers compute."""
 
-    lane: Lane
+    meta: RowMeta
     layers: Layers
 
 
-class Layered(Packed):
-    """The mixing of such a forward: packed queries are all slots of each lane, then its twins."""
+class LayeredAttention(PackedAttention):
+    """The mixing of such a forward: packed queries are all positions of each lane, then its shadows."""
 
     def __init__(
         self,
-        lanes: Sequence[FeatureLane],
-        store: Features,
+        metas: Sequence[FeatureRowMeta],
+        store: FeatureStore,
         block_size: int | None,
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__([item.lane for item in lanes], store, block_size, device, ranks)
-        self.features, self.items = store, list(lanes)
-        self.sizes = [len(lane.positions) for lane in self.lanes]
+        super().__init__([item.meta for item in metas], store, block_size, device, ranks)
+        self.features, self.items = store, list(metas)
+        self.sizes = [len(meta.position_ids) for meta in self.metas]
         self.starts = [0, *accumulate(self.sizes[:-1])]
         self.visible = [
-            run.visible[i, 0] if run.visible is not None else None
-            for run in self.runs
-            for i in range(run.count)
+            group.visible[i, 0] if group.visible is not None else None
+            for group in self.groups
+            for i in range(group.count)
         ]
 
     def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
@@ -92,9 +92,9 @@ class Layered(Packed):
         return x + self._kept(self.features.fed[index], chosen, added)
 
     def _choose(self, i: int, layer: Layer, normed_ND: Tensor) -> Tensor:
-        """Which of a lane's slots this layer computes; their values, and the response's, are new."""
-        lane, plan, size = self.items[i].lane, self.items[i].layers, self.sizes[i]
-        prompt, length, index = plan.prompt_length, lane.length, layer.attn.layer
+        """Which of a lane's positions this layer computes; their values, and the response's, are new."""
+        meta, plan, size = self.items[i].meta, self.items[i].layers, self.sizes[i]
+        prompt, length, index = plan.prompt_length, meta.length, layer.attn.layer
         forced = torch.from_numpy(plan.forced).to(self.device)
         every = index == 0
         first = 0 if every or plan.prompt else prompt
@@ -102,22 +102,22 @@ class Layered(Packed):
         if first:
             valued = torch.cat((forced[: int((plan.forced < prompt).sum())], valued))
         new = layer.attn.values(normed_ND[valued + self.starts[i]])
-        stored = self.features.values[index][lane.row]
+        stored = self.features.values[index][meta.row]
         chosen = valued
         if not (every or plan.response):
             count = plan.num_rows(length) - (prompt if plan.prompt else 0)
             inside = len(valued) - (size - first)
             told = new[prompt - first + inside :]
             moved = self._moved(told, stored, i, count - inside)
-            twins = torch.arange(length, size, device=self.device)
-            chosen = torch.cat((valued[: prompt - first + inside], moved, twins))
+            shadows = torch.arange(length, size, device=self.device)
+            chosen = torch.cat((valued[: prompt - first + inside], moved, shadows))
         stored[:, valued] = new.transpose(0, 1)
         return chosen
 
     def _moved(self, new: Tensor, stored: Tensor, i: int, count: int) -> Tensor:
-        """The `count` slots of the response whose values turned most; forced ones first."""
-        lane, plan = self.items[i].lane, self.items[i].layers
-        prompt, length = plan.prompt_length, lane.length
+        """The `count` positions of the response whose values turned most; forced ones first."""
+        meta, plan = self.items[i].meta, self.items[i].layers
+        prompt, length = plan.prompt_length, meta.length
         old = stored[:, prompt:length].transpose(0, 1).flatten(1)
         alike = self._alike(new[: length - prompt].flatten(1), old)
         forced = plan.forced[plan.forced >= prompt] - prompt
@@ -136,8 +136,8 @@ class Layered(Packed):
         return alike
 
     def _attend_part(self, i: int, index: int, own: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Attention of a lane's chosen slots over all of its slots, `(m, H, A)`."""
-        row, size = self.items[i].lane.row, self.sizes[i]
+        """Attention of a lane's chosen positions over all of its positions, `(m, H, A)`."""
+        row, size = self.items[i].meta.row, self.sizes[i]
         keys, values = (each[index][row] for each in (self.features.keys, self.features.values))
         keys[:, own] = k.transpose(0, 1)
         visible = self.visible[i]
@@ -153,10 +153,10 @@ class Layered(Packed):
         """Write what is new, `(N, D)` of all that there is."""
         first = 0
         for i, own in enumerate(chosen):
-            stored[self.items[i].lane.row, 0, own] = added[first : first + len(own)]
+            stored[self.items[i].meta.row, 0, own] = added[first : first + len(own)]
             first += len(own)
         rows = [
-            stored[item.lane.row, 0, :size]
+            stored[item.meta.row, 0, :size]
             for item, size in zip(self.items, self.sizes, strict=True)
         ]
         return torch.cat(rows)

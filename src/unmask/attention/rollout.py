@@ -1,11 +1,11 @@
-"""How much each slot mattered to a forward: attention rollout by vectors.
+"""How much each position mattered to a forward: attention rollout by vectors.
 
 Source: attention rollout (arXiv:2005.00928) as d2Cache uses it (arXiv:2509.23094):
-the product of the layers' `(attention + identity) / 2`, summed over the slots that look. The column sums of
-a product need no product: they go through the layers as one vector, from the last to the first, and a slot
-that was not computed keeps its share.
+the product of the layers' `(attention + identity) / 2`, summed over the positions that look. The column
+sums of a product need no product: they go through the layers as one vector, from the last to the first, and
+a position that was not computed keeps its share.
 
-Letters: n queries, T slots, H and G heads, A head width.
+Letters: n queries, T positions, H and G heads, A head width.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def head_mean(q_nHA: Tensor, keys_GTA: Tensor, visible_nT: Tensor | None) -> Ten
     """`(n, T)` attention probabilities, averaged over the heads, in parts of bounded memory."""
     heads, groups = q_nHA.shape[1], keys_GTA.shape[0]
     keys = keys_GTA.repeat_interleave(heads // groups, dim=0) if heads != groups else keys_GTA
-    slots = keys.shape[1]
-    most = max(1, SCORES_AT_ONCE // max(1, heads * slots))
+    positions = keys.shape[1]
+    most = max(1, SCORES_AT_ONCE // max(1, heads * positions))
     parts = []
     for start in range(0, len(q_nHA), most):
         q = q_nHA[start : start + most].transpose(0, 1)
@@ -32,12 +32,12 @@ def head_mean(q_nHA: Tensor, keys_GTA: Tensor, visible_nT: Tensor | None) -> Ten
     return torch.cat(parts)
 
 
-def rollout(maps: list[Tensor], queries: Tensor, num_slots: int) -> Tensor:
+def rollout(maps: list[Tensor], queries: Tensor, num_positions: int) -> Tensor:
     """`(T,)` float32: the column sums of the rolled-out attention, which sum to T.
 
-    `maps`: `(n, T)` a layer, rows are the slots `queries`; other slots looked at themselves only.
+    `maps`: `(n, T)` a layer, rows are the positions `queries`; other positions looked at themselves only.
     """
-    shares = torch.ones(num_slots, device=queries.device)
+    shares = torch.ones(num_positions, device=queries.device)
     for seen in reversed(maps):
         given = shares[queries] / 2
         shares = shares.index_copy(0, queries, given) + given @ seen.float()

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from unmask.bench.decode import decode_all
-from unmask.bench.report import Entry, Setting
+from unmask.bench.report import DecodeSetting, MethodEntry
 from unmask.caches.registry import make_cache
 from unmask.demo.tasks import Example, check
-from unmask.engine.model_runner import Runner, Turn
+from unmask.engine.model_runner import ModelRunner, Turn
 from unmask.models.transformer import topology
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Staleness:
         self.num_rows += len(exact)
 
 
-class Probe(Runner):
+class Probe(ModelRunner):
     """A runner that also makes every forward without a cache, and compares."""
 
     def __init__(self, *args: Any, found: Staleness, **options: Any) -> None:
@@ -88,9 +88,9 @@ class Probe(Runner):
 class CacheResult:
     """A cache's passes over all prompts.
 
-    `same_answers` of `none`'s, `same_tokens`: share of generated slots that are equal to them;
+    `same_answers` of `none`'s, `same_tokens`: share of generated positions that are equal to them;
     `divergence`: mean KL(exact || cached) in nats a read row; `same_top`: share of read rows whose
-    likeliest token is the exact one; `bytes_per_slot`: what is kept of a slot, all layers.
+    likeliest token is the exact one; `bytes_per_position`: what is kept of a position, all layers.
     """
 
     name: str
@@ -104,7 +104,7 @@ class CacheResult:
     num_queries: int
     num_logit_rows: int
     seconds: tuple[float, ...]
-    bytes_per_slot: float
+    bytes_per_position: float
 
     @property
     def accuracy(self) -> float:
@@ -130,8 +130,8 @@ class _Pass:
 def measure_caches(
     llm: LLM,
     names: Sequence[str],
-    entry: Entry,
-    setting: Setting,
+    entry: MethodEntry,
+    setting: DecodeSetting,
     examples: Sequence[Example],
     watch: Callable[[str, int], AbstractContextManager[None]] = lambda name, repeat: nullcontext(),
 ) -> list[CacheResult]:
@@ -174,5 +174,5 @@ def _result(llm: LLM, item: _Pass, exact: list[Output], examples: Sequence[Examp
         num_queries=sum(o.num_queries for o in outputs),
         num_logit_rows=sum(o.num_logit_rows for o in outputs),
         seconds=tuple(item.seconds),
-        bytes_per_slot=max(o.cache_bytes / len(o.canvas_ids) for o in outputs),
+        bytes_per_position=max(o.cache_bytes / len(o.canvas_ids) for o in outputs),
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import unmask
 from unmask import decoders
 from unmask.bench.environment import machine
-from unmask.bench.report import BASELINE, Entry, Report, Result, Row, Setting
+from unmask.bench.report import BASELINE, DecodeSetting, MethodEntry, Report, ReportRow, Result
 from unmask.demo.tasks import Example, check, held_out_set
 from unmask.errors import ConfigError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """A held-out set that takes answers to prompts: usual slots, and blank cells of a Sudoku."""
+    """A held-out set that takes answers to prompts: usual positions, and blank cells of a Sudoku."""
 
     gen_length: int
     blanks: int | None = None
@@ -38,11 +38,11 @@ class Task:
 TASKS = {"word_problem": Task(64), "sudoku": Task(32, blanks=8), "countdown": Task(32)}
 
 
-Watch = Callable[[Entry, int], AbstractContextManager[None]]
+Watch = Callable[[MethodEntry, int], AbstractContextManager[None]]
 """Wraps every pass; told the entry and the repeat, 0 for the warm-up."""
 
 
-def held_out(setting: Setting) -> list[Example]:
+def held_out(setting: DecodeSetting) -> list[Example]:
     """The prompts. Raises ConfigError when the task has fewer."""
     try:
         return held_out_set(setting.task, setting.limit, blanks=TASKS[setting.task].blanks)
@@ -50,7 +50,7 @@ def held_out(setting: Setting) -> list[Example]:
         raise ConfigError(f"limit={setting.limit} is too high: {error}") from None
 
 
-def options_of(entry: Entry, setting: Setting) -> dict[str, Any]:
+def options_of(entry: MethodEntry, setting: DecodeSetting) -> dict[str, Any]:
     """What `generate` is told for an entry; a typed knob wins over the setting's `block_length`."""
     options: dict[str, Any] = {}
     if "block_length" in decoders.knob_names(entry.decoder, dict(entry.knobs)):
@@ -59,7 +59,7 @@ def options_of(entry: Entry, setting: Setting) -> dict[str, Any]:
 
 
 def decode_all(
-    llm: LLM, prompts: list[list[int]], entry: Entry, cache: str, setting: Setting
+    llm: LLM, prompts: list[list[int]], entry: MethodEntry, cache: str, setting: DecodeSetting
 ) -> list[Output]:
     """One pass of an entry; it has ended when this returns, on an accelerator too."""
     options = options_of(entry, setting)
@@ -82,8 +82,8 @@ def decode_all(
 
 def measure(
     llm: LLM,
-    entries: Sequence[Entry],
-    setting: Setting,
+    entries: Sequence[MethodEntry],
+    setting: DecodeSetting,
     examples: Sequence[Example],
     watch: Watch = lambda entry, repeat: nullcontext(),
 ) -> Report:
@@ -118,7 +118,7 @@ def measure(
 class _Passes:
     """What is known of an entry so far."""
 
-    entry: Entry
+    entry: MethodEntry
     in_force: dict[str, Any] = dataclasses.field(default_factory=dict)
     outputs: list[Output] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
@@ -132,9 +132,9 @@ class _Passes:
         self.is_repeatable &= all(a.token_ids == b.token_ids for a, b in pairs)
         self.seconds.append(seconds)
 
-    def row(self, examples: Sequence[Example]) -> Row:
+    def row(self, examples: Sequence[Example]) -> ReportRow:
         if self.problem is not None:
-            return Row(self.entry, self.in_force, None, self.problem)
+            return ReportRow(self.entry, self.in_force, None, self.problem)
         pairs = zip(examples, self.outputs, strict=True)
         result = Result(
             right=tuple(check(example, output.text) for example, output in pairs),
@@ -144,14 +144,14 @@ class _Passes:
             seconds=tuple(self.seconds),
             is_repeatable=self.is_repeatable,
         )
-        return Row(self.entry, self.in_force, result)
+        return ReportRow(self.entry, self.in_force, result)
 
 
 class _Bench:
     """Passes over one set of prompts, tokenized beforehand: only decoding is timed."""
 
     def __init__(
-        self, llm: LLM, setting: Setting, examples: Sequence[Example], watch: Watch
+        self, llm: LLM, setting: DecodeSetting, examples: Sequence[Example], watch: Watch
     ) -> None:
         self.llm, self.setting, self.watch = llm, setting, watch
         self.prompts = [llm.prompt_ids(example.prompt) for example in examples]
@@ -162,7 +162,9 @@ class _Bench:
 
         def run() -> None:
             method = configure(item.entry.decoder, options_of(item.entry, self.setting))
-            item.in_force = dataclasses.asdict(method.proposal) | dataclasses.asdict(method.decoder)
+            item.in_force = dataclasses.asdict(method.sampling_params) | dataclasses.asdict(
+                method.decoder
+            )
             self._decode(item.entry, self.prompts[: self.setting.max_batch_size])
 
         self._watched(item, 0, run)
@@ -187,5 +189,5 @@ class _Bench:
                 raise
             item.problem = str(error)
 
-    def _decode(self, entry: Entry, prompts: list[list[int]]) -> list[Output]:
+    def _decode(self, entry: MethodEntry, prompts: list[list[int]]) -> list[Output]:
         return decode_all(self.llm, prompts, entry, self.setting.cache, self.setting)

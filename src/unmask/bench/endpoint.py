@@ -53,7 +53,7 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Reply:
+class EndpointReply:
     """What came of one request.
 
     `sent_at_s` on the clock of `time.perf_counter`; `latency_s` until the last line; `num_tokens` as the
@@ -76,7 +76,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Ask:
+class EndpointQuery:
     """A request: text, or token ids where the server takes them; `num_tokens` at most are generated."""
 
     prompt: str | list[int]
@@ -158,7 +158,7 @@ class Endpoint:
     extra: Mapping[str, Any] = field(default_factory=dict)
     stream: bool = True
 
-    def body(self, ask: Ask) -> dict[str, Any]:
+    def body(self, ask: EndpointQuery) -> dict[str, Any]:
         """The request's JSON."""
         if self.kind == "sglang":
             sampling: dict[str, Any] = {
@@ -186,7 +186,7 @@ class Endpoint:
             found["ignore_eos"] = True
         return {**found, **self.extra}
 
-    async def send(self, client: httpx2.AsyncClient, ask: Ask) -> Reply:
+    async def send(self, client: httpx2.AsyncClient, ask: EndpointQuery) -> EndpointReply:
         """Ask, and note what arrives. What goes wrong is in the reply's `error`."""
         import httpx2
 
@@ -268,10 +268,10 @@ class _Heard:
             if text:
                 self.arrivals.append(Arrival(now, text))
 
-    def reply(self, error: str | None) -> Reply:
+    def reply(self, error: str | None) -> EndpointReply:
         """What was heard; a stream without its end mark was broken off."""
         error = error or self.error or (None if self.is_done else "the answer was broken off")
-        return Reply(
+        return EndpointReply(
             sent_at_s=self.sent_at,
             latency_s=self.latency,
             arrivals=tuple(self.arrivals),

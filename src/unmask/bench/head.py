@@ -1,7 +1,7 @@
 """What a vocabulary costs: the time of the LM head and of softmax against the number of its rows.
 
 Source: arXiv:2512.07173 (CadLLM), Fig. 1b, which motivates pruned vocabularies. The weights are random;
-times depend on shapes alone. Rows are the slots read in a forward, a block for block decoders.
+times depend on shapes alone. Rows are the positions read in a forward, a block for block decoders.
 """
 
 from __future__ import annotations

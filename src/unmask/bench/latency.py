@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from unmask.bench.endpoint import Reply
+from unmask.bench.endpoint import EndpointReply
 from unmask.errors import ConfigError, unknown_name
 
 Count = Callable[[str], int]
@@ -105,7 +105,7 @@ class Standard:
 
 
 def standard(
-    replies: Sequence[Reply],
+    replies: Sequence[EndpointReply],
     prompt_lengths: Sequence[int],
     duration_s: float,
     count: Count,
@@ -135,17 +135,17 @@ def standard(
     )
 
 
-def first_at(reply: Reply) -> float:
+def first_at(reply: EndpointReply) -> float:
     """Seconds to the first text; 0 when none came, as in SGLang's client."""
     return reply.arrivals[0].at_s if reply.arrivals else 0.0
 
 
-def tpot(reply: Reply) -> float:
+def tpot(reply: EndpointReply) -> float:
     """Seconds per output token after the first piece."""
     return (reply.latency_s - first_at(reply)) / (reply.num_tokens - 1)
 
 
-def gaps_of(reply: Reply, count: Count | None) -> list[float]:
+def gaps_of(reply: EndpointReply, count: Count | None) -> list[float]:
     """Inter-token latencies in seconds: a value a piece, or a token where the tokens are known.
 
     They are where the server told them, or `count` is given. A piece without a new token is passed over.
@@ -167,7 +167,7 @@ def gaps_of(reply: Reply, count: Count | None) -> list[float]:
     return found
 
 
-def peaks(done: Sequence[Reply], gaps: Sequence[Sequence[float]]) -> tuple[float, int]:
+def peaks(done: Sequence[EndpointReply], gaps: Sequence[Sequence[float]]) -> tuple[float, int]:
     """Most tokens and most requests in one of the seconds since the first request was sent."""
     if not done:
         return 0.0, 0
@@ -189,8 +189,8 @@ class Blocks:
 
     A block has come when its last token has: `block_length` tokens, or the answer's end. `first_block`:
     sending to the first; `block`: from each to the next. `forwards` a request (on average) and
-    `tokens_per_forward` as the replies' usage says, else by the server's counters; `eos_waste`: slots that
-    were computed behind an end of text, of all that were computed, by its counters. Each is None when
+    `tokens_per_forward` as the replies' usage says, else by the server's counters; `eos_waste`: positions
+    that were computed behind an end of text, of all that were computed, by its counters. Each is None when
     the server does not say. `good_rate`: requests a second that met every goal of `goals`.
     """
 
@@ -205,7 +205,7 @@ class Blocks:
 
 
 def blocks(
-    replies: Sequence[Reply],
+    replies: Sequence[EndpointReply],
     duration_s: float,
     count: Count,
     block_length: int = BLOCK_LENGTH,
@@ -235,7 +235,7 @@ def blocks(
     )
 
 
-def block_times(reply: Reply, count: Count, block_length: int) -> list[float]:
+def block_times(reply: EndpointReply, count: Count, block_length: int) -> list[float]:
     """Seconds after sending at which each block was complete."""
     found: list[float] = []
     so_far = 0
@@ -247,7 +247,7 @@ def block_times(reply: Reply, count: Count, block_length: int) -> list[float]:
     return found
 
 
-def meets(reply: Reply, goals: Mapping[str, float]) -> bool:
+def meets(reply: EndpointReply, goals: Mapping[str, float]) -> bool:
     """Whether a request met every goal (ms); one of a single token has no time per token to miss."""
     own = {
         "ttft": first_at(reply),

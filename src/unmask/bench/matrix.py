@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Cell:
     """One decoder with one cache, against the decoder without; `problem` where it is refused.
 
-    `queries`: share of the slots computed; `same`: share of the decided slots that hold the same token.
+    `queries`: share of the positions computed; `same`: share of the decided positions that hold the same
+    token.
     """
 
     decoder: str

@@ -1,7 +1,7 @@
 """A model's weights in fewer bits: bytes, peak of memory, time of a forward, and how far it says the same.
 
 Every form is loaded in a process of its own, so that its peak of memory is its own. The first form is the
-reference: its answers, with every second slot masked again, are the canvases on which all are compared.
+reference: its answers, with every second position masked again, are the canvases on which all are compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.bench.decode import decode_all, held_out
-from unmask.bench.report import Entry, Setting
+from unmask.bench.report import DecodeSetting, MethodEntry
 from unmask.demo.tasks import check
 from unmask.errors import UnmaskError, unknown_name
 
@@ -71,13 +71,13 @@ class Job:
 
     model: str
     name: str
-    entry: Entry
-    setting: Setting
+    entry: MethodEntry
+    setting: DecodeSetting
     canvases: list[list[int]] | None
 
 
 @dataclass(frozen=True)
-class Found:
+class QuantizeResult:
     """What a process tells: numbers, its canvases, and log-probabilities of the compared rows."""
 
     result: FormResult
@@ -95,8 +95,8 @@ def check_forms(names: Sequence[str]) -> None:
 def measure_forms(
     model: str,
     names: Sequence[str],
-    entry: Entry,
-    setting: Setting,
+    entry: MethodEntry,
+    setting: DecodeSetting,
     watch: Callable[[str], Any] = lambda name: None,
 ) -> list[FormResult]:
     """Each form of a model, the first being the reference; `watch` is told which one begins.
@@ -106,7 +106,7 @@ def measure_forms(
     """
     check_forms(names)
     results: list[FormResult] = []
-    reference: Found | None = None
+    reference: QuantizeResult | None = None
     for name in dict.fromkeys(names):
         watch(name)
         canvases = None if reference is None else reference.canvases
@@ -124,7 +124,7 @@ def measure_forms(
     return results
 
 
-def compared(found: Found, reference_NV: NDArray[np.float32]) -> FormResult:
+def compared(found: QuantizeResult, reference_NV: NDArray[np.float32]) -> FormResult:
     """A form's numbers with its agreement."""
     gap = reference_NV - found.said_NV
     return dataclasses.replace(
@@ -135,7 +135,7 @@ def compared(found: Found, reference_NV: NDArray[np.float32]) -> FormResult:
     )
 
 
-def run(job: Job) -> Found:
+def run(job: Job) -> QuantizeResult:
     """Load a form, forward, decode: one process's work."""
     import torch
 
@@ -170,7 +170,7 @@ def run(job: Job) -> Found:
         seconds=median(times),
         right=tuple(right),
     )
-    return Found(result, canvases, _said(llm, canvases))
+    return QuantizeResult(result, canvases, _said(llm, canvases))
 
 
 def _import_everything(dtype: str, kind: str | None) -> None:
@@ -190,7 +190,7 @@ def _import_everything(dtype: str, kind: str | None) -> None:
 
 
 def _said(llm: Any, canvases: list[list[int]]) -> NDArray[np.float32]:
-    """Log-probabilities of the masked slots' rows, from the first canvases on."""
+    """Log-probabilities of the masked positions' rows, from the first canvases on."""
     import torch
 
     rows: list[Any] = []

@@ -13,7 +13,7 @@ STANDARD_ERRORS = 2
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodEntry:
     """A decoder to measure, with the knobs that were typed (as text; the others have their defaults)."""
 
     decoder: str
@@ -26,12 +26,12 @@ class Entry:
         return f"{self.decoder}({inside})" if inside else self.decoder
 
 
-BASELINE = Entry("vanilla")
+BASELINE = MethodEntry("vanilla")
 """One token a forward."""
 
 
 @dataclass(frozen=True)
-class Setting:
+class DecodeSetting:
     """What all decoders of a run share. `limit` prompts, `repeat` timed passes over them."""
 
     task: str = "word_problem"
@@ -76,12 +76,12 @@ class Result:
 
     @property
     def queries_per_answer(self) -> float:
-        """Slots computed for a prompt, on average."""
+        """Positions computed for a prompt, on average."""
         return self.num_queries / len(self.right)
 
     @property
     def tokens_per_forward(self) -> float:
-        """Answer tokens a forward; vanilla is below 1, since it also decides slots after the end."""
+        """Answer tokens a forward; vanilla is below 1, since it also decides positions after the end."""
         return self.num_tokens / self.num_forwards
 
     @property
@@ -126,10 +126,10 @@ def compare(result: Result, baseline: Result) -> Comparison:
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """An entry with its result, or why there is none; `in_force` are all its knobs."""
 
-    entry: Entry
+    entry: MethodEntry
     in_force: dict[str, Any]
     result: Result | None
     problem: str | None = None
@@ -142,8 +142,8 @@ class Report:
     model: str
     dtype: str
     device: str
-    setting: Setting
-    rows: tuple[Row, ...]
+    setting: DecodeSetting
+    rows: tuple[ReportRow, ...]
     machine: dict[str, Any]
     date: str
     version: str
@@ -169,7 +169,7 @@ class Report:
             "rows": [self._row_as_json(row) for row in self.rows],
         }
 
-    def _row_as_json(self, row: Row) -> dict[str, Any]:
+    def _row_as_json(self, row: ReportRow) -> dict[str, Any]:
         found: dict[str, Any] = {
             "label": row.entry.label,
             "decoder": row.entry.decoder,
@@ -204,13 +204,13 @@ def from_json(found: dict[str, Any]) -> Report:
         if result is not None:
             lists = {"right": tuple(result["right"]), "seconds": tuple(result["seconds"])}
             result = Result(**(result | lists))
-        entry = Entry(item["decoder"], tuple(item["knobs"].items()))
-        rows.append(Row(entry, item["in_force"], result, item["problem"]))
+        entry = MethodEntry(item["decoder"], tuple(item["knobs"].items()))
+        rows.append(ReportRow(entry, item["in_force"], result, item["problem"]))
     return Report(
         model=found["model"],
         dtype=found["dtype"],
         device=found["device"],
-        setting=Setting(**found["setting"]),
+        setting=DecodeSetting(**found["setting"]),
         rows=tuple(rows),
         machine=found["machine"],
         date=found["date"],

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unmask.bench.endpoint import Ask, Endpoint, Reply, get_json, make_client
-from unmask.bench.workload import Item
+from unmask.bench.endpoint import Endpoint, EndpointQuery, EndpointReply, get_json, make_client
+from unmask.bench.workload import WorkItem
 from unmask.errors import ConfigError, RemoteError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WARM_UP_TOKENS = 32
 
-Watch = Callable[[Reply], None]
+Watch = Callable[[EndpointReply], None]
 """Told every reply as it is complete."""
 
 
@@ -68,7 +68,7 @@ COUNTERS = {
     "positions": "unmask:computed_positions",
     "wasted": "unmask:wasted_positions",
 }
-"""Of the server's metrics page: forwards of all sequences, slots computed, and those behind an end."""
+"""Of the server's metrics page: forwards of all sequences, positions computed, and those behind an end."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,17 @@ class Served:
     `counted`: by how much each of `COUNTERS` that the server has grew meanwhile, by whatever request.
     """
 
-    replies: tuple[Reply, ...]
+    replies: tuple[EndpointReply, ...]
     duration_s: float
     accept_length: float | None = None
     counted: Mapping[str, float] = field(default_factory=dict)
 
 
-async def warm_up(endpoint: Endpoint, ask: Ask, number: int, client: httpx2.AsyncClient) -> None:
+async def warm_up(
+    endpoint: Endpoint, ask: EndpointQuery, number: int, client: httpx2.AsyncClient
+) -> None:
     """Send a small version of a request `number` times. Raises RemoteError when none goes well."""
-    small = Ask(ask.prompt, min(ask.num_tokens, WARM_UP_TOKENS))
+    small = EndpointQuery(ask.prompt, min(ask.num_tokens, WARM_UP_TOKENS))
     warm = await asyncio.gather(*(endpoint.send(client, small) for _ in range(number)))
     if warm and all(reply.error is not None for reply in warm):
         raise RemoteError(f"{endpoint.url} does not answer the warm-up request: {warm[0].error}")
@@ -94,7 +96,7 @@ async def warm_up(endpoint: Endpoint, ask: Ask, number: int, client: httpx2.Asyn
 
 async def run(
     endpoint: Endpoint,
-    items: Sequence[Item],
+    items: Sequence[WorkItem],
     traffic: Traffic,
     rng: np.random.RandomState,
     client: httpx2.AsyncClient,
@@ -103,7 +105,7 @@ async def run(
     """Send everything at the traffic's pace and wait for all replies."""
     limit = asyncio.Semaphore(traffic.max_concurrency or len(items))
 
-    async def send(ask: Ask) -> Reply:
+    async def send(ask: EndpointQuery) -> EndpointReply:
         async with limit:
             reply = await endpoint.send(client, ask)
         watch(reply)
@@ -201,7 +203,7 @@ async def counters(client: httpx2.AsyncClient, base_url: str) -> dict[str, float
 def measure(
     endpoint: Endpoint,
     base_url: str,
-    items: Sequence[Item],
+    items: Sequence[WorkItem],
     traffic: Traffic,
     rng: np.random.RandomState,
     headers: Mapping[str, str] | None = None,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.bench.endpoint import Ask, Endpoint, Reply, make_client
+from unmask.bench.endpoint import Endpoint, EndpointQuery, EndpointReply, make_client
 from unmask.errors import ConfigError, RemoteError
 
 GSM8K_STOPS = ("Question", "Assistant:", "<|separator|>")
@@ -33,7 +33,7 @@ A, B, C and D."""
 
 
 @dataclass(frozen=True)
-class Question:
+class TaskQuestion:
     """A prompt and its right answer."""
 
     prompt: str
@@ -50,7 +50,7 @@ class Graded:
     num_tokens: int
     num_failed: int
     first_error: str | None
-    replies: tuple[Reply, ...]
+    replies: tuple[EndpointReply, ...]
     found: tuple[str | None, ...]
 
     @property
@@ -61,7 +61,7 @@ class Graded:
 
 def gsm8k(
     path: Path, num_questions: int, num_shots: int, shots_from: Path | None
-) -> list[Question]:
+) -> list[TaskQuestion]:
     """The first questions of a JSON-lines file behind the shots. Raises ConfigError."""
     records = _records(path)
     shown = records if shots_from is None else _records(shots_from)
@@ -76,7 +76,7 @@ def gsm8k(
         answer = last_number(record["answer"])
         if answer is None:
             raise ConfigError(f"{path}: the answer {record['answer']!r} has no number")
-        found.append(Question(shots + _gsm8k_text(record), answer))
+        found.append(TaskQuestion(shots + _gsm8k_text(record), answer))
     return found
 
 
@@ -107,7 +107,7 @@ def last_number(text: str) -> str | None:
     return str(int(runs[-1])) if runs else None
 
 
-def mmlu(folder: Path, num_questions: int, seed: int) -> list[Question]:
+def mmlu(folder: Path, num_questions: int, seed: int) -> list[TaskQuestion]:
     """A sample of all subjects' test questions, in a folder of CSV files. Raises ConfigError."""
     inside = [folder / "mmlu" / "test", folder / "test", folder]
     files = next((found for each in inside if (found := sorted(each.glob("*.csv")))), [])
@@ -119,7 +119,7 @@ def mmlu(folder: Path, num_questions: int, seed: int) -> list[Question]:
     return random.Random(seed).sample(rows, num_questions)
 
 
-def _mmlu_rows(path: Path) -> list[Question]:
+def _mmlu_rows(path: Path) -> list[TaskQuestion]:
     """Questions of a subject: question, four choices, and the right one as 0 to 3 or as a letter."""
     found = []
     try:
@@ -135,7 +135,7 @@ def _mmlu_rows(path: Path) -> list[Question]:
         answer = LETTERS[int(row[5])] if row[5].isdigit() else row[5]
         pairs = zip(LETTERS, row[1:5], strict=True)
         choices = "\n".join(f"{letter}) {choice}" for letter, choice in pairs)
-        found.append(Question(MMLU_TURN.format(question=row[0], choices=choices), answer))
+        found.append(TaskQuestion(MMLU_TURN.format(question=row[0], choices=choices), answer))
     return found
 
 
@@ -147,13 +147,13 @@ def answer_letter(text: str) -> str | None:
 
 def take(
     endpoint: Endpoint,
-    questions: Sequence[Question],
+    questions: Sequence[TaskQuestion],
     read: Callable[[str], str | None],
     *,
     num_tokens: int,
     parallel: int,
     headers: Mapping[str, str] | None = None,
-    watch: Callable[[Reply], None] = lambda reply: None,
+    watch: Callable[[EndpointReply], None] = lambda reply: None,
 ) -> Graded:
     """Ask everything, `parallel` at a time, and grade. Raises RemoteError when nothing is answered.
 
@@ -162,13 +162,13 @@ def take(
     if parallel < 1 or num_tokens < 1:
         raise ConfigError(f"parallel={parallel} and max_new_tokens={num_tokens} must be at least 1")
 
-    async def go() -> list[Reply]:
+    async def go() -> list[EndpointReply]:
         limit = asyncio.Semaphore(parallel)
         async with make_client(headers) as client:
 
-            async def ask(question: Question) -> Reply:
+            async def ask(question: TaskQuestion) -> EndpointReply:
                 async with limit:
-                    reply = await endpoint.send(client, Ask(question.prompt, num_tokens))
+                    reply = await endpoint.send(client, EndpointQuery(question.prompt, num_tokens))
                 watch(reply)
                 return reply
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unmask.bench.endpoint import Ask
+from unmask.bench.endpoint import EndpointQuery
 from unmask.errors import ConfigError, unknown_name
 
 BUNDLED = ("word_problem", "sudoku", "countdown")
@@ -20,10 +20,10 @@ SUDOKU_BLANKS = 8
 
 
 @dataclass(frozen=True)
-class Item:
+class WorkItem:
     """A request to send; `prompt_length` in tokens."""
 
-    ask: Ask
+    ask: EndpointQuery
     prompt_length: int
 
 
@@ -78,7 +78,7 @@ class Workload:
                 f"sharegpt only, not for {self.name}"
             )
 
-    def items(self, tokenizer: Any, rng: np.random.RandomState) -> list[Item]:
+    def items(self, tokenizer: Any, rng: np.random.RandomState) -> list[WorkItem]:
         """The requests. Raises ConfigError when there are fewer than asked for."""
         self.check()
         if self.name.startswith("random"):
@@ -87,7 +87,7 @@ class Workload:
             return self._recorded(tokenizer, rng)
         return self._bundled(tokenizer)
 
-    def _random(self, tokenizer: Any, rng: np.random.RandomState) -> list[Item]:
+    def _random(self, tokenizer: Any, rng: np.random.RandomState) -> list[WorkItem]:
         """Runs of neighboring ids, drawn as SGLang's `random-ids` does: the same seed, the same prompts."""
         most = 128 if self.output_length is None else self.output_length
         least = max(int(self.input_length * self.range_ratio), 1)
@@ -100,14 +100,14 @@ class Workload:
         for index, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
             ids = [int((offsets[index] + index + j) % size) for j in range(length)]
             prompt = ids if self.as_ids else tokenizer.decode(ids)
-            found.append(Item(Ask(prompt, max(1, int(answer))), int(length)))
+            found.append(WorkItem(EndpointQuery(prompt, max(1, int(answer))), int(length)))
         return found
 
-    def _recorded(self, tokenizer: Any, rng: np.random.RandomState) -> list[Item]:
+    def _recorded(self, tokenizer: Any, rng: np.random.RandomState) -> list[WorkItem]:
         """First turns of recorded conversations, in random order; answers as long as the recorded ones."""
         assert self.path is not None, "checked"
         pairs = _conversations(self.path)
-        found: list[Item] = []
+        found: list[WorkItem] = []
         for index in rng.permutation(len(pairs)):
             prompt, answer = pairs[index]
             prompt = self._worded(tokenizer, prompt)
@@ -118,7 +118,7 @@ class Workload:
                 continue  # SGLang leaves those out as well
             if self.context_length is not None and length + wanted > self.context_length:
                 continue
-            found.append(Item(Ask(prompt, wanted), length))
+            found.append(WorkItem(EndpointQuery(prompt, wanted), length))
             if len(found) == self.num_prompts:
                 return found
         raise ConfigError(
@@ -126,7 +126,7 @@ class Workload:
             f"{self.num_prompts} are wanted; use fewer"
         )
 
-    def _bundled(self, tokenizer: Any) -> list[Item]:
+    def _bundled(self, tokenizer: Any) -> list[WorkItem]:
         """Held-out prompts of the demo model's own tasks."""
         from unmask.demo.tasks import held_out_set
 
@@ -137,7 +137,10 @@ class Workload:
             raise ConfigError(f"num_prompts={self.num_prompts} is too high: {error}") from None
         wanted = self.output_length or ANSWER_TOKENS[self.name]
         prompts = [self._worded(tokenizer, each.prompt) for each in examples]
-        return [Item(Ask(one, wanted), len(tokenizer(one)["input_ids"])) for one in prompts]
+        return [
+            WorkItem(EndpointQuery(one, wanted), len(tokenizer(one)["input_ids"]))
+            for one in prompts
+        ]
 
     def _worded(self, tokenizer: Any, prompt: str) -> str:
         """The prompt as it is sent; as in SGLang's client without a template's beginning of text."""

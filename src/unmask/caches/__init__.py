@@ -1,22 +1,22 @@
 """Key/value cache policies: one policy, one file; the file's name is the cache's name.
 
-Import the pieces of a policy from here (`Plan`, `PerBlock`, `knob`, ...). To add one, write the file and
-define `CACHE` in it: docs/how-to/add-a-cache.md.
+Import the pieces of a policy from here (`CachePlan`, `PerBlock`, `knob`, ...). To add one, write the file
+and define `CACHE` in it: docs/how-to/add-a-cache.md.
 """
 
 from __future__ import annotations
 
-from unmask.caches.base import Cache, Layers, PerBlock, Plan, Progress, Seen
+from unmask.caches.base import CachePlan, CachePolicy, CacheProgress, Layers, Observation, PerBlock
 from unmask.caches.registry import cache_class, cache_name, describe, make_cache, names
 from unmask.knobs import knob
 
 __all__ = [
-    "Cache",
+    "CachePolicy",
     "Layers",
     "PerBlock",
-    "Plan",
-    "Progress",
-    "Seen",
+    "CachePlan",
+    "CacheProgress",
+    "Observation",
     "cache_class",
     "cache_name",
     "describe",

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from unmask.canvas import NO_SLOTS, Ask, Canvas, Floats, Ints, ModelFacts, Reading, edited
+from unmask.canvas import NO_POSITIONS, Ask, Canvas, Floats, Ints, ModelFacts, Reading, edited
 
 State = TypeVar("State")
 
@@ -16,18 +16,18 @@ State = TypeVar("State")
 class Layers:
     """What the layers after the first compute, of a plan that keeps their outputs (dLLM-Cache).
 
-    Prompt and response are wholly computed when they are due; else of the response the `num_moved` slots
-    whose values moved most, and `forced` ones (ascending) of either.
+    Prompt and response are wholly computed when they are due; else of the response the `num_moved`
+    positions whose values moved most, and `forced` ones (ascending) of either.
     """
 
     prompt_length: int
     prompt: bool
     response: bool
     num_moved: int
-    forced: Ints = field(default_factory=lambda: NO_SLOTS)
+    forced: Ints = field(default_factory=lambda: NO_POSITIONS)
 
     def num_rows(self, length: int) -> int:
-        """Slots that a layer computes, of a canvas of `length` slots."""
+        """Positions that a layer computes, of a canvas of `length` positions."""
         inside = int((self.forced < self.prompt_length).sum())
         prompt = self.prompt_length if self.prompt else inside
         size = length - self.prompt_length
@@ -36,12 +36,12 @@ class Layers:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Which slots the next forward computes (ascending).
+class CachePlan:
+    """Which positions the next forward computes (ascending).
 
-    `watched`: tell each slot's importance afterwards. `layers`: the layers after the first compute less.
-    Of a cache that may be paged: `known` slots from the left have their final keys already, `final` have
-    them after the forward; `end`: no query sees the slots from there on.
+    `watched`: tell each position's importance afterwards. `layers`: the layers after the first compute
+    less. Of a cache that may be paged: `known` positions from the left have their final keys already,
+    `final` have them after the forward; `end`: no query sees the positions from there on.
     """
 
     queries: Ints
@@ -53,17 +53,17 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a forward told: the decoder's reading; the importance of each slot if the plan watched.
+class Observation:
+    """What a forward told: the decoder's reading; the importance of each position if the plan watched.
 
-    `importance` sums to the number of slots (see `_rollout`).
+    `importance` sums to the number of positions (see `_rollout`).
     """
 
     reading: Reading
     importance: Floats | None = None
 
 
-class Cache(Protocol[State]):
+class CachePolicy(Protocol[State]):
     """The seam: pure functions of one sequence."""
 
     stores: ClassVar[bool]
@@ -75,67 +75,73 @@ class Cache(Protocol[State]):
         """The state before the first forward. Raises ConfigError where the cache cannot be used."""
         ...
 
-    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: State) -> tuple[Plan, State]:
-        """What to compute; `rows[i]` is the slot whose logit row answers `ask.rows[i]`.
+    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: State) -> tuple[CachePlan, State]:
+        """What to compute; `rows[i]` is the position whose logit row answers `ask.rows[i]`.
 
-        Rows of needed slots, of decided ones and of slots outside the window must be among the queries, and
-        at least one of the others; what is not, the decoder does not see.
+        Rows of needed positions, of decided ones and of positions outside the window must be among the
+        queries, and at least one of the others; what is not, the decoder does not see.
         """
         ...
 
-    def observe(self, before: Canvas, after: Canvas, seen: Seen, state: State) -> State:
+    def observe(
+        self, before: Canvas, after: Canvas, observation: Observation, state: State
+    ) -> State:
         """React to a forward and the edit that it led to (the canvas before and after it)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class CacheProgress:
     """Where a sequence stands: end of the running block, forwards in all and since a full one.
 
-    `stale` slots were edited since they were computed.
+    `stale` positions were edited since they were computed.
     """
 
     window_end: int | None = None
     num_forwards: int = 0
     num_since: int = 0
-    stale: Ints = field(default_factory=lambda: NO_SLOTS)
+    stale: Ints = field(default_factory=lambda: NO_POSITIONS)
 
 
 @dataclass(frozen=True)
 class PerBlock:
     """A cache that computes everything when the running block moves, and `queries` in between.
 
-    Slots that an edit changed or brought are computed in the next forward, wherever they are.
+    Positions that an edit changed or brought are computed in the next forward, wherever they are.
     """
 
     stores: ClassVar[bool] = True
     exact: ClassVar[bool] = False
 
-    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: Progress) -> Ints:
-        """Slots to compute inside a block, in any order."""
+    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
+        """Positions to compute inside a block, in any order."""
         raise AssertionError(f"{type(self).__name__} defines no queries")
 
-    def is_due(self, ask: Ask, state: Progress) -> bool:
+    def is_due(self, ask: Ask, state: CacheProgress) -> bool:
         """Whether everything is computed now."""
         return state.window_end != ask.window[1]
 
-    def start(self, canvas: Canvas, facts: ModelFacts) -> Progress:
+    def start(self, canvas: Canvas, facts: ModelFacts) -> CacheProgress:
         """No block yet."""
-        return Progress()
+        return CacheProgress()
 
-    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Progress) -> tuple[Plan, Progress]:
-        """Everything, or the cache's choice with the asked rows and the stale slots."""
+    def plan(
+        self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress
+    ) -> tuple[CachePlan, CacheProgress]:
+        """Everything, or the cache's choice with the asked rows and the stale positions."""
         due = self.is_due(ask, state)
-        after = Progress(
-            ask.window[1], state.num_forwards + 1, 1 if due else state.num_since + 1, NO_SLOTS
+        after = CacheProgress(
+            ask.window[1], state.num_forwards + 1, 1 if due else state.num_since + 1, NO_POSITIONS
         )
         if due:
-            return Plan(np.arange(len(canvas))), after
+            return CachePlan(np.arange(len(canvas))), after
         chosen = np.zeros(len(canvas), dtype=np.bool_)
-        for slots in (self.queries(canvas, ask, rows, state), rows, state.stale):
-            chosen[slots] = True
-        return Plan(np.flatnonzero(chosen)), after
+        for positions in (self.queries(canvas, ask, rows, state), rows, state.stale):
+            chosen[positions] = True
+        return CachePlan(np.flatnonzero(chosen)), after
 
-    def observe(self, before: Canvas, after: Canvas, seen: Seen, state: Progress) -> Progress:
+    def observe(
+        self, before: Canvas, after: Canvas, observation: Observation, state: CacheProgress
+    ) -> CacheProgress:
         """Note what changed."""
         return replace(state, stale=np.flatnonzero(edited(before, after)))

@@ -13,14 +13,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from unmask.caches.base import Plan, Seen
+from unmask.caches.base import CachePlan, Observation
 from unmask.canvas import Ask, Canvas, Ints, ModelFacts
 from unmask.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """The model's block size, and how many slots from the left are final."""
+    """The model's block size, and how many positions from the left are final."""
 
     block_size: int
     num_final: int = 0
@@ -33,29 +33,31 @@ class BlockCausal:
     stores: ClassVar[bool] = True
     exact: ClassVar[bool] = True
     pageable: ClassVar[bool] = True
-    """Final keys depend on the slots to their left alone: they may lie in shared pages."""
+    """Final keys depend on the positions to their left alone: they may lie in shared pages."""
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Final:
         """Nothing is final. Raises ConfigError for a model that is not block-causal."""
         if facts.block_size is None:
             raise ConfigError(
-                "cache 'block_causal' is exact for block-causal models; in this one every slot sees every "
-                "other, so no key is ever final: use vicinity, dual, or auto"
+                "cache 'block_causal' is exact for block-causal models; in this one every position "
+                "sees every other, so no key is ever final: use vicinity, dual, or auto"
             )
         return Final(facts.block_size)
 
-    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Final) -> tuple[Plan, Final]:
+    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Final) -> tuple[CachePlan, Final]:
         """Blocks from the first that is not final to the last one asked for."""
         size = state.block_size
-        asked = max(int(rows.max(initial=0)), int(ask.twins.max(initial=0)))
+        asked = max(int(rows.max(initial=0)), int(ask.shadows.max(initial=0)))
         end = min(max((asked // size + 1) * size, state.num_final), len(canvas))
         queries = np.union1d(np.arange(min(state.num_final, end), end), rows)
-        final = max(state.num_final, min(complete_slots(canvas), end) // size * size)
-        plan = Plan(queries, known=state.num_final, final=final, end=end)
+        final = max(state.num_final, min(complete_positions(canvas), end) // size * size)
+        plan = CachePlan(queries, known=state.num_final, final=final, end=end)
         return plan, replace(state, num_final=final)
 
-    def observe(self, before: Canvas, after: Canvas, seen: Seen, state: Final) -> Final:
-        """Blocks from the first changed, moved or missing slot on are not final."""
+    def observe(
+        self, before: Canvas, after: Canvas, observation: Observation, state: Final
+    ) -> Final:
+        """Blocks from the first changed, moved or missing position on are not final."""
         common = min(len(before), len(after))
         changed = (
             (before.uid[:common] != after.uid[:common])
@@ -66,26 +68,27 @@ class BlockCausal:
         first = first // state.block_size * state.block_size
         return replace(state, num_final=min(state.num_final, first))
 
-    def known(self, num_slots: int, state: Final) -> Final:
-        """The state when the keys of the first `num_slots` slots are there, whoever computed them."""
-        return replace(state, num_final=num_slots // state.block_size * state.block_size)
+    def known(self, num_positions: int, state: Final) -> Final:
+        """The state when the keys of the first `num_positions` are there, whoever computed them."""
+        return replace(state, num_final=num_positions // state.block_size * state.block_size)
 
-    def ahead(self, canvas: Canvas, state: Final, most: int) -> tuple[Plan, Final] | None:
-        """The next whole blocks of decided slots, about `most` slots, to be computed ahead of their use.
+    def ahead(self, canvas: Canvas, state: Final, most: int) -> tuple[CachePlan, Final] | None:
+        """The next whole blocks of decided positions, about `most` positions, to be computed ahead of their
+        use.
 
         None if there are none. Nothing is read from such a forward: a long prompt is taken in parts.
         """
         size = state.block_size
         end = state.num_final + max(1, most // size) * size
-        if end > complete_slots(canvas):
+        if end > complete_positions(canvas):
             return None
-        plan = Plan(np.arange(state.num_final, end), known=state.num_final, final=end, end=end)
+        plan = CachePlan(np.arange(state.num_final, end), known=state.num_final, final=end, end=end)
         return plan, replace(state, num_final=end)
 
 
-def complete_slots(canvas: Canvas) -> int:
-    """Slots left of the first open one."""
-    open_ = canvas.open_slots()
+def complete_positions(canvas: Canvas) -> int:
+    """Positions left of the first open one."""
+    open_ = canvas.open_positions()
     return int(open_[0]) if len(open_) else len(canvas)
 
 

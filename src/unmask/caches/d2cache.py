@@ -1,12 +1,12 @@
 """d2Cache: after the first forward only what is about to be decoded and what the rest looks at.
 
-Source: d2Cache, arXiv:2509.23094 (Eq. 3: certainty prior). A forward computes the `current_k` open slots
-of the largest confidence times certainty density (the running block's first), the slots that the last edit
-changed, the slots of the largest attention rollout that share `rollout_p` of it, and gaps up to
-`inflate_w` between them. Approximate; slots that were not computed are not decoded. Differs from the
-published code: confidences are those of the last time a slot was read (there, and with `compat=True`, of
-the first), one never read counts with the mean; rows of a batch are not topped up to equal numbers; what a
-decoder must see (an answer's span, decided slots, the tail) is computed too.
+Source: d2Cache, arXiv:2509.23094 (Eq. 3: certainty prior). A forward computes the `current_k` open
+positions of the largest confidence times certainty density (the running block's first), the positions that
+the last edit changed, the positions of the largest attention rollout that share `rollout_p` of it, and gaps
+up to `inflate_w` between them. Approximate; positions that were not computed are not decoded. Differs from
+the published code: confidences are those of the last time a position was read (there, and with
+`compat=True`, of the first), one never read counts with the mean; rows of a batch are not topped up to
+equal numbers; what a decoder must see (an answer's span, decided positions, the tail) is computed too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import ClassVar
 import numpy as np
 
 from unmask.caches import knob
-from unmask.caches.base import Plan, Seen
+from unmask.caches.base import CachePlan, Observation
 from unmask.canvas import (
+    NO_POSITIONS,
     NO_SCORES,
-    NO_SLOTS,
     Ask,
     Bools,
     Canvas,
@@ -36,11 +36,11 @@ from unmask.selection import certainty_density, ranking
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Of every slot its last confidence (nan: never read) and importance; slots edited since."""
+    """Of every position its last confidence (nan: never read) and importance; positions edited since."""
 
     confidence: Floats = field(default_factory=lambda: NO_SCORES)
     importance: Floats = field(default_factory=lambda: NO_SCORES)
-    stale: Ints = field(default_factory=lambda: NO_SLOTS)
+    stale: Ints = field(default_factory=lambda: NO_POSITIONS)
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,19 @@ class D2Cache:
     """Two-stage selection."""
 
     rollout_p: float = knob(
-        0.1, "share of the attention rollout whose slots are recomputed, in [0, 1]; 1: every slot"
+        0.1,
+        "share of the attention rollout whose positions are recomputed, in [0, 1]; 1: every position",
     )
-    current_k: int = knob(32, "open slots that are recomputed, at least 1; gen_length: all of them")
+    current_k: int = knob(
+        32, "open positions that are recomputed, at least 1; gen_length: all of them"
+    )
     sigma: float = knob(
-        10.0, "width in slots of the certainty prior, > 0; small: near decided text only"
+        10.0, "width in positions of the certainty prior, > 0; small: near decided text only"
     )
     inflate_w: int = knob(4, "gaps up to this distance are filled; 0: none")
     compat: bool = knob(
         False,
-        "a slot keeps the confidence of the first forward that read it, as in the published code",
+        "a position keeps the confidence of the first forward that read it, as in the published code",
     )
 
     stores: ClassVar[bool] = True
@@ -78,10 +81,10 @@ class D2Cache:
         """Nothing is known."""
         return Known()
 
-    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Known) -> tuple[Plan, Known]:
+    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Known) -> tuple[CachePlan, Known]:
         """Everything at first; then the selection."""
         if not len(state.importance):
-            return Plan(np.arange(len(canvas)), watched=True), state
+            return CachePlan(np.arange(len(canvas)), watched=True), state
         shift = int((rows != ask.rows).any())
         inside = (ask.rows >= ask.window[0]) & (ask.rows < ask.window[1])
         free = canvas.open[ask.rows] & inside & ~np.isin(ask.rows, ask.needed)
@@ -93,15 +96,15 @@ class D2Cache:
         chosen[state.stale] = True
         chosen |= self.looked_at(chosen, state.importance)
         queries = np.flatnonzero(self.inflated(chosen))
-        return Plan(queries, watched=True), state
+        return CachePlan(queries, watched=True), state
 
     def next_decoded(self, canvas: Canvas, window: tuple[int, int], state: Known) -> Ints:
-        """The open slots that are likely to be decoded next."""
+        """The open positions that are likely to be decoded next."""
         start, end = window
         size = max(1, end - start)
-        waiting = canvas.open_slots(start)
+        waiting = canvas.open_positions(start)
         if not len(waiting):
-            return NO_SLOTS
+            return NO_POSITIONS
         last = int(waiting[min(self.current_k, len(waiting)) - 1])
         near = waiting[waiting < start + ((last - start) // size + 1) * size]
         confidence = state.confidence[near]
@@ -114,7 +117,7 @@ class D2Cache:
         return best
 
     def looked_at(self, chosen: Bools, importance: Floats) -> Bools:
-        """The most important of the other slots: those that share `rollout_p`, at least one."""
+        """The most important of the other positions: those that share `rollout_p`, at least one."""
         others = np.flatnonzero(~chosen)
         found = np.zeros(len(chosen), dtype=np.bool_)
         if not len(others):
@@ -128,28 +131,30 @@ class D2Cache:
 
     def inflated(self, chosen: Bools) -> Bools:
         """Short gaps filled."""
-        slots = np.flatnonzero(chosen)
-        gaps = np.flatnonzero(np.diff(slots) <= self.inflate_w)
+        positions = np.flatnonzero(chosen)
+        gaps = np.flatnonzero(np.diff(positions) <= self.inflate_w)
         filled: Bools = chosen.copy()
         for i in gaps:
-            filled[slots[i] : slots[i + 1]] = True
+            filled[positions[i] : positions[i + 1]] = True
         return filled
 
-    def observe(self, before: Canvas, after: Canvas, seen: Seen, state: Known) -> Known:
+    def observe(
+        self, before: Canvas, after: Canvas, observation: Observation, state: Known
+    ) -> Known:
         """Remember what was read and looked at, and what changed."""
-        assert seen.importance is not None, "the plan watched"
+        assert observation.importance is not None, "the plan watched"
         confidence = np.full(len(before), np.nan)
         if len(state.confidence) == len(before):
             confidence = state.confidence.copy()
-        told = seen.reading.undecided(before)
-        fresh = np.isnan(confidence[told.slots]) | (not self.compat)
-        confidence[told.slots[fresh]] = told.confidence[fresh]
+        told = observation.reading.undecided(before)
+        fresh = np.isnan(confidence[told.positions]) | (not self.compat)
+        confidence[told.positions[fresh]] = told.confidence[fresh]
         at = places(before, after)
         kept = at >= 0
         return replace(
             state,
             confidence=np.where(kept, confidence[at], np.nan),
-            importance=np.where(kept, seen.importance[at], 0.0),
+            importance=np.where(kept, observation.importance[at], 0.0),
             stale=np.flatnonzero(edited(before, after)),
         )
 

@@ -1,9 +1,10 @@
 """dKV-Cache: what was just decoded is computed once more before it is kept.
 
 Source: dKV-Cache, arXiv:2505.15781 (one-step delayed caching with a refresh interval). Alone it computes
-every open slot and those decoded in the last `delay` forwards, and everything every `interval` forwards
-and for a new block. With `inner` it is that policy, whose choice gains the just decoded slots (and a full
-forward every `interval`, when one is given). Approximate. Differs: the second forward may reuse already.
+every open position and those decoded in the last `delay` forwards, and everything every `interval` forwards
+and for a new block. With `inner` it is that policy, whose choice gains the just decoded positions (and a
+full forward every `interval`, when one is given). Approximate. Differs: the second forward may reuse
+already.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from unmask.caches import knob
-from unmask.caches.base import PerBlock, Plan, Progress, Seen
+from unmask.caches.base import CachePlan, CacheProgress, Observation, PerBlock
 from unmask.caches.registry import cache_name
-from unmask.canvas import NO_SLOTS, Ask, Canvas, Ints, ModelFacts
+from unmask.canvas import NO_POSITIONS, Ask, Canvas, Ints, ModelFacts
 from unmask.errors import ConfigError
 
 INTERVAL = 4
 
 
 @dataclass(frozen=True)
-class OpenSlots(PerBlock):
-    """dKV-Cache's own choice: every open slot."""
+class OpenPositions(PerBlock):
+    """dKV-Cache's own choice: every open position."""
 
-    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: Progress) -> Ints:
+    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
         """What is undecided."""
-        return canvas.open_slots()
+        return canvas.open_positions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,12 @@ class Delayed:
 
 @dataclass(frozen=True)
 class DelayedCache:
-    """A policy whose committed slots stay in the queries for `delay` forwards."""
+    """A policy whose committed positions stay in the queries for `delay` forwards."""
 
-    inner: Any = knob(None, "the policy that is delayed, e.g. dual or dllm; null: every open slot")
-    delay: int = knob(1, "forwards for which a committed slot is still computed, at least 1")
+    inner: Any = knob(
+        None, "the policy that is delayed, e.g. dual or dllm; null: every open position"
+    )
+    delay: int = knob(1, "forwards for which a committed position is still computed, at least 1")
     interval: int | None = knob(
         None, "most forwards from one full one to the next; 1: always; default: 4, with inner never"
     )
@@ -73,14 +76,16 @@ class DelayedCache:
     @property
     def policy(self) -> Any:
         """The policy inside."""
-        return OpenSlots() if self.inner is None else self.inner
+        return OpenPositions() if self.inner is None else self.inner
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Delayed:
         """The policy's start."""
         return Delayed(self.policy.start(canvas, facts))
 
-    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Delayed) -> tuple[Plan, Delayed]:
-        """The policy's choice and the just decoded slots."""
+    def plan(
+        self, canvas: Canvas, ask: Ask, rows: Ints, state: Delayed
+    ) -> tuple[CachePlan, Delayed]:
+        """The policy's choice and the just decoded positions."""
         plan, inner = self.policy.plan(canvas, ask, rows, state.inner)
         interval = self.interval
         if interval is None and self.inner is None:
@@ -91,7 +96,7 @@ class DelayedCache:
         layers = plan.layers
         if layers is not None:
             forced = np.union1d(layers.forced, recent)
-            layers = replace(layers, forced=NO_SLOTS if due else forced)
+            layers = replace(layers, forced=NO_POSITIONS if due else forced)
             layers = replace(layers, prompt=True, response=True) if due else layers
             full = layers.prompt and layers.response
         else:
@@ -101,9 +106,11 @@ class DelayedCache:
         after = Delayed(inner, state.num_forwards + 1, 1 if full else state.num_since + 1)
         return replace(plan, layers=layers), after
 
-    def observe(self, before: Canvas, after: Canvas, seen: Seen, state: Delayed) -> Delayed:
+    def observe(
+        self, before: Canvas, after: Canvas, observation: Observation, state: Delayed
+    ) -> Delayed:
         """As the policy."""
-        return replace(state, inner=self.policy.observe(before, after, seen, state.inner))
+        return replace(state, inner=self.policy.observe(before, after, observation, state.inner))
 
 
 CACHE = DelayedCache

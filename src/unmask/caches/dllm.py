@@ -2,8 +2,8 @@
 
 Source: dLLM-Cache, arXiv:2506.06295. The prompt is computed every `kp` forwards, the response every `kr`,
 and in between the share `rou` of the response whose values turned most, layer by layer (the first layer
-always wholly). Approximate; every slot has a logit row, some of them old. Differs: what an edit inserts,
-replaces or masks again is computed in the next forward; rows of a batch keep their own count.
+always wholly). Approximate; every position has a logit row, some of them old. Differs: what an edit
+inserts, replaces or masks again is computed in the next forward; rows of a batch keep their own count.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import ClassVar
 import numpy as np
 
 from unmask.caches import knob
-from unmask.caches.base import Layers, Plan, Seen
-from unmask.canvas import NO_SLOTS, Ask, Canvas, Ints, ModelFacts, edited, places
+from unmask.caches.base import CachePlan, Layers, Observation
+from unmask.canvas import NO_POSITIONS, Ask, Canvas, Ints, ModelFacts, edited, places
 from unmask.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Forwards made, and slots that the next one must compute."""
+    """Forwards made, and positions that the next one must compute."""
 
     num_forwards: int = 0
-    forced: Ints = field(default_factory=lambda: NO_SLOTS)
+    forced: Ints = field(default_factory=lambda: NO_POSITIONS)
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class DllmCache:
         """No forward yet."""
         return Count()
 
-    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Count) -> tuple[Plan, Count]:
-        """All slots have a state; the layers compute some of them."""
+    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Count) -> tuple[CachePlan, Count]:
+        """All positions have a state; the layers compute some of them."""
         size = len(canvas) - canvas.prompt_length
         layers = Layers(
             prompt_length=canvas.prompt_length,
@@ -62,9 +62,11 @@ class DllmCache:
             forced=state.forced,
         )
         after = Count(state.num_forwards + 1)
-        return Plan(np.arange(len(canvas)), layers=layers), after
+        return CachePlan(np.arange(len(canvas)), layers=layers), after
 
-    def observe(self, before: Canvas, after: Canvas, seen: Seen, state: Count) -> Count:
+    def observe(
+        self, before: Canvas, after: Canvas, observation: Observation, state: Count
+    ) -> Count:
         """Commits show in the values; other edits are forced."""
         at = places(before, after)
         committed = (at >= 0) & before.open[at] & ~after.open

@@ -1,8 +1,8 @@
 """Fast-dLLM's dual cache: prefix and suffix are computed once per block, only the block every forward.
 
 Source: arXiv:2505.22618, Section 3.1. Approximate: both sides' keys and values are those of the
-block's first forward. Differs: on models with shifted logits the queries start one slot earlier; rows that
-a decoder needs outside the block, and what an edit changes there, are computed too.
+block's first forward. Differs: on models with shifted logits the queries start one position earlier; rows
+that a decoder needs outside the block, and what an edit changes there, are computed too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unmask.caches import knob
-from unmask.caches.base import PerBlock, Progress
+from unmask.caches.base import CacheProgress, PerBlock
 from unmask.canvas import Ask, Canvas, Ints
 
 
@@ -31,7 +31,7 @@ class Dual(PerBlock):
 
         return self if self.use_dual else Prefix()
 
-    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: Progress) -> Ints:
+    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
         """The window."""
         return np.arange(*ask.window)
 

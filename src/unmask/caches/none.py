@@ -1,4 +1,4 @@
-"""No cache: every forward computes every slot.
+"""No cache: every forward computes every position.
 
 Source: the definition; every reference's uncached path.
 """
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from unmask.caches.base import Plan, Seen
+from unmask.caches.base import CachePlan, Observation
 from unmask.canvas import Ask, Canvas, Ints, ModelFacts
 
 
@@ -24,11 +24,11 @@ class NoCache:
     def start(self, canvas: Canvas, facts: ModelFacts) -> None:
         """Nothing to remember."""
 
-    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: None) -> tuple[Plan, None]:
+    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: None) -> tuple[CachePlan, None]:
         """Everything."""
-        return Plan(np.arange(len(canvas))), None
+        return CachePlan(np.arange(len(canvas))), None
 
-    def observe(self, before: Canvas, after: Canvas, seen: Seen, state: None) -> None:
+    def observe(self, before: Canvas, after: Canvas, observation: Observation, state: None) -> None:
         """Nothing to update."""
 
 

@@ -1,8 +1,8 @@
 """Fast-dLLM's prefix cache: what lies left of the running block is computed once per block.
 
 Source: arXiv:2505.22618, Section 3.1. Approximate: prefix keys and values are those of the block's
-first forward. Differs: on models with shifted logits the queries start one slot earlier, so that the
-block's first slot has its row; what an edit changes left of the block is computed again.
+first forward. Differs: on models with shifted logits the queries start one position earlier, so that the
+block's first position has its row; what an edit changes left of the block is computed again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unmask.caches import knob
-from unmask.caches.base import PerBlock, Progress
+from unmask.caches.base import CacheProgress, PerBlock
 from unmask.canvas import Ask, Canvas, Ints
 
 
@@ -31,8 +31,8 @@ class Prefix(PerBlock):
 
         return Dual() if self.use_dual else self
 
-    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: Progress) -> Ints:
-        """From the first needed slot to the end."""
+    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
+        """From the first needed position to the end."""
         first = min(ask.window[0], int(rows.min(initial=ask.window[0])))
         return np.arange(first, len(canvas))
 

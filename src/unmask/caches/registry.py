@@ -6,20 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, read_value, set_field, split_call
 
-FOLDER = Path(__file__).parent
+PACKAGE = "unmask.caches"
 NO_POLICIES = {"base", "registry"}
 
 
 def names() -> list[str]:
     """Every cache's name."""
-    modules = iter_modules([str(FOLDER)])
+    modules = iter_modules(import_module(PACKAGE).__path__)
     return sorted(item.name for item in modules if item.name not in NO_POLICIES)
 
 
@@ -28,7 +27,7 @@ def cache_class(name: str) -> Any:
     """The dataclass of a cache. Raises ConfigError for an unknown name."""
     if name not in names():
         raise unknown_name("cache", str(name), names())
-    return import_module(f"{__package__}.{name}").CACHE
+    return import_module(f"{PACKAGE}.{name}").CACHE
 
 
 def make_cache(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unmask.caches import knob
-from unmask.caches.base import PerBlock, Progress
+from unmask.caches.base import CacheProgress, PerBlock
 from unmask.canvas import Ask, Canvas, Ints
 from unmask.errors import ConfigError
 
@@ -22,8 +22,8 @@ from unmask.errors import ConfigError
 class Vicinity(PerBlock):
     """A window around the block; everything when the block moves, and every `cache_update_freq`."""
 
-    prefix_look: int = knob(16, "slots left of the block that are recomputed too; 0: none")
-    after_look: int = knob(16, "slots right of the block that are recomputed too; 0: none")
+    prefix_look: int = knob(16, "positions left of the block that are recomputed too; 0: none")
+    after_look: int = knob(16, "positions right of the block that are recomputed too; 0: none")
     warmup_steps: int = knob(0, "full forwards at the beginning; dInfer's scripts use 4")
     cache_update_freq: int | None = knob(
         None, "most forwards from one full one to the next, at least 1 (always); null: one a block"
@@ -37,12 +37,12 @@ class Vicinity(PerBlock):
         if self.cache_update_freq is not None and self.cache_update_freq < 1:
             raise ConfigError(f"cache_update_freq={self.cache_update_freq} must be at least 1")
 
-    def is_due(self, ask: Ask, state: Progress) -> bool:
+    def is_due(self, ask: Ask, state: CacheProgress) -> bool:
         """A new block, warm-up, or the schedule."""
         often = self.cache_update_freq is not None and state.num_since >= self.cache_update_freq
         return super().is_due(ask, state) or state.num_forwards < self.warmup_steps or often
 
-    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: Progress) -> Ints:
+    def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
         """The window and its surroundings."""
         size = ask.window[1] - ask.window[0] + self.prefix_look + self.after_look
         last = min(ask.window[1] + self.after_look, len(canvas))

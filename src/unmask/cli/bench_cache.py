@@ -17,15 +17,15 @@ from unmask.bench.decode import held_out
 from unmask.bench.environment import machine
 from unmask.cli.bench_decode import parse_decoders, setting_of, split_list, write_json
 from unmask.cli.decode import load
-from unmask.cli.key_value import DEFAULTS, Settings
+from unmask.cli.key_value import DEFAULTS, DecodeOptions
 from unmask.errors import ConfigError
 
 HEAD = (
     "| cache | | right | same answers | same tokens | KL, nats | same top | forwards | queries | "
-    "of none | head rows | seconds | speed-up | bytes a slot |\n" + "|---" * 14 + "|"
+    "of none | head rows | seconds | speed-up | bytes a position |\n" + "|---" * 14 + "|"
 )
 EXPLAINED = (
-    "right: answers | same: as without a cache (answers up to the end, slots of the canvas) | KL and same "
+    "right: answers | same: as without a cache (answers up to the end, positions of the canvas) | KL, same "
     "top: exact against cached distribution of the rows that were read, on the cached run's canvases | of "
     "none: share of its queries | seconds: median of the repeats"
 )
@@ -51,7 +51,7 @@ def cache(
         for name in split_list(names):
             caches.make_cache(name.strip())
     told = dict(zip(("model", "dtype", "device"), where, strict=True))
-    llm, _ = load(Settings(**{**DEFAULTS, **told}, knobs={}))
+    llm, _ = load(DecodeOptions(**{**DEFAULTS, **told}, knobs={}))
     chosen = _chosen(names, llm.spec.block_size)
     found = measure_caches(llm, chosen, entries[0], setting, held_out(setting), _watch)
     facts = machine(llm.model.device)
@@ -93,7 +93,7 @@ def _row(item: CacheResult, none: CacheResult) -> str:
         f"{100 * item.same_top:.1f} % | {item.num_forwards} | {item.num_queries} | "
         f"{100 * item.num_queries / none.num_queries:.0f} % | {item.num_logit_rows} | "
         f"{item.median_seconds:.2f} | {none.median_seconds / item.median_seconds:.2f} | "
-        f"{item.bytes_per_slot:.0f} |"
+        f"{item.bytes_per_position:.0f} |"
     )
 
 

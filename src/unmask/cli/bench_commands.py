@@ -30,10 +30,13 @@ TaskFlag = Annotated[
 ]
 TaskLengthFlag = Annotated[
     int | None,
-    typer.Option("--gen-length", metavar="N", help="Slots to generate. Default: 64; puzzles: 32."),
+    typer.Option(
+        "--gen-length", metavar="N", help="Positions to generate. Default: 64; puzzles: 32."
+    ),
 ]
 BlockFlag = Annotated[
-    int, typer.Option("--block-length", metavar="N", help="Slots a block, where there are blocks.")
+    int,
+    typer.Option("--block-length", metavar="N", help="Positions a block, where there are blocks."),
 ]
 BatchFlag = Annotated[
     int, typer.Option("--max-batch-size", metavar="N", help="Rows that share a forward.")
@@ -85,7 +88,9 @@ def _bench_decode(
         "max_batch_size": max_batch_size,
         "seed": seed,
     }
-    wanted = command.Wanted(decoders, model or "demo", dtype, device, as_json, plot, plot_x)
+    wanted = command.BenchDecodeOptions(
+        decoders, model or "demo", dtype, device, as_json, plot, plot_x
+    )
     command.decode(wanted, setting)
 
 
@@ -169,7 +174,7 @@ def _bench_quantize(
 def _bench_matrix(
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Prompts.")] = 4,
     gen_length: Annotated[
-        int, typer.Option("--gen-length", metavar="N", min=2, help="Slots to generate, even.")
+        int, typer.Option("--gen-length", metavar="N", min=2, help="Positions to generate, even.")
     ] = 64,
 ) -> None:
     """Every decoder with every cache: share of queries, equal tokens, what is refused (Markdown)."""
@@ -205,7 +210,9 @@ def _bench_overhead(
 @bench.command("head")
 def _bench_head(
     width: Annotated[int, typer.Option("--width", metavar="N", help="Width of the states.")] = 4096,
-    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Slots read a forward.")] = 32,
+    rows: Annotated[
+        int, typer.Option("--rows", metavar="N", help="Positions read a forward.")
+    ] = 32,
     sizes: Annotated[
         str | None,
         typer.Option("--sizes", metavar="LIST", help="Vocabulary sizes, with commas between."),

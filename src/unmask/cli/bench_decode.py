@@ -21,9 +21,17 @@ from rich.text import Text
 
 from unmask import decoders
 from unmask.bench.decode import TASKS, Watch, held_out, measure
-from unmask.bench.report import BASELINE, Comparison, Entry, Report, Result, Setting, compare
+from unmask.bench.report import (
+    BASELINE,
+    Comparison,
+    DecodeSetting,
+    MethodEntry,
+    Report,
+    Result,
+    compare,
+)
 from unmask.cli.decode import load
-from unmask.cli.key_value import DEFAULTS, WORD, Settings
+from unmask.cli.key_value import DEFAULTS, WORD, DecodeOptions
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, whole
 
@@ -44,7 +52,7 @@ NONE = "-"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BenchDecodeOptions:
     """What was typed. `json` may be `-`, standard output; `plot_x` None: tokens a second."""
 
     decoders: str
@@ -56,13 +64,13 @@ class Wanted:
     plot_x: str | None
 
 
-def decode(wanted: Wanted, options: dict[str, Any]) -> None:
+def decode(wanted: BenchDecodeOptions, options: dict[str, Any]) -> None:
     """Measure, then show; what can be wrong is found before the model is read."""
     setting = setting_of(options)
     entries = parse_decoders(wanted.decoders)
     _check_files(wanted)
     told = {"model": wanted.model, "dtype": wanted.dtype, "device": wanted.device}
-    llm, _ = load(Settings(**{**DEFAULTS, **told, "cache": setting.cache}, knobs={}))
+    llm, _ = load(DecodeOptions(**{**DEFAULTS, **told, "cache": setting.cache}, knobs={}))
     examples = held_out(setting)
     passes = len({BASELINE, *entries}) * (setting.repeat + 1)
     with _progress(passes, setting.repeat) as watch:
@@ -73,7 +81,7 @@ def decode(wanted: Wanted, options: dict[str, Any]) -> None:
     _show(report, wanted)
 
 
-def setting_of(options: dict[str, Any]) -> Setting:
+def setting_of(options: dict[str, Any]) -> DecodeSetting:
     """Flags as a setting; a `gen_length` of None is the task's. Raises ConfigError."""
     if options["task"] not in TASKS:
         raise unknown_name("task", options["task"], TASKS)
@@ -81,16 +89,16 @@ def setting_of(options: dict[str, Any]) -> Setting:
         options = options | {"gen_length": TASKS[options["task"]].gen_length}
     for key in ("limit", "gen_length", "block_length", "repeat", "max_batch_size"):
         whole(key, options[key], 1)
-    return Setting(**options)
+    return DecodeSetting(**options)
 
 
-def parse_decoders(text: str) -> list[Entry]:
+def parse_decoders(text: str) -> list[MethodEntry]:
     """`"threshold, vanilla(steps=16)"` as entries; `all` stands for every decoder there is.
 
     Raises ConfigError for what cannot be read, an unknown name, one that is there twice, and typed
     knobs that the decoder refuses.
     """
-    entries: list[Entry] = []
+    entries: list[MethodEntry] = []
     for word in split_list(text):
         match = DECODER_WORD.fullmatch(word)
         if match is None:
@@ -101,7 +109,7 @@ def parse_decoders(text: str) -> list[Entry]:
         if match[1] == "all":
             if match[2] is not None:
                 raise ConfigError("all(...) takes no knobs; write them behind a decoder's name")
-            entries.extend(Entry(name) for name in decoders.names())
+            entries.extend(MethodEntry(name) for name in decoders.names())
         else:
             entries.append(_resolved(match[1], _knobs(match[1], match[2])))
     for number, entry in enumerate(entries):
@@ -127,12 +135,12 @@ def split_list(text: str) -> list[str]:
     return parts
 
 
-def _resolved(name: str, knobs: dict[str, str]) -> Entry:
+def _resolved(name: str, knobs: dict[str, str]) -> MethodEntry:
     """The method that the words stand for, with a note when it has another name."""
     name, resolved, said = decoders.resolve(name, dict(knobs))
     if said is not None:
         print(f"unmask: note: {said}", file=sys.stderr)
-    return Entry(name, tuple((key, str(value)) for key, value in resolved.items()))
+    return MethodEntry(name, tuple((key, str(value)) for key, value in resolved.items()))
 
 
 def _knobs(name: str, inside: str | None) -> dict[str, str]:
@@ -149,7 +157,7 @@ def _knobs(name: str, inside: str | None) -> dict[str, str]:
     return found
 
 
-def _check_entry(entry: Entry) -> None:
+def _check_entry(entry: MethodEntry) -> None:
     own = field_names(decoders.decoder_class(entry.decoder))
     for key, value in entry.knobs:
         if key in SHARED_FLAGS and key not in own:
@@ -163,7 +171,7 @@ def _check_entry(entry: Entry) -> None:
         configure(entry.decoder, dict(entry.knobs), ())
 
 
-def _check_files(wanted: Wanted) -> None:
+def _check_files(wanted: BenchDecodeOptions) -> None:
     if wanted.plot is None and wanted.plot_x is not None:
         raise ConfigError(f"--plot-x {wanted.plot_x} has no effect without --plot FILE")
     if wanted.plot is not None:
@@ -195,7 +203,7 @@ def _progress(passes: int, repeats: int) -> Iterator[Watch]:
         left = passes
 
         @contextmanager
-        def watch(entry: Entry, repeat: int) -> Iterator[None]:
+        def watch(entry: MethodEntry, repeat: int) -> Iterator[None]:
             nonlocal left
             part = f"repeat {repeat} of {repeats}" if repeat else "warm-up"
             bar.update(task, description=f"{entry.label}: {part}")
@@ -219,7 +227,7 @@ def _warn(text: str) -> None:
     print(f"unmask: warning: {text}", file=sys.stderr)
 
 
-def _show(report: Report, wanted: Wanted) -> None:
+def _show(report: Report, wanted: BenchDecodeOptions) -> None:
     """The table comes first: it survives a file that cannot be written after all."""
     text = json.dumps({"command": command(report, wanted)} | report.as_json(), ensure_ascii=False)
     if wanted.json == "-":
@@ -236,7 +244,7 @@ def _show(report: Report, wanted: Wanted) -> None:
         raise ConfigError(f"{error.filename!r} cannot be written: {error.strerror}") from None
 
 
-def command(report: Report, wanted: Wanted) -> str:
+def command(report: Report, wanted: BenchDecodeOptions) -> str:
     """What to type to measure this again, files aside."""
     flags: dict[str, Any] = {
         "decoders": ",".join(row.entry.label for row in report.rows),

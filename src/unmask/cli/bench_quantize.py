@@ -20,7 +20,7 @@ HEAD = (
 )
 EXPLAINED = (
     "peak: what loading and a forward took at most, over a process that had imported everything | forward: "
-    "one canvas, median | same top, KL: against the first form, masked slots of its own answers | right: "
+    "one canvas, median | same top, KL: to the first form, at masked positions of its answers | right: "
     "held-out answers"
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from unmask.bench.endpoint import KINDS, Endpoint, Reply, kind_of, parse_headers
+from unmask.bench.endpoint import KINDS, Endpoint, EndpointReply, kind_of, parse_headers
 from unmask.bench.latency import blocks, first_at, gaps_of, parse_goals, standard
 from unmask.bench.serve import Served, Server, Traffic, measure
 from unmask.bench.workload import Workload
@@ -23,7 +23,7 @@ from unmask.view.serving import METRICS, ServingReport
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BenchServeOptions:
     """The flags of `unmask bench serve`, which `cli.server_flags` explains."""
 
     words: list[str] | None
@@ -123,7 +123,7 @@ class Wanted:
         return (self.result_dir or Path()) / name
 
 
-def serve(wanted: Wanted) -> None:
+def serve(wanted: BenchServeOptions) -> None:
     """Measure and show. Exit status 1 when some requests failed."""
     import numpy as np
 
@@ -166,7 +166,7 @@ def serve(wanted: Wanted) -> None:
         raise typer.Exit(1)
 
 
-def _checked(wanted: Wanted) -> Callable[..., ServingReport]:
+def _checked(wanted: BenchServeOptions) -> Callable[..., ServingReport]:
     """What makes the report, once nothing in the wishes is wrong. Raises ConfigError."""
     if not wanted.save_result and (wanted.result_dir or wanted.result_filename):
         raise ConfigError("--result-dir and --result-filename have no effect without --save-result")
@@ -187,7 +187,7 @@ def _checked(wanted: Wanted) -> Callable[..., ServingReport]:
     )
 
 
-def _endpoint(server: Server, wanted: Wanted) -> Endpoint:
+def _endpoint(server: Server, wanted: BenchServeOptions) -> Endpoint:
     """Where the requests go; the model's name is asked for last. Raises ConfigError and RemoteError."""
     kind, extra = kind_of(wanted.backend), extra_body(wanted.extra_body)
     if "stream" in extra:
@@ -209,7 +209,9 @@ def _endpoint(server: Server, wanted: Wanted) -> Endpoint:
     )
 
 
-def show(report: ServingReport, served: Served, lengths: Sequence[int], wanted: Wanted) -> None:
+def show(
+    report: ServingReport, served: Served, lengths: Sequence[int], wanted: BenchServeOptions
+) -> None:
     """Print, and write the files that were asked for."""
     found = report.as_json()
     print(json.dumps(found) if wanted.as_json else report.table(), flush=True)
@@ -239,7 +241,7 @@ def details_of(served: Served, lengths: Sequence[int]) -> dict[str, list[Any]]:
 
 
 def setting_of(
-    endpoint: Endpoint, workload: Workload, traffic: Traffic, wanted: Wanted
+    endpoint: Endpoint, workload: Workload, traffic: Traffic, wanted: BenchServeOptions
 ) -> dict[str, Any]:
     """What was asked for, under the other clients' names where they have one."""
     return {
@@ -316,7 +318,7 @@ def counter(tokenizer: Any) -> Callable[[str], int]:
 
 
 @contextmanager
-def progress(total: int, *, is_quiet: bool = False) -> Iterator[Callable[[Reply], None]]:
+def progress(total: int, *, is_quiet: bool = False) -> Iterator[Callable[[EndpointReply], None]]:
     """A bar on standard error while requests come back; nothing where that is no terminal or `is_quiet`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

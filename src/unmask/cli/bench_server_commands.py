@@ -277,7 +277,7 @@ def bench_serve(
     given = dict(locals())
     from unmask.cli import bench_serve as command
 
-    command.serve(command.Wanted(**given))
+    command.serve(command.BenchServeOptions(**given))
 
 
 def bench_gsm8k(

@@ -71,7 +71,7 @@ def _check_counts(num_questions: int, num_shots: int) -> None:
 def _take(
     server: Server,
     exam: Exam,
-    questions: Sequence[tasks.Question],
+    questions: Sequence[tasks.TaskQuestion],
     read: Callable[[str], str | None],
     stops: list[str],
 ) -> tasks.Graded:

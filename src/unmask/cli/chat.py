@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
-from unmask.cli.key_value import Settings, settings, split_words
+from unmask.cli.key_value import DecodeOptions, settings, split_words
 from unmask.errors import ConfigError, UnmaskError, unknown_name
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ class Said:
 class Talker(Protocol):
     """What answers. `check` and `answer` raise UnmaskError."""
 
-    def check(self, wanted: Settings) -> None:
+    def check(self, wanted: DecodeOptions) -> None:
         """Refuse settings that cannot be."""
         ...
 
-    def answer(self, messages: list[dict[str, str]], wanted: Settings, console: Any) -> Said:
+    def answer(self, messages: list[dict[str, str]], wanted: DecodeOptions, console: Any) -> Said:
         """The next turn, drawn live where there is a console."""
         ...
 
@@ -76,7 +76,7 @@ class Local:
     def close(self) -> None:
         """Nothing is held."""
 
-    def check(self, wanted: Settings) -> None:
+    def check(self, wanted: DecodeOptions) -> None:
         """Refuse a method or a cache that does not exist or does not take these knobs."""
         from unmask.engine.request_builder import configure, split_cache
 
@@ -85,7 +85,7 @@ class Local:
         configure(wanted.decoder, knobs)
 
     def answer(
-        self, messages: list[dict[str, str]], wanted: Settings, console: Console | None
+        self, messages: list[dict[str, str]], wanted: DecodeOptions, console: Console | None
     ) -> Said:
         """Decode the next turn."""
         from unmask.cli.decode import decode
@@ -136,8 +136,8 @@ def run(
 
 
 def _talker(
-    place: Place, wanted: Settings, flags: dict[str, Any], pairs: dict[str, str], shown: Shown
-) -> tuple[Talker, Settings]:
+    place: Place, wanted: DecodeOptions, flags: dict[str, Any], pairs: dict[str, str], shown: Shown
+) -> tuple[Talker, DecodeOptions]:
     """What answers, with the settings that it has: a server's own defaults are left to it."""
     if place.base_url is None:
         if place.api_key is not None:
@@ -168,7 +168,7 @@ class Session:
     """One conversation with its settings."""
 
     talker: Talker
-    wanted: Settings
+    wanted: DecodeOptions
     console: Console | None
     begun: list[dict[str, str]] = field(default_factory=list)
 
@@ -252,7 +252,7 @@ class Session:
             self.wanted = changed
         return False
 
-    def _changed(self, name: str, rest: str) -> Settings:
+    def _changed(self, name: str, rest: str) -> DecodeOptions:
         """The settings after /decoder, /cache, /set or /unset."""
         old = self.wanted
         if name == "decoder":

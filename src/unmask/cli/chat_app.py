@@ -48,7 +48,7 @@ def chat(
             "--gen-length",
             "--max-tokens",
             metavar="N",
-            help="Slots of an answer. Default: 128, or what a server has.",
+            help="Positions of an answer. Default: 128, or what a server has.",
         ),
     ] = None,
     system: Annotated[

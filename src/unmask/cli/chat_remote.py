@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.bench.endpoint import reason, refusal
 from unmask.bench.serve import Server
 from unmask.cli.chat import DRAWN_SEED, Said
-from unmask.cli.key_value import Settings
+from unmask.cli.key_value import DecodeOptions
 from unmask.engine.request_builder import PREFIX
 from unmask.errors import DependencyError, RemoteError, unknown_name
 from unmask.knobs import read_value
@@ -70,7 +70,7 @@ class Remote:
         except ValueError:
             raise RemoteError(f"{self.url}{path} answers no JSON") from None
 
-    def check(self, wanted: Settings) -> None:
+    def check(self, wanted: DecodeOptions) -> None:
         """Refuse names that the server does not have; what they take it says itself."""
         if self.schema is None:
             if wanted.decoder or wanted.cache:
@@ -81,7 +81,9 @@ class Remote:
             if name and name.partition("(")[0] not in names:
                 raise unknown_name(kind, name, names)
 
-    def body(self, messages: list[dict[str, str]], wanted: Settings, live: bool) -> dict[str, Any]:
+    def body(
+        self, messages: list[dict[str, str]], wanted: DecodeOptions, live: bool
+    ) -> dict[str, Any]:
         """The request."""
         found: dict[str, Any] = {"model": wanted.model or self.model, "messages": messages}
         found |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -106,7 +108,7 @@ class Remote:
         return found
 
     def answer(
-        self, messages: list[dict[str, str]], wanted: Settings, console: Console | None
+        self, messages: list[dict[str, str]], wanted: DecodeOptions, console: Console | None
     ) -> Said:
         """Ask, and draw what comes. Raises RemoteError."""
         from unmask.engine.token_text import Pieces

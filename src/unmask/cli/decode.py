@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from unmask.cli import launcher
-from unmask.cli.key_value import Settings, parse_blanks, read_prompt, settings, split_words
+from unmask.cli.key_value import DecodeOptions, parse_blanks, read_prompt, settings, split_words
 from unmask.decoders.registry import decoder_name, describe
 from unmask.errors import ConfigError, SettingWarning
 from unmask.knobs import whole
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unmask.canvas import Canvas
     from unmask.engine.llm import LLM
     from unmask.engine.request_builder import Method
-    from unmask.view.report import Run
+    from unmask.view.report import DecodeRun
     from unmask.view.terminal import LiveView
     from unmask.view.trace import TraceWriter
 
@@ -90,13 +90,13 @@ def live_console(shown: Shown) -> Console | None:
     return usable[0]
 
 
-def take_rank(wanted: Settings) -> None:
+def take_rank(wanted: DecodeOptions) -> None:
     """See `ranks.take`."""
     size = whole("tensor_parallel_size", wanted.tensor_parallel_size, 1)
     launcher.take(size, wanted.model, loading(wanted))
 
 
-def loading(wanted: Settings) -> dict[str, Any]:
+def loading(wanted: DecodeOptions) -> dict[str, Any]:
     """What `LLM` is told of how a model is held."""
     return {
         "dtype": wanted.dtype,
@@ -106,7 +106,7 @@ def loading(wanted: Settings) -> dict[str, Any]:
     }
 
 
-def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
+def load(wanted: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method]:
     """The model and the method; what can be wrong is found before the model is read."""
     if trace is not None:
         from unmask.view.trace import check_writable
@@ -129,19 +129,19 @@ def load(wanted: Settings, trace: Path | None = None) -> tuple[LLM, Method]:
 
 def knobs_of(method: Method) -> dict[str, Any]:
     """All knobs in force."""
-    return dataclasses.asdict(method.proposal) | dataclasses.asdict(method.decoder)
+    return dataclasses.asdict(method.sampling_params) | dataclasses.asdict(method.decoder)
 
 
 def decode(
     llm: LLM,
     canvas: Canvas,
-    wanted: Settings,
+    wanted: DecodeOptions,
     method: Method,
     view: LiveView | None = None,
     trace: TraceWriter | None = None,
-) -> Run:
+) -> DecodeRun:
     """Decode to the end; the time counted is the engine's, without drawing and writing."""
-    from unmask.view.report import Run
+    from unmask.view.report import DecodeRun
 
     events = llm.stream(
         canvas,
@@ -166,8 +166,8 @@ def decode(
             trace.step(last.num_forwards - 1, last.trace[-1])
         if view is not None:
             view.show(event)
-    assert last is not None, "a canvas with an open slot takes a forward at least"
-    return Run(
+    assert last is not None, "a canvas with an open position takes a forward at least"
+    return DecodeRun(
         output=llm.output(last, False),
         seconds=seconds,
         model=wanted.model,
@@ -180,7 +180,7 @@ def decode(
 def _decode_and_report(
     llm: LLM,
     canvas: Canvas,
-    wanted: Settings,
+    wanted: DecodeOptions,
     method: Method,
     shown: Shown,
     console: Console | None,
@@ -203,7 +203,7 @@ def _decode_and_report(
                 gen_length=len(canvas) - canvas.prompt_length,
                 mask_id=canvas.mask_id,
                 tokens=canvas.tokens.tolist(),
-                open=canvas.open_slots().tolist(),
+                open=canvas.open_positions().tolist(),
                 method=describe(method.decoder),
             )
             trace = stack.enter_context(TraceWriter(shown.trace, header, pieces))

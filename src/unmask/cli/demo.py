@@ -13,14 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from unmask.cli.decode import Shown, decode, live_console, load
-from unmask.cli.key_value import DEFAULTS, Settings, parse_blanks
+from unmask.cli.key_value import DEFAULTS, DecodeOptions, parse_blanks
 from unmask.demo.example import Example
 from unmask.demo.tasks import check, held_out_set
 from unmask.errors import ConfigError
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
-    from unmask.view.report import Run
+    from unmask.view.report import DecodeRun
 
 FPS = 20.0
 PENS = Example(
@@ -35,7 +35,7 @@ PICK = 7
 
 
 @dataclass(frozen=True)
-class Item:
+class DemoItem:
     """One thing to show: a task (with blanks in the prompt when `infill`) and how it is decoded."""
 
     title: str
@@ -46,18 +46,18 @@ class Item:
     infill: bool = False
 
 
-def items() -> list[Item]:
+def items() -> list[DemoItem]:
     """The show."""
     one, two, three = held_out_set("word_problem", 3, PICK, equations=2)
     (grid,) = held_out_set("sudoku", 1, PICK, blanks=8)
     sentence = Example("sentence", INFILL, "", INFILL)
     return [
-        Item("Word problem", PENS, "vanilla"),
-        Item("Word problem, held out from training", one, "threshold"),
-        Item("Word problem, held out from training", two, "threshold", "dual"),
-        Item("Word problem, held out from training", three, "cadllm", "dual"),
-        Item("Sudoku, held out from training", grid, "threshold", gen_length=32),
-        Item("Infill", sentence, "threshold", infill=True),
+        DemoItem("Word problem", PENS, "vanilla"),
+        DemoItem("Word problem, held out from training", one, "threshold"),
+        DemoItem("Word problem, held out from training", two, "threshold", "dual"),
+        DemoItem("Word problem, held out from training", three, "cadllm", "dual"),
+        DemoItem("Sudoku, held out from training", grid, "threshold", gen_length=32),
+        DemoItem("Infill", sentence, "threshold", infill=True),
     ]
 
 
@@ -67,7 +67,7 @@ def run(model: str, fps: float | None, fast: bool) -> None:
         raise ConfigError(f"--fast and --fps {fps:g} contradict; give one of them")
     console = live_console(Shown(fps=fps))
     pace = None if fast else fps or FPS
-    wanted = Settings(**{**DEFAULTS, "model": model}, knobs={})
+    wanted = DecodeOptions(**{**DEFAULTS, "model": model}, knobs={})
     llm, _ = load(wanted)
     size = sum(parameter.numel() for parameter in llm.model.parameters())
     plain = Console(highlight=False)
@@ -76,7 +76,7 @@ def run(model: str, fps: float | None, fast: bool) -> None:
         from unmask.view.terminal import legend
 
         plain.print(legend())
-    done: list[tuple[Item, Run, bool]] = []
+    done: list[tuple[DemoItem, DecodeRun, bool]] = []
     for number, item in enumerate(items(), 1):
         title = f"{number}. {item.title}: decoder {item.decoder}, cache {item.cache}"
         _say(plain, "\n" + title, "bold")
@@ -97,8 +97,8 @@ def _say(console: Console, text: str, style: str = "") -> None:
 
 
 def _decode(
-    llm: LLM, item: Item, wanted: Settings, console: Console | None, pace: float | None
-) -> Run:
+    llm: LLM, item: DemoItem, wanted: DecodeOptions, console: Console | None, pace: float | None
+) -> DecodeRun:
     told = dataclasses.replace(
         wanted, decoder=item.decoder, cache=item.cache, stop_at_eos=not item.infill
     )
@@ -118,7 +118,7 @@ def _decode(
         return decode(llm, canvas, told, method, view)
 
 
-def _verdict(item: Item, right: bool) -> str:
+def _verdict(item: DemoItem, right: bool) -> str:
     if item.infill:
         return "✓ a sensible sentence" if right else "✗ wrong: not a sentence that it was taught"
     if right:
@@ -129,7 +129,7 @@ def _verdict(item: Item, right: bool) -> str:
     return f"✗ wrong; right would be: {' / '.join(answer.splitlines())}"
 
 
-def _table(console: Console, done: Sequence[tuple[Item, Run, bool]]) -> None:
+def _table(console: Console, done: Sequence[tuple[DemoItem, DecodeRun, bool]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("task", "decoder", "cache"):
         table.add_column(title)

@@ -187,7 +187,7 @@ def tune(
     flags |= {"gen_length": gen_length, "batch_size": batch_size, "seed": seed, "dtype": dtype}
     flags |= {"device": device, "output": output}
     asked = ["accuracy>=0.99*baseline"] if constraint is None else constraint
-    wanted = work.Wanted(
+    wanted = work.TuneOptions(
         objectives=tuple(objective or ["tokens_per_forward"]),
         constraints=() if asked == ["none"] else tuple(asked),
         space=tuple(space or ()),

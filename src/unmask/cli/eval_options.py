@@ -59,7 +59,9 @@ CacheWord = Annotated[
 ]
 LengthWord = Annotated[
     str | None,
-    typer.Option("--gen-length", metavar="N", help="Slots to generate: generation.gen_length=N."),
+    typer.Option(
+        "--gen-length", metavar="N", help="Positions to generate: generation.gen_length=N."
+    ),
 ]
 LimitWord = Annotated[
     str | None, typer.Option("--limit", metavar="N", help="Only so many examples: limit=N.")

@@ -30,7 +30,8 @@ CacheFlag = Annotated[
     str | None, typer.Option("--cache", "-c", metavar="C", help="Cache policy. Default: none.")
 ]
 LengthFlag = Annotated[
-    str | None, typer.Option("--gen-length", metavar="N", help="Slots to generate. Default: 128.")
+    str | None,
+    typer.Option("--gen-length", metavar="N", help="Positions to generate. Default: 128."),
 ]
 SeedFlag = Annotated[
     str | None, typer.Option("--seed", metavar="S", help="Seed of all randomness. Default: 0.")

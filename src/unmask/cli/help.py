@@ -52,9 +52,9 @@ COMMON = 5
 def knobs_page() -> str:
     """Decoders with their knobs, those of many apart, those of every one, and caches with theirs."""
     from unmask import caches, decoders
-    from unmask.sampling.params import Proposal
+    from unmask.sampling.params import SamplingParams
 
-    shared = {field.name: field for field in dataclasses.fields(Proposal)}
+    shared = {field.name: field for field in dataclasses.fields(SamplingParams)}
     found = {
         name: [
             field

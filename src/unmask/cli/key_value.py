@@ -17,7 +17,7 @@ MAX_BLANK_DIGITS = 9
 
 
 @dataclass(frozen=True)
-class Settings:
+class DecodeOptions:
     """Everything a decode is told, the decoder's knobs still as text."""
 
     model: str
@@ -81,7 +81,7 @@ def _short(text: str) -> str:
 
 def settings(
     pairs: Mapping[str, str], flags: Mapping[str, Any], unused: Mapping[str, str] | None = None
-) -> Settings:
+) -> DecodeOptions:
     """Flags (None: not given) and words in one; a word of no flag's name is a knob.
 
     `unused` maps options that this command does not have to the reason. Raises ConfigError.
@@ -101,7 +101,7 @@ def settings(
         if typed:
             values[key] = typed[0]
     knobs = {key: value for key, value in pairs.items() if key not in DEFAULTS}
-    return Settings(**values, knobs=knobs)
+    return DecodeOptions(**values, knobs=knobs)
 
 
 def _typed(key: str, value: Any, default: Any) -> Any:

@@ -21,7 +21,7 @@ from unmask.errors import ConfigError, DependencyError
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
     from unmask.models.spec import ModelSpec
-    from unmask.server.settings import Access, Defaults, Settings
+    from unmask.server.settings import Access, Defaults, ServerSettings
 
 KEY_VARIABLE = "UNMASK_API_KEY"
 FAILED_STATUS = 1
@@ -30,7 +30,7 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ServeOptions:
     """The flags, as given."""
 
     words: list[str] | None
@@ -72,7 +72,7 @@ class Wanted:
     trust_remote_code: bool
 
 
-def run(wanted: Wanted) -> None:
+def run(wanted: ServeOptions) -> None:
     """Load, listen, serve until a signal. What can be wrong is found before the model is read.
 
     Raises typer.Exit with `FAILED_STATUS` when the engine has failed.
@@ -147,15 +147,15 @@ def print_routes(metrics: bool) -> None:
     from unmask.engine.engine import Engine
     from unmask.engine.llm import LLM
     from unmask.server.app import create_app
-    from unmask.server.settings import Settings
+    from unmask.server.settings import ServerSettings
 
     llm = LLM("demo", device="cpu", pack_weights=False)
-    app = create_app(llm, Engine(llm, max_batch=1), Settings(("demo",)))
+    app = create_app(llm, Engine(llm, max_batch=1), ServerSettings(("demo",)))
     page = metrics_markdown(app.state.service.metrics.registry) if metrics else markdown(app)
     print(page, end="")
 
 
-def split(wanted: Wanted) -> tuple[str, dict[str, str]]:
+def split(wanted: ServeOptions) -> tuple[str, dict[str, str]]:
     """The model, and the knobs among the words. Raises ConfigError."""
     model, knobs = wanted.model, dict[str, str]()
     for word in wanted.words or ():
@@ -169,7 +169,7 @@ def split(wanted: Wanted) -> tuple[str, dict[str, str]]:
     return model or "demo", knobs
 
 
-def method(wanted: Wanted, words: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+def method(wanted: ServeOptions, words: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     """The default decoder and its knobs, in our words or in SGLang's. Raises ConfigError."""
     if wanted.algorithm is None:
         if wanted.algorithm_config is not None:
@@ -202,7 +202,7 @@ def read_config(path: Path | None) -> Mapping[str, Any] | None:
     return found
 
 
-def access_of(wanted: Wanted) -> Access:
+def access_of(wanted: ServeOptions) -> Access:
     """Who may call. Raises ConfigError for a server that others reach without a key."""
     from unmask.server.settings import Access
 
@@ -247,18 +247,18 @@ def open_to(host: str) -> str:
     return "open" if is_loopback(host) else f"OPEN, without a key, to all who reach {host}"
 
 
-def load(wanted: Wanted, model: str) -> LLM:
+def load(wanted: ServeOptions, model: str) -> LLM:
     """The model."""
     from unmask.view.loading import LoadingView
 
     with LoadingView(model) as progress:
         from unmask.engine.llm import LLM
-        from unmask.engine.threads import apart
+        from unmask.engine.threads import run_in_thread
 
-        return apart(lambda: LLM(model, progress=progress, **loading_of(wanted)))
+        return run_in_thread(lambda: LLM(model, progress=progress, **loading_of(wanted)))
 
 
-def engine_options(wanted: Wanted) -> dict[str, Any]:
+def engine_options(wanted: ServeOptions) -> dict[str, Any]:
     """What `Engine` is told beside the model, here or in every replica."""
     return {
         "max_batch": wanted.max_num_seqs,
@@ -271,7 +271,7 @@ def engine_options(wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def loading_of(wanted: Wanted) -> dict[str, Any]:
+def loading_of(wanted: ServeOptions) -> dict[str, Any]:
     """What `LLM` is told beside the model's name."""
     return {
         "dtype": wanted.dtype,
@@ -282,7 +282,7 @@ def loading_of(wanted: Wanted) -> dict[str, Any]:
 
 
 def defaults_of(
-    spec: ModelSpec, wanted: Wanted, decoder: str, knobs: Mapping[str, Any]
+    spec: ModelSpec, wanted: ServeOptions, decoder: str, knobs: Mapping[str, Any]
 ) -> Defaults:
     """What requests have that do not say otherwise; the cache is exact unless one was asked for."""
     from unmask.engine.request_builder import PREFIX
@@ -299,11 +299,11 @@ def defaults_of(
 
 
 def settings_of(
-    wanted: Wanted, spec: ModelSpec, model: str, defaults: Defaults, access: Access
-) -> Settings:
+    wanted: ServeOptions, spec: ModelSpec, model: str, defaults: Defaults, access: Access
+) -> ServerSettings:
     """Everything that the app is told. Raises ConfigError."""
     from unmask.server.capabilities import refusal
-    from unmask.server.settings import Limits, Settings
+    from unmask.server.settings import Limits, ServerSettings
 
     why = refusal(defaults.cache, spec)
     if why is not None:
@@ -319,7 +319,7 @@ def settings_of(
         timeout_s=wanted.request_timeout,
         max_model_len=wanted.max_model_len,
     )
-    return Settings(models=names, defaults=defaults, limits=limits, access=access)
+    return ServerSettings(models=names, defaults=defaults, limits=limits, access=access)
 
 
 def set_up_log(log_requests: bool) -> None:
@@ -336,7 +336,9 @@ def set_up_log(log_requests: bool) -> None:
         logger.propagate = False
 
 
-def facts(llm: LLM, model: str, settings: Settings, wanted: Wanted, url: str) -> list[str]:
+def facts(
+    llm: LLM, model: str, settings: ServerSettings, wanted: ServeOptions, url: str
+) -> list[str]:
     """What is served, line by line."""
     from unmask.caches.registry import describe, make_cache
 
@@ -353,7 +355,7 @@ def facts(llm: LLM, model: str, settings: Settings, wanted: Wanted, url: str) ->
         "dtype": f"{str(llm.model.dtype).removeprefix('torch.')} on {llm.model.device}",
         "decoder": defaults.decoder + (f" ({knobs})" if knobs else ""),
         "cache": f"{describe(cache)} ({'exact' if cache.exact else 'approximate'})",
-        "canvas": f"{limits.max_model_len or llm.spec.max_length:,} slots at most",
+        "canvas": f"{limits.max_model_len or llm.spec.max_length:,} positions at most",
         "batch": f"{wanted.max_num_seqs} sequences a forward, {wanted.max_queue} may wait",
         "access": "API key" if settings.access.key_digest else open_to(wanted.host),
         **({"config": str(wanted.config)} if wanted.config else {}),

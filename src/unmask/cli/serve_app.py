@@ -85,7 +85,7 @@ MaxQueueFlag = Annotated[
 MaxNumBatchedTokensFlag = Annotated[
     int,
     typer.Option(
-        "--max-num-batched-tokens", min=1, help="About how many slots a forward computes."
+        "--max-num-batched-tokens", min=1, help="About how many positions a forward computes."
     ),
 ]
 MaxWaitFlag = Annotated[
@@ -126,7 +126,7 @@ MaxModelLenFlag = Annotated[
         "--max-model-len",
         "--context-length",
         min=2,
-        help="Most slots of a canvas, prompt included. Default: the model's context.",
+        help="Most positions of a canvas, prompt included. Default: the model's context.",
     ),
 ]
 QuantizationFlag = Annotated[
@@ -261,4 +261,4 @@ def serve(
     given = dict(locals())
     from unmask.cli import serve as command
 
-    command.run(command.Wanted(**given))
+    command.run(command.ServeOptions(**given))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from unmask.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
-    from unmask.cli.serve import Wanted
-    from unmask.server.settings import Settings
+    from unmask.cli.serve import ServeOptions
+    from unmask.server.settings import ServerSettings
 
 RAYS_OWN = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
@@ -22,7 +22,7 @@ RAYS_OWN = {
 UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 30.0, 600.0
 
 
-def counts_of(wanted: Wanted) -> tuple[int, int] | None:
+def counts_of(wanted: ServeOptions) -> tuple[int, int] | None:
     """The fewest and the most replicas, None without any. Raises ConfigError."""
     given = {
         "--replicas": wanted.replicas,
@@ -62,11 +62,11 @@ def counts_of(wanted: Wanted) -> tuple[int, int] | None:
 
 
 def run(
-    wanted: Wanted,
+    wanted: ServeOptions,
     model: str,
     loading: dict[str, Any],
     engine: dict[str, Any],
-    settings: Settings,
+    settings: ServerSettings,
     counts: tuple[int, int],
 ) -> None:
     """Serve until a signal. Raises ConfigError and DependencyError."""
@@ -84,7 +84,7 @@ def run(
     from unmask.server import replicas as replicas
 
     port = free_port(wanted.host, wanted.port)
-    plan = replicas.Plan(
+    plan = replicas.ReplicaPlan(
         model=model,
         loading=loading,
         settings=settings,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from unmask.evals.settings import EvalSettings
     from unmask.tune.measure import Bench
     from unmask.tune.outcome import HeldOut
-    from unmask.tune.study import Found, Plan, Point
+    from unmask.tune.study import SearchResult, StudyPlan, TrialPoint
 
 TASK = "word_problem"
 RUNS = "runs/tune"
@@ -36,7 +36,7 @@ WIDE = 10_000
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TuneOptions:
     """What the flags say; `plot` None: front.png, where matplotlib is installed."""
 
     objectives: tuple[str, ...]
@@ -49,7 +49,7 @@ class Wanted:
     as_json: bool
 
 
-def run(words: Sequence[str], sources: Sources, wanted: Wanted) -> None:
+def run(words: Sequence[str], sources: Sources, wanted: TuneOptions) -> None:
     """Search, check on held-out prompts, write and show."""
     settings, plan = planned(words, sources, wanted)
     from unmask.tune import outcome, plot
@@ -73,13 +73,15 @@ def run(words: Sequence[str], sources: Sources, wanted: Wanted) -> None:
     _show(bench, found, held_out, made, wanted.as_json)
 
 
-def planned(words: Sequence[str], sources: Sources, wanted: Wanted) -> tuple[EvalSettings, Plan]:
+def planned(
+    words: Sequence[str], sources: Sources, wanted: TuneOptions
+) -> tuple[EvalSettings, StudyPlan]:
     """What every point shares, and the search. Raises ConfigError before anything is loaded."""
     from unmask.config import compose, method_of
     from unmask.config.settings import settings_of
     from unmask.tune.goal import parse_constraint, parse_objectives
     from unmask.tune.space import parse_changes, space_of
-    from unmask.tune.study import Plan
+    from unmask.tune.study import StudyPlan
 
     composed = compose(_with_task(words, sources), sources)
     for key in ("limit", "offset"):
@@ -90,7 +92,7 @@ def planned(words: Sequence[str], sources: Sources, wanted: Wanted) -> tuple[Eva
     settings = settings_of(composed, method)
     for name, least in (("num_trials", 1), ("num_prompts", 2), ("num_held_out", 0)):
         whole("--" + name.removeprefix("num_").replace("_", "-"), getattr(wanted, name), least)
-    plan = Plan(
+    plan = StudyPlan(
         space=space_of(method.decoder, parse_changes(wanted.space), tuple(method.knobs)),
         objectives=parse_objectives(wanted.objectives),
         constraints=tuple(parse_constraint(text) for text in wanted.constraints),
@@ -131,13 +133,13 @@ def _can_draw() -> bool:
 
 
 @contextmanager
-def _progress(plan: Plan) -> Iterator[tuple[Any, Any]]:
+def _progress(plan: StudyPlan) -> Iterator[tuple[Any, Any]]:
     """How a point stands and what each gave: a bar on a terminal, else a line a point."""
     console = Console(stderr=True, highlight=False)
     total = plan.num_trials
     names = plan.objectives
 
-    def line(point: Point) -> str:
+    def line(point: TrialPoint) -> str:
         numbers = "  ".join(f"{name} {point.metrics[name]:.4g}" for name in names)
         state = point.given_up or ("" if point.is_feasible else "misses what is asked")
         return f"point {point.number} of {total}: {numbers}" + (f"  ({state})" if state else "")
@@ -167,7 +169,7 @@ def _progress(plan: Plan) -> Iterator[tuple[Any, Any]]:
         yield show, lambda point: bar.console.print(line(point), markup=False, soft_wrap=True)
 
 
-def _command(words: Sequence[str], wanted: Wanted) -> str:
+def _command(words: Sequence[str], wanted: TuneOptions) -> str:
     """What to type to do this again."""
     typed = ["unmask", "tune", *words]
     for flag, values in (
@@ -182,7 +184,7 @@ def _command(words: Sequence[str], wanted: Wanted) -> str:
 
 
 def _show(
-    bench: Bench, found: Found, held_out: HeldOut | None, made: Sequence[Path], as_json: bool
+    bench: Bench, found: SearchResult, held_out: HeldOut | None, made: Sequence[Path], as_json: bool
 ) -> None:
     from unmask.tune import outcome
 

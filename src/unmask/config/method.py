@@ -14,7 +14,7 @@ from unmask import caches, decoders
 from unmask.config.compose import Composed, Value
 from unmask.errors import ConfigError
 from unmask.knobs import field_names, split_call
-from unmask.sampling.params import Proposal
+from unmask.sampling.params import SamplingParams
 
 SCORES = {"maskgit_plus": "confidence", "entropy": "entropy", "topk_margin": "margin"}
 
@@ -60,7 +60,7 @@ def method_of(composed: Composed) -> Method:
 
 
 def _takes(decoder: str, knob: str) -> bool:
-    return knob in decoders.knob_names(decoder) or knob in field_names(Proposal)
+    return knob in decoders.knob_names(decoder) or knob in field_names(SamplingParams)
 
 
 def _fitting(name: str, given: dict[str, Value]) -> dict[str, Value]:

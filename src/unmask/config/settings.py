@@ -59,7 +59,7 @@ _SAME = (
 
 
 def _length(composed: Composed, method: Method) -> int | None:
-    """Slots of the answer; what a preset says is not for a decoder that finds the length itself."""
+    """Positions of the answer; what a preset says is not for a decoder that finds the length itself."""
     length = composed.values["generation.gen_length"]
     if length.is_soft and decoders.finds_length(method.decoder):
         return None
@@ -81,7 +81,7 @@ def rows(composed: Composed, method: Method) -> list[tuple[str, Any, str]]:
     from unmask import caches
     from unmask.config.compose import SCHEMA_DEFAULT
     from unmask.knobs import field_names
-    from unmask.sampling.params import Proposal
+    from unmask.sampling.params import SamplingParams
 
     skipped = {f"generation.{key}" for key in composed.group("generation")}
     skipped |= {f"cache.{key}" for key in composed.group("cache")}
@@ -94,7 +94,7 @@ def rows(composed: Composed, method: Method) -> list[tuple[str, Any, str]]:
         found = [row for row in found if row[0] != "generation.gen_length"]
     decoder = decoders.decoder_class(method.decoder)
     own = {item.name: item.default for item in dataclasses.fields(decoder)}
-    own |= {item.name: item.default for item in dataclasses.fields(Proposal)}
+    own |= {item.name: item.default for item in dataclasses.fields(SamplingParams)}
     own |= {key: value for key, value in method.knobs.items() if key not in own}
     for name in own:
         value, layer = method.knobs.get(name, own[name]), method.layers.get(name, SCHEMA_DEFAULT)

@@ -1,7 +1,7 @@
 """Autoregressive sampling: one mask at the end, filled, then the next.
 
 Source: LLaDA, arXiv:2502.09992, Appendix B.4. The slowest and the most familiar order; it is block
-diffusion with blocks of one slot.
+diffusion with blocks of one position.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True)
 class Autoregressive(Growing):
-    """The answer grows by a slot."""
+    """The answer grows by a position."""
 
     def __post_init__(self) -> None:
-        """Refuse scores: there is never a choice between slots."""
+        """Refuse scores: there is never a choice between positions."""
         if self.score != "confidence" or self.sigma is not None:
-            raise ConfigError("score and sigma have no effect on decoder ar: it has one open slot")
+            raise ConfigError(
+                "score and sigma have no effect on decoder ar: it has one open position"
+            )
 
     def growth(self, gen_length: int) -> tuple[int, int | None]:
         """One by one."""

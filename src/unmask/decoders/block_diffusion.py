@@ -1,8 +1,8 @@
 """Block diffusion sampling: whole blocks are appended one after another, each denoised when it is there.
 
 Source: LLaDA, arXiv:2502.09992, Appendix B.4; BD3-LM, arXiv:2503.09573. Unlike decoder vanilla with
-blocks, masks of later blocks do not exist, so the canvas is as short as it can be. Blocks of one slot are
-autoregressive sampling.
+blocks, masks of later blocks do not exist, so the canvas is as short as it can be. Blocks of one position
+are autoregressive sampling.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class BlockDiffusion(Growing):
 
     block_length: int | None = knob(
         None,
-        "slots to grow by, 1 (autoregressive) to gen_length; default: 32, or gen_length if less",
+        "positions to grow by, 1 (autoregressive) to gen_length; default: 32, or gen_length if less",
     )
     steps: int | None = knob(
         None,

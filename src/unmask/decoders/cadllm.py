@@ -1,10 +1,10 @@
 """CadLLM: block, steps, vocabulary and threshold adapted from the model's own confidence.
 
 Source: arXiv:2512.07173, Algorithm 1 and Eq. 2 to 5; the controller and how paper and code differ are in
-`_cadllm`. A block's slots are committed when their confidence among the V_t likeliest tokens reaches tau_t,
-at least the surest. Differs: V_t never exceeds the vocabulary; the mask is never proposed (the published
-loop then hangs); without the adaptive threshold tau_base holds (the reference falls back to one token
-a forward, which `compat=True` repeats); inside a block-causal model a block ends with the model's.
+`_cadllm`. A block's positions are committed when their confidence among the V_t likeliest tokens reaches
+tau_t, at least the surest. Differs: V_t never exceeds the vocabulary; the mask is never proposed (the
+published loop then hangs); without the adaptive threshold tau_base holds (the reference falls back to one
+token a forward, which `compat=True` repeats); inside a block-causal model a block ends with the model's.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class CadLLM(Controller):
     )
     path: Literal["llada", "dream"] = knob(
         "llada",
-        "dream: as the authors' Dream code, a block's first forward commits its first slot alone and is "
-        "no evidence",
+        "dream: as the authors' Dream code, a block's first forward commits its first position alone and "
+        "is no evidence",
     )
     early_exit: bool = knob(
         False, "commit everything once a block has been clear (margin 0.3, confidence 0.6) twice"
@@ -76,7 +76,7 @@ class CadLLM(Controller):
             )
         self.check_switches()
 
-    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
         """The canvas never grows."""
         return len(canvas)
 
@@ -104,13 +104,13 @@ class CadLLM(Controller):
         )
 
     def ask(self, canvas: Canvas, state: Control) -> tuple[Ask, Control]:
-        """The block's open slots, their confidence over V_t tokens."""
+        """The block's open positions, their confidence over V_t tokens."""
         window = (state.start, state.end)
         if state.is_all_in:
-            return Ask(canvas.open_slots(), window), state
+            return Ask(canvas.open_positions(), window), state
         while not canvas.open[: state.end].any():
             state = self.enter(canvas, state)
-        rows, window = canvas.open_slots(0, state.end), (state.start, state.end)
+        rows, window = canvas.open_positions(0, state.end), (state.start, state.end)
         state = replace(
             state,
             threshold=self.tau_now(state),
@@ -142,7 +142,7 @@ class CadLLM(Controller):
         return self.tau(state.step / state.num_steps)
 
     def levels(self, state: Control, reading: Reading) -> tuple[Floats, Floats]:
-        """(rank, confidence) of each slot."""
+        """(rank, confidence) of each position."""
         if self.confidence == "entropy":
             entropy = reading.stats["top_v_entropy"]
             return -entropy, 1.0 / (1.0 + entropy)
@@ -151,11 +151,11 @@ class CadLLM(Controller):
     def step(self, canvas: Canvas, state: Control, reading: Reading) -> tuple[Edit, Control]:
         """Commit, and remember how sure the block was before."""
         masked = reading.undecided(canvas, end=len(canvas) if state.is_all_in else state.end)
-        if state.is_all_in or not len(masked.slots):
-            return masked.commit(np.arange(len(masked.slots)), {"all_in": 1.0}), state
+        if state.is_all_in or not len(masked.positions):
+            return masked.commit(np.arange(len(masked.positions)), {"all_in": 1.0}), state
         rank, level = self.levels(state, masked)
         chosen = self.choose(state, masked, rank, level)
-        inside = masked.slots >= state.start
+        inside = masked.positions >= state.start
         mean = float(level[inside].mean()) if inside.any() else None
         notes = {
             "block_length": float(state.end - state.start),
@@ -176,7 +176,7 @@ class CadLLM(Controller):
         if self.path == "dream" and state.step == 0:
             return np.zeros(1, dtype=np.int64)
         if self.variant == "paper" and state.step >= state.num_steps - 1:
-            return np.arange(len(masked.slots))
+            return np.arange(len(masked.positions))
         if self.compat and not self.adaptive_threshold and self.threshold is None:
             return selection.quota(rank, 1)
         return selection.threshold(rank, level, state.threshold)
@@ -185,7 +185,7 @@ class CadLLM(Controller):
         """The early exit: two clear forwards of the block in a row, after a fifth of its steps."""
         if not self.early_exit:
             return state
-        block = reading.only((reading.slots >= state.start) & (reading.slots < state.end))
+        block = reading.only((reading.positions >= state.start) & (reading.positions < state.end))
         _, level = self.levels(state, block)
         margin = 1.0 - np.minimum(np.exp(block.stats["margin"]), 1.0)
         clear = margin.mean() > EXIT_MARGIN and level.mean() > EXIT_CONFIDENCE

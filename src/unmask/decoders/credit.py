@@ -1,8 +1,8 @@
 """dInfer's credit decoding: a token that keeps being proposed gains the credit to be committed.
 
-Source: CreditDecoding, arXiv:2510.06133, Eq. 4 to 6, as in dInfer. Per slot and token a credit C is kept:
-C := beta C, plus p^gamma for the forward's likeliest token; logits gain alpha ln(1 + C), then the threshold
-rule. Differs: the credit belongs to one request (in the reference it can survive into the next).
+Source: CreditDecoding, arXiv:2510.06133, Eq. 4 to 6, as in dInfer. Per position and token a credit C is
+kept: C := beta C, plus p^gamma for the forward's likeliest token; logits gain alpha ln(1 + C), then the
+threshold rule. Differs: the credit belongs to one request (in the reference it can survive into the next).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unmask.decoders import Block, Blockwise, Scores, knob
 from unmask.errors import ConfigError
 
 Amounts = dict[tuple[int, int], float]
-"""Credit by (slot identity, token)."""
+"""Credit by (position identity, token)."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,14 @@ class CreditDecoding(Blockwise):
         """With the credit that is left of earlier forwards."""
         ask, state = super().ask(canvas, state)
         amounts: Amounts = state.memory or {}
-        slot_of = dict(zip(canvas.uid[ask.rows].tolist(), ask.rows.tolist(), strict=True))
-        held = [(slot_of[uid], token, c) for (uid, token), c in amounts.items() if uid in slot_of]
+        position_of = dict(zip(canvas.uid[ask.rows].tolist(), ask.rows.tolist(), strict=True))
+        held = [
+            (position_of[uid], token, c)
+            for (uid, token), c in amounts.items()
+            if uid in position_of
+        ]
         credit = Credit(
-            slots=np.array([slot for slot, _, _ in held], dtype=np.int64),
+            positions=np.array([position for position, _, _ in held], dtype=np.int64),
             tokens=np.array([token for _, token, _ in held], dtype=np.int64),
             amounts=np.array([self.credit_beta * c for _, _, c in held], dtype=np.float64),
             alpha=self.credit_alpha,
@@ -68,7 +72,7 @@ class CreditDecoding(Blockwise):
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
         """Book this forward's credit, as the forward itself did."""
         amounts = {key: self.credit_beta * c for key, c in (state.memory or {}).items()}
-        uids = canvas.uid[reading.slots].tolist()
+        uids = canvas.uid[reading.positions].tolist()
         raw = zip(uids, reading.stats["raw_token"], reading.stats["raw_confidence"], strict=True)
         for uid, token, confidence in raw:
             key = (uid, int(token))

@@ -3,7 +3,7 @@
 Source: arXiv:2508.00819, Algorithm 1. Phase 1: the canvas grows by `expansion_factor` masks until the
 model expects the end of text at its tail (`initial_eot_expand_thres`). Phase 2: blocks slide over it and
 everything surer than `threshold` is committed; while the end is not expected (`decode_eot_expand_thres`),
-the least sure open slot of the block, below `low_conf_expand_thres`, becomes `expansion_factor` masks.
+the least sure open position of the block, below `low_conf_expand_thres`, becomes `expansion_factor` masks.
 Differs: phase 1's last forward is phase 2's first. `compat=True` does as the published code, which
 appends `num_check_last_eot / 2` end tokens in between.
 """
@@ -25,7 +25,7 @@ MAX_GEN_LENGTH = 2048
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Where the sliding block begins, whether phase 2 has begun, the most slots."""
+    """Where the sliding block begins, whether phase 2 has begun, the most positions."""
 
     facts: ModelFacts
     cursor: int
@@ -40,13 +40,13 @@ class Daedal(Scoring):
     chooses_length: ClassVar[bool] = True
     length_knob: ClassVar[str] = "initial_gen_length"
 
-    block_length: int = knob(32, "slots of the sliding block, at least 1")
+    block_length: int = knob(32, "positions of the sliding block, at least 1")
     threshold: float = knob(
         0.9, "confidence above which a token is committed, in [0, 1]", tune=(0.5, 0.99)
     )
     initial_gen_length: int = knob(64, "masks to begin with, at least 1")
     max_gen_length: int | None = knob(
-        None, "most slots of the answer, never more than the context leaves; default: 2048"
+        None, "most positions of the answer, never more than the context leaves; default: 2048"
     )
     initial_eot_expand_thres: float = knob(
         0.5, "phase 1 grows while the tail's mean probability of the end is below; 0: never"
@@ -55,7 +55,7 @@ class Daedal(Scoring):
         0.9, "phase 2 expands while the tail's mean probability of the end is below; 0: never"
     )
     low_conf_expand_thres: float = knob(
-        0.1, "a slot less sure than this may be expanded, in [0, 1]; 0: none, 1: any"
+        0.1, "a position less sure than this may be expanded, in [0, 1]; 0: none, 1: any"
     )
     num_check_last_eot: int = knob(32, "end tokens that are counted at the tail, at least 1")
     expansion_factor: int = knob(8, "masks that take the place of one, at least 2")
@@ -83,7 +83,7 @@ class Daedal(Scoring):
             )
 
     def first_length(self) -> int:
-        """Slots to begin with."""
+        """Positions to begin with."""
         return self.initial_gen_length
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
@@ -95,7 +95,7 @@ class Daedal(Scoring):
             )
         return canvas
 
-    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
         """The longest the canvas may get."""
         room = facts.max_length - canvas.prompt_length
         most = min(self.max_gen_length or MAX_GEN_LENGTH, room)
@@ -106,10 +106,10 @@ class Daedal(Scoring):
         self.check_scores(facts)
         if facts.eos_id is None:
             raise ConfigError("decoder 'daedal' needs a model with an end-of-text token")
-        return Growth(facts, canvas.prompt_length, self.max_slots(canvas, facts))
+        return Growth(facts, canvas.prompt_length, self.max_positions(canvas, facts))
 
     def ask(self, canvas: Canvas, state: Growth) -> tuple[Ask, Growth]:
-        """The block's open slots and the tail; the rest of the answer where it is computed anyway."""
+        """The block's open positions and the tail; the rest of the answer where it is computed anyway."""
         cursor = state.cursor
         while not canvas.open[cursor : cursor + self.block_length].any():
             cursor += self.block_length
@@ -118,7 +118,7 @@ class Daedal(Scoring):
             max(canvas.prompt_length, len(canvas) - self.num_check_last_eot), len(canvas)
         )
         ask = Ask(
-            np.union1d(canvas.open_slots(cursor, end), tail),
+            np.union1d(canvas.open_positions(cursor, end), tail),
             (cursor, end),
             needed=tail,
             optional=np.arange(canvas.prompt_length, len(canvas)),
@@ -127,7 +127,7 @@ class Daedal(Scoring):
         return ask, replace(state, cursor=cursor)
 
     def expected_end(self, state: Growth, reading: Reading) -> float:
-        """Mean probability of the end over the last slots that would say it; missing ones count 0."""
+        """Mean probability of the end over the last positions that would say it; missing ones count 0."""
         says_end = np.flatnonzero(reading.stats["eos_top"] > 0)[-self.num_check_last_eot :]
         return float(reading.stats["eos"][says_end].sum()) / self.num_check_last_eot
 
@@ -152,30 +152,30 @@ class Daedal(Scoring):
         if not len(chosen):
             chosen = selection.ranking(scores.rank)[:1]
         edit = block.commit(chosen, notes)
-        left = np.setdiff1d(np.arange(len(block.slots)), chosen)
+        left = np.setdiff1d(np.arange(len(block.positions)), chosen)
         unsure = left[scores.level[left] < self.low_conf_expand_thres]
         if expected < self.decode_eot_expand_thres and room > 0 and len(unsure):
             weakest = unsure[np.argmin(scores.level[unsure])]
-            edit = self.expand(canvas, edit, int(block.slots[weakest]), room)
+            edit = self.expand(canvas, edit, int(block.positions[weakest]), room)
         return edit, state
 
-    def expand(self, canvas: Canvas, edit: Edit, slot: int, room: int) -> Edit:
-        """The slot becomes `expansion_factor` masks: it stays, the others come after it.
+    def expand(self, canvas: Canvas, edit: Edit, position: int, room: int) -> Edit:
+        """The position becomes `expansion_factor` masks: it stays, the others come after it.
 
         What then exceeds the maximum falls off the end.
         """
         count = self.expansion_factor - 1
         overflow = max(0, count - room)
         first_cut = len(canvas) - overflow
-        count -= max(0, slot + 1 - first_cut)  # masks that would fall off themselves
+        count -= max(0, position + 1 - first_cut)  # masks that would fall off themselves
         kept = edit.commit < first_cut
         return replace(
             edit,
             commit=edit.commit[kept],
             tokens=edit.tokens[kept],
             confidence=edit.confidence[kept],
-            delete=np.arange(max(first_cut, slot + 1), len(canvas)),
-            insert=((slot + 1, count),) if count > 0 else (),
+            delete=np.arange(max(first_cut, position + 1), len(canvas)),
+            insert=((position + 1, count),) if count > 0 else (),
         )
 
 

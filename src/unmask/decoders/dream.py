@@ -1,7 +1,7 @@
 """Dream's sampler: the whole canvas at once, on a schedule of shares.
 
 Source: Dream 7B, arXiv:2508.15487, `diffusion_generate`. Times fall from 1 to `eps`; at each of `steps` a
-share 1 - s/t of the open slots is committed: each by its own coin (`alg=origin`), or the surest by
+share 1 - s/t of the open positions is committed: each by its own coin (`alg=origin`), or the surest by
 probability (`maskgit_plus`), margin (`topk_margin`) or entropy (`entropy`), or drawn by them (`alg_temp`).
 Scores are of the distribution that is sampled from (temperature, top_p, top_k). Differs: a step that would
 commit nothing makes no forward (with steps = gen_length the published first one does); quotas are of the
@@ -23,7 +23,7 @@ from unmask.selection import quota, quota_schedule
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class DreamState:
     """The next step, and the quota of each (schedule=even)."""
 
     facts: ModelFacts
@@ -56,7 +56,7 @@ class Dream(Scoring):
         "entropy", "who is committed: by coin, or the surest by probability, margin, entropy"
     )
     alg_temp: float | None = knob(
-        None, "draw slots by softmax(score / alg_temp), > 0: near 0 the surest, large at random"
+        None, "draw positions by softmax(score / alg_temp), > 0: near 0 the surest, large at random"
     )
     eps: float = knob(1e-3, "time of the last step, in (0, 1)")
     schedule: Literal["dream", "even"] = knob(
@@ -86,7 +86,7 @@ class Dream(Scoring):
         names = {"topk_margin": "margin", "entropy": "entropy", "origin": "random"}
         return names.get(self.alg, "confidence")
 
-    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
         """The canvas never grows."""
         return len(canvas)
 
@@ -94,20 +94,20 @@ class Dream(Scoring):
         """How many steps the schedule has."""
         return self.steps or len(canvas) - canvas.prompt_length
 
-    def start(self, canvas: Canvas, facts: ModelFacts) -> Progress:
+    def start(self, canvas: Canvas, facts: ModelFacts) -> DreamState:
         """Before the first step."""
         self.check_scores(facts)
         steps = self.planned_steps(canvas, facts)
         quotas = quota_schedule(canvas.num_open, steps) if self.schedule == "even" else ()
-        return Progress(facts, 0, steps, quotas)
+        return DreamState(facts, 0, steps, quotas)
 
-    def ask(self, canvas: Canvas, state: Progress) -> tuple[Ask, Progress]:
-        """Every open slot."""
+    def ask(self, canvas: Canvas, state: DreamState) -> tuple[Ask, DreamState]:
+        """Every open position."""
         window = (canvas.prompt_length, len(canvas))
-        ask = Ask(canvas.open_slots(), window, stats=self.score_stats, from_sampling=True)
+        ask = Ask(canvas.open_positions(), window, stats=self.score_stats, from_sampling=True)
         return ask, state
 
-    def step(self, canvas: Canvas, state: Progress, reading: Reading) -> tuple[Edit, Progress]:
+    def step(self, canvas: Canvas, state: DreamState, reading: Reading) -> tuple[Edit, DreamState]:
         """The next step that commits something."""
         masked = reading.undecided(canvas)
         if self.schedule == "even" and self.eps != 1e-3:
@@ -119,8 +119,8 @@ class Dream(Scoring):
             chosen = self.rank_or_draw(canvas, state, masked, k)
         return masked.commit(chosen), replace(state, step=step)
 
-    def toss(self, coins: Floats, state: Progress) -> tuple[Ints, int]:
-        """Slots whose coin falls below the share, and the step after.
+    def toss(self, coins: Floats, state: DreamState) -> tuple[Ints, int]:
+        """Positions whose coin falls below the share, and the step after.
 
         When none does, the next step sees the same canvas: no forward is needed for it, and a coin that
         did not fall below p is uniform on [p, 1), so it serves again.
@@ -135,7 +135,7 @@ class Dream(Scoring):
                 return (chosen if len(chosen) else np.arange(len(coins))), step
             coins = (coins - p) / (1 - p)
 
-    def next_quota(self, num_open: int, state: Progress) -> tuple[int, int]:
+    def next_quota(self, num_open: int, state: DreamState) -> tuple[int, int]:
         """How many to commit at the first step from now on that commits any, and the step after."""
         if self.schedule == "even":
             quotas = np.array(state.quotas[state.step : -1], dtype=np.int64)
@@ -147,7 +147,7 @@ class Dream(Scoring):
             return num_open, state.steps
         return int(quotas[some[0]]), state.step + int(some[0]) + 1
 
-    def rank_or_draw(self, canvas: Canvas, state: Progress, masked: Reading, k: int) -> Ints:
+    def rank_or_draw(self, canvas: Canvas, state: DreamState, masked: Reading, k: int) -> Ints:
         """The k surest, or k drawn without replacement (Gumbel top-k)."""
         scores = self.scores(canvas, state.facts, canvas.prompt_length, masked)
         if self.alg_temp is None:

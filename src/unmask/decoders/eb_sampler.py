@@ -1,7 +1,7 @@
 """EB-Sampler: as many tokens as the entropy they share allows.
 
 Source: arXiv:2505.24857, Eq. 2 and Algorithm 1: in order of an error proxy, the longest prefix U with
-sum over U of H - max over U of H <= gamma, at least one slot. Differs: entropies in float32 from the
+sum over U of H - max over U of H <= gamma, at least one position. Differs: entropies in float32 from the
 log-odds instead of the reference's bfloat16.
 """
 
@@ -21,7 +21,7 @@ class EBSampler(Blockwise):
     """Entropy-bounded unmasking."""
 
     score: Literal["confidence", "margin", "entropy", "pc", "random"] | None = knob(  # type: ignore[assignment]
-        None, "error proxy that orders the slots, as for other decoders; default: order"
+        None, "error proxy that orders the positions, as for other decoders; default: order"
     )
     gamma: float = knob(
         0.1,

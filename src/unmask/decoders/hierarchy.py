@@ -1,7 +1,7 @@
-"""dInfer's hierarchical decoding: split each run of masks by committing its surest slot.
+"""dInfer's hierarchical decoding: split each run of masks by committing its surest position.
 
-Source: dInfer, arXiv:2510.08666, hierarchical decoding: the surest slot of every maximal run of open
-slots if it exceeds `low_threshold`, every slot above `threshold`, and the surest of all.
+Source: dInfer, arXiv:2510.08666, hierarchical decoding: the surest position of every maximal run of open
+positions if it exceeds `low_threshold`, every position above `threshold`, and the surest of all.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Hierarchy(Blockwise):
     """Divide and conquer over the runs of masks."""
 
     threshold: float = knob(
-        0.9, "confidence above which any slot is committed, in [0, 1]", tune=(0.5, 0.99)
+        0.9, "confidence above which any position is committed, in [0, 1]", tune=(0.5, 0.99)
     )
     low_threshold: float = knob(
         0.4,
-        "confidence above which a run's surest slot is committed; at most threshold",
+        "confidence above which a run's surest position is committed; at most threshold",
         tune=(0.1, 0.5),
     )
 
@@ -38,7 +38,7 @@ class Hierarchy(Blockwise):
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
         """Surest of each run, all the sure ones, the surest of all."""
         return selection.run_argmax(
-            reading.slots, scores.rank, scores.level, self.low_threshold, self.threshold
+            reading.positions, scores.rank, scores.level, self.low_threshold, self.threshold
         )
 
 

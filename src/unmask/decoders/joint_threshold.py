@@ -1,10 +1,10 @@
 """JointThreshold: masks become tokens, and tokens may be edited, in the same forward.
 
-Source: LLaDA2.1, arXiv:2602.08676, and SGLang's JointThreshold. Every forward of a block commits open slots
-surer than `threshold` (at least the surest) and replaces decided ones whose likeliest token is another
-with probability above `edit_threshold`. The block ends when nothing is open and nothing changed, or after
-`max_post_edit_steps` forwards without masks. Differs: the mask is never written over a token; the block
-ends with the forward that changed nothing (the reference pays one more).
+Source: LLaDA2.1, arXiv:2602.08676, and SGLang's JointThreshold. Every forward of a block commits open
+positions surer than `threshold` (at least the surest) and replaces decided ones whose likeliest token is
+another with probability above `edit_threshold`. The block ends when nothing is open and nothing changed, or
+after `max_post_edit_steps` forwards without masks. Differs: the mask is never written over a token; the
+block ends with the forward that changed nothing (the reference pays one more).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class JointThreshold(WholeBlocks):
             raise ConfigError(f"penalty_lambda={self.penalty_lambda} must be at least 0")
 
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """Every slot may take a forward, and every block its edits and the one that changes nothing."""
-        size = self.max_slots(canvas, facts) - canvas.prompt_length
+        """Every position may take a forward, and every block its edits and the one that changes nothing."""
+        size = self.max_positions(canvas, facts) - canvas.prompt_length
         return size + self.num_blocks(canvas, facts) * (self.max_post_edit_steps + 1)
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
@@ -73,7 +73,7 @@ class JointThreshold(WholeBlocks):
         return replace(super().next_block(canvas, state), memory=None)
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """All slots of the block that are not given."""
+        """All positions of the block that are not given."""
         rows = self.rows(canvas, state)
         while self.editing(state).is_over or not len(rows):
             state = self.next_block(canvas, state)
@@ -89,10 +89,10 @@ class JointThreshold(WholeBlocks):
 
     @staticmethod
     def rows(canvas: Canvas, state: Block) -> Ints:
-        """Open slots left of the block's end, and decided ones in it."""
-        slots = np.arange(state.end)
-        inside = (slots >= state.start) & ~canvas.fixed[: state.end]
-        rows: Ints = slots[canvas.open[: state.end] | inside]
+        """Open positions left of the block's end, and decided ones in it."""
+        positions = np.arange(state.end)
+        inside = (positions >= state.start) & ~canvas.fixed[: state.end]
+        rows: Ints = positions[canvas.open[: state.end] | inside]
         return rows
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
@@ -100,19 +100,19 @@ class JointThreshold(WholeBlocks):
         editing = self.editing(state)
         masked = reading.undecided(canvas, end=state.end)
         edit = Edit()
-        if len(masked.slots):
+        if len(masked.positions):
             scores = self.scores(canvas, state.facts, state.start, masked)
             sure: Ints = np.flatnonzero(scores.level > self.threshold)
             edit = masked.commit(sure if len(sure) else selection.ranking(scores.rank)[:1])
         else:
             editing = replace(editing, num_post=editing.num_post + 1)
-        decided = ~canvas.open[reading.slots]
-        wrong = decided & (reading.tokens != canvas.tokens[reading.slots])
+        decided = ~canvas.open[reading.positions]
+        wrong = decided & (reading.tokens != canvas.tokens[reading.positions])
         wrong &= reading.confidence > self.edit_threshold
-        edit = replace(edit, replace=reading.slots[wrong], replace_tokens=reading.tokens[wrong])
-        still_open = len(masked.slots) - len(edit.commit)
+        edit = replace(edit, replace=reading.positions[wrong], replace_tokens=reading.tokens[wrong])
+        still_open = len(masked.positions) - len(edit.commit)
         exhausted = editing.num_post >= self.max_post_edit_steps
-        unchanged = not len(masked.slots) and not wrong.any()
+        unchanged = not len(masked.positions) and not wrong.any()
         if still_open == 0 and (unchanged or exhausted):
             editing = replace(editing, is_over=True)
             edit = self.cut(canvas, state, edit)

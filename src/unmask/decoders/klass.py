@@ -1,10 +1,10 @@
 """KLASS: commit what is sure and has stopped changing.
 
-Source: arXiv:2511.05664, Algorithm 1. A slot is ready when its last `kl_history_length` divergences
+Source: arXiv:2511.05664, Algorithm 1. A position is ready when its last `kl_history_length` divergences
 between consecutive forwards are all below `kl_threshold`, its confidence is above `threshold` and the block
 has seen enough forwards; all ready ones are committed, else the schedule's quota by confidence.
-Differs: where a slot was not read in the forward before (a cache), its history begins anew; the loop goes
-on until the block is full (the published one can leave masks); the threshold has a real default.
+Differs: where a position was not read in the forward before (a cache), its history begins anew; the loop
+goes on until the block is full (the published one can leave masks); the threshold has a real default.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ History = dict[int, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Klass(Scheduled):
-    """Stable and confident slots, or the quota."""
+    """Stable and confident positions, or the quota."""
 
     threshold: float = knob(
         0.9,
-        "confidence that a stable slot must exceed, in [0, 1]; the paper uses 0.6 to 0.9",
+        "confidence that a stable position must exceed, in [0, 1]; the paper uses 0.6 to 0.9",
         tune=(0.5, 0.95),
     )
     kl_threshold: float = knob(
@@ -36,7 +36,7 @@ class Klass(Scheduled):
         tune=(0.001, 0.1),
     )
     kl_history_length: int = knob(
-        2, "forwards in a row that a slot must be stable, at least 1", tune=(1, 4)
+        2, "forwards in a row that a position must be stable, at least 1", tune=(1, 4)
     )
 
     def __post_init__(self) -> None:
@@ -56,14 +56,14 @@ class Klass(Scheduled):
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
         """The next block is read too where it is computed: its history begins before it runs."""
         ask, state = super().ask(canvas, state)
-        following = canvas.open_slots(state.end, min(2 * state.end - state.start, len(canvas)))
+        following = canvas.open_positions(state.end, min(2 * state.end - state.start, len(canvas)))
         return replace(ask, optional=following), state
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
         """Push the divergences, then choose."""
         before: History = state.memory or {}
         history: History = {}
-        uids = canvas.uid[reading.slots].tolist()
+        uids = canvas.uid[reading.positions].tolist()
         for uid, divergence in zip(uids, reading.stats["kl"].tolist(), strict=True):
             past = before.get(uid, ()) if np.isfinite(divergence) else ()
             history[uid] = (*past, divergence)[-self.kl_history_length :]
@@ -75,7 +75,7 @@ class Klass(Scheduled):
         return super().step(canvas, replace(state, memory=history), marked)
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """All ready slots, else the quota."""
+        """All ready positions, else the quota."""
         if block.step >= self.kl_history_length - 1:
             ready = (reading.stats["stable"] > 0) & (scores.level > self.threshold)
             if ready.any():

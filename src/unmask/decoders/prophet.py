@@ -1,10 +1,11 @@
 """Prophet: when the answer has settled, commit everything at once.
 
 Source: arXiv:2508.19982, Algorithm 1. At every forward of the decoder it wraps, the gap between the two
-likeliest tokens, averaged over the answer's slots, is compared with a threshold that falls with progress;
-once it is reached, every open slot of the canvas takes its likeliest token. Differs: any decoder inside;
-where a cache does not compute the whole canvas, the all-in commit is one forward more; without
-`answer_start` every open slot that does not propose an end token counts (the reference then never exits).
+likeliest tokens, averaged over the answer's positions, is compared with a threshold that falls with
+progress; once it is reached, every open position of the canvas takes its likeliest token. Differs: any
+decoder inside; where a cache does not compute the whole canvas, the all-in commit is one forward more;
+without `answer_start` every open position that does not propose an end token counts (the reference then
+never exits).
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Prophet:
     inner: Any = knob("vanilla", "the decoder that is watched, with its own knobs beside these")
     answer_start: int | None = knob(
         None,
-        "first slot of the answer, counted from the prompt's end; default: every open slot counts that "
-        "does not propose an end token",
+        "first position of the answer, counted from the prompt's end; default: every open position counts "
+        "that does not propose an end token",
     )
-    answer_length: int = knob(5, "slots of the answer, at least 1")
+    answer_length: int = knob(5, "positions of the answer, at least 1")
     gap: Literal["logits", "probability"] = knob(
         "logits", "difference of the two largest logits (published), or probabilities"
     )
@@ -71,9 +72,9 @@ class Prophet:
                 "an all-in commit needs a canvas of fixed length; inner must not grow it"
             )
 
-    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
         """As the decoder inside."""
-        return int(self.inner.max_slots(canvas, facts))
+        return int(self.inner.max_positions(canvas, facts))
 
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
         """As the decoder inside, and one more."""
@@ -92,13 +93,13 @@ class Prophet:
         if not len(self.span(canvas)):
             raise ConfigError(
                 f"answer_start={self.answer_start} is beyond the {len(canvas) - canvas.prompt_length} "
-                f"generated slots"
+                f"generated positions"
             )
         ends = tuple(id_ for id_ in (facts.eos_id, facts.turn_end_id) if id_ is not None)
         return Watch(self.inner.start(canvas, facts), ends)
 
     def span(self, canvas: Canvas) -> Ints:
-        """The answer's slots."""
+        """The answer's positions."""
         if self.answer_start is None:
             return np.flatnonzero(~canvas.fixed)
         first = canvas.prompt_length + self.answer_start
@@ -107,7 +108,7 @@ class Prophet:
     def ask(self, canvas: Canvas, state: Watch) -> tuple[Ask, Watch]:
         """What the decoder inside asks, the answer, and where it costs nothing the whole canvas."""
         ask, inner = self.inner.ask(canvas, state.inner)
-        span, open_ = self.span(canvas), canvas.open_slots()
+        span, open_ = self.span(canvas), canvas.open_positions()
         if self.answer_start is None:
             span = span[canvas.open[span]]
         asked = np.union1d(ask.rows, ask.optional)
@@ -135,12 +136,12 @@ class Prophet:
     def step(self, canvas: Canvas, state: Watch, reading: Reading) -> tuple[Edit, Watch]:
         """All in, or what the decoder inside does."""
         masked = reading.undecided(canvas)
-        everything = np.arange(len(masked.slots))
+        everything = np.arange(len(masked.positions))
         if state.is_all_in:
             return masked.commit(everything, {"all_in": 1.0}), state
-        answer = np.isin(reading.slots, self.span(canvas))
+        answer = np.isin(reading.positions, self.span(canvas))
         if self.answer_start is None:
-            answer &= canvas.open[reading.slots] & ~np.isin(reading.tokens, state.ends)
+            answer &= canvas.open[reading.positions] & ~np.isin(reading.tokens, state.ends)
         gaps = (
             reading.stats["gap"]
             if self.gap == "logits"
@@ -150,11 +151,11 @@ class Prophet:
         notes = {"gap": mean, "gap_threshold": self.threshold(canvas, state)}
         after = replace(state, num_forwards=state.num_forwards + 1)
         exits = mean >= notes["gap_threshold"]
-        if exits and len(masked.slots) == canvas.num_open:
+        if exits and len(masked.positions) == canvas.num_open:
             return masked.commit(everything, notes | {"all_in": 1.0}), replace(
                 after, is_all_in=True
             )
-        own = reading.only(np.isin(reading.slots, state.asked))
+        own = reading.only(np.isin(reading.positions, state.asked))
         edit, inner = self.inner.step(canvas, state.inner, own)
         edit = replace(edit, notes={**edit.notes, **notes})
         return edit, replace(after, inner=inner, is_all_in=exits)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
@@ -13,13 +12,13 @@ from unmask.decoders.base.presets import with_preset
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, read_value, set_field, split_call
 
-FOLDER = Path(__file__).parent
+PACKAGE = "unmask.decoders"
 NO_DECODERS = {"base", "registry"}
 
 
 def names() -> list[str]:
     """Every decoder's name."""
-    modules = iter_modules([str(FOLDER)])
+    modules = iter_modules(import_module(PACKAGE).__path__)
     return sorted(item.name for item in modules if item.name not in NO_DECODERS)
 
 
@@ -28,7 +27,7 @@ def decoder_class(name: str) -> Any:
     """The dataclass of a decoder. Raises ConfigError for an unknown name."""
     if name not in names():
         raise unknown_name("decoder", str(name), names())
-    return import_module(f"{__package__}.{name}").DECODER
+    return import_module(f"{PACKAGE}.{name}").DECODER
 
 
 def finds_length(name: str) -> bool:

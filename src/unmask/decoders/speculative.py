@@ -2,11 +2,11 @@
 
 Source: our own answer to a question of the founding documents (speculative sampling for block diffusion);
 the acceptance test is Fast-dLLM's (arXiv:2505.22618) with a lower threshold where a second opinion agrees.
-A drafter proposes tokens for the open slots: the continuation of an earlier place with the same last words
-(`drafter=lookup`), or a smaller model (`drafter=NAME`). A slot whose draft is the model's own choice with
-confidence `accept_threshold` is committed together with whatever the wrapped decoder commits, so that no
-forward commits less than that decoder would on the same canvas; the rest stays open. A smaller model drafts
-once a block; its forwards are not counted in `num_forwards`.
+A drafter proposes tokens for the open positions: the continuation of an earlier place with the same last
+words (`drafter=lookup`), or a smaller model (`drafter=NAME`). A position whose draft is the model's own
+choice with confidence `accept_threshold` is committed together with whatever the wrapped decoder commits,
+so that no forward commits less than that decoder would on the same canvas; the rest stays open. A smaller
+model drafts once a block; its forwards are not counted in `num_forwards`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """The wrapped decoder's state, and the drafter's tokens by slot identity for this block."""
+    """The wrapped decoder's state, and the drafter's tokens by position identity for this block."""
 
     inner: Any
     facts: ModelFacts
@@ -55,11 +55,13 @@ class Speculative:
         if self.drafter != "lookup" and self.ngram != 2:
             raise ConfigError(f"ngram={self.ngram} has no effect with drafter={self.drafter!r}")
         if getattr(self.inner, "chooses_length", False):
-            raise ConfigError("speculative needs a decoder that does not move slots; not daedal")
+            raise ConfigError(
+                "speculative needs a decoder that does not move positions; not daedal"
+            )
 
-    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
         """As the decoder inside."""
-        return int(self.inner.max_slots(canvas, facts))
+        return int(self.inner.max_positions(canvas, facts))
 
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
         """As the decoder inside."""
@@ -96,7 +98,10 @@ class Speculative:
             tokens = state.facts.draft(canvas)
         else:
             return ask, state
-        draft = {int(canvas.uid[slot]): int(tokens[slot]) for slot in np.flatnonzero(tokens >= 0)}
+        draft = {
+            int(canvas.uid[position]): int(tokens[position])
+            for position in np.flatnonzero(tokens >= 0)
+        }
         return ask, replace(state, window_end=ask.window[1], draft=draft)
 
     def step(self, canvas: Canvas, state: Guess, reading: Reading) -> tuple[Edit, Guess]:
@@ -105,10 +110,10 @@ class Speculative:
         draft = state.draft or {}
         masked = reading.undecided(canvas)
         guessed = np.array(
-            [draft.get(int(uid), -1) for uid in canvas.uid[masked.slots]], dtype=np.int64
+            [draft.get(int(uid), -1) for uid in canvas.uid[masked.positions]], dtype=np.int64
         )
         agrees = (guessed == masked.tokens) & (masked.confidence >= self.accept_threshold)
-        more = np.flatnonzero(agrees & ~np.isin(masked.slots, edit.commit))
+        more = np.flatnonzero(agrees & ~np.isin(masked.positions, edit.commit))
         notes = {
             **edit.notes,
             "num_drafted": float((guessed >= 0).sum()),
@@ -116,7 +121,7 @@ class Speculative:
         }
         if len(more):
             both = np.flatnonzero(
-                np.isin(masked.slots, np.union1d(edit.commit, masked.slots[more]))
+                np.isin(masked.positions, np.union1d(edit.commit, masked.positions[more]))
             )
             merged = masked.commit(both)
             edit = replace(
@@ -130,7 +135,7 @@ class Speculative:
 def lookup(canvas: Canvas, rows: Ints, ngram: int) -> Ints:
     """The continuation of the latest earlier place that ends like the text before each run of masks.
 
-    One token a slot of the canvas, -1 where nothing is proposed. Only decided text is looked at.
+    One token a position of the canvas, -1 where nothing is proposed. Only decided text is looked at.
     """
     tokens, open_ = canvas.tokens, canvas.open
     draft: Ints = np.full(len(canvas), -1, dtype=np.int64)
@@ -141,20 +146,22 @@ def lookup(canvas: Canvas, rows: Ints, ngram: int) -> Ints:
     words = np.lib.stride_tricks.sliding_window_view(tokens, ngram)
     masked = np.lib.stride_tricks.sliding_window_view(open_, ngram)
     known: Bools = np.asarray(~masked.any(axis=1))
-    for slot in begins.tolist():
-        if not known[slot - ngram]:
+    for position in begins.tolist():
+        if not known[position - ngram]:
             continue
-        same = (words[: slot - ngram] == words[slot - ngram]).all(axis=1) & known[: slot - ngram]
+        same = (words[: position - ngram] == words[position - ngram]).all(axis=1) & known[
+            : position - ngram
+        ]
         places = np.flatnonzero(same) + ngram
         places = places[~open_[places]]
         if not len(places):
             continue
-        source = tokens[places[-1] : slot]
-        end = np.flatnonzero(open_[places[-1] : slot])
-        length = min(int(end[0]) if len(end) else len(source), len(canvas) - slot)
-        decided = np.flatnonzero(~open_[slot : slot + length])
+        source = tokens[places[-1] : position]
+        end = np.flatnonzero(open_[places[-1] : position])
+        length = min(int(end[0]) if len(end) else len(source), len(canvas) - position)
+        decided = np.flatnonzero(~open_[position : position + length])
         length = int(decided[0]) if len(decided) else length
-        draft[slot : slot + length] = source[:length]
+        draft[position : position + length] = source[:length]
     return draft
 
 

@@ -2,7 +2,7 @@
 
 Source: arXiv:2505.22618, Algorithm 1. The reference has no token-changing quirk here. `block_steps` is the
 quota under it of LLaDA2.0 (arXiv:2512.15745) and of SDAR's dynamic remasking (arXiv:2510.06303): when fewer
-slots are sure than a schedule of so many forwards a block asks for, the surest are committed.
+positions are sure than a schedule of so many forwards a block asks for, the surest are committed.
 `first_alone` is Fast-dLLM v2's (arXiv:2509.26328). Fast-dLLM lets a confidence equal to the threshold pass,
 those three do not: `comparator`.
 """
@@ -23,7 +23,7 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True)
 class Threshold(WholeBlocks):
-    """All slots whose confidence reaches `threshold`, at least the surest one (or the quota)."""
+    """All positions whose confidence reaches `threshold`, at least the surest one (or the quota)."""
 
     threshold: float = knob(
         0.9,
@@ -45,8 +45,8 @@ class Threshold(WholeBlocks):
     )
     first_alone: bool = knob(
         False,
-        "commit the first slot of a block-causal model's block in a forward of its own: in a model with "
-        "shifted logits the block before it says it",
+        "commit the first position of a block-causal model's block in a forward of its own: in a model "
+        "with shifted logits the block before it says it",
     )
 
     def __post_init__(self) -> None:
@@ -67,7 +67,8 @@ class Threshold(WholeBlocks):
         """Also check that the model has blocks where that is needed."""
         if self.first_alone and facts.block_size is None:
             raise ConfigError(
-                "first_alone=True has no effect: in this model every slot sees every other; leave it out"
+                "first_alone=True has no effect: in this model every position sees every "
+                "other; leave it out"
             )
         return self.scheduled(canvas, super().start(canvas, facts))
 
@@ -76,14 +77,14 @@ class Threshold(WholeBlocks):
         return self.scheduled(canvas, super().next_block(canvas, state))
 
     def scheduled(self, canvas: Canvas, block: Block) -> Block:
-        """A block with its least commits, of a whole aligned one or of the slots that are open."""
+        """A block with its least commits, of a whole aligned one or of the positions that are open."""
         steps = self.block_steps
         if steps is None:
             return block
         if self.minimal_topk is not None:
             end = len(canvas) if block.limit is None else block.limit
             steps = min(steps, (end - canvas.prompt_length) // self.minimal_topk)
-        count = len(canvas.open_slots(block.start, block.end))
+        count = len(canvas.open_positions(block.start, block.end))
         if self.is_aligned(canvas, block.facts):
             count = self.length_of(canvas, block.facts)
         quotas = selection.quota_schedule(count, max(1, min(steps, count)))
@@ -92,7 +93,7 @@ class Threshold(WholeBlocks):
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
         """Algorithm 1's rule, with progress guaranteed."""
         size = block.facts.block_size
-        if self.first_alone and size is not None and reading.slots[0] % size == 0:
+        if self.first_alone and size is not None and reading.positions[0] % size == 0:
             return np.zeros(1, dtype=np.int64)
         least = block.quotas[block.step] if block.step < len(block.quotas) else 1
         strict = self.comparator == "gt"

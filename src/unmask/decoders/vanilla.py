@@ -1,8 +1,8 @@
 """LLaDA's own sampler: in each block, a fixed number of tokens a forward, the surest first.
 
 Source: arXiv:2502.09992, Algorithms 4 and 5 (random and low-confidence remasking); SDAR, arXiv:2510.06303,
-for the sequential order. Differs: a forward whose quota is 0 (more steps than slots) is not made; ties go
-to the lowest slot.
+for the sequential order. Differs: a forward whose quota is 0 (more steps than positions) is not made; ties
+go to the lowest position.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """WINO: wide in, narrow out. Accept freely, and take back what the rest of the text does not bear out.
 
-Source: arXiv:2507.18578, Algorithm 1. Each forward drafts (every open slot of the block surer than
+Source: arXiv:2507.18578, Algorithm 1. Each forward drafts (every open position of the block surer than
 `wide_in_thres`, at most 0.7 of them within 5 to 20) and verifies: a shadow block predicts each decided
-slot from everything but itself; those whose token falls below `narrow_out_thres` are masked again, fewer
-than were accepted in the forward before. Differs: no shadow is computed before anything is decided.
+position from everything but itself; those whose token falls below `narrow_out_thres` are masked again,
+fewer than were accepted in the forward before. Differs: no shadow is computed before anything is decided.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from unmask import selection
-from unmask.canvas import NO_SLOTS, Ask, Canvas, Edit, Ints, Reading, probability
+from unmask.canvas import NO_POSITIONS, Ask, Canvas, Edit, Ints, Reading, probability
 from unmask.decoders import Block, Blockwise, knob
 from unmask.errors import ConfigError
 
@@ -37,10 +37,10 @@ class Wino(Blockwise):
         "leave-one-out probability below which a token is masked again; 0: never revise",
         tune=(0.5, 0.99),
     )
-    twins: Literal["block", "decided"] = knob(
+    shadows: Literal["block", "decided"] = knob(
         "block",
-        "the shadow: one query a slot of the block, which see each other (the paper's), or a query a "
-        "decided slot, which see only text (cheaper, and independent of each other)",
+        "the shadow: one query a position of the block, which see each other (the paper's), or a query a "
+        "decided position, which see only text (cheaper, and independent of each other)",
     )
 
     def __post_init__(self) -> None:
@@ -55,18 +55,18 @@ class Wino(Blockwise):
         return state.end if full else state.start
 
     def decided(self, canvas: Canvas, block: Block) -> Ints:
-        """Slots of the block that may be taken back."""
+        """Positions of the block that may be taken back."""
         inside: Ints = np.arange(block.start, block.end)
         return inside[~canvas.open[inside] & ~canvas.fixed[inside]]
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """The block's open slots, and its shadow once there is something to verify."""
+        """The block's open positions, and its shadow once there is something to verify."""
         ask, state = super().ask(canvas, state)
         decided = self.decided(canvas, state)
-        twins = NO_SLOTS
+        shadows = NO_POSITIONS
         if len(decided):
-            twins = np.arange(state.start, state.end) if self.twins == "block" else decided
-        return replace(ask, twins=twins, twins_meet=self.twins == "block"), state
+            shadows = np.arange(state.start, state.end) if self.shadows == "block" else decided
+        return replace(ask, shadows=shadows, shadows_attend=self.shadows == "block"), state
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
         """Each block begins with its own count of accepts."""
@@ -75,11 +75,11 @@ class Wino(Blockwise):
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
         """Accept, and mask again fewer than were accepted before."""
         drafted = reading.undecided(canvas, end=state.end)
-        if not len(drafted.slots):
+        if not len(drafted.positions):
             return Edit(), replace(state, step=state.step + 1)
         scores = self.scores(canvas, state.facts, state.start, drafted)
         sure: Ints = np.flatnonzero(scores.level > self.wide_in_thres)
-        cap = min(max(int(SHARE * len(drafted.slots)), LEAST), MOST)
+        cap = min(max(int(SHARE * len(drafted.positions)), LEAST), MOST)
         if len(sure) > cap:
             sure = sure[selection.ranking(scores.rank[sure])[:cap]]
         elif not len(sure):
@@ -91,12 +91,12 @@ class Wino(Blockwise):
         return edit, replace(state, step=state.step + 1, memory=len(sure))
 
     def verify(self, canvas: Canvas, state: Block, reading: Reading, before: int) -> Ints:
-        """Decided slots that the rest does not bear out, the worst ones, at most `before` - 1."""
+        """Decided positions that the rest does not bear out, the worst ones, at most `before` - 1."""
         decided = self.decided(canvas, state)
         if not len(decided):
-            return NO_SLOTS
-        twins = np.arange(state.start, state.end) if self.twins == "block" else decided
-        odds = reading.twin_log_odds[np.searchsorted(twins, decided)]
+            return NO_POSITIONS
+        shadows = np.arange(state.start, state.end) if self.shadows == "block" else decided
+        odds = reading.shadow_log_odds[np.searchsorted(shadows, decided)]
         failed = np.flatnonzero(probability(odds) < self.narrow_out_thres)
         if len(failed) >= before:
             failed = failed[np.argsort(odds[failed], kind="stable")[: before - 1]]

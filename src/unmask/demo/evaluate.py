@@ -26,7 +26,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 @dataclass(frozen=True)
-class Setting:
+class CardSetting:
     """One line of the table: a held-out set and how it is decoded.
 
     `is_aim`: what the model is trained for; the others are measured on two fifths of the examples.
@@ -43,28 +43,32 @@ class Setting:
     is_aim: bool = False
 
 
-def settings() -> list[Setting]:
+def settings() -> list[CardSetting]:
     """The card's settings: vanilla is one token a forward."""
     rows = [
-        Setting("word problems", "word_problem", "vanilla", "none", 64, 8, is_aim=True),
-        Setting("word problems", "word_problem", "vanilla", "none", 64, 32),
-        Setting("word problems", "word_problem", "threshold", "none", 64, 32, {"threshold": 0.9}),
-        Setting("word problems", "word_problem", "threshold", "dual", 64, 32, {"threshold": 0.9}),
-        Setting("word problems", "word_problem", "factor", "prefix", 64, 32, {"factor": 1.0}),
-        Setting("word problems", "word_problem", "eb_sampler", "none", 64, 32, {"gamma": 0.1}),
-        Setting("word problems", "word_problem", "vanilla", "none", 64, 32, {"steps": 16}),
+        CardSetting("word problems", "word_problem", "vanilla", "none", 64, 8, is_aim=True),
+        CardSetting("word problems", "word_problem", "vanilla", "none", 64, 32),
+        CardSetting(
+            "word problems", "word_problem", "threshold", "none", 64, 32, {"threshold": 0.9}
+        ),
+        CardSetting(
+            "word problems", "word_problem", "threshold", "dual", 64, 32, {"threshold": 0.9}
+        ),
+        CardSetting("word problems", "word_problem", "factor", "prefix", 64, 32, {"factor": 1.0}),
+        CardSetting("word problems", "word_problem", "eb_sampler", "none", 64, 32, {"gamma": 0.1}),
+        CardSetting("word problems", "word_problem", "vanilla", "none", 64, 32, {"steps": 16}),
     ]
     for blanks, block_length in ((6, 8), (8, 8), (8, 32), (10, 8)):
         rows.append(_sudoku(blanks, "vanilla", block_length))
     rows.append(_sudoku(8, "threshold", 8, {"threshold": 0.9}))
-    rows.append(Setting("Countdown, 3 numbers", "countdown", "vanilla", "none", 32, 32))
+    rows.append(CardSetting("Countdown, 3 numbers", "countdown", "vanilla", "none", 32, 32))
     return rows
 
 
 def _sudoku(
     blanks: int, decoder: str, block_length: int, knobs: dict[str, Any] | None = None
-) -> Setting:
-    return Setting(
+) -> CardSetting:
+    return CardSetting(
         f"4x4 Sudoku, {blanks} blanks",
         "sudoku",
         decoder,
@@ -77,7 +81,7 @@ def _sudoku(
     )
 
 
-def accuracy(llm: LLM, setting: Setting, limit: int) -> dict[str, float]:
+def accuracy(llm: LLM, setting: CardSetting, limit: int) -> dict[str, float]:
     """Share right with its standard error, forwards and tokens per forward, answers' tokens."""
     examples = held_out_set(setting.task, limit, **setting.options)
     began = time.perf_counter()

@@ -1,6 +1,6 @@
 """Simple English sentences of a small grammar, with exact membership.
 
-A pattern is a text with slots; each slot stands for a tuple of phrases that make sense in
+A pattern is a text with positions; each position stands for a tuple of phrases that make sense in
 that place. A pattern with ``{person}`` is told once of a woman and once of a man.
 """
 
@@ -17,7 +17,7 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-SLOTS: dict[str, tuple[str, ...]] = {
+POSITIONS: dict[str, tuple[str, ...]] = {
     "girl": _split("Anna, Mia, Emma, Lily, Sara, Nina, Julia, Lucy, Kate, Grace"),
     "boy": _split("Tom, Ben, Sam, Max, Leo, Jack, Paul, Mark, David, Peter"),
     "pet": _split("cat, dog, kitten, puppy, rabbit"),
@@ -120,14 +120,14 @@ def _patterns() -> tuple[str, ...]:
 def _grammar() -> re.Pattern[str]:
     """Return the expression that matches exactly the sentences of the grammar."""
 
-    def slot(name: str) -> str:
-        return "(?:" + "|".join(map(re.escape, SLOTS[name])) + ")"
+    def position(name: str) -> str:
+        return "(?:" + "|".join(map(re.escape, POSITIONS[name])) + ")"
 
     parts = []
     for pattern in _patterns():
-        # Splitting at the slots' names leaves fixed text and names in turn.
+        # Splitting at the positions' names leaves fixed text and names in turn.
         pieces = re.split(r"\{(\w+)\}", pattern)
-        parts.append("".join(slot(p) if i % 2 else re.escape(p) for i, p in enumerate(pieces)))
+        parts.append("".join(position(p) if i % 2 else re.escape(p) for i, p in enumerate(pieces)))
     return re.compile("|".join(f"(?:{part})" for part in parts))
 
 
@@ -146,7 +146,7 @@ def _one(rng: random.Random) -> str:
     if "{person}" in pattern:
         name, his = ("girl", "her") if rng.random() < 0.5 else ("boy", "his")
         pattern = pattern.replace("{person}", "{" + name + "}").replace("{his}", his)
-    return re.sub(r"\{(\w+)\}", lambda m: rng.choice(SLOTS[m[1]]), pattern)
+    return re.sub(r"\{(\w+)\}", lambda m: rng.choice(POSITIONS[m[1]]), pattern)
 
 
 def sentence(rng: random.Random, level: int = 4) -> Example:

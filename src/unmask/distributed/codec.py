@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from unmask.attention.layered import FeatureLane
-from unmask.attention.packed import Lane
+from unmask.attention.layered import FeatureRowMeta
+from unmask.attention.packed import RowMeta
 from unmask.caches.base import Layers
 
-TOLD: dict[str, type[Any]] = {kind.__name__: kind for kind in (Lane, Layers, FeatureLane)}
+TOLD: dict[str, type[Any]] = {kind.__name__: kind for kind in (RowMeta, Layers, FeatureRowMeta)}
 DTYPES = ("int64", "bool")
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 

@@ -34,7 +34,7 @@ FIRST_BYTES = 1 << 14
 """What every order sends; a longer one sends its rest in a second piece."""
 
 
-class Link:
+class ControlChannel:
     """How one rank is tied to the others. Safe to use from several threads of rank 0."""
 
     def __init__(self, ranks: Ranks, control: ProcessGroup, device: torch.device) -> None:
@@ -121,7 +121,7 @@ class Link:
                 self._lock.release()
 
 
-def join(size: int, device: str | torch.device | None = None) -> Link:
+def join(size: int, device: str | torch.device | None = None) -> ControlChannel:
     """Meet the `size - 1` other processes that `torchrun` started; on GPUs each takes its own.
 
     Raises ConfigError when there are not `size` of them or torch.distributed is in use already.
@@ -158,4 +158,4 @@ def join(size: int, device: str | torch.device | None = None) -> Link:
         torch.cuda.set_device(where)
     group = distributed.new_group(timeout=timedelta(seconds=TIMEOUT_S))
     control = distributed.new_group(timeout=SILENCE, backend="gloo")
-    return Link(Ranks(distributed.get_rank(), size, group), control, where)
+    return ControlChannel(Ranks(distributed.get_rank(), size, group), control, where)

@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.attention.layered import Features
-from unmask.distributed.control import Link, join
+from unmask.attention.layered import FeatureStore
+from unmask.distributed.control import ControlChannel, join
 from unmask.distributed.replicated_stores import (
+    ReplicatedFeatures,
+    ReplicatedPages,
+    ReplicatedStore,
     Stores,
-    ToldFeatures,
-    ToldPages,
-    ToldStore,
-    told_mixing,
+    describe_attention,
 )
 from unmask.knobs import whole
-from unmask.kv.dense_store import Store
-from unmask.kv.paged_store import PageStore
+from unmask.kv.dense_store import DenseStore
+from unmask.kv.paged_store import PagedStore
 from unmask.models import load_model
 from unmask.models.spec import ModelSpec
-from unmask.models.transformer import Mixing, Transformer
+from unmask.models.transformer import AttentionBackend, Transformer
 
 if TYPE_CHECKING:
     from unmask.models.weights import Progress
@@ -40,42 +40,42 @@ if TYPE_CHECKING:
 class Shared(Transformer):
     """A rank's part of a model. On rank 0 it works like the whole one."""
 
-    def __init__(self, link: Link, spec: ModelSpec) -> None:
-        super().__init__(spec, link.ranks)
-        self.link = link
+    def __init__(self, channel: ControlChannel, spec: ModelSpec) -> None:
+        super().__init__(spec, channel.ranks)
+        self.channel = channel
 
     def hidden(
         self,
         ids: Tensor,
-        positions: Tensor,
+        position_ids: Tensor,
         visible: Tensor | None = None,
-        mixing: Mixing | None = None,
+        backend: AttentionBackend | None = None,
         each: list[Tensor] | None = None,
     ) -> Tensor:
         """As in one process; rank 0 makes the others compute along. Raises WorkerError."""
         if self.ranks.rank:
-            return super().hidden(ids, positions, visible, mixing, each)
-        told = [None if x is None else x.cpu().numpy() for x in (ids, positions, visible)]
-        with self.link.telling("forward", *told, told_mixing(mixing)):
-            return super().hidden(ids, positions, visible, mixing, each)
+            return super().hidden(ids, position_ids, visible, backend, each)
+        told = [None if x is None else x.cpu().numpy() for x in (ids, position_ids, visible)]
+        with self.channel.telling("forward", *told, describe_attention(backend)):
+            return super().hidden(ids, position_ids, visible, backend, each)
 
 
-def new_store(model: Transformer, rows: int, slots: int, features: bool) -> Store:
-    """The store of `rows` of `slots` for a model; with `features`, of layer outputs too."""
-    sizes = (model.part, rows, slots, model.dtype, model.device)
+def new_store(model: Transformer, rows: int, positions: int, features: bool) -> DenseStore:
+    """The store of `rows` of `positions` for a model; with `features`, of layer outputs too."""
+    sizes = (model.part, rows, positions, model.dtype, model.device)
     if not isinstance(model, Shared):
-        return Features(*sizes) if features else Store(*sizes)
-    store = ToldFeatures(*sizes) if features else ToldStore(*sizes)
-    store.announce(model.link, "features" if features else "rows", rows, slots)
+        return FeatureStore(*sizes) if features else DenseStore(*sizes)
+    store = ReplicatedFeatures(*sizes) if features else ReplicatedStore(*sizes)
+    store.announce(model.channel, "features" if features else "rows", rows, positions)
     return store
 
 
-def new_pages(model: Transformer, total: int, prefixes: bool) -> PageStore:
-    """The store of up to `total` pages for a block-causal model; see `PageStore`."""
+def new_pages(model: Transformer, total: int, prefixes: bool) -> PagedStore:
+    """The store of up to `total` pages for a block-causal model; see `PagedStore`."""
     if not isinstance(model, Shared):
-        return PageStore(model.part, total, model.dtype, model.device, prefixes=prefixes)
-    store = ToldPages(model.part, total, model.dtype, model.device, prefixes=prefixes)
-    store.announce(model.link, "pages", total)
+        return PagedStore(model.part, total, model.dtype, model.device, prefixes=prefixes)
+    store = ReplicatedPages(model.part, total, model.dtype, model.device, prefixes=prefixes)
+    store.announce(model.channel, "pages", total)
     return store
 
 
@@ -84,18 +84,18 @@ def follow(model: Shared) -> Stores:
     """Do what rank 0 tells until it ends it; the stores that are left. Raises WorkerError."""
     stores, device = Stores(model), model.device
     while True:
-        what, dropped, arguments = model.link.order()
+        what, dropped, arguments = model.channel.order()
         stores.drop(dropped)
         if what == "end":
             return stores
         if what == "forward":
             *inputs, told = arguments
-            ids, positions, visible = (
+            ids, position_ids, visible = (
                 None if x is None else torch.from_numpy(x).to(device) for x in inputs
             )
             assert ids is not None, "a forward has ids"
-            assert positions is not None, "a forward has positions"
-            model.hidden(ids, positions, visible, stores.mixing(told))
+            assert position_ids is not None, "a forward has positions"
+            model.hidden(ids, position_ids, visible, stores.backend(told))
         else:
             stores.orders[what](*arguments)
 
@@ -110,8 +110,8 @@ def load(
     """`load_model`, or this rank's part when `size` processes share it. Raises ConfigError too."""
     if whole("tensor_parallel_size", size, 1) == 1:
         return load_model(model, dtype, device, progress)
-    link = join(size, device)
-    return load_model(model, dtype, link.device, progress, partial(Shared, link))
+    channel = join(size, device)
+    return load_model(model, dtype, channel.device, progress, partial(Shared, channel))
 
 
 def take_roles(model: Transformer) -> None:
@@ -124,9 +124,9 @@ def take_roles(model: Transformer) -> None:
         return
     from torch import distributed
 
-    model.link.meet()
+    model.channel.meet()
     if model.ranks.rank == 0:
-        model.link.end_at_exit()
+        model.channel.end_at_exit()
         return
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -10,7 +10,7 @@ from typing import Any
 
 from unmask import caches, decoders
 from unmask.errors import ConfigError
-from unmask.sampling.params import Proposal
+from unmask.sampling.params import SamplingParams
 
 HEAD = """# Decoders
 
@@ -25,7 +25,7 @@ def markdown() -> str:
     parts = [HEAD.format(caches=", ".join(caches.names())), _overview()]
     parts += [_section(name) for name in decoders.names()]
     parts.append(
-        "## Knobs of every decoder\n\n" + _knobs(dataclasses.fields(Proposal), set()) + "\n"
+        "## Knobs of every decoder\n\n" + _knobs(dataclasses.fields(SamplingParams), set()) + "\n"
     )
     return "\n".join(parts)
 
@@ -81,7 +81,7 @@ def _works(name: str, **knobs: Any) -> bool:
 def _section(name: str) -> str:
     cls = decoders.decoder_class(name)
     _, _, differs = _docs(name)
-    shared = {field.name for field in dataclasses.fields(Proposal)}
+    shared = {field.name for field in dataclasses.fields(SamplingParams)}
     text = f"## {name}\n\n{inspect.getdoc(cls)}\n"
     if differs:
         text += f"\nDiffers from the source: {differs}\n"

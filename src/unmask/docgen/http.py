@@ -63,10 +63,11 @@ The bodies are OpenAI's. Beyond them:
 | `choices[i].blanks` | `/v1/infill`: the filled texts |
 | `choices[i].trace` | with `return_trace`: what every forward changed |
 
-Commits of a trace are `[slot, token, confidence, text]`. `completion_tokens` counts tokens up to the end of
-the answer, without it and without the padding behind; with `ignore_eos` every slot, of an infill the filled
-ones. `finish_reason` is `stop` (an end token or a stop string) or `length`. `logprobs` are those of the
-committed tokens when they were committed, null where the method does not tell (an edited token).
+Commits of a trace are `[position, token, confidence, text]`. `completion_tokens` counts tokens up to the
+end of the answer, without it and without the padding behind; with `ignore_eos` every position, of an
+infill the filled ones. `finish_reason` is `stop` (an end token or a stop string) or
+`length`. `logprobs` are those of the committed tokens when they were committed, null where the method does
+not tell (an edited token).
 
 ## Streams
 

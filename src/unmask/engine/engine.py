@@ -2,7 +2,7 @@
 
 Before every round of forwards (one, unless told otherwise) the batch is formed anew: who is done has left,
 who was aborted, timed out or ended by its listener leaves, and the next in the queue come in. The forward
-itself is `engine.loop.Batch.step`, the one that the library takes.
+itself is `engine.loop.Scheduler.step`, the one that the library takes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Literal
 
 from unmask.canvas import Canvas, Edit
 from unmask.distributed.tensor_parallel import new_pages
-from unmask.engine.kv_budget import Budget
-from unmask.engine.kv_paged import Paging
+from unmask.engine.kv_budget import KVBudget
+from unmask.engine.kv_paged import PagedKV
 from unmask.engine.metrics import EngineStats, Tally
-from unmask.engine.model_runner import Runner
+from unmask.engine.model_runner import ModelRunner
 from unmask.engine.outputs import Output
 from unmask.engine.request import Request
 from unmask.engine.request_builder import flags
-from unmask.engine.scheduler import Batch, Event
+from unmask.engine.scheduler import Event, Scheduler
 from unmask.engine.sequence import SequenceState
-from unmask.engine.threads import Fence
+from unmask.engine.threads import ErrorCapture
 from unmask.errors import CapacityError, EngineError
 from unmask.knobs import positive, whole
 
@@ -41,9 +41,9 @@ class Update:
     """What became of a request: a "step" after each of its forwards, then exactly one of the others.
 
     `before` and `edit`: the canvas that the forward saw and what changed (empty unless "step");
-    `canvas` as it is now. `num_settled`: slots from the left, prompt included, that are decided and
-    will not change any more. `num_cached` of them had their keys in the prefix cache. `num_queries` slots
-    were computed in `num_forwards`. `queue_s`: seconds
+    `canvas` as it is now. `num_settled`: positions from the left, prompt included, that are decided and
+    will not change any more. `num_cached` of them had their keys in the prefix cache. `num_queries`
+    positions were computed in `num_forwards`. `queue_s`: seconds
     from submission to the first forward, or to now.
     `output` comes with "done", `error` with "error".
     """
@@ -98,7 +98,7 @@ class Ticket:
 class Engine:
     """Decodes submitted requests in one thread, re-forming the batch before every round of forwards.
 
-    `max_batch` rows share a forward (a guided request takes two) and compute about `max_tokens` slots;
+    `max_batch` rows share a forward (a guided request takes two) and compute about `max_tokens` positions;
     longer prompts are taken in parts where the cache allows it. `max_queue` requests wait at most (1 or
     more: everyone passes through the queue), first come, first served; one that fits may pass others that
     do not, until those have waited `max_wait_s`.
@@ -139,7 +139,7 @@ class Engine:
         self.max_wait_s = positive("max_wait_s", max_wait_s)
         self._next_index = 0
         runner = _runner(llm, self.max_batch, kv_bytes, prefix_cache)
-        self._batch = Batch(runner, whole("max_tokens", max_tokens, 1))
+        self._batch = Scheduler(runner, whole("max_tokens", max_tokens, 1))
 
     def __enter__(self) -> Engine:
         self.start()
@@ -240,7 +240,7 @@ class Engine:
     # the engine's thread
 
     def _run(self) -> None:
-        with Fence(everything=True) as fence:
+        with ErrorCapture(everything=True) as fence:
             while self._await_work():
                 for _ in range(self.steps_per_round):
                     if self._batch.active:
@@ -293,7 +293,7 @@ class Engine:
                 self._queue.remove(ticket)
                 self._running[id(ticket.sequence)] = ticket
             ticket.started_s = ticket.started_s or now
-            with Fence() as fence:
+            with ErrorCapture() as fence:
                 self._batch.admit(ticket.sequence)
             if fence.error is not None:
                 self._end(ticket, "error", error=fence.error)
@@ -323,7 +323,7 @@ class Engine:
         """Free what a request holds, then tell its listener."""
         sequence, output = ticket.sequence, None
         if kind == "done":
-            with Fence() as fence:
+            with ErrorCapture() as fence:
                 sequence.finish_reason = sequence.finish_reason or "stop"
                 output = self.llm.output(sequence, return_trace=True)
             if fence.error is not None:
@@ -347,7 +347,7 @@ class Engine:
         error: BaseException | None = None,
     ) -> None:
         sequence = ticket.sequence
-        with Fence() as fence:
+        with ErrorCapture() as fence:
             ticket.listener(
                 Update(
                     ticket=ticket,
@@ -383,13 +383,13 @@ class Engine:
             self.on_failure()
 
 
-def _runner(llm: LLM, max_batch: int, kv_bytes: int | None, prefix_cache: bool) -> Runner:
+def _runner(llm: LLM, max_batch: int, kv_bytes: int | None, prefix_cache: bool) -> ModelRunner:
     """A runner whose memory grows up to its budget."""
     model = llm.model
-    budget = Budget.of(model, max_batch, kv_bytes)
+    budget = KVBudget.of(model, max_batch, kv_bytes)
     paging = None
     if budget.num_pages:
-        paging = Paging(new_pages(model, budget.num_pages, prefix_cache))
+        paging = PagedKV(new_pages(model, budget.num_pages, prefix_cache))
     return llm.make_runner(
         model, llm.vocabulary, max_batch, paging=paging, dense_bytes=budget.dense_bytes
     )

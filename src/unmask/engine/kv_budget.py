@@ -9,7 +9,7 @@ import torch
 
 from unmask.errors import ConfigError
 from unmask.knobs import whole
-from unmask.kv.paged_store import PageStore
+from unmask.kv.paged_store import PagedStore
 from unmask.models.transformer import Transformer
 
 PAGED_SHARE = 0.75
@@ -17,27 +17,27 @@ PAGED_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class KVBudget:
     """Pages of a block-causal model (0: none), and bytes of dense rows."""
 
     num_pages: int
     dense_bytes: int
 
     @classmethod
-    def of(cls, model: Transformer, max_batch: int, kv_bytes: int | None) -> Budget:
+    def of(cls, model: Transformer, max_batch: int, kv_bytes: int | None) -> KVBudget:
         """Split `kv_bytes`; None takes what `max_batch` full contexts need twice over, at most half of
         the free memory. Raises ConfigError for less than a page.
         """
         spec = model.part
-        slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * model.dtype.itemsize
+        position = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * model.dtype.itemsize
         if kv_bytes is None:
-            kv_bytes = 2 * max_batch * spec.max_length * slot
+            kv_bytes = 2 * max_batch * spec.max_length * position
             free = free_bytes(model.device)
             kv_bytes = kv_bytes if free is None else min(kv_bytes, free // 2)
         kv_bytes = whole("kv_bytes", kv_bytes, 0)
         if spec.block_size is None:
             return cls(0, kv_bytes)
-        page = PageStore.page_bytes(spec, model.dtype)
+        page = PagedStore.page_bytes(spec, model.dtype)
         num_pages = int(PAGED_SHARE * kv_bytes) // page
         if num_pages < 1:
             raise ConfigError(

@@ -5,17 +5,17 @@ from __future__ import annotations
 from unmask.canvas import Ints
 from unmask.distributed.tensor_parallel import new_store
 from unmask.engine.sequence import SequenceState
-from unmask.kv.dense_store import Store
+from unmask.kv.dense_store import DenseStore
 from unmask.models.transformer import Transformer
 
 Branch = tuple[SequenceState, bool]
 """A sequence, and whether this row of it sees the prompt."""
 
 
-class DenseRows:
+class DenseKV:
     """Keys and values of sequences whose cache depends on the whole canvas: a row each, of equal width.
 
-    `layered`: the layers' outputs are kept too. The store begins with `rows` and `slots` and grows with
+    `layered`: the layers' outputs are kept too. The store begins with `rows` and `positions` and grows with
     what is admitted; once the last row is gone, it is what it was at the beginning.
     """
 
@@ -23,31 +23,31 @@ class DenseRows:
         self,
         model: Transformer,
         rows: int,
-        slots: int,
+        positions: int,
         *,
         layered: bool,
         max_bytes: int | None = None,
     ) -> None:
         self.max_bytes = max_bytes
-        self._begin, self.model, self.layered = (rows, slots), model, layered
+        self._begin, self.model, self.layered = (rows, positions), model, layered
         self.store = self._new()
         self.rows: list[Branch] = []
         self.widths: list[int] = []
 
-    def _new(self) -> Store:
+    def _new(self) -> DenseStore:
         return new_store(self.model, *self._begin, self.layered)
 
-    def bytes_with(self, rows: int, slots: int) -> int:
-        """Bytes when `rows` more of `slots` slots are admitted."""
+    def bytes_with(self, rows: int, positions: int) -> int:
+        """Bytes when `rows` more of `positions` positions are admitted."""
         have = (len(self.rows), max(self.widths, default=0))
-        wanted = max(have[0] + rows, self._begin[0]) * max(have[1], slots, self._begin[1])
-        return wanted * self.store.bytes_per_slot
+        wanted = max(have[0] + rows, self._begin[0]) * max(have[1], positions, self._begin[1])
+        return wanted * self.store.bytes_per_position
 
     def admit(self, sequence: SequenceState, branches: list[Branch]) -> None:
         """Give a sequence its rows."""
-        slots = sequence.request.max_slots
+        positions = sequence.request.max_positions
         self.rows.extend(branches)
-        self.widths.extend([slots] * len(branches))
+        self.widths.extend([positions] * len(branches))
         self.store.reserve(max(self.widths), self._rows_to_reserve())
 
     def _rows_to_reserve(self) -> int:
@@ -55,7 +55,7 @@ class DenseRows:
         have, needed = len(self.store.keys[0]), len(self.rows)
         if needed <= have:
             return have
-        row_bytes = max(self.store.slots, *self.widths) * self.store.bytes_per_slot
+        row_bytes = max(self.store.positions, *self.widths) * self.store.bytes_per_position
         most = 2 * have if self.max_bytes is None else min(2 * have, self.max_bytes // row_bytes)
         return max(needed, most)
 
@@ -77,8 +77,8 @@ class DenseRows:
         )
 
     def move(self, sequence: SequenceState, sources: Ints, targets: Ints) -> None:
-        """Move what is kept of a sequence's slots `sources` to `targets`."""
+        """Move what is kept of a sequence's positions `sources` to `targets`."""
         self.store.reserve(len(sequence.canvas))
         for row, (other, _) in enumerate(self.rows):
             if other is sequence:
-                self.store.move_slots(row, sources, targets)
+                self.store.move_positions(row, sources, targets)

@@ -6,57 +6,57 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unmask.caches.base import Plan
+from unmask.caches.base import CachePlan
 from unmask.canvas import Canvas, Ints
 from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError
-from unmask.kv.paged_store import PageStore, Table
+from unmask.kv.paged_store import PagedStore, PageTable
 
 
 def fed_tokens(canvas: Canvas, sees_prompt: bool) -> Ints:
-    """What the network reads at each slot; guidance hides the given tokens from its second row."""
+    """What the network reads at each position; guidance hides the given tokens from its second row."""
     if sees_prompt:
         return canvas.tokens
     hidden: Ints = np.where(canvas.fixed, canvas.mask_id, canvas.tokens)
     return hidden
 
 
-def decided_slots(canvas: Canvas) -> int:
-    """Slots left of the first open one."""
-    open_ = canvas.open_slots()
+def decided_positions(canvas: Canvas) -> int:
+    """Positions left of the first open one."""
+    open_ = canvas.open_positions()
     return int(open_[0]) if len(open_) else len(canvas)
 
 
 @dataclass
-class Found:
-    """Slots of admitted sequences that could have been in the pages, and those that were."""
+class PrefixMatch:
+    """Positions of admitted sequences that could have been in the pages, and those that were."""
 
     num_asked: int = 0
     num_found: int = 0
 
 
-class Paging:
+class PagedKV:
     """Tables of sequences whose cache is pageable, one a row of the batch."""
 
-    def __init__(self, store: PageStore) -> None:
+    def __init__(self, store: PagedStore) -> None:
         self.store = store
-        self.found = Found()
-        self._tables: dict[int, list[Table]] = {}
+        self.found = PrefixMatch()
+        self._tables: dict[int, list[PageTable]] = {}
 
     @staticmethod
     def takes(sequence: SequenceState) -> bool:
         """Whether a sequence's keys live in pages."""
         return bool(getattr(sequence.request.cache, "pageable", False))
 
-    def table(self, sequence: SequenceState, sees_prompt: bool) -> Table:
+    def table(self, sequence: SequenceState, sees_prompt: bool) -> PageTable:
         """The table of one of its rows."""
         return self._tables[id(sequence)][0 if sees_prompt else 1]
 
     def admit(self, sequence: SequenceState, num_rows: int) -> None:
         """Give a sequence its tables, with what others left of its beginning."""
         request, canvas = sequence.request, sequence.canvas
-        decided = decided_slots(canvas)
-        tables = self._tables[id(sequence)] = [Table(self.store) for _ in range(num_rows)]
+        decided = decided_positions(canvas)
+        tables = self._tables[id(sequence)] = [PageTable(self.store) for _ in range(num_rows)]
         known = min(
             table.find(fed_tokens(canvas, branch == 0)[:decided])
             for branch, table in enumerate(tables)
@@ -71,18 +71,18 @@ class Paging:
             known, request.cache.start(canvas, request.facts)
         )
 
-    def missing(self, sequence: SequenceState, plan: Plan) -> int:
+    def missing(self, sequence: SequenceState, plan: CachePlan) -> int:
         """Pages to take before the forward of `plan`."""
         assert plan.end is not None, "a pageable cache says what is seen"
         return sum(table.missing(plan.known, plan.end) for table in self._tables[id(sequence)])
 
-    def secure(self, sequence: SequenceState, plan: Plan) -> None:
+    def secure(self, sequence: SequenceState, plan: CachePlan) -> None:
         """Take them; they must be available."""
         assert plan.end is not None, "a pageable cache says what is seen"
         for table in self._tables[id(sequence)]:
             table.secure(plan.known, plan.end)
 
-    def publish(self, sequence: SequenceState, plan: Plan) -> None:
+    def publish(self, sequence: SequenceState, plan: CachePlan) -> None:
         """After a forward and before its edit: what is final now may serve others."""
         for branch, table in enumerate(self._tables[id(sequence)]):
             table.publish(fed_tokens(sequence.canvas, branch == 0), plan.final)
@@ -97,16 +97,17 @@ class Paging:
         if not self._tables:
             return True
         block = self.store.block_size
-        pages = num_rows * -(-(decided_slots(sequence.canvas) + block) // self.store.size)
+        pages = num_rows * -(-(decided_positions(sequence.canvas) + block) // self.store.size)
         growing = sum(len(tables) for tables in self._tables.values())
         return pages + growing <= self.store.pages.num_available
 
     def check_fit(self, sequence: SequenceState, num_rows: int) -> None:
         """Raise ConfigError for a sequence that needs more pages than there are."""
-        slots = sequence.request.max_slots
-        needed, total = num_rows * -(-slots // self.store.size), self.store.pages.total
+        positions = sequence.request.max_positions
+        needed, total = num_rows * -(-positions // self.store.size), self.store.pages.total
         if needed > total:
             raise ConfigError(
-                f"a canvas of {slots} slots takes {needed} pages of cache, the engine has {total}; use "
+                f"a canvas of {positions} positions takes {needed} pages of cache, the engine has "
+                f"{total}; use "
                 f"cache=none, a shorter answer, or more kv_bytes"
             )

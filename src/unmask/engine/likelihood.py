@@ -1,6 +1,6 @@
 """How likely the model finds a given answer to a prompt.
 
-Letters: C masked copies of an example, L answer tokens, S samples, B rows of a batch, T slots, D width.
+Letters: C masked copies of an example, L answer tokens, S samples, B rows of a batch, T positions, D width.
 
 `monte_carlo`: the mean of `(L / n) * sum of ln p(token | the rest)` over samples in which n of the L
 answer tokens, chosen without replacement, are masked. Its expectation is the model's bound on the log
@@ -285,27 +285,27 @@ def _score(model: Transformer, batch: list[_Row], weight: float) -> Floats:
     ids = np.zeros((len(batch), width), dtype=np.int64)
     blind = np.zeros((len(batch), width), dtype=np.int64)
     asked, targets, owners = [], [], []
-    for lane, row in enumerate(batch):
+    for meta, row in enumerate(batch):
         example = row.example
         answer = example.ids[example.start :]
         end = len(example.ids)
-        ids[lane, : example.start] = example.ids[: example.start]
-        ids[lane, example.start : end] = np.where(row.masked, spec.mask_id, answer)
-        blind[lane, :end] = ids[lane, :end]
-        blind[lane, : example.start] = spec.mask_id
-        slots = example.start + np.flatnonzero(row.asked)
+        ids[meta, : example.start] = example.ids[: example.start]
+        ids[meta, example.start : end] = np.where(row.masked, spec.mask_id, answer)
+        blind[meta, :end] = ids[meta, :end]
+        blind[meta, : example.start] = spec.mask_id
+        positions = example.start + np.flatnonzero(row.asked)
         # A prompt is never empty: the row before the answer exists.
-        asked.append(lane * width + slots - (1 if spec.shift_logits else 0))
+        asked.append(meta * width + positions - (1 if spec.shift_logits else 0))
         targets.append(answer[row.asked])
-        owners.append(np.full(len(slots), lane))
+        owners.append(np.full(len(positions), meta))
     if weight > 0:
         ids, lengths = np.concatenate((ids, blind)), np.concatenate((lengths, lengths))
-    positions = torch.arange(width, device=device).expand(len(ids), width)
+    position_ids = torch.arange(width, device=device).expand(len(ids), width)
     real = None
     if (lengths < width).any():
-        real = positions < torch.from_numpy(lengths).to(device)[:, None]
+        real = position_ids < torch.from_numpy(lengths).to(device)[:, None]
     states_BTD = model.hidden(
-        torch.from_numpy(ids).to(device), positions, topology(spec, positions, real)
+        torch.from_numpy(ids).to(device), position_ids, topology(spec, position_ids, real)
     )
     half = states_BTD[: len(batch)].flatten(0, 1)
     without = states_BTD[len(batch) :].flatten(0, 1) if weight > 0 else None

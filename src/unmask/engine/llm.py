@@ -12,7 +12,7 @@ import torch
 from unmask.canvas import Bools, Canvas, Floats, ModelFacts
 from unmask.distributed import tensor_parallel
 from unmask.engine.likelihood import Likelihood, loglikelihood
-from unmask.engine.model_runner import Runner
+from unmask.engine.model_runner import ModelRunner
 from unmask.engine.output_processor import output_of
 from unmask.engine.outputs import Output
 from unmask.engine.prompts import Messages, Prompt, prompt_list
@@ -20,7 +20,7 @@ from unmask.engine.request import Request
 from unmask.engine.request_builder import INFILL_OPTIONS, STREAM_OPTIONS, Requests, flags
 from unmask.engine.scheduler import Event, decode
 from unmask.engine.sequence import SequenceState
-from unmask.engine.threads import apart
+from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
 from unmask.engine.tokenizer import load_tokenizer, token_id
 from unmask.errors import ConfigError, ModelError
@@ -42,7 +42,7 @@ class LLM(Requests):
     `model`: a bundled name ("demo"), a checkpoint folder, a hub id, or a `Transformer`. `dtype`, e.g.
     "float32" (the CPU's default) or "bfloat16"; `device`, e.g. "cpu" or "cuda". `tokenizer` overrides
     the folder's. `pack_weights` keeps the large weights a second time in the layout of the CPU's float32
-    kernels, which makes forwards of few slots 2 to 4 times as fast; None: where half of the free memory
+    kernels, which makes forwards of few positions 2 to 4 times as fast; None: where half of the free memory
     holds them. `progress` is told the bytes of the weights that were read and those there are.
     `quantize="int8"`, or "int4" with dtype="bfloat16" on a CPU, keeps the blocks' weights in so many bits
     (extra `quantize`; dense models; not packed).
@@ -104,7 +104,7 @@ class LLM(Requests):
         ends = (self.vocabulary.eos_id, self.vocabulary.turn_end_id)
         self.stop_ids = frozenset(id_ for id_ in ends if id_ is not None)
 
-    make_runner: Callable[..., Runner] = Runner
+    make_runner: Callable[..., ModelRunner] = ModelRunner
     """What runs the forwards; a measurement puts its own in its place."""
 
     def _vocabulary(self) -> Vocabulary:
@@ -141,9 +141,9 @@ class LLM(Requests):
 
         `prompts`: a string, strings, or lists of token ids (used as given). A string is one user turn in
         the model's chat template when it has one; `raw=True` takes it as plain text. `gen_length`
-        slots are generated (128 by default; decoder daedal finds its own); `stop_at_eos` ends early when
-        an end token has everything before it. `seed` fixes all randomness of a request, whatever the
-        batch. `max_batch_size` rows share a forward. `knobs`: those of `Proposal` (`temperature`,
+        positions are generated (128 by default; decoder daedal finds its own); `stop_at_eos` ends early
+        when an end token has everything before it. `seed` fixes all randomness of a request, whatever the
+        batch. `max_batch_size` rows share a forward. `knobs`: those of `SamplingParams` (`temperature`,
         `cfg_scale`, `vocabulary`...) and the decoder's own (`steps`, `block_length`, `threshold`...).
         `decoder` may carry some: "prophet(inner=cadllm)". `cache` takes its own in `cache_args`, as
         knobs called `cache.NAME`, or in its name: "dllm(kp=50, kr=7)".
@@ -206,7 +206,7 @@ class LLM(Requests):
         """How frequent each token is in what the model says of empty canvases, `(V,)`; measured once."""
         if self._background is None:
             room = self.spec.max_length - 1
-            self._background = apart(lambda: estimate(self, length=min(64, room)))
+            self._background = run_in_thread(lambda: estimate(self, length=min(64, room)))
         return self._background
 
     def loglikelihood(
@@ -222,7 +222,7 @@ class LLM(Requests):
     def decode(self, ids: list[int], given: Bools | None = None) -> str:
         """Text of token ids, special tokens left out; empty without a tokenizer.
 
-        `given`: which of them, from the first slot of a text with blanks on, somebody wrote. What is
+        `given`: which of them, from the first position of a text with blanks on, somebody wrote. What is
         special among those is text, but for what the tokenizer itself put in front.
         """
         if self.tokenizer is None:
@@ -239,12 +239,12 @@ class LLM(Requests):
         sequences = [SequenceState.begin(item, i) for i, item in enumerate(requests)]
         if not sequences:
             return
-        rows = max(Runner.rows_of(sequence) for sequence in sequences)
+        rows = max(ModelRunner.rows_of(sequence) for sequence in sequences)
         runner = self.make_runner(
             self.model,
             self.vocabulary,
             max_rows=rows * min(max_batch_size, len(sequences)),
-            max_slots=max(request.max_slots for request in requests),
+            max_positions=max(request.max_positions for request in requests),
             store=any(sequence.request.cache.stores for sequence in sequences),
             features=any(getattr(s.request.cache, "layered", False) for s in sequences),
         )

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from unmask.canvas import Ask, Ints
+from unmask.engine.sampler_state import Candidates
 from unmask.engine.sequence import SequenceState
-from unmask.engine.sequence_cache import Candidates
 from unmask.models.transformer import Transformer
-from unmask.sampling.params import Proposal
+from unmask.sampling.params import SamplingParams
 from unmask.sampling.sampler import STATS, Span, Vocabulary, log_odds, propose
 from unmask.sampling.token_frequencies import load_background
 
@@ -28,10 +28,10 @@ MAX_FREQUENT = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One sequence's logit rows: `(rows, twins)` of the flat states that see the prompt, and that do not.
+class HeadRows:
+    """One sequence's logit rows: `(rows, shadows)` of the flat states that see the prompt, and that do not.
 
-    `ask.rows` are the slots that `rows` answer; `keys` one uint64 a row.
+    `ask.rows` are the positions that `rows` answer; `keys` one uint64 a row.
     """
 
     sequence: SequenceState
@@ -41,12 +41,12 @@ class Part:
     keys: np.ndarray
 
     @property
-    def rule(self) -> Proposal:
+    def rule(self) -> SamplingParams:
         """How its tokens are proposed."""
-        return self.sequence.request.proposal
+        return self.sequence.request.sampling_params
 
 
-class Heads:
+class LMHead:
     """Applies the LM head of one model."""
 
     def __init__(self, model: Transformer, vocabulary: Vocabulary) -> None:
@@ -61,15 +61,15 @@ class Heads:
             self._longest = self.model.head_weight.float().norm(dim=-1).amax()
         return self._longest
 
-    def propose(self, flat: Tensor, parts: list[Part]) -> Tensor:
-        """Packed `(N, C)` float64: the proposals of all parts in order, then the twins of all parts.
+    def propose(self, flat: Tensor, parts: list[HeadRows]) -> Tensor:
+        """Packed `(N, C)` float64: the proposals of all parts in order, then the shadows of all parts.
 
         `flat` `(rows, D)` are the forward's states.
         """
         starts = np.cumsum([0, *(len(part.ask.rows) for part in parts)])
-        num_twins = sum(len(part.ask.twins) for part in parts)
+        num_shadows = sum(len(part.ask.shadows) for part in parts)
         packed = torch.zeros(
-            int(starts[-1]) + num_twins, 2 + len(STATS), dtype=torch.float64, device=flat.device
+            int(starts[-1]) + num_shadows, 2 + len(STATS), dtype=torch.float64, device=flat.device
         )
         groups: dict[int, tuple[Vocabulary, list[int]]] = {}
         for i, part in enumerate(parts):
@@ -78,24 +78,24 @@ class Heads:
         for vocabulary, members in groups.values():
             for chosen in self._chunks(parts, members, len(vocabulary.token_ids)):
                 self._propose(flat, parts, chosen, vocabulary, packed, starts)
-        if num_twins:
-            self._twins(flat, parts, packed[int(starts[-1]) :])
+        if num_shadows:
+            self._shadows(flat, parts, packed[int(starts[-1]) :])
         return packed
 
-    def _vocabulary(self, part: Part) -> Vocabulary:
+    def _vocabulary(self, part: HeadRows) -> Vocabulary:
         """The tokens whose logits a part needs."""
         rule = part.rule
         if rule.vocabulary == "frequency":
             assert rule.frequencies is not None, "checked by Proposal"
             return self.frequent(rule.frequencies, rule.kept_tokens)
-        memory = part.sequence.memory
+        memory = part.sequence.sampler_state
         found = memory.candidates
         if found is None or found.window_end != part.ask.window[1]:
             return self.vocabulary
         return found.vocabulary if memory.missed <= rule.max_missed else self.vocabulary
 
     def _chunks(
-        self, parts: list[Part], members: list[int], vocab_size: int
+        self, parts: list[HeadRows], members: list[int], vocab_size: int
     ) -> Iterator[list[tuple[int, slice]]]:
         """Pieces `(part, rows of it)` whose logits fit in memory together."""
         warm = any(parts[i].rule.temperature > 0 or parts[i].ask.from_sampling for i in members)
@@ -121,7 +121,7 @@ class Heads:
     def _propose(
         self,
         flat: Tensor,
-        parts: list[Part],
+        parts: list[HeadRows],
         chosen: list[tuple[int, slice]],
         vocabulary: Vocabulary,
         packed: Tensor,
@@ -145,9 +145,9 @@ class Heads:
                 self._keep(parts[i], piece, distributions[number])
 
     def _guided(
-        self, flat: Tensor, pieces: list[tuple[Part, slice]], vocabulary: Vocabulary, kind: int
+        self, flat: Tensor, pieces: list[tuple[HeadRows, slice]], vocabulary: Vocabulary, kind: int
     ) -> Tensor:
-        """Logits of all rows (`kind` 0) or twins (1) at once, with classifier-free guidance where asked."""
+        """Return logits of all rows (`kind` 0) or shadows (1), guided where asked."""
         seen = np.concatenate([part.seen[kind][piece] for part, piece in pieces])
         logits = self._logits(flat, seen, vocabulary)
         guided, blind, weights, row = [], [], [], 0
@@ -171,17 +171,17 @@ class Heads:
             return self.model.head(states).float()
         return self.model.head(states, vocabulary.token_ids).float()
 
-    def _span(self, part: Part, piece: slice) -> Span:
+    def _span(self, part: HeadRows, piece: slice) -> Span:
         before = has_before = None
         if "kl" in part.ask.stats:
             uids = part.sequence.canvas.uid[part.ask.rows[piece]]
             size = self.model.spec.vocab_size
-            before, has_before = part.sequence.memory.before(uids, size, self.model.device)
+            before, has_before = part.sequence.sampler_state.before(uids, size, self.model.device)
         return Span(part.ask.rows[piece], part.rule, part.ask, before, has_before)
 
-    def _keep(self, part: Part, piece: slice, distributions: Tensor) -> None:
+    def _keep(self, part: HeadRows, piece: slice, distributions: Tensor) -> None:
         """Remember distributions for the next forward; a piece continues the one before it."""
-        memory = part.sequence.memory
+        memory = part.sequence.sampler_state
         uids = part.sequence.canvas.uid[part.ask.rows[piece]]
         if piece.start == 0:
             memory.next_uids, memory.next_distributions = [], []
@@ -193,7 +193,7 @@ class Heads:
     def _prune(
         self,
         flat: Tensor,
-        parts: list[Part],
+        parts: list[HeadRows],
         chosen: list[tuple[int, slice]],
         vocabulary: Vocabulary,
         logits: Tensor,
@@ -207,10 +207,10 @@ class Heads:
             row += count
             if part.rule.vocabulary != "union":
                 continue
-            slots = part.ask.rows[piece]
+            positions = part.ask.rows[piece]
             states = flat[torch.from_numpy(part.seen[0][piece]).to(flat.device)]
-            uids = part.sequence.canvas.uid[slots]
-            memory = part.sequence.memory
+            uids = part.sequence.canvas.uid[positions]
+            memory = part.sequence.sampler_state
             if vocabulary is not self.vocabulary:
                 assert memory.candidates is not None, "a pruned head has candidates"
                 missed[rows] = memory.candidates.missed(
@@ -231,13 +231,13 @@ class Heads:
                 )
         return missed
 
-    def _twins(self, flat: Tensor, parts: list[Part], packed: Tensor) -> None:
-        """Log-odds of the canvas's token at each twin whose slot is decided; 0 at the others."""
+    def _shadows(self, flat: Tensor, parts: list[HeadRows], packed: Tensor) -> None:
+        """Log-odds of the canvas's token at each shadow whose position is decided; 0 at the others."""
         most = max(1, HEAD_CHUNK // self.model.spec.vocab_size)
         start = 0
         for part in parts:
-            canvas, twins = part.sequence.canvas, part.ask.twins
-            decided = np.flatnonzero(~canvas.open[twins])
+            canvas, shadows = part.sequence.canvas, part.ask.shadows
+            decided = np.flatnonzero(~canvas.open[shadows])
             for first in range(0, len(decided), most):
                 chosen = decided[first : first + most]
                 only = replace(
@@ -246,10 +246,10 @@ class Heads:
                     blind=None if part.blind is None else (part.blind[0], part.blind[1][chosen]),
                 )
                 logits = self._guided(flat, [(only, slice(None))], self.vocabulary, 1)
-                tokens = torch.from_numpy(canvas.tokens[twins[chosen]]).to(flat.device)
+                tokens = torch.from_numpy(canvas.tokens[shadows[chosen]]).to(flat.device)
                 at = torch.from_numpy(start + chosen).to(flat.device)
                 packed[at, 1] = log_odds(logits, tokens).double()
-            start += len(twins)
+            start += len(shadows)
 
 
 def _most_frequent(model: Transformer, whole: Vocabulary, file: str, count: int) -> Vocabulary:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unmask.engine.model_runner import Runner
+from unmask.engine.model_runner import ModelRunner
 from unmask.engine.scheduler import Event
 
 RECENT = 0.9
@@ -17,12 +17,12 @@ class EngineStats:
     """A snapshot: what there is now, and counters since the start, which never fall.
 
     `queued` and `running` requests; `rows_free` of `rows_total` in the batch. `num_forwards` of the network
-    took `forward_s` seconds, host work included, computed `num_queries` slots, of which `num_answer` were
-    not of a prompt and `num_wasted` lay right of an end token (known when a request ends), and committed
-    `num_committed` tokens in `num_steps` steps of single requests. `num_preempted`: how often a request
-    lost its pages and came back.
+    took `forward_s` seconds, host work included, computed `num_queries` positions, of which `num_answer`
+    were not of a prompt and `num_wasted` lay right of an end token (known when a request ends), and
+    committed `num_committed` tokens in `num_steps` steps of single requests. `num_preempted`: how often a
+    request lost its pages and came back.
     Of `pages_total` (0: the model has none) `pages_free` are held by nobody, `pages_kept` of them with
-    content that a prompt may begin with; `prefix_found` of `prefix_asked` decided slots of admitted
+    content that a prompt may begin with; `prefix_found` of `prefix_asked` decided positions of admitted
     requests were found there. `dense_bytes` of other caches. `ended`: requests by how they ended.
     `listener_errors`: listeners that raised.
     """
@@ -92,13 +92,13 @@ class Tally:
         """About how long until one more would be taken, at least a second."""
         return max(1.0, self.request_s * (waiting + 1) / rows)
 
-    def snapshot(self, queued: int, running: int, runner: Runner) -> EngineStats:
+    def snapshot(self, queued: int, running: int, runner: ModelRunner) -> EngineStats:
         """The numbers as they are."""
         paging = runner.paging
         return EngineStats(
             queued=queued,
             running=running,
-            rows_free=runner.max_rows - len(runner.lanes),
+            rows_free=runner.max_rows - len(runner.metas),
             rows_total=runner.max_rows,
             num_forwards=self.num_forwards,
             num_steps=self.num_steps,

@@ -3,7 +3,7 @@
 The runner packs the planned queries, runs the network once, applies the LM head to the asked rows only,
 and brings the proposals to the host in a single transfer.
 
-Letters: N queries of all rows or logit rows of all sequences, D width, C columns of a reading, T slots.
+Letters: N queries of all rows or logit rows of all sequences, D width, C columns of a reading, T positions.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.attention.layered import FeatureLane, Features, Layered
-from unmask.attention.packed import Lane, Packed
+from unmask.attention.layered import FeatureRowMeta, FeatureStore, LayeredAttention
+from unmask.attention.packed import PackedAttention, RowMeta
 from unmask.attention.rollout import rollout
-from unmask.caches.base import Layers, Plan, Seen
-from unmask.canvas import NO_SLOTS, Ask, Canvas, Floats, Ints, Reading, places
-from unmask.engine.kv_dense import Branch, DenseRows
-from unmask.engine.kv_paged import Paging, fed_tokens
-from unmask.engine.lm_head import Heads, Part
+from unmask.caches.base import CachePlan, Layers, Observation
+from unmask.canvas import NO_POSITIONS, Ask, Canvas, Floats, Ints, Reading, places
+from unmask.engine.kv_dense import Branch, DenseKV
+from unmask.engine.kv_paged import PagedKV, fed_tokens
+from unmask.engine.lm_head import HeadRows, LMHead
 from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError, ModelError
 from unmask.models.transformer import Transformer
@@ -37,29 +37,29 @@ NOT_FINITE = (
 class Turn:
     """One sequence's part of a forward; `rows` are the logit rows that answer `ask`.
 
-    Asked slots whose row the plan does not compute are left out: the decoder never sees them. `reads`:
+    Asked positions whose row the plan does not compute are left out: the decoder never sees them. `reads`:
     the decoder takes a step; else a part of the prompt is computed, no more.
     """
 
     sequence: SequenceState
     ask: Ask
     rows: Ints
-    plan: Plan
+    plan: CachePlan
     reads: bool = True
 
     def num_queries(self, num_layers: int) -> int:
-        """Slots that the forward computes for it, twins included; the layers' mean if they differ."""
+        """Positions that the forward computes for it, shadows included; the layers' mean if they differ."""
         if self.plan.layers is None:
-            return len(self.plan.queries) + len(self.ask.twins)
+            return len(self.plan.queries) + len(self.ask.shadows)
         rows = self.plan.layers.num_rows(len(self.plan.queries))
         mean = (len(self.plan.queries) + (num_layers - 1) * rows) / num_layers
-        return round(mean) + len(self.ask.twins)
+        return round(mean) + len(self.ask.shadows)
 
 
-class Runner:
+class ModelRunner:
     """Runs forwards of one model for the sequences that were admitted.
 
-    `max_rows` sequences of at most `max_slots` slots; guided sequences take two rows. `store` and
+    `max_rows` sequences of at most `max_positions` positions; guided sequences take two rows. `store` and
     `features`: caches that keep keys and values, or the layers' outputs too, are among them, and memory is
     set aside. Else it grows with what is admitted, up to `dense_bytes`. `paging`: pageable caches
     live there.
@@ -70,36 +70,36 @@ class Runner:
         model: Transformer,
         vocabulary: Vocabulary,
         max_rows: int,
-        max_slots: int = 0,
+        max_positions: int = 0,
         *,
         store: bool = False,
         features: bool = False,
-        paging: Paging | None = None,
+        paging: PagedKV | None = None,
         dense_bytes: int | None = None,
     ) -> None:
         self.model, self.max_rows, self.paging = model, max_rows, paging
-        self.heads = Heads(model, vocabulary)
+        self.heads = LMHead(model, vocabulary)
         self.dense_bytes = dense_bytes
-        begin = {False: (max_rows, max_slots) if store and not features else (0, 0)}
-        begin[True] = (max_rows, max_slots) if features else (0, 0)
+        begin = {False: (max_rows, max_positions) if store and not features else (0, 0)}
+        begin[True] = (max_rows, max_positions) if features else (0, 0)
         self.dense = {
-            layered: DenseRows(model, *size, layered=layered, max_bytes=dense_bytes)
+            layered: DenseKV(model, *size, layered=layered, max_bytes=dense_bytes)
             for layered, size in begin.items()
         }
         """Rows of caches that keep the layers' outputs too (True), or keys and values alone."""
-        self.lanes: list[Branch] = []
+        self.metas: list[Branch] = []
         """Every admitted sequence's rows."""
 
     @staticmethod
     def rows_of(sequence: SequenceState) -> int:
         """Rows of the batch that a sequence takes."""
-        return 2 if sequence.request.proposal.cfg_scale > 0 else 1
+        return 2 if sequence.request.sampling_params.cfg_scale > 0 else 1
 
     def is_paged(self, sequence: SequenceState) -> bool:
         """Whether its keys and values live in pages."""
         return self.paging is not None and self.paging.takes(sequence)
 
-    def _dense(self, sequence: SequenceState) -> DenseRows | None:
+    def _dense(self, sequence: SequenceState) -> DenseKV | None:
         """Where its keys and values live, if they are kept and not in pages."""
         cache = sequence.request.cache
         if not cache.stores or self.is_paged(sequence):
@@ -109,22 +109,22 @@ class Runner:
     def has_room(self, sequence: SequenceState) -> bool:
         """Whether it can be admitted now."""
         rows, dense = self.rows_of(sequence), self._dense(sequence)
-        if len(self.lanes) + rows > self.max_rows:
+        if len(self.metas) + rows > self.max_rows:
             return False
         if self.paging is not None and self.is_paged(sequence):
             return self.paging.has_room(sequence, rows)
         if dense is None or self.dense_bytes is None:
             return True
         other = self.dense[not dense.layered]
-        wanted = dense.bytes_with(rows, sequence.request.max_slots) + other.bytes_with(0, 0)
+        wanted = dense.bytes_with(rows, sequence.request.max_positions) + other.bytes_with(0, 0)
         return wanted <= self.dense_bytes
 
     def check_fit(self, sequence: SequenceState) -> None:
         """Raise ConfigError for a sequence that has no room even alone."""
-        rows, dense, slots = (
+        rows, dense, positions = (
             self.rows_of(sequence),
             self._dense(sequence),
-            sequence.request.max_slots,
+            sequence.request.max_positions,
         )
         if rows > self.max_rows:
             raise ConfigError(
@@ -133,17 +133,17 @@ class Runner:
         if self.paging is not None and self.is_paged(sequence):
             self.paging.check_fit(sequence, rows)
         elif dense is not None and self.dense_bytes is not None:
-            needed = rows * slots * dense.store.bytes_per_slot
+            needed = rows * positions * dense.store.bytes_per_position
             if needed > self.dense_bytes:
                 raise ConfigError(
-                    f"a canvas of {slots} slots takes {needed} bytes of cache, the engine has "
+                    f"a canvas of {positions} positions takes {needed} bytes of cache, the engine has "
                     f"{self.dense_bytes} for such; use cache=none, a shorter answer, or more kv_bytes"
                 )
 
     def admit(self, sequence: SequenceState) -> None:
         """Give a sequence its rows."""
         branches = [(sequence, branch == 0) for branch in range(self.rows_of(sequence))]
-        self.lanes.extend(branches)
+        self.metas.extend(branches)
         dense = self._dense(sequence)
         if dense is not None:
             dense.admit(sequence, branches)
@@ -152,7 +152,7 @@ class Runner:
 
     def release(self, sequence: SequenceState) -> None:
         """Take a sequence's rows back."""
-        self.lanes = [lane for lane in self.lanes if lane[0] is not sequence]
+        self.metas = [meta for meta in self.metas if meta[0] is not sequence]
         dense = self._dense(sequence)
         if dense is not None:
             dense.release(sequence)
@@ -160,7 +160,7 @@ class Runner:
             self.paging.release(sequence)
 
     def follow(self, sequence: SequenceState, before: Canvas) -> None:
-        """Move what is kept of a sequence along with its slots, after an edit.
+        """Move what is kept of a sequence along with its positions, after an edit.
 
         In pages nothing moves: what an edit moved is not final any more.
         """
@@ -177,48 +177,52 @@ class Runner:
             return 0
         dense = self._dense(sequence)
         store = self.dense[False].store if dense is None else dense.store
-        return store.bytes_per_slot * len(sequence.canvas) * self.rows_of(sequence)
+        return store.bytes_per_position * len(sequence.canvas) * self.rows_of(sequence)
 
-    def row_of(self, slots: Ints) -> Ints:
-        """The slot whose row answers each slot."""
-        answering: Ints = np.maximum(slots - 1, 0) if self.model.spec.shift_logits else slots
+    def row_of(self, positions: Ints) -> Ints:
+        """The position whose row answers each position."""
+        answering: Ints = (
+            np.maximum(positions - 1, 0) if self.model.spec.shift_logits else positions
+        )
         return answering
 
     def turn(self, sequence: SequenceState, most: int | None = None) -> Turn:
         """Ask the decoder, then let the cache plan the forward that answers it.
 
-        Where that would compute more than `most` slots and the cache can work ahead, it is a part of the
-        prompt instead.
+        Where that would compute more than `most` positions and the cache can work ahead, it is a part of
+        the prompt instead.
         """
         request, canvas, ask = sequence.request, sequence.canvas, self._ask(sequence)
-        slots = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
+        positions = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
         if request.cache.exact:  # without a cache all of them are there
-            ask = replace(ask, rows=slots)
+            ask = replace(ask, rows=positions)
         answering = self.row_of(ask.rows)
         plan, state = request.cache.plan(canvas, ask, answering, sequence.cache_state)
         if most is not None and len(plan.queries) > most and self.is_paged(sequence):
             ahead = request.cache.ahead(canvas, sequence.cache_state, most)
             if ahead is not None:
                 plan, sequence.cache_state = ahead
-                return Turn(sequence, Ask(NO_SLOTS, ask.window), NO_SLOTS, plan, reads=False)
+                return Turn(
+                    sequence, Ask(NO_POSITIONS, ask.window), NO_POSITIONS, plan, reads=False
+                )
         sequence.cache_state = state
         plan = _without_dropped(plan, sequence.limit)
-        rows = self.row_of(slots)
+        rows = self.row_of(positions)
         computed = np.isin(rows, plan.queries)
-        return Turn(sequence, replace(ask, rows=slots[computed]), rows[computed], plan)
+        return Turn(sequence, replace(ask, rows=positions[computed]), rows[computed], plan)
 
     def _ask(self, sequence: SequenceState) -> Ask:
         """What the decoder wants read; asked once a step."""
         request, canvas = sequence.request, sequence.canvas
         if sequence.ask is None:
             ask, sequence.decoder_state = request.decoder.ask(canvas, sequence.decoder_state)
-            for slots in (ask.rows, ask.twins, ask.optional):
-                inside = not len(slots) or 0 <= slots[0] <= slots[-1] < len(canvas)
-                assert inside, "the decoder asks for slots that are not there"
+            for positions in (ask.rows, ask.shadows, ask.optional):
+                inside = not len(positions) or 0 <= positions[0] <= positions[-1] < len(canvas)
+                assert inside, "the decoder asks for positions that are not there"
             sequence.ask = ask
         ask = sequence.ask
-        if request.proposal.vocabulary == "adaptive" and ask.top_v is None:
-            size = sequence.memory.adaptive_size(canvas)
+        if request.sampling_params.vocabulary == "adaptive" and ask.top_v is None:
+            size = sequence.sampler_state.adaptive_size(canvas)
             ask = replace(ask, top_v=min(size, self.model.spec.vocab_size))
         return ask
 
@@ -232,32 +236,34 @@ class Runner:
         return True
 
     @torch.inference_mode()
-    def forward(self, turns: list[Turn]) -> list[Seen]:
+    def forward(self, turns: list[Turn]) -> list[Observation]:
         """Run the network once for some admitted sequences; what was seen, a turn each.
 
         Raises ModelError when the network's states, or the proposals of a sequence that has no knob to make
         them so, are not finite.
         """
         by_id = {id(turn.sequence): turn for turn in turns}
-        lanes = [
+        metas = [
             (by_id[id(sequence)], sees_prompt)
-            for sequence, sees_prompt in self.lanes
+            for sequence, sees_prompt in self.metas
             if id(sequence) in by_id
         ]
-        flat_ND, starts, importance = self._states(lanes)
+        flat_ND, starts, importance = self._states(metas)
         states: dict[tuple[int, bool], tuple[Ints, Ints]] = {}
-        for (turn, sees_prompt), start in zip(lanes, starts, strict=True):
+        for (turn, sees_prompt), start in zip(metas, starts, strict=True):
             at = np.searchsorted(turn.plan.queries, turn.rows) + start
-            twins = np.arange(len(turn.ask.twins)) + start + len(turn.plan.queries)
-            states[id(turn.sequence), sees_prompt] = (at, twins)
+            shadows = np.arange(len(turn.ask.shadows)) + start + len(turn.plan.queries)
+            states[id(turn.sequence), sees_prompt] = (at, shadows)
         parts = []
         for turn in turns:
-            seen, blind = (states.get((id(turn.sequence), branch)) for branch in (True, False))
-            assert seen is not None, "every sequence has a row that sees its prompt"
-            turn.sequence.num_logit_rows += (len(turn.rows) + len(turn.ask.twins)) * (
+            observation, blind = (
+                states.get((id(turn.sequence), branch)) for branch in (True, False)
+            )
+            assert observation is not None, "every sequence has a row that sees its prompt"
+            turn.sequence.num_logit_rows += (len(turn.rows) + len(turn.ask.shadows)) * (
                 1 if blind is None else 2
             )
-            parts.append(Part(turn.sequence, turn.ask, seen, blind, self._keys(turn)))
+            parts.append(HeadRows(turn.sequence, turn.ask, observation, blind, self._keys(turn)))
         packed = self.heads.propose(flat_ND, parts)
         told = [tensor.double() for tensor in importance.values()]
         finite = flat_ND.isfinite().all().double()[None]
@@ -274,16 +280,16 @@ class Runner:
             if self.paging is not None and self.is_paged(turn.sequence):
                 self.paging.publish(turn.sequence, turn.plan)
         return [
-            Seen(reading, shares.get(id(turn.sequence)))
+            Observation(reading, shares.get(id(turn.sequence)))
             for turn, reading in zip(turns, readings, strict=True)
         ]
 
-    def _readings(self, parts: list[Part], values: np.ndarray) -> list[Reading]:
-        """Rows of `values`: the proposals of all parts, then the twins of all parts."""
+    def _readings(self, parts: list[HeadRows], values: np.ndarray) -> list[Reading]:
+        """Rows of `values`: the proposals of all parts, then the shadows of all parts."""
         readings: list[Reading] = []
-        start, twin = 0, sum(len(part.ask.rows) for part in parts)
+        start, shadow = 0, sum(len(part.ask.rows) for part in parts)
         for part in parts:
-            end, twin_end = start + len(part.ask.rows), twin + len(part.ask.twins)
+            end, shadow_end = start + len(part.ask.rows), shadow + len(part.ask.shadows)
             own = values[start:end]
             is_plain = part.rule.temperature == part.rule.cfg_scale == 0 and part.ask.credit is None
             if is_plain and np.isnan(own[:, :2]).any():
@@ -292,22 +298,22 @@ class Runner:
             told += ["eos_top"] if "eos" in told else []
             if part.ask.credit is not None:
                 told += ["raw_token", "raw_confidence"]
-            if part.sequence.request.proposal.vocabulary == "union":
+            if part.sequence.request.sampling_params.vocabulary == "union":
                 told.append("missed")
                 column = own[:, 2 + STATS.index("missed")]
-                part.sequence.memory.missed = float(column.max(initial=0.0))
+                part.sequence.sampler_state.missed = float(column.max(initial=0.0))
             readings.append(
                 Reading(
-                    slots=part.ask.rows,
+                    positions=part.ask.rows,
                     tokens=own[:, 0].astype(np.int64),
                     log_odds=own[:, 1].copy(),
                     uniform=uniform(part.keys),
                     stats={name: own[:, 2 + STATS.index(name)].copy() for name in told},
-                    twin_log_odds=values[twin:twin_end, 1].copy(),
-                    top_v=effective_top_v(part.sequence.request.proposal, part.ask),
+                    shadow_log_odds=values[shadow:shadow_end, 1].copy(),
+                    top_v=effective_top_v(part.sequence.request.sampling_params, part.ask),
                 )
             )
-            start, twin = end, twin_end
+            start, shadow = end, shadow_end
         return readings
 
     def _keys(self, turn: Turn) -> np.ndarray:
@@ -316,65 +322,67 @@ class Runner:
         return row_keys(sequence.request.seed, sequence.num_forwards, uids)
 
     def _states(
-        self, lanes: list[tuple[Turn, bool]]
+        self, metas: list[tuple[Turn, bool]]
     ) -> tuple[Tensor, list[int], dict[int, Tensor]]:
         """Final states `(N, D)`, where each lane's begin, and `(T,)` importances of watched sequences.
 
-        A lane's states are those of its plan's queries, then those of its twins. Lanes whose layers
+        A lane's states are those of its plan's queries, then those of its shadows. Lanes whose layers
         differ in what they compute go through the network apart.
         """
-        starts, states, start = [0] * len(lanes), list[Tensor](), 0
+        starts, states, start = [0] * len(metas), list[Tensor](), 0
         importance: dict[int, Tensor] = {}
         device = self.model.device
         for is_layered in (False, True):
             chosen = [
-                i for i, (t, _) in enumerate(lanes) if (t.plan.layers is not None) == is_layered
+                i for i, (t, _) in enumerate(metas) if (t.plan.layers is not None) == is_layered
             ]
             if not chosen:
                 continue
-            parts = {i: self._lane(*lanes[i]) for i in chosen}
+            parts = {i: self._lane(*metas[i]) for i in chosen}
             chosen.sort(key=lambda i: (parts[i].shape, parts[i].row))  # equal shapes share a run
             made = [parts[i] for i in chosen]
-            mixing = self._mixing(made, [lanes[i][0].plan.layers for i in chosen])
-            ids = np.concatenate([self._ids(*lanes[i]) for i in chosen])
-            positions = np.concatenate([lane.positions for lane in made])
+            backend = self._mixing(made, [metas[i][0].plan.layers for i in chosen])
+            ids = np.concatenate([self._ids(*metas[i]) for i in chosen])
+            position_ids = np.concatenate([meta.position_ids for meta in made])
             states.append(
                 self.model.hidden(
                     torch.from_numpy(ids).to(device),
-                    torch.from_numpy(positions).to(device),
-                    mixing=mixing,
+                    torch.from_numpy(position_ids).to(device),
+                    backend=backend,
                 )
             )
-            for i, lane in zip(chosen, made, strict=True):
+            for i, meta in zip(chosen, made, strict=True):
                 starts[i] = start
-                start += len(lane.positions)
-                if lane.watched:
-                    queries = torch.from_numpy(lane.slots).to(device)
-                    shares = rollout(mixing.maps[lane.row], queries, lane.length)
-                    importance[id(lanes[i][0].sequence)] = shares
+                start += len(meta.position_ids)
+                if meta.watched:
+                    queries = torch.from_numpy(meta.positions).to(device)
+                    shares = rollout(backend.maps[meta.row], queries, meta.length)
+                    importance[id(metas[i][0].sequence)] = shares
         return torch.cat(states) if len(states) > 1 else states[0], starts, importance
 
-    def _mixing(self, made: list[Lane], layers: list[Layers | None]) -> Packed:
+    def _mixing(self, made: list[RowMeta], layers: list[Layers | None]) -> PackedAttention:
         """How the queries of these lanes, all layered or none, meet keys and values."""
         block_size, device = self.model.spec.block_size, self.model.device
-        items = [FeatureLane(a, b) for a, b in zip(made, layers, strict=True) if b is not None]
+        items = [FeatureRowMeta(a, b) for a, b in zip(made, layers, strict=True) if b is not None]
         if not items:
-            return Packed(made, self.dense[False].store, block_size, device, self.model.ranks)
+            return PackedAttention(
+                made, self.dense[False].store, block_size, device, self.model.ranks
+            )
         features = self.dense[True].store
-        assert isinstance(features, Features), "layered plans have their store"
-        return Layered(items, features, block_size, device, self.model.ranks)
+        assert isinstance(features, FeatureStore), "layered plans have their store"
+        return LayeredAttention(items, features, block_size, device, self.model.ranks)
 
-    def _lane(self, turn: Turn, sees_prompt: bool) -> Lane:
-        plan, twins, sequence = turn.plan, turn.ask.twins, turn.sequence
+    def _lane(self, turn: Turn, sees_prompt: bool) -> RowMeta:
+        plan, shadows, sequence = turn.plan, turn.ask.shadows, turn.sequence
         dense = self._dense(sequence)
         paged = self.paging is not None and self.is_paged(sequence)
-        return Lane(
+        return RowMeta(
             row=0 if dense is None else dense.row(sequence, sees_prompt),
-            slots=plan.queries,
+            positions=plan.queries,
             length=len(sequence.canvas) if plan.end is None else plan.end,
-            positions=np.concatenate((plan.queries, self.row_of(twins))),
-            twins=twins,
-            twins_meet=turn.ask.twins_meet,
+            position_ids=np.concatenate((plan.queries, self.row_of(shadows))),
+            shadows=shadows,
+            shadows_attend=turn.ask.shadows_attend,
             kept=sequence.request.cache.stores,
             watched=plan.watched and sees_prompt,
             table=self.paging.table(sequence, sees_prompt) if paged and self.paging else None,
@@ -382,14 +390,14 @@ class Runner:
         )
 
     def _ids(self, turn: Turn, sees_prompt: bool) -> Ints:
-        """The tokens of a lane's queries and twins."""
+        """The tokens of a lane's queries and shadows."""
         tokens = fed_tokens(turn.sequence.canvas, sees_prompt)[turn.plan.queries]
-        masks = np.full(len(turn.ask.twins), self.model.spec.mask_id, dtype=np.int64)
+        masks = np.full(len(turn.ask.shadows), self.model.spec.mask_id, dtype=np.int64)
         return np.concatenate((tokens, masks))
 
 
-def _without_dropped(plan: Plan, limit: int | None) -> Plan:
-    """The plan without the slots from `limit` on; whole where layers differ or importances are told."""
+def _without_dropped(plan: CachePlan, limit: int | None) -> CachePlan:
+    """The plan without the positions from `limit` on; whole where layers differ or importances are told."""
     if limit is None or plan.layers is not None or plan.watched:
         return plan
     end = limit if plan.end is None else min(plan.end, limit)

@@ -18,7 +18,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class Commit(NamedTuple):
-    """One decided slot: its index in the canvas at that time, its token, its confidence in [0, 1]."""
+    """One decided position: its index in the canvas at that time, its token, its confidence in [0, 1]."""
 
     position: int
     token: int
@@ -29,9 +29,9 @@ class Commit(NamedTuple):
 class Step:
     """What one forward changed.
 
-    `committed` in slot order; `replaced` likewise (decided before); `remasked` slots; `inserted`
-    `(slot, count)` pairs; `deleted` slots; `appended` tokens; `num_queries` slots computed by the forward;
-    `notes`: numbers the method chose for it (a controller's block length, threshold...).
+    `committed` in position order; `replaced` likewise (decided before); `remasked` positions; `inserted`
+    `(position, count)` pairs; `deleted` positions; `appended` tokens; `num_queries` positions computed by
+    the forward; `notes`: numbers the method chose for it (a controller's block length, threshold...).
     """
 
     committed: tuple[Commit, ...]
@@ -52,7 +52,7 @@ def step_of(edit: Edit, num_queries: int) -> Step:
         committed=tuple(Commit(*item) for item in commits),
         remasked=tuple(edit.remask.tolist()),
         inserted=edit.insert,
-        replaced=tuple(Commit(slot, token, 0.0) for slot, token in replaced),
+        replaced=tuple(Commit(position, token, 0.0) for position, token in replaced),
         deleted=tuple(edit.delete.tolist()),
         num_queries=num_queries,
         appended=tuple(edit.append.tolist()),
@@ -67,14 +67,14 @@ class Output:
     `text` and `token_ids`: the generated part up to (without) the first end-of-text or end-of-turn token;
     for an infill, `text` is the whole filled text and `token_ids` the filled tokens. `canvas_ids`:
     prompt and the whole generated part. `num_forwards` of the network (a guided one counts once),
-    `num_queries` slots computed in all of them, `num_logit_rows` rows of the LM head.
+    `num_queries` positions computed in all of them, `num_logit_rows` rows of the LM head.
     `finish_reason`: "stop" (an end token) or "length" (the canvas is full). `trace[k]`: what forward k
     changed, only with return_trace. `blanks`: the filled texts of an infill. `cache`: the policy
     and its knobs, as `auto` chose it; `cache_exact`: whether it equals decoding without one; `cache_bytes`:
     what its tensors held for this sequence at most. `method`: the decoder and its knobs, as resolved.
     `num_forced`: forwards in which the loop's guard decided instead of the decoder, which changed nothing
     or went on for too long. `num_wasted`: those of `num_queries` that lay right of the end token.
-    `num_cached`: slots whose keys were there from another request (an engine's prefix cache).
+    `num_cached`: positions whose keys were there from another request (an engine's prefix cache).
     """
 
     text: str

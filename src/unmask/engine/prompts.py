@@ -25,7 +25,7 @@ class Prompts:
     def prompt_canvas(
         self, prompt: Prompt, gen_length: int, *, raw: bool = False, option: str = "gen_length"
     ) -> Canvas:
-        """A prompt followed by `gen_length` open slots. Raises PromptError and ConfigError.
+        """A prompt followed by `gen_length` open positions. Raises PromptError and ConfigError.
 
         `option` is what the caller calls the length, for the errors.
         """

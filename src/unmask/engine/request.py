@@ -9,7 +9,7 @@ from unmask.canvas import (
     Canvas,
     ModelFacts,
 )
-from unmask.sampling.params import Proposal
+from unmask.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     pass
@@ -22,20 +22,20 @@ class Request:
     canvas: Canvas
     decoder: Any
     cache: Any
-    proposal: Proposal
+    sampling_params: SamplingParams
     seed: int
     stop_ids: frozenset[int]
     stop_at_eos: bool
     facts: ModelFacts
 
     @property
-    def max_slots(self) -> int:
-        """The most slots the canvas may grow to."""
-        return int(self.decoder.max_slots(self.canvas, self.facts))
+    def max_positions(self) -> int:
+        """The most positions the canvas may grow to."""
+        return int(self.decoder.max_positions(self.canvas, self.facts))
 
     @property
     def max_forwards(self) -> int:
         """The loop's bound: past it every forward commits all it reads."""
-        usual = 2 * (self.max_slots - self.canvas.prompt_length) + 64
+        usual = 2 * (self.max_positions - self.canvas.prompt_length) + 64
         own = getattr(self.decoder, "max_forwards", None)
         return usual if own is None else max(usual, int(own(self.canvas, self.facts)))

@@ -19,7 +19,7 @@ from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError, SettingWarning, unknown_name
 from unmask.knobs import field_names, set_field, whole
 from unmask.models.transformer import Transformer
-from unmask.sampling.params import Proposal
+from unmask.sampling.params import SamplingParams
 from unmask.sampling.sampler import Vocabulary
 from unmask.sampling.token_frequencies import load_background
 
@@ -64,7 +64,7 @@ class Method:
     """A decoder, how it proposes, and what was changed on the way from what was written (or None)."""
 
     decoder: Any
-    proposal: Proposal
+    sampling_params: SamplingParams
     said: str | None
 
 
@@ -73,15 +73,15 @@ def configure(decoder: str, knobs: dict[str, Any], options: tuple[str, ...] = OP
 
     `options` are further names that the caller takes, for the error's listing.
     """
-    shared = field_names(Proposal)
+    shared = field_names(SamplingParams)
     decoder, knobs, said = decoders.resolve(decoder, knobs)
     own = decoders.knob_names(decoder, knobs)
     for key in knobs:
         if key not in shared and key not in own:
             raise _unknown_knob(decoder, key, {*shared, *own, *options} - {key})
-    proposal = {k: set_field(Proposal, k, v) for k, v in knobs.items() if k in shared}
+    sampling_params = {k: set_field(SamplingParams, k, v) for k, v in knobs.items() if k in shared}
     method = decoders.make_decoder(decoder, {k: v for k, v in knobs.items() if k in own})
-    made = Proposal(**proposal)
+    made = SamplingParams(**sampling_params)
     inner = getattr(method, "inner", method)
     if made.temperature == 0 and not getattr(inner, "tells_sampling", False):
         for key, value in (("top_p", made.top_p), ("top_k", made.top_k)):
@@ -140,7 +140,7 @@ class Maker:
             canvas=canvas,
             decoder=self.method.decoder,
             cache=self.cache,
-            proposal=self.method.proposal,
+            sampling_params=self.method.sampling_params,
             seed=self.seed,
             stop_ids=self.stop_ids,
             stop_at_eos=self.stop_at_eos,
@@ -172,9 +172,9 @@ class Requests(Prompts):
     ) -> Request:
         """One sequence for an engine to decode (`engine.service`); options as `LLM.generate` takes them.
 
-        `what` is a prompt, or a canvas (`prompt_canvas`, `infill_canvas`), whose slots are there already.
-        Everything that can be wrong with it is found here, in the caller's thread: raises PromptError and
-        ConfigError.
+        `what` is a prompt, or a canvas (`prompt_canvas`, `infill_canvas`), whose positions are there
+        already. Everything that can be wrong with it is found here, in the caller's thread: raises
+        PromptError and ConfigError.
         """
         flags(stop_at_eos=stop_at_eos, raw=raw)
         given = isinstance(what, Canvas)
@@ -184,7 +184,7 @@ class Requests(Prompts):
         if isinstance(what, Canvas):
             if gen_length is not None or raw:
                 raise ConfigError(
-                    f"gen_length={gen_length}, raw={raw} have no effect on a canvas, which has its slots; "
+                    f"gen_length={gen_length}, raw={raw} have no effect on a canvas, which has them; "
                     f"leave them out"
                 )
             canvas = what
@@ -192,15 +192,15 @@ class Requests(Prompts):
             length = self.first_length(make.method.decoder, gen_length)
             option = getattr(make.method.decoder, "length_knob", "gen_length")
             canvas = self.prompt_canvas(what, length, raw=raw, option=option)
-        if make.method.proposal.frequencies is not None:
-            load_background(make.method.proposal.frequencies, self.spec.vocab_size)
+        if make.method.sampling_params.frequencies is not None:
+            load_background(make.method.sampling_params.frequencies, self.spec.vocab_size)
         made = make(canvas)
         SequenceState.begin(made)
         return made
 
     @staticmethod
     def first_length(decoder: Any, asked: int | None) -> int:
-        """The slots to begin with. Raises ConfigError when a decoder that finds the length is told one."""
+        """Return the number of initial positions; ConfigError when a decoder that finds it is told one."""
         if getattr(decoder, "chooses_length", False):
             if asked is not None:
                 raise ConfigError(
@@ -225,12 +225,12 @@ class Requests(Prompts):
         method = configure(decoder, knobs, options)
         if method.said is not None and "no effect" in method.said:
             warnings.warn(method.said, SettingWarning, stacklevel=3)
-        if method.proposal.logits_eos_inf and self.vocabulary.eos_id is None:
+        if method.sampling_params.logits_eos_inf and self.vocabulary.eos_id is None:
             raise ConfigError(
                 f"logits_eos_inf has no effect: the model's eos_token_id={self.spec.eos_id} is not in its "
                 f"vocabulary of {self.spec.vocab_size}"
             )
-        if method.proposal.drop_after_eos and not stop_at_eos:
+        if method.sampling_params.drop_after_eos and not stop_at_eos:
             raise ConfigError(
                 "drop_after_eos=true has no effect where no end token ends the answer (stop_at_eos=false, "
                 "ignore_eos=true, infilling); leave it out"
@@ -242,7 +242,7 @@ class Requests(Prompts):
         return Maker(method, policy, seed, self.stop_ids, stop_at_eos, facts)
 
     def _draft_with(self, name: str) -> Callable[[Canvas], Ints]:
-        """A smaller model's guess at all open slots, by the threshold rule."""
+        """A smaller model's guess at all open positions, by the threshold rule."""
         from unmask.engine.llm import LLM
 
         if name not in self._drafters:
@@ -258,7 +258,7 @@ class Requests(Prompts):
             if len(canvas) > small.spec.max_length:
                 raise ConfigError(
                     f"drafter={name!r} has a context of {small.spec.max_length}, the canvas "
-                    f"{len(canvas)} slots; use a shorter gen_length or another drafter"
+                    f"{len(canvas)} positions; use a shorter gen_length or another drafter"
                 )
             own = replace(
                 canvas,

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unmask.caches.base import Seen
+from unmask.caches.base import Observation
 from unmask.canvas import Canvas, Edit, Reading
-from unmask.engine.model_runner import NOT_FINITE, Runner, Turn
+from unmask.engine.model_runner import NOT_FINITE, ModelRunner, Turn
 from unmask.engine.sequence import SequenceState
-from unmask.engine.threads import Fence
+from unmask.engine.threads import ErrorCapture
 from unmask.errors import ModelError
 
 
@@ -30,23 +30,23 @@ class Event:
     error: BaseException | None = None
 
 
-class Batch:
+class Scheduler:
     """Sequences that decode together, whatever their decoders, caches, lengths and steps.
 
     It is formed anew before every forward: sequences come and go between two steps, and no row knows of
-    the others. A forward computes about `max_tokens` slots (None: no limit): who does not fit
+    the others. A forward computes about `max_tokens` positions (None: no limit): who does not fit
     is held, and goes first the next time; a sequence that exceeds it alone goes alone. When pages run
     out, the youngest sequences that hold any leave (`preempted`) and may be admitted again: their keys are
     computed anew from the canvas, which gives the same ones, so only caches with pages are ever preempted.
     """
 
-    def __init__(self, runner: Runner, max_tokens: int | None = None) -> None:
+    def __init__(self, runner: ModelRunner, max_tokens: int | None = None) -> None:
         self.runner, self.max_tokens = runner, max_tokens
         self.active: list[SequenceState] = []
         """By age: `SequenceState.index`."""
         self.preempted: list[SequenceState] = []
         self.num_computed = 0
-        """Slots that the last step computed."""
+        """Positions that the last step computed."""
         self.num_answer = 0
         """Those of them that are not of a prompt."""
         self._turns: dict[int, Turn] = {}
@@ -74,8 +74,8 @@ class Batch:
         turns = self._choose()
         if not turns:
             return events
-        for turn, seen in zip(turns, self.runner.forward(turns), strict=True):
-            event = self._advance(turn, seen)
+        for turn, observation in zip(turns, self.runner.forward(turns), strict=True):
+            event = self._advance(turn, observation)
             if event is None:
                 continue
             if event.error is not None or event.sequence.finish_reason is not None:
@@ -88,7 +88,7 @@ class Batch:
         failed = []
         for sequence in list(self.active):
             if id(sequence) not in self._turns:
-                with Fence() as fence:
+                with ErrorCapture() as fence:
                     self._turns[id(sequence)] = self.runner.turn(sequence, self.max_tokens)
                 if fence.error is not None:
                     self.remove(sequence)
@@ -121,11 +121,11 @@ class Batch:
         return chosen
 
     def _cost(self, turn: Turn) -> int:
-        """Slots that a turn computes."""
+        """Positions that a turn computes."""
         num_layers = self.runner.model.spec.num_layers
         return turn.num_queries(num_layers) * self.runner.rows_of(turn.sequence)
 
-    def _advance(self, turn: Turn, seen: Seen) -> Event | None:
+    def _advance(self, turn: Turn, observation: Observation) -> Event | None:
         sequence, before, edit = turn.sequence, turn.sequence.canvas, Edit()
         cost = self._cost(turn)
         self.num_computed += cost
@@ -136,22 +136,22 @@ class Batch:
         sequence.count(turn.plan.queries, cost)
         if not turn.reads:
             return None
-        with Fence() as fence:
-            edit = decide(sequence, seen.reading)
-            sequence.advance(edit, cost, seen)
+        with ErrorCapture() as fence:
+            edit = decide(sequence, observation.reading)
+            sequence.advance(edit, cost, observation)
             self.runner.follow(sequence, before)
             sequence.cache_bytes = max(sequence.cache_bytes, self.runner.cache_bytes(sequence))
         return Event(before, edit, sequence, fence.error)
 
 
-def decode(waiting: Iterable[SequenceState], runner: Runner) -> Iterator[Event]:
+def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Event]:
     """Decode sequences to their ends, as many at a time as the runner holds.
 
     A finished one leaves at once and the next is admitted before the following forward. Ends: every
-    forward commits at least one slot of every sequence or is followed by one that does, and past
+    forward commits at least one position of every sequence or is followed by one that does, and past
     `max_forwards` each commits all it read. What one sequence raises is raised here.
     """
-    queue, batch = deque(waiting), Batch(runner)
+    queue, batch = deque(waiting), Scheduler(runner)
     while queue or batch.active:
         while queue and batch.has_room(queue[0]):
             batch.admit(queue.popleft())
@@ -164,18 +164,18 @@ def decode(waiting: Iterable[SequenceState], runner: Runner) -> Iterator[Event]:
 def decide(sequence: SequenceState, reading: Reading) -> Edit:
     """The decoder's edit, with the progress guard: no step without a change, no endless revision."""
     request, canvas = sequence.request, sequence.canvas
-    assert len(reading.slots), "the cache computed none of the asked rows"
+    assert len(reading.positions), "the cache computed none of the asked rows"
     if np.isnan(reading.log_odds).any():
         raise ModelError(NOT_FINITE)
     edit, sequence.decoder_state = request.decoder.step(canvas, sequence.decoder_state, reading)
     undecided = reading.undecided(canvas)
-    if request.proposal.vocabulary == "adaptive":
-        sequence.memory.watch(undecided.confidence, edit.tokens)
+    if request.sampling_params.vocabulary == "adaptive":
+        sequence.sampler_state.watch(undecided.confidence, edit.tokens)
         edit = replace(edit, notes={"vocab_size": float(reading.top_v or 0), **edit.notes})
     if sequence.num_forwards >= request.max_forwards:
         sequence.num_forced += 1
-        return undecided.commit(np.arange(len(undecided.slots)))
-    if edit.is_empty and len(undecided.slots):
+        return undecided.commit(np.arange(len(undecided.positions)))
+    if edit.is_empty and len(undecided.positions):
         sequence.num_forced += 1
         return undecided.commit(np.argmax(undecided.log_odds, keepdims=True))
     result: Edit = edit

@@ -19,8 +19,8 @@ from unmask.canvas import (
 )
 
 if TYPE_CHECKING:
-    from unmask.caches.base import Seen
-    from unmask.engine.sequence_cache import Memory
+    from unmask.caches.base import Observation
+    from unmask.engine.sampler_state import SamplerState
 from unmask.engine.outputs import FinishReason, Step, step_of
 from unmask.engine.request import Request
 
@@ -33,7 +33,7 @@ class SequenceState:
     canvas: Canvas
     decoder_state: Any
     cache_state: Any
-    memory: Memory
+    sampler_state: SamplerState
     index: int = 0
     num_forwards: int = 0
     num_queries: int = 0
@@ -47,37 +47,39 @@ class SequenceState:
     trace: list[Step] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     computed: Floats = field(default_factory=lambda: NO_SCORES)
-    """How often each slot was computed, by its identity."""
+    """How often each position was computed, by its identity."""
     limit: int | None = None
-    """Slots from there on are dropped: padding that no forward needs to compute."""
+    """Positions from there on are dropped: padding that no forward needs to compute."""
 
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> SequenceState:
         """A sequence before its first forward. Raises ConfigError when the decoder's knobs misfit."""
-        from unmask.engine.sequence_cache import Memory
+        from unmask.engine.sampler_state import SamplerState
 
         first = getattr(request.decoder, "first_canvas", None)
         canvas = request.canvas if first is None else first(request.canvas, request.facts)
         state = request.decoder.start(request.canvas, request.facts)
         cached = request.cache.start(canvas, request.facts)
-        return cls(request, canvas, state, cached, Memory(), index)
+        return cls(request, canvas, state, cached, SamplerState(), index)
 
-    def advance(self, edit: Edit, num_queries: int, seen: Seen) -> None:
+    def advance(self, edit: Edit, num_queries: int, observation: Observation) -> None:
         """Apply a step's edit, record it, tell the cache, and see whether this is the end."""
         before = self.canvas
         self.canvas = apply(before, edit, self.num_forwards)
-        if self.request.proposal.drop_after_eos:
+        if self.request.sampling_params.drop_after_eos:
             edit = self._drop(edit)
         self.trace.append(step_of(edit, num_queries))
         self.num_forwards += 1
         self.ask = None
-        self.cache_state = self.request.cache.observe(before, self.canvas, seen, self.cache_state)
+        self.cache_state = self.request.cache.observe(
+            before, self.canvas, observation, self.cache_state
+        )
         self._check_end()
 
-    def stop_slot(self) -> int | None:
+    def stop_position(self) -> int | None:
         """The first decided stop token of the answer, if nothing left of it is open or may change."""
         end, start = self._first_end(), self.canvas.prompt_length
-        return None if end is None or len(self.canvas.open_slots(start, end)) else end
+        return None if end is None or len(self.canvas.open_positions(start, end)) else end
 
     def _first_end(self) -> int | None:
         """The first decided stop token of the answer that will not change any more."""
@@ -89,65 +91,67 @@ class SequenceState:
 
     @property
     def num_settled(self) -> int:
-        """Slots from the left, prompt included, that are decided and will not change any more."""
-        open_ = self.canvas.open_slots()
+        """Positions from the left, prompt included, that are decided and will not change any more."""
+        open_ = self.canvas.open_positions()
         first = int(open_[0]) if len(open_) else len(self.canvas)
         return min(first, self._num_lasting())
 
     def _num_lasting(self) -> int:
-        """Slots from the left that the decoder will not change any more once they are decided."""
+        """Positions from the left that the decoder will not change any more once they are decided."""
         settled = getattr(self.request.decoder, "num_settled", None)
         return len(self.canvas) if settled is None else settled(self.canvas, self.decoder_state)
 
-    def count(self, slots: Ints, num_queries: int) -> None:
-        """Remember that a forward computed these slots of the canvas, at the price of `num_queries`."""
+    def count(self, positions: Ints, num_queries: int) -> None:
+        """Remember that a forward computed these positions of the canvas, at the price of `num_queries`."""
         missing = self.canvas.next_uid - len(self.computed)
         if missing > 0:
             self.computed = np.concatenate((self.computed, np.zeros(missing)))
         self.num_queries += num_queries
-        if len(slots):
-            self.computed[self.canvas.uid[slots]] += num_queries / len(slots)
+        if len(positions):
+            self.computed[self.canvas.uid[positions]] += num_queries / len(positions)
 
-    def num_never_computed(self, num_slots: int) -> int:
-        """Those of the first slots that no forward has computed for this sequence."""
-        uids = self.canvas.uid[:num_slots]
+    def num_never_computed(self, num_positions: int) -> int:
+        """Those of the first positions that no forward has computed for this sequence."""
+        uids = self.canvas.uid[:num_positions]
         own = uids[uids < len(self.computed)]
-        return num_slots - int((self.computed[own] > 0).sum())
+        return num_positions - int((self.computed[own] > 0).sum())
 
     @property
     def num_wasted(self) -> int:
-        """Slots computed right of the end token, of `num_queries`; 0 without one."""
+        """Positions computed right of the end token, of `num_queries`; 0 without one."""
         canvas = self.canvas
-        end = None if canvas.infilling else self.stop_slot()
+        end = None if canvas.infilling else self.stop_position()
         if end is None:
             return 0
         right = canvas.uid[end + 1 :]
-        known = right[right < len(self.computed)]  # the last edit's own slots were never computed
+        known = right[
+            right < len(self.computed)
+        ]  # the last edit's own positions were never computed
         return round(float(self.computed[known].sum()))
 
     def _check_end(self) -> None:
         ends_early = self.request.stop_at_eos and not self.canvas.infilling
         exhausted = self.num_forwards >= self.request.max_forwards
-        if ends_early and self.stop_slot() is not None:
+        if ends_early and self.stop_position() is not None:
             self.finish_reason = "stop"
             self._pad(0)
             if getattr(self.request.decoder, "whole_blocks", False):
                 self.canvas = truncate(self.canvas, len(self.request.canvas))
         elif self.canvas.num_open == 0 and (exhausted or self._num_lasting() >= len(self.canvas)):
-            self.finish_reason = "stop" if self.stop_slot() is not None else "length"
+            self.finish_reason = "stop" if self.stop_position() is not None else "length"
 
     def _drop(self, edit: Edit) -> Edit:
-        """Give up the slots right of an end token; the edit, which notes how many of them were open."""
+        """Give up the positions right of an end token; the edit, which notes how many of them were open."""
         end = self._first_end()
         self.limit = None if end is None else end + 1
         if self.limit is None:
             return edit
-        num_dropped = len(self.canvas.open_slots(self.limit))
+        num_dropped = len(self.canvas.open_positions(self.limit))
         self._pad(self.limit)
         return replace(edit, notes={**edit.notes, "dropped": float(num_dropped)})
 
     def _pad(self, start: int) -> None:
-        """Decide the open slots from `start` on as end tokens."""
+        """Decide the open positions from `start` on as end tokens."""
         facts = self.request.facts
         end = facts.turn_end_id if facts.eos_id is None else facts.eos_id
         assert end is not None, "stopped without an end token"

@@ -16,10 +16,10 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def apart(call: Callable[[], Result]) -> Result:
+def run_in_thread(call: Callable[[], Result]) -> Result:
     """What `call` returns, or raises, in another thread."""
     found: list[Result] = []
-    fence = Fence(everything=True)
+    fence = ErrorCapture(everything=True)
 
     def run() -> None:
         with fence:
@@ -33,18 +33,18 @@ def apart(call: Callable[[], Result]) -> Result:
     return found[0]
 
 
-class Fence:
+class ErrorCapture:
     """Keeps what is raised inside as `error`: nothing is dropped, whoever fenced must deal with it.
 
-    `with Fence() as fence: ...` and then `fence.error`, None when all went well. KeyboardInterrupt and
-    SystemExit pass, unless `everything`.
+    `with ErrorCapture() as fence: ...` and then `fence.error`, None when all went well. KeyboardInterrupt
+    and SystemExit pass, unless `everything`.
     """
 
     def __init__(self, *, everything: bool = False) -> None:
         self.kept: type[BaseException] = BaseException if everything else Exception
         self.error: BaseException | None = None
 
-    def __enter__(self) -> Fence:
+    def __enter__(self) -> ErrorCapture:
         return self
 
     def __exit__(

@@ -1,6 +1,6 @@
 """Background frequencies of tokens: counted in texts, or asked of the model itself.
 
-Letters: B canvases of a batch, T slots, D width, V vocabulary.
+Letters: B canvases of a batch, T positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 HEAD_CHUNK = 1 << 24
 """Logits computed at a time: 64 MB in float32, and as much again for the probabilities."""
-MAX_SLOTS = 1 << 12
-"""Slots of a forward, as long as that holds a canvas at all."""
+MAX_POSITIONS = 1 << 12
+"""Positions of a forward, as long as that holds a canvas at all."""
 
 
 def count(tokenizer: Any, texts: Iterable[str]) -> dict[int, int]:
@@ -49,11 +49,11 @@ def estimate(
 ) -> NDArray[np.float64]:
     """What the model says when it has read nothing: relative frequencies `(V,)`, none below 1e-9.
 
-    The mean probability of each token over all slots of canvases that are all masks, behind a begin
+    The mean probability of each token over all positions of canvases that are all masks, behind a begin
     token if the tokenizer has one. Canvases of equal length are equal, so `num_canvases` lengths are
     drawn from `length / 2 ..= length` (rounded up; by a CPU generator of `seed`): a single canvas
     gives what the model says of texts of one length, many average over how its answer changes with
-    the length. Each drawn slot weighs the same; equal lengths are computed once. A `length` near that
+    the length. Each drawn position weighs the same; equal lengths are computed once. A `length` near that
     of the texts to be decoded fits best: long canvases are mostly end-of-text.
 
     Probabilities are float32 over the whole vocabulary, as in sampling, their sum float64. What is
@@ -73,13 +73,13 @@ def estimate(
     drawn = torch.randint(least, length + 1, (num_canvases,), generator=generator)
     weights = Counter(drawn.tolist())
     lengths = sorted(weights)
-    batch = max(1, MAX_SLOTS // (len(begin) + length))
+    batch = max(1, MAX_POSITIONS // (len(begin) + length))
     total = np.zeros(llm.spec.vocab_size)
     for start in range(0, len(lengths), batch):
         chosen = lengths[start : start + batch]
         total += _summed(llm.model, begin, chosen, [weights[item] for item in chosen])
-    slots = sum(item * weight for item, weight in weights.items())
-    found: NDArray[np.float64] = np.maximum(total / slots, MIN_FREQUENCY)
+    positions = sum(item * weight for item, weight in weights.items())
+    found: NDArray[np.float64] = np.maximum(total / positions, MIN_FREQUENCY)
     return found
 
 
@@ -97,16 +97,16 @@ def _summed(
     first, width = len(begin), len(begin) + max(lengths)
     ids = torch.full((len(lengths), width), spec.mask_id, device=device)
     ids[:, :first] = torch.tensor(begin, dtype=ids.dtype, device=device)
-    positions = torch.arange(width, device=device).expand(len(lengths), width)
+    position_ids = torch.arange(width, device=device).expand(len(lengths), width)
     ends = first + torch.tensor(lengths, device=device)
-    real = positions < ends[:, None] if min(lengths) < max(lengths) else None
-    states_BTD = model.hidden(ids, positions, topology(spec, positions, real))
+    real = position_ids < ends[:, None] if min(lengths) < max(lengths) else None
+    states_BTD = model.hidden(ids, position_ids, topology(spec, position_ids, real))
     shift = 1 if spec.shift_logits else 0
     chunk = max(1, HEAD_CHUNK // spec.vocab_size)
     total = torch.zeros(spec.vocab_size, dtype=torch.float64)
-    for lane, (length, weight) in enumerate(zip(lengths, weights, strict=True)):
-        slots = torch.arange(first, first + length, device=device)
-        states = states_BTD[lane, (slots - shift).clamp(min=0)]
+    for meta, (length, weight) in enumerate(zip(lengths, weights, strict=True)):
+        positions = torch.arange(first, first + length, device=device)
+        states = states_BTD[meta, (positions - shift).clamp(min=0)]
         for start in range(0, length, chunk):
             probabilities = model.head(states[start : start + chunk]).float().softmax(dim=-1)
             total += weight * probabilities.sum(dim=0, dtype=torch.float64).cpu()

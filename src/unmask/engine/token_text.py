@@ -35,21 +35,21 @@ class Pieces:
             return "".join(f"<{id_}>" for id_ in ids)
         return self._decoded(ids)
 
-    def of_slots(self, canvas: Canvas, start: int) -> list[str]:
-        """A text for every slot from `start` on, empty where open.
+    def of_positions(self, canvas: Canvas, start: int) -> list[str]:
+        """A text for every position from `start` on, empty where open.
 
         A character that is spread over several tokens is shown at the first of them.
         """
         ids, is_open = canvas.tokens.tolist(), canvas.open.tolist()
         texts = ["" if hidden else self.text(id_) for id_, hidden in zip(ids, is_open, strict=True)]
-        for slot in range(start, len(ids)):
-            if "\ufffd" not in texts[slot]:
+        for position in range(start, len(ids)):
+            if "\ufffd" not in texts[position]:
                 continue
-            for end in range(slot + 2, min(slot + 4, len(ids)) + 1):
-                if any(is_open[slot:end]):
+            for end in range(position + 2, min(position + 4, len(ids)) + 1):
+                if any(is_open[position:end]):
                     break
-                joined = self.text(*ids[slot:end])
+                joined = self.text(*ids[position:end])
                 if "\ufffd" not in joined:
-                    texts[slot:end] = [joined, *[""] * (end - slot - 1)]
+                    texts[position:end] = [joined, *[""] * (end - position - 1)]
                     break
         return texts[start:]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Entry:
+class TaskEntry:
     """A task.
 
     `metric` and `filter` name what lm-eval computes for a document and what we call right. `files`: the
     data it reads below the data folder; empty: bundled. `needs_data`: there is no bundled set of that name.
-    `gen_length`: slots when nothing else is said. `num_fewshot`: examples in the prompt when nothing else
-    is said. `own_shots`: the source writes them into the prompt, not lm-eval. `choices`: answered by
+    `gen_length`: positions when nothing else is said. `num_fewshot`: examples in the prompt when nothing
+    else is said. `own_shots`: the source writes them into the prompt, not lm-eval. `choices`: answered by
     likelihood, not by generation. `runs_code`: answers are programs.
     """
 
@@ -28,18 +28,18 @@ class Entry:
     runs_code: bool = False
 
 
-def _gsm8k(about: str, num_fewshot: int, files: str) -> Entry:
-    return Entry(about, filter="flexible-extract", files=files, num_fewshot=num_fewshot)
+def _gsm8k(about: str, num_fewshot: int, files: str) -> TaskEntry:
+    return TaskEntry(about, filter="flexible-extract", files=files, num_fewshot=num_fewshot)
 
 
-def _code(about: str, files: str, num_fewshot: int = 0) -> Entry:
-    return Entry(
+def _code(about: str, files: str, num_fewshot: int = 0) -> TaskEntry:
+    return TaskEntry(
         about, "pass_at_1", files=files, gen_length=512, num_fewshot=num_fewshot, runs_code=True
     )
 
 
-def _bundled(about: str, gen_length: int, files: str = "") -> Entry:
-    return Entry(about, "right", files=files, needs_data=False, gen_length=gen_length)
+def _bundled(about: str, gen_length: int, files: str = "") -> TaskEntry:
+    return TaskEntry(about, "right", files=files, needs_data=False, gen_length=gen_length)
 
 
 _GSM8K = "gsm8k/train.jsonl, gsm8k/test.jsonl"
@@ -47,7 +47,7 @@ _MMLU = "mmlu/dev/*.csv, mmlu/test/*.csv"
 _HUMANEVAL = "humaneval/HumanEval.jsonl.gz"
 _MBPP = "mbpp/mbpp.jsonl"
 
-CATALOG: dict[str, Entry] = {
+CATALOG: dict[str, TaskEntry] = {
     "word_problem": _bundled("held-out word problems of the bundled model", 64),
     "sudoku": _bundled(
         "4x4 Sudoku: bundled, 8 blanks; with data the public ones, 6 to 12 blanks",
@@ -59,23 +59,23 @@ CATALOG: dict[str, Entry] = {
         32,
         "countdown/cd3_test.jsonl",
     ),
-    "countdown4": Entry(
+    "countdown4": TaskEntry(
         "Countdown with 4 numbers", "right", files="countdown/cd4_test.jsonl", gen_length=64
     ),
-    "countdown5": Entry(
+    "countdown5": TaskEntry(
         "Countdown with 5 numbers", "right", files="countdown/cd5_test.jsonl", gen_length=64
     ),
     "gsm8k": _gsm8k("grade-school math, examples from its train set", 5, _GSM8K),
     "gsm8k_cot": _gsm8k(
         "the same with the 8 worked examples of the CoT paper", 8, "gsm8k/test.jsonl"
     ),
-    "math-500": Entry(
+    "math-500": TaskEntry(
         "500 competition problems, judged by math-verify",
         "math_verify",
         files="math500/test.jsonl",
         num_fewshot=4,
     ),
-    "mmlu": Entry(
+    "mmlu": TaskEntry(
         "57 subjects, four choices, by likelihood",
         "acc",
         files=_MMLU,
@@ -83,7 +83,7 @@ CATALOG: dict[str, Entry] = {
         own_shots=True,
         choices=True,
     ),
-    "mmlu_generative": Entry(
+    "mmlu_generative": TaskEntry(
         "the same, the letter is generated",
         filter="letter",
         files=_MMLU,

@@ -1,6 +1,6 @@
 """When in a decode was the answer already right?
 
-Before every forward of a traced decode, all open slots of its canvas get the token that the model finds
+Before every forward of a traced decode, all open positions of its canvas get the token that the model finds
 likeliest then, and the answer so completed is judged as the task judges answers. Source: arXiv:2508.19982
 (Prophet), Fig. 1, "early answer convergence".
 """
@@ -28,24 +28,24 @@ Judge = Callable[[int, str], float]
 
 
 def completed(llm: LLM, canvas: Canvas) -> tuple[list[int], dict[int, float]]:
-    """The generated part with the likeliest token in every open slot, and their probabilities by place.
+    """The generated part with the likeliest token in every open position, and their probabilities by place.
 
     One forward without a cache.
     """
     import torch
 
     tokens = canvas.tokens.copy()
-    slots = canvas.open_slots()
+    positions = canvas.open_positions()
     confidence: dict[int, float] = {}
-    if len(slots):
-        rows = np.maximum(slots - 1, 0) if llm.spec.shift_logits else slots
+    if len(positions):
+        rows = np.maximum(positions - 1, 0) if llm.spec.shift_logits else positions
         with torch.inference_mode():
             ids = torch.from_numpy(canvas.tokens)[None].to(llm.model.device)
             logits = llm.model(ids)[0, torch.from_numpy(rows).to(llm.model.device)].float()
             logits[:, llm.vocabulary.forbidden] = -math.inf
             best, chosen = logits.softmax(-1).max(-1)
-            tokens[slots] = chosen.cpu().numpy()
-            places = (slots - canvas.prompt_length).tolist()
+            tokens[positions] = chosen.cpu().numpy()
+            places = (positions - canvas.prompt_length).tolist()
             confidence = dict(zip(places, best.tolist(), strict=True))
     found: list[int] = tokens[canvas.prompt_length :].tolist()
     return found, confidence

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from unmask.engine.model_runner import Runner
+from unmask.engine.model_runner import ModelRunner
 from unmask.errors import PromptError
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import Counted, count
@@ -67,7 +67,7 @@ class Answer:
     trace: dict[str, Any] | None = None
 
 
-class _Timed(Runner):
+class _Timed(ModelRunner):
     """Notes when each sequence was admitted."""
 
     def __init__(self, *args: Any, admitted: dict[int, float], **options: Any) -> None:
@@ -80,7 +80,7 @@ class _Timed(Runner):
         super().admit(sequence)
 
 
-class Stopwatch:
+class AnswerTimer:
     """Times between answers: of the loop and of everything. Begins with its making."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class Stopwatch:
 
 
 def decode_all(
-    llm: LLM, questions: Sequence[Question], settings: EvalSettings, watch: Stopwatch
+    llm: LLM, questions: Sequence[Question], settings: EvalSettings, watch: AnswerTimer
 ) -> Iterator[Answer]:
     """An answer to each question, as they are finished (not in order when answers share forwards).
 

@@ -27,16 +27,16 @@ def journal_path(folder: Path, rank: int) -> Path:
     return folder / ("samples.jsonl" if rank == 0 else f"samples.{rank}.jsonl")
 
 
-class Stored:
+class StoredAnswer:
     """An answer with who wrote it: `session` counts the starts of the run, `rank` is the process."""
 
     def __init__(self, answer: Answer, session: int, rank: int) -> None:
         self.answer, self.session, self.rank = answer, session, rank
 
 
-def read_all(folder: Path) -> dict[str, Stored]:
+def read_all(folder: Path) -> dict[str, StoredAnswer]:
     """All stored answers by key. Raises ConfigError for a line that is no answer."""
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredAnswer] = {}
     for path in sorted(folder.glob(PATTERN)):
         # What follows the last line end is half written, even where it could be read.
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -52,11 +52,11 @@ def read_all(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def _parse(record: dict[str, Any]) -> Stored:
+def _parse(record: dict[str, Any]) -> StoredAnswer:
     names = {field.name for field in fields(Answer)}
     counted = Counted(**record["counted"])
     rest = {k: v for k, v in record.items() if k in names and k != "counted"}
-    return Stored(Answer(counted=counted, **rest), record["session"], record["rank"])
+    return StoredAnswer(Answer(counted=counted, **rest), record["session"], record["rank"])
 
 
 class Journal:

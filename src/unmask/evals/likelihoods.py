@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unmask.errors import PromptError
-from unmask.evals.generation import Answer, Stopwatch
+from unmask.evals.generation import Answer, AnswerTimer
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import Counted
 
@@ -31,7 +31,7 @@ class Pair:
 
 
 def score_all(
-    llm: LLM, pairs: Sequence[Pair], settings: EvalSettings, watch: Stopwatch, check_greedy: bool
+    llm: LLM, pairs: Sequence[Pair], settings: EvalSettings, watch: AnswerTimer, check_greedy: bool
 ) -> Iterator[Answer]:
     """The likelihood of each pair, in order. `check_greedy` also decodes each answer greedily.
 

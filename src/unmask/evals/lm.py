@@ -17,7 +17,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from unmask.errors import ConfigError, PromptError
-from unmask.evals.generation import Answer, Question, Stopwatch, decode_all
+from unmask.evals.generation import Answer, AnswerTimer, Question, decode_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.settings import EvalSettings, method_settings
 
@@ -82,11 +82,11 @@ class UnmaskLM(LM):  # type: ignore[misc]
         return made
 
     def _decode(self, questions: Sequence[Question]) -> Mapping[str, Answer]:
-        answers = decode_all(self.llm, questions, self.settings, Stopwatch())
+        answers = decode_all(self.llm, questions, self.settings, AnswerTimer())
         return {answer.key: answer for answer in answers}
 
     def _score(self, pairs: Sequence[Pair]) -> Mapping[str, Answer]:
-        answers = score_all(self.llm, pairs, self.settings, Stopwatch(), self.check_greedy)
+        answers = score_all(self.llm, pairs, self.settings, AnswerTimer(), self.check_greedy)
         return {answer.key: answer for answer in answers}
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

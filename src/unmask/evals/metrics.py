@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from unmask.evals.journal import Stored
+from unmask.evals.journal import StoredAnswer
 
 Metrics = dict[str, float]
 
@@ -30,7 +30,7 @@ def quantile(values: Iterable[float], share: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def run_time(stored: Sequence[Stored], name: str) -> float:
+def run_time(stored: Sequence[StoredAnswer], name: str) -> float:
     """Seconds of all answers: those of a process add up, of processes side by side the longest counts.
 
     Sessions (starts of the run) follow each other, so theirs add up.
@@ -42,7 +42,7 @@ def run_time(stored: Sequence[Stored], name: str) -> float:
     return sum(max(ranks.values()) for ranks in sums.values())
 
 
-def speed(stored: Sequence[Stored], batch_size: int) -> Metrics:
+def speed(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
     """Counts, times and rates of generated answers."""
     answers = [item.answer for item in stored]
     counted = [answer.counted for answer in answers]
@@ -89,7 +89,7 @@ def _rates(sums: Metrics) -> Metrics:
     }
 
 
-def scoring(stored: Sequence[Stored], batch_size: int) -> Metrics:
+def scoring(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
     """Counts and times of answers by likelihood."""
     answers = [item.answer for item in stored]
     return {

@@ -9,12 +9,12 @@ from typing import Any
 from unmask.bench.plot import COLORS, DPI, MARKERS, Point, label_points
 from unmask.canvas import Floats
 from unmask.errors import DependencyError
-from unmask.evals.report import Run
+from unmask.evals.report import EvalRun
 
 LINES = ("-", "--", "-.", ":")
 
 
-def draw_front(runs: Sequence[Run], path: Path, x: str = "tokens_per_second") -> None:
+def draw_front(runs: Sequence[EvalRun], path: Path, x: str = "tokens_per_second") -> None:
     """Accuracy against speed, a labeled point a run; a dashed line joins those that none beats."""
     figure, axes = _figure(9, 6)
     shown = []
@@ -58,8 +58,8 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return found[::-1]
 
 
-def draw_confidence(run: Run, values: Floats, path: Path) -> None:
-    """Confidence in open slots by forward and place. Source: arXiv:2512.07173 (CadLLM), Fig. 1a."""
+def draw_confidence(run: EvalRun, values: Floats, path: Path) -> None:
+    """Confidence in open positions by forward and place. Source: arXiv:2512.07173 (CadLLM), Fig. 1a."""
     figure, axes = _figure(9, 5)
     image = axes.imshow(
         values,
@@ -75,14 +75,14 @@ def draw_confidence(run: Run, values: Floats, path: Path) -> None:
     axes.set_ylabel("forward")
     axes.set_title(
         f"{run.results.task}, {run.results.method}, cache {run.results.cache}: mean confidence in open "
-        f"slots\n{len(run.results.docs)} documents; gray: all are decided there",
+        f"positions\n{len(run.results.docs)} documents; gray: all are decided there",
         fontsize="medium",
     )
     figure.colorbar(image, ax=axes, label="confidence")
     figure.savefig(path, dpi=DPI)
 
 
-def draw_early(runs: Sequence[Run], path: Path) -> None:
+def draw_early(runs: Sequence[EvalRun], path: Path) -> None:
     """Share of answers already right on the way. Source: arXiv:2508.19982 (Prophet), Fig. 1."""
     figure, axes = _figure(8, 5)
     for number, run in enumerate(runs):
@@ -150,5 +150,5 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def _tasks(runs: Sequence[Run]) -> str:
+def _tasks(runs: Sequence[EvalRun]) -> str:
     return ", ".join(dict.fromkeys(run.results.task for run in runs))

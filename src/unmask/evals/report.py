@@ -18,7 +18,7 @@ from unmask.evals.table import side_by_side
 
 
 @dataclass(frozen=True)
-class Run:
+class EvalRun:
     """A run folder that was read; `name` tells it from the others."""
 
     name: str
@@ -26,7 +26,7 @@ class Run:
     results: Results
 
 
-def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+def read_runs(folders: Sequence[str | Path]) -> list[EvalRun]:
     """The runs of folders, named by as much of the path as tells them apart. Raises ConfigError."""
     paths = [Path(folder) for folder in folders]
     if not paths:
@@ -38,12 +38,12 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     while len({path.parts[-depth:] for path in whole}) < len(whole):
         depth += 1
     return [
-        Run("/".join(end.parts[-depth:]), path, Results.read(path))
+        EvalRun("/".join(end.parts[-depth:]), path, Results.read(path))
         for end, path in zip(whole, paths, strict=True)
     ]
 
 
-def report(runs: Sequence[Run]) -> str:
+def report(runs: Sequence[EvalRun]) -> str:
     """The table of the runs, and AUP over those of one task and model, as Markdown."""
     lines = [side_by_side([run.name for run in runs], [run.results for run in runs])]
     kinds: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -59,10 +59,10 @@ def report(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def confidence_map(run: Run) -> Floats:
+def confidence_map(run: EvalRun) -> Floats:
     """Mean confidence at forward `k` in the open place `p` of the answer, `(K, P)`; empty without traces.
 
-    NaN where no document has an open slot there then.
+    NaN where no document has an open position there then.
     """
     path = run.folder / CONFIDENCE
     if not path.exists():

@@ -22,8 +22,8 @@ class Results:
     run is absent. `right[i]` is the score of document `docs[i]`. `settings`: the `EvalSettings`.
     `resolved`: what was settled on the way: the method with its knobs, chat, lengths, dtype, device.
     `machine`: processor, versions. `scores`: every metric of the task with its standard error, as
-    "metric,filter" and "metric_stderr,filter". `early`: with traces, the mean score when all open slots are
-    filled at 0, 5, ... 100 % of the forwards (`evals.early`).
+    "metric,filter" and "metric_stderr,filter". `early`: with traces, the mean score when all open positions
+    are filled at 0, 5, ... 100 % of the forwards (`evals.early`).
     """
 
     task: str

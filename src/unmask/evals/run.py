@@ -17,8 +17,8 @@ from unmask import caches, decoders
 from unmask.errors import ConfigError, DependencyError
 from unmask.evals import convergence, metrics
 from unmask.evals.catalog import CATALOG
-from unmask.evals.generation import Answer, Question, Stopwatch, decode_all
-from unmask.evals.journal import Journal, Stored, read_all
+from unmask.evals.generation import Answer, AnswerTimer, Question, decode_all
+from unmask.evals.journal import Journal, StoredAnswer, read_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.machine import facts, git_commit, peak_memory_bytes
 from unmask.evals.processes import Processes, processes
@@ -77,13 +77,13 @@ class _Run:
     settings: EvalSettings
     group: Processes
     journal: Journal
-    stored: dict[str, Stored]
+    stored: dict[str, StoredAnswer]
     progress: Progress | None
-    asked: list[Stored] = field(default_factory=list)
+    asked: list[StoredAnswer] = field(default_factory=list)
     stops: tuple[str, ...] = ()
 
     def ask(self, questions: Sequence[Question]) -> Mapping[str, Answer]:
-        watch = Stopwatch()
+        watch = AnswerTimer()
         self.stops = questions[0].stops
 
         def work(mine: list[Question]) -> Iterator[Answer]:
@@ -92,7 +92,7 @@ class _Run:
         return self._answer(questions, work)
 
     def ask_pairs(self, pairs: Sequence[Pair]) -> Mapping[str, Answer]:
-        watch = Stopwatch()
+        watch = AnswerTimer()
 
         def work(mine: list[Pair]) -> Iterator[Answer]:
             return score_all(self.llm, mine, self.settings, watch, check_greedy=False)

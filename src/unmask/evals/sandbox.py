@@ -27,7 +27,7 @@ PROBE_S = 10.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What a program may use: wall and processor seconds, bytes of memory, bytes of a file it writes."""
 
     wall_s: float = 20.0
@@ -44,7 +44,7 @@ class Verdict:
     reason: str = ""
 
 
-def run_program(program: str, limits: Limits | None = None) -> Verdict:
+def run_program(program: str, limits: SandboxLimits | None = None) -> Verdict:
     """Run Python source in a process of its own and say whether it ran to its end.
 
     An early exit is not an end: the process has to say a word that it was told, after the last line.
@@ -54,7 +54,7 @@ def run_program(program: str, limits: Limits | None = None) -> Verdict:
         raise ConfigError(
             "running answers needs process limits, which Windows lacks; use Linux or WSL"
         )
-    limits = Limits() if limits is None else limits
+    limits = SandboxLimits() if limits is None else limits
     word = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="unmask-code-") as folder:
         told = {

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Counted:
     """Numbers of tokens of one answer.
 
-    `prompt`; `response`: before the first end token or stop text; `committed`: slots decided by forwards,
-    less those taken back; `fastdllm` and `d2cache`: what those harnesses count; `canvas`: all generated
-    slots, d2Cache's "full".
+    `prompt`; `response`: before the first end token or stop text; `committed`: positions decided by
+    forwards, less those taken back; `fastdllm` and `d2cache`: what those harnesses count; `canvas`: all
+    generated positions, d2Cache's "full".
     """
 
     prompt: int = 0

@@ -1,7 +1,7 @@
 """An answer's decode in few bytes, and its canvases back from it.
 
 A trace is what each forward changed: `steps` of `[commits, remasked, replaced, inserted, deleted,
-appended]`, where a commit is `[slot, token, confidence]`, with the confidence in thousandths.
+appended]`, where a commit is `[position, token, confidence]`, with the confidence in thousandths.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def compact(request: Request, output: Output) -> dict[str, Any]:
     start = request.canvas if first is None else first(request.canvas, request.facts)
     steps = []
     for step in output.trace:
-        commits = [[slot, token, round(SCALE * c)] for slot, token, c in step.committed]
-        replaced = [[slot, token] for slot, token, _ in step.replaced]
+        commits = [[position, token, round(SCALE * c)] for position, token, c in step.committed]
+        replaced = [[position, token] for position, token, _ in step.replaced]
         inserted = [list(pair) for pair in step.inserted]
         parts: list[Any] = [commits, list(step.remasked), replaced, inserted]
         parts += [list(step.deleted), list(step.appended)]
@@ -37,14 +37,14 @@ def compact(request: Request, output: Output) -> dict[str, Any]:
         steps.append(parts)
     return {
         "prompt_ids": start.tokens[: start.prompt_length].tolist(),
-        "num_slots": len(start) - start.prompt_length,
+        "num_positions": len(start) - start.prompt_length,
         "steps": steps,
     }
 
 
 def replay(trace: dict[str, Any], mask_id: int) -> Iterator[Canvas]:
     """The canvas before every forward, and at last the one that it left."""
-    prompt, count = trace["prompt_ids"], trace["num_slots"]
+    prompt, count = trace["prompt_ids"], trace["num_positions"]
     blanks = [False] * len(prompt) + [True] * count
     canvas = new_canvas([*prompt, *[mask_id] * count], blanks, len(prompt), mask_id)
     for number, parts in enumerate(trace["steps"]):
@@ -58,7 +58,7 @@ def replay(trace: dict[str, Any], mask_id: int) -> Iterator[Canvas]:
             remask=_ints(remasked),
             replace=_ints([item[0] for item in replaced]),
             replace_tokens=_ints([item[1] for item in replaced]),
-            insert=tuple((slot, size) for slot, size in inserted),
+            insert=tuple((position, size) for position, size in inserted),
             delete=_ints(deleted),
             append=_ints(appended),
         )

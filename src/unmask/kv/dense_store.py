@@ -1,7 +1,7 @@
 """The only place where keys and values live: preallocated, written in place, keys already rotated.
 
 Source: storing rotated keys equals rotating stored ones (arXiv:2104.09864, RoPE acts on each key alone), so
-slots that move by n are rotated by n more.
+positions that move by n are rotated by n more.
 
 Letters: G key/value heads, A head width.
 """
@@ -21,63 +21,65 @@ from unmask.models.transformer import Rotary
 MOVED_AT_ONCE = 64
 
 
-class Store:
-    """`(rows, G, slots, A)` keys and values a layer.
+class DenseStore:
+    """`(rows, G, positions, A)` keys and values a layer.
 
-    Behind a canvas's last slot lie the keys of queries that are seen in one forward only.
+    Behind a canvas's last position lie the keys of queries that are seen in one forward only.
     """
 
     def __init__(
-        self, spec: ModelSpec, rows: int, slots: int, dtype: torch.dtype, device: torch.device
+        self, spec: ModelSpec, rows: int, positions: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.spec = spec
-        shape = (rows, spec.num_kv_heads, slots, spec.head_dim)
+        shape = (rows, spec.num_kv_heads, positions, spec.head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
 
     @property
-    def slots(self) -> int:
-        """Slots that there is room for."""
+    def positions(self) -> int:
+        """Positions that there is room for."""
         return self.keys[0].shape[2]
 
     @property
     def tensors(self) -> Iterator[list[Tensor]]:
-        """All that is kept, one tensor a layer; rows come first, slots third."""
+        """All that is kept, one tensor a layer; rows come first, positions third."""
         yield self.keys
         yield self.values
 
     @property
-    def bytes_per_slot(self) -> int:
+    def bytes_per_position(self) -> int:
         """Bytes of all layers."""
-        return sum(_slot_bytes(t) for tensors in self.tensors for t in tensors)
+        return sum(_position_bytes(t) for tensors in self.tensors for t in tensors)
 
     @property
     def bytes_of_keys(self) -> int:
         """Bytes of all layers' keys and values."""
-        return sum(_slot_bytes(t) for tensors in (self.keys, self.values) for t in tensors)
+        return sum(_position_bytes(t) for tensors in (self.keys, self.values) for t in tensors)
 
     @torch.inference_mode()
-    def reserve(self, slots: int, rows: int = 0) -> None:
+    def reserve(self, positions: int, rows: int = 0) -> None:
         """Make room in all layers, or raise and leave the store as it was.
 
         Until the last layer has its room, the old tensors and the new ones are both there.
         """
-        if slots <= self.slots and rows <= len(self.keys[0]):
+        if positions <= self.positions and rows <= len(self.keys[0]):
             return
-        wider = [[_wider(tensor, rows, slots) for tensor in tensors] for tensors in self.tensors]
+        wider = [
+            [_wider(tensor, rows, positions) for tensor in tensors] for tensors in self.tensors
+        ]
         for tensors, made in zip(self.tensors, wider, strict=True):
             tensors[:] = made
 
     @torch.inference_mode()
-    def move_row(self, source: int, target: int, slots: int) -> None:
-        """Copy the first slots of one row over another (a finished one)."""
+    def move_row(self, source: int, target: int, positions: int) -> None:
+        """Copy the first positions of one row over another (a finished one)."""
         for tensors in self.tensors:
             for tensor in tensors:
-                tensor[target, :, :slots] = tensor[source, :, :slots]
+                tensor[target, :, :positions] = tensor[source, :, :positions]
 
     @torch.inference_mode()
-    def move_slots(self, row: int, sources: Ints, targets: Ints) -> None:
-        """Slots `sources` (ascending) of a row become slots `targets` (ascending); keys turn along."""
+    def move_positions(self, row: int, sources: Ints, targets: Ints) -> None:
+        """Move positions `sources` (ascending) of a row to `targets` (ascending), keys rotated."""
         for old, new in _in_order(sources, targets):
             shift = new[0] - old[0]
             turn = torch.tensor([shift], device=self.keys[0].device)
@@ -91,20 +93,20 @@ class Store:
                     tensor[row, :, to] = moved
 
 
-def _wider(tensor: Tensor, rows: int, slots: int) -> Tensor:
-    """A copy with at least so many rows and slots; zero where the tensor has none."""
-    old_rows, heads, old_slots, width = tensor.shape
-    made = tensor.new_zeros((max(rows, old_rows), heads, max(slots, old_slots), width))
-    made[:old_rows, :, :old_slots] = tensor
+def _wider(tensor: Tensor, rows: int, positions: int) -> Tensor:
+    """A copy with at least so many rows and positions; zero where the tensor has none."""
+    old_rows, heads, old_positions, width = tensor.shape
+    made = tensor.new_zeros((max(rows, old_rows), heads, max(positions, old_positions), width))
+    made[:old_rows, :, :old_positions] = tensor
     return made
 
 
-def _slot_bytes(tensor: Tensor) -> int:
+def _position_bytes(tensor: Tensor) -> int:
     return tensor.shape[1] * tensor.shape[3] * tensor.element_size()
 
 
 def _in_order(sources: Ints, targets: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """Pieces of slots that move by one distance, in an order in which none overwrites a later one."""
+    """Pieces of positions that move by one distance, in an order in which none overwrites a later one."""
     moves = targets - sources
     runs = np.split(
         np.arange(len(sources)), np.flatnonzero(np.diff(moves) | (np.diff(sources) - 1)) + 1

@@ -22,7 +22,7 @@ def chain(before: bytes, tokens: Ints) -> bytes:
     return blake2b(before + tokens.astype("<i8").tobytes(), digest_size=16).digest()
 
 
-class Pages:
+class PagePool:
     """The books of `total` pages. `prefixes`: whether content is remembered by key."""
 
     def __init__(self, total: int, *, prefixes: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Keys and values in pages: a row's slots lie where its table says, and rows may share pages.
+"""Keys and values in pages: a row's positions lie where its table says, and rows may share pages.
 
 Only `block_causal` lives here. Its final keys depend on the tokens to their left alone, so they serve every
 request with the same beginning; those of other caches depend on the whole canvas they were computed in, and
@@ -6,7 +6,7 @@ stay in rows of their own (`store`). Shared pages are never written: who must ch
 
 Source: paged attention, arXiv:2309.06180.
 
-Letters: G key/value heads, A head width, b rows of a run, K slots of each.
+Letters: G key/value heads, A head width, b rows of a run, K positions of each.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.canvas import NO_SLOTS, Ints
-from unmask.kv.page_pool import Pages, chain
+from unmask.canvas import NO_POSITIONS, Ints
+from unmask.kv.page_pool import PagePool, chain
 from unmask.models.spec import ModelSpec
 
-MIN_PAGE_SLOTS = 16
+MIN_PAGE_POSITIONS = 16
 
 
-def page_slots(block_size: int) -> int:
-    """Slots of a page: whole blocks, at least 16 slots."""
-    return -(-MIN_PAGE_SLOTS // block_size) * block_size
+def page_positions(block_size: int) -> int:
+    """Positions of a page: whole blocks, at least 16 positions."""
+    return -(-MIN_PAGE_POSITIONS // block_size) * block_size
 
 
-class PageStore:
-    """`(slots, G, A)` keys and values a layer, `size` slots a page; grows up to `total` pages."""
+class PagedStore:
+    """`(positions, G, A)` keys and values a layer, `size` positions a page; grows up to `total` pages."""
 
     def __init__(
         self,
@@ -40,22 +40,22 @@ class PageStore:
         prefixes: bool = True,
     ) -> None:
         assert spec.block_size is not None, "only block-causal models have pages"
-        self.block_size, self.size = spec.block_size, page_slots(spec.block_size)
-        self.pages = Pages(total, prefixes=prefixes)
+        self.block_size, self.size = spec.block_size, page_positions(spec.block_size)
+        self.pages = PagePool(total, prefixes=prefixes)
         shape = (0, spec.num_kv_heads, spec.head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         said = (
             f"{spec.family} {spec.num_layers} {spec.d_model} {spec.block_size} {self.size} {dtype}"
         )
-        self.root = chain(said.encode(), NO_SLOTS)
+        self.root = chain(said.encode(), NO_POSITIONS)
 
     @staticmethod
     def page_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes of one page in all layers."""
         assert spec.block_size is not None, "only block-causal models have pages"
         numbers = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
-        return page_slots(spec.block_size) * numbers * dtype.itemsize
+        return page_positions(spec.block_size) * numbers * dtype.itemsize
 
     def take(self) -> int:
         """A page for one owner, with its place in the tensors."""
@@ -66,11 +66,11 @@ class PageStore:
         return page
 
     @torch.inference_mode()
-    def grow(self, slots: int) -> None:
-        """Make room for `slots`, more than there are."""
+    def grow(self, positions: int) -> None:
+        """Make room for `positions`, more than there are."""
         for tensors in (self.keys, self.values):
             for layer, tensor in enumerate(tensors):
-                more = tensor.new_zeros(slots - len(tensor), *tensor.shape[1:])
+                more = tensor.new_zeros(positions - len(tensor), *tensor.shape[1:])
                 tensors[layer] = torch.cat((tensor, more))
 
     @torch.inference_mode()
@@ -100,19 +100,19 @@ class PageStore:
         return found[0], found[1]
 
 
-class Table:
-    """One row's pages: page i holds the slots from `i * size` on; the first ones may be shared."""
+class PageTable:
+    """One row's pages: page i holds the positions from `i * size` on; the first ones may be shared."""
 
-    def __init__(self, store: PageStore) -> None:
+    def __init__(self, store: PagedStore) -> None:
         self.store = store
         self.pages: list[int] = []
         self.keys: list[bytes] = []
         """Of the leading pages whose content is final, known to others or not."""
-        self.places: Ints = NO_SLOTS
-        """Where each slot lies in the store."""
+        self.places: Ints = NO_POSITIONS
+        """Where each position lies in the store."""
 
     @classmethod
-    def of(cls, store: PageStore, pages: list[int]) -> Table:
+    def of(cls, store: PagedStore, pages: list[int]) -> PageTable:
         """A table to read and write by, of pages that somebody else keeps the books of."""
         table = cls(store)
         table.pages = pages
@@ -120,7 +120,7 @@ class Table:
         return table
 
     def find(self, tokens: Ints) -> int:
-        """Begin with the pages that others left for the longest beginning of `tokens`; their slots."""
+        """Begin with the pages that others left for the longest beginning of `tokens`; their positions."""
         assert not self.pages, "a table that has pages is not looked up"
         size, key = self.store.size, self.store.root
         for start in range(0, len(tokens) - size + 1, size):
@@ -133,21 +133,21 @@ class Table:
         self._place(0)
         return len(self.pages) * size
 
-    def cut(self, num_slots: int) -> None:
-        """Give up the pages from slot `num_slots` on."""
-        kept = -(-num_slots // self.store.size)
+    def cut(self, num_positions: int) -> None:
+        """Give up the pages from position `num_positions` on."""
+        kept = -(-num_positions // self.store.size)
         self.store.pages.drop(self.pages[kept:])
         del self.pages[kept:], self.keys[kept:]
         self.places = self.places[: kept * self.store.size]
 
     def missing(self, known: int, end: int) -> int:
-        """Pages to take before the slots `[known, end)` can be written."""
+        """Pages to take before the positions `[known, end)` can be written."""
         first = known // self.store.size
         shared = sum(not self.store.pages.is_private(page) for page in self.pages[first:])
         return shared + max(0, -(-end // self.store.size) - len(self.pages))
 
     def secure(self, known: int, end: int) -> None:
-        """Make the slots `[known, end)` writable; `missing` pages must be available."""
+        """Make the positions `[known, end)` writable; `missing` pages must be available."""
         store, first = self.store, known // self.store.size
         del self.keys[first:]
         for i in range(first, len(self.pages)):
@@ -162,7 +162,7 @@ class Table:
         self._place(first)
 
     def publish(self, tokens: Ints, final: int) -> None:
-        """Let others use the full pages among the first `final` slots, which hold `tokens`."""
+        """Let others use the full pages among the first `final` positions, which hold `tokens`."""
         size = self.store.size
         for i in range(len(self.keys), final // size):
             before = self.keys[-1] if self.keys else self.store.root

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.errors import ConfigError, ModelError, unknown_name
-from unmask.models.safetensors_files import DTYPES, INDEX, SINGLE, Found, read
-from unmask.models.weight_names import NameMap, Shape, Stored, layout, own_names, runs
+from unmask.models.safetensors_files import DTYPES, INDEX, SINGLE, TensorEntry, read
+from unmask.models.weight_names import NameMap, Shape, StoredName, layout, own_names, runs
 from unmask.models.weights import Fit, Progress, check_tied, fit, shapes_of
 
 SHARD_BYTES = 4_000_000_000
@@ -45,14 +45,14 @@ class _Piece:
 
     start: int
     count: int
-    tensor: Found
+    tensor: TensorEntry
     first: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
     name: str
-    place: Stored
+    place: StoredName
     kind: str
     size_bytes: int
 

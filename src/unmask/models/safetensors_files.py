@@ -32,7 +32,7 @@ CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class TensorEntry:
     """One tensor of a file; its bytes begin at `start`. `kind` is the file's word for its type."""
 
     name: str
@@ -78,7 +78,7 @@ def _shard_names(index: Path) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def tensors_of(path: Path) -> list[Found]:
+def tensors_of(path: Path) -> list[TensorEntry]:
     """Every tensor of one file, in the order of their bytes. Raises ModelError."""
     try:
         with safe_open(path, framework="pt"):
@@ -94,11 +94,11 @@ def tensors_of(path: Path) -> list[Found]:
             continue
         begin, end = item["data_offsets"]
         shape = tuple(item["shape"])
-        found.append(Found(name, path, item["dtype"], shape, 8 + length + begin, end - begin))
+        found.append(TensorEntry(name, path, item["dtype"], shape, 8 + length + begin, end - begin))
     return sorted(found, key=lambda tensor: tensor.start)
 
 
-def read(file: BinaryIO, tensor: Found, first: int, target: Tensor) -> None:
+def read(file: BinaryIO, tensor: TensorEntry, first: int, target: Tensor) -> None:
     """Fill the flat `target`, of any dtype and device, with a tensor's numbers from the `first` on."""
     kind = DTYPES[tensor.kind]
     file.seek(tensor.start + first * kind.itemsize)
@@ -114,7 +114,7 @@ def read(file: BinaryIO, tensor: Found, first: int, target: Tensor) -> None:
 
 
 def read_columns(
-    file: BinaryIO, tensor: Found, first: int, target: Tensor, place: tuple[int, int]
+    file: BinaryIO, tensor: TensorEntry, first: int, target: Tensor, place: tuple[int, int]
 ) -> None:
     """Fill `target` `(rows, columns)` from rows that begin at the number `first`.
 
@@ -130,7 +130,7 @@ def read_columns(
         rows.copy_(piece.view(-1, width)[:, left : left + target.shape[1]])
 
 
-def _fill(file: BinaryIO, target: Tensor, tensor: Found) -> None:
+def _fill(file: BinaryIO, target: Tensor, tensor: TensorEntry) -> None:
     rest = target.view(torch.uint8).numpy().data
     while rest:
         count = file.readinto(rest)  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from unmask.models.ranks import ALONE, Ranks, part_of
 from unmask.models.spec import ModelSpec
 
 
-class Mixing(Protocol):
+class AttentionBackend(Protocol):
     """How the queries of a forward meet keys and values: see `Dense` and `caches`."""
 
     def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
@@ -89,11 +89,11 @@ class Rotary:
     They are `(..., 1, R)` with R the spec's `rotary_dim`: a head's dimensions behind the first R stay.
     """
 
-    def __init__(self, positions: Tensor, spec: ModelSpec, dtype: torch.dtype) -> None:
+    def __init__(self, position_ids: Tensor, spec: ModelSpec, dtype: torch.dtype) -> None:
         width = spec.rotary_dim or spec.head_dim
-        steps = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
+        steps = torch.arange(0, width, 2, device=position_ids.device, dtype=torch.float32)
         frequency = 1.0 / spec.rope_theta ** (steps / width)
-        angle = positions[..., None, None].float() * frequency
+        angle = position_ids[..., None, None].float() * frequency
         angle = torch.cat((angle, angle), dim=-1)
         self.dtype = torch.float32 if spec.rope_fp32 else dtype
         self.cos, self.sin = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
@@ -142,10 +142,10 @@ class Attention(nn.Module):
         found: Tensor = self.v(x).unflatten(-1, (-1, self.head_dim))
         return found
 
-    def forward(self, x: Tensor, rotary: Rotary, mixing: Mixing) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, backend: AttentionBackend) -> Tensor:
         """Attend from the queries to what the mixing shows."""
         q, k, v = self.queries(x, rotary), self.keys(x, rotary), self.values(x)
-        return self.output(mixing.attend(self.layer, q, k, v))
+        return self.output(backend.attend(self.layer, q, k, v))
 
     def output(self, seen: Tensor) -> Tensor:
         """What the heads `(..., H, A)` saw, brought together over all ranks: `(..., D)`."""
@@ -162,9 +162,9 @@ class Layer(nn.Module):
         self.ffn_norm = RMSNorm(spec.d_model, spec, spec.norm_bias)
         self.ffn = feed_forward(spec, layer, ranks)
 
-    def forward(self, x: Tensor, rotary: Rotary, mixing: Mixing) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, backend: AttentionBackend) -> Tensor:
         """One block."""
-        x = x + self.attn(self.attn_norm(x), rotary, mixing)
+        x = x + self.attn(self.attn_norm(x), rotary, backend)
         result: Tensor = x + self.ffn(self.ffn_norm(x))
         return result
 
@@ -198,25 +198,25 @@ class Transformer(nn.Module):
     def hidden(
         self,
         ids: Tensor,
-        positions: Tensor,
+        position_ids: Tensor,
         visible: Tensor | None = None,
-        mixing: Mixing | None = None,
+        backend: AttentionBackend | None = None,
         each: list[Tensor] | None = None,
     ) -> Tensor:
-        """Final normed states `(..., D)` of the tokens `ids` at `positions` (of equal shapes).
+        """Final normed states `(..., D)` of the tokens `ids` at `position_ids` (of equal shapes).
 
-        Without `mixing` both are `(B, T)`, rows attend to themselves and `visible` is a bool
+        Without `backend` both are `(B, T)`, rows attend to themselves and `visible` is a bool
         `(B or 1, 1, T, T)`, None when everyone sees everyone. With it, both have whatever shape it takes.
         `each` collects the input of every block and then the result.
         """
-        mixing = Dense(visible) if mixing is None else mixing
+        backend = Dense(visible) if backend is None else backend
         x = self.embed(ids)
-        rotary = Rotary(positions, self.spec, x.dtype)
+        rotary = Rotary(position_ids, self.spec, x.dtype)
         for layer in self.layers:
             if each is not None:
                 each.append(x)
             assert isinstance(layer, Layer), "made so"
-            x = mixing.layer(layer, x, rotary)
+            x = backend.layer(layer, x, rotary)
         x = self.norm(x)
         if each is not None:
             each.append(x)
@@ -290,16 +290,16 @@ class Transformer(nn.Module):
         return self.head(states)
 
 
-def topology(spec: ModelSpec, positions_BT: Tensor, real_BT: Tensor | None) -> Tensor | None:
+def topology(spec: ModelSpec, position_ids_BT: Tensor, real_BT: Tensor | None) -> Tensor | None:
     """Who sees whom over a whole input: bool `(B, 1, T, T)`, or None when everyone sees everyone.
 
     A padded query still sees the real keys, so that its (unused) row is finite.
     """
     visible = None if real_BT is None else real_BT[:, None, None, :]
     if spec.block_size is not None:
-        block = positions_BT // spec.block_size
+        block = position_ids_BT // spec.block_size
         causal = (block[:, :, None] >= block[:, None, :])[:, None]
         visible = causal if visible is None else causal & visible
     if visible is None:
         return None
-    return visible.expand(-1, 1, positions_BT.shape[1], -1)
+    return visible.expand(-1, 1, position_ids_BT.shape[1], -1)

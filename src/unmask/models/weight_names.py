@@ -17,7 +17,7 @@ NameMap = Sequence[tuple[str, str | tuple[str, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredName:
     """One stored tensor: its shape, whose it is, which expert's (None: all), the family's first way."""
 
     shape: Shape
@@ -35,7 +35,7 @@ class Stored:
         return max(0, len(self.shape) - 2)
 
 
-def layout(shapes: Mapping[str, Shape], names: NameMap) -> dict[str, Stored]:
+def layout(shapes: Mapping[str, Shape], names: NameMap) -> dict[str, StoredName]:
     """Every tensor that may be stored, by name, for our parameters `shapes`.
 
     Each parameter has a way to be stored; AssertionError when the family's list forgot one.
@@ -45,7 +45,7 @@ def layout(shapes: Mapping[str, Shape], names: NameMap) -> dict[str, Stored]:
         generic, layer, suffix = _generic(name)
         for template in (generic, generic.replace("{p}", suffix)):
             places.setdefault(template, []).append((layer, suffix))
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredName] = {}
     covered: set[str] = set()
     for theirs, targets in names:
         templates = (targets,) if isinstance(targets, str) else targets
@@ -57,11 +57,11 @@ def layout(shapes: Mapping[str, Shape], names: NameMap) -> dict[str, Stored]:
             for expert in experts:
                 shape = _joined([shapes[name][expert is not None :] for name in ours])
                 name = theirs.format(i=layer, p=suffix, e=expert)
-                found.setdefault(name, Stored(shape, ours, expert, covered.isdisjoint(ours)))
+                found.setdefault(name, StoredName(shape, ours, expert, covered.isdisjoint(ours)))
             ours_now.update(ours)
         covered |= ours_now
     for name, whole in shapes.items():
-        found.setdefault(own_name(name), Stored(whole, (name,), None, False))
+        found.setdefault(own_name(name), StoredName(whole, (name,), None, False))
     forgotten = sorted(shapes.keys() - covered)
     assert not forgotten, f"no checkpoint name for {', '.join(forgotten)}"
     return found
@@ -78,7 +78,7 @@ def own_names(shapes: Mapping[str, Shape]) -> NameMap:
     return [(own_name(name), name) for name in generic]
 
 
-def runs(place: Stored, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, int, int]]:
+def runs(place: StoredName, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, int, int]]:
     """A stored tensor's numbers in their order: whose they are, from which of its own on, how many."""
     skipped = [(place.expert or 0) * prod(shapes[name][1:]) for name in place.ours]
     if len(place.ours) == 1:

@@ -16,14 +16,14 @@ from unmask.errors import ModelError
 from unmask.models.safetensors_files import (
     CHUNK,
     DTYPES,
-    Found,
+    TensorEntry,
     read,
     read_columns,
     shard_files,
     tensors_of,
 )
 from unmask.models.transformer import Transformer
-from unmask.models.weight_names import NameMap, Shape, Stored, checkpoint_name, layout, runs
+from unmask.models.weight_names import NameMap, Shape, StoredName, checkpoint_name, layout, runs
 
 Progress = Callable[[int, int], None]
 """Told the bytes that were read and those there are, from time to time and at the end."""
@@ -56,7 +56,7 @@ def load_weights(
                 first = 0
                 for ours, start, count in runs(place, whole):
                     if ours in state:
-                        part = Part(whole[ours], state[ours], model.ranks.rank)
+                        part = ShardPart(whole[ours], state[ours], model.ranks.rank)
                         part.read(file, tensor, first, start, count)
                     first += count
                 done += tensor.size_bytes
@@ -79,14 +79,14 @@ def _whole_shapes(model: Transformer) -> dict[str, Shape]:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ShardPart:
     """What a rank holds of a parameter of shape `whole`: all, or an equal share of one dimension."""
 
     whole: Shape
     held: Tensor
     rank: int
 
-    def read(self, file: BinaryIO, tensor: Found, first: int, start: int, count: int) -> None:
+    def read(self, file: BinaryIO, tensor: TensorEntry, first: int, start: int, count: int) -> None:
         """Fill it from a tensor's numbers `first` on: the parameter's `start .. start + count`."""
         flat, own = self.held.view(-1), tuple(self.held.shape)
         if own == self.whole:
@@ -111,8 +111,8 @@ class Part:
 class Fit:
     """A checkpoint's tensors with their places, file by file; `head`: a stored copy of a tied one."""
 
-    pairs: list[tuple[Found, Stored]]
-    head: Found | None
+    pairs: list[tuple[TensorEntry, StoredName]]
+    head: TensorEntry | None
 
 
 def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool) -> Fit:
@@ -166,7 +166,7 @@ def _is_taken(taken: set[int | None], expert: int | None) -> bool:
     return bool(taken) and (expert is None or None in taken or expert in taken)
 
 
-def _misfits(tensor: Found, shape: Shape) -> list[str]:
+def _misfits(tensor: TensorEntry, shape: Shape) -> list[str]:
     if tensor.shape != shape:
         return [f"misshapen: {tensor.name} is {tensor.shape}, the config says {shape}"]
     if tensor.kind not in DTYPES:
@@ -174,7 +174,7 @@ def _misfits(tensor: Found, shape: Shape) -> list[str]:
     return []
 
 
-def check_tied(folder: Path, head: Found, embed: Tensor) -> None:
+def check_tied(folder: Path, head: TensorEntry, embed: Tensor) -> None:
     """Raise ModelError unless a stored head equals the embedding that the config ties it to."""
     flat = embed.view(-1)
     with head.path.open("rb") as file:

@@ -15,8 +15,8 @@ it those that differ at all are a nat apart or more: little is left to draw. Far
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
-    """How a token is proposed at a slot; the same for every decoder.
+class SamplingParams:
+    """How a token is proposed at a position; the same for every decoder.
 
     `temperature`: 0 takes the likeliest token, from 1e-6 on Gumbel-max in float64. `top_p` in (0, 1] and
     `top_k` >= 1 restrict what is sampled, in that order after the temperature (Dream's order); the
@@ -24,14 +24,14 @@ class Proposal:
     where `un` sees the prompt masked (LLaDA, Eq. 16); 0 is off. `logits_eos_inf`: never propose
     end-of-text. `confidence_eos_eot_inf`: give a proposed end-of-text or end-of-turn no confidence, so
     that they are committed last; with `compat` and temperature > 0 only end-of-turn, as LLaDA's
-    published code does. `drop_after_eos`: once an end token is decided, slots right of it become padding
-    and are not computed any more, while open ones are left of it (ours; approximate: those lose what they
-    saw there).
+    published code does. `drop_after_eos`: once an end token is decided, positions right of it become
+    padding and are not computed any more, while open ones are left of it (ours; approximate: those lose
+    what they saw there).
 
     `vocabulary` prunes what confidence is computed over, to `vocab_size` tokens: "static" the likeliest
-    at each slot, "adaptive" as many of them as CadLLM's Eq. 4 says (`decoders._cadllm`), "frequency" the
-    most frequent of the file `frequencies` (nothing else is proposed, and the LM head has only those
-    rows), "union" the likeliest at any slot of the block's first forward (the later LM heads have only
+    at each position, "adaptive" as many of them as CadLLM's Eq. 4 says (`decoders._cadllm`), "frequency"
+    the most frequent of the file `frequencies` (nothing else is proposed, and the LM head has only those
+    rows), "union" the likeliest at any position of the block's first forward (the later LM heads have only
     those rows; what that can miss is bounded, and a bound above `max_missed` makes the next forward a
     full one). "none" is the whole vocabulary; None leaves it to the decoder.
     """
@@ -55,9 +55,9 @@ class Proposal:
     )
     vocabulary: Literal["none", "static", "adaptive", "frequency", "union"] | None = knob(
         None,
-        "tokens that count: none (all), static (the likeliest of a slot), adaptive (as many as CadLLM's "
-        "Eq. 4 says), frequency (of a file), union (the likeliest of a block's first forward; later LM "
-        "heads have only those rows); default: as the decoder says",
+        "tokens that count: none (all), static (the likeliest of a position), adaptive (as many as "
+        "CadLLM's Eq. 4 says), frequency (of a file), union (the likeliest of a block's first forward; "
+        "later LM heads have only those rows); default: as the decoder says",
     )
     vocab_size: int | None = knob(None, "how many tokens vocabulary keeps; default: 1000")
     max_missed: float = knob(

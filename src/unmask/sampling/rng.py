@@ -1,4 +1,4 @@
-"""Counter-based randomness: a number is a function of (seed, forward, slot identity, token id) alone.
+"""Counter-based randomness: a number is a function of (seed, forward, position identity, token id) alone.
 
 So a sample does not depend on the batch, the cache, the device or the order of requests.
 
@@ -26,7 +26,7 @@ def _mix_host(x: np.ndarray) -> np.ndarray:
 
 
 def row_keys(seed: int, forward: int, uids: Ints) -> np.ndarray:
-    """One uint64 key a slot."""
+    """One uint64 key a position."""
     with np.errstate(over="ignore"):
         key = np.full(len(uids), seed & (2**64 - 1), dtype=np.uint64)
         for part in (np.full(len(uids), forward), uids):

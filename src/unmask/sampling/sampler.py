@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unmask.canvas import Ask, Floats, Ints
-from unmask.sampling.params import Proposal
+from unmask.sampling.params import SamplingParams
 from unmask.sampling.rng import gumbel
 
 STATS: tuple[str, ...] = (
@@ -62,13 +62,13 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Consecutive rows of logits that belong to one sequence: `slots`, their rule and what was asked.
+    """Consecutive rows of logits that belong to one sequence: `positions`, their rule and what was asked.
 
-    `before` `(n, V)`: the distributions at these slots in the forward before; `has_before` bool `(n,)`.
+    `before` `(n, V)`: the distributions at these positions in the forward before; `has_before` bool `(n,)`.
     """
 
-    slots: Ints
-    rule: Proposal
+    positions: Ints
+    rule: SamplingParams
     ask: Ask
     before: Tensor | None = None
     has_before: Tensor | None = None
@@ -78,7 +78,7 @@ def _rows(spans: list[Span], test: Callable[[Span], Any]) -> list[int]:
     found: list[int] = []
     start = 0
     for span in spans:
-        end = start + len(span.slots)
+        end = start + len(span.positions)
         if test(span):
             found.extend(range(start, end))
         start = end
@@ -86,7 +86,7 @@ def _rows(spans: list[Span], test: Callable[[Span], Any]) -> list[int]:
 
 
 def _per_row(spans: list[Span], rows: list[int], value: Callable[[Span], float]) -> list[float]:
-    values = [value(span) for span in spans for _ in range(len(span.slots))]
+    values = [value(span) for span in spans for _ in range(len(span.positions))]
     return [values[row] for row in rows]
 
 
@@ -146,27 +146,33 @@ def _add_biases(logits: Tensor, spans: list[Span], vocabulary: Vocabulary) -> No
     for span in spans:
         bias = span.ask.bias
         if bias is not None:
-            at = np.searchsorted(span.slots, bias.slots).clip(max=max(0, len(span.slots) - 1))
-            here = span.slots[at] == bias.slots if len(span.slots) else np.zeros(0, dtype=bool)
+            at = np.searchsorted(span.positions, bias.positions).clip(
+                max=max(0, len(span.positions) - 1)
+            )
+            here = (
+                span.positions[at] == bias.positions
+                if len(span.positions)
+                else np.zeros(0, dtype=bool)
+            )
             _place(logits, at[here] + start, bias.tokens[here], bias.values[here], vocabulary)
-        start += len(span.slots)
+        start += len(span.positions)
 
 
 def _add_credit(logits: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor) -> None:
     """dInfer's credit: see `decoders.credit`."""
     start = 0
     for span in spans:
-        end = start + len(span.slots)
+        end = start + len(span.positions)
         credit = span.ask.credit
-        if credit is not None and len(span.slots):
+        if credit is not None and len(span.positions):
             part = logits[start:end]
             raw = part.index_fill(1, vocabulary.forbidden, -torch.inf).argmax(dim=-1)
             own = part.gather(1, raw[:, None])[:, 0]
             p = torch.exp(own - part.logsumexp(dim=-1))
             packed[start:end, _column("raw_token")] = vocabulary.token_ids[raw].double()
             packed[start:end, _column("raw_confidence")] = p.double()
-            at = np.searchsorted(span.slots, credit.slots).clip(max=len(span.slots) - 1)
-            here = span.slots[at] == credit.slots
+            at = np.searchsorted(span.positions, credit.positions).clip(max=len(span.positions) - 1)
+            here = span.positions[at] == credit.positions
             amounts = torch.zeros_like(part)
             _place(amounts, at[here], credit.tokens[here], credit.amounts[here], vocabulary)
             amounts.scatter_add_(1, raw[:, None], (p**credit.gamma)[:, None])
@@ -266,7 +272,7 @@ def _remember(logits: Tensor, spans: list[Span], packed: Tensor) -> dict[int, Te
     kept: dict[int, Tensor] = {}
     start, tiny = 0, 1e-12
     for index, span in enumerate(spans):
-        end = start + len(span.slots)
+        end = start + len(span.positions)
         if "kl" in span.ask.stats:
             now = logits[start:end].softmax(dim=-1)
             kept[index] = now
@@ -280,7 +286,7 @@ def _remember(logits: Tensor, spans: list[Span], packed: Tensor) -> dict[int, Te
     return kept
 
 
-def effective_top_v(rule: Proposal, ask: Ask) -> int | None:
+def effective_top_v(rule: SamplingParams, ask: Ask) -> int | None:
     """How many of a row's largest logits count (None: all): the user's word goes before the decoder's."""
     if rule.vocabulary in (None, "adaptive"):
         return ask.top_v

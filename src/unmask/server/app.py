@@ -25,7 +25,7 @@ from unmask.server.openapi import describe_bodies, documented
 from unmask.server.protocol import ChatRequest, CompletionRequest, InfillRequest
 from unmask.server.request_parsing import CHAT_DEFAULTS, COMMON_DEFAULTS, COMPLETION_DEFAULTS
 from unmask.server.service import Service
-from unmask.server.settings import Settings
+from unmask.server.settings import ServerSettings
 from unmask.server.sglang import GenerateRequest, add_sglang_routes
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ CHAT_NEUTRAL = {**COMMON_DEFAULTS, **CHAT_DEFAULTS}
 COMPLETION_NEUTRAL = {**COMMON_DEFAULTS, **COMPLETION_DEFAULTS}
 
 
-def create_app(llm: LLM, engine: Engine, settings: Settings) -> FastAPI:
+def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
     """An app that serves a model through an engine, which it starts and stops.
 
     Raises ModelError for a model without a tokenizer. `app.state.service` is the `Service`.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from unmask.server import auth
 from unmask.server.errors import ApiError
-from unmask.server.settings import Settings
+from unmask.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -42,7 +42,9 @@ class Guard:
     `count` is told the route (a template, or "other") and the status of every answer.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, count: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServerSettings, count: Callable[[str, int], None]
+    ) -> None:
         self.app, self.settings, self.count = app, settings, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,14 +3,14 @@
 A frame is
 
     {"forward": 3, "num_settled": 12, "num_open": 20, "text": "...",
-     "slots": [{"token": 316, "text": "In", "confidence": 0.98, "open": false, "new": true}, ...]}
+     "positions": [{"token": 316, "text": "In", "confidence": 0.98, "open": false, "new": true}, ...]}
 
-`forward` counts from 1; frame 0 is the canvas before the first. Slots are those of the answer; of an
+`forward` counts from 1; frame 0 is the canvas before the first. Positions are those of the answer; of an
 infill those of the whole text, where given ones say `"fixed": true`, and `"special": true` when they only
-open the text. An open slot has token and confidence null and no text. `new`: this forward wrote it;
+open the text. An open position has token and confidence null and no text. `new`: this forward wrote it;
 `taken_back`: this forward opened it again; `end`: it ends the text or the turn. `confidence` is null
-where the method does not say. `num_settled` slots from the left will not change. `text` is the text
-without its ends and what opens it, with a light shade for every open slot: what Mercury's `diffusing`
+where the method does not say. `num_settled` positions from the left will not change. `text` is the text
+without its ends and what opens it, with a light shade for every open position: what Mercury's `diffusing`
 streams send as content.
 """
 
@@ -28,7 +28,7 @@ OPEN_MARK = "\u2591"
 
 
 class Confidences:
-    """The confidence with which each slot's token was committed, by the slot's identity."""
+    """The confidence with which each position's token was committed, by the position's identity."""
 
     def __init__(self) -> None:
         self._of: dict[int, float] = {}
@@ -40,8 +40,10 @@ class Confidences:
         for uid, p in zip(before.uid[edit.commit].tolist(), edit.confidence.tolist(), strict=True):
             self._of[uid] = p
         replaced = set(edit.replace.tolist())
-        for slot, uid in zip(edit.commit.tolist(), before.uid[edit.commit].tolist(), strict=True):
-            if slot in replaced:
+        for position, uid in zip(
+            edit.commit.tolist(), before.uid[edit.commit].tolist(), strict=True
+        ):
+            if position in replaced:
                 del self._of[uid]
 
     def of(self, uid: int) -> float | None:
@@ -72,14 +74,14 @@ def frame(
     """
     start = 0 if canvas.infilling else canvas.prompt_length
     fresh, taken = changes(changed)
-    texts = pieces.of_slots(canvas, start)
-    slots = []
+    texts = pieces.of_positions(canvas, start)
+    positions = []
     is_opening = canvas.infilling
     for offset, text in enumerate(texts):
-        slot = start + offset
-        uid, is_open = int(canvas.uid[slot]), bool(canvas.open[slot])
+        position = start + offset
+        uid, is_open = int(canvas.uid[position]), bool(canvas.open[position])
         entry: dict[str, Any] = {
-            "token": None if is_open else int(canvas.tokens[slot]),
+            "token": None if is_open else int(canvas.tokens[position]),
             "text": text,
             "confidence": None if is_open else confidences.of(uid),
             "open": is_open,
@@ -88,28 +90,28 @@ def frame(
         if entry["token"] in end_ids:
             entry["end"] = True
         if canvas.infilling:
-            entry["fixed"] = bool(canvas.fixed[slot])
+            entry["fixed"] = bool(canvas.fixed[position])
             is_opening = is_opening and entry["fixed"] and entry["token"] in pieces.special
             if is_opening:
                 entry["special"] = True
         if uid in taken:
             entry["taken_back"] = True
-        slots.append(entry)
+        positions.append(entry)
     return {
         "forward": forward,
         "num_settled": max(0, min(num_settled, len(canvas)) - start),
         "num_open": canvas.num_open,
         "text": "".join(
             OPEN_MARK if item["open"] else item["text"]
-            for item in slots
+            for item in positions
             if "end" not in item and "special" not in item
         ),
-        "slots": slots,
+        "slots": positions,
     }
 
 
 def changes(changed: tuple[Canvas, Edit] | None) -> tuple[set[int], set[int]]:
-    """Identities of the slots that were written and of those that were opened again."""
+    """Identities of the positions that were written and of those that were opened again."""
     if changed is None:
         return set(), set()
     before, edit = changed

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unmask import caches, decoders
 from unmask.canvas import ModelFacts, new_canvas
 from unmask.errors import ConfigError
-from unmask.sampling.params import Proposal
+from unmask.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -35,7 +35,7 @@ def schema(llm: LLM, defaults: dict[str, Any], model_id: str, max_length: int) -
         "defaults": defaults,
         "decoders": [decoder_facts(name) for name in decoders.names()],
         "caches": [cache_facts(name, llm) for name in caches.names()],
-        "shared": knobs_of(Proposal),
+        "shared": knobs_of(SamplingParams),
     }
 
 
@@ -65,7 +65,7 @@ def text_of(tokenizer: Any, token_id: int) -> str | None:
 
 
 def decoder_facts(name: str) -> dict[str, Any]:
-    """A decoder: its title, source, and own knobs (those of `Proposal` are shared)."""
+    """A decoder: its title, source, and own knobs (those of `SamplingParams` are shared)."""
     cls = decoders.decoder_class(name)
     title, source = title_and_source(cls)
     return {
@@ -74,7 +74,7 @@ def decoder_facts(name: str) -> dict[str, Any]:
         "source": source,
         "finds_length": decoders.finds_length(name),
         "wraps": "inner" in {field.name for field in dataclasses.fields(cls)},
-        "knobs": knobs_of(cls, {field.name for field in dataclasses.fields(Proposal)}),
+        "knobs": knobs_of(cls, {field.name for field in dataclasses.fields(SamplingParams)}),
     }
 
 

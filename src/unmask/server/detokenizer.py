@@ -41,8 +41,8 @@ class Ends:
 class TextStream:
     """The text of one answer, fed with canvases, asked for what is new.
 
-    The answer is the slots from `start` on, up to `size` of them (None: all). `ended` says that the text
-    is over: "stop" after an end token or a stop string. `num_tokens` are the tokens that the released
+    The answer is the positions from `start` on, up to `size` of them (None: all). `ended` says that the
+    text is over: "stop" after an end token or a stop string. `num_tokens` are the tokens that the released
     text was read from: with a stop string, up to the token that completed it.
     """
 
@@ -60,7 +60,7 @@ class TextStream:
     def feed(self, canvas: Canvas, num_settled: int, *, is_last: bool = False) -> str:
         """The text that became certain with this canvas; empty when none did.
 
-        `num_settled`: slots from the left that will not change once they are decided. `is_last`: the
+        `num_settled`: positions from the left that will not change once they are decided. `is_last`: the
         canvas is complete, so nothing is held back.
         """
         if self.ended is not None:
@@ -97,7 +97,7 @@ class TextStream:
         limit = min(len(canvas), num_settled)
         if self._size is not None:
             limit = min(limit, start + self._size)
-        open_ = canvas.open_slots(start, limit)
+        open_ = canvas.open_positions(start, limit)
         stop = int(open_[0]) if len(open_) else max(start, limit)
         ids = canvas.tokens[start:stop].tolist()
         end = next((i for i, id_ in enumerate(ids) if id_ in self._ends.stop_ids), None)

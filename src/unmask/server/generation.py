@@ -19,7 +19,7 @@ from unmask.errors import CapacityError, ConfigError, EngineError, PromptError, 
 from unmask.server.canvas_frames import Confidences, frame
 from unmask.server.detokenizer import TextStream
 from unmask.server.errors import ApiError, clean, engine_dead, of_user, stopping, timed_out
-from unmask.server.request_planner import Plan
+from unmask.server.request_planner import GenerationPlan
 
 if TYPE_CHECKING:
     from unmask.engine.engine import Engine, Ticket, Update
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("unmask.server")
 
 
-class Call:
+class Generation:
     """Decodes plans through an engine that runs in its own thread.
 
     The request arrived at `arrived_s` of the monotonic clock, and its `timeout_s` count from there.
@@ -42,7 +42,7 @@ class Call:
     def __init__(
         self,
         engine: Engine,
-        plans: list[Plan],
+        plans: list[GenerationPlan],
         decode: Text,
         timeout_s: float,
         call_id: str,
@@ -181,7 +181,7 @@ class Answer:
     `reason` is None until the answer is over. `text` is what has been released, all of it then.
     """
 
-    def __init__(self, plan: Plan, decode: Text) -> None:
+    def __init__(self, plan: GenerationPlan, decode: Text) -> None:
         self.plan = plan
         has_given = plan.request.canvas.infilling and plan.start == 0  # they are answered too
         given = plan.request.canvas.fixed if has_given else None
@@ -216,7 +216,7 @@ class Answer:
 
     @property
     def num_wasted(self) -> int:
-        """Slots that were computed right of the end token, of `num_queries`; 0 until the answer is over."""
+        """Positions computed right of the end token, of `num_queries`; 0 until the answer is over."""
         return 0 if self.output is None else self.output.num_wasted
 
     @property
@@ -256,15 +256,15 @@ class Answer:
     def probabilities(self) -> list[TokenProbability]:
         """The answer's certain tokens."""
         if self.is_infill:
-            slots = [i for i in range(self.num_settled) if not self.canvas.fixed[i]]
+            positions = [i for i in range(self.num_settled) if not self.canvas.fixed[i]]
         else:
-            slots = list(range(self.plan.start, self.plan.start + self.stream.num_tokens))
+            positions = list(range(self.plan.start, self.plan.start + self.stream.num_tokens))
         return [
             TokenProbability(
-                int(self.canvas.tokens[slot]),
-                self.confidences.log_probability(int(self.canvas.uid[slot])),
+                int(self.canvas.tokens[position]),
+                self.confidences.log_probability(int(self.canvas.uid[position])),
             )
-            for slot in slots
+            for position in positions
         ]
 
     def first_frame(self, update: Update, pieces: Pieces) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from unmask.caches.registry import cache_name
 from unmask.decoders.registry import decoder_name
-from unmask.server.generation import BLOCK_LENGTH, Call, Pace
+from unmask.server.generation import BLOCK_LENGTH, Generation, Pace
 
 if TYPE_CHECKING:
     from unmask.engine.engine import Engine
@@ -98,7 +98,7 @@ class Metrics:
         """Mean over all answers since the start, weighted by forwards; 0 before the first."""
         return self.num_tokens / self.num_forwards if self.num_forwards else 0.0
 
-    def count(self, call: Call, reason: str | None = None) -> None:
+    def count(self, call: Generation, reason: str | None = None) -> None:
         """Count a call that is over; `reason` when it did not come to its own end."""
         name = self.model
         self.e2e.labels(name).observe(call.seconds)
@@ -217,7 +217,7 @@ class EngineNumbers(Collector):
                 stats.num_preempted,
             ),
             "vllm:prefix_cache_queries": (
-                "Decided slots of admitted requests that were looked up in the prefix cache.",
+                "Decided positions of admitted requests that were looked up in the prefix cache.",
                 stats.prefix_asked,
             ),
             "vllm:prefix_cache_hits": ("Those that were found there.", stats.prefix_found),

@@ -76,7 +76,7 @@ class Protocol(H11Protocol):
         self.transport.close()
 
 
-class Server(uvicorn.Server):
+class ServerProcess(uvicorn.Server):
     """A uvicorn server that drains before it stops, and ends when its engine has failed.
 
     `on_ready` is called when it accepts connections. After `run`, `has_failed` says how it ended.
@@ -156,7 +156,7 @@ def server_of(
     *,
     drain_timeout_s: float = 30.0,
     on_ready: Callable[[], None] = lambda: None,
-) -> Server:
+) -> ServerProcess:
     """The server of an app; `run(sockets=[bound])` serves until a signal says otherwise."""
     config = uvicorn.Config(
         app,
@@ -168,4 +168,4 @@ def server_of(
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
     )
-    return Server(config, app.state.service, drain_timeout_s, on_ready)
+    return ServerProcess(config, app.state.service, drain_timeout_s, on_ready)

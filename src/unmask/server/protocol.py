@@ -77,7 +77,7 @@ class Decoding(Strict):
 
     model: str | None = Field(None, max_length=256, description="a served name; default: the first")
     max_tokens: Whole | None = Field(
-        None, description="slots to generate; default: 128, or what the context has left"
+        None, description="positions to generate; default: 128, or what the context has left"
     )
     decoder: str | None = Field(
         None, max_length=500, description="decoding method, e.g. threshold; default: the server's"
@@ -91,7 +91,9 @@ class Decoding(Strict):
     )
     cache_args: Arguments | None = Field(None, description="the cache's knobs")
     steps: Whole | None = Field(None, description="forwards, where the decoder has a schedule")
-    block_length: Whole | None = Field(None, description="slots a block, where there are blocks")
+    block_length: Whole | None = Field(
+        None, description="positions a block, where there are blocks"
+    )
     temperature: float | None = Field(
         None, ge=0, description="0 (default): the likeliest token; else at least 1e-6"
     )
@@ -140,7 +142,7 @@ class Decoding(Strict):
 
     @property
     def length(self) -> int | None:
-        """Slots to generate, if said."""
+        """Positions to generate, if said."""
         return self.max_tokens
 
     @property
@@ -209,7 +211,7 @@ class ChatRequest(Decoding):
 
     @property
     def length(self) -> int | None:
-        """Slots to generate, if said."""
+        """Positions to generate, if said."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
@@ -248,7 +250,7 @@ class CompletionRequest(Decoding):
         | Annotated[list[TokenIds], several(min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(description="a text, texts, token ids, or lists of them; taken as they are")
     suffix: str | None = Field(
-        None, description="the text after the answer: max_tokens slots between are filled"
+        None, description="the text after the answer: max_tokens positions between are filled"
     )
     logprobs: Literal[0] | None = Field(
         None, description="0: log-probabilities of the tokens, when committed; others are not known"

@@ -37,7 +37,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from unmask.errors import EngineError
-from unmask.server.settings import Settings
+from unmask.server.settings import ServerSettings
 
 NAME = "unmask"
 LIGHT_REQUESTS = 32
@@ -52,7 +52,7 @@ PROXY_QUEUE = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReplicaPlan:
     """What each replica serves and how many there are.
 
     `loading`: what `LLM` is told beside the model, and `engine` what `Engine` is; a replica gets `num_cpus`
@@ -63,7 +63,7 @@ class Plan:
 
     model: str
     loading: Mapping[str, Any]
-    settings: Settings
+    settings: ServerSettings
     engine: Mapping[str, Any]
     least: int
     most: int
@@ -113,7 +113,7 @@ class Replica:
         return name, text if isinstance(text, str) else text.decode()
 
 
-def deployment_of(plan: Plan, generation: int) -> Any:
+def deployment_of(plan: ReplicaPlan, generation: int) -> Any:
     """The application that Serve runs. Another `generation` of the same plan replaces its replicas."""
 
     def build() -> FastAPI:
@@ -145,13 +145,13 @@ def deployment_of(plan: Plan, generation: int) -> Any:
     return made(serve.ingress(build)(Replica)).bind(generation)
 
 
-def build_app(plan: Plan) -> FastAPI:
+def build_app(plan: ReplicaPlan) -> FastAPI:
     """In a replica: the model, its engine and the app of both."""
     import torch
 
     from unmask.engine.engine import Engine
     from unmask.engine.llm import LLM
-    from unmask.engine.threads import apart
+    from unmask.engine.threads import run_in_thread
     from unmask.server.app import create_app
 
     logger = logging.getLogger("unmask")
@@ -159,7 +159,7 @@ def build_app(plan: Plan) -> FastAPI:
     logger.setLevel(logging.INFO if plan.logs_requests else logging.WARNING)
     logger.propagate = False
     torch.set_num_threads(max(1, int(plan.num_cpus)))
-    llm = apart(lambda: LLM(plan.model, **plan.loading))
+    llm = run_in_thread(lambda: LLM(plan.model, **plan.loading))
     engine = Engine(llm, **plan.engine)
     engine.on_failure = leave
     app = create_app(llm, engine, plan.settings)
@@ -181,7 +181,7 @@ async def all_metrics(request: Request) -> Response:
     return Response(joined(told), media_type=CONTENT_TYPE_LATEST)
 
 
-def run(plan: Plan, host: str, port: int, on_ready: Callable[[], None]) -> None:
+def run(plan: ReplicaPlan, host: str, port: int, on_ready: Callable[[], None]) -> None:
     """Start Ray on this machine, serve until SIGTERM or SIGINT, then drain and stop all of it.
 
     SIGHUP restarts the replicas one after the other. Raises RuntimeError when no replica comes up.

@@ -19,7 +19,7 @@ from pydantic_core import from_json
 
 from unmask import caches, decoders
 from unmask.engine.request_builder import PREFIX
-from unmask.sampling.params import Proposal
+from unmask.sampling.params import SamplingParams
 from unmask.server.errors import ApiError
 from unmask.server.settings import Limits
 
@@ -124,7 +124,7 @@ SGLANG_SAMPLING_DEFAULTS: dict[str, tuple[Any, ...]] = {
 def knob_names() -> frozenset[str]:
     """Every knob of every decoder, and those that all have."""
     own = {name for decoder in decoders.names() for name in decoders.knob_names(decoder)}
-    return frozenset(own | {field.name for field in dataclasses.fields(Proposal)})
+    return frozenset(own | {field.name for field in dataclasses.fields(SamplingParams)})
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from unmask.server.detokenizer import Ends
 from unmask.server.errors import ApiError, of_user
 from unmask.server.protocol import ChatRequest, CompletionRequest, Decoding, InfillRequest
 from unmask.server.request_parsing import check_knobs, check_method_text
-from unmask.server.settings import Settings
+from unmask.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -28,11 +28,12 @@ SAMPLING_ONLY = ("top_p", "top_k")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class GenerationPlan:
     """One answer to be decoded.
 
     `index` of the choice; `prompt`: the number of the prompt that it answers; `num_prompt` tokens that are
-    given; the text is that of the slots from `start` on, `size` of them (None: all), up to what `ends` it.
+    given; the text is that of the positions from `start` on, `size` of them (None: all), up to what `ends`
+    it.
     """
 
     index: int
@@ -58,12 +59,12 @@ class Way:
 class Planner:
     """Makes plans for one model. All methods raise ApiError for what the model or the method refuses."""
 
-    def __init__(self, llm: LLM, settings: Settings) -> None:
+    def __init__(self, llm: LLM, settings: ServerSettings) -> None:
         self.llm, self.settings = llm, settings
         own = llm.spec.max_length
         self.max_length = min(own, settings.limits.max_model_len or own)
 
-    def chat(self, body: ChatRequest, knobs: Mapping[str, Any]) -> list[Plan]:
+    def chat(self, body: ChatRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
         """The next turn of a conversation."""
         roles = {"developer": "system"}
         messages = [
@@ -76,7 +77,7 @@ class Planner:
             raise of_user(error, "messages") from None
         return self.continuations(body, [ids], knobs, "messages")
 
-    def completion(self, body: CompletionRequest, knobs: Mapping[str, Any]) -> list[Plan]:
+    def completion(self, body: CompletionRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
         """Texts that go on, or whose middle is filled in."""
         prompts: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
         if isinstance(prompts[0], int):
@@ -89,7 +90,7 @@ class Planner:
             raise of_user(error, "prompt") from None
         return self.continuations(body, ids, knobs, "prompt")
 
-    def infill(self, body: InfillRequest, knobs: Mapping[str, Any]) -> list[Plan]:
+    def infill(self, body: InfillRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
         """A text with blanks."""
         try:
             canvas = self.llm.infill_canvas(body.parts)
@@ -100,10 +101,10 @@ class Planner:
 
     def continuations(
         self, body: Decoding, prompts: list[list[int]], knobs: Mapping[str, Any], param: str
-    ) -> list[Plan]:
+    ) -> list[GenerationPlan]:
         """Answers behind prompts, which the field `param` has."""
         way = self.way(body, knobs)
-        plans: list[Plan] = []
+        plans: list[GenerationPlan] = []
         for ids in prompts:
             length = self._length(len(ids), body, param)
             option: dict[str, Any] = {"gen_length": length}
@@ -114,7 +115,7 @@ class Planner:
 
     def _middles(
         self, body: CompletionRequest, prompts: list[Any], knobs: Mapping[str, Any]
-    ) -> list[Plan]:
+    ) -> list[GenerationPlan]:
         assert body.suffix is not None, "without a suffix there is no middle"
         size = body.length or DEFAULT_MAX_TOKENS
         canvases = [self.llm.middle_canvas(one, size, body.suffix) for one in prompts]
@@ -130,9 +131,9 @@ class Planner:
         starts: list[int],
         size: int | None,
         knobs: Mapping[str, Any],
-    ) -> list[Plan]:
+    ) -> list[GenerationPlan]:
         way = self.way(body, knobs)
-        plans: list[Plan] = []
+        plans: list[GenerationPlan] = []
         for canvas, start in zip(canvases, starts, strict=True):
             given = int(canvas.fixed.sum())
             plans += self._copies(body, way, canvas, given, (start, size), {}, len(plans))
@@ -147,7 +148,7 @@ class Planner:
         span: tuple[int, int | None],
         option: Mapping[str, Any],
         first: int,
-    ) -> list[Plan]:
+    ) -> list[GenerationPlan]:
         """The `n` answers to one prompt; their seeds follow each other."""
         seed = secrets.randbits(31) if body.seed is None else body.seed
         infills = isinstance(what, Canvas) and what.infilling
@@ -167,9 +168,11 @@ class Planner:
                 )
             except UnmaskError as error:
                 raise of_user(error) from None
-            self._check_room(request.max_slots, "the canvas", body.length_name)
+            self._check_room(request.max_positions, "the canvas", body.length_name)
             plans.append(
-                Plan(first + copy, first // body.choices, request, num_prompt, ends, *span)
+                GenerationPlan(
+                    first + copy, first // body.choices, request, num_prompt, ends, *span
+                )
             )
         return plans
 
@@ -223,7 +226,7 @@ class Planner:
                 )
 
     def _length(self, num_prompt: int, body: Decoding, param: str) -> int:
-        """Slots to generate behind a prompt, which the field `param` has."""
+        """Positions to generate behind a prompt, which the field `param` has."""
         room, asked, name = self.max_length - num_prompt, body.length, body.length_name
         wanted = 1 if asked is None else asked
         if wanted > room:
@@ -259,7 +262,7 @@ class Planner:
         if size > self.max_length:
             raise ApiError(
                 400,
-                f"{what} takes {size} slots, but the context is {self.max_length}; use less",
+                f"{what} takes {size} positions, but the context is {self.max_length}; use less",
                 param=param,
                 code="context_length_exceeded",
             )

@@ -150,7 +150,7 @@ class Reply:
         }
 
     def step(self, step: Step) -> dict[str, Any]:
-        """What one forward changed; commits are `[slot, token, confidence, text]`."""
+        """What one forward changed; commits are `[position, token, confidence, text]`."""
         found = dataclasses.asdict(step)
         for key in ("committed", "replaced"):
             found[key] = [[*item, self.pieces.text(item[1])] for item in getattr(step, key)]
@@ -158,7 +158,8 @@ class Reply:
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Tokens, forwards and computed slots of all answers; a prompt counts once however many answers it has.
+    """Tokens, forwards and computed positions of all answers; a prompt counts once however many answers it
+    has.
 
     How much of it was cached is told of its first answer: the others may find what that one computed.
     """

@@ -15,13 +15,13 @@ from starlette.responses import JSONResponse, Response
 
 from unmask.engine.token_text import Pieces
 from unmask.server.errors import ApiError, clean, engine_dead, stopping, timed_out
-from unmask.server.generation import Call
+from unmask.server.generation import Generation
 from unmask.server.metrics import Metrics
 from unmask.server.protocol import Decoding, StreamOptions
 from unmask.server.request_parsing import read, read_json
-from unmask.server.request_planner import Plan, Planner
+from unmask.server.request_planner import GenerationPlan, Planner
 from unmask.server.responses import Reply, Route
-from unmask.server.settings import Settings
+from unmask.server.settings import ServerSettings
 from unmask.server.sse import canvas_events, guarded, text_events
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ log = logging.getLogger("unmask.server")
 Body = TypeVar("Body", bound=Decoding)
 PLANNED_AT_ONCE = 4
 """Requests whose texts are read at once; long ones must not take every core from decoding."""
-Make = Callable[[Body, Mapping[str, Any]], list[Plan]]
+Make = Callable[[Body, Mapping[str, Any]], list[GenerationPlan]]
 
 
 class Service:
     """A model that is served. `is_draining`: nothing new is taken."""
 
-    def __init__(self, llm: LLM, engine: Engine, settings: Settings) -> None:
+    def __init__(self, llm: LLM, engine: Engine, settings: ServerSettings) -> None:
         self.llm, self.engine, self.settings = llm, engine, settings
         self.planner = Planner(llm, settings)
         self.metrics = Metrics(engine, settings.models[0])
@@ -126,8 +126,8 @@ class Service:
         return self.events(call, guarded(call, events))
 
     async def plan(
-        self, make: Callable[[], list[Plan]], timeout_s: float, arrived_s: float
-    ) -> list[Plan]:
+        self, make: Callable[[], list[GenerationPlan]], timeout_s: float, arrived_s: float
+    ) -> list[GenerationPlan]:
         """What `make` makes, in a thread, of which there are few. Raises ApiError.
 
         A request whose time is over while it waits for a thread is told so; one that has it is not
@@ -139,23 +139,23 @@ class Service:
 
     def submit(
         self,
-        plans: list[Plan],
+        plans: list[GenerationPlan],
         timeout_s: float,
         call_id: str,
         user: str | None,
         arrived_s: float,
-    ) -> Call:
+    ) -> Generation:
         """The call of these plans, queued. Raises ApiError."""
-        call = Call(self.engine, plans, self.llm.decode, timeout_s, call_id, arrived_s)
+        call = Generation(self.engine, plans, self.llm.decode, timeout_s, call_id, arrived_s)
         call.user = user
         call.submit()
         return call
 
-    def events(self, call: Call, events: AsyncGenerator[bytes]) -> Response:
+    def events(self, call: Generation, events: AsyncGenerator[bytes]) -> Response:
         """The events of a call that was submitted, as a response."""
         return Events(self, call, events)
 
-    async def finish(self, request: Request, call: Call) -> None:
+    async def finish(self, request: Request, call: Generation) -> None:
         """Wait for a call's end, or for the client to leave. Raises ApiError."""
         work = asyncio.ensure_future(call.run())
         gone = asyncio.ensure_future(has_left(request))
@@ -173,7 +173,7 @@ class Service:
             await asyncio.gather(work, gone, return_exceptions=True)
             self.over(call)
 
-    def over(self, call: Call) -> None:
+    def over(self, call: Generation) -> None:
         """Free what a call holds, count it, and write its line to the log."""
         call.abort()
         reason = None if call.is_over else "abort"
@@ -198,7 +198,7 @@ class Events(EventSourceResponse):
     Pings are off: SGLang's client takes every line for data.
     """
 
-    def __init__(self, service: Service, call: Call, events: Any) -> None:
+    def __init__(self, service: Service, call: Generation, events: Any) -> None:
         super().__init__(
             events, ping=0, sep="\n", send_timeout=service.settings.limits.send_timeout_s
         )

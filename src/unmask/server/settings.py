@@ -28,7 +28,7 @@ class Limits:
 
     `max_body_bytes` of a request, which must be there within `body_timeout_s`; `timeout_s`, the longest
     that a request may take, waiting included; `send_timeout_s` that a stream waits for a client that does
-    not read; `max_model_len` slots of a canvas, prompt included (None: the model's context).
+    not read; `max_model_len` positions of a canvas, prompt included (None: the model's context).
     """
 
     max_body_bytes: int = 4 << 20
@@ -71,7 +71,7 @@ class Access:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """All of it. `models`: the names under which the model is served, the first one in the replies."""
 
     models: tuple[str, ...]

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 import unmask
 from unmask.errors import PromptError
 from unmask.server.errors import ApiError, of_user
-from unmask.server.generation import Answer, Call
+from unmask.server.generation import Answer, Generation
 from unmask.server.openapi import documented
 from unmask.server.protocol import MAX_PROMPTS, Decoding, Seed, Strict, TokenIds, Whole, several
 from unmask.server.request_parsing import (
@@ -36,7 +36,7 @@ from unmask.server.request_parsing import (
     read_json,
     unknown_field,
 )
-from unmask.server.request_planner import Plan
+from unmask.server.request_planner import GenerationPlan
 from unmask.server.sse import DONE, event, guarded
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def add_sglang_routes(app: FastAPI, service: Service) -> None:
         app.get(path, summary="The model, as SGLang tells it.")(model_info)
 
 
-def plans_of(service: Service, body: GenerateRequest) -> list[Plan]:
+def plans_of(service: Service, body: GenerateRequest) -> list[GenerationPlan]:
     """The plans of a native request. Raises ApiError."""
     decoding, knobs = sampling(body.sampling_params)
     llm, name = service.llm, "input_ids" if body.text is None else "text"
@@ -167,7 +167,7 @@ def sampling(given: dict[str, Any]) -> tuple[Sampling, dict[str, Any]]:
         raise invalid(error) from None
 
 
-def native(call: Call, answer: Answer) -> dict[str, Any]:
+def native(call: Generation, answer: Answer) -> dict[str, Any]:
     """An answer so far as SGLang tells it; token counts never fall."""
     reason: dict[str, Any] | None = None
     if answer.reason is not None:
@@ -190,7 +190,7 @@ def native(call: Call, answer: Answer) -> dict[str, Any]:
     }
 
 
-async def cumulative(call: Call) -> AsyncGenerator[bytes]:
+async def cumulative(call: Generation) -> AsyncGenerator[bytes]:
     """All the text so far whenever there is more."""
     async for answer, _, text in call.updates():
         if text or answer.reason is not None:

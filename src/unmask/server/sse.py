@@ -9,7 +9,7 @@ from typing import Any
 
 from unmask.canvas import Canvas
 from unmask.server.errors import ApiError
-from unmask.server.generation import Answer, Call
+from unmask.server.generation import Answer, Generation
 from unmask.server.responses import Reply, usage
 
 DONE = b"data: [DONE]\n\n"
@@ -20,7 +20,7 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
-def chunk_event(call: Call, chunk: dict[str, Any], *, with_usage: bool) -> bytes:
+def chunk_event(call: Generation, chunk: dict[str, Any], *, with_usage: bool) -> bytes:
     """A chunk as an event, with the usage so far if it is asked for in every one."""
     return event(chunk | ({"usage": usage(call.answers)} if with_usage else {}))
 
@@ -37,7 +37,7 @@ class Told:
 
 
 async def text_events(
-    call: Call, reply: Reply, *, with_usage: bool, usage_always: bool
+    call: Generation, reply: Reply, *, with_usage: bool, usage_always: bool
 ) -> AsyncGenerator[bytes]:
     """Pieces of text; the last chunk of every answer has its finish reason. No piece is empty but it.
 
@@ -63,7 +63,7 @@ async def text_events(
 
 
 async def canvas_events(
-    call: Call, reply: Reply, *, with_usage: bool, usage_always: bool
+    call: Generation, reply: Reply, *, with_usage: bool, usage_always: bool
 ) -> AsyncGenerator[bytes]:
     """A frame before the first forward and after every one, and the text at the end.
 
@@ -90,7 +90,7 @@ async def canvas_events(
     yield DONE
 
 
-async def guarded(call: Call, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+async def guarded(call: Generation, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """The events of a call that was submitted; an error becomes the last of them."""
     async with aclosing(events):
         try:

@@ -23,11 +23,11 @@ def masked_logits(model: Transformer, hidden: Callable[..., Tensor], batch: Batc
     """
     noisy, masked = batch.noisy.ids_BT, batch.noisy.masked_BT
     rows, length = noisy.shape
-    positions = torch.arange(length).expand(rows, length)
+    position_ids = torch.arange(length).expand(rows, length)
     if model.spec.block_size is None:
-        states = hidden(noisy, positions)
+        states = hidden(noisy, position_ids)
     else:
-        twice = torch.cat((noisy, batch.clean_BT), 1), torch.cat((positions, positions), 1)
+        twice = torch.cat((noisy, batch.clean_BT), 1), torch.cat((position_ids, position_ids), 1)
         states = hidden(*twice, two_streams(length, model.spec.block_size))[:, :length]
     if model.spec.shift_logits:
         assert not masked[:, 0].any(), "no row predicts position 0"

@@ -14,7 +14,7 @@ import yaml
 import unmask
 from unmask.tune.goal import ACCURACY
 from unmask.tune.measure import Bench, Interval, Measured, Versus, versus
-from unmask.tune.study import Found, Point, Watch
+from unmask.tune.study import SearchResult, TrialPoint, Watch
 
 TURNS = 4
 PRESET, NUMBERS, TABLE = "preset.yaml", "tune.json", "tune.md"
@@ -31,7 +31,7 @@ class HeldOut:
     difference: Versus
 
 
-def check(bench: Bench, found: Found, count: int, watch: Watch) -> HeldOut | None:
+def check(bench: Bench, found: SearchResult, count: int, watch: Watch) -> HeldOut | None:
     """The best point and the defaults on `count` prompts behind the search's; None without a best."""
     best, offset = found.best, found.plan.num_prompts
     if best is None or not count:
@@ -51,7 +51,7 @@ def check(bench: Bench, found: Found, count: int, watch: Watch) -> HeldOut | Non
 
 
 def write(
-    bench: Bench, found: Found, held_out: HeldOut | None, command: str, folder: Path
+    bench: Bench, found: SearchResult, held_out: HeldOut | None, command: str, folder: Path
 ) -> list[Path]:
     """Write tune.json, tune.md and, where a point keeps to the constraints, preset.yaml."""
     made = []
@@ -66,7 +66,9 @@ def write(
     return made
 
 
-def preset(bench: Bench, best: Point, found: Found, held_out: HeldOut | None, command: str) -> str:
+def preset(
+    bench: Bench, best: TrialPoint, found: SearchResult, held_out: HeldOut | None, command: str
+) -> str:
     """The file that `generation=FILE` takes: the decoder, its knobs, and where they come from."""
     lines = [
         f"# Written by: {command}",
@@ -81,7 +83,9 @@ def preset(bench: Bench, best: Point, found: Found, held_out: HeldOut | None, co
     return "\n".join(lines) + "\n" + yaml.safe_dump(knobs, sort_keys=False)
 
 
-def as_json(bench: Bench, found: Found, held_out: HeldOut | None, command: str) -> dict[str, Any]:
+def as_json(
+    bench: Bench, found: SearchResult, held_out: HeldOut | None, command: str
+) -> dict[str, Any]:
     """Everything, for machines."""
     best = found.best
     return {
@@ -125,11 +129,11 @@ def _times(interval: Interval) -> str:
     return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}] times"
 
 
-def _numbers(metrics: dict[str, float], found: Found) -> str:
+def _numbers(metrics: dict[str, float], found: SearchResult) -> str:
     return ", ".join(f"{name} {metrics[name]:.4g}" for name in found.plan.objectives)
 
 
-def rows(found: Found) -> list[list[str]]:
+def rows(found: SearchResult) -> list[list[str]]:
     """The defaults and the front as cells: name, objectives, knobs."""
     table = [["defaults", *_cells(dict(found.baseline.metrics), found), ""]]
     ordered = sorted(found.front, key=lambda point: -point.metrics[ACCURACY])
@@ -140,14 +144,14 @@ def rows(found: Found) -> list[list[str]]:
     return table
 
 
-def _cells(metrics: dict[str, float], found: Found) -> list[str]:
+def _cells(metrics: dict[str, float], found: SearchResult) -> list[str]:
     return [
         f"{100 * metrics[name]:.1f} %" if name == ACCURACY else f"{metrics[name]:.3g}"
         for name in found.plan.objectives
     ]
 
 
-def markdown(bench: Bench, found: Found, held_out: HeldOut | None, command: str) -> str:
+def markdown(bench: Bench, found: SearchResult, held_out: HeldOut | None, command: str) -> str:
     """The report as a page."""
     plan, settings = found.plan, bench.settings
     given_up = len(found.points) - len(found.complete)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unmask.errors import ConfigError, DependencyError
 from unmask.tune.goal import ACCURACY
-from unmask.tune.study import Found, Point
+from unmask.tune.study import SearchResult, TrialPoint
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -27,7 +27,7 @@ def check_possible(path: Path) -> None:
         ) from None
 
 
-def draw(found: Found, path: Path) -> None:
+def draw(found: SearchResult, path: Path) -> None:
     """Write the picture. Raises ConfigError where the file cannot be written."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -74,6 +74,6 @@ def draw(found: Found, path: Path) -> None:
         raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror}") from None
 
 
-def _places(points: list[Point], name: str) -> tuple[list[float], list[float]]:
+def _places(points: list[TrialPoint], name: str) -> tuple[list[float], list[float]]:
     across = [point.metrics[name] for point in points]
     return across, [100 * point.metrics[ACCURACY] for point in points]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unmask import decoders
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, read_value, set_field
-from unmask.sampling.params import Proposal
+from unmask.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     import optuna
@@ -97,11 +97,11 @@ def parse_changes(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _owner(cls: Any, decoder: str, name: str) -> Any:
-    for owner in (cls, Proposal):
+    for owner in (cls, SamplingParams):
         if name in field_names(owner):
             return owner
     raise unknown_name(
-        f"knob for decoder {decoder!r}:", name, field_names(cls) | field_names(Proposal)
+        f"knob for decoder {decoder!r}:", name, field_names(cls) | field_names(SamplingParams)
     )
 
 
@@ -145,7 +145,7 @@ def start_of(space: Space, decoder: str) -> dict[str, Any] | None:
     """The decoder's own defaults as a point of the space; None where one of them lies outside."""
     defaults = {
         item.name: item.default
-        for cls in (Proposal, decoders.decoder_class(decoder))
+        for cls in (SamplingParams, decoders.decoder_class(decoder))
         for item in dataclasses.fields(cls)
     }
     found: dict[str, Any] = {}

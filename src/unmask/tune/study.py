@@ -32,7 +32,7 @@ STUDY = "study.db"
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What is searched for, and how long: `num_prompts` a point, `num_trials` points in all."""
 
     space: Space
@@ -59,7 +59,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Part:
+class Trial:
     """What the first `num_prompts` prompts gave: the scores' sum, and the metrics."""
 
     num_prompts: int
@@ -68,7 +68,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Point:
+class TrialPoint:
     """A point of the search: its number, knobs, what each part gave, and why it was given up, if it was.
 
     `is_feasible`: whether it keeps to the constraints.
@@ -76,7 +76,7 @@ class Point:
 
     number: int
     knobs: dict[str, Any]
-    parts: tuple[Part, ...]
+    parts: tuple[Trial, ...]
     is_feasible: bool
     given_up: str = ""
 
@@ -91,35 +91,35 @@ class Point:
         return self.parts[-1].num_prompts
 
     @classmethod
-    def read(cls, text: str) -> Point:
+    def read(cls, text: str) -> TrialPoint:
         """A point that `json.dumps(dataclasses.asdict(point))` wrote."""
         found = json.loads(text)
-        found["parts"] = tuple(Part(**part) for part in found["parts"])
+        found["parts"] = tuple(Trial(**part) for part in found["parts"])
         return cls(**found)
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A finished search. `baseline`: the decoder's own defaults, measured in the same run."""
 
-    plan: Plan
+    plan: StudyPlan
     baseline: Measured
-    points: tuple[Point, ...]
+    points: tuple[TrialPoint, ...]
 
     @property
-    def complete(self) -> list[Point]:
+    def complete(self) -> list[TrialPoint]:
         """Points that saw all prompts."""
         return [point for point in self.points if not point.given_up]
 
     @property
-    def front(self) -> list[Point]:
+    def front(self) -> list[TrialPoint]:
         """Complete feasible points that no other beats."""
         able = [point for point in self.complete if point.is_feasible]
         chosen = front([point.metrics for point in able], self.plan.objectives)
         return [able[index] for index in chosen]
 
     @property
-    def best(self) -> Point | None:
+    def best(self) -> TrialPoint | None:
         """Of the front, the best in the first objective; None when no point keeps to the constraints."""
         name = self.plan.objectives[0]
         sign = 1 if IS_MORE_BETTER[name] else -1
@@ -128,10 +128,12 @@ class Found:
 
 Watch = Callable[[str, int, int], None]
 """Told a point's label and how many of its prompts are answered."""
-Done = Callable[[Point], None]
+Done = Callable[[TrialPoint], None]
 
 
-def run(bench: Bench, plan: Plan, watch: Watch, done: Done = lambda point: None) -> Found:
+def run(
+    bench: Bench, plan: StudyPlan, watch: Watch, done: Done = lambda point: None
+) -> SearchResult:
     """Search, or go on with the study in the bench's folder.
 
     Raises ConfigError when the folder holds another study, and DependencyError (extra `tune`).
@@ -142,10 +144,10 @@ def run(bench: Bench, plan: Plan, watch: Watch, done: Done = lambda point: None)
     search = _Search(bench, plan, study, watch)
     while len(search.points) < plan.num_trials:
         done(search.step())
-    return Found(plan, search.baseline, tuple(search.points))
+    return SearchResult(plan, search.baseline, tuple(search.points))
 
 
-def open_study(bench: Bench, plan: Plan) -> optuna.Study:
+def open_study(bench: Bench, plan: StudyPlan) -> optuna.Study:
     """The study of a folder, new or as it was left."""
     try:
         import optuna
@@ -189,13 +191,13 @@ def _direction(name: str) -> Literal["maximize", "minimize"]:
 class _Search:
     """A study at work."""
 
-    def __init__(self, bench: Bench, plan: Plan, study: optuna.Study, watch: Watch) -> None:
+    def __init__(self, bench: Bench, plan: StudyPlan, study: optuna.Study, watch: Watch) -> None:
         import optuna
 
         self.bench, self.plan, self.study, self.watch = bench, plan, study, watch
         self.baseline = self._measure("defaults", {}, plan.num_prompts)
         done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        self.points = [Point.read(trial.user_attrs["point"]) for trial in done]
+        self.points = [TrialPoint.read(trial.user_attrs["point"]) for trial in done]
 
     def _measure(self, label: str, knobs: dict[str, Any], count: int) -> Measured:
         def told(done: int, total: int) -> None:
@@ -203,7 +205,7 @@ class _Search:
 
         return self.bench.measure(knobs, 0, count, told)
 
-    def step(self) -> Point:
+    def step(self) -> TrialPoint:
         """Draw a point and measure it. Raises ConfigError when hardly any knobs of the space fit."""
         import optuna
 
@@ -228,27 +230,27 @@ class _Search:
             return point
         raise AssertionError("the last failure raises")
 
-    def _climb(self, number: int, knobs: dict[str, Any]) -> Point:
+    def _climb(self, number: int, knobs: dict[str, Any]) -> TrialPoint:
         """Measure growing parts until all are seen or the point is given up."""
         counts = self.plan.parts()
-        parts: list[Part] = []
+        parts: list[Trial] = []
         reason = ""
         for count in counts:
             found = self._measure(f"point {number}", knobs, count)
             metrics = {name: found.metrics[name] for name in IS_MORE_BETTER}
-            parts.append(Part(count, found.first(count), metrics))
+            parts.append(Trial(count, found.first(count), metrics))
             if count < counts[-1]:
                 reason = self._hopeless(parts[-1])
             if reason:
                 break
         able = all(value <= 0 for value in self._excess(parts[-1].metrics))
-        return Point(number, knobs, tuple(parts), able, reason)
+        return TrialPoint(number, knobs, tuple(parts), able, reason)
 
     def _excess(self, metrics: Mapping[str, float]) -> list[float]:
         base = self.baseline.metrics
         return [item.excess(metrics[item.metric], base) for item in self.plan.constraints]
 
-    def _hopeless(self, part: Part) -> str:
+    def _hopeless(self, part: Trial) -> str:
         """Why a point need not be measured further; empty when it should."""
         count = part.num_prompts
         _, most = wilson(part.right, count)
@@ -277,7 +279,7 @@ class _Search:
         return bool(names)
 
 
-def _sampler(plan: Plan, number: int, after_failure: bool) -> optuna.samplers.BaseSampler:
+def _sampler(plan: StudyPlan, number: int, after_failure: bool) -> optuna.samplers.BaseSampler:
     """The sampler of one draw; uniform where TPE drew knobs that do not fit: it cannot learn that."""
     import warnings
 

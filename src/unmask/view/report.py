@@ -9,7 +9,7 @@ from unmask.engine.outputs import Output
 
 
 @dataclass(frozen=True)
-class Run:
+class DecodeRun:
     """A finished decode with what it was told; `seconds` is the time spent decoding."""
 
     output: Output

@@ -92,7 +92,7 @@ class ServingReport:
         yield "Tokens per forward:", found.tokens_per_forward
         yield "Forwards per request (NFE):", found.forwards
         waste = found.eos_waste
-        yield "EOS waste (% of slots computed):", None if waste is None else 100 * waste
+        yield "EOS waste (% of positions computed):", None if waste is None else 100 * waste
         if found.good_rate is not None:
             yield "Request goodput (req/s):", found.good_rate
         yield "Failed requests:", self.num_failed

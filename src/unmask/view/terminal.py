@@ -44,50 +44,50 @@ def new_style(confidence: float) -> str:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a forward changed, in slots of the canvas after it: new tokens by confidence, reopened slots."""
+    """What a forward changed, in positions of the canvas after it: new tokens by confidence, reopened."""
 
     fresh: Mapping[int, float] = field(default_factory=dict)
     reopened: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, event: Event) -> Changes:
-        """Of an event; slots are followed by identity through insertions and deletions."""
+        """Of an event; positions are followed by identity through insertions and deletions."""
         before, after, edit = event.before, event.sequence.canvas, event.edit
-        slot_of = {uid: slot for slot, uid in enumerate(after.uid.tolist())}
+        position_of = {uid: position for position, uid in enumerate(after.uid.tolist())}
         confidence = dict.fromkeys(before.uid[edit.replace].tolist(), MIDDLE_BELOW)
         confidence.update(
             zip(before.uid[edit.commit].tolist(), edit.confidence.tolist(), strict=True)
         )
         taken = before.uid[edit.remask].tolist()
         return cls(
-            {slot_of[uid]: p for uid, p in confidence.items() if uid in slot_of},
-            frozenset(slot_of[uid] for uid in taken if uid in slot_of),
+            {position_of[uid]: p for uid, p in confidence.items() if uid in position_of},
+            frozenset(position_of[uid] for uid in taken if uid in position_of),
         )
 
 
 def shown_from(canvas: Canvas) -> int:
-    """The first slot to show: the answer's, or the text's when it has blanks inside."""
+    """The first position to show: the answer's, or the text's when it has blanks inside."""
     return 0 if canvas.fixed[canvas.prompt_length :].any() else canvas.prompt_length
 
 
 def _cells(
     canvas: Canvas, changes: Changes, pieces: Pieces, stop_ids: frozenset[int]
 ) -> Iterator[tuple[str, str]]:
-    """(text, style) of each shown slot; end tokens as the empty text."""
+    """(text, style) of each shown position; end tokens as the empty text."""
     start, ended = shown_from(canvas), False
-    for slot, text in enumerate(pieces.of_slots(canvas, start), start):
-        token = int(canvas.tokens[slot])
-        if canvas.open[slot]:
-            reopened = slot in changes.reopened
+    for position, text in enumerate(pieces.of_positions(canvas, start), start):
+        token = int(canvas.tokens[position])
+        if canvas.open[position]:
+            reopened = position in changes.reopened
             yield (REOPENED, REOPENED_STYLE) if reopened else (OPEN, OPEN_STYLE)
-        elif canvas.fixed[slot]:
+        elif canvas.fixed[position]:
             if token not in pieces.special and text:
                 yield text, ""
         else:
             is_end = token in stop_ids
             ended = ended or is_end
-            if slot in changes.fresh:
-                style = new_style(changes.fresh[slot])
+            if position in changes.fresh:
+                style = new_style(changes.fresh[position])
             else:
                 style = TAIL_STYLE if ended else OLD_STYLE
             if is_end or text:
@@ -145,12 +145,12 @@ def _is_new(line: Text) -> bool:
 
 
 def status_line(sequence: SequenceState) -> str:
-    """Forwards, committed slots (those after the answer's end too) and their ratio so far."""
+    """Forwards, committed positions (those after the answer's end too) and their ratio so far."""
     forwards = sequence.num_forwards
     size = int((~sequence.canvas.fixed).sum())
     done = sum(len(step.committed) - len(step.remasked) for step in sequence.trace)
     ratio = done / forwards if forwards else 0.0
-    return f"forward {forwards} · {done} of {size} slots committed · {ratio:.2f} a forward"
+    return f"forward {forwards} · {done} of {size} positions committed · {ratio:.2f} a forward"
 
 
 def legend() -> Text:

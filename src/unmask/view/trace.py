@@ -1,7 +1,7 @@
 """The trace file: JSON lines, a header and then one line a forward.
 
 The header says what was decoded and how, with the canvas before the first forward (`tokens`, and the
-undecided slots `open`); each line is what one forward changed, in slots of the canvas it saw. It is
+undecided positions `open`); each line is what one forward changed, in positions of the canvas it saw. It is
 enough to replay the decode without the model.
 """
 
@@ -144,7 +144,7 @@ def _step(line: dict[str, Any]) -> Step:
     return Step(
         committed=commits(line["committed"]),
         remasked=tuple(line["remasked"]),
-        inserted=tuple((slot, count) for slot, count in line["inserted"]),
+        inserted=tuple((position, count) for position, count in line["inserted"]),
         replaced=commits(line["replaced"]),
         deleted=tuple(line["deleted"]),
         num_queries=line["num_queries"],

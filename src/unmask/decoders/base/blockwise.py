@@ -24,8 +24,8 @@ from unmask.selection import quota_schedule
 class Block:
     """A running block `[start, end)`; `step` forwards were made in it; `quotas` per forward.
 
-    `memory` is what the method itself remembers; it goes from block to block, as `limit` does: slots from
-    there on are no part of the answer (None: there are none).
+    `memory` is what the method itself remembers; it goes from block to block, as `limit` does: positions
+    from there on are no part of the answer (None: there are none).
     """
 
     start: int
@@ -41,18 +41,18 @@ class Block:
 class Blockwise(Scoring):
     """Fixed blocks, left to right; `select` says what is committed.
 
-    Eligible are all open slots left of the block's end.
+    Eligible are all open positions left of the block's end.
     """
 
     block_length: int | None = knob(
         None,
-        "slots per block, 1 (left to right) to gen_length (any order), a divisor of gen_length; "
+        "positions per block, 1 (left to right) to gen_length (any order), a divisor of gen_length; "
         "default: the largest divisor in 8..32, else gen_length; for infilling the whole text; for a "
         "block-causal model any, by default its own block",
     )
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Indices of the reading (of eligible slots, never empty) to commit."""
+        """Indices of the reading (of eligible positions, never empty) to commit."""
         raise AssertionError(f"{type(self).__name__} defines no rule")
 
     @property
@@ -91,7 +91,7 @@ class Blockwise(Scoring):
         end = (start // length + 1) * length if aligned else start + length
         return Block(start, min(end, len(canvas)), facts)
 
-    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
         """The canvas never grows."""
         return len(canvas)
 
@@ -112,11 +112,11 @@ class Blockwise(Scoring):
         return self.enter(canvas, canvas.prompt_length, facts)
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """Every open slot left of the block's end; full blocks are left behind."""
-        rows = canvas.open_slots(0, state.end)
+        """Every open position left of the block's end; full blocks are left behind."""
+        rows = canvas.open_positions(0, state.end)
         while len(rows) == 0:
             state = self.next_block(canvas, state)
-            rows = canvas.open_slots(0, state.end)
+            rows = canvas.open_positions(0, state.end)
         window = (min(state.start, int(rows[0])), state.end)
         return Ask(rows, window, stats=self.stats), state
 
@@ -129,7 +129,7 @@ class Blockwise(Scoring):
         """Commit what the rule selects."""
         after = dataclasses.replace(state, step=state.step + 1)
         eligible = reading.undecided(canvas, end=state.end)
-        if not len(eligible.slots):
+        if not len(eligible.positions):
             return Edit(), after
         scores = self.scores(canvas, state.facts, state.start, eligible)
         return eligible.commit(self.select(eligible, scores, state)), after
@@ -174,9 +174,9 @@ class Scheduled(Blockwise):
         return block
 
     def enter(self, canvas: Canvas, start: int, facts: ModelFacts) -> Block:
-        """A block with its quotas: of the slots that are open when it begins, or of a whole aligned one."""
+        """A block with its quotas: of the positions open when it begins, or of a whole aligned one."""
         block = super().enter(canvas, start, facts)
-        count = len(canvas.open_slots(start, block.end))
+        count = len(canvas.open_positions(start, block.end))
         steps = self.block_steps
         aligned, length = self.is_aligned(canvas, facts), self.length_of(canvas, facts)
         if steps is None and self.steps is not None:
@@ -192,7 +192,7 @@ class Scheduled(Blockwise):
 
     @staticmethod
     def quota_of(block: Block) -> int:
-        """How many slots this forward of the block commits; 1 past the schedule."""
+        """How many positions this forward of the block commits; 1 past the schedule."""
         return block.quotas[block.step] if block.step < len(block.quotas) else 1
 
 

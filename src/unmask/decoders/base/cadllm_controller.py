@@ -38,10 +38,12 @@ class Controller:
         "code", "follow the authors' code, or the paper's equations where they differ"
     )
     initial_block_length: int = knob(
-        24, "slots of the first block, and of every one if not adaptive", tune=(8, 64)
+        24, "positions of the first block, and of every one if not adaptive", tune=(8, 64)
     )
-    min_block: int = knob(4, "B_min, slots of a block in doubt, at least 1", tune=(1, 8))
-    max_block: int = knob(64, "B_max, slots of a block when sure, at least B_min", tune=(16, 64))
+    min_block: int = knob(4, "B_min, positions of a block in doubt, at least 1", tune=(1, 8))
+    max_block: int = knob(
+        64, "B_max, positions of a block when sure, at least B_min", tune=(16, 64)
+    )
     initial_steps: int = knob(
         24, "S_base: over how many forwards the threshold relaxes, at least 1", tune=(4, 48)
     )

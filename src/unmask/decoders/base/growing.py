@@ -16,7 +16,7 @@ from unmask.selection import quota, quota_schedule
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How long the canvas may get, and how many forwards a whole block takes (None: its slots)."""
+    """How long the canvas may get, and how many forwards a whole block takes (None: its positions)."""
 
     total: int
     length: int
@@ -28,7 +28,7 @@ class Growing(Scoring):
     """One block of masks at the end; when it is full, the next."""
 
     def growth(self, gen_length: int) -> tuple[int, int | None]:
-        """Slots to grow by, and forwards a block (None: a slot each)."""
+        """Positions to grow by, and forwards a block (None: a position each)."""
         raise AssertionError(f"{type(self).__name__} says not how it grows")
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
@@ -42,7 +42,7 @@ class Growing(Scoring):
         length, _ = self.growth(len(canvas) - canvas.prompt_length)
         return truncate(canvas, min(len(canvas), canvas.prompt_length + length))
 
-    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
         """All of `gen_length`."""
         return len(canvas)
 
@@ -59,10 +59,10 @@ class Growing(Scoring):
         return Block(start, end, facts, quotas=quota_schedule(end - start, steps), memory=extent)
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """The open slots of the last block."""
+        """The open positions of the last block."""
         while not canvas.open[state.start : state.end].any():
             state = self._enter(state.end, state.memory, state.facts)
-        rows = canvas.open_slots(state.start, state.end)
+        rows = canvas.open_positions(state.start, state.end)
         return Ask(rows, (state.start, state.end), stats=self.score_stats), state
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:

@@ -13,7 +13,7 @@ class Decoder(Protocol[State]):
     """The seam: pure functions of one sequence.
 
     Two more methods are optional. `first_canvas(canvas, facts)` gives the canvas to begin with (its
-    default: the whole of it open). `num_settled(canvas, state)` says how many slots from the left will
+    default: the whole of it open). `num_settled(canvas, state)` says how many positions from the left will
     not change once they are decided (its default: all; a method that revises says less).
     """
 
@@ -21,8 +21,8 @@ class Decoder(Protocol[State]):
         """The state before the first forward. Raises ConfigError when the knobs do not fit."""
         ...
 
-    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """The most slots the canvas may grow to; bounds memory and the loop."""
+    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """The most positions the canvas may grow to; bounds memory and the loop."""
         ...
 
     def ask(self, canvas: Canvas, state: State) -> tuple[Ask, State]:
@@ -30,5 +30,5 @@ class Decoder(Protocol[State]):
         ...
 
     def step(self, canvas: Canvas, state: State, reading: Reading) -> tuple[Edit, State]:
-        """What to do about a reading of the asked slots."""
+        """What to do about a reading of the asked positions."""
         ...

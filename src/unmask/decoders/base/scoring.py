@@ -1,4 +1,4 @@
-"""How sure: scores of a reading's slots, and what modifies them. Decoders inherit the knobs.
+"""How sure: scores of a reading's positions, and what modifies them. Decoders inherit the knobs.
 
 Sources: LLaDA, arXiv:2502.09992 (confidence); Dream (margin, entropy); PC-Sampler, arXiv:2508.13021,
 Eq. 3 to 6 (calibrated confidence, position weight); d2Cache, arXiv:2509.23094, Eq. 3 (certainty prior).
@@ -22,7 +22,7 @@ ScoreName = Literal["confidence", "margin", "entropy", "pc", "random"]
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One number a slot: `rank` orders (larger is surer), `level` in [0, 1] meets thresholds.
+    """One number a position: `rank` orders (larger is surer), `level` in [0, 1] meets thresholds.
 
     `doubt` is 1 - `level`, exact where `level` rounds to 1.
     """
@@ -38,12 +38,12 @@ class Scoring:
 
     score: ScoreName = knob(
         "confidence",
-        "what makes a slot sure: confidence (p of the proposal), margin (p1 - p2), entropy (low), pc "
+        "what makes a position sure: confidence (p of the proposal), margin (p1 - p2), entropy (low), pc "
         "(confidence times surprisal: rare words first), random",
     )
     sigma: float | None = knob(
         None,
-        "width in slots of the certainty prior around decided text, > 0: small is left to right, large "
+        "width in positions of the certainty prior around decided text, > 0: small is left to right, large "
         "hardly prefers a place, null is off; thresholds meet the score times the prior over its maximum",
     )
     frequencies: str | None = knob(
@@ -97,12 +97,12 @@ class Scoring:
         return wanted.get(self.effective_score, frozenset())
 
     def scores(self, canvas: Canvas, facts: ModelFacts, start: int, reading: Reading) -> Scores:
-        """Scores of a reading's slots; offsets count from `start`."""
+        """Scores of a reading's positions; offsets count from `start`."""
         name = self.effective_score
         if name == "random":
             found = Scores(reading.uniform, reading.confidence, reading.doubt)
         elif name == "sequential":
-            found = Scores(-reading.slots.astype(np.float64), reading.confidence, reading.doubt)
+            found = Scores(-reading.positions.astype(np.float64), reading.confidence, reading.doubt)
         elif name == "margin":
             doubt = np.minimum(np.exp(reading.stats["margin"]), 1.0)
             found = Scores(-reading.stats["margin"], 1.0 - doubt, doubt)
@@ -114,7 +114,7 @@ class Scoring:
         else:
             found = Scores(reading.log_odds, reading.confidence, reading.doubt)
         if self.sigma is not None:
-            found = self._near_text(canvas, reading.slots, found)
+            found = self._near_text(canvas, reading.positions, found)
         held = np.isneginf(reading.log_odds)  # a proposal without confidence comes last
         if name == "random" or not held.any():
             return found
@@ -128,7 +128,7 @@ class Scoring:
         """PC-Sampler: ln min(alpha, -p ln f) - lambd * offset. In logs nothing underflows."""
         with np.errstate(divide="ignore"):
             calibrated = np.log(np.minimum(self.clip_alpha, self._informativeness(facts, reading)))
-        rank = calibrated - self.lambd * (reading.slots - start)
+        rank = calibrated - self.lambd * (reading.positions - start)
         level = np.exp(rank) if self.compat else np.exp(rank) / self.clip_alpha
         return Scores(rank, level, 1.0 - level)
 
@@ -146,11 +146,11 @@ class Scoring:
         weighed: Floats = reading.confidence * surprisal
         return weighed
 
-    def _near_text(self, canvas: Canvas, slots: Ints, found: Scores) -> Scores:
-        """Weigh by the density of decided slots around each slot."""
+    def _near_text(self, canvas: Canvas, positions: Ints, found: Scores) -> Scores:
+        """Weigh by the density of decided positions around each position."""
         assert self.sigma is not None, "asked for"
         reach = len(canvas) - canvas.prompt_length
-        density = certainty_density(~canvas.open, slots, self.sigma, reach)
+        density = certainty_density(~canvas.open, positions, self.sigma, reach)
         with np.errstate(divide="ignore"):
             log_density = np.log(density)
             if self.effective_score in ("pc", "random"):

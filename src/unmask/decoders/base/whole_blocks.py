@@ -34,12 +34,12 @@ class WholeBlocks(Blockwise):
             return canvas
         return apply(canvas, Edit(insert=((len(canvas), surplus),)), -1)
 
-    def max_slots(self, canvas: Canvas, facts: ModelFacts) -> int:
+    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
         """As `first_canvas`; nothing is added later."""
         return len(canvas) + self._surplus(canvas, facts)
 
     def _surplus(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """Slots to add, as far as the context allows."""
+        """Positions to add, as far as the context allows."""
         if not self.whole_blocks or facts.block_size is None or canvas.infilling:
             return 0
         return max(0, min(-len(canvas) % facts.block_size, facts.max_length - len(canvas)))
@@ -69,7 +69,7 @@ class WholeBlocks(Blockwise):
         """The edit, without the surplus if it fills the answer."""
         if state.limit is None or len(canvas) <= state.limit:
             return edit
-        if not np.isin(canvas.open_slots(0, state.limit), edit.commit).all():
+        if not np.isin(canvas.open_positions(0, state.limit), edit.commit).all():
             return edit
         commits, stays = edit.commit < state.limit, edit.replace < state.limit
         return dataclasses.replace(

@@ -19,8 +19,8 @@ CONTROLLER = Controller()
 
 
 @dataclass
-class Memory:
-    """One sequence's; `uids` say which slots `distributions_nV` belongs to, in order.
+class SamplerState:
+    """One sequence's; `uids` say which positions `distributions_nV` belongs to, in order.
 
     `missed`: the largest bound on what the last pruned head could miss, on the host. `history` and
     `committed`: mean confidences and last ids, for vocabulary=adaptive.
@@ -42,7 +42,7 @@ class Memory:
         return CONTROLLER.vocabulary(self.history, self.committed, progress)
 
     def watch(self, confidence: Floats, tokens: Ints) -> None:
-        """Remember how sure a forward was of its open slots and what was committed."""
+        """Remember how sure a forward was of its open positions and what was committed."""
         if len(confidence):
             self.history = [*self.history, float(confidence.mean())][-5:]
         self.committed = [*self.committed, *tokens.tolist()][-RING:]
@@ -54,12 +54,12 @@ class Memory:
         self.next_uids, self.next_distributions = [], []
 
     def before(self, uids: Ints, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The distributions of these slots in the forward before, and which slots had one."""
+        """The distributions of these positions in the forward before, and which positions had one."""
         order = np.argsort(self.uids, kind="stable")
         known = np.isin(uids, self.uids)
         found = torch.zeros(len(uids), vocab_size, device=device)
         if known.any():
-            assert self.distributions_nV is not None, "remembered slots have distributions"
+            assert self.distributions_nV is not None, "remembered positions have distributions"
             at = order[np.searchsorted(self.uids, uids[known], sorter=order)]
             rows = torch.from_numpy(np.flatnonzero(known)).to(device)
             found[rows] = self.distributions_nV[torch.from_numpy(at).to(device)]
@@ -70,7 +70,7 @@ class Memory:
 class Candidates:
     """The tokens that a block's first forward left in play, and what bounds the others.
 
-    At a slot whose state moved by `d` since then, no other token's logit exceeds its `ceiling` (the
+    At a position whose state moved by `d` since then, no other token's logit exceeds its `ceiling` (the
     smallest logit kept there) by more than `d` times the longest row of the LM head (Cauchy-Schwarz).
     """
 
@@ -91,7 +91,7 @@ class Candidates:
         keep: int,
         vocabulary: Vocabulary,
     ) -> Candidates:
-        """The union of the `keep` likeliest proposable tokens at every slot.
+        """The union of the `keep` likeliest proposable tokens at every position.
 
         End tokens stay in it, and tokens that are never proposed too: they cost confidence.
         """
