@@ -136,7 +136,7 @@ def draw_cases(data, llm, most=6):
         name, knobs = data.draw(st.sampled_from(METHODS))
         shape = {"block_length": 4} if "block_length" in decoders.knob_names(name, knobs) else {}
         length = data.draw(st.sampled_from([4, 8]))
-        if not getattr(decoders.decoder_class(name), "chooses_length", False):
+        if not decoders.finds_length(name):
             shape["gen_length"] = length
         else:
             shape |= {"initial_gen_length": length, "max_gen_length": 2 * length}
@@ -385,7 +385,7 @@ class Failing:
     def __getattr__(self, name):
         return getattr(self.cache, name)
 
-    def known(self, *_):
+    def resume(self, *_):
         raise RuntimeError("a bug of the cache")
 
 

@@ -22,6 +22,7 @@ FILES = {
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 DECODERS_MAY_IMPORT = {
+    "unmask.sampling.params",
     "unmask.sampling.token_frequencies",
     "unmask.canvas",
     "unmask.decoders",
