@@ -25,7 +25,7 @@ from rich.text import Text
 from unmask.canvas import Canvas
 from unmask.engine.scheduler import Event
 from unmask.engine.sequence import SequenceState
-from unmask.engine.token_text import Pieces, printable
+from unmask.engine.token_text import TokenTexts, printable
 
 OPEN, REOPENED, END, RETURN = "░", "▒", "∎", "↵"
 OPEN_STYLE = "#444444"
@@ -79,14 +79,14 @@ def first_shown(canvas: Canvas) -> int:
 
 
 def canvas_text(
-    canvas: Canvas, changes: Changes, pieces: Pieces, stop_ids: frozenset[int] = frozenset()
+    canvas: Canvas, changes: Changes, pieces: TokenTexts, stop_ids: frozenset[int] = frozenset()
 ) -> Text:
     """Render a canvas as styled text; a new line end has a mark, a run of end tokens is one mark."""
     return _render(_canvas_cells(canvas, changes, pieces, stop_ids))
 
 
 def _canvas_cells(
-    canvas: Canvas, changes: Changes, pieces: Pieces, stop_ids: frozenset[int]
+    canvas: Canvas, changes: Changes, pieces: TokenTexts, stop_ids: frozenset[int]
 ) -> Iterator[Cell]:
     start, is_tail = first_shown(canvas), False
     for position, text in enumerate(pieces.of_positions(canvas, start), start):
@@ -242,7 +242,7 @@ class LiveView:
     """
 
     def __init__(
-        self, console: Console, pieces: Pieces, stop_ids: frozenset[int], fps: float | None
+        self, console: Console, pieces: TokenTexts, stop_ids: frozenset[int], fps: float | None
     ) -> None:
         self._console, self._pieces, self._stop_ids = console, pieces, stop_ids
         self._delay = 1.0 / fps if fps else 0.0
