@@ -14,7 +14,7 @@ from rich.text import Text
 from unmask.canvas import Canvas, Edit, apply, new_canvas
 from unmask.engine.outputs import Commit, Step
 from unmask.engine.scheduler import Event
-from unmask.engine.token_text import Pieces, printable
+from unmask.engine.token_text import TokenTexts, printable
 from unmask.errors import ConfigError
 from unmask.view.terminal import (
     END,
@@ -45,7 +45,7 @@ class FakeSequence:
         self.canvas, self.trace, self.num_forwards = canvas, [], 1
 
 
-PIECES = Pieces(FakeTokenizer())
+PIECES = TokenTexts(FakeTokenizer())
 ENDS = frozenset({EOS})
 
 
@@ -84,7 +84,7 @@ def test_only_so_many_texts_of_tokens_are_remembered(monkeypatch):
             return super().decode(ids)
 
     monkeypatch.setattr("unmask.engine.token_text.MAX_TEXTS", 2)
-    pieces = Pieces(Counting())
+    pieces = TokenTexts(Counting())
     told = [pieces.text(*ids) for ids in [(1,), (10, 11), (1,), (2,), (1,), (10, 11)]]
     assert told == ["The", "\u00e9", "The", " cat", "The", "\u00e9"]
     assert asked == [(1,), (10, 11), (2,), (10, 11)], "the one that was not used for longest goes"
@@ -140,7 +140,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 
 def test_without_a_tokenizer_numbers_are_shown() -> None:
-    assert canvas_text(answer(2, None), Changes(), Pieces(None)).plain == f"<2>{OPEN}"
+    assert canvas_text(answer(2, None), Changes(), TokenTexts(None)).plain == f"<2>{OPEN}"
 
 
 def test_lines_break_at_spaces_and_between_undecided_cells() -> None:

@@ -23,7 +23,7 @@ from rich.text import Text
 from unmask.canvas import Canvas
 from unmask.engine.scheduler import Event
 from unmask.engine.sequence import SequenceState
-from unmask.engine.token_text import Pieces, printable
+from unmask.engine.token_text import TokenTexts, printable
 
 OPEN, REOPENED, END, RETURN = "░", "▒", "∎", "↵"
 OPEN_STYLE = "#444444"
@@ -71,7 +71,7 @@ def shown_from(canvas: Canvas) -> int:
 
 
 def _cells(
-    canvas: Canvas, changes: Changes, pieces: Pieces, stop_ids: frozenset[int]
+    canvas: Canvas, changes: Changes, pieces: TokenTexts, stop_ids: frozenset[int]
 ) -> Iterator[tuple[str, str]]:
     """(text, style) of each shown position; end tokens as the empty text."""
     start, ended = shown_from(canvas), False
@@ -95,7 +95,7 @@ def _cells(
 
 
 def canvas_text(
-    canvas: Canvas, changes: Changes, pieces: Pieces, stop_ids: frozenset[int] = frozenset()
+    canvas: Canvas, changes: Changes, pieces: TokenTexts, stop_ids: frozenset[int] = frozenset()
 ) -> Text:
     """The canvas as styled text. A new line end shows a mark; a run of end tokens is one mark."""
     shown = Text(no_wrap=False, overflow="fold")
@@ -176,7 +176,7 @@ class LiveView:
     """
 
     def __init__(
-        self, console: Console, pieces: Pieces, stop_ids: frozenset[int], fps: float | None
+        self, console: Console, pieces: TokenTexts, stop_ids: frozenset[int], fps: float | None
     ) -> None:
         self._console, self._pieces, self._stop_ids = console, pieces, stop_ids
         self._delay = 1.0 / fps if fps else 0.0

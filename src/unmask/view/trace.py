@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from unmask.engine.outputs import Commit, Step
-from unmask.engine.token_text import Pieces
+from unmask.engine.token_text import TokenTexts
 from unmask.errors import ConfigError
 
 FORMAT = "unmask-trace"
@@ -71,7 +71,7 @@ class TraceWriter:
     ConfigError when it cannot be written.
     """
 
-    def __init__(self, path: Path, header: Header, pieces: Pieces) -> None:
+    def __init__(self, path: Path, header: Header, pieces: TokenTexts) -> None:
         self._path, self._header, self._pieces = path, header, pieces
         self._file: Any = None
 
