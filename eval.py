@@ -1,4 +1,4 @@
-"""`accelerate launch eval.py key=value ...`: the founding documents' spelling of `unmask eval`."""
+"""Run `unmask eval` as `accelerate launch eval.py key=value ...`, in the spelling of published evaluation scripts."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`accelerate launch train.py key=value ...`: the founding documents' spelling of `unmask train`."""
+"""Run `unmask train` as `accelerate launch train.py key=value ...`, in the spelling of published training scripts."""
 
 import sys
 
