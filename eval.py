@@ -1,4 +1,4 @@
-"""Run `unmask eval` as `accelerate launch eval.py key=value ...`, in the spelling of published evaluation scripts."""
+"""Run `unmask eval` as published scripts are run: `accelerate launch eval.py key=value ...`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run `unmask train` as `accelerate launch train.py key=value ...`, in the spelling of published training scripts."""
+"""Run `unmask train` as published scripts are run: `accelerate launch train.py key=value ...`."""
 
 import sys
 
