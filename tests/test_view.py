@@ -24,7 +24,7 @@ from unmask.view.terminal import (
     LiveView,
     canvas_text,
     window,
-    wrapped,
+    wrap,
 )
 from unmask.view.trace import Header, TraceWriter, check_writable, read_trace
 
@@ -145,16 +145,16 @@ def test_without_a_tokenizer_numbers_are_shown() -> None:
 
 def test_lines_break_at_spaces_and_between_undecided_cells() -> None:
     text = Text("The cat sat" + OPEN * 12 + "\nend")
-    lines = [line.plain for line in wrapped(text, 10)]
+    lines = [line.plain for line in wrap(text, 10)]
     assert lines == ["The cat ", "sat" + OPEN * 7, OPEN * 5, "end"]
 
 
 def test_a_word_longer_than_the_line_is_cut() -> None:
-    assert [line.plain for line in wrapped(Text("abcdefgh"), 3)] == ["abc", "def", "gh"]
+    assert [line.plain for line in wrap(Text("abcdefgh"), 3)] == ["abc", "def", "gh"]
 
 
 def test_wide_characters_count_as_two_cells() -> None:
-    assert [line.plain for line in wrapped(Text("日本語"), 4)] == ["日本", "語"]
+    assert [line.plain for line in wrap(Text("日本語"), 4)] == ["日本", "語"]
 
 
 def test_a_tall_canvas_is_cut_to_the_lines_around_the_new_token() -> None:

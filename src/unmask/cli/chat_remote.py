@@ -112,8 +112,7 @@ class Remote:
     ) -> Said:
         """Ask, and draw what comes. Raises RemoteError."""
         from unmask.engine.token_text import TokenTexts
-        from unmask.view.remote import frame_status, frame_text
-        from unmask.view.terminal import LiveView
+        from unmask.view.terminal import LiveView, frame_status, frame_text
 
         self.check(wanted)
         began, text = time.perf_counter(), ""

@@ -112,7 +112,7 @@ def load(wanted: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method]
         from unmask.view.trace import check_writable
 
         check_writable(trace)
-    from unmask.view.loading import LoadingView
+    from unmask.view.progress import LoadingView
 
     with LoadingView(wanted.model) as progress:
         from unmask.engine.llm import LLM
