@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from unmask.canvas import Canvas, Edit
-from unmask.distributed.tensor_parallel import new_pages
+from unmask.distributed.tensor_parallel import new_paged_store
 from unmask.engine.config import EngineConfig
 from unmask.engine.kv_budget import KVBudget
 from unmask.engine.kv_paged import PagedKV
@@ -374,7 +374,7 @@ def _runner(llm: LLM, config: EngineConfig) -> ModelRunner:
     budget = KVBudget.of(model, config.max_num_seqs, config.kv_cache_memory_bytes)
     paging = None
     if budget.num_pages:
-        paging = PagedKV(new_pages(model, budget.num_pages, config.enable_prefix_caching))
+        paging = PagedKV(new_paged_store(model, budget.num_pages, config.enable_prefix_caching))
     return llm.make_runner(
         model,
         llm.vocabulary,
