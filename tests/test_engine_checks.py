@@ -136,9 +136,9 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 with Engine(llm) as engine:
-    heads.HEAD_CHUNK >>= 4
+    lm_head.HEAD_CHUNK >>= 4
     run(1)
-    heads.HEAD_CHUNK <<= 4
+    lm_head.HEAD_CHUNK <<= 4
     before = peak()
     run({count})
     print(peak() - before)

@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import unmask
-
 if TYPE_CHECKING:
     import torch
 
@@ -66,7 +64,7 @@ def package_versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Return the commit of unmask's source tree, "+" appended if it has changes; None for no checkout."""
-    root = Path(unmask.__file__).parents[2]
+    root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from unmask.canvas import Canvas, Edit
-from unmask.distributed.tensor_parallel import new_pages
+from unmask.distributed.tensor_parallel import new_paged_store
 from unmask.engine.kv_budget import KVBudget
 from unmask.engine.kv_paged import PagedKV
 from unmask.engine.metrics import EngineCounters, EngineStats
@@ -391,7 +391,7 @@ def _runner(llm: LLM, max_batch: int, kv_bytes: int | None, prefix_cache: bool) 
     budget = KVBudget.of(model, max_batch, kv_bytes)
     paging = None
     if budget.num_pages:
-        paging = PagedKV(new_pages(model, budget.num_pages, prefix_cache))
+        paging = PagedKV(new_paged_store(model, budget.num_pages, prefix_cache))
     return llm.make_runner(
         model, llm.vocabulary, max_batch, paging=paging, dense_bytes=budget.dense_bytes
     )
