@@ -90,7 +90,7 @@ class Local:
         """Decode the next turn."""
         from unmask.cli.decode import decode
         from unmask.engine.request_builder import configure, split_cache
-        from unmask.engine.token_text import Pieces
+        from unmask.engine.token_text import TokenTexts
         from unmask.view.terminal import LiveView
 
         knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), self.llm.spec.block_size)
@@ -100,7 +100,9 @@ class Local:
         with ExitStack() as stack:
             view = None
             if console is not None:
-                live = LiveView(console, Pieces(self.llm.tokenizer), self.llm.stop_ids, self.fps)
+                live = LiveView(
+                    console, TokenTexts(self.llm.tokenizer), self.llm.stop_ids, self.fps
+                )
                 view = stack.enter_context(live)
             run = decode(self.llm, canvas, wanted, method, view)
         return Said(run.output.text, run.line())

@@ -87,7 +87,7 @@ class LLM(Requests):
                 )
             if packable:
                 pack(self.model)
-        tensor_parallel.take_roles(self.model)
+        tensor_parallel.start_workers(self.model)
         self.spec = self.model.spec
         self.vocabulary = self._vocabulary()
         self._background: Floats | None = None

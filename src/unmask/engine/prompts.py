@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from unmask.canvas import Canvas, new_canvas
-from unmask.engine.tokenizer import most_characters
+from unmask.engine.tokenizer import max_token_characters
 from unmask.errors import ConfigError, LengthError, PromptError
 from unmask.knobs import whole
 from unmask.models.spec import ModelSpec
@@ -139,7 +139,7 @@ class Prompts:
     def _encode_short(self, text: str, *, special: bool) -> list[int]:
         """Token ids of a text that is to fit; one that cannot is refused unread."""
         most = self.spec.max_length
-        if len(text) > most and (one := most_characters(self._need_tokenizer())) is not None:
+        if len(text) > most and (one := max_token_characters(self._need_tokenizer())) is not None:
             least = -(-len(text) // one)
             if least > most:
                 raise LengthError(

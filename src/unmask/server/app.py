@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
-import unmask
 from unmask.errors import ModelError
 from unmask.server.auth import AccessMiddleware
 from unmask.server.capabilities import Capabilities, capabilities
@@ -37,6 +36,7 @@ from unmask.server.request_parsing import CHAT_NEUTRAL, COMMON_NEUTRAL, COMPLETI
 from unmask.server.service import Service
 from unmask.server.settings import ServerSettings
 from unmask.server.sglang import add_sglang_routes
+from unmask.version import __version__
 
 if TYPE_CHECKING:
     from unmask.engine.engine import Engine
@@ -60,7 +60,7 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
 
     app = Api(
         title="unmask",
-        version=unmask.__version__,
+        version=__version__,
         summary="Masked diffusion language models over HTTP.",
         docs_url=None,  # both pages load scripts from other hosts
         redoc_url=None,
@@ -177,9 +177,7 @@ def add_info_routes(app: FastAPI, service: Service) -> None:
             max_model_len=service.planner.max_length,
         )
 
-    @app.get(
-        "/v1/models", summary="List the names of the served model.", response_model=ModelList
-    )
+    @app.get("/v1/models", summary="List the names of the served model.", response_model=ModelList)
     async def models() -> Response:
         return ReplyResponse(ModelList(object="list", data=[card(n) for n in settings.models]))
 

@@ -22,7 +22,7 @@ from unmask.canvas import Canvas, Edit
 from unmask.server.reply_models import CanvasFrame, CanvasPosition
 
 if TYPE_CHECKING:
-    from unmask.engine.token_text import Pieces
+    from unmask.engine.token_text import TokenTexts
 
 OPEN_MARK = "\u2591"
 
@@ -34,7 +34,7 @@ class Confidences:
         self._by_uid: dict[int, float] = {}
 
     def apply(self, before: Canvas, edit: Edit) -> None:
-        """Update the confidences with an edit of the canvas `before`."""
+        """RequestUpdate the confidences with an edit of the canvas `before`."""
         for uid in before.uid[edit.replace].tolist() + before.uid[edit.remask].tolist():
             self._by_uid.pop(uid, None)
         replaced = set(edit.replace.tolist())
@@ -64,7 +64,7 @@ def canvas_frame(
     canvas: Canvas,
     change: tuple[Canvas, Edit] | None,
     confidences: Confidences,
-    pieces: Pieces,
+    token_texts: TokenTexts,
     *,
     forward: int,
     num_settled: int,
@@ -77,7 +77,7 @@ def canvas_frame(
     """
     start = 0 if canvas.infilling else canvas.prompt_length
     written, remasked = changed_uids(change)
-    texts = pieces.of_positions(canvas, start)
+    texts = token_texts.of_positions(canvas, start)
     positions: list[CanvasPosition] = []
     is_opening = canvas.infilling
     for position, text in enumerate(texts, start):
@@ -94,7 +94,7 @@ def canvas_frame(
             entry["end"] = True
         if canvas.infilling:
             entry["fixed"] = bool(canvas.fixed[position])
-            is_opening = is_opening and entry["fixed"] and token in pieces.special
+            is_opening = is_opening and entry["fixed"] and token in token_texts.special
             if is_opening:
                 entry["special"] = True
         if uid in remasked:

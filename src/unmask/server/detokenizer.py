@@ -1,9 +1,9 @@
 """Incremental detokenization: from a canvas that is decided in any order to text that only grows.
 
-Text is released once it is final: the decided tokens from the left that the decoder will not revise, in whole
-characters, up to where a stop string may begin. The released text is always a prefix of the answer's text, so
-the concatenated pieces of a stream equal the text of the same request without a stream. This requires a
-tokenizer that decodes a prefix of the tokens to a prefix of the text, as byte-level BPE does.
+Text is released once it is final: the decided tokens from the left that the decoder will not revise, in
+whole characters, up to where a stop string may begin. The released text is always a prefix of the answer's
+text, so the concatenated chunks of a stream equal the text of the same request without a stream. This
+requires a tokenizer that decodes a prefix of the tokens to a prefix of the text, as byte-level BPE does.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ from unmask.server.reply_models import CanvasFrame, MethodFields
 from unmask.server.request_planner import GenerationPlan
 
 if TYPE_CHECKING:
-    from unmask.engine.engine import Engine, Ticket, Update
+    from unmask.engine.engine import Engine, RequestHandle, RequestUpdate
     from unmask.engine.output_processor import Text
-    from unmask.engine.token_text import Pieces
+    from unmask.engine.token_text import TokenTexts
 
 log = logging.getLogger("unmask.server")
 
@@ -40,10 +40,10 @@ log = logging.getLogger("unmask.server")
 class Generation:
     """The answers to one request, decoded by an engine that runs in its own thread.
 
-    The request arrived at `arrived_s` of the monotonic clock; all times in seconds count from there, those
-    of its `timeout_s` too, and none of them depends on how fast the client reads. `first_text_s`: first text
-    that is final; `queue_s`: submission to the first forward (None: not yet); `timings`: one per answer.
-    `error`: the error that ended the request, if any.
+    The request arrived at `arrived_s` of the monotonic clock, from which its `timeout_s` counts.
+    `first_text_s`: seconds from its arrival to the first final text; `queue_s`: seconds from submission to
+    the first forward (None: not yet); `timings`: one per answer. None of these depends on how fast the
+    client reads. `error`: the error that ended the request, if any.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Generation:
         self.queue_s: float | None = None
         self.error: ApiError | None = None
         self.user: str | None = None
-        self._tickets: list[Ticket] = []
-        self._updates: asyncio.Queue[tuple[int, Update, float]] = asyncio.Queue()
+        self._handles: list[RequestHandle] = []
+        self._updates: asyncio.Queue[tuple[int, RequestUpdate, float]] = asyncio.Queue()
 
     @property
     def is_complete(self) -> bool:
@@ -99,17 +99,17 @@ class Generation:
             raise timed_out(self.timeout_s)
         loop = asyncio.get_running_loop()
 
-        def listen(index: int, update: Update) -> None:
+        def listen(index: int, update: RequestUpdate) -> None:
             loop.call_soon_threadsafe(self._updates.put_nowait, (index, update, self.seconds))
 
         try:
             for index, answer in enumerate(self.answers):
-                ticket = self.engine.submit(
+                handle = self.engine.submit(
                     answer.plan.request,
                     partial(listen, index),
                     deadline_s=remaining_s,
                 )
-                self._tickets.append(ticket)
+                self._handles.append(handle)
         except UnmaskError as error:
             self.abort()
             raise self._submit_error(error) from None
@@ -125,11 +125,11 @@ class Generation:
 
     def abort(self) -> None:
         """Abort the answers that are not complete."""
-        for ticket, answer in zip(self._tickets, self.answers, strict=False):
+        for handle, answer in zip(self._handles, self.answers, strict=False):
             if answer.finish_reason is None:
-                self.engine.abort(ticket)
+                self.engine.abort(handle)
 
-    async def updates(self) -> AsyncIterator[tuple[Answer, Update, str]]:
+    async def updates(self) -> AsyncIterator[tuple[Answer, RequestUpdate, str]]:
         """Yield every update with its answer and the text that it made final, until all are complete.
 
         Raises ApiError: 500 if decoding an answer fails, 503 if the engine fails or stops, 504 after the
@@ -150,7 +150,7 @@ class Generation:
             if text and self.first_text_s is None:
                 self.first_text_s = now_s
             if answer.has_stop and not had_stop and update.kind == "step":
-                self._tickets[index].finish()
+                self._handles[index].finish()
             num_incomplete -= is_complete
             yield answer, update, text
 
@@ -159,7 +159,7 @@ class Generation:
         async for _ in self.updates():
             pass
 
-    def _update_error(self, update: Update) -> ApiError:
+    def _update_error(self, update: RequestUpdate) -> ApiError:
         if update.kind == "timeout":
             return timed_out(self.timeout_s)
         if update.kind == "aborted":
@@ -231,7 +231,7 @@ class Answer:
         """True if a stop string or end token was found, which the engine may not know of."""
         return self.stream.finish_reason is not None
 
-    def add(self, update: Update) -> str:
+    def add(self, update: RequestUpdate) -> str:
         """Add an update; return the text that it made final."""
         if update.kind == "step":
             self.confidences.apply(update.before, update.edit)
@@ -274,18 +274,18 @@ class Answer:
             for position in positions
         ]
 
-    def first_frame(self, update: Update, pieces: Pieces) -> CanvasFrame:
+    def first_frame(self, update: RequestUpdate, texts: TokenTexts) -> CanvasFrame:
         """Return the canvas before the first forward, given the first update."""
-        return canvas_frame(update.before, None, Confidences(), pieces, forward=0, num_settled=0)
+        return canvas_frame(update.before, None, Confidences(), texts, forward=0, num_settled=0)
 
-    def frame(self, update: Update, pieces: Pieces) -> CanvasFrame:
+    def frame(self, update: RequestUpdate, texts: TokenTexts) -> CanvasFrame:
         """Return the canvas after an update that was added."""
         change = (update.before, update.edit) if update.kind == "step" else None
         return canvas_frame(
             self.canvas,
             change,
             self.confidences,
-            pieces,
+            texts,
             forward=self.num_forwards,
             num_settled=self.num_settled,
             end_ids=self.plan.request.stop_ids,

@@ -1,7 +1,7 @@
 """Prometheus metrics of `/metrics`: vLLM's names where vLLM has the metric, `unmask:` names for the rest.
 
-Labels are bounded: the model's name, the file name of a decoder or cache, a finish reason, an HTTP route and
-status. No text from a client becomes a label.
+Labels are bounded: the model's name, the file name of a decoder or cache, a finish reason, an HTTP route
+and status. No text from a client becomes a label.
 """
 
 from __future__ import annotations

@@ -33,17 +33,15 @@ ERRORS = {
 }
 """Errors of routes that decode."""
 KNOBS = (
-    "In addition to these fields: knobs of the decoder and of every decoder at the top level, those of the "
-    "cache as `cache.NAME` (see `/v1/schema`); fields of OpenAI and vLLM that have no effect here, at values "
-    "that change nothing. Anything else is rejected."
+    "In addition to these fields: knobs of the decoder and of every decoder at the top level, knobs of the "
+    "cache as `cache.NAME` (see `/v1/schema`); fields of OpenAI and vLLM that have no effect here, at "
+    "values that change nothing. Anything else is rejected."
 )
 
 
 def error_responses(statuses: Mapping[int, str]) -> dict[int | str, Document]:
     """Return FastAPI's `responses` for errors in the envelope."""
-    return {
-        status: {"model": ErrorReply, "description": text} for status, text in statuses.items()
-    }
+    return {status: {"model": ErrorReply, "description": text} for status, text in statuses.items()}
 
 
 class Api(FastAPI):

@@ -1,8 +1,7 @@
-"""Bodies of the HTTP API: requests as strict models, replies as models that the OpenAPI document shows.
+"""Bodies of requests as strict models: no value is converted and no field is ignored.
 
-No value of a request is converted and no field is ignored. Fields of other APIs that have no effect here are
-listed in `request_parsing`; knobs of decoders may stand at the top level, where the SDK's `extra_body` puts
-them, or in `decoder_args`.
+Fields of other APIs that have no effect here are listed in `request_parsing`. Knobs of decoders may stand
+at the top level, where the SDK's `extra_body` puts them, or in `decoder_args`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic.fields import FieldInfo
-
 
 MAX_N = 16
 MAX_PROMPTS = 64
@@ -280,9 +278,7 @@ class CompletionRequest(DecodingRequest):
         | TokenIds
         | Annotated[list[str], list_limits(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[TokenIds], list_limits(min_length=1, max_length=MAX_PROMPTS)]
-    ) = Field(
-        description="a text, texts, token ids, or lists of token ids; no template is applied"
-    )
+    ) = Field(description="a text, texts, token ids, or lists of token ids; no template is applied")
     suffix: str | None = Field(
         None, description="text after the generated one: max_tokens positions between are filled"
     )

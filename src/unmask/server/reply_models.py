@@ -55,8 +55,6 @@ def encode(value: object, *, separators: tuple[str, str] | None = None) -> bytes
 
 
 Count = Annotated[int, Field(ge=0)]
-Absent = Field(default_factory=list)
-"""Default of a list that is absent unless it is set."""
 
 
 class PromptTokensDetails(ReplyModel):
@@ -147,7 +145,7 @@ class ChatChoice(ReplyModel):
     message: AssistantMessage
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None
-    trace: Trace = Absent
+    trace: Trace = Field(default_factory=list)
 
 
 class TextChoice(ReplyModel):
@@ -157,7 +155,7 @@ class TextChoice(ReplyModel):
     text: str
     finish_reason: FinishReason
     logprobs: TextLogprobs | None
-    trace: Trace = Absent
+    trace: Trace = Field(default_factory=list)
 
 
 class InfillChoice(ReplyModel):
@@ -168,7 +166,7 @@ class InfillChoice(ReplyModel):
     finish_reason: FinishReason
     logprobs: TextLogprobs | None
     blanks: list[str]
-    trace: Trace = Absent
+    trace: Trace = Field(default_factory=list)
 
 
 class ReplyHead(TypedDict):
@@ -257,7 +255,7 @@ class ChatChunkChoice(ReplyModel):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
-    trace: Trace = Absent
+    trace: Trace = Field(default_factory=list)
     canvas: SkipValidation[CanvasFrame] | None = None
 
 
@@ -268,8 +266,8 @@ class TextChunkChoice(ReplyModel):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishReason | None
-    blanks: list[str] = Absent
-    trace: Trace = Absent
+    blanks: list[str] = Field(default_factory=list)
+    trace: Trace = Field(default_factory=list)
     canvas: SkipValidation[CanvasFrame] | None = None
 
 

@@ -11,9 +11,8 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-import unmask
 from unmask.engine.outputs import Commit, Step
-from unmask.engine.token_text import Pieces
+from unmask.engine.token_text import TokenTexts
 from unmask.server.generation import Answer
 from unmask.server.reply_models import (
     AssistantMessage,
@@ -38,6 +37,7 @@ from unmask.server.reply_models import (
     TraceStep,
     Usage,
 )
+from unmask.version import __version__
 
 Route = Literal["chat", "completion", "infill"]
 Chunk = ChatChunk | TextChunk
@@ -56,7 +56,7 @@ class ReplyBuilder:
 
     route: Route
     model: str
-    pieces: Pieces
+    texts: TokenTexts
     wants_logprobs: bool = False
     wants_trace: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
@@ -72,7 +72,7 @@ class ReplyBuilder:
             "id": self.id,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": f"unmask-{unmask.__version__}",
+            "system_fingerprint": f"unmask-{__version__}",
         }
 
     def reply(
@@ -135,9 +135,7 @@ class ReplyBuilder:
             **self._trace(answer),
         )
 
-    def text_chunk(
-        self, answer: Answer, text: str, num_sent: int, *, is_first: bool
-    ) -> Chunk:
+    def text_chunk(self, answer: Answer, text: str, num_sent: int, *, is_first: bool) -> Chunk:
         """Return a chunk of new text; log-probabilities of `num_sent` tokens were already streamed."""
         if self.route == "chat":
             choice = ChatChunkChoice(
@@ -156,9 +154,7 @@ class ReplyBuilder:
             )
         )
 
-    def canvas_chunk(
-        self, answer: Answer, frame: CanvasFrame, *, is_first: bool
-    ) -> Chunk:
+    def canvas_chunk(self, answer: Answer, frame: CanvasFrame, *, is_first: bool) -> Chunk:
         """Return a chunk with a whole canvas, whose text replaces that of all chunks before it."""
         if self.route == "chat":
             choice = ChatChunkChoice(
@@ -190,9 +186,7 @@ class ReplyBuilder:
             )
         )
 
-    def last_chunk(
-        self, answer: Answer, text: str, num_sent: int, *, is_first: bool
-    ) -> Chunk:
+    def last_chunk(self, answer: Answer, text: str, num_sent: int, *, is_first: bool) -> Chunk:
         """Return the chunk that completes an answer, with the rest of its text.
 
         Log-probabilities of `num_sent` tokens were already streamed.
@@ -240,7 +234,7 @@ class ReplyBuilder:
             return None
         content: list[TokenLogprob] = []
         for item in answer.committed_tokens()[num_sent:]:
-            text = self.pieces.text(item.token)
+            text = self.texts.text(item.token)
             content.append(
                 {
                     "token": text,
@@ -256,7 +250,7 @@ class ReplyBuilder:
         if not self.wants_logprobs:
             return None
         tokens = answer.committed_tokens()
-        texts = [self.pieces.text(item.token) for item in tokens]
+        texts = [self.texts.text(item.token) for item in tokens]
         offsets = list(accumulate(map(len, texts), initial=0))
         return TextLogprobs(
             tokens=texts[num_sent:],
@@ -273,7 +267,7 @@ class ReplyBuilder:
 
     def _trace_step(self, step: Step) -> TraceStep:
         def with_text(commits: Sequence[Commit]) -> list[TraceCommit]:
-            return [(*commit, self.pieces.text(commit.token)) for commit in commits]
+            return [(*commit, self.texts.text(commit.token)) for commit in commits]
 
         return {
             "committed": with_text(step.committed),

@@ -13,7 +13,7 @@ import anyio
 from pydantic import JsonValue
 from sse_starlette import EventSourceResponse
 
-from unmask.engine.token_text import Pieces
+from unmask.engine.token_text import TokenTexts
 from unmask.server.errors import ApiError, engine_dead, sanitize, server_stopping, timed_out
 from unmask.server.generation import Generation
 from unmask.server.metrics import Metrics
@@ -47,7 +47,7 @@ class Service:
         self.llm, self.engine, self.settings = llm, engine, settings
         self.planner = Planner(llm, settings)
         self.metrics = Metrics(engine, settings.models[0])
-        self.pieces = Pieces(llm.tokenizer)
+        self.texts = TokenTexts(llm.tokenizer)
         self.is_draining = False
         self.planning = anyio.CapacityLimiter(MAX_PLANNING)
 
@@ -109,7 +109,7 @@ class Service:
         reply = ReplyBuilder(
             route,
             name,
-            self.pieces,
+            self.texts,
             wants_logprobs=body.wants_logprobs,
             wants_trace=body.return_trace,
         )

@@ -1,8 +1,9 @@
 """SGLang's own routes, as its benchmark and its front-end language call them.
 
-`/generate` with cumulative text and `meta_info`, `/get_server_info` and `/server_info`, `/get_model_info` and
-`/model_info`. SGLang's client divides the time of a chunk by `avg_spec_accept_length`, here the mean number
-of tokens per forward. Source: sglang 0.5.23, `benchmark/serving.py` and `lang/backend/runtime_endpoint.py`.
+`/generate` with cumulative text and `meta_info`, `/get_server_info` and `/server_info`, `/get_model_info`
+and `/model_info`. SGLang's client divides the time of a chunk by `avg_spec_accept_length`, here the mean
+number of tokens per forward. Source: sglang 0.5.23, `benchmark/serving.py` and
+`lang/backend/runtime_endpoint.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from fastapi import Request
 from fastapi.responses import Response
 from pydantic import Field, JsonValue, ValidationError
 
-import unmask
 from unmask.engine.outputs import FinishReason
 from unmask.errors import PromptError
 from unmask.server.errors import ApiError, bad_request
@@ -48,6 +48,7 @@ from unmask.server.request_parsing import (
 from unmask.server.request_planner import GenerationPlan
 from unmask.server.service import GenerationStream
 from unmask.server.sse import DONE, event
+from unmask.version import __version__
 
 if TYPE_CHECKING:
     from unmask.server.service import Service
@@ -302,7 +303,7 @@ def server_info(service: Service) -> ServerInfo:
     return ServerInfo(
         model_path=service.llm.name,
         served_model_name=settings.models[0],
-        version=unmask.__version__,
+        version=__version__,
         context_length=service.planner.max_length,
         max_running_requests=stats.rows_total,
         dllm_algorithm=settings.defaults.decoder,

@@ -19,9 +19,7 @@ def event(body: ReplyModel) -> bytes:
     return b"data: " + encode(body) + b"\n\n"
 
 
-def chunk_event(
-    generation: Generation, chunk: ChatChunk | TextChunk, *, with_usage: bool
-) -> bytes:
+def chunk_event(generation: Generation, chunk: ChatChunk | TextChunk, *, with_usage: bool) -> bytes:
     """Return a chunk as an event, with the usage so far if `with_usage`."""
     if with_usage:
         chunk = chunk.model_copy(update={"usage": usage(generation.answers)})
@@ -78,11 +76,11 @@ async def canvas_events(
         chunks = []
         if answer.index not in last_canvas:
             last_canvas[answer.index] = update.before
-            first = answer.first_frame(update, reply.pieces)
+            first = answer.first_frame(update, reply.texts)
             chunks.append(reply.canvas_chunk(answer, first, is_first=True))
         if update.kind == "step" or answer.canvas is not last_canvas[answer.index]:
             last_canvas[answer.index] = answer.canvas
-            frame = answer.frame(update, reply.pieces)
+            frame = answer.frame(update, reply.texts)
             chunks.append(reply.canvas_chunk(answer, frame, is_first=False))
         if answer.finish_reason is not None:
             chunks.append(reply.last_chunk(answer, answer.text, 0, is_first=False))
