@@ -87,11 +87,11 @@ class Generation:
         Raises ApiError: 400 for more plans than the queue can hold, 429 if the queue is full, 503 if the
         server is stopping or its engine has failed, 504 if planning has taken the whole timeout.
         """
-        if len(self.answers) > self.engine.max_queue:
+        if len(self.answers) > self.engine.config.max_queue:
             raise ApiError(
                 400,
                 f"{len(self.answers)} answers in one request: the queue holds at most "
-                f"{self.engine.max_queue}; send fewer prompts, or a smaller n",
+                f"{self.engine.config.max_queue}; send fewer prompts, or a smaller n",
                 code="request_too_large",
             )
         remaining_s = self.timeout_s - self.seconds
