@@ -73,6 +73,7 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
     add_decoding_routes(app, service)
     add_sglang_routes(app, service)
     add_info_routes(app, service)
+    add_state_routes(app, service)
     add_page(app, settings.static)
     return app
 
@@ -164,7 +165,7 @@ def add_decoding_routes(app: Api, service: Service) -> None:
 
 
 def add_info_routes(app: FastAPI, service: Service) -> None:
-    """Add the routes for models, capabilities, health and metrics."""
+    """Add the routes for models and capabilities."""
     settings, started_s = service.settings, int(time.time())
 
     def card(name: str) -> ModelCard:
@@ -211,6 +212,9 @@ def add_info_routes(app: FastAPI, service: Service) -> None:
     async def knobs() -> Response:
         return ReplyResponse(schema)
 
+
+def add_state_routes(app: FastAPI, service: Service) -> None:
+    """Add the routes for health and metrics."""
     draining = {"description": "new requests are refused"}
 
     @app.get(

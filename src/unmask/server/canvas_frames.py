@@ -19,7 +19,7 @@ import math
 from typing import TYPE_CHECKING
 
 from unmask.canvas import Canvas, Edit
-from unmask.server.reply_models import CanvasFrame, CanvasPosition
+from unmask.server.reply_models import StreamFrame, CanvasPosition
 
 if TYPE_CHECKING:
     from unmask.engine.token_text import TokenTexts
@@ -69,7 +69,7 @@ def canvas_frame(
     forward: int,
     num_settled: int,
     end_ids: frozenset[int] = frozenset(),
-) -> CanvasFrame:
+) -> StreamFrame:
     """Return the frame of a canvas.
 
     `change`: the canvas before the last forward and its edit (None: there was no forward). `end_ids`: the

@@ -26,7 +26,7 @@ from unmask.server.errors import (
     server_stopping,
     timed_out,
 )
-from unmask.server.reply_models import CanvasFrame, MethodFields
+from unmask.server.reply_models import StreamFrame, MethodFields
 from unmask.server.request_planner import GenerationPlan
 
 if TYPE_CHECKING:
@@ -274,11 +274,11 @@ class Answer:
             for position in positions
         ]
 
-    def first_frame(self, update: RequestUpdate, texts: TokenTexts) -> CanvasFrame:
+    def first_frame(self, update: RequestUpdate, texts: TokenTexts) -> StreamFrame:
         """Return the canvas before the first forward, given the first update."""
         return canvas_frame(update.before, None, Confidences(), texts, forward=0, num_settled=0)
 
-    def frame(self, update: RequestUpdate, texts: TokenTexts) -> CanvasFrame:
+    def frame(self, update: RequestUpdate, texts: TokenTexts) -> StreamFrame:
         """Return the canvas after an update that was added."""
         change = (update.before, update.edit) if update.kind == "step" else None
         return canvas_frame(

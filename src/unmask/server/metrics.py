@@ -61,6 +61,16 @@ class Metrics:
         self.queue_time = self._histogram(
             "vllm:request_queue_time_seconds", "Time in the queue.", REQUEST_BUCKETS_S
         )
+        self.http = Counter(
+            "unmask:http_requests",
+            "HTTP requests by route and status.",
+            ["route", "status"],
+            registry=self.registry,
+        )
+        self.num_tokens, self.num_forwards = 0, 0
+        self._add_histograms()
+
+    def _add_histograms(self) -> None:
         self.prompt_sizes = self._histogram(
             "vllm:request_prompt_tokens", "Tokens per prompt.", COUNT_BUCKETS
         )
@@ -93,13 +103,6 @@ class Metrics:
             PER_FORWARD_BUCKETS,
             *method,
         )
-        self.http = Counter(
-            "unmask:http_requests",
-            "HTTP requests by route and status.",
-            ["route", "status"],
-            registry=self.registry,
-        )
-        self.num_tokens, self.num_forwards = 0, 0
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, ["model_name", *labels], registry=self.registry)

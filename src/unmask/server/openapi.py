@@ -41,7 +41,10 @@ KNOBS = (
 
 def error_responses(statuses: Mapping[int, str]) -> dict[int | str, Document]:
     """Return FastAPI's `responses` for errors in the envelope."""
-    return {status: {"model": ErrorReply, "description": text} for status, text in statuses.items()}
+    # not by "model": FastAPI would document them in the media type of the route's 200
+    schema = {"$ref": f"#/components/schemas/{ErrorReply.__name__}"}
+    content = {"application/json": {"schema": schema}}
+    return {status: {"description": text, "content": content} for status, text in statuses.items()}
 
 
 class Api(FastAPI):
@@ -50,7 +53,7 @@ class Api(FastAPI):
     def __init__(self, **options: Any) -> None:
         super().__init__(responses=error_responses(REFUSALS), **options)
         self._bodies: list[type[BaseModel]] = []
-        self._events: list[type[ReplyModel]] = []
+        self._replies: list[type[ReplyModel]] = [ErrorReply]
 
     def add_decoding_route(
         self,
@@ -64,7 +67,7 @@ class Api(FastAPI):
     ) -> None:
         """Add a POST route that reads its `body` itself and answers with a `reply` or with events."""
         self._bodies.append(body)
-        self._events.append(event)
+        self._replies.append(event)
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
         events = {
             "type": "string",
@@ -102,7 +105,7 @@ class Api(FastAPI):
         _, models = models_json_schema(
             [
                 *((body, "validation") for body in self._bodies),
-                *((event, "serialization") for event in self._events),
+                *((reply, "serialization") for reply in self._replies),
             ],
             ref_template="#/components/schemas/{model}",
         )

@@ -231,7 +231,7 @@ class CanvasPosition(TypedDict):
     taken_back: NotRequired[bool]
 
 
-class CanvasFrame(TypedDict):
+class StreamFrame(TypedDict):
     """A canvas after a forward; see `unmask.server.canvas_frames`."""
 
     forward: int
@@ -256,7 +256,7 @@ class ChatChunkChoice(ReplyModel):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     trace: Trace = Field(default_factory=list)
-    canvas: SkipValidation[CanvasFrame] | None = None
+    canvas: SkipValidation[StreamFrame] | None = None
 
 
 class TextChunkChoice(ReplyModel):
@@ -268,7 +268,7 @@ class TextChunkChoice(ReplyModel):
     finish_reason: FinishReason | None
     blanks: list[str] = Field(default_factory=list)
     trace: Trace = Field(default_factory=list)
-    canvas: SkipValidation[CanvasFrame] | None = None
+    canvas: SkipValidation[StreamFrame] | None = None
 
 
 class ChatChunk(ReplyModel):

@@ -16,7 +16,7 @@ from unmask.engine.token_text import TokenTexts
 from unmask.server.generation import Answer
 from unmask.server.reply_models import (
     AssistantMessage,
-    CanvasFrame,
+    StreamFrame,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -154,7 +154,7 @@ class ReplyBuilder:
             )
         )
 
-    def canvas_chunk(self, answer: Answer, frame: CanvasFrame, *, is_first: bool) -> Chunk:
+    def canvas_chunk(self, answer: Answer, frame: StreamFrame, *, is_first: bool) -> Chunk:
         """Return a chunk with a whole canvas, whose text replaces that of all chunks before it."""
         if self.route == "chat":
             choice = ChatChunkChoice(
