@@ -46,7 +46,7 @@ class PagedKV:
     @staticmethod
     def takes(sequence: SequenceState) -> bool:
         """Whether a sequence's keys live in pages."""
-        return bool(getattr(sequence.request.cache, "pageable", False))
+        return sequence.request.cache.pageable
 
     def table(self, sequence: SequenceState, sees_prompt: bool) -> PageTable:
         """The table of one of its rows."""
@@ -67,7 +67,7 @@ class PagedKV:
         self.prefix_stats.num_found += known * num_rows
         # after a preemption its own pages are found too
         sequence.num_cached = max(sequence.num_cached, sequence.num_never_computed(known))
-        sequence.cache_state = request.cache.known(
+        sequence.cache_state = request.cache.resume(
             known, request.cache.start(canvas, request.facts)
         )
 

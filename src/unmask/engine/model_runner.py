@@ -104,7 +104,7 @@ class ModelRunner:
         cache = sequence.request.cache
         if not cache.stores or self.is_paged(sequence):
             return None
-        return self.dense[bool(getattr(cache, "layered", False))]
+        return self.dense[cache.layered]
 
     def has_room(self, sequence: SequenceState) -> bool:
         """Whether it can be admitted now."""
@@ -199,7 +199,7 @@ class ModelRunner:
         answering = self.row_of(ask.rows)
         plan, state = request.cache.plan(canvas, ask, answering, sequence.cache_state)
         if most is not None and len(plan.queries) > most and self.is_paged(sequence):
-            ahead = request.cache.ahead(canvas, sequence.cache_state, most)
+            ahead = request.cache.prefill(canvas, sequence.cache_state, most)
             if ahead is not None:
                 plan, sequence.cache_state = ahead
                 return ForwardInput(

@@ -85,12 +85,11 @@ def cache_facts(name: str, llm: LLM) -> dict[str, Any]:
     """
     cls = caches.cache_class(name)
     title, source = title_and_source(cls)
-    exact = getattr(cls, "exact", None)
     return {
         "name": name,
         "title": title,
         "source": source,
-        "exact": exact if isinstance(exact, bool) else None,
+        "exact": None if issubclass(cls, caches.Alias) else cls.exact,
         "refused": refusal(name, llm.spec),
         "knobs": knobs_of(cls),
     }

@@ -80,11 +80,11 @@ class Generation:
         Raises ApiError: 400 for more plans than the queue holds, 429 when it is full, 503 at the end, 504
         when making the plans took all the time.
         """
-        if len(self.answers) > self.engine.max_queue:
+        if len(self.answers) > self.engine.config.max_queue:
             raise ApiError(
                 400,
                 f"{len(self.answers)} answers in one request: the queue holds at most "
-                f"{self.engine.max_queue}; send fewer prompts, or a smaller n",
+                f"{self.engine.config.max_queue}; send fewer prompts, or a smaller n",
                 code="request_too_large",
             )
         left_s = self.timeout_s - self.seconds
