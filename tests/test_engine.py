@@ -681,15 +681,15 @@ def test_a_store_that_cannot_grow_is_as_it_was(monkeypatch):
         kept = kind(llm.spec, 1, 4, torch.float32, torch.device("cpu"))
         before = [tensor for tensors in kept.tensors for tensor in tensors]
         for number in range(len(before)):
-            wider, left = dense_store._wider, iter(range(number))
+            grown, left = dense_store._grown, iter(range(number))
 
-            def fail(tensor, rows, positions, left=left, wider=wider):
+            def fail(tensor, rows, positions, left=left, grown=grown):
                 if next(left, None) is None:
                     raise MemoryError("no more of it")
                 return grown(tensor, rows, positions)
 
             with monkeypatch.context() as patch:
-                patch.setattr(dense_store, "_wider", fail)
+                patch.setattr(dense_store, "_grown", fail)
                 with pytest.raises(MemoryError):
                     kept.reserve(8, 2)
             after = [tensor for tensors in kept.tensors for tensor in tensors]
