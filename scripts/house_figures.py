@@ -32,6 +32,7 @@ Tree = Mapping[PurePosixPath, str]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
     ("knobs",),
+    ("options",),
     ("canvas", "selection"),
     ("sampling", "proposal", "randomness", "background"),  # the last three: before the redraw
     ("decoders", "caches"),

@@ -19,7 +19,7 @@ import math
 from typing import TYPE_CHECKING
 
 from unmask.canvas import Canvas, Edit
-from unmask.server.reply_models import StreamFrame, CanvasPosition
+from unmask.server.reply_models import CanvasPosition, StreamFrame
 
 if TYPE_CHECKING:
     from unmask.engine.token_text import TokenTexts

@@ -156,12 +156,11 @@ def cache_info(name: str, llm: LLM) -> CacheInfo:
     """Return the title, source and knobs of a cache policy."""
     cls = caches.cache_class(name)
     title, source = title_and_source(cls)
-    exact = getattr(cls, "exact", None)
     return CacheInfo(
         name=name,
         title=title,
         source=source,
-        exact=exact if isinstance(exact, bool) else None,
+        exact=None if issubclass(cls, caches.Alias) else cls.exact,
         refused=refusal(name, llm.spec),
         knobs=knob_infos(cls),
     )

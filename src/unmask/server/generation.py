@@ -26,7 +26,7 @@ from unmask.server.errors import (
     server_stopping,
     timed_out,
 )
-from unmask.server.reply_models import StreamFrame, MethodFields
+from unmask.server.reply_models import MethodFields, StreamFrame
 from unmask.server.request_planner import GenerationPlan
 
 if TYPE_CHECKING:

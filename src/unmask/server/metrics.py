@@ -19,8 +19,6 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from unmask.caches.registry import cache_name
-from unmask.decoders.registry import decoder_name
 from unmask.server.generation import BLOCK_LENGTH, Generation, TokenTimings
 
 if TYPE_CHECKING:
@@ -142,7 +140,7 @@ class Metrics:
             self.generation_sizes.labels(name).observe(answer.num_tokens)
             if answer.num_forwards:
                 request = answer.plan.request
-                labels = (name, decoder_name(request.decoder), cache_name(request.cache))
+                labels = (name, request.decoder.name, request.cache.name)
                 self.forwards.labels(*labels).observe(answer.num_forwards)
                 self.per_forward.labels(*labels).observe(answer.num_tokens / answer.num_forwards)
 

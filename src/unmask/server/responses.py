@@ -16,7 +16,6 @@ from unmask.engine.token_text import TokenTexts
 from unmask.server.generation import Answer
 from unmask.server.reply_models import (
     AssistantMessage,
-    StreamFrame,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -27,6 +26,7 @@ from unmask.server.reply_models import (
     InfillCompletion,
     PromptTokensDetails,
     ReplyHead,
+    StreamFrame,
     TextChoice,
     TextChunk,
     TextChunkChoice,
