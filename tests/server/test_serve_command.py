@@ -455,14 +455,14 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
 BREAKS = """
 import sys
 from unmask.cli.main import main
-from unmask.engine.model_runner import Runner
+from unmask.engine.model_runner import ModelRunner
 
 
 def forward(runner, inputs):
     raise RuntimeError("secret reason: the device fell off")
 
 
-Runner.forward = forward
+ModelRunner.forward = forward
 sys.exit(main())
 """
 
