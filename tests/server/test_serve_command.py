@@ -486,7 +486,7 @@ def test_a_server_whose_engine_has_failed_says_so_and_ends_with_status_1():
         _, log = process.communicate(timeout=30)
         assert process.returncode == 1
     assert "secret reason" in log
-    assert "the engine has failed, this process ends" in log
+    assert "the engine has failed; the process ends" in log
 
 
 @pytest.mark.slow
