@@ -150,7 +150,7 @@ def run(job: QuantizeJob) -> QuantizeResult:
     torch.set_grad_enabled(False)
     _import_everything(dtype, kind)
     before = peak_resident_bytes()
-    llm = LLM(job.model, device="cpu", dtype=dtype, quantize=kind, pack_weights=False)
+    llm = LLM(job.model, device="cpu", dtype=dtype, quantization=kind, pack_weights=False)
     examples = held_out(job.setting)
     prompts = [llm.prompt_ids(item.prompt) for item in examples]
     canvas = torch.tensor([prompts[0] + [llm.spec.mask_id] * job.setting.gen_length])

@@ -14,6 +14,8 @@ WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 BLANK = re.compile(r"(\{\{|\}\}|\{\d+\}|[{}])")
 SPELLED = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 MAX_BLANK_DIGITS = 9
+SPELLINGS = {"quantize": "quantization"}
+"""Older words for an option."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class DecodeOptions:
     seed: int
     dtype: str | None
     device: str | None
-    quantize: str | None
+    quantization: str | None
     raw: bool
     stop_at_eos: bool
     tensor_parallel_size: int
@@ -42,7 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "dtype": None,
     "device": None,
-    "quantize": None,
+    "quantization": None,
     "raw": False,
     "stop_at_eos": True,
     "tensor_parallel_size": 1,
@@ -68,6 +70,7 @@ def split_words(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
             prompt = word
             continue
         key = match[1].replace("-", "_")
+        key = SPELLINGS.get(key, key)
         if pairs.setdefault(key, match[2]) != match[2]:
             raise ConfigError(
                 f"{key}={pairs[key]} and {key}={match[2]} contradict; give one of them"

@@ -107,7 +107,7 @@ def decode_all(
     )
     requests = []
     for question in questions:
-        finds_length = getattr(make.method.decoder, "chooses_length", False)
+        finds_length = make.method.decoder.chooses_length
         asked = settings.gen_length if finds_length else question.gen_length
         length = llm.first_length(make.method.decoder, asked)
         try:

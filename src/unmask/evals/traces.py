@@ -32,8 +32,7 @@ class AnswerTrace(TypedDict):
 def compact(request: Request, output: Output) -> AnswerTrace:
     """Return the trace of a request's output."""
     assert output.trace is not None, "decoded without a trace"
-    first = getattr(request.decoder, "first_canvas", None)
-    start = request.canvas if first is None else first(request.canvas, request.facts)
+    start = request.decoder.first_canvas(request.canvas, request.facts)
     steps = []
     for step in output.trace:
         parts: list[list[int] | list[list[int]]] = [
