@@ -83,5 +83,5 @@ def is_greedy(llm: LLM, pair: Pair) -> bool:
     canvas = llm.prompt_canvas(list(pair.prompt_ids), count)
     make = llm._maker("vanilla", ("none", None), 0, False, {"block_length": count, "steps": count})
     written = llm._run([make(canvas)], 1)[0].canvas
-    found: list[int] = written.tokens[len(pair.prompt_ids) :].tolist()
-    return found == list(pair.answer_ids)
+    tokens: list[int] = written.tokens[len(pair.prompt_ids) :].tolist()
+    return tokens == list(pair.answer_ids)

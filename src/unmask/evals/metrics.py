@@ -53,7 +53,7 @@ def speed(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
     decode_s, wall_s = run_time(stored, "decode_s"), run_time(stored, "wall_s")
     response, forwards = sum(c.response for c in counted), sum(a.num_forwards for a in answers)
     latencies = [answer.latency_s for answer in answers]
-    found: Metrics = {
+    values: Metrics = {
         "num_answers": len(answers),
         "prompt_tokens": sum(c.prompt for c in counted),
         "response_tokens": response,
@@ -72,15 +72,15 @@ def speed(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
         "latency_p95_s": quantile(latencies, 0.95),
         "batch_size": batch_size,
     }
-    found |= _rates(found)
-    found["tok_s_fastdllm"] = sum(c.fastdllm for c in counted) / wall_s
+    values |= _rates(values)
+    values["tok_s_fastdllm"] = sum(c.fastdllm for c in counted) / wall_s
     if batch_size == 1:
         pairs = list(zip(counted, latencies, strict=True))
-        found["tok_s_d2cache"] = sum(c.d2cache / s for c, s in pairs) / len(pairs)
-        found["tok_s_d2cache_full"] = sum(c.canvas / s for c, s in pairs) / len(pairs)
+        values["tok_s_d2cache"] = sum(c.d2cache / s for c, s in pairs) / len(pairs)
+        values["tok_s_d2cache_full"] = sum(c.canvas / s for c, s in pairs) / len(pairs)
         steps = [(c.d2cache, a.num_forwards) for c, a in zip(counted, answers, strict=True)]
-        found["tokens_per_step_d2cache"] = sum(t / n for t, n in steps) / len(steps)
-    return found
+        values["tokens_per_step_d2cache"] = sum(t / n for t, n in steps) / len(steps)
+    return values
 
 
 def _rates(sums: Metrics) -> Metrics:
