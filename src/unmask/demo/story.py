@@ -11,7 +11,7 @@ from unmask.demo import words
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LevelRanges:
     """Number ranges of a curriculum level."""
 
     operand: int
@@ -21,22 +21,22 @@ class Limits:
     divisor: int
 
 
-LIMITS: tuple[Limits, ...] = (
-    Limits(operand=20, total=50, factor=6, quotient=6, divisor=5),
-    Limits(operand=40, total=80, factor=9, quotient=9, divisor=9),
-    Limits(operand=50, total=100, factor=10, quotient=10, divisor=10),
-    Limits(operand=40, total=80, factor=9, quotient=9, divisor=9),
+LIMITS: tuple[LevelRanges, ...] = (
+    LevelRanges(operand=20, total=50, factor=6, quotient=6, divisor=5),
+    LevelRanges(operand=40, total=80, factor=9, quotient=9, divisor=9),
+    LevelRanges(operand=50, total=100, factor=10, quotient=10, divisor=10),
+    LevelRanges(operand=40, total=80, factor=9, quotient=9, divisor=9),
 )
 
 
 class DeadEndError(Exception):
-    """The numbers drawn so far leave no way to go on; the caller draws again."""
+    """Raised when the numbers drawn so far allow no next step; the caller draws again."""
 
 
 class Story:
     """A problem under construction: sentences, worked steps and the running total."""
 
-    def __init__(self, rng: random.Random, limits: Limits) -> None:
+    def __init__(self, rng: random.Random, limits: LevelRanges) -> None:
         """Choose the people and the thing of the story."""
         self.rng = rng
         self.limits = limits
@@ -99,7 +99,7 @@ class Story:
         return a, self.number(2, min(self.limits.factor, most // a))
 
     def operand(self, sign: int, divisible: bool = False) -> int:
-        """Draw what is added to (or taken from) the running total."""
+        """Draw a number to add to (or subtract from) the running total."""
         high = self.limits.total - self.total if sign > 0 else self.total - 1
 
         def want(n: int) -> bool:
@@ -121,7 +121,7 @@ def apply(left: int, operator: str, right: int) -> int:
     return left // right
 
 
-def divisors(total: int, limits: Limits) -> list[int]:
+def divisors(total: int, limits: LevelRanges) -> list[int]:
     """Return the numbers of people a total can be shared among."""
     return [
         k

@@ -226,13 +226,13 @@ class ModelRunner:
             ask = replace(ask, top_v=min(size, self.model.spec.vocab_size))
         return ask
 
-    def secure(self, item: ForwardInput) -> bool:
+    def reserve_pages(self, item: ForwardInput) -> bool:
         """Allocate the pages that an input needs; return False, allocating none, if too few are free."""
         if self.paging is None or not self.is_paged(item.sequence):
             return True
-        if self.paging.missing(item.sequence, item.plan) > self.paging.store.pages.num_available:
+        if self.paging.num_missing(item.sequence, item.plan) > self.paging.store.pool.num_available:
             return False
-        self.paging.secure(item.sequence, item.plan)
+        self.paging.reserve(item.sequence, item.plan)
         return True
 
     @torch.inference_mode()
