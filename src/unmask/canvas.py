@@ -444,15 +444,20 @@ def ask_fault(canvas: Canvas, ask: object, vocab_size: int) -> str | None:
         return f"Ask.window={window} must be a range [start, end) within the {size} positions"
     if ask.top_v is not None and ask.top_v < 1:
         return f"Ask.top_v={ask.top_v} must be at least 1"
-    added = [] if ask.bias is None else [("Ask.bias", ask.bias, ask.bias.values)]
-    credited = [] if ask.credit is None else [("Ask.credit", ask.credit, ask.credit.amounts)]
-    for name, cells, numbers in (*added, *credited):
+    added: list[tuple[str, Bias | Credit, Floats]] = []
+    if ask.bias is not None:
+        added.append(("Ask.bias", ask.bias, ask.bias.values))
+    if ask.credit is not None:
+        added.append(("Ask.credit", ask.credit, ask.credit.amounts))
+    for name, cells, numbers in added:
         if not len(cells.positions) == len(cells.tokens) == len(numbers):
             return f"{name} must have one position, token and number for each entry"
         inside = (cells.positions >= 0) & (cells.positions < size)
         inside &= (cells.tokens >= 0) & (cells.tokens < vocab_size) & np.isfinite(numbers)
         if not inside.all():
-            return f"{name} has a position or token that is not there, or a number that is not finite"
+            return (
+                f"{name} has a position or token that is not there, or a number that is not finite"
+            )
     return None
 
 
