@@ -326,7 +326,7 @@ def test_dense_rows_stay_in_their_budget_and_go_when_they_are_not_needed():
             assert listener.last.kind == "done"
         assert max(stats.dense_bytes for stats in seen) == 80 * 512
         assert max(stats.running for stats in seen) == 2
-        with pytest.raises(ConfigError, match="kv_bytes"):
+        with pytest.raises(ConfigError, match="kv_cache_memory_bytes"):
             engine.submit(llm.request([1], "vanilla", "dual", gen_length=101), Listener())
         assert_idle(engine)
 

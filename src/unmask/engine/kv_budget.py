@@ -25,8 +25,9 @@ class KVBudget:
 
     @classmethod
     def of(cls, model: Transformer, max_num_seqs: int, kv_bytes: int | None) -> KVBudget:
-        """Split `kv_bytes`; None takes what `max_num_seqs` full contexts need twice over, at most half of
-        the free memory. Raises ConfigError for less than a page.
+        """Split `kv_bytes` bytes; raise ConfigError if there is no room for a page.
+
+        None: twice the size of `max_num_seqs` full contexts, at most half of the free memory.
         """
         spec = model.part
         position = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * model.dtype.itemsize

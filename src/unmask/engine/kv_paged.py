@@ -108,5 +108,5 @@ class PagedKV:
         if needed > total:
             raise ConfigError(
                 f"a canvas of {positions} positions takes {needed} pages of cache, the engine has {total}; "
-                f"use cache=none, a shorter answer, or more kv_bytes"
+                f"use cache=none, a shorter answer, or more kv_cache_memory_bytes"
             )

@@ -137,7 +137,8 @@ class ModelRunner:
             if needed > self.dense_bytes:
                 raise ConfigError(
                     f"a canvas of {positions} positions takes {needed} bytes of cache, the engine has "
-                    f"{self.dense_bytes} for such; use cache=none, a shorter answer, or more kv_bytes"
+                    f"{self.dense_bytes} for dense caches; use cache=none, a shorter answer, or more "
+                    f"kv_cache_memory_bytes"
                 )
 
     def admit(self, sequence: SequenceState) -> None:
