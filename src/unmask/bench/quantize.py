@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.bench.decode import decode_all, held_out
-from unmask.bench.report import DecodeSetting, MethodEntry
+from unmask.bench.report import DecodeSetting
 from unmask.demo.tasks import check
 from unmask.errors import UnmaskError, unknown_name
+from unmask.method import MethodSpec
 
 FORMS: dict[str, tuple[str, str | None]] = {
     "float32": ("float32", None),
@@ -71,7 +72,7 @@ class Job:
 
     model: str
     name: str
-    entry: MethodEntry
+    method: MethodSpec
     setting: DecodeSetting
     canvases: list[list[int]] | None
 
@@ -95,7 +96,7 @@ def check_forms(names: Sequence[str]) -> None:
 def measure_forms(
     model: str,
     names: Sequence[str],
-    entry: MethodEntry,
+    method: MethodSpec,
     setting: DecodeSetting,
     watch: Callable[[str], Any] = lambda name: None,
 ) -> list[FormResult]:
@@ -110,7 +111,7 @@ def measure_forms(
     for name in dict.fromkeys(names):
         watch(name)
         canvases = None if reference is None else reference.canvases
-        job = Job(model, name, entry, setting, canvases)
+        job = Job(model, name, method, setting, canvases)
         try:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 found = pool.submit(run, job).result()
@@ -156,7 +157,7 @@ def run(job: Job) -> QuantizeResult:
         began = time.perf_counter()
         llm.model(canvas)
         times.append(time.perf_counter() - began)
-    outputs = decode_all(llm, prompts, job.entry, "none", job.setting)
+    outputs = decode_all(llm, prompts, job.method, "none", job.setting)
     right = [check(item, out.text) for item, out in zip(examples, outputs, strict=True)]
     canvases = job.canvases or [
         [token if at < out.prompt_length or at % 2 else llm.spec.mask_id for at, token in found]

@@ -7,7 +7,7 @@ and define `CACHE` in it: docs/how-to/add-a-cache.md.
 from __future__ import annotations
 
 from unmask.caches.base import CachePlan, CachePolicy, CacheProgress, Layers, Observation, PerBlock
-from unmask.caches.registry import cache_class, cache_name, describe, make_cache, names
+from unmask.caches.registry import bind, cache_class, cache_name, describe, make_cache, names
 from unmask.knobs import knob
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "CachePlan",
     "CacheProgress",
     "Observation",
+    "bind",
     "cache_class",
     "cache_name",
     "describe",

@@ -8,7 +8,6 @@ block's first position has its row; what an edit changes left of the block is co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -24,12 +23,6 @@ class Prefix(PerBlock):
     use_dual: bool = knob(
         False, "true is cache dual: the suffix is kept too (the documents' spelling)"
     )
-
-    def stands_for(self, block_size: int | None) -> Any:
-        """Itself, or the dual cache."""
-        from unmask.caches.dual import Dual
-
-        return Dual() if self.use_dual else self
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
         """From the first needed position to the end."""

@@ -6,11 +6,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unmask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from unmask.method import Note
 
 KEYS = {
     "model": "model",
@@ -123,11 +126,11 @@ def sources(config_file: Path | None, config_dir: Path | None) -> Any:
     )
 
 
-def tell(notes: Sequence[str]) -> None:
-    """Notes of what was changed, on standard error; in the first process alone."""
+def tell(notes: Sequence[Note]) -> None:
+    """Print notes on standard error, in the first process alone."""
     if is_first():
         for note in notes:
-            print(f"unmask: note: {note}", file=sys.stderr)
+            print(f"unmask: note: {note.message}", file=sys.stderr)
 
 
 def is_first() -> bool:

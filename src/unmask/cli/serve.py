@@ -17,11 +17,13 @@ import typer
 from unmask.cli import launcher, serve_replicas
 from unmask.cli.key_value import WORD
 from unmask.errors import ConfigError, DependencyError
+from unmask.knobs import Source
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
+    from unmask.method import MethodSpec
     from unmask.models.spec import ModelSpec
-    from unmask.server.settings import Access, Defaults, ServerSettings
+    from unmask.server.settings import Access, ServerSettings
 
 KEY_VARIABLE = "UNMASK_API_KEY"
 FAILED_STATUS = 1
@@ -83,23 +85,18 @@ def run(wanted: ServeOptions) -> None:
         )
     need_extra()
     model, words = split(wanted)
-    decoder, knobs = method(wanted, words)
+    method = method_of(wanted, words)
+    for note in method.notes:
+        print(f"unmask: note: {note.message}", file=sys.stderr)
     access = access_of(wanted)
     counts = serve_replicas.counts_of(wanted)
-    from unmask.engine.request_builder import configure, split_cache
     from unmask.server.process import bind, server_of, url_of
 
-    check_knobs, _ = split_cache(wanted.cache or "none", None, dict(knobs), None)
-    said = configure(decoder, check_knobs).said
-    if said is not None:
-        print(f"unmask: note: {said}", file=sys.stderr)
     if counts is not None:
         from unmask.models import read_spec
 
         spec = read_spec(model)
-        settings = settings_of(
-            wanted, spec, model, defaults_of(spec, wanted, decoder, knobs), access
-        )
+        settings = settings_of(wanted, spec, model, defaults_of(spec, wanted, method), access)
         serve_replicas.run(
             wanted, model, loading_of(wanted), engine_options(wanted), settings, counts
         )
@@ -108,7 +105,7 @@ def run(wanted: ServeOptions) -> None:
     bound = bind(wanted.host, wanted.port)
     with bound:
         llm = load(wanted, model)
-        defaults = defaults_of(llm.spec, wanted, decoder, knobs)
+        defaults = defaults_of(llm.spec, wanted, method)
         settings = settings_of(wanted, llm.spec, model, defaults, access)
         from unmask.engine.engine import Engine
         from unmask.server.app import create_app
@@ -169,12 +166,16 @@ def split(wanted: ServeOptions) -> tuple[str, dict[str, str]]:
     return model or "demo", knobs
 
 
-def method(wanted: ServeOptions, words: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The default decoder and its knobs, in our words or in SGLang's. Raises ConfigError."""
+def method_of(wanted: ServeOptions, words: Mapping[str, str]) -> MethodSpec:
+    """Return the default method, in our words or in SGLang's. Raises ConfigError."""
+    from unmask.method import MethodSpec
+
+    names = {"decoder": wanted.decoder, "cache": wanted.cache}
+    own = Source({key: name for key, name in names.items() if name is not None})
     if wanted.algorithm is None:
         if wanted.algorithm_config is not None:
             raise ConfigError("--dllm-algorithm-config needs --dllm-algorithm")
-        return wanted.decoder or "vanilla", dict(words)
+        return MethodSpec.parse(Source(words), own)
     if wanted.decoder is not None:
         raise ConfigError(
             f"--decoder {wanted.decoder} and --dllm-algorithm {wanted.algorithm} are two ways to say one "
@@ -182,8 +183,8 @@ def method(wanted: ServeOptions, words: Mapping[str, str]) -> tuple[str, dict[st
         )
     from unmask.server.sglang_algorithms import from_sglang
 
-    decoder, knobs = from_sglang(wanted.algorithm, read_config(wanted.algorithm_config))
-    return decoder, {**knobs, **words}
+    config = from_sglang(wanted.algorithm, read_config(wanted.algorithm_config))
+    return MethodSpec.parse(Source(words), own, config)
 
 
 def read_config(path: Path | None) -> Mapping[str, Any] | None:
@@ -281,33 +282,23 @@ def loading_of(wanted: ServeOptions) -> dict[str, Any]:
     }
 
 
-def defaults_of(
-    spec: ModelSpec, wanted: ServeOptions, decoder: str, knobs: Mapping[str, Any]
-) -> Defaults:
-    """What requests have that do not say otherwise; the cache is exact unless one was asked for."""
-    from unmask.engine.request_builder import PREFIX
-    from unmask.server.settings import Defaults
-
-    own = "none" if spec.block_size is None else "block_causal"
-    inside = {key: value for key, value in knobs.items() if key.startswith(PREFIX)}
-    return Defaults(
-        decoder=decoder,
-        knobs={key: value for key, value in knobs.items() if key not in inside},
-        cache=wanted.cache or own,
-        cache_args={key.removeprefix(PREFIX): value for key, value in inside.items()},
-    )
+def defaults_of(spec: ModelSpec, wanted: ServeOptions, method: MethodSpec) -> MethodSpec:
+    """Return the method of requests that choose none; its cache is exact unless one was chosen."""
+    if wanted.cache is not None or spec.block_size is None:
+        return method
+    return method.with_values({"cache": "block_causal"})
 
 
 def settings_of(
-    wanted: ServeOptions, spec: ModelSpec, model: str, defaults: Defaults, access: Access
+    wanted: ServeOptions, spec: ModelSpec, model: str, defaults: MethodSpec, access: Access
 ) -> ServerSettings:
     """Everything that the app is told. Raises ConfigError."""
     from unmask.server.capabilities import refusal
     from unmask.server.settings import Limits, ServerSettings
 
-    why = refusal(defaults.cache, spec)
+    why = refusal(defaults.cache_name, spec)
     if why is not None:
-        raise ConfigError(f"--cache {defaults.cache}: {why}")
+        raise ConfigError(f"--cache {defaults.cache_name}: {why}")
     if wanted.max_model_len is not None and wanted.max_model_len > spec.max_length:
         raise ConfigError(
             f"--max-model-len {wanted.max_model_len} is more than the model's {spec.max_length}"
@@ -340,21 +331,17 @@ def facts(
     llm: LLM, model: str, settings: ServerSettings, wanted: ServeOptions, url: str
 ) -> list[str]:
     """What is served, line by line."""
-    from unmask.caches.registry import describe, make_cache
-
-    defaults, limits = settings.defaults, settings.limits
+    defaults, limits = settings.defaults.bind(llm.spec.block_size), settings.limits
     count = sum(value.numel() for value in llm.model.parameters())
     size = llm.model.ranks.size
     held = f"{count:,} parameters" + (f" in rank 0 of {size}" if size > 1 else "")
-    knobs = ", ".join(f"{key}={value}" for key, value in defaults.knobs.items())
-    cache = make_cache(defaults.cache, defaults.cache_args, llm.spec.block_size)
     names = ", ".join(settings.models)
     named = "" if names == model else f", served as {names}"
     shown = {
         "model": f"{model} ({llm.spec.family}, {held}){named}",
         "dtype": f"{str(llm.model.dtype).removeprefix('torch.')} on {llm.model.device}",
-        "decoder": defaults.decoder + (f" ({knobs})" if knobs else ""),
-        "cache": f"{describe(cache)} ({'exact' if cache.exact else 'approximate'})",
+        "decoder": defaults.label,
+        "cache": f"{defaults.describe_cache()} ({'exact' if defaults.cache.exact else 'approximate'})",
         "canvas": f"{limits.max_model_len or llm.spec.max_length:,} positions at most",
         "batch": f"{wanted.max_num_seqs} sequences a forward, {wanted.max_queue} may wait",
         "access": "API key" if settings.access.key_digest else open_to(wanted.host),

@@ -93,7 +93,7 @@ def planned(
     for name, least in (("num_trials", 1), ("num_prompts", 2), ("num_held_out", 0)):
         whole("--" + name.removeprefix("num_").replace("_", "-"), getattr(wanted, name), least)
     plan = StudyPlan(
-        space=space_of(method.decoder, parse_changes(wanted.space), tuple(method.knobs)),
+        space=space_of(method.decoder_name, parse_changes(wanted.space), tuple(method.given)),
         objectives=parse_objectives(wanted.objectives),
         constraints=tuple(parse_constraint(text) for text in wanted.constraints),
         num_prompts=wanted.num_prompts,
@@ -102,7 +102,7 @@ def planned(
     )
     if composed["output"] is None:
         name = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{composed['model.name']}")
-        output = f"{RUNS}/{settings.task}-{name}-{settings.decoder}"
+        output = f"{RUNS}/{settings.task}-{name}-{settings.method.decoder_name}"
         settings = dataclasses.replace(settings, output=output)
     return settings, plan
 

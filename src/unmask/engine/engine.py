@@ -23,12 +23,11 @@ from unmask.engine.metrics import EngineStats, Tally
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.outputs import Output
 from unmask.engine.request import Request
-from unmask.engine.request_builder import flags
 from unmask.engine.scheduler import Event, Scheduler
 from unmask.engine.sequence import SequenceState
 from unmask.engine.threads import ErrorCapture
 from unmask.errors import CapacityError, EngineError
-from unmask.knobs import positive, whole
+from unmask.knobs import check_flags, positive, whole
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -123,7 +122,7 @@ class Engine:
         max_wait_s: float = 2.0,
         steps_per_round: int = 1,
     ) -> None:
-        flags(prefix_cache=prefix_cache)
+        check_flags(prefix_cache=prefix_cache)
         self.llm = llm
         self.max_batch = whole("max_batch", max_batch, 1)
         self.max_queue = whole("max_queue", max_queue, 1)

@@ -1,4 +1,4 @@
-"""Questions in, answers with their counts and times out, as each is finished.
+"""Answers to questions with their counts and times, as each is finished.
 
 Every answer is decoded by the engine's one loop; `batch_size` of them share a forward, and a finished
 one makes room for the next at once.
@@ -101,28 +101,26 @@ class AnswerTimer:
 def decode_all(
     llm: LLM, questions: Sequence[Question], settings: EvalSettings, watch: AnswerTimer
 ) -> Iterator[Answer]:
-    """An answer to each question, as they are finished (not in order when answers share forwards).
+    """Decode an answer to each question, as they are finished (not in order when answers share forwards).
 
     Raises PromptError with the document's number where a prompt does not fit, and ConfigError.
     """
     from unmask.evals.traces import compact
 
-    make = llm._maker(
-        settings.decoder, (settings.cache, None), settings.seed, True, dict(settings.knobs)
-    )
+    template = llm.requests.template(settings.method, seed=settings.seed)
+    method = template.method
     requests = []
     for question in questions:
-        finds_length = getattr(make.method.decoder, "chooses_length", False)
-        asked = settings.gen_length if finds_length else question.gen_length
-        length = llm.first_length(make.method.decoder, asked)
+        length = settings.gen_length if method.chooses_length else question.gen_length
         try:
-            requests.append(make(llm.prompt_canvas(list(question.prompt_ids), length)))
+            canvas = llm.requests.canvas(list(question.prompt_ids), method, length)
         except PromptError as error:
             raise PromptError(f"document {question.doc}: {error}") from None
+        requests.append(template(canvas))
     admitted: dict[int, float] = {}
     timed = copy.copy(llm)
     timed.make_runner = functools.partial(_Timed, admitted=admitted)
-    events = timed._events(requests, settings.batch_size)
+    events = timed.events(requests, settings.batch_size)
     while True:
         began = time.perf_counter()
         event = next(events, None)

@@ -87,7 +87,7 @@ def fastdllm_tokens(llm: LLM, output: Output, stops: Seq[str], settings: EvalSet
     if llm.spec.family != "dream":
         text = str(llm.tokenizer.decode(generated, skip_special_tokens=False))
         ends = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
-        generated = llm._encode(text[: min(ends, default=len(text))], special=False)
+        generated = llm.prompts.encode(text[: min(ends, default=len(text))], special=False)
     return sum(id_ != eos for id_ in generated)
 
 

@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 import unmask
 from unmask.errors import ModelError
+from unmask.method import CACHE_PREFIX
 from unmask.server.auth import Guard
 from unmask.server.capabilities import schema
 from unmask.server.errors import ApiError
@@ -164,10 +165,14 @@ def add_facts(app: FastAPI, service: Service) -> None:
     facts = schema(
         service.llm,
         {
-            "decoder": defaults.decoder,
-            "knobs": dict(defaults.knobs),
-            "cache": defaults.cache,
-            "cache_args": dict(defaults.cache_args),
+            "decoder": defaults.decoder_name,
+            "knobs": {k: v for k, v in defaults.given.items() if not k.startswith(CACHE_PREFIX)},
+            "cache": defaults.cache_name,
+            "cache_args": {
+                k.removeprefix(CACHE_PREFIX): v
+                for k, v in defaults.given.items()
+                if k.startswith(CACHE_PREFIX)
+            },
         },
         settings.models[0],
         service.planner.max_length,

@@ -101,7 +101,7 @@ def refusal(name: str, spec: ModelSpec) -> str | None:
     canvas = new_canvas([0], [True], 0, spec.mask_id)
     facts = ModelFacts(spec.vocab_size, spec.eos_id, None, spec.block_size, spec.max_length)
     try:
-        caches.make_cache(name, block_size=spec.block_size).start(canvas, facts)
+        caches.bind(caches.make_cache(name), spec.block_size).start(canvas, facts)
     except ConfigError as error:
         return str(error)
     return None

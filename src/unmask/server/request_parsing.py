@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from unmask import caches, decoders
-from unmask.engine.request_builder import PREFIX
+from unmask.method import CACHE_PREFIX
+from unmask.method import knob_names as knobs_of_decoder
 from unmask.sampling.params import SamplingParams
 from unmask.server.errors import ApiError
 from unmask.server.settings import Limits
@@ -123,7 +124,7 @@ SGLANG_SAMPLING_DEFAULTS: dict[str, tuple[Any, ...]] = {
 @lru_cache(maxsize=1)
 def knob_names() -> frozenset[str]:
     """Every knob of every decoder, and those that all have."""
-    own = {name for decoder in decoders.names() for name in decoders.knob_names(decoder)}
+    own = {name for decoder in decoders.names() for name in knobs_of_decoder(decoder)}
     return frozenset(own | {field.name for field in dataclasses.fields(SamplingParams)})
 
 
@@ -133,7 +134,7 @@ def cache_knob_names() -> frozenset[str]:
     found = {
         f.name for name in caches.names() for f in dataclasses.fields(caches.cache_class(name))
     }
-    return frozenset(PREFIX + name for name in found)
+    return frozenset(CACHE_PREFIX + name for name in found)
 
 
 def read(

@@ -43,7 +43,7 @@ class Service:
 
     def __init__(self, llm: LLM, engine: Engine, settings: ServerSettings) -> None:
         self.llm, self.engine, self.settings = llm, engine, settings
-        self.planner = Planner(llm, settings)
+        self.planner = Planner(llm, settings, engine.max_queue)
         self.metrics = Metrics(engine, settings.models[0])
         self.pieces = Pieces(llm.tokenizer)
         self.is_draining = False

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from unmask.method import MethodSpec
 
 STATIC = Path(__file__).parent / "static"
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """How a request decodes that does not say otherwise: decoder and cache with their knobs."""
-
-    decoder: str = "vanilla"
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    cache: str = "none"
-    cache_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,10 +62,14 @@ class Access:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """All of it. `models`: the names under which the model is served, the first one in the replies."""
+    """Settings of a server.
+
+    `models`: the names under which the model is served, the first one in the replies. `defaults`: the
+    method of requests that choose none.
+    """
 
     models: tuple[str, ...]
-    defaults: Defaults = Defaults()
+    defaults: MethodSpec = field(default_factory=MethodSpec.parse)
     limits: Limits = Limits()
     access: Access = Access()
     static: Path = STATIC

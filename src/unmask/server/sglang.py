@@ -207,7 +207,7 @@ def info(service: Service) -> dict[str, Any]:
         "version": unmask.__version__,
         "context_length": service.planner.max_length,
         "max_running_requests": stats.rows_total,
-        "dllm_algorithm": settings.defaults.decoder,
+        "dllm_algorithm": settings.defaults.decoder_name,
         "internal_states": [
             {
                 "avg_spec_accept_length": service.metrics.tokens_per_forward,

@@ -49,7 +49,10 @@ class Bench:
     def measure(self, knobs: Mapping[str, Any], offset: int, count: int, told: Told) -> Measured:
         """The documents `offset` to `offset + count`. Raises ConfigError for knobs that do not fit."""
         settings = dataclasses.replace(
-            self.settings, knobs={**self.settings.knobs, **knobs}, offset=offset, limit=count
+            self.settings,
+            method=self.settings.method.with_values(knobs),
+            offset=offset,
+            limit=count,
         )
         name = settings.fingerprint() + (f"-from-{offset}" if offset else "")
         settings = dataclasses.replace(settings, output=str(self.folder / name))
