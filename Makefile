@@ -14,7 +14,7 @@ STAMP := .venv/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format train-demo card study study-timing clean
+.PHONY: help venv demo test test-all check format docs train-demo card study study-timing clean
 
 # Nothing below may reach for the network once the environment is there.
 demo test test-all check train-demo card study study-timing: export HF_HUB_OFFLINE = 1
@@ -75,6 +75,13 @@ format: $(STAMP) ## rewrite the sources in the house format
 	@echo '==> formatting'
 	@$(PY) -m ruff format .
 
+docs: $(STAMP) ## build the documentation site into site/ (installs MkDocs first); a broken link fails
+	@$(PY) -c 'import material' 2>/dev/null || { \
+		echo '==> installing MkDocs'; $(PIP) $(TORCH_INDEX) -e '.[docs]'; }
+	@echo '==> building site/: mkdocs build --strict'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo '==> site/index.html is ready'
+
 train-demo: $(STAMP) ## train the bundled model again from scratch (CPU, long)
 	@echo '==> training the demo model: unmask train recipe=demo compile=true'
 	@$(MALLOC) $(PY) -m unmask.cli.main train recipe=demo compile=true
@@ -93,5 +100,5 @@ study-timing: $(STAMP) ## the study's seconds, for a machine with nothing else t
 
 clean: ## remove caches and built packages; keeps .venv and runs/
 	@echo '==> removing caches, build/ and dist/ (.venv and runs/ stay)'
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

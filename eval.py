@@ -1,4 +1,4 @@
-"""`accelerate launch eval.py key=value ...`: the founding documents' spelling of `unmask eval`."""
+"""Run `unmask eval` as published scripts are run: `accelerate launch eval.py key=value ...`."""
 
 import sys
 

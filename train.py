@@ -1,4 +1,4 @@
-"""`accelerate launch train.py key=value ...`: the founding documents' spelling of `unmask train`."""
+"""Run `unmask train` as published scripts are run: `accelerate launch train.py key=value ...`."""
 
 import sys
 

@@ -21,7 +21,7 @@ import time
 import torch
 
 import unmask
-from unmask.engine.engine import Engine, Update
+from unmask.engine.engine import Engine, RequestUpdate
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.outputs import Output
 from unmask.engine.request import Request
@@ -38,7 +38,7 @@ class Answer:
     def __init__(self) -> None:
         self.done, self.output = threading.Event(), None
 
-    def __call__(self, update: Update) -> None:
+    def __call__(self, update: RequestUpdate) -> None:
         """Take a request's updates."""
         if update.kind == "step":
             return

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from unmask import LLM
-from unmask.distributed import control as link_module
-from unmask.distributed import tensor_parallel
+from unmask.distributed import codec, control, tensor_parallel
 from unmask.engine.engine import Engine
 from unmask.models import load_model
 
@@ -28,30 +27,30 @@ PROMPTS = [[5, 9, 2, 14, 3, 3, 8], [11, 4, 7]]
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     plan = json.loads((folder / "plan.json").read_text())
-    link_module.TIMEOUT_S = plan.get("timeout_s", link_module.TIMEOUT_S)
-    link = link_module.join(2, "cpu")
-    fail(link.ranks.rank, plan)
+    control.TIMEOUT_S = plan.get("timeout_s", control.TIMEOUT_S)
+    channel = control.init_ranks(2, "cpu")
+    fail(channel.ranks.rank, plan)
     found = {}
     for case in plan["cases"]:
-        make = partial(tensor_parallel.Shared, link)
-        model = load_model(case["folder"], "float32", link.device, make=make)
+        make = partial(tensor_parallel.ShardedTransformer, channel)
+        model = load_model(case["folder"], "float32", channel.device, make=make)
         if case.get("pack"):
             model = packed(model)
         result: dict[str, Any] = {"numbers": sum(x.numel() for x in model.parameters())}
-        if link.ranks.rank == 0:
+        if channel.ranks.rank == 0:
             result |= compare(model, case, plan["decodes"])
-            with link.telling("end"):
+            with channel.collective(codec.EndMessage()):
                 pass
         else:
-            link.meet()
-            result["stores"] = len(tensor_parallel.follow(model).found)
+            channel.barrier()
+            result["stores"] = len(tensor_parallel.run_worker(model).by_number)
         found[case["name"]] = result
-    (folder / f"rank{link.ranks.rank}.json").write_text(json.dumps(found))
+    (folder / f"rank{channel.ranks.rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
 def compare(
-    model: tensor_parallel.Shared, case: dict[str, Any], decodes: list[Any]
+    model: tensor_parallel.ShardedTransformer, case: dict[str, Any], decodes: list[Any]
 ) -> dict[str, Any]:
     shared, alone = LLM(model), LLM(case["folder"], dtype="float32", device="cpu")
     shared.tokenizer = alone.tokenizer = None
@@ -111,7 +110,7 @@ def serve(llm: LLM) -> dict[str, Any]:
     return {"tokens": found}
 
 
-def packed(model: tensor_parallel.Shared) -> tensor_parallel.Shared:
+def packed(model: tensor_parallel.ShardedTransformer) -> tensor_parallel.ShardedTransformer:
     from unmask.models import packed_weights
 
     packed_weights.LEAST_ELEMENTS = 1
@@ -123,9 +122,9 @@ def fail(rank: int, plan: dict[str, Any]) -> None:
     """Make one rank end or hang in its third forward."""
     if rank != plan.get("failing"):
         return
-    count, plain = 0, tensor_parallel.Shared.hidden
+    count, plain = 0, tensor_parallel.ShardedTransformer.hidden
 
-    def hidden(self: tensor_parallel.Shared, *args: Any, **named: Any) -> torch.Tensor:
+    def hidden(self: tensor_parallel.ShardedTransformer, *args: Any, **named: Any) -> torch.Tensor:
         nonlocal count
         count += 1
         if count == 3 and plan["how"] == "dies":
@@ -134,7 +133,7 @@ def fail(rank: int, plan: dict[str, Any]) -> None:
             time.sleep(3600)
         return plain(self, *args, **named)
 
-    tensor_parallel.Shared.hidden = hidden  # type: ignore[method-assign]
+    tensor_parallel.ShardedTransformer.hidden = hidden  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

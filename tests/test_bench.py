@@ -259,9 +259,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with the demo's tokenizer."""
     import torch
 
+    from unmask.demo.training_data import demo_spec
     from unmask.engine.tokenizer import load_tokenizer
     from unmask.train.checkpoint import export
-    from unmask.train.loop import build, demo_spec
+    from unmask.train.loop import build
     from unmask.train.recipe import Recipe
 
     folder = tmp_path_factory.mktemp("random model")

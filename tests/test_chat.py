@@ -16,8 +16,7 @@ from mock_server import mock_server
 from rich.console import Console
 
 from unmask.cli.main import main
-from unmask.view.remote import frame_text
-from unmask.view.terminal import END, OPEN, REOPENED
+from unmask.view.terminal import END, OPEN, REOPENED, frame_text
 
 QUESTION = "Anna has 7 eggs. She buys 5 more eggs. How many eggs does she have?"
 

@@ -23,6 +23,7 @@ from unmask.cli.key_value import parse_blanks, read_prompt, settings, split_word
 from unmask.cli.main import main
 from unmask.cli.train import key_help
 from unmask.demo.tokenizer import build_tokenizer
+from unmask.demo.training_data import demo_spec
 from unmask.engine.token_text import printable
 from unmask.engine.tokenizer import load_tokenizer
 from unmask.errors import ConfigError, PromptError
@@ -30,7 +31,7 @@ from unmask.knobs import field_names
 from unmask.models import BUNDLED
 from unmask.sampling.params import SamplingParams
 from unmask.train.checkpoint import export
-from unmask.train.loop import StepLog, build, demo_spec
+from unmask.train.loop import StepLog, build
 from unmask.train.recipe import Recipe
 from unmask.view.trace import read_trace
 

@@ -1,4 +1,4 @@
-"""The founding documents' commands, run: by `unmask eval`, and verbatim through `accelerate launch`."""
+"""d2Cache's evaluation commands: run by `unmask eval`, and verbatim through `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def places(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_documents_is_a_run_of_its_task(command, tmp_path):
+def test_every_published_command_is_a_run_of_its_task(command, tmp_path):
     (tmp_path / "llada-inst").mkdir()
     composed = compose(
         words_of(command),

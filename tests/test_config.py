@@ -1,4 +1,4 @@
-"""Configuration: the founding documents' commands, Hydra's grammar, layers, and what is refused."""
+"""Configuration: d2Cache's evaluation commands, Hydra's grammar, layers, and refused keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unmask.errors import ConfigError, ModelError
 FIXTURES = Path(__file__).parent / "fixtures"
 COMMANDS = [
     line
-    for line in (FIXTURES / "commands" / "founding.txt").read_text().splitlines()
+    for line in (FIXTURES / "commands" / "d2cache.txt").read_text().splitlines()
     if line.startswith("accelerate")
 ]
 

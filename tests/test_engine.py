@@ -17,7 +17,7 @@ from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
 from unmask.attention.layered import FeatureStore
-from unmask.engine.engine import Engine, Update
+from unmask.engine.engine import Engine, RequestUpdate
 from unmask.engine.kv_budget import PAGED_SHARE
 from unmask.engine.lm_head import MAX_FREQUENT
 from unmask.errors import CapacityError, ConfigError, EngineError, ModelError
@@ -48,7 +48,7 @@ class Listener:
     """Collects updates; `done` is set by the last. `act` is called with every step's."""
 
     def __init__(self, act=None):
-        self.updates: list[Update] = []
+        self.updates: list[RequestUpdate] = []
         self.done, self.act = threading.Event(), act
 
     def __call__(self, update):
@@ -60,7 +60,7 @@ class Listener:
             self.act(update)
 
     @property
-    def last(self) -> Update:
+    def last(self) -> RequestUpdate:
         assert self.done.wait(WAIT_S), "the request never ended"
         return self.updates[-1]
 
@@ -85,7 +85,7 @@ def assert_idle(engine):
     assert stats.pages_free == stats.pages_total
     assert stats.dense_bytes == 0
     assert not engine._batch.active
-    assert not engine._batch._turns
+    assert not engine._batch._inputs
     assert not engine._batch._held
     paging = engine._batch.runner.paging
     assert paging is None or not paging._tables
@@ -176,11 +176,11 @@ def test_any_mixture_of_arrivals_and_aborts_decodes_like_each_request_alone(kind
             act = None
             if case.abort_after is not None and case.abort_after > 0:
                 after = case.abort_after
-                act = lambda u, n=after: u.num_forwards == n and engine.abort(u.ticket)  # noqa: E731
+                act = lambda u, n=after: u.num_forwards == n and engine.abort(u.handle)  # noqa: E731
             listeners.append(Listener(act))
-            ticket = engine.submit(case.request, listeners[-1])
+            handle = engine.submit(case.request, listeners[-1])
             if case.abort_after == 0:
-                engine.abort(ticket)
+                engine.abort(handle)
         ended = [listener.last for listener in listeners]
         assert_idle(engine)
     for case, last in zip(cases, ended, strict=True):
@@ -277,7 +277,7 @@ def test_a_prefix_that_was_computed_serves_who_begins_alike_until_it_is_evicted(
         for _ in range(2):
             output = submit_all(engine, [request(begin)])[0].last.output
             assert output.num_cached == 0
-        assert engine.stats.pages_kept == 0
+        assert engine.stats.pages_cached == 0
 
 
 def test_a_hit_computes_only_what_is_new():
@@ -346,7 +346,7 @@ def test_only_so_many_vocabularies_that_clients_choose_are_remembered(tmp_path):
     requests = [llm.request([7], "ar", vocab_size=1 + i, **knobs) for i in range(count)]
     with Engine(llm, max_batch=count) as engine:
         outputs = [listener.last.output for listener in submit_all(engine, requests)]
-        assert engine._batch.runner.heads.frequent.cache_info().currsize == MAX_FREQUENT
+        assert engine._batch.runner.lm_head.frequent.cache_info().currsize == MAX_FREQUENT
         assert_idle(engine)
     for request, output in zip(requests[:3], outputs, strict=False):
         assert_same(output, alone(llm, request))
@@ -433,23 +433,23 @@ def test_an_abort_frees_everything_before_the_next_forward(cache):
     first = gated(llm, step=2, cache=cache)
     with Engine(llm) as engine:
         listener = Listener()
-        ticket = engine.submit(first, listener)
+        handle = engine.submit(first, listener)
         assert first.decoder.reached.wait(WAIT_S)
-        engine.abort(ticket)
+        engine.abort(handle)
         first.decoder.open.set()
         assert listener.last.kind == "aborted"
         assert listener.last.num_forwards == 3, "the forward under way, and no other"
         assert_idle(engine)
-        engine.abort(ticket)
-        ticket.finish()
+        engine.abort(handle)
+        handle.finish()
 
 
 def test_an_abort_and_an_end_wait_for_the_rounds_end():
     llm = model()
     request = llm.request([7, 8], "ar", gen_length=8, stop_at_eos=False)
     with Engine(llm, steps_per_round=3) as engine:
-        aborted = Listener(lambda u: u.num_forwards == 2 and engine.abort(u.ticket))
-        ended = Listener(lambda u: u.num_forwards == 4 and u.ticket.finish())
+        aborted = Listener(lambda u: u.num_forwards == 2 and engine.abort(u.handle))
+        ended = Listener(lambda u: u.num_forwards == 4 and u.handle.finish())
         for listener in (aborted, ended):
             engine.submit(request, listener)
             assert listener.done.wait(WAIT_S)
@@ -463,7 +463,7 @@ def test_a_listener_may_end_its_request_as_if_an_end_token_stood_there():
     request = llm.request([7, 8], "ar", gen_length=8, stop_at_eos=False)
     wanted = alone(llm, request)
     with Engine(llm) as engine:
-        listener = Listener(lambda u: u.num_forwards == 3 and u.ticket.finish())
+        listener = Listener(lambda u: u.num_forwards == 3 and u.handle.finish())
         engine.submit(request, listener)
         output = listener.last.output
         assert_idle(engine)
@@ -728,11 +728,11 @@ def soak(engine, llm, count, seed):
             cfg_scale=float(rng.choice([0.0, 0.0, 1.0])) if cache != "dllm" else 0.0,
         )
         after = int(rng.integers(0, 12))
-        act = lambda u, n=after: u.num_forwards == n and engine.abort(u.ticket)  # noqa: E731
+        act = lambda u, n=after: u.num_forwards == n and engine.abort(u.handle)  # noqa: E731
         listeners.append(Listener(act))
-        ticket = engine.submit(request, listeners[-1], deadline_s=5 * WAIT_S)
+        handle = engine.submit(request, listeners[-1], deadline_s=5 * WAIT_S)
         if after == 0:
-            engine.abort(ticket)
+            engine.abort(handle)
     kinds = [listener.last.kind for listener in listeners]
     assert set(kinds) <= {"done", "aborted"}, kinds
     return kinds

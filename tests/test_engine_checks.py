@@ -28,18 +28,18 @@ def test_an_abort_in_the_middle_of_a_long_prompt_frees_its_pages():
     with Engine(llm, max_tokens=16, prefix_cache=False) as engine:
         plain, count = engine._batch.runner.forward, []
 
-        def forward(turns):
-            count.append(turns)
+        def forward(inputs):
+            count.append(inputs)
             if len(count) == 3:
                 reached.set()
                 assert go.wait(WAIT_S)
-            return plain(turns)
+            return plain(inputs)
 
         engine._batch.runner.forward = forward
-        ticket, listener = submit(engine, long)
+        handle, listener = submit(engine, long)
         assert reached.wait(WAIT_S)
         assert engine.stats.pages_free < engine.stats.pages_total
-        engine.abort(ticket)
+        engine.abort(handle)
         go.set()
         assert listener.last.kind == "aborted"
         assert listener.last.num_forwards == 0, "the prompt was not even read"
@@ -72,8 +72,8 @@ def test_an_abort_of_who_was_preempted_and_waits_frees_it_and_leaves_the_others_
     assert len(aborted) == 1
     assert when == [when[0]] * 2, "told before the next forward"
     assert aborted[0].sequence.num_forwards > 0, "it had run before"
-    for (ticket, listener), request, kind in zip(pairs, requests, kinds, strict=True):
-        assert kind == ("aborted" if ticket is aborted[0] else "done")
+    for (handle, listener), request, kind in zip(pairs, requests, kinds, strict=True):
+        assert kind == ("aborted" if handle is aborted[0] else "done")
         if kind == "done":
             assert_same(listener.last.output, alone(llm, request))
 
@@ -136,9 +136,9 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 with Engine(llm) as engine:
-    heads.HEAD_CHUNK >>= 4
+    lm_head.HEAD_CHUNK >>= 4
     run(1)
-    heads.HEAD_CHUNK <<= 4
+    lm_head.HEAD_CHUNK <<= 4
     before = peak()
     run({count})
     print(peak() - before)

@@ -123,19 +123,19 @@ class Arrivals:
             if update.kind == "step":
                 case.steps.append(update)
                 if case.ends is not None and update.num_forwards == case.ends[1]:
-                    self.end(case, update.ticket)
+                    self.end(case, update.handle)
             self.due(number, update)
             case.listener(update)
 
-        ticket = self.engine.submit(case.request, listen)
+        handle = self.engine.submit(case.request, listen)
         if case.ends is not None and case.ends[1] == 0:
-            self.end(case, ticket)
+            self.end(case, handle)
 
-    def end(self, case, ticket) -> None:
+    def end(self, case, handle) -> None:
         if case.ends[0] == "aborted":
-            self.engine.abort(ticket)
+            self.engine.abort(handle)
         else:
-            ticket.finish()
+            handle.finish()
 
     def due(self, number: int, update) -> None:
         """Who waits for this request to be so far; all of them at its end."""

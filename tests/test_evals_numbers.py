@@ -27,7 +27,7 @@ from unmask.evals.results import Results
 from unmask.evals.table import markdown, paired
 from unmask.evals.tasks import judges, shots
 from unmask.evals.token_counts import Counted, cut, d2cache_tokens
-from unmask.view.evaluating import EvaluationView
+from unmask.view.progress import EvaluationView
 
 
 def stored(session: int, rank: int, seconds: float, response: int = 10) -> StoredAnswer:

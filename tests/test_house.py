@@ -1,26 +1,65 @@
 """The house rules that no linter knows, as small checks over the text and syntax of `src/unmask`.
 
-A check takes a file's path below `src/unmask` and its source, and yields `(line, what is wrong)`.
+A check of a file takes its path below `src/unmask` and its source, and yields `(line, problem)`. A check
+of the tree takes all files and yields problems. The figures come from `scripts/house_figures.py`, whose
+`FLOORS` lists the layers, lowest first.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "unmask"
-FILES = {
-    PurePosixPath(path.relative_to(PACKAGE).as_posix()): path.read_text(encoding="utf-8")
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
+Files = dict[PurePosixPath, str]
+Problem = tuple[int, str]
+Check = Callable[[PurePosixPath, str], Iterator[Problem]]
+TreeCheck = Callable[[Files], Iterator[str]]
+
+ROOT = Path(__file__).parents[1]
+
+
+def _house_figures() -> ModuleType:
+    """Import the script by its path: it is no package."""
+    spec = importlib.util.spec_from_file_location(
+        "house_figures", ROOT / "scripts/house_figures.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+house = _house_figures()
+FILES: Files = house.read_tree(ROOT)
 
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
+MAX_ANY_PER_1000_LINES = 17.0
+MIN_IMPERATIVE_SHARE = 0.24
+# Not clean yet: problems whose text holds one of these are let through. To be emptied and deleted.
+PENDING: dict[str, tuple[str, ...]] = {
+    "docstring_opens_with_no_question": tuple(
+        f"src/unmask/{folder}"
+        for folder in (
+            *("attention/", "bench/", "caches/", "canvas.py", "cli/", "config/", "decoders/"),
+            *("distributed/", "docgen/", "engine/", "errors.py", "evals/", "kv/", "models/"),
+            *("sampling/", "selection.py", "server/", "tune/", "view/"),
+        )
+    ),
+    "sources_can_be_followed": tuple(
+        f"src/unmask/{place}" for place in ("cli/", "config/", "decoders/", "errors.py", "view/")
+    ),
+    "no_import_circles": ("caches.dual", "cli.chat ", "cli.serve ", "engine.likelihood"),
+    "class_names_are_unique": ("class Answer ", "class Limits ", "class Method "),
+}
 DECODERS_MAY_IMPORT = {
     "unmask.sampling.token_frequencies",
     "unmask.canvas",
@@ -31,9 +70,6 @@ DECODERS_MAY_IMPORT = {
 }
 FRAME = {"__init__.py", "base.py", "protocol.py", "registry.py"}
 CITES_SOURCE = re.compile(r"arXiv:\d{4}\.\d{4,5}|\bSource\b", re.IGNORECASE)
-
-Problem = tuple[int, str]
-Check = Callable[[PurePosixPath, str], Iterator[Problem]]
 
 
 def short_file(path: PurePosixPath, source: str) -> Iterator[Problem]:
@@ -111,6 +147,56 @@ def method_cites_its_source(path: PurePosixPath, source: str) -> Iterator[Proble
         yield 1, "the module docstring names no arXiv id and no Source"
 
 
+def docstring_opens_with_no_question(path: PurePosixPath, source: str) -> Iterator[Problem]:
+    for _, line, word in house.banned_openings({path: source}):
+        yield line, f"a docstring opens with {word!r}: state what it is or does"
+
+
+def sources_can_be_followed(path: PurePosixPath, source: str) -> Iterator[Problem]:
+    for _, line in house.provenance({path: source}):
+        yield line, "cites what a reader cannot open: cite a paper or a file of this repository"
+
+
+def no_import_circles(files: Files) -> Iterator[str]:
+    for circle in house.circles(files):
+        yield f"import circle (deferred and typing imports count): {' <-> '.join(circle)}"
+
+
+def no_upward_imports(files: Files) -> Iterator[str]:
+    for path, line, module in house.upward_imports(files):
+        yield f"src/unmask/{path}:{line}: imports {module} of a higher floor, or of none in FLOORS"
+
+
+def train_and_server_stand_alone(files: Files) -> Iterator[str]:
+    for path, line, module in house.forbidden_imports(files):
+        yield f"src/unmask/{path}:{line}: imports {module}"
+
+
+def no_private_imports(files: Files) -> Iterator[str]:
+    for path, line, name in house.private_imports(files):
+        yield f"src/unmask/{path}:{line}: imports the private {name} of another package"
+
+
+def class_names_are_unique(files: Files) -> Iterator[str]:
+    for name, homes in house.repeated_classes(files).items():
+        yield f"class {name} occurs in {', '.join(homes)}"
+
+
+def any_is_rare(files: Files) -> Iterator[str]:
+    density = house.any_density(files)
+    if density >= MAX_ANY_PER_1000_LINES:
+        yield f"{density:.2f} uses of Any per 1,000 lines, below {MAX_ANY_PER_1000_LINES} allowed"
+
+
+def function_docstrings_are_imperative(files: Files) -> Iterator[str]:
+    share = house.imperative_share(files)
+    if share < MIN_IMPERATIVE_SHARE:
+        yield (
+            f"{share:.1%} of function docstrings open with a verb of IMPERATIVES, at least "
+            f"{MIN_IMPERATIVE_SHARE:.0%} should"
+        )
+
+
 def _is_name(node: ast.AST, *names: str) -> bool:
     return isinstance(node, ast.Name) and node.id in names
 
@@ -137,7 +223,23 @@ CHECKS: list[Check] = [
     nothing_left_to_do,
     decoder_imports,
     method_cites_its_source,
+    docstring_opens_with_no_question,
+    sources_can_be_followed,
 ]
+TREE_CHECKS: list[TreeCheck] = [
+    no_import_circles,
+    no_upward_imports,
+    train_and_server_stand_alone,
+    no_private_imports,
+    class_names_are_unique,
+    any_is_rare,
+    function_docstrings_are_imperative,
+]
+
+
+def _settled(check: str, problems: list[str]) -> list[str]:
+    pending = PENDING.get(check, ())
+    return [problem for problem in problems if not any(place in problem for place in pending)]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -147,6 +249,13 @@ def test_every_file_of_the_package_follows_the_rule(check: Check) -> None:
         for path, source in FILES.items()
         for line, text in check(path, source)
     ]
+    problems = _settled(check.__name__, problems)
+    assert not problems, "\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize("check", TREE_CHECKS, ids=lambda check: check.__name__)
+def test_the_package_as_a_whole_follows_the_rule(check: TreeCheck) -> None:
+    problems = _settled(check.__name__, list(check(FILES)))
     assert not problems, "\n" + "\n".join(problems)
 
 
@@ -165,6 +274,11 @@ OFFENDERS = [
     (decoder_imports, "decoders/a.py", "from unmask import models\n"),
     (method_cites_its_source, "decoders/a.py", '"""A method."""\n'),
     (method_cites_its_source, "caches/a.py", "x = 1\n"),
+    (docstring_opens_with_no_question, "engine/a.py", '"""What a step says."""\n'),
+    (docstring_opens_with_no_question, "engine/a.py", 'def f():\n    """Whether it is."""\n'),
+    (docstring_opens_with_no_question, "engine/a.py", 'class A:\n    """Who fits."""\n'),
+    (sources_can_be_followed, "engine/a.py", "# as document " + "000 prints it\n"),
+    (sources_can_be_followed, "engine/a.py", '"""See `spec/decoders.md` §2."""\n'),
 ]
 
 
@@ -190,9 +304,139 @@ INNOCENTS = [
     ),
     (method_cites_its_source, "decoders/a.py", '"""A method. Source: arXiv:2502.09992."""\n'),
     (method_cites_its_source, "decoders/__init__.py", "x = 1\n"),
+    (docstring_opens_with_no_question, "engine/a.py", '"""Whatever fits is admitted."""\n'),
+    (docstring_opens_with_no_question, "engine/a.py", "# What a comment says.\n"),
+    (sources_can_be_followed, "engine/a.py", '"""See arXiv:2505.24857 and docs/usage.md."""\n'),
 ]
 
 
 @pytest.mark.parametrize(("check", "path", "source"), INNOCENTS)
 def test_no_check_accuses_the_innocent(check: Check, path: str, source: str) -> None:
     assert not list(check(PurePosixPath(path), source))
+
+
+TREE_OFFENDERS: list[tuple[TreeCheck, dict[str, str]]] = [
+    (
+        no_import_circles,
+        {
+            "engine/a.py": "from unmask.engine import b\n",
+            "engine/b.py": "from unmask.engine.a import x\n",
+        },
+    ),
+    (
+        no_import_circles,
+        {
+            "engine/a.py": "from .b import x\n",
+            "engine/b.py": "def f():\n    from unmask.engine.c import y\n",
+            "engine/c.py": "if TYPE_CHECKING:\n    from unmask.engine import a\n",
+        },
+    ),
+    (no_upward_imports, {"models/a.py": "import unmask.engine.b\n", "engine/b.py": ""}),
+    (
+        no_upward_imports,
+        {"errors.py": "def f():\n    from .canvas import x\n", "canvas.py": ""},
+    ),
+    (
+        no_upward_imports,
+        {"cli/a.py": "from unmask.attic import x\n", "attic/__init__.py": ""},
+    ),
+    (
+        train_and_server_stand_alone,
+        {"server/a.py": "from unmask.view import x\n", "view/__init__.py": ""},
+    ),
+    (
+        train_and_server_stand_alone,
+        {"train/a.py": "if TYPE_CHECKING:\n    import unmask.demo.b\n", "demo/b.py": ""},
+    ),
+    (
+        no_private_imports,
+        {"engine/a.py": "from unmask.models.b import _x\n", "models/b.py": ""},
+    ),
+    (
+        no_private_imports,
+        {"engine/a.py": "from unmask.models import _b\n", "models/_b.py": ""},
+    ),
+    (
+        class_names_are_unique,
+        {"engine/a.py": "class Plan: ...\n", "server/b.py": "def f():\n    class Plan: ...\n"},
+    ),
+    (any_is_rare, {"engine/a.py": "from typing import Any\nx: list[Any] = []\n"}),
+    (
+        function_docstrings_are_imperative,
+        {"engine/a.py": 'def f():\n    """The answer."""\n'},
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "files"), TREE_OFFENDERS)
+def test_each_check_of_the_tree_catches_an_offender(
+    check: TreeCheck, files: dict[str, str]
+) -> None:
+    assert list(check({PurePosixPath(path): source for path, source in files.items()}))
+
+
+TREE_INNOCENTS: list[tuple[TreeCheck, dict[str, str]]] = [
+    (
+        no_import_circles,
+        {
+            "engine/__init__.py": "",
+            "engine/a.py": "from unmask.engine import b\nfrom . import b\n",
+            "engine/b.py": "import ast\nfrom unmask.models import a\n",
+            "models/a.py": "",
+        },
+    ),
+    (
+        no_upward_imports,
+        {
+            "engine/a.py": "from unmask.models import b\nfrom . import c\n",
+            "engine/c.py": "from unmask.errors import ConfigError\n",
+            "models/b.py": "import numpy\n",
+            "errors.py": "",
+        },
+    ),
+    (
+        train_and_server_stand_alone,
+        {"demo/a.py": "from unmask.train import b\n", "train/b.py": ""},
+    ),
+    (
+        no_private_imports,
+        {
+            "engine/a.py": "from unmask.engine._b import _x\nfrom unmask import __version__\n",
+            "engine/_b.py": "from os import _exit\n",
+            "__init__.py": "",
+        },
+    ),
+    (
+        class_names_are_unique,
+        {"engine/a.py": "class Plan: ...\n", "server/b.py": "class CachePlan: ...\n"},
+    ),
+    (any_is_rare, {"engine/a.py": '"""Any of them."""\nfrom typing import Any\n'}),
+    (
+        function_docstrings_are_imperative,
+        {
+            "engine/a.py": 'def f():\n    """Return the answer."""\n',
+            "engine/b.py": '@property\ndef f():\n    """The answer."""\n',
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "files"), TREE_INNOCENTS)
+def test_no_check_of_the_tree_accuses_the_innocent(check: TreeCheck, files: dict[str, str]) -> None:
+    assert not list(check({PurePosixPath(path): source for path, source in files.items()}))
+
+
+def test_the_table_of_figures_has_a_column_a_tree(tmp_path, capsys):
+    package = tmp_path / "src" / "unmask"
+    package.mkdir(parents=True)
+    (package / "errors.py").write_text('"""Who told: it was found."""\n', encoding="utf-8")
+    rows = house.measure(tmp_path, with_help=False)
+    assert rows["lines of src"] == rows["files of src"] == rows["*told*"] == "1"
+    assert (
+        rows["files over 600 lines"] == rows["import circles at run time (modules in them)"] == "0"
+    )
+    lines = house.table({"before": rows, "after": rows}).splitlines()
+    assert lines[:2] == ["| figure | before | after |", "| --- | ---: | ---: |"]
+    assert "| *found* | 1 | 1 |" in lines
+    house.main([])
+    assert f"| files of src | {len(FILES)} |" in capsys.readouterr().out

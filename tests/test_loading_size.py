@@ -20,7 +20,7 @@ from unmask.models import weights as weights
 from unmask.models.families import dream, llada, llada2, llada_moe
 from unmask.models.transformer import Transformer
 from unmask.models.weight_names import layout
-from unmask.view.loading import LoadingView
+from unmask.view.progress import LoadingView
 
 DENSE = {
     "architectures": ["DreamModel"],

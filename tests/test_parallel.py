@@ -262,15 +262,34 @@ def test_a_message_arrives_as_it_was_sent() -> None:
     assert np.array_equal(seen, np.eye(3))
     got = items[0]
     assert (got.meta.row, got.meta.length, got.meta.shadows_attend) == (1, 9, False)
-    assert got.meta.positions.tolist() == [4, 5, 6]
+    assert got.meta.position_ids.tolist() == [4, 5, 6]
     assert got.meta.shadows.shape == (0,)
     assert (got.layers.num_moved, got.layers.forced.tolist()) == (3, [1, 7])
 
 
 @pytest.mark.parametrize("value", [object(), np.zeros(2), {1, 2}, Ranks()])
 def test_a_message_holds_nothing_but_what_is_listed(value: object) -> None:
-    with pytest.raises(AssertionError, match="not told"):
+    with pytest.raises(codec.MessageError, match="not serializable"):
         codec.pack(["forward", value])
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"type": "Popen", "fields": {}},
+        {"type": "EndMessage", "fields": {"a": 1}},
+        {"array": "float64", "shape": [1], "start": 0},
+        {"array": "int64", "shape": [9], "start": 0},
+        {"shape": [1]},
+    ],
+)
+def test_bytes_that_are_no_message_are_refused(tree: dict) -> None:
+    text = json.dumps(tree).encode()
+    packed = np.concatenate((np.array([len(text)]).view(np.uint8), np.frombuffer(text, np.uint8)))
+    with pytest.raises(codec.MessageError, match="malformed message"):
+        codec.unpack(packed)
+    with pytest.raises(codec.MessageError, match="malformed message"):
+        codec.unpack(packed[:5])
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import unmask
 from unmask.demo.tokenizer import build_tokenizer
-from unmask.demo.training_data import DemoData
+from unmask.demo.training_data import DemoData, demo_spec
 from unmask.errors import ConfigError, ModelError
 from unmask.models import read_spec
 from unmask.train.corrupt import (
@@ -25,7 +25,8 @@ from unmask.train.corrupt import (
     random_length,
     row_losses,
 )
-from unmask.train.loop import Trainer, build, demo_spec
+from unmask.train.dataset import Batch
+from unmask.train.loop import SpecialTokens, Trainer, build, recipe_spec
 from unmask.train.optim import rate
 from unmask.train.predict import masked_logits
 from unmask.train.recipe import Recipe, compose
@@ -46,6 +47,11 @@ TINY = [
     "drill_start=0.3",
     "drill_end=0.3",
 ]
+
+
+def trainer(recipe: Recipe, tokenizer, folder: Path) -> Trainer:
+    spec = demo_spec(recipe, tokenizer)
+    return Trainer(recipe, spec, DemoData(recipe, spec, tokenizer), folder)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -297,7 +303,7 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path, tokenizer, tokenizer_fold
         words = [*TINY, "steps=6", f"output={folder}", f"autocast={autocast}"]
         recipe = compose([*words, f"checkpoint_every={checkpoint_every}"])
         losses = []
-        for entry in Trainer(recipe, tokenizer, tokenizer_folder):
+        for entry in trainer(recipe, tokenizer, tokenizer_folder):
             losses.append(entry.loss)
             if entry.step == stop:
                 break
@@ -320,7 +326,7 @@ def test_training_lowers_the_loss_logs_every_step_and_leaves_a_loadable_model(
     tmp_path, tokenizer, tokenizer_folder
 ):
     recipe = compose([*TINY, "steps=12", f"output={tmp_path}", "checkpoint_every=100"])
-    entries = list(Trainer(recipe, tokenizer, tokenizer_folder))
+    entries = list(trainer(recipe, tokenizer, tokenizer_folder))
     assert [entry.step for entry in entries] == list(range(1, 13))
     assert entries[-1].loss < entries[0].loss
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -334,9 +340,9 @@ def test_training_lowers_the_loss_logs_every_step_and_leaves_a_loadable_model(
 
 def test_resume_false_refuses_a_folder_with_checkpoints(tmp_path, tokenizer, tokenizer_folder):
     words = [*TINY, "steps=1", f"output={tmp_path}"]
-    list(Trainer(compose(words), tokenizer, tokenizer_folder))
+    list(trainer(compose(words), tokenizer, tokenizer_folder))
     with pytest.raises(ConfigError, match="holds checkpoints up to step-000001"):
-        Trainer(compose([*words, "resume=false"]), tokenizer, tokenizer_folder)
+        trainer(compose([*words, "resume=false"]), tokenizer, tokenizer_folder)
 
 
 @pytest.mark.parametrize(
@@ -350,23 +356,23 @@ def test_an_adapted_model_starts_from_other_weights_and_is_written_in_its_own_sh
     tmp_path, tokenizer, tokenizer_folder, words, family, turn_end
 ):
     start = tmp_path / "start"
-    list(Trainer(compose([*TINY, "steps=1", f"output={start}"]), tokenizer, tokenizer_folder))
+    list(trainer(compose([*TINY, "steps=1", f"output={start}"]), tokenizer, tokenizer_folder))
     output = tmp_path / "adapted"
     recipe = compose([*TINY, *words, "steps=2", f"init={start}/model", f"output={output}"])
-    trainer = Trainer(recipe, tokenizer, tokenizer_folder)
+    run = trainer(recipe, tokenizer, tokenizer_folder)
     begun = load_file(start / "model" / "model.safetensors")
     key = "model.transformer.blocks.1.attn_out.weight"
-    assert torch.equal(trainer.model.layers[1].attn.o.weight, begun[key].float())
-    list(trainer)
+    assert torch.equal(run.model.layers[1].attn.o.weight, begun[key].float())
+    list(run)
     spec = read_spec(output / "model")
-    assert spec == replace(trainer.model.spec, turn_end=turn_end)
+    assert spec == replace(run.model.spec, turn_end=turn_end)
     assert (spec.family, spec.shift_logits, spec.block_size) == (
         family,
         recipe.shift_logits,
         recipe.block_size,
     )
     llm = unmask.LLM(output / "model")
-    assert llm.tokenizer.convert_tokens_to_ids(turn_end) == trainer.data.turn_end_id
+    assert llm.tokenizer.convert_tokens_to_ids(turn_end) == run.data.turn_end_id
     out = llm.generate("Tom has 3 pens.", gen_length=8, block_length=8)[0]
     assert len(out.canvas_ids) == out.prompt_length + 8
 
@@ -374,7 +380,7 @@ def test_an_adapted_model_starts_from_other_weights_and_is_written_in_its_own_sh
 def test_starting_weights_of_other_sizes_are_refused_by_name(tmp_path, tokenizer, tokenizer_folder):
     recipe = compose([*TINY, "init=demo", f"output={tmp_path}"])
     with pytest.raises(ModelError, match=r"demo: of other sizes.*embed\.weight"):
-        Trainer(recipe, tokenizer, tokenizer_folder)
+        trainer(recipe, tokenizer, tokenizer_folder)
 
 
 @pytest.mark.parametrize(
@@ -396,3 +402,21 @@ def test_starting_weights_of_other_sizes_are_refused_by_name(tmp_path, tokenizer
 def test_bad_recipes_are_refused_by_name(words, message):
     with pytest.raises(ConfigError, match=message):
         compose(words)
+
+
+def test_any_dataset_can_be_trained_on(tmp_path, tokenizer_folder):
+    class Repeats:
+        """Rows `k k k k`: a masked token equals its neighbors."""
+
+        def batches(self, step: int) -> list[Batch]:
+            rows = torch.arange(8)[:, None].expand(8, 16) + step % 4
+            everything = torch.ones_like(rows, dtype=torch.bool)
+            return [Batch(["repeat"] * 8, rows, corrupt(rows, everything, 30, generator(step)))]
+
+    recipe = compose([*TINY, "steps=20", f"output={tmp_path}", "checkpoint_every=100"])
+    tokens = SpecialTokens(vocab_size=30, mask_id=30, eos_id=31, turn_end="<|eot_id|>")
+    run = Trainer(recipe, recipe_spec(recipe, tokens), Repeats(), tokenizer_folder)
+    entries = list(run)
+    assert entries[-1].loss < entries[0].loss / 2
+    assert set(entries[-1].task_loss) == {"repeat"}
+    assert read_spec(tmp_path / "model") == run.model.spec

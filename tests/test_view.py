@@ -14,7 +14,7 @@ from rich.text import Text
 from unmask.canvas import Canvas, Edit, apply, new_canvas
 from unmask.engine.outputs import Commit, Step
 from unmask.engine.scheduler import Event
-from unmask.engine.token_text import Pieces, printable
+from unmask.engine.token_text import TokenTexts, printable
 from unmask.errors import ConfigError
 from unmask.view.terminal import (
     END,
@@ -24,7 +24,7 @@ from unmask.view.terminal import (
     LiveView,
     canvas_text,
     window,
-    wrapped,
+    wrap,
 )
 from unmask.view.trace import Header, TraceWriter, check_writable, read_trace
 
@@ -45,7 +45,7 @@ class FakeSequence:
         self.canvas, self.trace, self.num_forwards = canvas, [], 1
 
 
-PIECES = Pieces(FakeTokenizer())
+PIECES = TokenTexts(FakeTokenizer())
 ENDS = frozenset({EOS})
 
 
@@ -84,7 +84,7 @@ def test_only_so_many_texts_of_tokens_are_remembered(monkeypatch):
             return super().decode(ids)
 
     monkeypatch.setattr("unmask.engine.token_text.MAX_TEXTS", 2)
-    pieces = Pieces(Counting())
+    pieces = TokenTexts(Counting())
     told = [pieces.text(*ids) for ids in [(1,), (10, 11), (1,), (2,), (1,), (10, 11)]]
     assert told == ["The", "\u00e9", "The", " cat", "The", "\u00e9"]
     assert asked == [(1,), (10, 11), (2,), (10, 11)], "the one that was not used for longest goes"
@@ -140,21 +140,21 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 
 def test_without_a_tokenizer_numbers_are_shown() -> None:
-    assert canvas_text(answer(2, None), Changes(), Pieces(None)).plain == f"<2>{OPEN}"
+    assert canvas_text(answer(2, None), Changes(), TokenTexts(None)).plain == f"<2>{OPEN}"
 
 
 def test_lines_break_at_spaces_and_between_undecided_cells() -> None:
     text = Text("The cat sat" + OPEN * 12 + "\nend")
-    lines = [line.plain for line in wrapped(text, 10)]
+    lines = [line.plain for line in wrap(text, 10)]
     assert lines == ["The cat ", "sat" + OPEN * 7, OPEN * 5, "end"]
 
 
 def test_a_word_longer_than_the_line_is_cut() -> None:
-    assert [line.plain for line in wrapped(Text("abcdefgh"), 3)] == ["abc", "def", "gh"]
+    assert [line.plain for line in wrap(Text("abcdefgh"), 3)] == ["abc", "def", "gh"]
 
 
 def test_wide_characters_count_as_two_cells() -> None:
-    assert [line.plain for line in wrapped(Text("日本語"), 4)] == ["日本", "語"]
+    assert [line.plain for line in wrap(Text("日本語"), 4)] == ["日本", "語"]
 
 
 def test_a_tall_canvas_is_cut_to_the_lines_around_the_new_token() -> None:

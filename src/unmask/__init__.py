@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import ConfigError, DependencyError, ModelError, PromptError, UnmaskError
+from unmask.version import __version__
 
 if TYPE_CHECKING:
     from unmask.engine.likelihood import Likelihood
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from unmask.engine.outputs import Output
     from unmask.models import load_model
 
-__version__ = "0.1.0"
 __all__ = [
     "LLM",
     "ConfigError",
@@ -26,6 +26,7 @@ __all__ = [
     "Output",
     "PromptError",
     "UnmaskError",
+    "__version__",
     "load_model",
 ]
 _LAZY = {

@@ -58,7 +58,7 @@ def compared(
 
 
 def baseline(store: DenseStore) -> str:
-    """Document 000's question: the baseline, and CadLLM on it."""
+    """Return the table of the baseline, and of CadLLM on it."""
     rows = [
         ((NAMES[task], label), parts.cell(task, *arm), parts.cell(task, parts.THRESHOLD))
         for task in parts.TASKS
@@ -289,7 +289,7 @@ def front(store: DenseStore) -> str:
 
 
 def document(store: DenseStore) -> str:
-    """Document 000's own form, with seconds."""
+    """Return accuracy, latency and throughput in the form that serving benchmarks print."""
     timing = _read("timing.json")
     blocks = []
     for task in parts.TASKS:

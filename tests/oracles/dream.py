@@ -1,6 +1,6 @@
 """Dream's `diffusion_generate` at temperature 0, written naively in float64.
 
-Source: spec/decoders.md 2.2 and the Dream schedule of section 0. There are no blocks: each step scores
+Source: Dream, arXiv:2508.15487, the released `diffusion_generate`. There are no blocks: each step scores
 every undecided position of the canvas and commits the schedule's number of them, the surest first.
 
 The schedule is the published float32 arithmetic, truncated, so that with as many steps as tokens the

@@ -1,6 +1,6 @@
 """EB-Sampler, written naively in float64: as many tokens as an entropy budget allows.
 
-Source: arXiv:2505.24857, as restated in spec/decoders.md 2.8 and 5.6. Candidates of the block are
+Source: arXiv:2505.24857, Eq. 2 and Algorithm 1, applied block by block. Candidates of the block are
 ordered by an error proxy; the longest prefix with (sum of entropies) - (largest entropy) <= gamma is
 committed, at least its first. Entropies are of the whole vocabulary, in nats.
 """

@@ -1,7 +1,7 @@
 """KLASS, written naively in float64: commit what is confident and has stopped changing.
 
-Source: spec/decoders.md 2.7, the published LLaDA rule. KL(p_now || p_before) of every position is kept
-for the last H forwards. A position of the block is ready when all H are below the threshold, its
+Source: arXiv:2511.05664, Algorithm 1, the published LLaDA rule. KL(p_now || p_before) of every position
+is kept for the last H forwards. A position of the block is ready when all H are below the threshold, its
 confidence is above the other, and the block has seen H forwards; both comparisons are strict. All
 ready positions are committed, or, when there is none, the quota by confidence.
 

@@ -1,7 +1,7 @@
 """PC-Sampler, written naively in float64: position-aware weighting times calibrated confidence.
 
-Source: spec/decoders.md 2.4 (the published code's rule). Score of open position i of the block, whose
-distance from the block's start is j: exp(-lambd * j) * C, C = min(alpha, -p(x) ln(f(x) + 1e-9)).
+Source: arXiv:2508.13021, Eq. 3 to 6 (the published code's rule). Score of open position i of the block,
+whose distance from the block's start is j: exp(-lambd * j) * C, C = min(alpha, -p(x) ln(f(x) + 1e-9)).
 Differs: compares ln C - lambd * j, the same order, because the product underflows far from the start.
 """
 

@@ -1,7 +1,8 @@
 """The certainty prior of d2Cache's decoder, written naively in float64: near to what is known first.
 
-Source: spec/decoders.md 2.5. LLaDA's sampler with the score c * D: confidence times the density of known
-positions around i, a Gaussian of width sigma over the canvas [G known | generated part | tail].
+Source: d2Cache, arXiv:2509.23094, Eq. 3 (certainty prior). LLaDA's sampler with the score c * D:
+confidence times the density of known positions around i, a Gaussian of width sigma over the canvas
+[G known | generated part | tail].
 Differs: sums directly in float64; the published float32 FFT is noise below about 1e-7.
 """
 

@@ -1,9 +1,9 @@
 """Prophet, written naively in float64: LLaDA's sampler that stops once the answer is settled.
 
-Source: spec/decoders.md 2.10, the published code's rule. Before forward s (counted from 1) commits, the
-gap of the answer's five positions - largest minus second largest raw logit of the whole vocabulary,
-averaged - is compared with a threshold that falls with s / steps. When it is reached, every undecided
-position of the canvas takes its best token and decoding ends.
+Source: arXiv:2508.19982, Algorithm 1, the published code's rule. Before forward s (counted from 1)
+commits, the gap of the answer's five positions - largest minus second largest raw logit of the whole
+vocabulary, averaged - is compared with a threshold that falls with s / steps. When it is reached, every
+undecided position of the canvas takes its best token and decoding ends.
 """
 
 from __future__ import annotations

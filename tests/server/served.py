@@ -53,9 +53,9 @@ class Gate:
 
 def gated(gate: Gate) -> type[ModelRunner]:
     class GatedRunner(ModelRunner):
-        def forward(self, turns: Any) -> Any:
+        def forward(self, inputs: Any) -> Any:
             gate.pass_()
-            return super().forward(turns)
+            return super().forward(inputs)
 
     return GatedRunner
 

@@ -458,7 +458,7 @@ from unmask.cli.main import main
 from unmask.engine.model_runner import Runner
 
 
-def forward(runner, turns):
+def forward(runner, inputs):
     raise RuntimeError("secret reason: the device fell off")
 
 

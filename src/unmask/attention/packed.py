@@ -27,12 +27,14 @@ from unmask.models.transformer import Layer, Rotary, attention
 
 @dataclass(frozen=True, slots=True)
 class RowMeta:
-    """One row of a forward: `row` of the store, the positions it computes (ascending), its canvas's length.
+    """One row of a forward: `row` of the store, `positions` to compute (ascending) and the canvas length.
 
-    `position_ids` of its queries: those of `positions`, then those of the shadows, each of which is blind
-    to `shadows` (of equal length) and sees other shadows if `shadows_attend`. `kept`: keys and values go to
-    the store and the others come from there; without it, `positions` are the whole canvas. `watched`: who
-    attended to whom is told. `table`: it is kept in pages, where positions before `known` are not written.
+    `position_ids` are the rotary positions of the queries: first those of `positions`, then those of the
+    shadow queries. Shadow query i does not attend to position `shadows[i]`; it attends to the other shadow
+    queries if `shadows_attend`. With `is_cached`, new keys and values are written to the store and all
+    others are read from it; without it, `positions` must cover the whole canvas. `needs_weights` requests
+    the attention weights. `table` is the page table of a paged row; positions below `write_from` have their
+    final keys and are not written.
     """
 
     row: int
@@ -41,20 +43,20 @@ class RowMeta:
     position_ids: Ints
     shadows: Ints = field(default_factory=lambda: NO_POSITIONS)
     shadows_attend: bool = True
-    kept: bool = True
-    watched: bool = False
+    is_cached: bool = True
+    needs_weights: bool = False
     table: PageTable | None = None
-    known: int = 0
+    write_from: int = 0
 
     @property
     def shape(self) -> tuple[bool, bool, bool, int, int]:
         """Lanes that differ in it cannot share a run."""
         paged = self.table is not None
-        return self.kept, paged, self.watched, len(self.positions), len(self.shadows)
+        return self.is_cached, paged, self.needs_weights, len(self.positions), len(self.shadows)
 
     def follows(self, other: RowMeta) -> bool:
         """Whether attention can take both at once."""
-        anywhere = self.table is not None or not self.kept
+        anywhere = self.table is not None or not self.is_cached
         return self.shape == other.shape and (anywhere or self.row == other.row + 1)
 
 
@@ -71,11 +73,11 @@ class RowGroup:
         self.packed = slice(start, start + self.count * self.size)
         self.rows = slice(first.row, first.row + self.count)
         self.length = max(meta.length for meta in metas)
-        self.kept, self.watched = first.kept, first.watched
+        self.is_cached, self.needs_weights = first.is_cached, first.needs_weights
         positions = np.stack([meta.positions for meta in metas])
         self.places: Tensor | slice | None = self._places(device)
         self.to = _as_slice(positions) if self.places is None else None
-        if self.to is None and self.places is None and self.kept:
+        if self.to is None and self.places is None and self.is_cached:
             rows = torch.arange(first.row, first.row + self.count, device=device)
             self.row_index, self.position_index = (
                 rows[:, None],
@@ -87,7 +89,7 @@ class RowGroup:
         self, store: DenseStore | None, layer: int, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Write what the queries `(b, n, G, A)` bring; `(b, G, K, A)` of all that is seen."""
-        if not self.kept:
+        if not self.is_cached:
             return k.transpose(1, 2), v.transpose(1, 2)
         if self.places is not None:
             return self._paged(layer, k, v)
@@ -166,7 +168,9 @@ class PackedAttention:
         ranks: Ranks = ALONE,
     ) -> None:
         self.metas, self.store, self.device, self.ranks = metas, store, device, ranks
-        self.maps: dict[int, list[Tensor]] = {meta.row: [] for meta in metas if meta.watched}
+        self.weights: dict[int, list[Tensor]] = {
+            meta.row: [] for meta in metas if meta.needs_weights
+        }
         self.groups = self._groups(block_size)
         self.written = self._written()
         if store is not None:
@@ -194,7 +198,7 @@ class PackedAttention:
         for meta in self.metas:
             if meta.table is not None:
                 store = meta.table.store
-                new = np.flatnonzero(meta.positions >= meta.known)
+                new = np.flatnonzero(meta.positions >= meta.write_from)
                 sources.append(new + start)
                 targets.append(meta.table.places[meta.positions[new]])
             start += len(meta.position_ids)
@@ -221,7 +225,7 @@ class PackedAttention:
             part[group.packed].view(group.count, group.size, *part.shape[1:]) for part in (q, k, v)
         ]
         keys, values = group.keys_and_values(self.store, layer, own[1], own[2])
-        if group.watched:
+        if group.needs_weights:
             self._watch(group, own[0], keys)
         return attention(own[0], keys, values, group.visible).flatten(0, 1)
 
@@ -233,7 +237,7 @@ class PackedAttention:
                 else group.visible[i, 0, : group.num_positions, : meta.length]
             )
             seen = head_mean(q[i, : group.num_positions], keys[i, :, : meta.length], visible)
-            self.maps[meta.row].append(self.ranks.sum(seen) / self.ranks.size)
+            self.weights[meta.row].append(self.ranks.sum(seen) / self.ranks.size)
 
 
 def _as_slice(positions: Ints) -> slice | None:

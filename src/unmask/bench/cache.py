@@ -25,7 +25,7 @@ from unmask.bench.decode import decode_all
 from unmask.bench.report import DecodeSetting
 from unmask.caches.registry import bind, make_cache
 from unmask.demo.tasks import Example, check
-from unmask.engine.model_runner import ModelRunner, Turn
+from unmask.engine.model_runner import ForwardInput, ModelRunner
 from unmask.method import MethodSpec
 from unmask.models.transformer import topology
 
@@ -60,22 +60,22 @@ class Probe(ModelRunner):
         self.found = found
 
     def _states(
-        self, lanes: list[tuple[Turn, bool]]
+        self, rows: list[tuple[ForwardInput, bool]]
     ) -> tuple[Tensor, list[int], dict[int, Tensor]]:
-        states_ND, starts, importance = super()._states(lanes)
-        for (turn, sees_prompt), start in zip(lanes, starts, strict=True):
-            if sees_prompt and len(turn.rows):
-                at = np.searchsorted(turn.plan.queries, turn.rows) + start
-                self._compare(turn, states_ND[torch.from_numpy(at).to(states_ND.device)])
+        states_ND, starts, importance = super()._states(rows)
+        for (item, sees_prompt), start in zip(rows, starts, strict=True):
+            if sees_prompt and len(item.rows):
+                at = np.searchsorted(item.plan.queries, item.rows) + start
+                self._compare(item, states_ND[torch.from_numpy(at).to(states_ND.device)])
         return states_ND, starts, importance
 
-    def _compare(self, turn: Turn, cached_ND: Tensor) -> None:
+    def _compare(self, item: ForwardInput, cached_ND: Tensor) -> None:
         device = self.model.device
-        ids = torch.from_numpy(turn.sequence.canvas.tokens)[None].to(device)
+        ids = torch.from_numpy(item.sequence.canvas.tokens)[None].to(device)
         positions = torch.arange(ids.shape[1], device=device)[None]
         visible = topology(self.model.spec, positions, None)
         exact_TD = self.model.hidden(ids, positions, visible)[0]
-        rows = torch.from_numpy(turn.rows).to(device)
+        rows = torch.from_numpy(item.rows).to(device)
         most = max(1, ROWS_AT_ONCE // self.model.spec.vocab_size)
         for first in range(0, len(rows), most):
             part = slice(first, first + most)

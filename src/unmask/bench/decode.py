@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-import unmask
 from unmask.bench.environment import machine
 from unmask.bench.report import BASELINE, DecodeSetting, Report, ReportRow, Result
 from unmask.demo.tasks import Example, check, held_out_set
 from unmask.errors import ConfigError
 from unmask.method import MethodSpec, Source
+from unmask.version import __version__
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -110,7 +110,7 @@ def measure(
         rows=tuple(item.row(examples) for item in passes),
         machine=facts,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        version=unmask.__version__,
+        version=__version__,
     )
 
 

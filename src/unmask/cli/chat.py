@@ -95,7 +95,7 @@ class Local:
     ) -> Said:
         """Decode the next turn."""
         from unmask.cli.decode import decode
-        from unmask.engine.token_text import Pieces
+        from unmask.engine.token_text import TokenTexts
         from unmask.view.terminal import LiveView
 
         method = self._method(wanted)
@@ -103,7 +103,9 @@ class Local:
         with ExitStack() as stack:
             view = None
             if console is not None:
-                live = LiveView(console, Pieces(self.llm.tokenizer), self.llm.stop_ids, self.fps)
+                live = LiveView(
+                    console, TokenTexts(self.llm.tokenizer), self.llm.stop_ids, self.fps
+                )
                 view = stack.enter_context(live)
             run = decode(self.llm, canvas, wanted, method, view)
         return Said(run.output.text, run.line())

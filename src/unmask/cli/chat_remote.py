@@ -115,9 +115,8 @@ class Remote:
         self, messages: list[dict[str, str]], wanted: DecodeOptions, console: Console | None
     ) -> Said:
         """Ask, and draw what comes. Raises RemoteError."""
-        from unmask.engine.token_text import Pieces
-        from unmask.view.remote import frame_status, frame_text
-        from unmask.view.terminal import LiveView
+        from unmask.engine.token_text import TokenTexts
+        from unmask.view.terminal import LiveView, frame_status, frame_text
 
         self.check(wanted)
         began, text = time.perf_counter(), ""
@@ -125,7 +124,7 @@ class Remote:
         with ExitStack() as stack:
             view = None
             if console is not None and self.schema is not None:
-                live = LiveView(console, Pieces(None), frozenset(), self.fps)
+                live = LiveView(console, TokenTexts(None), frozenset(), self.fps)
                 view = stack.enter_context(live)
             for chunk in self._events(self.body(messages, wanted, view is not None)):
                 usage = chunk.get("usage") or usage

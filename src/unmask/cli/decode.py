@@ -109,7 +109,7 @@ def load(wanted: DecodeOptions, trace: Path | None = None) -> tuple[LLM, MethodS
         from unmask.view.trace import check_writable
 
         check_writable(trace)
-    from unmask.view.loading import LoadingView
+    from unmask.view.progress import LoadingView
 
     with LoadingView(wanted.model) as progress:
         from unmask.engine.llm import LLM
@@ -170,11 +170,11 @@ def _decode_and_report(
     shown: Shown,
     console: Console | None,
 ) -> None:
-    from unmask.engine.token_text import Pieces, printable
+    from unmask.engine.token_text import TokenTexts, printable
     from unmask.view.terminal import LiveView
     from unmask.view.trace import Header, TraceWriter
 
-    pieces = Pieces(llm.tokenizer)
+    pieces = TokenTexts(llm.tokenizer)
     with ExitStack() as stack:
         view = trace = None
         if shown.trace is not None:

@@ -110,10 +110,10 @@ def _decode(
         canvas = llm.prompt_canvas(item.example.prompt, item.gen_length)
     if console is None:
         return decode(llm, canvas, options, method)
-    from unmask.engine.token_text import Pieces
+    from unmask.engine.token_text import TokenTexts
     from unmask.view.terminal import LiveView
 
-    with LiveView(console, Pieces(llm.tokenizer), llm.stop_ids, pace) as view:
+    with LiveView(console, TokenTexts(llm.tokenizer), llm.stop_ids, pace) as view:
         return decode(llm, canvas, options, method, view)
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unmask.cli.eval_options import is_first, tell
-from unmask.view.evaluating import EvaluationView
+from unmask.view.progress import EvaluationView
 
 if TYPE_CHECKING:
     from unmask.config import Sources

@@ -115,7 +115,7 @@ def estimate(
     from unmask.engine.llm import LLM
     from unmask.engine.token_frequencies import estimate as estimate_frequencies
     from unmask.sampling.token_frequencies import counts_of, save_background
-    from unmask.view.loading import LoadingView
+    from unmask.view.progress import LoadingView
 
     with LoadingView(model) as progress:
         llm = LLM(model, dtype=loading["dtype"], device=loading["device"], progress=progress)

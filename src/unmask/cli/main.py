@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-import unmask
 from unmask.cli import eval_app, frequencies, launcher
 from unmask.cli.bench_commands import bench
 from unmask.cli.chat_app import chat
@@ -36,6 +35,7 @@ from unmask.cli.report import report
 from unmask.cli.serve_app import serve
 from unmask.cli.serve_file import ServeCommand
 from unmask.errors import UnmaskError
+from unmask.version import __version__
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
 
@@ -59,7 +59,7 @@ app.add_typer(bench, name="bench")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"unmask {unmask.__version__}")
+        print(f"unmask {__version__}")
         raise typer.Exit()
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from unmask.errors import ModelError
 from unmask.models import BUNDLED, convert_checkpoint, read_spec
-from unmask.view.loading import LoadingView
+from unmask.view.progress import LoadingView
 
 ABOUT = {"demo": "word problems, 4x4 Sudoku, blanks in simple sentences"}
 """What each is good for."""

@@ -250,7 +250,7 @@ def open_to(host: str) -> str:
 
 def load(wanted: ServeOptions, model: str) -> LLM:
     """The model."""
-    from unmask.view.loading import LoadingView
+    from unmask.view.progress import LoadingView
 
     with LoadingView(model) as progress:
         from unmask.engine.llm import LLM

@@ -49,10 +49,13 @@ def run(words: Sequence[str]) -> None:
 def _train(recipe: Recipe) -> Path | None:
     """Train to the end, or to an interruption: then the checkpoint that was saved."""
     _note("preparing")
+    from unmask.demo.training_data import DemoData, demo_spec
     from unmask.train.loop import Trainer
 
     folder = tokenizer_folder(recipe)
-    trainer = Trainer(recipe, _tokenizer(folder), folder)
+    tokenizer = _tokenizer(folder)
+    spec = demo_spec(recipe, tokenizer)
+    trainer = Trainer(recipe, spec, DemoData(recipe, spec, tokenizer), folder)
     if trainer.step >= recipe.steps:
         _note(f"{recipe.output} is at step {trainer.step} of {recipe.steps}: nothing left to train")
     elif trainer.step:

@@ -117,7 +117,7 @@ def _with_task(words: Sequence[str], sources: Sources) -> list[str]:
 
 def _bench(settings: EvalSettings) -> Bench:
     from unmask.tune.measure import Bench
-    from unmask.view.loading import LoadingView
+    from unmask.view.progress import LoadingView
 
     with LoadingView(settings.model) as progress:
         from unmask.engine.llm import LLM

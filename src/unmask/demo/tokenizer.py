@@ -13,11 +13,11 @@ from pathlib import Path
 from unmask.demo.tasks import TASKS, sample
 
 ORDINARY = 2040
-TURN_END = "<|eot_id|>"
+MASK, TURN_END = "<|mdm_mask|>", "<|eot_id|>"
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|startoftext|>",
     "<|endoftext|>",
-    "<|mdm_mask|>",
+    MASK,
     "<|start_header_id|>",
     "<|end_header_id|>",
     TURN_END,

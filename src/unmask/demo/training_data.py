@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from unmask.demo.tasks import Example, training_example
-from unmask.demo.tokenizer import TURN_END
+from unmask.demo.tokenizer import MASK, TURN_END
 from unmask.train.corrupt import Noisy, block_noise, block_state, corrupt, draw_t, random_length
+from unmask.train.dataset import Batch
+from unmask.train.loop import SpecialTokens, recipe_spec
 from unmask.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from unmask.models.spec import ModelSpec
-from unmask.train.dataset import Batch
 
 SKILLS = ("word_problem", "sudoku", "countdown", "drill")
 BLOCK_LENGTHS = (8, 16, 32, 64)
@@ -40,8 +41,21 @@ class Row:
     maskable: list[bool] | None = None
 
 
+def demo_spec(recipe: Recipe, tokenizer: Any) -> ModelSpec:
+    """Return the recipe's network over the demo tokenizer's vocabulary."""
+    return recipe_spec(
+        recipe,
+        SpecialTokens(
+            vocab_size=len(tokenizer),
+            mask_id=int(tokenizer.convert_tokens_to_ids(MASK)),
+            eos_id=int(tokenizer.eos_token_id),
+            turn_end=TURN_END,
+        ),
+    )
+
+
 class DemoData:
-    """Draws corrupted micro-batches for a recipe."""
+    """The demo tasks as a `Dataset`: corrupted micro-batches for a recipe."""
 
     def __init__(self, recipe: Recipe, spec: ModelSpec, tokenizer: Any) -> None:
         self.recipe, self.spec, self.tokenizer = recipe, spec, tokenizer

@@ -1,8 +1,8 @@
-"""How the ranks of a model reach each other: rank 0's orders, and the start and the end of it all.
+"""The control channel of a tensor-parallel model: messages from rank 0, start and end of the process group.
 
-Two groups of processes: sums go through one whose calls fail after `TIMEOUT_S`; orders through one (gloo,
-also beside GPUs) that may be silent for as long as nobody asks for anything, and fails when its
-connections close. So a rank that ends ends the others, at once or after `TIMEOUT_S`.
+Two process groups: tensor sums use one whose calls time out after `TIMEOUT_S`; messages use another (gloo,
+also beside GPUs) that may idle for as long as there are no requests and fails when its connections close.
+So a rank that ends also ends the others, immediately or after `TIMEOUT_S`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from unmask.distributed import codec
+from unmask.distributed.codec import Bytes, EndMessage, Envelope, Message, pack, unpack
 from unmask.errors import ConfigError, WorkerError
 from unmask.models import torch_device
 from unmask.models.ranks import Ranks, lost
@@ -26,52 +26,64 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 START_S = 600.0
-"""How long ranks wait for each other at the start, in seconds."""
+"""Timeout of the first rendezvous, in seconds."""
 TIMEOUT_S = 60.0
-"""How long a rank waits for the others' summands, in seconds."""
-SILENCE = timedelta(days=365)
+"""Timeout of a tensor sum, in seconds."""
+IDLE_TIMEOUT = timedelta(days=365)
 FIRST_BYTES = 1 << 14
-"""What every order sends; a longer one sends its rest in a second piece."""
+"""Size of the first broadcast of every message; a longer message sends the rest in a second one."""
 
 
 class ControlChannel:
-    """How one rank is tied to the others. Safe to use from several threads of rank 0."""
+    """One rank's end of the channel. Thread-safe on rank 0."""
 
     def __init__(self, ranks: Ranks, control: ProcessGroup, device: torch.device) -> None:
         self.ranks, self.control, self.device = ranks, control, device
-        self.dropped: list[int] = []
-        self._num_stores, self._is_broken, self._ends = 0, False, False
+        self.released: list[int] = []
+        """Numbers of stores to release on the other ranks with the next message."""
+        self._num_stores, self._is_broken, self._ends_at_exit = 0, False, False
         self._lock = threading.RLock()
 
     @contextmanager
-    def telling(self, what: str, *arguments: Any) -> Iterator[None]:
-        """Rank 0: tell the others to do what the body does here. Raises WorkerError."""
+    def collective(self, message: Message) -> Iterator[None]:
+        """Broadcast a message from rank 0; the body is rank 0's own part of that operation.
+
+        Raises WorkerError when an earlier operation failed: the other ranks may be stuck in it.
+        """
         with self._lock:
             if self._is_broken:
                 raise WorkerError(
-                    "a forward of this model failed on the way; start all ranks again"
+                    "an earlier operation of this tensor-parallel model failed and its ranks are out of "
+                    "step; start all ranks again"
                 )
             try:
-                dropped, self.dropped[:] = list(self.dropped), []
-                self._broadcast(codec.pack([what, dropped, arguments]))
+                num_released = len(self.released)  # a finalizer may append meanwhile
+                envelope = Envelope(message, self.released[:num_released])
+                del self.released[:num_released]
+                self._broadcast(pack(envelope))
                 yield
-            except BaseException:  # the others may wait in the middle of what was told
+            except BaseException:
                 self._is_broken = True
                 raise
 
     def next_store(self) -> int:
-        """A number for a new store."""
+        """Return the number of a new store."""
         with self._lock:
             self._num_stores += 1
             return self._num_stores
 
-    def order(self) -> tuple[str, list[int], list[Any]]:
-        """Other ranks: what to do next, stores that are gone, arguments. Raises WorkerError."""
-        what, dropped, arguments = codec.unpack(self._broadcast(None))
-        return what, dropped, arguments
+    def receive(self) -> Envelope:
+        """Return rank 0's next message on another rank. Raises WorkerError."""
+        envelope = unpack(self._broadcast(None))
+        if not isinstance(envelope, Envelope):
+            raise WorkerError(
+                f"rank {self.ranks.rank} received a {type(envelope).__name__}, not an Envelope; start all "
+                f"ranks from the same version of unmask"
+            )
+        return envelope
 
-    def _broadcast(self, data: codec.Bytes | None) -> codec.Bytes:
-        """Send (rank 0) or receive the bytes of one message, their number before them."""
+    def _broadcast(self, data: Bytes | None) -> Bytes:
+        """Send (rank 0) or receive (None) one message, preceded by its size in bytes."""
         from torch import distributed
 
         first = np.zeros(FIRST_BYTES, dtype=np.uint8)
@@ -91,8 +103,8 @@ class ControlChannel:
             raise lost(self.ranks.rank, error) from error
         return np.concatenate((first[8:], rest))[:size]
 
-    def meet(self) -> None:
-        """Wait until every rank is here, however long it takes. Raises WorkerError."""
+    def barrier(self) -> None:
+        """Wait, without a timeout, until every rank is here. Raises WorkerError."""
         from torch import distributed
 
         try:
@@ -101,30 +113,30 @@ class ControlChannel:
             raise lost(self.ranks.rank, error) from error
 
     def end_at_exit(self) -> None:
-        """Rank 0: `end` and leave when this process ends."""
+        """Call `end` on rank 0 and destroy the process group when this process exits."""
         from torch import distributed
 
-        if not self._ends:
-            self._ends = True
+        if not self._ends_at_exit:
+            self._ends_at_exit = True
             atexit.register(distributed.destroy_process_group)
             atexit.register(self.end)  # the last that was registered runs first
 
     def end(self) -> None:
-        """Rank 0: let the others go, unless they are lost."""
+        """End the worker loops of the other ranks, unless a failure has ended them already."""
         if self._lock.acquire(timeout=TIMEOUT_S):
             try:
                 if not self._is_broken:
-                    with self.telling("end"):
+                    with self.collective(EndMessage()):
                         pass
             finally:
                 self._is_broken = True
                 self._lock.release()
 
 
-def join(size: int, device: str | torch.device | None = None) -> ControlChannel:
-    """Meet the `size - 1` other processes that `torchrun` started; on GPUs each takes its own.
+def init_ranks(size: int, device: str | torch.device | None = None) -> ControlChannel:
+    """Join the process group of the `size` processes that `torchrun` started; every rank has its own GPU.
 
-    Raises ConfigError when there are not `size` of them or torch.distributed is in use already.
+    Raises ConfigError when the number of processes differs or torch.distributed is already initialized.
     """
     from torch import distributed
 
@@ -133,10 +145,10 @@ def join(size: int, device: str | torch.device | None = None) -> ControlChannel:
     if distributed.is_initialized():
         raise ConfigError(
             f"tensor_parallel_size={size}: torch.distributed is in use in this process already; a process "
-            f"holds one such model, and makes it before anything else initializes torch.distributed"
+            f"can load one such model, before anything else initializes torch.distributed"
         )
-    where = torch_device(device)
-    is_cuda = where.type == "cuda"
+    rank_device = torch_device(device)
+    is_cuda = rank_device.type == "cuda"
     try:
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=timedelta(seconds=START_S)
@@ -146,16 +158,16 @@ def join(size: int, device: str | torch.device | None = None) -> ControlChannel:
             f"tensor_parallel_size={size} needs {size} processes ({error}); start them with: "
             f"torchrun --nproc-per-node {size} SCRIPT.py"
         ) from None
-    found = distributed.get_world_size()
-    if found != size:
+    world_size = distributed.get_world_size()
+    if world_size != size:
         distributed.destroy_process_group()
         raise ConfigError(
-            f"tensor_parallel_size={size}, but {found} processes were started; use torchrun "
-            f"--nproc-per-node {size}, or tensor_parallel_size={found}"
+            f"tensor_parallel_size={size}, but {world_size} processes were started; use torchrun "
+            f"--nproc-per-node {size}, or tensor_parallel_size={world_size}"
         )
-    if is_cuda and where.index is None:
-        where = torch_device(f"cuda:{distributed.get_node_local_rank()}")
-        torch.cuda.set_device(where)
+    if is_cuda and rank_device.index is None:
+        rank_device = torch_device(f"cuda:{distributed.get_node_local_rank()}")
+        torch.cuda.set_device(rank_device)
     group = distributed.new_group(timeout=timedelta(seconds=TIMEOUT_S))
-    control = distributed.new_group(timeout=SILENCE, backend="gloo")
-    return ControlChannel(Ranks(distributed.get_rank(), size, group), control, where)
+    control = distributed.new_group(timeout=IDLE_TIMEOUT, backend="gloo")
+    return ControlChannel(Ranks(distributed.get_rank(), size, group), control, rank_device)

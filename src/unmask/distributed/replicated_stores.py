@@ -1,157 +1,162 @@
-"""Stores and mixings on several ranks: what rank 0 tells of them, and what the others keep and do.
+"""KV stores under tensor parallelism: rank 0 broadcasts each mutation, the other ranks replay it.
 
-Every rank has its own heads' keys and values in stores of the same shape, under the same number. Who has
-which row or page is known on rank 0 only.
+Every rank stores the keys and values of its own heads, in stores of equal shape under the same number. The
+assignment of rows and pages to sequences exists on rank 0 only.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import get_args
 
-from unmask.attention.layered import FeatureStore, LayeredAttention
+from unmask.attention.layered import FeatureRowMeta, FeatureStore, LayeredAttention
 from unmask.attention.packed import PackedAttention, RowMeta
 from unmask.canvas import Ints
+from unmask.distributed.codec import (
+    AttentionMessage,
+    CreateStore,
+    MessageError,
+    MutateStore,
+    Mutation,
+    StoreKind,
+)
 from unmask.distributed.control import ControlChannel
 from unmask.kv.dense_store import DenseStore
 from unmask.kv.paged_store import PagedStore, PageTable
 from unmask.models.transformer import AttentionBackend, Transformer
 
-AnyStore = DenseStore | PagedStore
+Store = DenseStore | PagedStore
 
 
-class _Replicated:
-    """A store of rank 0 whose changes are told."""
+class ReplicatedStore:
+    """A mixin for rank 0's part of a store, which has replicas on the other ranks."""
 
     channel: ControlChannel
     number: int
 
-    def announce(self, channel: ControlChannel, kind: str, *sizes: int) -> None:
-        """Let the others make theirs, and forget it when this one is gone."""
+    def create_replicas(self, channel: ControlChannel, kind: StoreKind, *sizes: int) -> None:
+        """Create the store on the other ranks; they release it when this one is garbage-collected."""
         self.channel, self.number = channel, channel.next_store()
-        with channel.telling("store", self.number, kind, *sizes):
+        with channel.collective(CreateStore(self.number, kind, sizes)):
             pass
-        weakref.finalize(self, channel.dropped.append, self.number).atexit = False
+        weakref.finalize(self, channel.released.append, self.number).atexit = False
+
+    def message(self, mutation: Mutation, *arguments: int | Ints) -> MutateStore:
+        """Return the message of a mutation of this store."""
+        return MutateStore(self.number, mutation, arguments)
 
 
-class ReplicatedStore(_Replicated, DenseStore):
-    """Rank 0's part of a store."""
+class ReplicatedDenseStore(ReplicatedStore, DenseStore):
+    """Rank 0's part of a dense store."""
 
     def reserve(self, positions: int, rows: int = 0) -> None:
-        """Make room."""
+        """Grow the store on every rank, see `DenseStore.reserve`."""
         if positions > self.positions or rows > len(self.keys[0]):
-            with self.channel.telling("reserve", self.number, positions, rows):
+            with self.channel.collective(self.message("reserve", positions, rows)):
                 super().reserve(positions, rows)
 
     def move_row(self, source: int, target: int, positions: int) -> None:
-        """Copy the first positions of one row over another (a finished one)."""
-        with self.channel.telling("move_row", self.number, source, target, positions):
+        """Copy a row on every rank, see `DenseStore.move_row`."""
+        with self.channel.collective(self.message("move_row", source, target, positions)):
             super().move_row(source, target, positions)
 
     def move_positions(self, row: int, sources: Ints, targets: Ints) -> None:
-        """Move positions `sources` (ascending) of a row to `targets` (ascending), keys rotated."""
-        with self.channel.telling("move_positions", self.number, row, sources, targets):
+        """Move positions on every rank, see `DenseStore.move_positions`."""
+        with self.channel.collective(self.message("move_positions", row, sources, targets)):
             super().move_positions(row, sources, targets)
 
 
-class ReplicatedFeatures(ReplicatedStore, FeatureStore):
-    """The same with layer outputs."""
+class ReplicatedFeatureStore(ReplicatedDenseStore, FeatureStore):
+    """Rank 0's part of a feature store."""
 
 
-class ReplicatedPages(_Replicated, PagedStore):
-    """Rank 0's part of the pages."""
+class ReplicatedPagedStore(ReplicatedStore, PagedStore):
+    """Rank 0's part of a paged store."""
 
     def grow(self, positions: int) -> None:
-        """Make room for `positions`, more than there are."""
-        with self.channel.telling("grow", self.number, positions):
+        """Grow the store on every rank, see `PagedStore.grow`."""
+        with self.channel.collective(self.message("grow", positions)):
             super().grow(positions)
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a page's content."""
-        with self.channel.telling("copy", self.number, source, target):
+        """Copy a page on every rank, see `PagedStore.copy`."""
+        with self.channel.collective(self.message("copy", source, target)):
             super().copy(source, target)
 
 
-def describe_attention(backend: AttentionBackend | None) -> list[Any] | None:
-    """A mixing as values that `wire` takes: is it layered, its store, that of pages, lanes, their pages."""
+def attention_message(backend: AttentionBackend | None) -> AttentionMessage | None:
+    """Return the arguments from which the other ranks build their part of an attention backend."""
     if backend is None:
         return None
-    assert isinstance(backend, PackedAttention), (
-        f"no way to tell the other ranks of {type(backend)}"
-    )
+    if not isinstance(backend, PackedAttention):
+        raise TypeError(f"{type(backend).__name__} has no message; use PackedAttention")
     tables = [meta.table for meta in backend.metas]
-    paged = next((table.store for table in tables if table is not None), None)
-    items: list[Any]
-    if isinstance(backend, LayeredAttention):
-        items = backend.items
-    else:
-        items = [replace(meta, table=None) for meta in backend.metas]
-    pages = [None if table is None else table.pages for table in tables]
-    return [
-        isinstance(backend, LayeredAttention),
-        _number(backend.store),
-        _number(paged),
-        items,
-        pages,
-    ]
+    return AttentionMessage(
+        rows=backend.items
+        if isinstance(backend, LayeredAttention)
+        else [replace(meta, table=None) for meta in backend.metas],
+        store=_number(backend.store),
+        paged_store=_number(next((table.store for table in tables if table is not None), None)),
+        pages=[None if table is None else table.pages for table in tables],
+    )
 
 
-def _number(store: AnyStore | None) -> int | None:
-    assert store is None or isinstance(store, _Replicated), "the store was made by `new_store`"
+def _number(store: Store | None) -> int | None:
+    assert store is None or isinstance(store, ReplicatedStore), "the store has no replicas"
     return None if store is None else store.number
 
 
-class Stores:
-    """The stores of a rank that follows, by number."""
+class StoreReplicas:
+    """The stores of a rank other than 0, by number."""
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
-        self.found: dict[int, AnyStore] = {}
-        self.orders: dict[str, Callable[..., None]] = {"store": self._make}
-        for name in ("reserve", "move_row", "move_positions", "grow", "copy"):
-            self.orders[name] = self._caller(name)
+        self.by_number: dict[int, Store] = {}
 
-    def drop(self, numbers: list[int]) -> None:
-        """Forget those that rank 0 has dropped."""
+    def create(self, message: CreateStore) -> None:
+        """Create this rank's part of a store."""
+        part, dtype, device = self.model.part, self.model.dtype, self.model.device
+        if message.kind == "paged":
+            store: Store = PagedStore(part, message.sizes[0], dtype, device, prefixes=False)
+        else:
+            kind = {"dense": DenseStore, "features": FeatureStore}[message.kind]
+            rows, positions = message.sizes
+            store = kind(part, rows, positions, dtype, device)
+        self.by_number[message.store] = store
+
+    def mutate(self, message: MutateStore) -> None:
+        """Replay a mutation. Raises MessageError for an unknown one."""
+        if message.mutation not in get_args(Mutation):
+            raise MessageError(f"unknown mutation {message.mutation!r} of store {message.store}")
+        getattr(self.by_number[message.store], message.mutation)(*message.arguments)
+
+    def release(self, numbers: Sequence[int]) -> None:
+        """Release stores that no longer exist on rank 0."""
         for number in numbers:
-            self.found.pop(number, None)
+            self.by_number.pop(number, None)
 
-    def backend(self, told: list[Any] | None) -> PackedAttention | None:
-        """What `describe_attention` told of, over this rank's stores."""
-        if told is None:
+    def backend(self, message: AttentionMessage | None) -> PackedAttention | None:
+        """Return this rank's part of an attention backend, see `attention_message`."""
+        if message is None:
             return None
-        is_layered, number, paged, items, pages = told
-        store = None if number is None else self.found[number]
         spec, device, ranks = self.model.spec, self.model.device, self.model.ranks
-        if is_layered:
-            assert isinstance(store, FeatureStore), "layered plans have their store"
-            return LayeredAttention(items, store, spec.block_size, device, ranks)
+        store = None if message.store is None else self.by_number[message.store]
+        layered = [row for row in message.rows if isinstance(row, FeatureRowMeta)]
+        if layered:
+            assert isinstance(store, FeatureStore), "layered rows are in a feature store"
+            return LayeredAttention(layered, store, spec.block_size, device, ranks)
         assert store is None or isinstance(store, DenseStore), "rows are in a dense store"
-        metas = [self._lane(*each, paged) for each in zip(items, pages, strict=True)]
+        plain = [row for row in message.rows if isinstance(row, RowMeta)]
+        metas = [
+            row if pages is None else replace(row, table=self._table(message.paged_store, pages))
+            for row, pages in zip(plain, message.pages, strict=True)
+        ]
         return PackedAttention(metas, store, spec.block_size, device, ranks)
 
-    def _lane(self, meta: RowMeta, pages: list[int] | None, paged: int | None) -> RowMeta:
-        if pages is None:
-            return meta
-        assert paged is not None, "pages have their store"
-        store = self.found[paged]
-        assert isinstance(store, PagedStore), "pages have their store"
-        return replace(meta, table=PageTable.of(store, pages))
-
-    def _make(self, number: int, kind: str, *sizes: int) -> None:
-        model = self.model
-        made: AnyStore
-        if kind == "pages":
-            made = PagedStore(model.part, sizes[0], model.dtype, model.device, prefixes=False)
-        else:
-            (rows, positions), of = sizes, {"rows": DenseStore, "features": FeatureStore}[kind]
-            made = of(model.part, rows, positions, model.dtype, model.device)
-        self.found[number] = made
-
-    def _caller(self, name: str) -> Callable[..., None]:
-        def call(number: int, *arguments: Any) -> None:
-            getattr(self.found[number], name)(*arguments)
-
-        return call
+    def _table(self, number: int | None, pages: Sequence[int]) -> PageTable:
+        assert number is not None, "pages have a store"
+        store = self.by_number[number]
+        assert isinstance(store, PagedStore), "pages are in a paged store"
+        return PageTable.of(store, list(pages))

@@ -1,9 +1,9 @@
-"""Tensor parallelism: one model over several processes, of which the first decides and the others follow.
+"""Tensor parallelism: one model over several processes; rank 0 decides and the other ranks replay.
 
 Every rank holds its heads of every layer, their keys and values, and its part of every feed-forward (see
-`models._ranks`). Rank 0 runs the engine as if it were alone. Before its network or a store does
-something, it tells the others what, and they do the same with their part: a forward of these ids with
-this mixing, a row moved in store 3. Logits, proposals and decisions exist on rank 0 only.
+`models.ranks`). Rank 0 runs the engine as a single process would. Before its network runs or a store
+changes, it broadcasts a message with the inputs of that forward or the mutation of that store, and the
+other ranks do the same with their part. Logits, proposals and decisions exist on rank 0 only.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from unmask.attention.layered import FeatureStore
-from unmask.distributed.control import ControlChannel, join
+from unmask.distributed.codec import CreateStore, EndMessage, ForwardMessage
+from unmask.distributed.control import ControlChannel, init_ranks
 from unmask.distributed.replicated_stores import (
-    ReplicatedFeatures,
-    ReplicatedPages,
-    ReplicatedStore,
-    Stores,
-    describe_attention,
+    ReplicatedDenseStore,
+    ReplicatedFeatureStore,
+    ReplicatedPagedStore,
+    StoreReplicas,
+    attention_message,
 )
 from unmask.knobs import whole
 from unmask.kv.dense_store import DenseStore
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from unmask.models.weights import Progress
 
 
-class Shared(Transformer):
-    """A rank's part of a model. On rank 0 it works like the whole one."""
+class ShardedTransformer(Transformer):
+    """One rank's part of a model; on rank 0 it behaves like the whole model."""
 
     def __init__(self, channel: ControlChannel, spec: ModelSpec) -> None:
         super().__init__(spec, channel.ranks)
@@ -52,52 +53,59 @@ class Shared(Transformer):
         backend: AttentionBackend | None = None,
         each: list[Tensor] | None = None,
     ) -> Tensor:
-        """As in one process; rank 0 makes the others compute along. Raises WorkerError."""
+        """Run the forward on all ranks, started from rank 0; see `Transformer`. Raises WorkerError."""
         if self.ranks.rank:
             return super().hidden(ids, position_ids, visible, backend, each)
-        told = [None if x is None else x.cpu().numpy() for x in (ids, position_ids, visible)]
-        with self.channel.telling("forward", *told, describe_attention(backend)):
+        message = ForwardMessage(
+            ids.cpu().numpy(),
+            position_ids.cpu().numpy(),
+            None if visible is None else visible.cpu().numpy(),
+            attention_message(backend),
+        )
+        with self.channel.collective(message):
             return super().hidden(ids, position_ids, visible, backend, each)
 
 
-def new_store(model: Transformer, rows: int, positions: int, features: bool) -> DenseStore:
-    """The store of `rows` of `positions` for a model; with `features`, of layer outputs too."""
+def new_dense_store(model: Transformer, rows: int, positions: int, features: bool) -> DenseStore:
+    """Return a dense store for a model, on all of its ranks; with `features`, a FeatureStore."""
     sizes = (model.part, rows, positions, model.dtype, model.device)
-    if not isinstance(model, Shared):
+    if not isinstance(model, ShardedTransformer):
         return FeatureStore(*sizes) if features else DenseStore(*sizes)
-    store = ReplicatedFeatures(*sizes) if features else ReplicatedStore(*sizes)
-    store.announce(model.channel, "features" if features else "rows", rows, positions)
+    store = ReplicatedFeatureStore(*sizes) if features else ReplicatedDenseStore(*sizes)
+    store.create_replicas(model.channel, "features" if features else "dense", rows, positions)
     return store
 
 
-def new_pages(model: Transformer, total: int, prefixes: bool) -> PagedStore:
-    """The store of up to `total` pages for a block-causal model; see `PagedStore`."""
-    if not isinstance(model, Shared):
+def new_paged_store(model: Transformer, total: int, prefixes: bool) -> PagedStore:
+    """Return a store of up to `total` pages for a block-causal model, on all of its ranks."""
+    if not isinstance(model, ShardedTransformer):
         return PagedStore(model.part, total, model.dtype, model.device, prefixes=prefixes)
-    store = ReplicatedPages(model.part, total, model.dtype, model.device, prefixes=prefixes)
-    store.announce(model.channel, "pages", total)
+    store = ReplicatedPagedStore(model.part, total, model.dtype, model.device, prefixes=prefixes)
+    store.create_replicas(model.channel, "paged", total)
     return store
 
 
 @torch.inference_mode()
-def follow(model: Shared) -> Stores:
-    """Do what rank 0 tells until it ends it; the stores that are left. Raises WorkerError."""
-    stores, device = Stores(model), model.device
+def run_worker(model: ShardedTransformer) -> StoreReplicas:
+    """Replay rank 0's messages until its EndMessage; return the remaining stores. Raises WorkerError."""
+    stores, device = StoreReplicas(model), model.device
     while True:
-        what, dropped, arguments = model.channel.order()
-        stores.drop(dropped)
-        if what == "end":
+        envelope = model.channel.receive()
+        stores.release(envelope.released)
+        message = envelope.message
+        if isinstance(message, EndMessage):
             return stores
-        if what == "forward":
-            *inputs, told = arguments
-            ids, position_ids, visible = (
-                None if x is None else torch.from_numpy(x).to(device) for x in inputs
+        if isinstance(message, ForwardMessage):
+            model.hidden(
+                torch.from_numpy(message.ids).to(device),
+                torch.from_numpy(message.position_ids).to(device),
+                None if message.visible is None else torch.from_numpy(message.visible).to(device),
+                stores.backend(message.attention),
             )
-            assert ids is not None, "a forward has ids"
-            assert position_ids is not None, "a forward has positions"
-            model.hidden(ids, position_ids, visible, stores.backend(told))
+        elif isinstance(message, CreateStore):
+            stores.create(message)
         else:
-            stores.orders[what](*arguments)
+            stores.mutate(message)
 
 
 def load(
@@ -107,30 +115,30 @@ def load(
     progress: Progress | None = None,
     size: int = 1,
 ) -> Transformer:
-    """`load_model`, or this rank's part when `size` processes share it. Raises ConfigError too."""
+    """Load a model like `load_model`, or this rank's part of it when `size` > 1. Raises ConfigError."""
     if whole("tensor_parallel_size", size, 1) == 1:
         return load_model(model, dtype, device, progress)
-    channel = join(size, device)
-    return load_model(model, dtype, channel.device, progress, partial(Shared, channel))
+    channel = init_ranks(size, device)
+    return load_model(model, dtype, channel.device, progress, partial(ShardedTransformer, channel))
 
 
-def take_roles(model: Transformer) -> None:
-    """Return on rank 0 (and without ranks), which ends the others when its process ends.
+def start_workers(model: Transformer) -> None:
+    """Run the worker loop on all ranks but 0; return on rank 0 and for a model without ranks.
 
-    The other ranks follow and then leave by SystemExit: what comes behind a model's making runs on rank 0
-    alone. They ignore SIGINT and SIGTERM, so that rank 0 can finish what it does. Raises WorkerError.
+    The other ranks leave the loop by SystemExit when rank 0 ends, so the code after loading a model runs on
+    rank 0 alone. They ignore SIGINT and SIGTERM, so that rank 0 can complete its work. Raises WorkerError.
     """
-    if not isinstance(model, Shared):
+    if not isinstance(model, ShardedTransformer):
         return
     from torch import distributed
 
-    model.channel.meet()
+    model.channel.barrier()
     if model.ranks.rank == 0:
         model.channel.end_at_exit()
         return
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-    follow(model)
+    run_worker(model)
     distributed.destroy_process_group()
     raise SystemExit(0)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from unmask.canvas import Canvas, Edit
-from unmask.distributed.tensor_parallel import new_pages
+from unmask.distributed.tensor_parallel import new_paged_store
 from unmask.engine.kv_budget import KVBudget
 from unmask.engine.kv_paged import PagedKV
-from unmask.engine.metrics import EngineStats, Tally
+from unmask.engine.metrics import EngineCounters, EngineStats
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.outputs import Output
 from unmask.engine.request import Request
@@ -32,11 +32,11 @@ from unmask.knobs import check_flags, positive, whole
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
-Kind = Literal["step", "done", "aborted", "timeout", "error"]
+UpdateKind = Literal["step", "done", "aborted", "timeout", "error"]
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
+class RequestUpdate:
     """What became of a request: a "step" after each of its forwards, then exactly one of the others.
 
     `before` and `edit`: the canvas that the forward saw and what changed (empty unless "step");
@@ -47,8 +47,8 @@ class Update:
     `output` comes with "done", `error` with "error".
     """
 
-    ticket: Ticket
-    kind: Kind
+    handle: RequestHandle
+    kind: UpdateKind
     canvas: Canvas
     before: Canvas
     edit: Edit
@@ -61,11 +61,11 @@ class Update:
     error: BaseException | None = None
 
 
-Listener = Callable[[Update], None]
+Listener = Callable[[RequestUpdate], None]
 
 
 @dataclass(eq=False)
-class Ticket:
+class RequestHandle:
     """A submitted request; its fields belong to the engine."""
 
     sequence: SequenceState
@@ -130,10 +130,10 @@ class Engine:
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._wake = threading.Condition()
-        self._queue: deque[Ticket] = deque()
-        self._running: dict[int, Ticket] = {}
+        self._queue: deque[RequestHandle] = deque()
+        self._running: dict[int, RequestHandle] = {}
         self._accepts, self._stops = False, False
-        self._tally = Tally()
+        self._counters = EngineCounters()
         self._thread: threading.Thread | None = None
         self.max_wait_s = positive("max_wait_s", max_wait_s)
         self._next_index = 0
@@ -158,7 +158,7 @@ class Engine:
 
     def submit(
         self, request: Request, listener: Listener, *, deadline_s: float | None = None
-    ) -> Ticket:
+    ) -> RequestHandle:
         """Queue a request (`LLM.request` makes them).
 
         `listener` is called on the engine's thread, after each of its forwards and once at the end: it
@@ -173,14 +173,14 @@ class Engine:
             positive("deadline_s", deadline_s)
         now = time.monotonic()
         until = None if deadline_s is None else now + deadline_s
-        ticket = Ticket(sequence, listener, now, until, wake=self._wake)
+        handle = RequestHandle(sequence, listener, now, until, wake=self._wake)
         with self._wake:
             self._check_open()
             sequence.index = self._next_index
             self._next_index += 1
-            self._queue.append(ticket)
+            self._queue.append(handle)
             self._wake.notify()
-        return ticket
+        return handle
 
     def _check_open(self) -> None:
         if self.failure is not None:
@@ -190,7 +190,7 @@ class Engine:
         if not self._accepts:
             raise CapacityError("the engine is stopping and takes no more requests", 1.0)
         if len(self._queue) >= self.max_queue:
-            wait = self._tally.seconds_for(len(self._queue), self.max_batch)
+            wait = self._counters.seconds_for(len(self._queue), self.max_batch)
             raise CapacityError(
                 f"{len(self._queue)} requests wait already, at most {self.max_queue} may; try again in "
                 f"{wait:.0f} s",
@@ -202,20 +202,20 @@ class Engine:
         """Whether requests are taken: it was started, and is not stopping, stopped or dead."""
         return self._accepts
 
-    def abort(self, ticket: Ticket) -> None:
+    def abort(self, handle: RequestHandle) -> None:
         """End a request: "aborted", at the next look at the queue (see `steps_per_round`).
 
         Has no effect once it is over. Callable from any thread.
         """
         with self._wake:
-            ticket.wish = "abort"
+            handle.wish = "abort"
             self._wake.notify()
 
     @property
     def stats(self) -> EngineStats:
         """A snapshot; counters never fall."""
         with self._wake:
-            return self._tally.snapshot(
+            return self._counters.snapshot(
                 queued=len(self._queue), running=len(self._running), runner=self._batch.runner
             )
 
@@ -239,12 +239,12 @@ class Engine:
     # the engine's thread
 
     def _run(self) -> None:
-        with ErrorCapture(everything=True) as fence:
+        with ErrorCapture(everything=True) as capture:
             while self._await_work():
                 for _ in range(self.steps_per_round):
                     if self._batch.active:
                         self._forward()
-        self._end_all(fence.error)
+        self._end_all(capture.error)
 
     def _await_work(self) -> bool:
         """Sleep until there is something to decode, let in who fits; False at the end."""
@@ -256,20 +256,20 @@ class Engine:
                 if not over and not self._queue and not self._running:
                     self._wake.notify_all()
                     self._wake.wait()
-            for ticket, kind in over:
-                self._end(ticket, kind)
+            for handle, kind in over:
+                self._end(handle, kind)
             self._admit()
             if self._running:
                 return True
 
-    def _take_over(self) -> list[tuple[Ticket, Kind]]:
+    def _take_over(self) -> list[tuple[RequestHandle, UpdateKind]]:
         """Who is to leave now, and how."""
-        now, over = time.monotonic(), list[tuple[Ticket, Kind]]()
-        for ticket in (*self._queue, *self._running.values()):
-            if ticket.wish is not None:
-                over.append((ticket, "aborted" if ticket.wish == "abort" else "done"))
-            elif ticket.deadline_s is not None and now >= ticket.deadline_s:
-                over.append((ticket, "timeout"))
+        now, over = time.monotonic(), list[tuple[RequestHandle, UpdateKind]]()
+        for handle in (*self._queue, *self._running.values()):
+            if handle.wish is not None:
+                over.append((handle, "aborted" if handle.wish == "abort" else "done"))
+            elif handle.deadline_s is not None and now >= handle.deadline_s:
+                over.append((handle, "timeout"))
         return over
 
     def _admit(self) -> None:
@@ -281,75 +281,77 @@ class Engine:
         while True:
             now = time.monotonic()
             with self._wake:
-                ticket = next(iter(list(self._queue)[skipped:]), None)
-                if ticket is None:
+                handle = next(iter(list(self._queue)[skipped:]), None)
+                if handle is None:
                     return
-                if not self._batch.has_room(ticket.sequence):
-                    if now - ticket.submitted_s > self.max_wait_s:
+                if not self._batch.has_room(handle.sequence):
+                    if now - handle.submitted_s > self.max_wait_s:
                         return
                     skipped += 1
                     continue
-                self._queue.remove(ticket)
-                self._running[id(ticket.sequence)] = ticket
-            ticket.started_s = ticket.started_s or now
-            with ErrorCapture() as fence:
-                self._batch.admit(ticket.sequence)
-            if fence.error is not None:
-                self._end(ticket, "error", error=fence.error)
+                self._queue.remove(handle)
+                self._running[id(handle.sequence)] = handle
+            handle.started_s = handle.started_s or now
+            with ErrorCapture() as capture:
+                self._batch.admit(handle.sequence)
+            if capture.error is not None:
+                self._end(handle, "error", error=capture.error)
 
     def _forward(self) -> None:
         began = time.monotonic()
         events = self._batch.step()
         with self._wake:
-            self._tally.forward(
+            self._counters.forward(
                 events, self._batch.num_computed, self._batch.num_answer, time.monotonic() - began
             )
             for sequence in self._batch.preempted:
-                ticket = self._running.pop(id(sequence))
-                insort(self._queue, ticket, key=lambda each: each.sequence.index)
-                self._tally.num_preempted += 1
+                handle = self._running.pop(id(sequence))
+                insort(self._queue, handle, key=lambda each: each.sequence.index)
+                self._counters.num_preempted += 1
             self._batch.preempted.clear()
         for event in events:
-            ticket = self._running[id(event.sequence)]
+            handle = self._running[id(event.sequence)]
             if event.error is not None:
-                self._end(ticket, "error", error=event.error)
+                self._end(handle, "error", error=event.error)
                 continue
-            self._tell(ticket, "step", event)
+            self._tell(handle, "step", event)
             if event.sequence.finish_reason is not None:
-                self._end(ticket, "done")
+                self._end(handle, "done")
 
-    def _end(self, ticket: Ticket, kind: Kind, error: BaseException | None = None) -> None:
+    def _end(
+        self, handle: RequestHandle, kind: UpdateKind, error: BaseException | None = None
+    ) -> None:
         """Free what a request holds, then tell its listener."""
-        sequence, output = ticket.sequence, None
+        sequence, output = handle.sequence, None
         if kind == "done":
-            with ErrorCapture() as fence:
+            with ErrorCapture() as capture:
                 sequence.finish_reason = sequence.finish_reason or "stop"
                 output = self.llm.output(sequence, return_trace=True)
-            if fence.error is not None:
-                kind, error = "error", fence.error
+            if capture.error is not None:
+                kind, error = "error", capture.error
         if self.failure is None:  # freeing what a dead one holds could fail too
             self._batch.remove(sequence)
         with self._wake:
-            if ticket in self._queue:
-                self._queue.remove(ticket)
+            if handle in self._queue:
+                self._queue.remove(handle)
             self._running.pop(id(sequence), None)
-            self._tally.end(kind, time.monotonic() - ticket.submitted_s)
+            self._counters.end(kind, time.monotonic() - handle.submitted_s)
             self._wake.notify_all()
-        self._tell(ticket, kind, None, output, error)
+        self._tell(handle, kind, None, output, error)
 
     def _tell(
         self,
-        ticket: Ticket,
-        kind: Kind,
+        handle: RequestHandle,
+        kind: UpdateKind,
         event: Event | None,
         output: Output | None = None,
         error: BaseException | None = None,
     ) -> None:
-        sequence = ticket.sequence
-        with ErrorCapture() as fence:
-            ticket.listener(
-                Update(
-                    ticket=ticket,
+        sequence = handle.sequence
+        with ErrorCapture() as capture:
+            handle.listener(
+                RequestUpdate(
+                    handle=handle,
                     kind=kind,
                     canvas=sequence.canvas,
                     before=sequence.canvas if event is None else event.before,
@@ -358,26 +360,26 @@ class Engine:
                     num_forwards=sequence.num_forwards,
                     num_queries=sequence.num_queries,
                     num_cached=sequence.num_cached,
-                    queue_s=ticket.queue_s,
+                    queue_s=handle.queue_s,
                     output=output,
                     error=error,
                 )
             )
-        if fence.error is not None:
-            ticket.wish = "abort"
-            self._tally.listener_errors += 1
+        if capture.error is not None:
+            handle.wish = "abort"
+            self._counters.listener_errors += 1
 
     def _end_all(self, failure: BaseException | None) -> None:
         with self._wake:
             self.failure, self._accepts = failure, False
             left = [*self._queue, *self._running.values()]
-        for ticket in left:
+        for handle in left:
             if failure is None:
-                self._end(ticket, "aborted")
+                self._end(handle, "aborted")
             else:
                 error = EngineError(f"the engine has failed: {failure}; restart the server")
                 error.__cause__ = failure
-                self._end(ticket, "error", error=error)
+                self._end(handle, "error", error=error)
         if failure is not None:
             self.on_failure()
 
@@ -388,7 +390,7 @@ def _runner(llm: LLM, max_batch: int, kv_bytes: int | None, prefix_cache: bool) 
     budget = KVBudget.of(model, max_batch, kv_bytes)
     paging = None
     if budget.num_pages:
-        paging = PagedKV(new_pages(model, budget.num_pages, prefix_cache))
+        paging = PagedKV(new_paged_store(model, budget.num_pages, prefix_cache))
     return llm.make_runner(
         model, llm.vocabulary, max_batch, paging=paging, dense_bytes=budget.dense_bytes
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unmask.canvas import Ints
-from unmask.distributed.tensor_parallel import new_store
+from unmask.distributed.tensor_parallel import new_dense_store
 from unmask.engine.sequence import SequenceState
 from unmask.kv.dense_store import DenseStore
 from unmask.models.transformer import Transformer
@@ -35,7 +35,7 @@ class DenseKV:
         self.widths: list[int] = []
 
     def _new(self) -> DenseStore:
-        return new_store(self.model, *self._begin, self.layered)
+        return new_dense_store(self.model, *self._begin, self.layered)
 
     def bytes_with(self, rows: int, positions: int) -> int:
         """Bytes when `rows` more of `positions` positions are admitted."""

@@ -28,7 +28,7 @@ def decided_positions(canvas: Canvas) -> int:
 
 
 @dataclass
-class PrefixMatch:
+class PrefixStats:
     """Positions of admitted sequences that could have been in the pages, and those that were."""
 
     num_asked: int = 0
@@ -40,7 +40,7 @@ class PagedKV:
 
     def __init__(self, store: PagedStore) -> None:
         self.store = store
-        self.found = PrefixMatch()
+        self.found = PrefixStats()
         self._tables: dict[int, list[PageTable]] = {}
 
     @staticmethod

@@ -95,7 +95,7 @@ class LLM:
                 )
             if packable:
                 pack(self.model)
-        tensor_parallel.take_roles(self.model)
+        tensor_parallel.start_workers(self.model)
         self.spec = self.model.spec
         self.vocabulary = self._vocabulary()
         self._background: Floats | None = None

@@ -28,7 +28,7 @@ MAX_FREQUENT = 32
 
 
 @dataclass(frozen=True, slots=True)
-class HeadRows:
+class LogitRows:
     """One sequence's logit rows: `(rows, shadows)` of the flat states that see the prompt, and that do not.
 
     `ask.rows` are the positions that `rows` answer; `keys` one uint64 a row.
@@ -61,7 +61,7 @@ class LMHead:
             self._longest = self.model.head_weight.float().norm(dim=-1).amax()
         return self._longest
 
-    def propose(self, flat: Tensor, parts: list[HeadRows]) -> Tensor:
+    def propose(self, flat: Tensor, parts: list[LogitRows]) -> Tensor:
         """Packed `(N, C)` float64: the proposals of all parts in order, then the shadows of all parts.
 
         `flat` `(rows, D)` are the forward's states.
@@ -82,7 +82,7 @@ class LMHead:
             self._shadows(flat, parts, packed[int(starts[-1]) :])
         return packed
 
-    def _vocabulary(self, part: HeadRows) -> Vocabulary:
+    def _vocabulary(self, part: LogitRows) -> Vocabulary:
         """The tokens whose logits a part needs."""
         rule = part.rule
         if rule.vocabulary == "frequency":
@@ -95,7 +95,7 @@ class LMHead:
         return found.vocabulary if memory.missed <= rule.max_missed else self.vocabulary
 
     def _chunks(
-        self, parts: list[HeadRows], members: list[int], vocab_size: int
+        self, parts: list[LogitRows], members: list[int], vocab_size: int
     ) -> Iterator[list[tuple[int, slice]]]:
         """Pieces `(part, rows of it)` whose logits fit in memory together."""
         warm = any(parts[i].rule.temperature > 0 or parts[i].ask.from_sampling for i in members)
@@ -121,7 +121,7 @@ class LMHead:
     def _propose(
         self,
         flat: Tensor,
-        parts: list[HeadRows],
+        parts: list[LogitRows],
         chosen: list[tuple[int, slice]],
         vocabulary: Vocabulary,
         packed: Tensor,
@@ -145,7 +145,7 @@ class LMHead:
                 self._keep(parts[i], piece, distributions[number])
 
     def _guided(
-        self, flat: Tensor, pieces: list[tuple[HeadRows, slice]], vocabulary: Vocabulary, kind: int
+        self, flat: Tensor, pieces: list[tuple[LogitRows, slice]], vocabulary: Vocabulary, kind: int
     ) -> Tensor:
         """Return logits of all rows (`kind` 0) or shadows (1), guided where asked."""
         seen = np.concatenate([part.seen[kind][piece] for part, piece in pieces])
@@ -171,7 +171,7 @@ class LMHead:
             return self.model.head(states).float()
         return self.model.head(states, vocabulary.token_ids).float()
 
-    def _span(self, part: HeadRows, piece: slice) -> Span:
+    def _span(self, part: LogitRows, piece: slice) -> Span:
         before = has_before = None
         if "kl" in part.ask.stats:
             uids = part.sequence.canvas.uid[part.ask.rows[piece]]
@@ -179,7 +179,7 @@ class LMHead:
             before, has_before = part.sequence.sampler_state.before(uids, size, self.model.device)
         return Span(part.ask.rows[piece], part.rule, part.ask, before, has_before)
 
-    def _keep(self, part: HeadRows, piece: slice, distributions: Tensor) -> None:
+    def _keep(self, part: LogitRows, piece: slice, distributions: Tensor) -> None:
         """Remember distributions for the next forward; a piece continues the one before it."""
         memory = part.sequence.sampler_state
         uids = part.sequence.canvas.uid[part.ask.rows[piece]]
@@ -193,7 +193,7 @@ class LMHead:
     def _prune(
         self,
         flat: Tensor,
-        parts: list[HeadRows],
+        parts: list[LogitRows],
         chosen: list[tuple[int, slice]],
         vocabulary: Vocabulary,
         logits: Tensor,
@@ -231,7 +231,7 @@ class LMHead:
                 )
         return missed
 
-    def _shadows(self, flat: Tensor, parts: list[HeadRows], packed: Tensor) -> None:
+    def _shadows(self, flat: Tensor, parts: list[LogitRows], packed: Tensor) -> None:
         """Log-odds of the canvas's token at each shadow whose position is decided; 0 at the others."""
         most = max(1, HEAD_CHUNK // self.model.spec.vocab_size)
         start = 0

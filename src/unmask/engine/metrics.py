@@ -21,7 +21,7 @@ class EngineStats:
     were not of a prompt and `num_wasted` lay right of an end token (known when a request ends), and
     committed `num_committed` tokens in `num_steps` steps of single requests. `num_preempted`: how often a
     request lost its pages and came back.
-    Of `pages_total` (0: the model has none) `pages_free` are held by nobody, `pages_kept` of them with
+    Of `pages_total` (0: the model has none) `pages_free` are held by nobody, `pages_cached` of them with
     content that a prompt may begin with; `prefix_found` of `prefix_asked` decided positions of admitted
     requests were found there. `dense_bytes` of other caches. `ended`: requests by how they ended.
     `listener_errors`: listeners that raised.
@@ -41,7 +41,7 @@ class EngineStats:
     forward_s: float
     pages_total: int
     pages_free: int
-    pages_kept: int
+    pages_cached: int
     prefix_asked: int
     prefix_found: int
     dense_bytes: int
@@ -50,7 +50,7 @@ class EngineStats:
 
 
 @dataclass
-class Tally:
+class EngineCounters:
     """The counters; only the engine's thread changes them."""
 
     num_forwards: int = 0
@@ -110,7 +110,7 @@ class Tally:
             forward_s=self.forward_s,
             pages_total=0 if paging is None else paging.store.pages.total,
             pages_free=0 if paging is None else paging.store.pages.num_available,
-            pages_kept=0 if paging is None else paging.store.pages.num_kept,
+            pages_cached=0 if paging is None else paging.store.pages.num_kept,
             prefix_asked=0 if paging is None else paging.found.num_asked,
             prefix_found=0 if paging is None else paging.found.num_found,
             dense_bytes=sum(rows.bytes_with(0, 0) for rows in runner.dense.values()),

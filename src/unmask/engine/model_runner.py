@@ -21,7 +21,7 @@ from unmask.caches.base import CachePlan, Layers, Observation
 from unmask.canvas import NO_POSITIONS, Ask, Canvas, Floats, Ints, Reading, places
 from unmask.engine.kv_dense import Branch, DenseKV
 from unmask.engine.kv_paged import PagedKV, fed_tokens
-from unmask.engine.lm_head import HeadRows, LMHead
+from unmask.engine.lm_head import LMHead, LogitRows
 from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError, ModelError
 from unmask.models.transformer import Transformer
@@ -34,18 +34,18 @@ NOT_FINITE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ForwardInput:
     """One sequence's part of a forward; `rows` are the logit rows that answer `ask`.
 
-    Asked positions whose row the plan does not compute are left out: the decoder never sees them. `reads`:
-    the decoder takes a step; else a part of the prompt is computed, no more.
+    Asked positions whose row the plan does not compute are left out, so the decoder never sees them. With
+    `runs_decoder` False the forward only computes keys and values of a part of the prompt.
     """
 
     sequence: SequenceState
     ask: Ask
     rows: Ints
     plan: CachePlan
-    reads: bool = True
+    runs_decoder: bool = True
 
     def num_queries(self, num_layers: int) -> int:
         """Positions that the forward computes for it, shadows included; the layers' mean if they differ."""
@@ -78,7 +78,7 @@ class ModelRunner:
         dense_bytes: int | None = None,
     ) -> None:
         self.model, self.max_rows, self.paging = model, max_rows, paging
-        self.heads = LMHead(model, vocabulary)
+        self.lm_head = LMHead(model, vocabulary)
         self.dense_bytes = dense_bytes
         begin = {False: (max_rows, max_positions) if store and not features else (0, 0)}
         begin[True] = (max_rows, max_positions) if features else (0, 0)
@@ -186,7 +186,7 @@ class ModelRunner:
         )
         return answering
 
-    def turn(self, sequence: SequenceState, most: int | None = None) -> Turn:
+    def prepare(self, sequence: SequenceState, most: int | None = None) -> ForwardInput:
         """Ask the decoder, then let the cache plan the forward that answers it.
 
         Where that would compute more than `most` positions and the cache can work ahead, it is a part of
@@ -202,14 +202,14 @@ class ModelRunner:
             ahead = request.cache.ahead(canvas, sequence.cache_state, most)
             if ahead is not None:
                 plan, sequence.cache_state = ahead
-                return Turn(
-                    sequence, Ask(NO_POSITIONS, ask.window), NO_POSITIONS, plan, reads=False
+                return ForwardInput(
+                    sequence, Ask(NO_POSITIONS, ask.window), NO_POSITIONS, plan, runs_decoder=False
                 )
         sequence.cache_state = state
         plan = _without_dropped(plan, sequence.limit)
         rows = self.row_of(positions)
         computed = np.isin(rows, plan.queries)
-        return Turn(sequence, replace(ask, rows=positions[computed]), rows[computed], plan)
+        return ForwardInput(sequence, replace(ask, rows=positions[computed]), rows[computed], plan)
 
     def _ask(self, sequence: SequenceState) -> Ask:
         """What the decoder wants read; asked once a step."""
@@ -226,23 +226,23 @@ class ModelRunner:
             ask = replace(ask, top_v=min(size, self.model.spec.vocab_size))
         return ask
 
-    def secure(self, turn: Turn) -> bool:
-        """Take the pages that a turn needs, if it needs any; False, and nothing, where they are missing."""
-        if self.paging is None or not self.is_paged(turn.sequence):
+    def secure(self, item: ForwardInput) -> bool:
+        """Allocate the pages that an input needs; return False, allocating none, if too few are free."""
+        if self.paging is None or not self.is_paged(item.sequence):
             return True
-        if self.paging.missing(turn.sequence, turn.plan) > self.paging.store.pages.num_available:
+        if self.paging.missing(item.sequence, item.plan) > self.paging.store.pages.num_available:
             return False
-        self.paging.secure(turn.sequence, turn.plan)
+        self.paging.secure(item.sequence, item.plan)
         return True
 
     @torch.inference_mode()
-    def forward(self, turns: list[Turn]) -> list[Observation]:
-        """Run the network once for some admitted sequences; what was seen, a turn each.
+    def forward(self, inputs: list[ForwardInput]) -> list[Observation]:
+        """Run the network once for some admitted sequences; what was seen, an input each.
 
         Raises ModelError when the network's states, or the proposals of a sequence that has no knob to make
         them so, are not finite.
         """
-        by_id = {id(turn.sequence): turn for turn in turns}
+        by_id = {id(item.sequence): item for item in inputs}
         metas = [
             (by_id[id(sequence)], sees_prompt)
             for sequence, sees_prompt in self.metas
@@ -250,21 +250,21 @@ class ModelRunner:
         ]
         flat_ND, starts, importance = self._states(metas)
         states: dict[tuple[int, bool], tuple[Ints, Ints]] = {}
-        for (turn, sees_prompt), start in zip(metas, starts, strict=True):
-            at = np.searchsorted(turn.plan.queries, turn.rows) + start
-            shadows = np.arange(len(turn.ask.shadows)) + start + len(turn.plan.queries)
-            states[id(turn.sequence), sees_prompt] = (at, shadows)
+        for (item, sees_prompt), start in zip(metas, starts, strict=True):
+            at = np.searchsorted(item.plan.queries, item.rows) + start
+            shadows = np.arange(len(item.ask.shadows)) + start + len(item.plan.queries)
+            states[id(item.sequence), sees_prompt] = (at, shadows)
         parts = []
-        for turn in turns:
+        for item in inputs:
             observation, blind = (
-                states.get((id(turn.sequence), branch)) for branch in (True, False)
+                states.get((id(item.sequence), branch)) for branch in (True, False)
             )
             assert observation is not None, "every sequence has a row that sees its prompt"
-            turn.sequence.num_logit_rows += (len(turn.rows) + len(turn.ask.shadows)) * (
+            item.sequence.num_logit_rows += (len(item.rows) + len(item.ask.shadows)) * (
                 1 if blind is None else 2
             )
-            parts.append(HeadRows(turn.sequence, turn.ask, observation, blind, self._keys(turn)))
-        packed = self.heads.propose(flat_ND, parts)
+            parts.append(LogitRows(item.sequence, item.ask, observation, blind, self._keys(item)))
+        packed = self.lm_head.propose(flat_ND, parts)
         told = [tensor.double() for tensor in importance.values()]
         finite = flat_ND.isfinite().all().double()[None]
         numbers = torch.cat((packed.flatten(), finite, *told)).cpu().numpy()  # the one transfer
@@ -276,15 +276,15 @@ class ModelRunner:
             shares[key] = numbers[start : start + len(tensor)]
             start += len(tensor)
         readings = self._readings(parts, values)
-        for turn in turns:
-            if self.paging is not None and self.is_paged(turn.sequence):
-                self.paging.publish(turn.sequence, turn.plan)
+        for item in inputs:
+            if self.paging is not None and self.is_paged(item.sequence):
+                self.paging.publish(item.sequence, item.plan)
         return [
-            Observation(reading, shares.get(id(turn.sequence)))
-            for turn, reading in zip(turns, readings, strict=True)
+            Observation(reading, shares.get(id(item.sequence)))
+            for item, reading in zip(inputs, readings, strict=True)
         ]
 
-    def _readings(self, parts: list[HeadRows], values: np.ndarray) -> list[Reading]:
+    def _readings(self, parts: list[LogitRows], values: np.ndarray) -> list[Reading]:
         """Rows of `values`: the proposals of all parts, then the shadows of all parts."""
         readings: list[Reading] = []
         start, shadow = 0, sum(len(part.ask.rows) for part in parts)
@@ -316,13 +316,13 @@ class ModelRunner:
             start, shadow = end, shadow_end
         return readings
 
-    def _keys(self, turn: Turn) -> np.ndarray:
-        sequence = turn.sequence
-        uids = sequence.canvas.uid[turn.ask.rows]
+    def _keys(self, item: ForwardInput) -> np.ndarray:
+        sequence = item.sequence
+        uids = sequence.canvas.uid[item.ask.rows]
         return row_keys(sequence.request.seed, sequence.num_forwards, uids)
 
     def _states(
-        self, metas: list[tuple[Turn, bool]]
+        self, metas: list[tuple[ForwardInput, bool]]
     ) -> tuple[Tensor, list[int], dict[int, Tensor]]:
         """Final states `(N, D)`, where each lane's begin, and `(T,)` importances of watched sequences.
 
@@ -338,10 +338,10 @@ class ModelRunner:
             ]
             if not chosen:
                 continue
-            parts = {i: self._lane(*metas[i]) for i in chosen}
+            parts = {i: self._row_meta(*metas[i]) for i in chosen}
             chosen.sort(key=lambda i: (parts[i].shape, parts[i].row))  # equal shapes share a run
             made = [parts[i] for i in chosen]
-            backend = self._mixing(made, [metas[i][0].plan.layers for i in chosen])
+            backend = self._backend(made, [metas[i][0].plan.layers for i in chosen])
             ids = np.concatenate([self._ids(*metas[i]) for i in chosen])
             position_ids = np.concatenate([meta.position_ids for meta in made])
             states.append(
@@ -354,14 +354,14 @@ class ModelRunner:
             for i, meta in zip(chosen, made, strict=True):
                 starts[i] = start
                 start += len(meta.position_ids)
-                if meta.watched:
+                if meta.needs_weights:
                     queries = torch.from_numpy(meta.positions).to(device)
-                    shares = rollout(backend.maps[meta.row], queries, meta.length)
+                    shares = rollout(backend.weights[meta.row], queries, meta.length)
                     importance[id(metas[i][0].sequence)] = shares
         return torch.cat(states) if len(states) > 1 else states[0], starts, importance
 
-    def _mixing(self, made: list[RowMeta], layers: list[Layers | None]) -> PackedAttention:
-        """How the queries of these lanes, all layered or none, meet keys and values."""
+    def _backend(self, made: list[RowMeta], layers: list[Layers | None]) -> PackedAttention:
+        """How the queries of these rows, all layered or none, meet keys and values."""
         block_size, device = self.model.spec.block_size, self.model.device
         items = [FeatureRowMeta(a, b) for a, b in zip(made, layers, strict=True) if b is not None]
         if not items:
@@ -372,8 +372,8 @@ class ModelRunner:
         assert isinstance(features, FeatureStore), "layered plans have their store"
         return LayeredAttention(items, features, block_size, device, self.model.ranks)
 
-    def _lane(self, turn: Turn, sees_prompt: bool) -> RowMeta:
-        plan, shadows, sequence = turn.plan, turn.ask.shadows, turn.sequence
+    def _row_meta(self, item: ForwardInput, sees_prompt: bool) -> RowMeta:
+        plan, shadows, sequence = item.plan, item.ask.shadows, item.sequence
         dense = self._dense(sequence)
         paged = self.paging is not None and self.is_paged(sequence)
         return RowMeta(
@@ -382,17 +382,17 @@ class ModelRunner:
             length=len(sequence.canvas) if plan.end is None else plan.end,
             position_ids=np.concatenate((plan.queries, self.row_of(shadows))),
             shadows=shadows,
-            shadows_attend=turn.ask.shadows_attend,
-            kept=sequence.request.cache.stores,
-            watched=plan.watched and sees_prompt,
+            shadows_attend=item.ask.shadows_attend,
+            is_cached=sequence.request.cache.stores,
+            needs_weights=plan.watched and sees_prompt,
             table=self.paging.table(sequence, sees_prompt) if paged and self.paging else None,
-            known=plan.known,
+            write_from=plan.known,
         )
 
-    def _ids(self, turn: Turn, sees_prompt: bool) -> Ints:
+    def _ids(self, item: ForwardInput, sees_prompt: bool) -> Ints:
         """The tokens of a lane's queries and shadows."""
-        tokens = fed_tokens(turn.sequence.canvas, sees_prompt)[turn.plan.queries]
-        masks = np.full(len(turn.ask.shadows), self.model.spec.mask_id, dtype=np.int64)
+        tokens = fed_tokens(item.sequence.canvas, sees_prompt)[item.plan.queries]
+        masks = np.full(len(item.ask.shadows), self.model.spec.mask_id, dtype=np.int64)
         return np.concatenate((tokens, masks))
 
 

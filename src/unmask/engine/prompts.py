@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from unmask.canvas import Canvas, new_canvas
-from unmask.engine.tokenizer import most_characters
+from unmask.engine.tokenizer import max_token_characters
 from unmask.errors import ConfigError, LengthError, PromptError
 from unmask.knobs import whole
 from unmask.models.spec import ModelSpec
@@ -141,7 +141,7 @@ class PromptEncoder:
     def _encode_short(self, text: str, *, special: bool) -> list[int]:
         """Return the token ids of a text; one that cannot fit is refused before it is tokenized."""
         most = self.spec.max_length
-        if len(text) > most and (one := most_characters(self._need_tokenizer())) is not None:
+        if len(text) > most and (one := max_token_characters(self._need_tokenizer())) is not None:
             least = -(-len(text) // one)
             if least > most:
                 raise LengthError(

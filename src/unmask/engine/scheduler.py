@@ -11,7 +11,7 @@ import numpy as np
 
 from unmask.caches.base import Observation
 from unmask.canvas import Canvas, Edit, Reading
-from unmask.engine.model_runner import NOT_FINITE, ModelRunner, Turn
+from unmask.engine.model_runner import NOT_FINITE, ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
 from unmask.engine.threads import ErrorCapture
 from unmask.errors import ModelError
@@ -49,7 +49,7 @@ class Scheduler:
         """Positions that the last step computed."""
         self.num_answer = 0
         """Those of them that are not of a prompt."""
-        self._turns: dict[int, Turn] = {}
+        self._inputs: dict[int, ForwardInput] = {}
         self._held: dict[int, int] = {}
 
     def has_room(self, sequence: SequenceState) -> bool:
@@ -65,17 +65,17 @@ class Scheduler:
         """Let a sequence leave, finished or not, and free what it held."""
         self.active = [other for other in self.active if other is not sequence]
         self.runner.release(sequence)
-        self._turns.pop(id(sequence), None)
+        self._inputs.pop(id(sequence), None)
         self._held.pop(id(sequence), None)
 
     def step(self) -> list[Event]:
         """One forward; who finishes or fails leaves at once."""
         events, self.num_computed, self.num_answer = self._plan(), 0, 0
-        turns = self._choose()
-        if not turns:
+        inputs = self._choose()
+        if not inputs:
             return events
-        for turn, observation in zip(turns, self.runner.forward(turns), strict=True):
-            event = self._advance(turn, observation)
+        for item, observation in zip(inputs, self.runner.forward(inputs), strict=True):
+            event = self._advance(item, observation)
             if event is None:
                 continue
             if event.error is not None or event.sequence.finish_reason is not None:
@@ -84,17 +84,19 @@ class Scheduler:
         return events
 
     def _plan(self) -> list[Event]:
-        """Give every sequence its turn, and the pages for it; who fails leaves."""
+        """Give every sequence its input, and the pages for it; who fails leaves."""
         failed = []
         for sequence in list(self.active):
-            if id(sequence) not in self._turns:
-                with ErrorCapture() as fence:
-                    self._turns[id(sequence)] = self.runner.turn(sequence, self.max_tokens)
-                if fence.error is not None:
+            if id(sequence) not in self._inputs:
+                with ErrorCapture() as capture:
+                    self._inputs[id(sequence)] = self.runner.prepare(sequence, self.max_tokens)
+                if capture.error is not None:
                     self.remove(sequence)
-                    failed.append(Event(sequence.canvas, Edit(), sequence, fence.error))
+                    failed.append(Event(sequence.canvas, Edit(), sequence, capture.error))
         for sequence in list(self.active):  # the oldest first: it always finds room
-            while id(sequence) in self._turns and not self.runner.secure(self._turns[id(sequence)]):
+            while id(sequence) in self._inputs and not self.runner.secure(
+                self._inputs[id(sequence)]
+            ):
                 self._preempt(next(s for s in reversed(self.active) if self.runner.is_paged(s)))
         return failed
 
@@ -103,45 +105,45 @@ class Scheduler:
         sequence.num_preempted += 1
         self.preempted.append(sequence)
 
-    def _choose(self) -> list[Turn]:
-        """The turns of this forward: those held before, then by age, as long as they fit."""
-        chosen, room = list[Turn](), self.max_tokens
+    def _choose(self) -> list[ForwardInput]:
+        """The inputs of this forward: those held before, then by age, as long as they fit."""
+        chosen, room = list[ForwardInput](), self.max_tokens
         for sequence in sorted(self.active, key=lambda each: -self._held.get(id(each), 0)):
-            turn = self._turns[id(sequence)]
-            cost = self._cost(turn)
+            item = self._inputs[id(sequence)]
+            cost = self._cost(item)
             if room is not None:
                 if chosen and cost > room:
                     self._held[id(sequence)] = self._held.get(id(sequence), 0) + 1
                     continue
                 room -= cost
-            chosen.append(turn)
-        for turn in chosen:
-            del self._turns[id(turn.sequence)]
-            self._held.pop(id(turn.sequence), None)
+            chosen.append(item)
+        for item in chosen:
+            del self._inputs[id(item.sequence)]
+            self._held.pop(id(item.sequence), None)
         return chosen
 
-    def _cost(self, turn: Turn) -> int:
-        """Positions that a turn computes."""
+    def _cost(self, item: ForwardInput) -> int:
+        """Positions that an input computes."""
         num_layers = self.runner.model.spec.num_layers
-        return turn.num_queries(num_layers) * self.runner.rows_of(turn.sequence)
+        return item.num_queries(num_layers) * self.runner.rows_of(item.sequence)
 
-    def _advance(self, turn: Turn, observation: Observation) -> Event | None:
-        sequence, before, edit = turn.sequence, turn.sequence.canvas, Edit()
-        cost = self._cost(turn)
+    def _advance(self, item: ForwardInput, observation: Observation) -> Event | None:
+        sequence, before, edit = item.sequence, item.sequence.canvas, Edit()
+        cost = self._cost(item)
         self.num_computed += cost
-        queries = turn.plan.queries
+        queries = item.plan.queries
         if len(queries):
             share = (queries >= before.prompt_length).sum() / len(queries)
             self.num_answer += round(cost * float(share))
-        sequence.count(turn.plan.queries, cost)
-        if not turn.reads:
+        sequence.count(item.plan.queries, cost)
+        if not item.runs_decoder:
             return None
-        with ErrorCapture() as fence:
+        with ErrorCapture() as capture:
             edit = decide(sequence, observation.reading)
             sequence.advance(edit, cost, observation)
             self.runner.follow(sequence, before)
             sequence.cache_bytes = max(sequence.cache_bytes, self.runner.cache_bytes(sequence))
-        return Event(before, edit, sequence, fence.error)
+        return Event(before, edit, sequence, capture.error)
 
 
 def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Event]:

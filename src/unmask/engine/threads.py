@@ -19,25 +19,24 @@ Result = TypeVar("Result")
 def run_in_thread(call: Callable[[], Result]) -> Result:
     """What `call` returns, or raises, in another thread."""
     found: list[Result] = []
-    fence = ErrorCapture(everything=True)
+    capture = ErrorCapture(everything=True)
 
     def run() -> None:
-        with fence:
+        with capture:
             found.append(call())
 
     thread = threading.Thread(target=run, name="unmask-apart", daemon=True)
     thread.start()
     thread.join()
-    if fence.error is not None:
-        raise fence.error
+    if capture.error is not None:
+        raise capture.error
     return found[0]
 
 
 class ErrorCapture:
-    """Keeps what is raised inside as `error`: nothing is dropped, whoever fenced must deal with it.
+    """A context manager that stores an exception raised in its body as `error`; None if there was none.
 
-    `with ErrorCapture() as fence: ...` and then `fence.error`, None when all went well. KeyboardInterrupt
-    and SystemExit pass, unless `everything`.
+    The caller must handle `error`. KeyboardInterrupt and SystemExit propagate, unless `everything`.
     """
 
     def __init__(self, *, everything: bool = False) -> None:

@@ -21,7 +21,7 @@ def _decoded(tokenizer: Any, ids: tuple[int, ...]) -> str:
     return str(tokenizer.decode(list(ids)))
 
 
-class Pieces:
+class TokenTexts:
     """Texts of tokens, one by one. `tokenizer` None shows the numbers."""
 
     def __init__(self, tokenizer: Any | None) -> None:

@@ -42,7 +42,7 @@ MOST_COMPOSED = 4
 
 
 @lru_cache(maxsize=4)
-def most_characters(tokenizer: Any) -> int | None:
+def max_token_characters(tokenizer: Any) -> int | None:
     """How many characters of a text one token stands for at most; None where that is not known.
 
     Known of byte-level BPE, which writes every byte of a text: a token is as many bytes as its name has

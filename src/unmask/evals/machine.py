@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import unmask
 from unmask.bench.environment import machine
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def git_commit() -> str | None:
     """The commit of unmask's source tree, with "+" when it was changed; None when it is no checkout."""
-    root = Path(unmask.__file__).parents[2]
+    root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
 

@@ -12,7 +12,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import unmask
 from unmask.errors import ConfigError, DependencyError
 from unmask.evals import convergence, metrics
 from unmask.evals.catalog import CATALOG
@@ -26,6 +25,7 @@ from unmask.evals.run_folder import begin_run, write_scores
 from unmask.evals.settings import EvalSettings
 from unmask.evals.table import markdown
 from unmask.evals.token_counts import uses_chat
+from unmask.version import __version__
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -253,7 +253,7 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Re
         machine=facts(llm),
         scores=scores,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        version=unmask.__version__,
+        version=__version__,
         commit=git_commit(),
         early=_early(llm, settings, run, scored),
     )

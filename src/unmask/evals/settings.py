@@ -23,11 +23,12 @@ class EvalSettings:
     """One run: a task, a model, its decoding method, and where the results go.
 
     `model`: bundled name, checkpoint folder or hub id. `gen_length`, `num_fewshot`: None is the task's
-    own. `data`: the folder of the data files (docs/reference/tasks.md); bundled tasks need none. `limit` documents from
-    number `offset` on; None: all. `batch_size` answers share a forward. `chat`: put the prompt, examples
-    included, as one user turn into the model's chat template; None: if it has one. `output`: the run
-    folder. `resume`: go on with the answers that are there; False: begin anew. `mc_num`: Monte-Carlo
-    samples of a log-likelihood. `trace`: keep what each forward did, for the pictures.
+    own. `data`: the folder of the data files (docs/reference/tasks.md); bundled tasks need none.
+    `limit` documents from number `offset` on; None: all. `batch_size` answers share a forward. `chat`:
+    put the prompt, examples included, as one user turn into the model's chat template; None: if it has
+    one. `output`: the run folder. `resume`: go on with the answers that are there; False: begin anew.
+    `mc_num`: Monte-Carlo samples of a log-likelihood. `trace`: keep what each forward did, for the
+    pictures.
     """
 
     task: str

@@ -106,7 +106,7 @@ def _position_bytes(tensor: Tensor) -> int:
 
 
 def _in_order(sources: Ints, targets: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """Pieces of positions that move by one distance, in an order in which none overwrites a later one."""
+    """Yield pieces that move by one distance, ordered so that none overwrites the source of a later one."""
     moves = targets - sources
     runs = np.split(
         np.arange(len(sources)), np.flatnonzero(np.diff(moves) | (np.diff(sources) - 1)) + 1

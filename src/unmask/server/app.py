@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
-import unmask
 from unmask.errors import ModelError
 from unmask.method import CACHE_PREFIX
 from unmask.server.auth import Guard
@@ -28,6 +27,7 @@ from unmask.server.request_parsing import CHAT_DEFAULTS, COMMON_DEFAULTS, COMPLE
 from unmask.server.service import Service
 from unmask.server.settings import ServerSettings
 from unmask.server.sglang import GenerateRequest, add_sglang_routes
+from unmask.version import __version__
 
 if TYPE_CHECKING:
     from unmask.engine.engine import Engine
@@ -55,7 +55,7 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
 
     app = FastAPI(
         title="unmask",
-        version=unmask.__version__,
+        version=__version__,
         summary="Masked diffusion language models over HTTP.",
         docs_url=None,  # both pages load scripts from elsewhere
         redoc_url=None,

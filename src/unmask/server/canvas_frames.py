@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.canvas import Canvas, Edit
 
 if TYPE_CHECKING:
-    from unmask.engine.token_text import Pieces
+    from unmask.engine.token_text import TokenTexts
 
 OPEN_MARK = "\u2591"
 
@@ -62,7 +62,7 @@ def frame(
     canvas: Canvas,
     changed: tuple[Canvas, Edit] | None,
     confidences: Confidences,
-    pieces: Pieces,
+    pieces: TokenTexts,
     *,
     forward: int,
     num_settled: int,

@@ -22,9 +22,9 @@ from unmask.server.errors import ApiError, clean, engine_dead, of_user, stopping
 from unmask.server.request_planner import GenerationPlan
 
 if TYPE_CHECKING:
-    from unmask.engine.engine import Engine, Ticket, Update
+    from unmask.engine.engine import Engine, RequestHandle, RequestUpdate
     from unmask.engine.output_processor import Text
-    from unmask.engine.token_text import Pieces
+    from unmask.engine.token_text import TokenTexts
 
 
 log = logging.getLogger("unmask.server")
@@ -56,8 +56,8 @@ class Generation:
         self.queue_s: float | None = None
         self.error: ApiError | None = None
         self.user: str | None = None
-        self._tickets: list[Ticket] = []
-        self._updates: asyncio.Queue[tuple[int, Update, float]] = asyncio.Queue()
+        self._tickets: list[RequestHandle] = []
+        self._updates: asyncio.Queue[tuple[int, RequestUpdate, float]] = asyncio.Queue()
 
     @property
     def is_over(self) -> bool:
@@ -92,18 +92,18 @@ class Generation:
             raise timed_out(self.timeout_s)
         loop = asyncio.get_running_loop()
 
-        def listen(number: int, update: Update) -> None:
+        def listen(number: int, update: RequestUpdate) -> None:
             told = number, update, self.seconds
             loop.call_soon_threadsafe(self._updates.put_nowait, told)
 
         try:
             for number, answer in enumerate(self.answers):
-                ticket = self.engine.submit(
+                handle = self.engine.submit(
                     answer.plan.request,
                     partial(listen, number),
                     deadline_s=left_s,
                 )
-                self._tickets.append(ticket)
+                self._tickets.append(handle)
         except UnmaskError as error:
             self.abort()
             raise self._refusal(error) from None
@@ -119,11 +119,11 @@ class Generation:
 
     def abort(self) -> None:
         """Give up what is not over."""
-        for ticket, answer in zip(self._tickets, self.answers, strict=False):
+        for handle, answer in zip(self._tickets, self.answers, strict=False):
             if answer.reason is None:
-                self.engine.abort(ticket)
+                self.engine.abort(handle)
 
-    async def updates(self) -> AsyncIterator[tuple[Answer, Update, str]]:
+    async def updates(self) -> AsyncIterator[tuple[Answer, RequestUpdate, str]]:
         """Every update of every answer with the text it made certain, until all answers are over.
 
         Raises ApiError: 500 when an answer's own decoding failed, 503 when the engine did or is stopped,
@@ -153,7 +153,7 @@ class Generation:
         async for _ in self.updates():
             pass
 
-    def _failure(self, update: Update) -> ApiError:
+    def _failure(self, update: RequestUpdate) -> ApiError:
         if update.kind == "timeout":
             return timed_out(self.timeout_s)
         if update.kind == "aborted":
@@ -224,7 +224,7 @@ class Answer:
         """Whether the text is over although the engine may not know it: a stop string was found."""
         return self.stream.ended is not None
 
-    def take(self, update: Update) -> str:
+    def take(self, update: RequestUpdate) -> str:
         """The text that an update makes certain."""
         if update.kind == "step":
             self.confidences.follow(update.before, update.edit)
@@ -267,11 +267,11 @@ class Answer:
             for position in positions
         ]
 
-    def first_frame(self, update: Update, pieces: Pieces) -> dict[str, Any]:
+    def first_frame(self, update: RequestUpdate, pieces: TokenTexts) -> dict[str, Any]:
         """The canvas before the first forward, of the first update."""
         return frame(update.before, None, Confidences(), pieces, forward=0, num_settled=0)
 
-    def frame(self, update: Update, pieces: Pieces) -> dict[str, Any]:
+    def frame(self, update: RequestUpdate, pieces: TokenTexts) -> dict[str, Any]:
         """The canvas after an update that was taken."""
         changed = (update.before, update.edit) if update.kind == "step" else None
         return frame(

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
 
-import unmask
 from unmask.engine.outputs import Step
-from unmask.engine.token_text import Pieces
+from unmask.engine.token_text import TokenTexts
 from unmask.server.generation import Answer
+from unmask.version import __version__
 
 Route = Literal["chat", "completion", "infill"]
 PREFIX: dict[Route, str] = {"chat": "chatcmpl-", "completion": "cmpl-", "infill": "infill-"}
@@ -30,14 +30,14 @@ class Reply:
 
     route: Route
     model: str
-    pieces: Pieces
+    pieces: TokenTexts
     wants_logprobs: bool = False
     wants_trace: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = ""
 
     @classmethod
-    def new(cls, route: Route, model: str, pieces: Pieces, **wants: bool) -> Reply:
+    def new(cls, route: Route, model: str, pieces: TokenTexts, **wants: bool) -> Reply:
         """A reply with an id of its own."""
         return cls(route, model, pieces, **wants, id=PREFIX[route] + secrets.token_hex(12))
 
@@ -49,7 +49,7 @@ class Reply:
             "object": f"{kind}.chunk" if is_chunk and self.route != "completion" else kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": f"unmask-{unmask.__version__}",
+            "system_fingerprint": f"unmask-{__version__}",
         }
 
     def full(self, answers: Sequence[Answer]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import anyio
 from sse_starlette import EventSourceResponse
 from starlette.responses import JSONResponse, Response
 
-from unmask.engine.token_text import Pieces
+from unmask.engine.token_text import TokenTexts
 from unmask.server.errors import ApiError, clean, engine_dead, stopping, timed_out
 from unmask.server.generation import Generation
 from unmask.server.metrics import Metrics
@@ -45,7 +45,7 @@ class Service:
         self.llm, self.engine, self.settings = llm, engine, settings
         self.planner = Planner(llm, settings, engine.max_queue)
         self.metrics = Metrics(engine, settings.models[0])
-        self.pieces = Pieces(llm.tokenizer)
+        self.pieces = TokenTexts(llm.tokenizer)
         self.is_draining = False
         self.planning = anyio.CapacityLimiter(PLANNED_AT_ONCE)
 

@@ -18,7 +18,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, ValidationError
 
-import unmask
 from unmask.errors import PromptError
 from unmask.server.errors import ApiError, of_user
 from unmask.server.generation import Answer, Generation
@@ -38,6 +37,7 @@ from unmask.server.request_parsing import (
 )
 from unmask.server.request_planner import GenerationPlan
 from unmask.server.sse import DONE, event, guarded
+from unmask.version import __version__
 
 if TYPE_CHECKING:
     from unmask.server.service import Service
@@ -204,7 +204,7 @@ def info(service: Service) -> dict[str, Any]:
     return {
         "model_path": service.llm.name,
         "served_model_name": settings.models[0],
-        "version": unmask.__version__,
+        "version": __version__,
         "context_length": service.planner.max_length,
         "max_running_requests": stats.rows_total,
         "dllm_algorithm": settings.defaults.decoder_name,

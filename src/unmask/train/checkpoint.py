@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unmask.demo.tokenizer import TURN_END
 from unmask.errors import ModelError
 from unmask.models import load_model
 from unmask.models.families import dream, llada
@@ -25,7 +24,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 def export(model: Transformer, tokenizer_folder: Path, folder: Path, dtype: torch.dtype) -> None:
     """Write a complete checkpoint folder in its family's Hugging Face format (LLaDA's or Dream's).
 
-    Dream's turns end with another word; the tokenizer of such a folder spells it so, with the same id.
+    Dream ends a turn with another token text: the written tokenizer spells the spec's `turn_end` so,
+    under the same id.
     """
     folder.mkdir(parents=True, exist_ok=True)
     family = dream if model.spec.family == "dream" else llada
@@ -35,15 +35,15 @@ def export(model: Transformer, tokenizer_folder: Path, folder: Path, dtype: torc
     save_weights(model, folder / "model.safetensors", family.NAMES, dtype)
     for file in TOKENIZER_FILES:
         text = (tokenizer_folder / file).read_text(encoding="utf-8")
-        if family is dream:
-            text = text.replace(TURN_END, dream.TURN_END)
+        if family is dream and model.spec.turn_end is not None:
+            text = text.replace(model.spec.turn_end, dream.TURN_END)
         (folder / file).write_text(text, encoding="utf-8")
 
 
 def save(
     model: Transformer, optimizers: Optimizers, step: int, tokenizer_folder: Path, output: Path
 ) -> Path:
-    """Write `output/step-N` (complete or not at all) and forget all but the newest two."""
+    """Write `output/step-N`, complete or not at all, and delete all but the newest two."""
     final = output / f"step-{step:06d}"
     partial = output / f".step-{step:06d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -63,7 +63,7 @@ def save(
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     return sorted(path for path in output.glob("step-*") if (path / "progress.json").exists())
 
 
@@ -72,8 +72,7 @@ def load_into(model: Transformer, source: str | Path) -> None:
 
     The families may differ; biases that the source lacks keep their values. Raises ModelError.
     """
-    found = load_model(source, torch.float32, "cpu")
-    weights = dict(found.named_parameters())
+    weights = dict(load_model(source, torch.float32, "cpu").named_parameters())
     fresh = dict(model.named_parameters())
     misfits = [
         name
@@ -82,14 +81,17 @@ def load_into(model: Transformer, source: str | Path) -> None:
         and getattr(weights.get(name), "shape", None) != getattr(fresh.get(name), "shape", None)
     ]
     if misfits:
-        raise ModelError(f"{source}: of other sizes than the recipe's: {', '.join(misfits)}")
+        raise ModelError(
+            f"{source}: of other sizes than the recipe's: {', '.join(misfits)}; use a checkpoint of the "
+            f"recipe's sizes, or the recipe of the checkpoint"
+        )
     with torch.no_grad():
         for name, value in weights.items():
             fresh[name].copy_(value)
 
 
 def restore(model: Transformer, optimizers: Optimizers, folder: Path) -> int:
-    """Load a checkpoint into a model and its optimizers; returns the number of steps done."""
+    """Load a checkpoint into a model and its optimizers; return the number of steps done."""
     load_into(model, folder)
     with safe_open(folder / "optimizer.safetensors", framework="pt") as handle:
         for name, optimizer in optimizers.items():
@@ -102,5 +104,7 @@ def restore(model: Transformer, optimizers: Optimizers, folder: Path) -> int:
             optimizer.load_state_dict({"state": state, "param_groups": groups})
     progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     if "step" not in progress:
-        raise ModelError(f"{folder}: progress.json holds no step")
+        raise ModelError(
+            f"{folder}: progress.json holds no step; delete the folder to resume earlier"
+        )
     return int(progress["step"])

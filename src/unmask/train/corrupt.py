@@ -23,7 +23,7 @@ EPS = 1e-3
 
 @dataclass(frozen=True)
 class Noisy:
-    """A corrupted batch: what the network sees and how much each prediction counts."""
+    """A corrupted batch: the network's input and the loss weight of each prediction."""
 
     ids_BT: Tensor
     weights_BT: Tensor
@@ -31,12 +31,12 @@ class Noisy:
 
     @property
     def masked_BT(self) -> Tensor:
-        """Which tokens were replaced by the mask (bool)."""
+        """Mask of the tokens that were replaced by the mask token, bool."""
         return self.weights_BT > 0
 
 
 def draw_t(rows: int, generator: torch.Generator, stratified: bool = False) -> Tensor:
-    """`(B, 1)` noise levels in [0, 1): independent, or one in each of B equal strata.
+    """Draw `(B, 1)` noise levels in [0, 1): independent, or one in each of B equal strata.
 
     Stratified levels are `(u + i/B) mod 1` with one u (arXiv:2503.09573): the same marginal, less
     variance.
@@ -48,7 +48,7 @@ def draw_t(rows: int, generator: torch.Generator, stratified: bool = False) -> T
 
 
 def random_length(length: int, generator: torch.Generator, share: float = 0.01) -> int:
-    """The length to cut a pre-training batch to: U{1..length} with probability `share`."""
+    """Draw the length to cut a pre-training batch to: U{1..length} with probability `share`."""
     if torch.rand((), generator=generator) >= share:
         return length
     return int(torch.randint(1, length + 1, (), generator=generator))
@@ -68,8 +68,8 @@ def corrupt(
 
     `maskable_BT` bool: all True for pre-training; the response (with its padding) for fine-tuning. The
     weight's L is the number of maskable positions. `count_weight` divides by the number of tokens that
-    were masked instead of its expectation `p L` (same mean per level, less variance). At least one
-    token of a row may stay unmasked or, for p near eps, none be masked; such a row has loss 0.
+    were masked instead of its expectation `p L` (same mean per level, less variance). For p near eps no
+    token of a row may be masked; such a row has loss 0.
     """
     rows = ids_BT.shape[0]
     t = draw_t(rows, generator, stratified) if t_B1 is None else t_B1
@@ -92,12 +92,12 @@ def block_state(
     tail_share: float = 0.2,
     t_B1: Tensor | None = None,
 ) -> Noisy:
-    """The states that semi-autoregressive decoding visits: known, a half-open block, all masked.
+    """Corrupt rows into states of semi-autoregressive decoding: known, a half-open block, all masked.
 
     Per row, a cut is drawn in the response: tokens left of it are known, the next `block_length` (one
-    number, or `(B, 1)`) are masked with probability p, everything after is masked. The block's masked
-    tokens share weight `1 - tail_share`, those after it `tail_share`. `t_B1` fixes p; at 1 the prefix
-    is all that is known, as in decoding from left to right.
+    number, or `(B, 1)`) are masked with probability p, all later ones are masked. The block's masked
+    tokens share weight `1 - tail_share`, those after it `tail_share`. `t_B1` fixes p; at 1 only the
+    prefix is known, as in decoding from left to right.
     """
     rows, length = ids_BT.shape
     order = response_BT.long().cumsum(-1) - 1
@@ -128,10 +128,10 @@ def block_noise(
 ) -> Noisy:
     """Mask every block of `block_size` positions with a probability of its own.
 
-    What a block-causal model learns from when each noisy block sees the blocks before it clean. The
-    levels are stratified over all blocks of the batch; a share `full_share` of the blocks is masked
-    entirely, as decoding finds them. A block's masked tokens share its part of the row's maskable tokens
-    as weight. Source: arXiv:2503.09573, Sec. 3. Differs: weights by count, not by 1/t.
+    For block-causal models, where each noisy block attends to the clean blocks before it. The levels are
+    stratified over all blocks of the batch; a share `full_share` of the blocks is masked entirely, the
+    state in which decoding starts a block. A block's masked tokens share its part of the row's maskable
+    tokens as weight. Source: arXiv:2503.09573, Sec. 3. Differs: weights by count, not by 1/t.
     """
     rows, length = ids_BT.shape
     block_T = torch.arange(length) // block_size
@@ -154,7 +154,7 @@ def block_noise(
 def row_losses(
     logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, masked_BT: Tensor
 ) -> Tensor:
-    """`(B,)` float32: each row's `sum(weight * cross-entropy)` over its masked tokens.
+    """Return each row's `sum(weight * cross-entropy)` over its masked tokens, `(B,)` float32.
 
     The N logits are those of the True positions of `masked_BT`, in order; the published loss is the mean
     over the rows.

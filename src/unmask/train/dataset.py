@@ -1,16 +1,13 @@
-"""Training batches."""
+"""Training data as the trainer sees it: micro-batches as a function of the step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
 from unmask.train.corrupt import Noisy
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -20,3 +17,11 @@ class Batch:
     tasks: list[str]
     clean_BT: Tensor
     noisy: Noisy
+
+
+class Dataset(Protocol):
+    """A source of micro-batches, a pure function of the step: a resumed run needs no data state."""
+
+    def batches(self, step: int) -> list[Batch]:
+        """Return the micro-batches of optimizer step `step`, corrupted, at least one."""
+        ...

@@ -10,18 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.demo.tokenizer import TURN_END
-from unmask.demo.training_data import DemoData
 from unmask.errors import ConfigError
 from unmask.models.spec import ModelSpec
 from unmask.models.transformer import Transformer
 from unmask.train import checkpoint
 from unmask.train.corrupt import row_losses
+from unmask.train.dataset import Dataset
 from unmask.train.optim import optimizers, rate
 from unmask.train.predict import masked_logits
 from unmask.train.recipe import Recipe, same_recipe, save_recipe
@@ -29,7 +27,7 @@ from unmask.train.recipe import Recipe, same_recipe, save_recipe
 
 @dataclass(frozen=True)
 class StepLog:
-    """What one optimizer step did; `eta_s` is the time left in seconds."""
+    """The figures of one optimizer step; `eta_s` is the estimated time left in seconds."""
 
     step: int
     steps: int
@@ -41,7 +39,7 @@ class StepLog:
     eta_s: float
 
     def line(self) -> str:
-        """One log line."""
+        """Format the step as one log line."""
         tasks = " ".join(f"{name} {value:.3f}" for name, value in sorted(self.task_loss.items()))
         minutes, seconds = divmod(int(self.eta_s), 60)
         return (
@@ -50,15 +48,24 @@ class StepLog:
         )
 
 
-def demo_spec(recipe: Recipe, tokenizer: Any) -> ModelSpec:
-    """The recipe's shape: LLaDA's, perhaps block-causal, or Dream's.
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The facts of a tokenizer that a network's spec needs; `turn_end` is the text of a token."""
 
-    The embedding has two rows more than the tokenizer, as LLaDA pads.
+    vocab_size: int
+    mask_id: int
+    eos_id: int
+    turn_end: str
+
+
+def recipe_spec(recipe: Recipe, tokens: SpecialTokens) -> ModelSpec:
+    """Return the recipe's network: LLaDA's, block-causal with `block_size`, or Dream's.
+
+    The embedding has two rows more than the tokenizer has tokens, as LLaDA pads.
     """
-    eos_id = int(tokenizer.eos_token_id)
     return ModelSpec(
         family="dream" if recipe.shift_logits else "llada",
-        vocab_size=len(tokenizer) + 2,
+        vocab_size=tokens.vocab_size + 2,
         d_model=recipe.d_model,
         num_layers=recipe.num_layers,
         num_heads=recipe.num_heads,
@@ -68,19 +75,19 @@ def demo_spec(recipe: Recipe, tokenizer: Any) -> ModelSpec:
         rope_theta=recipe.rope_theta,
         norm_eps=1e-5,
         max_length=recipe.max_length,
-        mask_id=int(tokenizer.convert_tokens_to_ids("<|mdm_mask|>")),
-        eos_id=eos_id,
-        pad_id=eos_id,
+        mask_id=tokens.mask_id,
+        eos_id=tokens.eos_id,
+        pad_id=tokens.eos_id,
         qkv_bias=recipe.shift_logits,
         rope_fp32=not recipe.shift_logits,
         shift_logits=recipe.shift_logits,
         block_size=recipe.block_size,
-        turn_end=TURN_END,
+        turn_end=tokens.turn_end,
     )
 
 
 def build(spec: ModelSpec, seed: int, embed_std: float) -> Transformer:
-    """A freshly initialized model: normal weights, residual outputs scaled down by depth, no biases yet."""
+    """Return a freshly initialized model: normal weights, residual outputs scaled by depth, zero biases."""
     model = Transformer(spec)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -98,7 +105,7 @@ def build(spec: ModelSpec, seed: int, embed_std: float) -> Transformer:
 
 @contextmanager
 def _kernels(recipe: Recipe) -> Iterator[None]:
-    """bfloat16 autocast, and plain matrix-product attention (faster than flash on CPU when short)."""
+    """Select bfloat16 autocast, and plain matrix-product attention (faster on a CPU for short rows)."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast)
@@ -107,35 +114,39 @@ def _kernels(recipe: Recipe) -> Iterator[None]:
 
 
 class Trainer:
-    """A run of a recipe; iterate over it to train."""
+    """A run of a recipe on a dataset; iterate over it to train.
 
-    def __init__(self, recipe: Recipe, tokenizer: Any, tokenizer_folder: Path) -> None:
-        self.recipe, self.tokenizer_folder = recipe, tokenizer_folder
-        spec = demo_spec(recipe, tokenizer)
+    `spec` is the network's, e.g. of `recipe_spec`; `tokenizer_folder` holds the tokenizer files that go
+    into every exported checkpoint.
+    """
+
+    def __init__(
+        self, recipe: Recipe, spec: ModelSpec, data: Dataset, tokenizer_folder: Path
+    ) -> None:
+        self.recipe, self.data, self.tokenizer_folder = recipe, data, tokenizer_folder
         self.model = build(spec, recipe.seed, recipe.embed_std)
         if recipe.init is not None:
             checkpoint.load_into(self.model, recipe.init)
-        self.data = DemoData(recipe, spec, tokenizer)
         self.optimizers = optimizers(self.model, recipe)
         self.output = Path(recipe.output)
         self.step = 0
         self.output.mkdir(parents=True, exist_ok=True)
-        found = checkpoint.checkpoints(self.output)
-        if found and not recipe.resume:
+        saved = checkpoint.checkpoints(self.output)
+        if saved and not recipe.resume:
             raise ConfigError(
-                f"output={recipe.output!r} holds checkpoints up to {found[-1].name}; choose another "
+                f"output={recipe.output!r} holds checkpoints up to {saved[-1].name}; choose another "
                 f"folder, delete it, or resume=true"
             )
-        if found:
+        if saved:
             same_recipe(recipe, self.output / "recipe.yaml")
-            self.step = checkpoint.restore(self.model, self.optimizers, found[-1])
+            self.step = checkpoint.restore(self.model, self.optimizers, saved[-1])
         save_recipe(recipe, self.output / "recipe.yaml")
         self._hidden: Callable[..., Tensor] = self.model.hidden
         if recipe.compile:
             self._hidden = torch.compile(self.model.hidden, dynamic=True)
 
     def train_step(self) -> tuple[float, dict[str, float], float, int]:
-        """One optimizer step: (loss, loss by task, gradient norm, tokens)."""
+        """Take one optimizer step; return (loss, loss by task, gradient norm, tokens)."""
         sums: dict[str, list[float]] = {}
         batches = self.data.batches(self.step)
         num_rows = sum(len(batch.tasks) for batch in batches)
@@ -163,7 +174,7 @@ class Trainer:
         return mean, {task: sum(v) / len(v) for task, v in sums.items()}, norm, tokens
 
     def __iter__(self) -> Iterator[StepLog]:
-        """Train to the end, a log a step; checkpoints on the way, the final model at the end."""
+        """Train to the end: yield a log entry a step, write checkpoints, export the final model."""
         average = 0.0
         with (self.output / "log.jsonl").open("a", encoding="utf-8") as log:
             while self.step < self.recipe.steps:
@@ -189,7 +200,7 @@ class Trainer:
         checkpoint.export(self.model, self.tokenizer_folder, self.output / "model", torch.bfloat16)
 
     def save(self) -> Path:
-        """Write a checkpoint now."""
+        """Write a checkpoint of the current step and return its folder."""
         return checkpoint.save(
             self.model, self.optimizers, self.step, self.tokenizer_folder, self.output
         )

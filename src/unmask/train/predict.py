@@ -1,4 +1,4 @@
-"""What a model says of a corrupted batch, whatever its attention and wherever its rows point.
+"""Predictions for a corrupted batch: bidirectional or block-causal attention, shifted logits or not.
 
 Letters: B rows, T positions, N masked tokens, V vocabulary.
 """
@@ -15,11 +15,11 @@ from unmask.train.dataset import Batch
 
 
 def masked_logits(model: Transformer, hidden: Callable[..., Tensor], batch: Batch) -> Tensor:
-    """`(N, V)` logits of the masked positions only: the head never sees the rest.
+    """Return the `(N, V)` logits of the masked positions; the head computes no others.
 
-    `hidden` is the model's, perhaps compiled. A block-causal model is run on the noisy row and the clean
-    one behind it, twice the positions. With shifted logits row i - 1 answers for position i; nothing
-    answers for position 0, which must not be masked.
+    `hidden` is the model's method, perhaps compiled. A block-causal model runs on the noisy row followed
+    by the clean one: twice the positions. With shifted logits row i - 1 predicts position i; no row
+    predicts position 0, which must not be masked.
     """
     noisy, masked = batch.noisy.ids_BT, batch.noisy.masked_BT
     rows, length = noisy.shape
@@ -36,10 +36,11 @@ def masked_logits(model: Transformer, hidden: Callable[..., Tensor], batch: Batc
 
 
 def two_streams(length: int, block_size: int) -> Tensor:
-    """Who sees whom in `[noisy | clean]`: bool `(1, 1, 2T, 2T)`.
+    """Return the attention mask of `[noisy | clean]`: bool `(1, 1, 2T, 2T)`.
 
-    A noisy block sees itself and the clean blocks before it, a clean block the clean ones up to itself:
-    what each block meets in decoding, all of them in one forward. Source: arXiv:2503.09573, Sec. 3.
+    A noisy block attends to itself and to the clean blocks before it, a clean block to the clean ones up
+    to itself: the context that each block has in decoding, for all blocks in one forward pass.
+    Source: arXiv:2503.09573, Sec. 3.
     """
     block = torch.arange(length) // block_size
     query, key = block[:, None], block[None, :]

@@ -1,4 +1,4 @@
-"""A training recipe: every number of a run, read from a preset and `key=value` words."""
+"""Training recipes: every number of a run, read from a preset and `key=value` words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,7 +19,7 @@ LONGEST_ROW = 128
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train, on what and how long. Rates are per optimizer step; lengths in tokens."""
+    """Network, data, objective and schedule of a run. Rates are per optimizer step, lengths in tokens."""
 
     recipe: str = "demo"
     output: str = "runs/demo"
@@ -32,9 +31,9 @@ class Recipe:
     rows_per_step: int = 128
     """Examples an optimizer step sees, all tasks together."""
     micro_batches: int = 4
-    """Parts, sorted by length, that a step's fine-tuning rows are computed in."""
+    """Number of parts, sorted by length, into which a step's fine-tuning rows are cut."""
     tokens_per_micro_batch: int = 4096
-    """Rows are left out of a part that would be longer than this."""
+    """Upper bound of rows times length of a part; rows beyond it are dropped."""
     length_multiple: int = 8
     """Batches are padded to a multiple of this many positions."""
     # network
@@ -47,8 +46,8 @@ class Recipe:
     shift_logits: bool = False
     """Dream's shape: the row before a position predicts it; attention layers have biases."""
     block_size: int | None = None
-    """Block-causal attention in blocks of so many positions, from the first token; default: everyone
-    sees everyone."""
+    """Block-causal attention in blocks of this many positions, from the first token; default:
+    bidirectional attention."""
     # data
     drill_start: float = 0.3
     """Share of drills among the fine-tuning rows at step 0 ..."""
@@ -56,9 +55,9 @@ class Recipe:
     """... and from step `drill_steps` on."""
     drill_steps: int = 1000
     level_steps: tuple[int, ...] = (200, 600, 1200)
-    """Steps at which the curriculum goes to level 2, to the hardest, 3, and to the final one, 4."""
+    """Steps at which the curriculum goes to level 2, 3 (the hardest) and 4 (the final mixture)."""
     mix: tuple[float, ...] = (0.62, 0.15, 0.12, 0.11)
-    """Shares of word problems, Sudoku, Countdown and sentences; drills are taken from the first three."""
+    """Shares of word problems, Sudoku, Countdown and sentences; drills take from the first three."""
     random_length: float = 0.01
     # objective
     stratified: bool = True
@@ -66,11 +65,11 @@ class Recipe:
     count_weight: bool = True
     """Weigh by the number of masked tokens instead of its expectation."""
     block_share: float = 0.4
-    """Share of fine-tuning rows in the state that block decoders see; 0: LLaDA's objective."""
+    """Share of fine-tuning rows in a state of block-wise decoding; 0: LLaDA's objective."""
     digit_share: float = 0.0
-    """Share of word problems that mask only digits (which numbers go where)."""
+    """Share of word problems that mask digits only."""
     reading_at: int = 1_000_000_000
-    """Step from which `reading_mix` and `reading_states` take the place of the shares above."""
+    """Step from which `reading_mix` and `reading_states` replace the shares above."""
     reading_mix: tuple[float, ...] = (0.62, 0.15, 0.12, 0.11)
     reading_states: tuple[float, ...] = (0.1, 0.25, 0.2, 0.35, 0.1)
     """Shares of the states any, block, digits, prefix (all masked from a cut on) and full (all masked)."""
@@ -93,10 +92,10 @@ class Recipe:
     # bookkeeping
     checkpoint_every: int = 200
     resume: bool = True
-    """Go on from the newest checkpoint in `output`."""
+    """Continue from the newest checkpoint in `output`; false: such a folder is an error."""
 
     def __post_init__(self) -> None:
-        """Reject numbers that cannot be trained with."""
+        """Raise ConfigError for numbers that cannot be trained with."""
         for allowed, (names, fits) in _RANGES.items():
             for name in names:
                 if not fits(getattr(self, name)):
@@ -163,13 +162,13 @@ _RANGES: dict[str, tuple[tuple[str, ...], Callable[[float], bool]]] = {
 
 
 def presets() -> list[str]:
-    """Names of the recipes that ship."""
+    """Return the names of the recipes that ship."""
     folder = resources.files("unmask.train").joinpath("recipes")
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir())
 
 
 def compose(words: list[str]) -> Recipe:
-    """The recipe of `recipe=NAME key=value...`. Raises ConfigError for unknown or ill-typed keys."""
+    """Build the recipe of `recipe=NAME key=value...`. Raises ConfigError for unknown or ill-typed keys."""
     pairs = dict(split_word(word) for word in words)
     if "recipe" not in pairs:
         raise ConfigError(f"say which recipe, e.g. recipe=demo; there are: {', '.join(presets())}")
@@ -177,30 +176,29 @@ def compose(words: list[str]) -> Recipe:
     if name not in presets():
         raise unknown_name("recipe", name, presets())
     text = resources.files("unmask.train").joinpath("recipes").joinpath(f"{name}.yaml").read_text()
-    values: dict[str, Any] = {**yaml.safe_load(text), **pairs}
     fields = field_names(Recipe)
-    known: dict[str, Any] = {}
-    for key, value in values.items():
+    values = {}
+    for key, value in {**yaml.safe_load(text), **pairs}.items():
         if key not in fields:
             raise unknown_name("recipe key", key, fields)
-        known[key] = set_field(Recipe, key, value)
-    return Recipe(**known)
+        values[key] = set_field(Recipe, key, value)
+    return Recipe(**values)
 
 
 def split_word(word: str) -> tuple[str, str]:
-    """`key=value` in two. Raises ConfigError for anything else."""
+    """Split `key=value` in two. Raises ConfigError for anything else."""
     key, equals, value = word.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{word!r} is not of the form key=value")
+        raise ConfigError(f"{word!r} is not of the form key=value; write e.g. steps=1000")
     return key.strip().replace("-", "_"), value
 
 
 MAY_CHANGE = ("output", "init", "steps", "decay_steps", "checkpoint_every", "compile", "resume")
-"""Keys that a resumed run may change: where and how long, not what."""
+"""Keys that a resumed run may change: places and durations, nothing that changes the numbers."""
 
 
 def same_recipe(recipe: Recipe, saved: Path) -> None:
-    """Raise ConfigError when a run that is resumed was begun with other numbers."""
+    """Raise ConfigError when the saved run, to be resumed, began with other numbers."""
     before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.exists() else {}
     for key in sorted(field_names(Recipe) - set(MAY_CHANGE)):
         now = getattr(recipe, key)

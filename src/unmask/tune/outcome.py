@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-import unmask
 from unmask.tune.goal import ACCURACY
 from unmask.tune.measure import Bench, Interval, Measured, Versus, versus
 from unmask.tune.study import SearchResult, TrialPoint, Watch
+from unmask.version import __version__
 
 TURNS = 4
 PRESET, NUMBERS, TABLE = "preset.yaml", "tune.json", "tune.md"
@@ -72,7 +72,7 @@ def preset(
     """The file that `generation=FILE` takes: the decoder, its knobs, and where they come from."""
     lines = [
         f"# Written by: {command}",
-        f"# {datetime.now(timezone.utc):%Y-%m-%d}, unmask {unmask.__version__}, model "
+        f"# {datetime.now(timezone.utc):%Y-%m-%d}, unmask {__version__}, model "
         f"{bench.settings.model}, task {bench.settings.task}, prompts 0 to {best.num_prompts - 1}: "
         f"{_numbers(best.metrics, found)}",
     ]
@@ -90,7 +90,7 @@ def as_json(
     best = found.best
     return {
         "command": command,
-        "version": unmask.__version__,
+        "version": __version__,
         "settings": bench.settings.as_dict(),
         "plan": {**found.plan.identity(), "num_trials": found.plan.num_trials},
         "baseline": dict(found.baseline.metrics),

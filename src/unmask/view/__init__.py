@@ -1,1 +1,1 @@
-"""What people look at: the canvas in a terminal, the trace file, the line of statistics."""
+"""Output for people: the canvas in a terminal, progress bars, trace files and reports."""

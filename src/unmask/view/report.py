@@ -1,36 +1,36 @@
-"""Numbers of a finished decode: one line for people, one object for programs."""
+"""Report of a finished decode: one line for people, one JSON object for programs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from unmask.engine.outputs import Output
 
 
 @dataclass(frozen=True)
 class DecodeRun:
-    """A finished decode with what it was told; `seconds` is the time spent decoding."""
+    """A finished decode with its settings; `seconds` is the time spent decoding."""
 
     output: Output
     seconds: float
     model: str
     decoder: str
-    knobs: dict[str, Any]
+    knobs: Mapping[str, object]
     seed: int
 
     @property
     def tokens_per_forward(self) -> float:
-        """Tokens of the answer (without its end) a forward."""
+        """Tokens of the answer, end token excluded, per forward."""
         return len(self.output.token_ids) / max(1, self.output.num_forwards)
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of the answer a second."""
+        """Tokens of the answer per second."""
         return len(self.output.token_ids) / max(1e-9, self.seconds)
 
     def line(self) -> str:
-        """The statistics."""
+        """Return the statistics as one line of text."""
         out = self.output
         cache = f"cache {out.cache} ({'exact' if out.cache_exact else 'approximate'})"
         parts = [
@@ -45,10 +45,10 @@ class DecodeRun:
         ]
         return " | ".join(parts)
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+    def as_json(self) -> dict[str, object]:
+        """Return text, ids, statistics and settings, ready for JSON."""
         out = self.output
-        found = {
+        record: dict[str, object] = {
             "text": out.text,
             "token_ids": out.token_ids,
             "canvas_ids": out.canvas_ids,
@@ -66,10 +66,10 @@ class DecodeRun:
             "cache": out.cache,
             "cache_exact": out.cache_exact,
             "cache_bytes": out.cache_bytes,
-            "knobs": self.knobs,
+            "knobs": dict(self.knobs),
             "seed": self.seed,
         }
-        return found | ({"blanks": list(out.blanks)} if out.blanks else {})
+        return record | ({"blanks": list(out.blanks)} if out.blanks else {})
 
 
 def _count(number: int, word: str) -> str:

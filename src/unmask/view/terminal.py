@@ -1,8 +1,8 @@
-"""The canvas as rich text, and a live picture of a decode.
+"""Canvases as rich text, and a live display of a decode.
 
-Colors are those of LLaDA's and Dream's demos; beside each is a cue that needs no color:
+Colors are those of LLaDA's and Dream's demos; each has a cue that needs no color:
 
-    undecided   a shaded cell, dark gray      (a darker shade where a token was taken back)
+    undecided   a shaded cell, dark gray      (a darker shade where a token was remasked)
     new         bold and underlined, red below 0.3 confidence, orange below 0.7, else green
     older       plain, blue
     end         one dim mark for a run of end-of-text tokens, with their number
@@ -10,10 +10,12 @@ Colors are those of LLaDA's and Dream's demos; beside each is a cue that needs n
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypedDict
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -23,7 +25,7 @@ from rich.text import Text
 from unmask.canvas import Canvas
 from unmask.engine.scheduler import Event
 from unmask.engine.sequence import SequenceState
-from unmask.engine.token_text import Pieces, printable
+from unmask.engine.token_text import TokenTexts, printable
 
 OPEN, REOPENED, END, RETURN = "░", "▒", "∎", "↵"
 OPEN_STYLE = "#444444"
@@ -33,48 +35,60 @@ TAIL_STYLE = "dim"
 LOW, MIDDLE, HIGH = "#FF6666", "#FFAA33", "#66CC66"
 LOW_BELOW, MIDDLE_BELOW = 0.3, 0.7
 CHROME_LINES = 3
-"""Lines of a frame that are not canvas."""
+"""Lines of a frame below the canvas."""
+
+Cell = tuple[str | None, str]
+"""Text (None: an end token) and style of a position."""
 
 
 def new_style(confidence: float) -> str:
-    """The style of a token committed a moment ago."""
+    """Return the style of a token that the last forward committed."""
     color = LOW if confidence < LOW_BELOW else MIDDLE if confidence < MIDDLE_BELOW else HIGH
     return f"bold underline {color}"
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a forward changed, in positions of the canvas after it: new tokens by confidence, reopened."""
+    """Changes of a forward, in positions of the canvas after it.
+
+    `fresh`: confidence of each new token by position; `reopened`: remasked positions.
+    """
 
     fresh: Mapping[int, float] = field(default_factory=dict)
     reopened: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, event: Event) -> Changes:
-        """Of an event; positions are followed by identity through insertions and deletions."""
+        """Return the changes of an event, following positions through insertions and deletions."""
         before, after, edit = event.before, event.sequence.canvas, event.edit
         position_of = {uid: position for position, uid in enumerate(after.uid.tolist())}
         confidence = dict.fromkeys(before.uid[edit.replace].tolist(), MIDDLE_BELOW)
         confidence.update(
             zip(before.uid[edit.commit].tolist(), edit.confidence.tolist(), strict=True)
         )
-        taken = before.uid[edit.remask].tolist()
+        remasked = before.uid[edit.remask].tolist()
         return cls(
             {position_of[uid]: p for uid, p in confidence.items() if uid in position_of},
-            frozenset(position_of[uid] for uid in taken if uid in position_of),
+            frozenset(position_of[uid] for uid in remasked if uid in position_of),
         )
 
 
-def shown_from(canvas: Canvas) -> int:
-    """The first position to show: the answer's, or the text's when it has blanks inside."""
+def first_shown(canvas: Canvas) -> int:
+    """Return the first position to show: that of the answer, or 0 for a text with blanks inside it."""
     return 0 if canvas.fixed[canvas.prompt_length :].any() else canvas.prompt_length
 
 
-def _cells(
-    canvas: Canvas, changes: Changes, pieces: Pieces, stop_ids: frozenset[int]
-) -> Iterator[tuple[str, str]]:
-    """(text, style) of each shown position; end tokens as the empty text."""
-    start, ended = shown_from(canvas), False
+def canvas_text(
+    canvas: Canvas, changes: Changes, pieces: TokenTexts, stop_ids: frozenset[int] = frozenset()
+) -> Text:
+    """Render a canvas as styled text; a new line end has a mark, a run of end tokens is one mark."""
+    return _render(_canvas_cells(canvas, changes, pieces, stop_ids))
+
+
+def _canvas_cells(
+    canvas: Canvas, changes: Changes, pieces: TokenTexts, stop_ids: frozenset[int]
+) -> Iterator[Cell]:
+    start, is_tail = first_shown(canvas), False
     for position, text in enumerate(pieces.of_positions(canvas, start), start):
         token = int(canvas.tokens[position])
         if canvas.open[position]:
@@ -82,38 +96,89 @@ def _cells(
             yield (REOPENED, REOPENED_STYLE) if reopened else (OPEN, OPEN_STYLE)
         elif canvas.fixed[position]:
             if token not in pieces.special and text:
-                yield text, ""
+                yield printable(text), ""
         else:
             is_end = token in stop_ids
-            ended = ended or is_end
+            is_tail = is_tail or is_end
             if position in changes.fresh:
                 style = new_style(changes.fresh[position])
             else:
-                style = TAIL_STYLE if ended else OLD_STYLE
+                style = TAIL_STYLE if is_tail else OLD_STYLE
             if is_end or text:
-                yield "" if is_end else text, style
+                yield None if is_end else _marked(text, position in changes.fresh), style
 
 
-def canvas_text(
-    canvas: Canvas, changes: Changes, pieces: Pieces, stop_ids: frozenset[int] = frozenset()
-) -> Text:
-    """The canvas as styled text. A new line end shows a mark; a run of end tokens is one mark."""
-    shown = Text(no_wrap=False, overflow="fold")
-    run, run_style = 0, ""
-    for text, style in [*_cells(canvas, changes, pieces, stop_ids), ("x", "")]:
-        if run and (text or style != run_style):
-            shown.append(END + (f"×{run}" if run > 1 else ""), run_style)
-            run = 0
-        if not text:
-            run, run_style = run + 1, style
-            continue
-        safe = printable(text)
-        shown.append(safe.replace("\n", RETURN + "\n") if "underline" in style else safe, style)
-    return shown[:-1]
+class _FrameToken(TypedDict):
+    open: bool
+    new: bool
+    text: str
+    confidence: float | None
 
 
-def wrapped(text: Text, width: int) -> list[Text]:
-    """Lines of at most `width` cells: broken at spaces, and between shaded cells."""
+class FramePosition(_FrameToken, total=False):
+    """A position of a `CanvasFrame`, as the server sends it."""
+
+    end: bool
+    fixed: bool
+    taken_back: bool
+
+
+class CanvasFrame(TypedDict):
+    """The canvas after a forward, as a server sends it with `stream_mode="canvas"`."""
+
+    forward: int
+    num_open: int
+    slots: list[FramePosition]
+
+
+def frame_text(frame: CanvasFrame) -> Text:
+    """Render a server's canvas frame in the style of `canvas_text`."""
+    return _render(map(_frame_cell, frame["slots"]))
+
+
+def _frame_cell(position: FramePosition) -> Cell:
+    if position["open"]:
+        reopened = position.get("taken_back")
+        return (REOPENED, REOPENED_STYLE) if reopened else (OPEN, OPEN_STYLE)
+    is_new = position["new"] and not position.get("fixed")
+    if position.get("fixed"):
+        style = ""
+    elif is_new:
+        confidence = position["confidence"]
+        style = new_style(MIDDLE_BELOW if confidence is None else confidence)
+    else:
+        style = TAIL_STYLE if position.get("end") else OLD_STYLE
+    return None if position.get("end") else _marked(position["text"], is_new), style
+
+
+def frame_status(frame: CanvasFrame) -> str:
+    """Return the number of forwards and of decided positions of a canvas frame."""
+    size = len(frame["slots"])
+    return f"forward {frame['forward']} · {size - frame['num_open']} of {size} positions"
+
+
+def _marked(text: str, is_new: bool) -> str:
+    safe = printable(text)
+    return safe.replace("\n", RETURN + "\n") if is_new else safe
+
+
+def _render(cells: Iterable[Cell]) -> Text:
+    """Join cells; end tokens in a row with one style become one mark with their number."""
+    rendered = Text(no_wrap=False, overflow="fold")
+    for (is_end, end_style), run in itertools.groupby(
+        cells, key=lambda cell: (cell[0] is None, cell[1] if cell[0] is None else "")
+    ):
+        if is_end:
+            count = len(list(run))
+            rendered.append(END + (f"×{count}" if count > 1 else ""), end_style)
+        else:
+            for text, style in run:
+                rendered.append(text or "", style)
+    return rendered
+
+
+def wrap(text: Text, width: int) -> list[Text]:
+    """Break text into lines of at most `width` cells, at spaces and between shaded cells."""
     lines: list[Text] = []
     for paragraph in text.split("\n", allow_blank=True):
         plain, start, at, used, breakable = paragraph.plain, 0, 0, 0, 0
@@ -132,7 +197,7 @@ def wrapped(text: Text, width: int) -> list[Text]:
 
 
 def window(lines: list[Text], height: int) -> tuple[int, list[Text]]:
-    """At most `height` of the lines, around the first that holds a new token; and the first one's index."""
+    """Return at most `height` lines around the first new token, after the index of the first of them."""
     if len(lines) <= height:
         return 0, lines
     focus = next((i for i, line in enumerate(lines) if _is_new(line)), 0)
@@ -145,7 +210,7 @@ def _is_new(line: Text) -> bool:
 
 
 def status_line(sequence: SequenceState) -> str:
-    """Forwards, committed positions (those after the answer's end too) and their ratio so far."""
+    """Return forwards, committed positions (those after the end of the answer too) and their ratio."""
     forwards = sequence.num_forwards
     size = int((~sequence.canvas.fixed).sum())
     done = sum(len(step.committed) - len(step.remasked) for step in sequence.trace)
@@ -154,8 +219,8 @@ def status_line(sequence: SequenceState) -> str:
 
 
 def legend() -> Text:
-    """What the colors and marks mean, in one line."""
-    shown = Text()
+    """Return the meaning of colors and marks in one line."""
+    line = Text()
     parts = [
         (OPEN * 3, OPEN_STYLE, " undecided   "),
         ("new", new_style(0.0), f" below {LOW_BELOW} sure   "),
@@ -165,22 +230,23 @@ def legend() -> Text:
         (END, TAIL_STYLE, " end"),
     ]
     for word, style, rest in parts:
-        shown.append(word, style).append(rest)
-    return shown
+        line.append(word, style).append(rest)
+    return line
 
 
 class LiveView:
-    """A picture of one decode that is redrawn in place and gone at the end.
+    """Context manager with a live display of one decode, redrawn in place and erased at the end.
 
-    `fps` is the most frames a second, a frame a forward; None draws as fast as the model decodes.
+    `fps`: maximum number of frames per second, one frame per forward; None draws as fast as the model
+    decodes.
     """
 
     def __init__(
-        self, console: Console, pieces: Pieces, stop_ids: frozenset[int], fps: float | None
+        self, console: Console, pieces: TokenTexts, stop_ids: frozenset[int], fps: float | None
     ) -> None:
         self._console, self._pieces, self._stop_ids = console, pieces, stop_ids
         self._delay = 1.0 / fps if fps else 0.0
-        self._shown_at = 0.0
+        self._drawn_at = 0.0
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> LiveView:
@@ -198,27 +264,27 @@ class LiveView:
         self._live.__exit__(kind, value, traceback)
 
     def begin(self, canvas: Canvas) -> None:
-        """Show the canvas before the first forward."""
-        self._draw(self.frame(canvas, Changes(), "forward 0"))
+        """Draw the canvas before the first forward."""
+        self.show_text(self._text(canvas, Changes()), "forward 0")
 
     def show(self, event: Event) -> None:
-        """Show an event, not sooner than the frame before allows."""
-        canvas = event.sequence.canvas
-        self._draw(self.frame(canvas, Changes.of(event), status_line(event.sequence)))
+        """Draw the canvas after a forward, waiting as `fps` requires."""
+        text = self._text(event.sequence.canvas, Changes.of(event))
+        self.show_text(text, status_line(event.sequence))
 
     def show_text(self, text: Text, status: str) -> None:
-        """Show a canvas that is styled text already, at the same pace."""
-        self._draw(self.picture(text, status))
+        """Draw styled text with a status line below it, waiting as `fps` requires."""
+        self._wait()
+        self._live.update(self.frame(text, status), refresh=True)
+        self._drawn_at = time.perf_counter()
 
-    def frame(self, canvas: Canvas, changes: Changes, status: str) -> RenderableType:
-        """The picture of a canvas."""
-        text = canvas_text(canvas, changes, self._pieces, self._stop_ids)
-        return self.picture(text, status)
+    def _text(self, canvas: Canvas, changes: Changes) -> Text:
+        return canvas_text(canvas, changes, self._pieces, self._stop_ids)
 
-    def picture(self, text: Text, status: str) -> RenderableType:
-        """Styled text with a line below, no taller than the terminal."""
+    def frame(self, text: Text, status: str) -> RenderableType:
+        """Return styled text with a status line, no taller than the terminal."""
         width, height = self._console.size
-        lines = wrapped(text, max(1, width))
+        lines = wrap(text, max(1, width))
         first, visible = window(lines, max(1, height - CHROME_LINES))
         if len(visible) < len(lines):
             status += f" · lines {first + 1}-{first + len(visible)} of {len(lines)}"
@@ -227,12 +293,7 @@ class LiveView:
             line.no_wrap, line.overflow = True, "crop"
         return Group(*visible, Text(), note)
 
-    def _draw(self, frame: RenderableType) -> None:
-        self._wait()
-        self._live.update(frame, refresh=True)
-        self._shown_at = time.perf_counter()
-
     def _wait(self) -> None:
-        left = self._shown_at + self._delay - time.perf_counter()
+        left = self._drawn_at + self._delay - time.perf_counter()
         if left > 0:
             time.sleep(left)

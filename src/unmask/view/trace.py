@@ -1,8 +1,8 @@
-"""The trace file: JSON lines, a header and then one line a forward.
+"""Trace files: JSON lines, a header and then one line per forward.
 
-The header says what was decoded and how, with the canvas before the first forward (`tokens`, and the
-undecided positions `open`); each line is what one forward changed, in positions of the canvas it saw. It is
-enough to replay the decode without the model.
+The header holds model, method and the canvas before the first forward (`tokens`, and the undecided
+positions `open`); each line holds the changes of one forward, in positions of the canvas before it. A
+trace file suffices to replay the decode without the model.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, TypedDict
 
 from unmask.engine.outputs import Commit, Step
-from unmask.engine.token_text import Pieces
+from unmask.engine.token_text import TokenTexts
 from unmask.errors import ConfigError
 
 FORMAT = "unmask-trace"
@@ -27,14 +27,14 @@ VERSION = 1
 class Header:
     """First line of a trace file.
 
-    `knobs` are all settings in force, the defaults too; `method` is the decoder with those that are not
-    at their defaults, as `--decoder` takes it.
+    `knobs`: all settings in force, defaults included; `method`: the decoder with the knobs that differ
+    from their defaults, in the syntax of `--decoder`.
     """
 
     model: str
     decoder: str
     cache: str
-    knobs: dict[str, Any]
+    knobs: dict[str, object]
     seed: int
     prompt_ids: list[int]
     gen_length: int
@@ -46,8 +46,8 @@ class Header:
     version: int = VERSION
 
 
-def check_writable(path: Path, what: str = "trace file") -> None:
-    """Raises ConfigError when a file cannot be written there (`what` it is to be); writes nothing."""
+def check_writable(path: Path, kind: str = "trace file") -> None:
+    """Raise ConfigError when no file can be written at `path`; `kind` names the file. Writes nothing."""
     folder = path.absolute().parent
     if path.is_dir():
         reason = "it is a folder"
@@ -57,23 +57,23 @@ def check_writable(path: Path, what: str = "trace file") -> None:
         reason = "no permission"
     else:
         return
-    raise _refusal(path, reason, what)
+    raise _not_writable(path, reason, kind)
 
 
-def _refusal(path: Path, reason: object, what: str = "trace file") -> ConfigError:
-    return ConfigError(f"{what} {str(path)!r} cannot be written: {reason}; give a path to a file")
+def _not_writable(path: Path, reason: object, kind: str = "trace file") -> ConfigError:
+    return ConfigError(f"{kind} {str(path)!r} cannot be written: {reason}; give a path to a file")
 
 
 class TraceWriter:
-    """Writes a trace line by line.
+    """Context manager that writes a trace line by line.
 
-    The file appears (or is replaced) with the first step: a decode that is refused leaves none. Raises
+    The file is created (or replaced) at the first step, so a request that is refused leaves none. Raises
     ConfigError when it cannot be written.
     """
 
-    def __init__(self, path: Path, header: Header, pieces: Pieces) -> None:
+    def __init__(self, path: Path, header: Header, pieces: TokenTexts) -> None:
         self._path, self._header, self._pieces = path, header, pieces
-        self._file: Any = None
+        self._file: IO[str] | None = None
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -87,19 +87,17 @@ class TraceWriter:
         if self._file is not None:
             self._file.close()
 
-    def _begin(self) -> None:
-        try:
-            self._file = self._path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise _refusal(self._path, error.strerror) from None
-        marks = {"format": self._header.format, "version": self._header.version}
-        self._line(marks | asdict(self._header))
-
     def step(self, number: int, step: Step) -> None:
-        """Write what forward `number` changed."""
+        """Write the changes of forward `number`."""
         if self._file is None:
-            self._begin()
-        self._line(
+            try:
+                self._file = self._path.open("w", encoding="utf-8")
+            except OSError as error:
+                raise _not_writable(self._path, error.strerror) from None
+            first = {"format": self._header.format, "version": self._header.version}
+            self._write(self._file, first | asdict(self._header))
+        self._write(
+            self._file,
             {
                 "step": number,
                 "committed": [self._commit(item) for item in step.committed],
@@ -110,22 +108,35 @@ class TraceWriter:
                 "appended": list(step.appended),
                 "num_queries": step.num_queries,
                 "notes": dict(step.notes),
-            }
+            },
         )
 
-    def _commit(self, item: Commit) -> list[Any]:
-        return [item.position, item.token, item.confidence, self._pieces.text(item.token)]
+    def _commit(self, item: Commit) -> tuple[int, int, float, str]:
+        return item.position, item.token, item.confidence, self._pieces.text(item.token)
 
-    def _line(self, value: dict[str, Any]) -> None:
+    def _write(self, file: IO[str], record: dict[str, object]) -> None:
         try:
-            self._file.write(json.dumps(value, ensure_ascii=False) + "\n")
-            self._file.flush()
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
         except OSError as error:
-            raise _refusal(self._path, error.strerror) from None
+            raise _not_writable(self._path, error.strerror) from None
+
+
+class _StepRecord(TypedDict):
+    """A line of a trace file, the number of the forward aside; a commit ends with its text."""
+
+    committed: list[tuple[int, int, float, str]]
+    remasked: list[int]
+    inserted: list[tuple[int, int]]
+    replaced: list[tuple[int, int, float, str]]
+    deleted: list[int]
+    appended: list[int]
+    num_queries: int
+    notes: dict[str, float]
 
 
 def read_trace(path: Path) -> tuple[Header, list[Step]]:
-    """A trace file's header and steps. Raises ConfigError for anything else."""
+    """Return header and steps of a trace file. Raises ConfigError for any other file."""
     try:
         first, *rest = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         if first.get("format") != FORMAT or first.get("version") != VERSION:
@@ -137,8 +148,8 @@ def read_trace(path: Path) -> tuple[Header, list[Step]]:
         raise ConfigError(f"{path}: not a readable trace file ({error})") from None
 
 
-def _step(line: dict[str, Any]) -> Step:
-    def commits(items: Sequence[Sequence[Any]]) -> tuple[Commit, ...]:
+def _step(line: _StepRecord) -> Step:
+    def commits(items: Sequence[tuple[int, int, float, str]]) -> tuple[Commit, ...]:
         return tuple(Commit(position, token, p) for position, token, p, _ in items)
 
     return Step(

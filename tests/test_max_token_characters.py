@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unmask import LLM
 from unmask.engine.llm import LLM as AnyLLM
-from unmask.engine.tokenizer import most_characters
+from unmask.engine.tokenizer import max_token_characters
 from unmask.errors import LengthError
 
 MARKS = "\u0301\u0313\u0345\u03b1ae 1\n\U0001f642<|a|>"
@@ -32,7 +32,7 @@ def byte_level(normalizer=None, split=None, added=()):
 @pytest.mark.parametrize("normalizer", [None, normalizers.NFC(), normalizers.NFKD()])
 def test_no_text_has_fewer_tokens_than_its_characters_allow(normalizer):
     tokenizer = byte_level(normalizer)
-    most = most_characters(tokenizer)
+    most = max_token_characters(tokenizer)
     assert most == (5 if normalizer is None else 20), "<|a|>"
 
     @given(st.text(st.sampled_from(MARKS) | st.characters(exclude_categories=["Cs"])))
@@ -55,7 +55,7 @@ def test_no_text_has_fewer_tokens_than_its_characters_allow(normalizer):
     ],
 )
 def test_where_characters_may_vanish_there_is_no_bound(tokenizer):
-    assert most_characters(tokenizer) is None
+    assert max_token_characters(tokenizer) is None
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_text_that_cannot_fit_is_refused_unread(demo, monkeypatch):
     def read(*_, **__):
         raise AssertionError("it was read")
 
-    longest = most_characters(demo.tokenizer) * demo.spec.max_length
+    longest = max_token_characters(demo.tokenizer) * demo.spec.max_length
     monkeypatch.setattr(type(demo.tokenizer), "__call__", read)
     said = f"{longest + 1} characters is at least 1025 tokens .* context is 1024"
     for ask in (
