@@ -82,7 +82,7 @@ class GenerationKeys:
 
     strategy: str = key("vanilla", "the decoder; what `generation=NAME` sets")
     gen_length: int | None = key(
-        None, "positions of the answer; default: the task's", low=1, unit="slots"
+        None, "positions of the answer; default: the task's", low=1, unit="positions"
     )
     alg: Literal["maskgit_plus", "entropy", "topk_margin"] | None = key(
         None, "d2Cache's name of score: confidence, entropy, margin (decoder dream has its own)"

@@ -25,7 +25,7 @@ from unmask.engine.request_builder import (
     STREAM_OPTIONS,
     Draft,
     RequestBuilder,
-    method_of,
+    parse_method,
 )
 from unmask.engine.scheduler import Event, decode
 from unmask.engine.sequence import SequenceState
@@ -163,7 +163,7 @@ class LLM:
         """
         max_batch_size = whole("max_batch_size", max_batch_size, 1)
         check_flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
-        method = method_of(decoder, cache, cache_args, knobs, gen_length=gen_length)
+        method = parse_method(decoder, cache, cache_args, knobs, gen_length=gen_length)
         template = self.requests.template(method, seed=seed, stop_at_eos=stop_at_eos)
         canvases = [
             self.requests.canvas(prompt, template.method, gen_length, raw=raw)
@@ -197,7 +197,7 @@ class LLM:
         `infill(["The ", 3, " sat on the mat."])`. The whole text is one block unless `block_length`
         is given. `out.text` is the whole text, `out.blanks` the fillings.
         """
-        method = method_of(decoder, cache, cache_args, knobs, options=INFILL_OPTIONS)
+        method = parse_method(decoder, cache, cache_args, knobs, options=INFILL_OPTIONS)
         template = self.requests.template(method, seed=seed, stop_at_eos=False)
         request = template(self.infill_canvas(parts))
         return self.output(self.run([request], 1)[0], return_trace)
@@ -214,7 +214,7 @@ class LLM:
         **knobs: Any,
     ) -> Iterator[Event]:
         """Decode one canvas (`prompt_canvas`, `infill_canvas`), an event a forward."""
-        method = method_of(decoder, cache, cache_args, knobs, options=STREAM_OPTIONS)
+        method = parse_method(decoder, cache, cache_args, knobs, options=STREAM_OPTIONS)
         template = self.requests.template(method, seed=seed, stop_at_eos=stop_at_eos)
         yield from self.events([template(canvas)], 1)
 
@@ -238,7 +238,7 @@ class LLM:
         PromptError and ConfigError.
         """
         options = STREAM_OPTIONS if isinstance(content, Canvas) else OPTIONS
-        method = method_of(
+        method = parse_method(
             decoder, cache, cache_args, knobs, gen_length=gen_length, options=options
         )
         return self.requests.request(
@@ -268,32 +268,14 @@ class LLM:
         return self.prompts.middle_canvas(prefix, num_blanks, suffix)
 
     def _drafter(self, name: str) -> Draft:
-        """Load a smaller model, which guesses at all open positions by the threshold rule."""
+        """Load a smaller model that guesses at open positions."""
         small = LLM(name, dtype=self.model.dtype, device=self.model.device)
         if small.spec.vocab_size != self.spec.vocab_size:
             raise ConfigError(
                 f"drafter={name!r} has {small.spec.vocab_size} rows of vocabulary, the model "
                 f"{self.spec.vocab_size}; use a drafter with the same tokenizer"
             )
-        method = method_of("threshold", knobs={"threshold": 0.7})
-        template = small.requests.template(method, stop_at_eos=False)
-
-        def draft(canvas: Canvas) -> Ints:
-            if len(canvas) > small.spec.max_length:
-                raise ConfigError(
-                    f"drafter={name!r} has a context of {small.spec.max_length}, the canvas "
-                    f"{len(canvas)} positions; use a shorter gen_length or another drafter"
-                )
-            own = replace(
-                canvas,
-                tokens=np.where(canvas.open, small.spec.mask_id, canvas.tokens),
-                mask_id=small.spec.mask_id,
-                infilling=True,
-            )
-            done = small.run([template(own)], 1)[0].canvas
-            return np.where(canvas.open, done.tokens, -1)
-
-        return draft
+        return draft_by(small)
 
     def background(self) -> Floats:
         """Return each token's frequency in the model's output on empty canvases, `(V,)`; measured once."""
@@ -354,3 +336,26 @@ class LLM:
             if event.sequence.finish_reason is not None:
                 finished[event.sequence.index] = event.sequence
         return [finished[i] for i in range(len(requests))]
+
+
+def draft_by(small: LLM) -> Draft:
+    """Return guesses of a smaller model at all open positions, by the threshold rule."""
+    method = parse_method("threshold", knobs={"threshold": 0.7})
+    template = small.requests.template(method, stop_at_eos=False)
+
+    def draft(canvas: Canvas) -> Ints:
+        if len(canvas) > small.spec.max_length:
+            raise ConfigError(
+                f"drafter={small.name!r} has a context of {small.spec.max_length}, the canvas "
+                f"{len(canvas)} positions; use a shorter gen_length or another drafter"
+            )
+        own = replace(
+            canvas,
+            tokens=np.where(canvas.open, small.spec.mask_id, canvas.tokens),
+            mask_id=small.spec.mask_id,
+            infilling=True,
+        )
+        done = small.run([template(own)], 1)[0].canvas
+        return np.where(canvas.open, done.tokens, -1)
+
+    return draft

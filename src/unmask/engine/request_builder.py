@@ -24,7 +24,7 @@ Draft = Callable[[Canvas], Ints]
 """A guess at the open positions of a canvas: one token id a position, -1 for none."""
 
 
-def method_of(
+def parse_method(
     decoder: str | MethodSpec = DEFAULT_DECODER,
     cache: str = DEFAULT_CACHE,
     cache_args: Mapping[str, object] | None = None,
@@ -78,7 +78,8 @@ class RequestTemplate:
 class RequestBuilder:
     """Requests for one model.
 
-    `make_drafter` loads a smaller model by name or folder, for speculative decoding; its result guesses.
+    `make_drafter` loads a smaller model by name or folder for speculative decoding and returns its guesses;
+    `drafters`: those of the loaded models, by name.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class RequestBuilder:
     ) -> None:
         self.prompts, self.facts, self.stop_ids = prompts, facts, stop_ids
         self._make_drafter = make_drafter
-        self._drafters: dict[str, Draft] = {}
+        self.drafters: dict[str, Draft] = {}
 
     @property
     def spec(self) -> ModelSpec:
@@ -122,9 +123,9 @@ class RequestBuilder:
         facts = self.facts
         drafter = getattr(method.decoder, "drafter", "lookup")
         if drafter != "lookup":
-            if drafter not in self._drafters:
-                self._drafters[drafter] = self._make_drafter(drafter)
-            facts = replace(facts, draft=self._drafters[drafter])
+            if drafter not in self.drafters:
+                self.drafters[drafter] = self._make_drafter(drafter)
+            facts = replace(facts, draft=self.drafters[drafter])
         return RequestTemplate(method, seed, self.stop_ids, stop_at_eos, facts)
 
     def request(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,16 @@ class EvalSettings:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.output)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvalSettings:
+        """Return the settings of names and values as config.yaml holds them. Raises ConfigError."""
+        rest = {key: value for key, value in values.items() if key != "knobs"}
+        knobs = values.get("knobs") or {}
+        if not isinstance(knobs, Mapping):
+            raise ConfigError(f"knobs={knobs!r} must map names to values")
+        names = {key: rest.pop(key) for key in ("decoder", "cache") if key in rest}
+        return cls(method=MethodSpec.parse(Source({**names, **knobs})), **rest)
 
     def as_dict(self) -> dict[str, Any]:
         """Return names and values as config.yaml holds them: the method as `decoder`, `cache`, `knobs`."""
