@@ -21,6 +21,7 @@ import time
 import torch
 
 import unmask
+from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine, RequestUpdate
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.outputs import Output
@@ -111,7 +112,7 @@ def main() -> None:
             if wanted.profile:
                 profile(llm, requests)
                 continue
-            with Engine(llm, max_batch=wanted.requests) as engine:
+            with Engine(llm, EngineConfig(max_num_seqs=wanted.requests)) as engine:
                 timed(together, engine, requests)
                 passes = [
                     (timed(serial, engine, requests), timed(together, engine, requests))

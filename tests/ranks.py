@@ -18,6 +18,7 @@ import torch
 
 from unmask import LLM
 from unmask.distributed import codec, control, tensor_parallel
+from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine
 from unmask.models import load_model
 
@@ -95,7 +96,9 @@ def serve(llm: LLM) -> dict[str, Any]:
     page = PagedStore.page_bytes(llm.model.part, llm.model.dtype)
     beginning = list(range(2, 42))
     updates: dict[int, Any] = {}
-    with Engine(llm, max_batch=4, kv_bytes=int(14 * page / PAGED_SHARE) + 1) as engine:
+    with Engine(
+        llm, EngineConfig(max_num_seqs=4, kv_cache_memory_bytes=int(14 * page / PAGED_SHARE) + 1)
+    ) as engine:
         for i in range(6):
             cache = "prefix" if i == 4 else "block_causal"
             request = llm.request(

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from unmask.bench.quantize import FormResult, QuantizeResult, compared
+from unmask.bench.quantize import FormatResult, QuantizeResult, compare_with
 from unmask.cli.main import main
 
 
@@ -28,7 +28,7 @@ def test_forms_are_weighed_and_compared_with_the_first(capsys):
 def test_agreement_is_of_the_likeliest_token_and_of_the_distributions():
     reference = np.log(np.array([[0.5, 0.5 - 1e-6, 1e-6], [0.25, 0.5, 0.25]], dtype=np.float32))
     other = np.log(np.array([[0.25, 0.5, 0.25], [0.25, 0.5, 0.25]], dtype=np.float32))
-    result = compared(QuantizeResult(FormResult("x"), [], other), reference)
+    result = compare_with(QuantizeResult(FormatResult("x"), [], other), reference)
     assert (result.same_top, result.num_rows) == (0.5, 2)
     assert result.divergence == pytest.approx(0.5 * 0.5 * np.log(2), abs=1e-4)
 

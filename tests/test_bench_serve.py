@@ -104,7 +104,7 @@ def test_blocks_are_timed_by_when_their_last_token_came():
     assert found.forwards == 3, "the replies' own count comes first"
     assert found.eos_waste == 0.25
     assert found.good_rate == 1 / 5
-    by_server = blocks([reply(0.0, [(1.0, "", 14)], 1.0, 14)], 5.0, words, 4, counted=counted)
+    by_server = blocks([reply(0.0, [(1.0, "", 14)], 1.0, 14)], 5.0, words, 4, counters=counted)
     assert (by_server.forwards, by_server.tokens_per_forward) == (7, 2)
     silent = blocks([reply(0.0, [(1.0, "a b")], 1.0, 2)], 5.0, words, 4)
     assert (silent.tokens_per_forward, silent.eos_waste, silent.good_rate) == (None, None, None)
@@ -136,9 +136,9 @@ def test_random_prompts_are_those_of_sglangs_client_for_the_same_seed(tokenizer)
     answers = np.random.randint(5, 11, size=4)
     offsets = np.random.randint(0, tokenizer.vocab_size, size=4)
     assert [item.prompt_length for item in items] == lengths.tolist()
-    assert [item.ask.num_tokens for item in items] == answers.tolist()
+    assert [item.query.num_tokens for item in items] == answers.tolist()
     first = [(offsets[0] + j) % tokenizer.vocab_size for j in range(lengths[0])]
-    assert items[0].ask.prompt == tokenizer.decode(first)
+    assert items[0].query.prompt == tokenizer.decode(first)
 
 
 def test_recorded_conversations_are_sent_with_answers_as_long_as_theirs(tokenizer, tmp_path):
@@ -148,8 +148,8 @@ def test_recorded_conversations_are_sent_with_answers_as_long_as_theirs(tokenize
     path.write_text(json.dumps([{"conversations": turns}, {"conversation": turns[:1]}, {"x": 1}]))
     load = Workload("sharegpt", path, num_prompts=1)
     (item,) = load.items(tokenizer, np.random.RandomState(0))
-    assert item.ask.prompt == "Tom has two pens."
-    assert item.ask.num_tokens == len(tokenizer("pens pens pens")["input_ids"])
+    assert item.query.prompt == "Tom has two pens."
+    assert item.query.num_tokens == len(tokenizer("pens pens pens")["input_ids"])
     with pytest.raises(ConfigError, match="use fewer"):
         Workload("sharegpt", path, num_prompts=2).items(tokenizer, np.random.RandomState(0))
     path.write_text(json.dumps([{"conversations": short[:1]}]))
@@ -160,17 +160,19 @@ def test_recorded_conversations_are_sent_with_answers_as_long_as_theirs(tokenize
 @pytest.mark.parametrize("name", ["word_problem", "sudoku"])
 def test_bundled_sets_are_sent_as_they_are(tokenizer, name):
     items = Workload(name, num_prompts=3).items(tokenizer, np.random.RandomState(0))
-    assert len({item.ask.prompt for item in items}) == 3
-    assert all(item.prompt_length == len(tokenizer(item.ask.prompt)["input_ids"]) for item in items)
+    assert len({item.query.prompt for item in items}) == 3
+    assert all(
+        item.prompt_length == len(tokenizer(item.query.prompt)["input_ids"]) for item in items
+    )
 
 
 def test_waits_have_the_mean_of_the_rate_and_the_spread_of_the_burstiness():
     rng = np.random.RandomState(0)
     for burstiness, spread in ((1.0, 1.0), (4.0, 0.5), (0.25, 2.0)):
-        waits = [Traffic(20.0, burstiness).wait_s(rng) for _ in range(20_000)]
+        waits = [Traffic(20.0, burstiness).interval_s(rng) for _ in range(20_000)]
         assert np.mean(waits) == pytest.approx(1 / 20, rel=0.05)
         assert np.std(waits) == pytest.approx(spread / 20, rel=0.1)
-    assert Traffic().wait_s(rng) == 0
+    assert Traffic().interval_s(rng) == 0
 
 
 def bench(mock, *words) -> list[str]:
@@ -324,8 +326,8 @@ def test_prompts_are_sent_in_the_chat_template_without_its_beginning(tokenizer):
     (item,) = Workload("word_problem", num_prompts=1, chat_template=True).items(
         tokenizer, np.random.RandomState(0)
     )
-    assert item.ask.prompt == plain.ask.prompt + "<|eot_id|>"
-    turn = [{"role": "user", "content": plain.ask.prompt}]
+    assert item.query.prompt == plain.query.prompt + "<|eot_id|>"
+    turn = [{"role": "user", "content": plain.query.prompt}]
     assert item.prompt_length == len(tokenizer.apply_chat_template(turn)["input_ids"])
 
 
@@ -336,7 +338,7 @@ def test_conversations_that_are_too_long_are_left_out(tokenizer, tmp_path):
     load = Workload("sharegpt", path, num_prompts=1, context_length=50)
     for seed in range(4):
         (item,) = load.items(tokenizer, np.random.RandomState(seed))
-        assert item.ask.prompt == "Tom has two pens."
+        assert item.query.prompt == "Tom has two pens."
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tiny import (
 )
 
 from unmask import LLM
+from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.scheduler import decode
@@ -142,7 +143,7 @@ def test_alone_and_in_a_moving_batch_of_an_engine():
         )
     ]
     alone = [llm.output(finish(llm, [request])[0], True) for request in asked]
-    with Engine(llm, max_batch=3) as engine:
+    with Engine(llm, EngineConfig(max_num_seqs=3)) as engine:
         for request in asked:
             done: queue.Queue = queue.Queue()
             engine.submit(request, lambda u, done=done: done.put(u) if u.kind != "step" else None)

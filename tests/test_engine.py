@@ -17,6 +17,7 @@ from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
 from unmask.attention.layered import FeatureStore
+from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine, RequestUpdate
 from unmask.engine.kv_budget import PAGED_SHARE
 from unmask.engine.lm_head import MAX_FREQUENT
@@ -136,7 +137,7 @@ def draw_cases(data, llm, most=6):
         name, knobs = data.draw(st.sampled_from(METHODS))
         shape = {"block_length": 4} if "block_length" in decoders.knob_names(name, knobs) else {}
         length = data.draw(st.sampled_from([4, 8]))
-        if not getattr(decoders.decoder_class(name), "chooses_length", False):
+        if not decoders.finds_length(name):
             shape["gen_length"] = length
         else:
             shape |= {"initial_gen_length": length, "max_gen_length": 2 * length}
@@ -163,12 +164,14 @@ def test_any_mixture_of_arrivals_and_aborts_decodes_like_each_request_alone(kind
     num_pages = data.draw(st.sampled_from([12, 16, 1000]))
     engine = Engine(
         llm,
-        max_batch=data.draw(st.sampled_from([2, 3, 16])),
-        max_tokens=data.draw(st.sampled_from([1, 24, 8192])),
-        kv_bytes=bytes_for(llm, num_pages),
-        max_wait_s=data.draw(st.sampled_from([0.001, 60.0])),
-        steps_per_round=data.draw(st.sampled_from([1, 3])),
-        prefix_cache=data.draw(st.booleans()),
+        EngineConfig(
+            max_num_seqs=data.draw(st.sampled_from([2, 3, 16])),
+            max_num_batched_tokens=data.draw(st.sampled_from([1, 24, 8192])),
+            kv_cache_memory_bytes=bytes_for(llm, num_pages),
+            max_wait=data.draw(st.sampled_from([0.001, 60.0])),
+            steps_per_round=data.draw(st.sampled_from([1, 3])),
+            enable_prefix_caching=data.draw(st.booleans()),
+        ),
     )
     listeners = []
     with engine:
@@ -211,7 +214,7 @@ def test_more_requests_than_pages_are_preempted_and_come_back_to_the_same_result
         )
         for i in range(6)
     ]  # fmt: skip
-    with Engine(llm, kv_bytes=bytes_for(llm, 8)) as engine:
+    with Engine(llm, EngineConfig(kv_cache_memory_bytes=bytes_for(llm, 8))) as engine:
         listeners = submit_all(engine, requests)
         outputs = [listener.last.output for listener in listeners]
         assert engine.stats.num_preempted > 0
@@ -228,7 +231,9 @@ def test_of_what_is_found_after_a_preemption_only_what_others_computed_counts(is
     second = llm.request(
         [*begin, *[4] * 34], "vanilla", "block_causal", gen_length=44, stop_at_eos=False
     )
-    with Engine(llm, kv_bytes=bytes_for(llm, 7 if is_shared else 6)) as engine:
+    with Engine(
+        llm, EngineConfig(kv_cache_memory_bytes=bytes_for(llm, 7 if is_shared else 6))
+    ) as engine:
         if is_shared:
             early = llm.request(begin, "vanilla", "block_causal", gen_length=4, stop_at_eos=False)
             assert submit_all(engine, [early])[0].last.output.num_cached == 0
@@ -260,7 +265,9 @@ def test_a_prefix_that_was_computed_serves_who_begins_alike_until_it_is_evicted(
             stop_at_eos=False,
         )
 
-    with Engine(llm, kv_bytes=bytes_for(llm, 12), max_batch=2) as engine:
+    with Engine(
+        llm, EngineConfig(kv_cache_memory_bytes=bytes_for(llm, 12), max_num_seqs=2)
+    ) as engine:
         found = []
         for prompt in (
             [begin + end for end in endings] + [[i] * 64 for i in (9, 8, 7, 6)] + [begin + [5]]
@@ -273,7 +280,7 @@ def test_a_prefix_that_was_computed_serves_who_begins_alike_until_it_is_evicted(
     assert found[:7] == [0, 32, 32, 0, 0, 0, 0], "full pages of what is decided, and no more"
     assert found[7] < 32, "given away meanwhile"
     assert stats.prefix_found == sum(found) * (2 if cfg_scale else 1)
-    with Engine(llm, prefix_cache=False) as engine:
+    with Engine(llm, EngineConfig(enable_prefix_caching=False)) as engine:
         for _ in range(2):
             output = submit_all(engine, [request(begin)])[0].last.output
             assert output.num_cached == 0
@@ -295,7 +302,7 @@ def test_a_long_prompt_is_taken_in_parts_that_leave_no_trace(kind):
     llm = model(kind, 4)
     request = llm.request([7, 8, 9] * 20, "threshold", "block_causal", gen_length=8)
     wanted = alone(llm, request)
-    with Engine(llm, max_tokens=16) as engine:
+    with Engine(llm, EngineConfig(max_num_batched_tokens=16)) as engine:
         short = llm.request([5], "vanilla", "block_causal", gen_length=8, stop_at_eos=False)
         long, other = submit_all(engine, [request, short])
         assert_same(long.last.output, wanted)
@@ -308,7 +315,9 @@ def test_a_long_prompt_is_taken_in_parts_that_leave_no_trace(kind):
 def test_dense_rows_stay_in_their_budget_and_go_when_they_are_not_needed():
     llm = model("plain")
     seen = []
-    with Engine(llm, kv_bytes=100 * 512) as engine:  # 512 bytes a position
+    with Engine(
+        llm, EngineConfig(kv_cache_memory_bytes=100 * 512)
+    ) as engine:  # 512 bytes a position
         requests = [llm.request([i], "vanilla", "dual", gen_length=39) for i in range(5)]
         listeners = [Listener(lambda _: seen.append(engine.stats)) for _ in requests]
         for request, listener in zip(requests, listeners, strict=True):
@@ -324,7 +333,9 @@ def test_dense_rows_stay_in_their_budget_and_go_when_they_are_not_needed():
 
 def test_requests_that_can_never_run_are_refused_at_once():
     llm = model("blocks")
-    with Engine(llm, max_batch=1, kv_bytes=bytes_for(llm, 2)) as engine:
+    with Engine(
+        llm, EngineConfig(max_num_seqs=1, kv_cache_memory_bytes=bytes_for(llm, 2))
+    ) as engine:
         with pytest.raises(ConfigError, match="2 rows"):
             engine.submit(llm.request([1], cfg_scale=1.0, gen_length=4), Listener())
         with pytest.raises(ConfigError, match="takes 4 pages of cache, the engine has 2"):
@@ -332,10 +343,11 @@ def test_requests_that_can_never_run_are_refused_at_once():
         with pytest.raises(ConfigError, match="deadline_s=0"):
             engine.submit(llm.request([1], gen_length=4), Listener(), deadline_s=0)
     with pytest.raises(ConfigError, match="holds no page"):
-        Engine(llm, kv_bytes=1000)
-    for wrong in ({"max_batch": 0}, {"max_queue": 0}, {"max_wait_s": 0}, {"prefix_cache": "yes"}):
-        with pytest.raises(ConfigError, match=next(iter(wrong))):
-            Engine(llm, **wrong)
+        Engine(llm, EngineConfig(kv_cache_memory_bytes=1000))
+    sizes = ("max_num_seqs", 0), ("max_queue", 0), ("max_wait", 0), ("enable_prefix_caching", "yes")
+    for name, value in sizes:
+        with pytest.raises(ConfigError, match=name):
+            EngineConfig(**{name: value})
 
 
 def test_only_so_many_vocabularies_that_clients_choose_are_remembered(tmp_path):
@@ -344,7 +356,7 @@ def test_only_so_many_vocabularies_that_clients_choose_are_remembered(tmp_path):
     save_background(file, {id_: 100 - id_ for id_ in range(KNOWN)})
     knobs = {"vocabulary": "frequency", "frequencies": file, "gen_length": 4, "stop_at_eos": False}
     requests = [llm.request([7], "ar", vocab_size=1 + i, **knobs) for i in range(count)]
-    with Engine(llm, max_batch=count) as engine:
+    with Engine(llm, EngineConfig(max_num_seqs=count)) as engine:
         outputs = [listener.last.output for listener in submit_all(engine, requests)]
         assert engine._batch.runner.lm_head.frequent.cache_info().currsize == MAX_FREQUENT
         assert_idle(engine)
@@ -385,7 +397,7 @@ class Failing:
     def __getattr__(self, name):
         return getattr(self.cache, name)
 
-    def known(self, *_):
+    def resume(self, *_):
         raise RuntimeError("a bug of the cache")
 
 
@@ -397,7 +409,7 @@ def gated(llm, prompt=(7, 8), step=0, error=None, cache="none", gen_length=8):
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
     llm = model()
     first = gated(llm)
-    with Engine(llm, max_batch=1, max_queue=2) as engine:
+    with Engine(llm, EngineConfig(max_num_seqs=1, max_queue=2)) as engine:
         listeners = submit_all(engine, [first])
         assert first.decoder.reached.wait(WAIT_S)
         listeners += submit_all(engine, [llm.request([i], gen_length=4) for i in range(2)])
@@ -413,7 +425,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
 def test_a_deadline_ends_a_request_in_the_queue_and_while_it_runs():
     llm = model()
     first = gated(llm, step=1)
-    with Engine(llm, max_batch=1) as engine:
+    with Engine(llm, EngineConfig(max_num_seqs=1)) as engine:
         # long enough for a busy machine to come to the second forward before it is over
         running = submit_all(engine, [first], deadline_s=1)[0]
         queued = submit_all(engine, [llm.request([1], gen_length=4)], deadline_s=1)[0]
@@ -447,7 +459,7 @@ def test_an_abort_frees_everything_before_the_next_forward(cache):
 def test_an_abort_and_an_end_wait_for_the_rounds_end():
     llm = model()
     request = llm.request([7, 8], "ar", gen_length=8, stop_at_eos=False)
-    with Engine(llm, steps_per_round=3) as engine:
+    with Engine(llm, EngineConfig(steps_per_round=3)) as engine:
         aborted = Listener(lambda u: u.num_forwards == 2 and engine.abort(u.handle))
         ended = Listener(lambda u: u.num_forwards == 4 and u.handle.finish())
         for listener in (aborted, ended):
@@ -477,7 +489,7 @@ def test_small_requests_pass_a_large_one_until_it_has_waited_long_enough():
     llm = model()
     for max_wait_s, order in ((60.0, ["small", "large"]), (1e-6, ["large", "small"])):
         first, ended = gated(llm), []
-        with Engine(llm, max_batch=2, max_wait_s=max_wait_s) as engine:
+        with Engine(llm, EngineConfig(max_num_seqs=2, max_wait=max_wait_s)) as engine:
             submit_all(engine, [first])
             assert first.decoder.reached.wait(WAIT_S)
             large = llm.request([1], gen_length=4, cfg_scale=1.0)  # two rows
@@ -496,7 +508,7 @@ def test_who_does_not_fit_in_a_forward_goes_first_in_the_next():
     llm = model()
     requests = [llm.request([i], "ar", gen_length=8, stop_at_eos=False) for i in range(4)]
     order = []
-    with Engine(llm, max_tokens=20) as engine:
+    with Engine(llm, EngineConfig(max_num_batched_tokens=20)) as engine:
         listeners = [Listener(lambda u, n=i: order.append(n)) for i in range(4)]
         for request, listener in zip(requests, listeners, strict=True):
             engine.submit(request, listener)
@@ -597,7 +609,7 @@ def test_a_dead_engine_answers_everybody_and_takes_no_more():
     llm = tiny_llm("llada", 9)
     first = gated(llm, step=1)
     failed = threading.Event()
-    with Engine(llm, max_batch=2) as engine:
+    with Engine(llm, EngineConfig(max_num_seqs=2)) as engine:
         engine.on_failure = failed.set
         listeners = submit_all(
             engine, [first, *(llm.request([i], gen_length=8, stop_at_eos=False) for i in range(4))]
@@ -623,16 +635,16 @@ def test_who_finds_no_memory_when_it_comes_in_fails_alone(monkeypatch, cfg_scale
     shapes = {"cache": "dual", "gen_length": 8}
     others = [llm.request([i, 7], **shapes) for i in range(3)]
     broken = llm.request([9], cfg_scale=cfg_scale, **(shapes | {"gen_length": 24}))
-    wider, count = dense_store._wider, [0]
+    grown, count = dense_store._grown, [0]
 
     def fail(tensor, rows, positions):
         if positions == 25:
             count[0] += 1
             if count[0] == 3:
                 raise MemoryError("no more of it")
-        return wider(tensor, rows, positions)
+        return grown(tensor, rows, positions)
 
-    monkeypatch.setattr(dense_store, "_wider", fail)
+    monkeypatch.setattr(dense_store, "_grown", fail)
     with Engine(llm) as engine:
         listeners = submit_all(engine, [first])
         assert first.decoder.reached.wait(WAIT_S)
@@ -669,15 +681,15 @@ def test_a_store_that_cannot_grow_is_as_it_was(monkeypatch):
         kept = kind(llm.spec, 1, 4, torch.float32, torch.device("cpu"))
         before = [tensor for tensors in kept.tensors for tensor in tensors]
         for number in range(len(before)):
-            wider, left = dense_store._wider, iter(range(number))
+            grown, left = dense_store._grown, iter(range(number))
 
-            def fail(tensor, rows, positions, left=left, wider=wider):
+            def fail(tensor, rows, positions, left=left, grown=grown):
                 if next(left, None) is None:
                     raise MemoryError("no more of it")
-                return wider(tensor, rows, positions)
+                return grown(tensor, rows, positions)
 
             with monkeypatch.context() as patch:
-                patch.setattr(dense_store, "_wider", fail)
+                patch.setattr(dense_store, "_grown", fail)
                 with pytest.raises(MemoryError):
                     kept.reserve(8, 2)
             after = [tensor for tensors in kept.tensors for tensor in tensors]
@@ -691,7 +703,7 @@ def test_stopping_tells_who_waits_and_leaves_no_thread():
     others = set(threading.enumerate())  # another file's server may run in this process
     llm = model()
     first = gated(llm)
-    engine = Engine(llm, max_batch=1)
+    engine = Engine(llm, EngineConfig(max_num_seqs=1))
     with pytest.raises(EngineError, match="not started"):
         engine.submit(llm.request([1], gen_length=4), Listener())
     engine.start()
@@ -741,7 +753,9 @@ def soak(engine, llm, count, seed):
 def test_nothing_is_left_behind_by_many_requests_and_aborts():
     llm = model("blocks")
     threads = threading.active_count()
-    with Engine(llm, kv_bytes=bytes_for(llm, 32), max_queue=1000) as engine:
+    with Engine(
+        llm, EngineConfig(kv_cache_memory_bytes=bytes_for(llm, 32), max_queue=1000)
+    ) as engine:
         kinds = soak(engine, llm, 120, 0)
         assert_idle(engine)
     assert {"done", "aborted"} == set(kinds)
@@ -756,7 +770,9 @@ def test_a_thousand_requests_leave_the_memory_as_it_was():
             return int(file.read().split()[1]) * 4096
 
     llm = model("blocks")
-    with Engine(llm, kv_bytes=bytes_for(llm, 32), max_queue=1000) as engine:
+    with Engine(
+        llm, EngineConfig(kv_cache_memory_bytes=bytes_for(llm, 32), max_queue=1000)
+    ) as engine:
         soak(engine, llm, 300, 1)
         before = resident()
         for part in range(4):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_engine import WAIT_S, Listener, alone, assert_idle, assert_same, bytes_for, model
 
+from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine
 
 
@@ -25,7 +26,9 @@ def test_an_abort_in_the_middle_of_a_long_prompt_frees_its_pages():
     llm = model("blocks")
     long = llm.request([7, 8, 9] * 30, "vanilla", "block_causal", gen_length=8)
     reached, go = threading.Event(), threading.Event()
-    with Engine(llm, max_tokens=16, prefix_cache=False) as engine:
+    with Engine(
+        llm, EngineConfig(max_num_batched_tokens=16, enable_prefix_caching=False)
+    ) as engine:
         plain, count = engine._batch.runner.forward, []
 
         def forward(inputs):
@@ -55,7 +58,7 @@ def test_an_abort_of_who_was_preempted_and_waits_frees_it_and_leaves_the_others_
         for i in range(6)
     ]
     aborted, when = [], []
-    with Engine(llm, kv_bytes=bytes_for(llm, 8)) as engine:
+    with Engine(llm, EngineConfig(kv_cache_memory_bytes=bytes_for(llm, 8))) as engine:
 
         def look(update):
             parked = [t for t in engine._queue if t.sequence.num_preempted]
@@ -88,7 +91,7 @@ def test_every_request_is_sampled_at_its_own_temperature():
         logits = llm.model(ids)[0, -1].double()
         logits[llm.vocabulary.forbidden] = -torch.inf
     found = {temperature: np.zeros(len(logits)) for temperature in temperatures}
-    with Engine(llm, max_queue=count * len(temperatures)) as engine:
+    with Engine(llm, EngineConfig(max_queue=count * len(temperatures))) as engine:
         listeners = [
             (temperature, submit(engine, llm.request(
                 prompt, "vanilla", gen_length=1, seed=seed, temperature=temperature

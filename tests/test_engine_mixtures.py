@@ -17,6 +17,7 @@ from test_properties import METHODS, finds_length
 from tiny import EOS, KNOWN, want
 
 from unmask import caches, decoders
+from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine
 from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError
@@ -99,12 +100,14 @@ def draw_cases(chance, llm, engine, drops):
 def draw_engine(chance, llm):
     return Engine(
         llm,
-        max_batch=chance.choice([2, 3, 5, 16]),
-        max_tokens=chance.choice([1, 24, 8192]),
-        kv_bytes=bytes_for(llm, chance.choice([6, 7, 8, 12, 1000])),
-        max_wait_s=chance.choice([0.001, 60.0]),
-        steps_per_round=chance.choice([1, 1, 3]),
-        prefix_cache=chance.random() < 0.5,
+        EngineConfig(
+            max_num_seqs=chance.choice([2, 3, 5, 16]),
+            max_num_batched_tokens=chance.choice([1, 24, 8192]),
+            kv_cache_memory_bytes=bytes_for(llm, chance.choice([6, 7, 8, 12, 1000])),
+            max_wait=chance.choice([0.001, 60.0]),
+            steps_per_round=chance.choice([1, 1, 3]),
+            enable_prefix_caching=chance.random() < 0.5,
+        ),
     )
 
 
@@ -197,7 +200,7 @@ def run(kind, number, seen, drops=False):
     assert stats.listener_errors == 0
     seen += Counter(preempted=stats.num_preempted, found=stats.prefix_found)
     for case in cases:
-        check(case, llm, engine.steps_per_round)
+        check(case, llm, engine.config.steps_per_round)
         seen["guided"] += case.request.sampling_params.cfg_scale == 1
         seen["infills"] += case.request.canvas.infilling
 

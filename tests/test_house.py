@@ -61,6 +61,7 @@ PENDING: dict[str, tuple[str, ...]] = {
     "class_names_are_unique": ("class Answer ", "class Limits ", "class Method "),
 }
 DECODERS_MAY_IMPORT = {
+    "unmask.sampling.params",
     "unmask.sampling.token_frequencies",
     "unmask.canvas",
     "unmask.decoders",

@@ -38,6 +38,7 @@ SPARSE = {
     "hidden_size": 2048,
     "intermediate_size": 5120,
     "moe_intermediate_size": 512,
+    "n_group": 8,
     "num_attention_heads": 16,
     "num_experts": 64,
     "num_experts_per_tok": 8,
@@ -45,6 +46,7 @@ SPARSE = {
     "num_key_value_heads": 4,
     "num_shared_experts": 1,
     "routed_scaling_factor": 2.5,
+    "topk_group": 4,
     "vocab_size": 65536,
 }
 FUSED = {

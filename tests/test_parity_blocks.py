@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from unmask.attention.packed import PackedAttention, RowMeta
@@ -125,22 +127,92 @@ def test_padding_does_not_shift_the_blocks(family, size, side, explicit, in_bloc
     assert torch.isfinite(ours).all(), "unused rows must not poison a batch"
 
 
+def agrees_in_bfloat16(ours, theirs):
+    """Equal, or apart by no more than another CPU's matrix kernels make the same casts differ.
+
+    The reference was computed on one CPU; kernels for other instruction sets (AVX2, AVX512, AMX) sum in
+    another order. For the right order of casts that gave at most 0.047, and 0.005 in the mean, on
+    each of them; a wrong one gives 0.16 or more, as the tests below assert on the CPU that runs them.
+    """
+    difference = (ours - theirs).abs()
+    return float(difference.max()) <= 0.08 and float(difference.mean()) <= 0.008
+
+
 @pytest.mark.parametrize(("family", "size"), [("llada2_moe", 16), ("sdar", 4)])
-def test_bfloat16_is_the_references_own_bit_for_bit(family, size, parity_folder, reference):
-    """LLaDA2's expert bias is rounded, SDAR's norms are not: each differs by more than 0.1 else."""
+def test_bfloat16_is_the_references_own(family, size, parity_folder, reference):
     model = load_model(parity_folder(family), "bfloat16", "cpu")
     model.spec = replace(model.spec, block_size=size)
     ours = model(reference[family]["full.input_ids"]).float()
-    assert torch.equal(ours, reference[family]["block.logits_bf16"])
+    assert agrees_in_bfloat16(ours, reference[family]["block.logits_bf16"])
 
 
-def test_sdars_norm_rule_is_what_makes_bfloat16_equal(parity_folder, reference):
+def test_llada2s_expert_bias_must_be_rounded_to_agree_in_bfloat16(parity_folder, reference):
+    model = load_model(parity_folder("llada2_moe"), "bfloat16", "cpu")
+    model.spec = replace(model.spec, block_size=16)
+    exact = load_model(parity_folder("llada2_moe"), "float32", "cpu")
+    for name, part in model.named_modules():
+        if name.endswith("router"):
+            part.bias = exact.get_submodule(name).bias
+    ours = model(reference["llada2_moe"]["full.input_ids"]).float()
+    assert not agrees_in_bfloat16(ours, reference["llada2_moe"]["block.logits_bf16"])
+
+
+def test_sdars_norms_must_scale_in_float32_to_agree_in_bfloat16(parity_folder, reference):
     model = load_model(parity_folder("sdar"), "bfloat16", "cpu")
     for part in model.modules():
         if hasattr(part, "fp32"):
             part.fp32 = False
     ours = model(reference["sdar"]["full.input_ids"]).float()
-    assert 0.05 < error(ours, reference["sdar"]["block.logits_bf16"]) < 0.3
+    assert not agrees_in_bfloat16(ours, reference["sdar"]["block.logits_bf16"])
+    assert error(ours, reference["sdar"]["block.logits_bf16"]) < 0.3
+
+
+def sdar_in_bfloat16(folder, ids_BT, size):
+    """SDAR's forward pass as its paper's code orders the casts, written out with this CPU's kernels."""
+    config = json.loads((folder / "config.json").read_text())
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    width, theta = config["head_dim"], config["rope_theta"]
+    weights = {k: v.bfloat16() for k, v in load_file(folder / "model.safetensors").items()}
+
+    def norm(x, name):
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + config["rms_norm_eps"])
+        return (x32 * weights[name].float()).bfloat16()
+
+    def rotate(x):
+        half = torch.cat((-x[..., width // 2 :], x[..., : width // 2]), -1)
+        return x * cos + half * sin
+
+    place = torch.arange(ids_BT.shape[1])
+    angle = place[:, None, None] / theta ** (torch.arange(0, width, 2) / width)
+    cos, sin = (f(torch.cat((angle, angle), -1)).bfloat16() for f in (torch.cos, torch.sin))
+    mask = place[:, None] // size >= place[None, :] // size
+    x = weights["model.embed_tokens.weight"][ids_BT]
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        h = norm(x, f"{at}input_layernorm.weight")
+        q, k, v = (
+            F.linear(h, weights[f"{at}self_attn.{name}_proj.weight"]).unflatten(-1, (-1, width))
+            for name in "qkv"
+        )
+        q = rotate(norm(q, f"{at}self_attn.q_norm.weight"))
+        k = rotate(norm(k, f"{at}self_attn.k_norm.weight"))
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        k, v = (each.repeat_interleave(heads // groups, 1) for each in (k, v))
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        x = x + F.linear(seen, weights[f"{at}self_attn.o_proj.weight"])
+        h = norm(x, f"{at}post_attention_layernorm.weight")
+        gate, up = (F.linear(h, weights[f"{at}mlp.{name}_proj.weight"]) for name in ("gate", "up"))
+        x = x + F.linear(F.silu(gate) * up, weights[f"{at}mlp.down_proj.weight"])
+    return F.linear(norm(x, "model.norm.weight"), weights["lm_head.weight"]).float()
+
+
+def test_sdar_in_bfloat16_is_its_casts_written_out_bit_for_bit(parity_folder, reference):
+    """On any CPU: both run on the same kernels, so that only the order of casts can differ."""
+    ids_BT = reference["sdar"]["full.input_ids"]
+    model = load_model(parity_folder("sdar"), "bfloat16", "cpu")
+    model.spec = replace(model.spec, block_size=4)
+    assert torch.equal(model(ids_BT).float(), sdar_in_bfloat16(parity_folder("sdar"), ids_BT, 4))
 
 
 class Kept:

@@ -44,12 +44,12 @@ def test_four_bits_need_bfloat16_and_widths_that_split(monkeypatch):
 
 def test_a_model_with_experts_is_refused_by_its_family(parity_folder):
     with pytest.raises(ConfigError, match="experts of llada_moe"):
-        LLM(parity_folder("llada_moe"), device="cpu", quantize="int8")
+        LLM(parity_folder("llada_moe"), device="cpu", quantization="int8")
 
 
 def test_packing_and_quantizing_exclude_each_other(parity_folder):
     with pytest.raises(ConfigError, match="pack_weights=True"):
-        LLM(parity_folder("dream"), device="cpu", quantize="int8", pack_weights=True)
+        LLM(parity_folder("dream"), device="cpu", quantization="int8", pack_weights=True)
 
 
 def test_a_trained_model_says_nearly_the_same_in_eight_bits():
@@ -89,7 +89,7 @@ def test_four_bits_take_less_than_eight_and_say_roughly_the_same():
 @pytest.mark.parametrize(("kind", "dtype"), [("int8", None), ("int4", "bfloat16")])
 def test_an_answer_in_few_bits_is_decoded_as_ever(kind, dtype):
     pytest.importorskip("torchao", reason="torchao is not installed (extra quantize)")
-    llm = LLM("demo", device="cpu", dtype=dtype, quantize=kind)
+    llm = LLM("demo", device="cpu", dtype=dtype, quantization=kind)
     out = llm.generate("Tom has 3 boxes.", "threshold", "dual", gen_length=32)[0]
     assert out.num_forwards > 0
     assert llm.spec.mask_id not in out.canvas_ids[out.prompt_length :]
@@ -100,7 +100,7 @@ def test_the_commands_take_it_as_a_flag_or_a_key(capsys):
     text = ["generate", "Tom has 3 boxes.", "--gen-length", "8", "--device", "cpu"]
     assert main([*text, "--quantize", "int8"]) == 0
     first = capsys.readouterr().out
-    assert main([*text, "quantize=int8"]) == 0
+    assert main([*text, "quantization=int8"]) == 0
     assert capsys.readouterr().out == first
     assert main(["infill", "Tom has {2} boxes.", "--dtype", "bfloat16", "--quantize", "int4"]) == 0
     assert main([*text, "--quantize", "int4"]) == 2

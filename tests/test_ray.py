@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 from unmask.cli.serve_app import serve
 from unmask.cli.serve_replicas import RAYS_OWN
+from unmask.engine.config import EngineConfig
 from unmask.errors import ConfigError
 from unmask.server.replicas import joined
 
@@ -62,15 +63,15 @@ def test_every_option_of_the_engine_reaches_the_replicas(monkeypatch: pytest.Mon
     (plan,) = plans
     assert (plan.least, plan.most) == (1, 3)
     assert (plan.upscale_delay_s, plan.downscale_delay_s) == (0.0, 600.0)
-    assert plan.engine == {
-        "max_batch": 5,
-        "max_queue": 6,
-        "max_tokens": 7,
-        "kv_bytes": 8,
-        "max_wait_s": 0.5,
-        "steps_per_round": 4,
-        "prefix_cache": False,
-    }
+    assert plan.engine == EngineConfig(
+        max_num_seqs=5,
+        max_queue=6,
+        max_num_batched_tokens=7,
+        kv_cache_memory_bytes=8,
+        max_wait=0.5,
+        steps_per_round=4,
+        enable_prefix_caching=False,
+    )
     assert plan.drain_timeout_s == 9.0
 
 

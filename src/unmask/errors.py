@@ -2,7 +2,8 @@
 
     UnmaskError
     ├── ConfigError      an option, knob or recipe value that is not allowed
-    │   └── ContradictionError  one option with two values
+    │   ├── ContradictionError  one option with two values
+    │   └── PluginError  a decoder, cache or family file that cannot be used
     ├── ModelError       a checkpoint that cannot be found, read or understood
     ├── PromptError      a prompt that cannot be decoded (empty, no tokenizer)
     │   └── LengthError  one that is too long for the model's context
@@ -43,6 +44,10 @@ class ContradictionError(ConfigError):
     def __reduce__(self) -> tuple[type[ContradictionError], tuple[str | None, str, str]]:
         """Pickle by the arguments."""
         return type(self), (self.key, *self.texts)
+
+
+class PluginError(ConfigError):
+    """A decoder's, cache's or model family's file that cannot be used."""
 
 
 class ModelError(UnmaskError):

@@ -79,7 +79,7 @@ def set_field(cls: type[Any], name: str, value: Any) -> Any:
             value = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"{name}={value!r} cannot be read") from None
-    return _convert(name, hint, value)
+    return convert(name, hint, value)
 
 
 def _takes_text(hint: Any) -> bool:
@@ -91,14 +91,15 @@ def _is_text_or_none(hint: Any) -> bool:
     return set(typing.get_args(hint)) == {str, type(None)}
 
 
-def _convert(name: str, hint: Any, value: Any) -> Any:
-    if hint is Any:
-        return value
+def convert(name: str, hint: Any, value: Any) -> Any:
+    """Return `value` as the type `hint`. Raises ConfigError with the name when it does not fit."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(origin):  # a wrapped decoder or cache, still a name here
+        return value
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
             return None
-        return _convert(name, next(kind for kind in inner if kind is not type(None)), value)
+        return convert(name, next(kind for kind in inner if kind is not type(None)), value)
     if origin is typing.Literal:
         if value not in inner:
             raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(str, inner))}")
@@ -106,7 +107,7 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{name}={value!r} must be a list, e.g. {name}=[1,2]")
-        return tuple(_convert(name, inner[0], item) for item in value)
+        return tuple(convert(name, inner[0], item) for item in value)
     value = _widen(hint, value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{name}={value!r} must be {_WORDS.get(hint, hint.__name__)}")

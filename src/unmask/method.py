@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from unmask import caches, decoders
+from unmask.caches.base import AnyCache
 from unmask.decoders.base.presets import PRESETS
+from unmask.decoders.base.protocol import AnyDecoder, Wrapper
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import Source, Value, field_names, merge, read_value, set_field, split_call
 from unmask.sampling.params import SamplingParams
@@ -82,8 +84,8 @@ class MethodSpec:
     the cache's); `origins`: the origin of each of them. `cache` may be `auto` until `bind` knows the model.
     """
 
-    decoder: Any
-    cache: Any
+    decoder: AnyDecoder
+    cache: AnyCache
     sampling_params: SamplingParams
     notes: tuple[Note, ...] = ()
     given: Mapping[str, object] = field(default_factory=dict, compare=False)
@@ -143,12 +145,12 @@ class MethodSpec:
     @property
     def decoder_name(self) -> str:
         """The decoder's name."""
-        return decoders.decoder_name(self.decoder)
+        return self.decoder.name
 
     @property
     def cache_name(self) -> str:
         """The cache's name."""
-        return caches.cache_name(self.cache)
+        return self.cache.name
 
     @property
     def label(self) -> str:
@@ -184,13 +186,13 @@ class MethodSpec:
                     f"gen_length={gen_length} has no effect: the decoder finds the length; use "
                     f"initial_gen_length and max_gen_length"
                 )
-            return int(self.decoder.first_length())
+            return self.decoder.first_length()
         return GEN_LENGTH if gen_length is None else gen_length
 
     @property
     def chooses_length(self) -> bool:
         """Whether the decoder chooses the answer's length itself."""
-        return bool(getattr(self.decoder, "chooses_length", False))
+        return self.decoder.chooses_length
 
 
 def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]:
@@ -250,10 +252,10 @@ def _resolve(
     name, knobs = _with_preset(name, knobs, origin, notes)
     cls = decoders.decoder_class(name)
     knobs = _translated(name, _fitting(name, knobs), notes, gen_length)
-    if "inner" not in field_names(cls):
+    if not issubclass(cls, Wrapper):
         name, knobs = _by_alias(name, knobs, origin, notes)
         return name, _fitting(name, knobs)
-    inner = knobs.get("inner", Value(cls.inner, origin))
+    inner = knobs.get("inner", Value(cls.default_inner(), origin))
     wrapped, inside = split_call(str(inner.value))
     theirs = {
         key: value
@@ -373,7 +375,7 @@ def _is_off(alias: Alias, value: Value) -> bool:
 
 def _cache(
     name: str, knobs: dict[str, Value], compat: Value | None
-) -> tuple[Any, dict[str, Value]]:
+) -> tuple[AnyCache, dict[str, Value]]:
     """Build the cache, from its knobs and the decoder's `compat`; return its knobs as well."""
     name, knobs = _cache_by_alias(name, knobs)
     inner = knobs.get(CACHE_PREFIX + "inner")
@@ -397,7 +399,7 @@ def _cache_by_alias(name: str, knobs: dict[str, Value]) -> tuple[str, dict[str, 
 
 def _build(
     name: str, knobs: dict[str, Value], options: Iterable[str]
-) -> tuple[Any, SamplingParams]:
+) -> tuple[AnyDecoder, SamplingParams]:
     """Build decoder and sampling parameters. Raises ConfigError for a knob that neither has."""
     shared, own = field_names(SamplingParams), knob_names(name, _plain(knobs))
     for key in knobs:
@@ -406,35 +408,8 @@ def _build(
     sampling = {k: set_field(SamplingParams, k, v.value) for k, v in knobs.items() if k in shared}
     decoder = decoders.make_decoder(name, {k: v.value for k, v in knobs.items() if k in own})
     params = SamplingParams(**sampling)
-    _check_sampling(decoder, params)
+    decoder.check_sampling(params)
     return decoder, params
-
-
-def _check_sampling(decoder: Any, params: SamplingParams) -> None:
-    """Raise ConfigError for sampling parameters that have no effect with a decoder."""
-    inner = getattr(decoder, "inner", decoder)
-    if params.temperature == 0 and not getattr(inner, "tells_sampling", False):
-        for key, value in (("top_p", params.top_p), ("top_k", params.top_k)):
-            if value is not None:
-                raise ConfigError(
-                    f"{key}={value} has no effect at temperature=0; set a temperature"
-                )
-    if "kl" in getattr(inner, "stats", ()) and params.vocabulary in ("frequency", "union"):
-        raise ConfigError(
-            f"vocabulary={params.vocabulary} changes which tokens there are from forward to forward; "
-            f"decoder klass compares whole distributions: use static or none"
-        )
-    score = getattr(inner, "effective_score", "confidence")
-    if params.vocabulary == "static" and score not in ("confidence", "pc"):
-        raise ConfigError(
-            f"vocabulary=static has no effect on score={score}; use another vocabulary"
-        )
-    reads = params.vocabulary == "frequency" or score == "pc"
-    if params.frequencies is not None and not reads:
-        raise ConfigError(
-            f"frequencies={params.frequencies} has no effect here; use score=pc, decoder pc_sampler or "
-            f"vocabulary=frequency, or leave it out"
-        )
 
 
 def _unknown_knob(decoder: str, key: str, allowed: set[str]) -> ConfigError:

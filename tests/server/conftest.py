@@ -29,5 +29,5 @@ def client(demo_llm: LLM) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="session")
 def live(demo_llm: LLM) -> Iterator[Live]:
-    with serving(demo_llm, max_batch=4, max_queue=3) as found:
+    with serving(demo_llm, max_num_seqs=4, max_queue=3) as found:
         yield found

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from unmask import LLM
+from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine
 from unmask.engine.model_runner import ModelRunner
 from unmask.server.app import create_app
@@ -127,7 +128,7 @@ def _engine(llm: LLM, gate: Gate, options: dict[str, Any]) -> Engine:
     plain = llm.make_runner
     llm.make_runner = gated(gate)
     try:
-        return Engine(llm, **options)
+        return Engine(llm, EngineConfig(**options))
     finally:
         llm.make_runner = plain
 

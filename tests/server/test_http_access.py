@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from served import CHAT
 
 import unmask
+from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine
 from unmask.server.app import create_app
 from unmask.server.settings import Access, Limits, ServerSettings
@@ -55,7 +56,7 @@ def made(demo_llm, page):
     def make(**settings):
         app = create_app(
             demo_llm,
-            Engine(demo_llm, max_batch=1),
+            Engine(demo_llm, EngineConfig(max_num_seqs=1)),
             ServerSettings(("demo",), static=page, **settings),
         )
         return TestClient(app, raise_server_exceptions=False)
@@ -224,7 +225,7 @@ def test_a_cookie_behind_tls_is_for_tls_only(demo_llm, page):
     access = Access(Access.digest(KEY), page_token=TOKEN)
     app = create_app(
         demo_llm,
-        Engine(demo_llm, max_batch=1),
+        Engine(demo_llm, EngineConfig(max_num_seqs=1)),
         ServerSettings(("demo",), static=page, access=access),
     )
     client = TestClient(app, base_url="https://testserver")

@@ -16,7 +16,7 @@ from tiny import tiny_llm
 from unmask import decoders
 from unmask.method import MethodSpec, Source
 from unmask.server import process
-from unmask.server.service import PLANNED_AT_ONCE
+from unmask.server.service import MAX_PLANNING
 from unmask.server.settings import ServerSettings
 
 CHAT_URL, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -40,7 +40,7 @@ DECODER = Broken
 
 @pytest.fixture
 def gated(demo_llm):
-    with gated_client(demo_llm, max_batch=2, max_queue=2) as client:
+    with gated_client(demo_llm, max_num_seqs=2, max_queue=2) as client:
         yield client
 
 
@@ -126,7 +126,7 @@ def test_more_answers_than_the_queue_holds_are_not_worth_another_try(gated):
 
 
 def test_a_guided_request_that_can_never_fit_is_told_so(demo_llm):
-    with gated_client(demo_llm, max_batch=1) as client:
+    with gated_client(demo_llm, max_num_seqs=1) as client:
         response = client.post(CHAT_URL, json={**CHAT, "cfg_scale": 1.0})
         assert response.status_code == 400
         assert "2 rows" in response.json()["error"]["message"]
@@ -183,7 +183,7 @@ def test_few_requests_are_planned_at_once_and_who_waits_too_long_is_told_so(held
     with ThreadPoolExecutor(6) as pool:
         sent = [pool.submit(held.post, COMPLETIONS, json=body) for _ in range(6)]
         assert wait_for(lambda: waiting().tasks_waiting == 2)
-        assert len(held.inside) == PLANNED_AT_ONCE
+        assert len(held.inside) == MAX_PLANNING
         late = held.post(COMPLETIONS, json={**body, "timeout_s": 0.05})
         assert late.status_code == 504
         assert held.get("/health").status_code == 200
@@ -202,7 +202,7 @@ def test_more_time_than_the_server_gives_is_refused(gated):
 # 23
 def test_a_dead_engine_answers_everyone_and_health_says_so(demo_llm, caplog):
     caplog.set_level(logging.CRITICAL)
-    with gated_client(demo_llm, max_batch=2, max_queue=4) as client:
+    with gated_client(demo_llm, max_num_seqs=2, max_queue=4) as client:
         client.gate.close()
         with ThreadPoolExecutor(4) as pool:
             inside = [
@@ -227,7 +227,7 @@ def test_a_dead_engine_answers_everyone_and_health_says_so(demo_llm, caplog):
 def test_a_server_whose_engine_has_failed_answers_who_waits_and_ends(demo_llm, monkeypatch, caplog):
     monkeypatch.setattr(process, "FAILED_GRACE_S", 1.0)
     caplog.set_level(logging.CRITICAL)
-    with serving(demo_llm, max_batch=1) as live, ThreadPoolExecutor(3) as pool:
+    with serving(demo_llm, max_num_seqs=1) as live, ThreadPoolExecutor(3) as pool:
         live.gate.close()
         body = json.dumps(CHAT).encode()
         head = f"POST {CHAT_URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -355,7 +355,7 @@ def test_metrics_never_fall_or_grow_new_series_while_requests_run(demo_llm):
         client.get(f"/static/{name}")
         client.post("/generate", json={"text": "a", "rid": name, "sampling_params": {"n": 0}})
 
-    with gated_client(demo_llm, max_batch=4) as client, ThreadPoolExecutor(6) as pool:
+    with gated_client(demo_llm, max_num_seqs=4) as client, ThreadPoolExecutor(6) as pool:
         junk(1)
         client.get("/metrics")
         scrapes = [numbers()]

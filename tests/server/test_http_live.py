@@ -409,7 +409,7 @@ def test_a_thousand_requests_with_random_ends_leave_nothing_behind(demo_llm):
             assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 429")), answer[:200]
 
     assert decoders.names()
-    with serving(demo_llm, max_batch=8, max_queue=64) as live, ThreadPoolExecutor(12) as pool:
+    with serving(demo_llm, max_num_seqs=8, max_queue=64) as live, ThreadPoolExecutor(12) as pool:
         list(pool.map(one, range(800)))  # oneDNN keeps up to 1,024 kernels, one a number of rows
         assert live.idle()
         before = handles(), threading.active_count(), resident()

@@ -1,1 +1,1 @@
-"""Measurements of the engine: how good and how fast, always against a baseline of the same run."""
+"""Benchmarks of quality and speed, each against a baseline measured in the same run."""

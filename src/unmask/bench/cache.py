@@ -1,21 +1,19 @@
-"""Caches side by side: how stale each gets, and what it saves.
+"""Comparison of caches: staleness and savings of each.
 
-Each cache decodes the same held-out prompts. A timed pass tells speed and answers; a second one runs, after
-every forward, the network without a cache on the same canvas, and compares the distributions of the rows
-that the decoder reads. So staleness is measured where it matters, and not mixed with what a different
-choice of one token leads to.
+Each cache decodes the same held-out prompts. Timed passes measure speed and answers. One more pass runs the
+network without a cache on the same canvas after every forward and compares the distributions of the rows
+that the decoder reads: staleness is measured apart from the consequences of a different choice of tokens.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,19 +31,20 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
     from unmask.engine.outputs import Output
 
-ROWS_AT_ONCE = 1 << 24
+LOGITS_AT_ONCE = 1 << 24
+"""Maximum number of logits compared at a time."""
 
 
 @dataclass
 class Staleness:
-    """Sums over the rows that a decoder read: divergence in nats, equal likeliest tokens, rows."""
+    """Sums over the rows read by a decoder: divergence in nats, rows with the same argmax, rows."""
 
     divergence: float = 0.0
     num_equal: int = 0
     num_rows: int = 0
 
     def add(self, exact_NV: Tensor, cached_NV: Tensor) -> None:
-        """Compare the logits of rows."""
+        """Add the comparison of the logits of N rows."""
         exact, cached = exact_NV.log_softmax(dim=-1), cached_NV.log_softmax(dim=-1)
         self.divergence += float((exact.exp() * (exact - cached)).sum())
         self.num_equal += int((exact.argmax(dim=-1) == cached.argmax(dim=-1)).sum())
@@ -53,11 +52,9 @@ class Staleness:
 
 
 class Probe(ModelRunner):
-    """A runner that also makes every forward without a cache, and compares."""
+    """Model runner that repeats every forward without a cache and adds the difference to `staleness`."""
 
-    def __init__(self, *args: Any, found: Staleness, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.found = found
+    staleness: Staleness
 
     def _states(
         self, rows: list[tuple[ForwardInput, bool]]
@@ -76,10 +73,10 @@ class Probe(ModelRunner):
         visible = topology(self.model.spec, positions, None)
         exact_TD = self.model.hidden(ids, positions, visible)[0]
         rows = torch.from_numpy(item.rows).to(device)
-        most = max(1, ROWS_AT_ONCE // self.model.spec.vocab_size)
-        for first in range(0, len(rows), most):
-            part = slice(first, first + most)
-            self.found.add(
+        chunk = max(1, LOGITS_AT_ONCE // self.model.spec.vocab_size)
+        for first in range(0, len(rows), chunk):
+            part = slice(first, first + chunk)
+            self.staleness.add(
                 self.model.head(exact_TD[rows[part]]).float(),
                 self.model.head(cached_ND[part]).float(),
             )
@@ -87,11 +84,11 @@ class Probe(ModelRunner):
 
 @dataclass(frozen=True)
 class CacheResult:
-    """A cache's passes over all prompts.
+    """Passes of one cache over all prompts.
 
-    `same_answers` of `none`'s, `same_tokens`: share of generated positions that are equal to them;
-    `divergence`: mean KL(exact || cached) in nats a read row; `same_top`: share of read rows whose
-    likeliest token is the exact one; `bytes_per_position`: what is kept of a position, all layers.
+    `same_answers`, `same_tokens`: share of answers and of generated positions equal to those of cache
+    `none`. `divergence`: mean KL(exact || cached) in nats per row read. `same_top`: share of rows read with
+    the same argmax as the exact row. `bytes_per_position`: cache memory per position, of all layers.
     """
 
     name: str
@@ -114,18 +111,16 @@ class CacheResult:
 
     @property
     def median_seconds(self) -> float:
-        """Of the repeats."""
+        """Median duration of the repeats."""
         return float(np.median(self.seconds))
 
 
 @dataclass
 class _Pass:
-    """What is known of a cache so far."""
-
     name: str
     outputs: list[Output] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    found: Staleness = field(default_factory=Staleness)
+    staleness: Staleness = field(default_factory=Staleness)
 
 
 def measure_caches(
@@ -136,7 +131,7 @@ def measure_caches(
     examples: Sequence[Example],
     watch: Callable[[str, int], AbstractContextManager[None]] = lambda name, repeat: nullcontext(),
 ) -> list[CacheResult]:
-    """`none` first, then each of `names`. Raises ConfigError for what cannot run on this model."""
+    """Measure cache `none`, then each of `names`. Raises ConfigError for a cache that the model refuses."""
     prompts = [llm.prompt_ids(item.prompt) for item in examples]
     passes = [_Pass(name) for name in dict.fromkeys(("none", *names))]
     for item in passes:
@@ -151,26 +146,27 @@ def measure_caches(
                 item.outputs = item.outputs or outputs
     for item in passes[1:]:
         probed = copy.copy(llm)
-        probed.make_runner = functools.partial(Probe, found=item.found)
+        probed.make_runner = type("Probe", (Probe,), {"staleness": item.staleness})
         decode_all(probed, prompts, method, item.name, setting)
     return [_result(llm, item, passes[0].outputs, examples) for item in passes]
 
 
 def _result(llm: LLM, item: _Pass, exact: list[Output], examples: Sequence[Example]) -> CacheResult:
-    outputs, found = item.outputs, item.found
+    outputs, staleness = item.outputs, item.staleness
     pairs = list(zip(outputs, exact, strict=True))
     answers = [(o.canvas_ids[o.prompt_length :], e.canvas_ids[e.prompt_length :]) for o, e in pairs]
     equal = sum(sum(a == b for a, b in zip(*both, strict=False)) for both in answers)
     total = sum(max(len(a), len(b)) for a, b in answers)
-    rows = found.num_rows
+    rows = staleness.num_rows
+    divergence = 0.0 if item.name == "none" else math.nan
     return CacheResult(
         name=item.name,
         is_exact=bind(make_cache(item.name), llm.spec.block_size).exact,
         right=tuple(check(e, o.text) for e, o in zip(examples, outputs, strict=True)),
         same_answers=sum(o.token_ids == e.token_ids for o, e in pairs) / len(pairs),
         same_tokens=equal / total,
-        divergence=found.divergence / rows if rows else (0.0 if item.name == "none" else math.nan),
-        same_top=found.num_equal / rows if rows else 1.0,
+        divergence=staleness.divergence / rows if rows else divergence,
+        same_top=staleness.num_equal / rows if rows else 1.0,
         num_forwards=sum(o.num_forwards for o in outputs),
         num_queries=sum(o.num_queries for o in outputs),
         num_logit_rows=sum(o.num_logit_rows for o in outputs),

@@ -1,8 +1,8 @@
-"""Requests to a server, with the time at which every piece of the answer arrived.
+"""HTTP client of the serving benchmarks: requests, and the arrival time of each chunk of the reply.
 
-Three ways to ask, after SGLang's and vLLM's benchmark clients: `sglang` (`/generate`, which tells the
-number of tokens with every piece), `openai` (`/v1/completions`) and `openai-chat`. What is recorded is
-raw; `bench.latency` turns it into numbers.
+Three kinds of endpoint, as in SGLang's and vLLM's benchmark clients: `sglang` (`/generate`, which reports
+the number of tokens with every chunk), `openai` (`/v1/completions`) and `openai-chat`. `bench.latency`
+computes the metrics from the recorded times.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from unmask.errors import ConfigError, DependencyError, RemoteError, unknown_name
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import httpx2
 
 KINDS = {"sglang": "/generate", "openai": "/v1/completions", "openai-chat": "/v1/chat/completions"}
-"""Ways to ask, with their paths."""
+"""Path of each kind of endpoint."""
 
 SPELLINGS = {
     "sglang-native": "sglang",
@@ -29,14 +29,14 @@ SPELLINGS = {
     "vllm": "openai",
     "vllm-chat": "openai-chat",
 }
-"""The other clients' names of them."""
+"""Kind of endpoint by the name that SGLang's and vLLM's clients use."""
 
 MAX_ERROR_CHARS = 300
 HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([\t\x20-\x7e]*)")
 
 
 def kind_of(backend: str) -> str:
-    """The way to ask that a backend's name stands for. Raises ConfigError for an unknown name."""
+    """Return the kind of endpoint of a backend's name. Raises ConfigError for an unknown name."""
     kind = SPELLINGS.get(backend, backend)
     if kind not in KINDS:
         raise unknown_name("backend", backend, {*KINDS, *SPELLINGS})
@@ -45,7 +45,10 @@ def kind_of(backend: str) -> str:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A piece of text that came `at_s` seconds after its request; `num_tokens` of all so far, if told."""
+    """A chunk of text, `at_s` seconds after its request.
+
+    `num_tokens`: number of tokens of the reply so far; None where the server does not report it.
+    """
 
     at_s: float
     text: str
@@ -54,48 +57,48 @@ class Arrival:
 
 @dataclass(frozen=True)
 class EndpointReply:
-    """What came of one request.
+    """Reply to one request.
 
-    `sent_at_s` on the clock of `time.perf_counter`; `latency_s` until the last line; `num_tokens` as the
-    server says, else as they were asked for; `usage` the server's own record; `error` None when all went
-    well. `in_pieces`: it was asked for as a stream; else it came at once, and says nothing of its blocks.
+    `sent_at_s`: on the clock of `time.perf_counter`. `latency_s`: from sending to the last line.
+    `num_tokens`: as reported by the server, else as requested. `usage`: usage record of the server.
+    `error`: None on success. `is_streamed`: False for a reply in one piece, which has no block times.
     """
 
     sent_at_s: float
     latency_s: float
     arrivals: tuple[Arrival, ...]
     num_tokens: int
-    usage: dict[str, Any] = field(default_factory=dict)
+    usage: Mapping[str, object] = field(default_factory=dict)
     error: str | None = None
-    in_pieces: bool = True
+    is_streamed: bool = True
 
     @property
     def text(self) -> str:
-        """The whole answer."""
+        """Text of all chunks."""
         return "".join(item.text for item in self.arrivals)
 
 
 @dataclass(frozen=True)
 class EndpointQuery:
-    """A request: text, or token ids where the server takes them; `num_tokens` at most are generated."""
+    """A request: text, or token ids where the server accepts them, and the maximum of new tokens."""
 
     prompt: str | list[int]
     num_tokens: int
 
 
 def parse_headers(words: Sequence[str]) -> dict[str, str]:
-    """`X-Team=a` as a header's name and value. Raises ConfigError."""
-    found = {}
+    """Parse `NAME=VALUE` words as headers. Raises ConfigError."""
+    headers = {}
     for word in words:
         match = HEADER.fullmatch(word)
         if match is None:
             raise ConfigError(f"header {word!r} must be NAME=VALUE in ASCII, such as X-Team=a")
-        found[match[1]] = match[2]
-    return found
+        headers[match[1]] = match[2]
+    return headers
 
 
 def make_client(headers: Mapping[str, str] | None = None) -> httpx2.AsyncClient:
-    """A client without a bound on its connections or on time. Raises DependencyError without httpx2."""
+    """Return a client without limits of connections or time. Raises DependencyError without httpx2."""
     try:
         import httpx2
     except ImportError as error:
@@ -103,14 +106,14 @@ def make_client(headers: Mapping[str, str] | None = None) -> httpx2.AsyncClient:
             "talking to a server needs httpx2; install it with: pip install 'unmask[bench]'"
         ) from error
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    # trust_env=False: a proxy of the environment must not stand between a benchmark and its server
+    # trust_env=False: no proxy of the environment between a benchmark and its server
     return httpx2.AsyncClient(
         headers=dict(headers or {}), limits=limits, timeout=httpx2.Timeout(None), trust_env=False
     )
 
 
-async def get_json(client: httpx2.AsyncClient, url: str) -> Any:
-    """The JSON at `url`. Raises RemoteError when there is none."""
+async def get_json(client: httpx2.AsyncClient, url: str) -> dict[str, object]:
+    """Return the JSON object at `url`. Raises RemoteError when there is none."""
     import httpx2
 
     try:
@@ -120,34 +123,37 @@ async def get_json(client: httpx2.AsyncClient, url: str) -> Any:
     if response.status_code != 200:
         raise RemoteError(f"{url}: {refusal(response.status_code, response.text)}")
     try:
-        return response.json()
+        page = response.json()
     except ValueError:
-        raise RemoteError(f"{url} answers no JSON; is it a server of this kind?") from None
+        page = None
+    if not isinstance(page, dict):
+        raise RemoteError(f"{url} answers no JSON object; is it a server of this kind?")
+    return page
 
 
 def reason(error: Exception) -> str:
-    """An error in words; some of httpx2's have no text of their own."""
+    """Return the text of an error, or its class name: some errors of httpx2 have no text."""
     return str(error) or type(error).__name__
 
 
 def refusal(status: int, body: str) -> str:
-    """What a refused request is told: the status, and the message inside the usual envelopes."""
-    message: Any = body
+    """Return the status of a refused request and the message inside the usual JSON envelopes."""
     try:
-        found = json.loads(body)
-        message = found.get("error", found.get("detail", body))
+        page = json.loads(body)
+        message = page.get("error", page.get("detail", body))
         message = message.get("message", message) if isinstance(message, dict) else message
     except (ValueError, AttributeError):
-        pass
-    told = f"status {status}: {str(message).strip()[:MAX_ERROR_CHARS] or 'no reason given'}"
-    return f"{told}; give the server's key, --api-key or UNMASK_API_KEY" if status == 401 else told
+        message = body
+    text = f"status {status}: {str(message).strip()[:MAX_ERROR_CHARS] or 'no reason given'}"
+    return f"{text}; give the server's key, --api-key or UNMASK_API_KEY" if status == 401 else text
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how to ask; `extra` goes into every body and wins over what is put there.
+    """Address and options of requests.
 
-    `stream` False asks for answers in one piece.
+    `extra`: fields of every request body, with precedence over all others. `stream`: False requests
+    replies in one piece.
     """
 
     kind: str
@@ -155,72 +161,99 @@ class Endpoint:
     model: str
     ignore_eos: bool = False
     temperature: float = 0.0
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict)
     stream: bool = True
 
-    def body(self, ask: EndpointQuery) -> dict[str, Any]:
-        """The request's JSON."""
+    def body(self, query: EndpointQuery) -> dict[str, object]:
+        """Return the JSON of a request."""
         if self.kind == "sglang":
-            sampling: dict[str, Any] = {
+            extra = dict(self.extra)
+            sampling = {
                 "temperature": self.temperature,
-                "max_new_tokens": ask.num_tokens,
+                "max_new_tokens": query.num_tokens,
                 "ignore_eos": self.ignore_eos,
             }
-            key = "text" if isinstance(ask.prompt, str) else "input_ids"
-            extra = dict(self.extra)
-            sampling |= extra.pop("sampling_params", {})
-            return {key: ask.prompt, "sampling_params": sampling, "stream": self.stream, **extra}
-        found: dict[str, Any] = {
+            more = extra.pop("sampling_params", {})
+            if not isinstance(more, Mapping):
+                raise ConfigError(f"sampling_params={more!r} of the extra body must be an object")
+            key = "text" if isinstance(query.prompt, str) else "input_ids"
+            parts = {"sampling_params": {**sampling, **more}, "stream": self.stream}
+            return {key: query.prompt, **parts, **extra}
+        body: dict[str, object] = {
             "model": self.model,
             "temperature": self.temperature,
-            "max_tokens": ask.num_tokens,
+            "max_tokens": query.num_tokens,
             "stream": self.stream,
         }
         if self.stream:
-            found["stream_options"] = {"include_usage": True}
+            body["stream_options"] = {"include_usage": True}
         if self.kind == "openai":
-            found["prompt"] = ask.prompt
+            body["prompt"] = query.prompt
         else:
-            found["messages"] = [{"role": "user", "content": ask.prompt}]
+            body["messages"] = [{"role": "user", "content": query.prompt}]
         if self.ignore_eos:
-            found["ignore_eos"] = True
-        return {**found, **self.extra}
+            body["ignore_eos"] = True
+        return {**body, **self.extra}
 
-    async def send(self, client: httpx2.AsyncClient, ask: EndpointQuery) -> EndpointReply:
-        """Ask, and note what arrives. What goes wrong is in the reply's `error`."""
+    async def send(self, client: httpx2.AsyncClient, query: EndpointQuery) -> EndpointReply:
+        """Send a request and record the chunks of its reply; a failure is in the reply's `error`."""
         import httpx2
 
-        heard = _Heard(self.kind, ask.num_tokens, self.stream)
+        reader = _ReplyReader(self.kind, query.num_tokens, self.stream)
         try:
-            async with client.stream("POST", self.url, json=self.body(ask)) as response:
+            async with client.stream("POST", self.url, json=self.body(query)) as response:
                 if response.status_code != 200:
                     body = (await response.aread()).decode("utf-8", "replace")
-                    return heard.reply(refusal(response.status_code, body))
+                    return reader.reply(refusal(response.status_code, body))
                 if not self.stream:
-                    heard.whole(await response.aread())
-                    return heard.reply(None)
+                    reader.read_body(await response.aread())
+                    return reader.reply(None)
                 async for line in response.aiter_lines():
-                    heard.line(line)
+                    reader.read_line(line)
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
-            return heard.reply(reason(error))
+            return reader.reply(reason(error))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            return heard.reply(f"an answer of another form than expected ({error!r})")
-        return heard.reply(None)
+            return reader.reply(f"an answer of another form than expected ({error!r})")
+        return reader.reply(None)
 
 
-class _Heard:
-    """Listens to one answer: a stream of server-sent events, or a body."""
+class _Content(TypedDict, total=False):
+    content: str | None
 
-    def __init__(self, kind: str, num_tokens: int, in_pieces: bool) -> None:
-        self.kind, self.num_tokens, self.in_pieces = kind, num_tokens, in_pieces
+
+class _Choice(TypedDict, total=False):
+    text: str | None
+    delta: _Content | None
+    message: _Content | None
+
+
+class _Usage(TypedDict, total=False):
+    completion_tokens: int
+
+
+class _Event(TypedDict, total=False):
+    """An event of any kind of endpoint."""
+
+    error: dict[str, object] | str | None
+    text: str | None
+    meta_info: _Usage | None
+    usage: _Usage | None
+    choices: list[_Choice]
+
+
+class _ReplyReader:
+    """Reader of one reply: a stream of server-sent events, or a body."""
+
+    def __init__(self, kind: str, num_tokens: int, is_streamed: bool) -> None:
+        self.kind, self.num_tokens, self.is_streamed = kind, num_tokens, is_streamed
         self.sent_at = time.perf_counter()
         self.latency, self.text, self.is_done = 0.0, "", False
         self.arrivals: list[Arrival] = []
-        self.usage: dict[str, Any] = {}
+        self.usage: _Usage = {}
         self.error: str | None = None
 
-    def line(self, line: str) -> None:
-        """Take a line in; comments and other fields of the protocol say nothing."""
+    def read_line(self, line: str) -> None:
+        """Read a line of the stream; comments and other fields of the protocol are ignored."""
         now = time.perf_counter() - self.sent_at
         if not line.startswith("data:"):
             return
@@ -229,26 +262,26 @@ class _Heard:
         if data == "[DONE]":
             self.is_done = True
             return
-        self._take(now, json.loads(data))
+        self._read(now, json.loads(data))
 
-    def whole(self, body: bytes) -> None:
-        """Take in an answer in one piece."""
+    def read_body(self, body: bytes) -> None:
+        """Read a reply in one piece."""
         self.latency = time.perf_counter() - self.sent_at
-        self._take(self.latency, json.loads(body))
+        self._read(self.latency, json.loads(body))
         self.is_done = True
 
-    def _take(self, now: float, found: dict[str, Any]) -> None:
-        if found.get("error"):
-            error = found["error"]
+    def _read(self, now: float, event: _Event) -> None:
+        error = event.get("error")
+        if error:
             text = error.get("message", error) if isinstance(error, dict) else error
             self.error = str(text)[:MAX_ERROR_CHARS]
         elif self.kind == "sglang":
-            self._native(now, found)
+            self._read_sglang(now, event)
         else:
-            self._openai(now, found)
+            self._read_openai(now, event)
 
-    def _native(self, now: float, found: dict[str, Any]) -> None:
-        text, meta = found.get("text") or "", found.get("meta_info") or {}
+    def _read_sglang(self, now: float, event: _Event) -> None:
+        text, meta = event.get("text") or "", event.get("meta_info") or {}
         if meta:
             self.usage = meta
             self.num_tokens = meta.get("completion_tokens", self.num_tokens)
@@ -258,18 +291,19 @@ class _Heard:
             self.arrivals.append(Arrival(now, text[len(self.text) :], meta["completion_tokens"]))
             self.text = text
 
-    def _openai(self, now: float, found: dict[str, Any]) -> None:
-        if found.get("usage"):
-            self.usage = found["usage"]
-            self.num_tokens = self.usage.get("completion_tokens", self.num_tokens)
-        for choice in found.get("choices", ())[:1]:
+    def _read_openai(self, now: float, event: _Event) -> None:
+        usage = event.get("usage")
+        if usage:
+            self.usage = usage
+            self.num_tokens = usage.get("completion_tokens", self.num_tokens)
+        for choice in event.get("choices", [])[:1]:
             message = choice.get("delta") or choice.get("message") or {}
             text = choice.get("text") or message.get("content") or ""
             if text:
                 self.arrivals.append(Arrival(now, text))
 
     def reply(self, error: str | None) -> EndpointReply:
-        """What was heard; a stream without its end mark was broken off."""
+        """Return the reply; a stream without its end mark counts as broken off."""
         error = error or self.error or (None if self.is_done else "the answer was broken off")
         return EndpointReply(
             sent_at_s=self.sent_at,
@@ -278,5 +312,5 @@ class _Heard:
             num_tokens=self.num_tokens,
             usage=self.usage,
             error=error,
-            in_pieces=self.in_pieces,
+            is_streamed=self.is_streamed,
         )

@@ -1,7 +1,7 @@
-"""What a vocabulary costs: the time of the LM head and of softmax against the number of its rows.
+"""Time of the LM head and of softmax by vocabulary size.
 
-Source: arXiv:2512.07173 (CadLLM), Fig. 1b, which motivates pruned vocabularies. The weights are random;
-times depend on shapes alone. Rows are the positions read in a forward, a block for block decoders.
+Source: arXiv:2512.07173 (CadLLM), Fig. 1b, which motivates pruned vocabularies. The weights are random,
+since times depend on shapes alone. Rows are the positions read per forward, a block for block decoders.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIZES = (64, 256, 1024, 4096, 16384, 50304, 126464)
 
 @dataclass(frozen=True)
 class HeadSetting:
-    """Shapes to measure: `width` of the states, `rows` of them, vocabulary `sizes`, timed `repeat`s."""
+    """Shapes to measure: `rows` hidden states of size `width`, vocabulary `sizes`, number of repeats."""
 
     width: int = 4096
     rows: int = 32
@@ -28,7 +28,7 @@ class HeadSetting:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a number below 1."""
+        """Raise ConfigError for a number below 1."""
         for name, value in (("width", self.width), ("rows", self.rows), ("repeat", self.repeat)):
             if value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
@@ -37,9 +37,9 @@ class HeadSetting:
 
 
 def measure_head(setting: HeadSetting) -> list[dict[str, float]]:
-    """Medians in milliseconds, a row a vocabulary size: head, softmax with argmax, both; after a warm-up.
+    """Measure head, softmax with argmax, and both: medians in ms after a warm-up, by vocabulary size.
 
-    Raises ConfigError for a dtype or device that there is not.
+    Raises ConfigError for an unknown dtype and a device that cannot be used.
     """
     import torch
 
@@ -59,7 +59,7 @@ def measure_head(setting: HeadSetting) -> list[dict[str, float]]:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
     states = draw(setting.rows, setting.width)
-    found = []
+    results = []
     for size in sorted(setting.sizes):
         weight = draw(size, setting.width)
         logits = states @ weight.T
@@ -75,8 +75,8 @@ def measure_head(setting: HeadSetting) -> list[dict[str, float]]:
 
         times = _medians((head, softmax, both), setting.repeat, device.type == "cuda")
         names = ("head_ms", "softmax_ms", "both_ms")
-        found.append({"vocab_size": float(size)} | dict(zip(names, times, strict=True)))
-    return found
+        results.append({"vocab_size": float(size)} | dict(zip(names, times, strict=True)))
+    return results
 
 
 def _medians(works: Sequence[Callable[[], object]], repeat: int, is_cuda: bool) -> list[float]:

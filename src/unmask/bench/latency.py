@@ -1,10 +1,9 @@
-"""From replies to the numbers of a serving benchmark.
+"""Metrics of a serving benchmark, computed from the replies.
 
-The numbers of `Standard` are SGLang's, formula for formula (`calculate_metrics` of its
-`bench_serving.py`, 0.5.6), so that they can be laid beside its own. Two of them mislead where tokens
-come in blocks: the time per output token takes the whole first block for one free token, and the
-inter-token latency of the OpenAI endpoints is one value a piece. `Blocks` holds what a diffusion model is
-better judged by.
+The metrics of `Standard` are SGLang's, formula for formula (`calculate_metrics` of its
+`bench_serving.py`, 0.5.6), and can be compared with its own. Two of them mislead where tokens arrive in
+blocks: the time per output token counts the whole first block as one free token, and the inter-token
+latency of the OpenAI endpoints is one value per chunk. `Blocks` has metrics that suit a diffusion model.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from unmask.bench.endpoint import EndpointReply
 from unmask.errors import ConfigError, unknown_name
 
 Count = Callable[[str], int]
-"""Tokens in a text, without special ones."""
+"""Function that returns the number of tokens in a text, special tokens excluded."""
 
 GOALS = ("ttft", "tpot", "e2el")
 BLOCK_LENGTH = 32
@@ -28,7 +27,7 @@ BLOCK_LENGTH = 32
 
 @dataclass(frozen=True)
 class Spread:
-    """Values of one kind; every statistic is None when there are none."""
+    """Sample of a metric; every statistic is None when it is empty."""
 
     values: tuple[float, ...]
 
@@ -39,30 +38,30 @@ class Spread:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation of the values themselves (divided by their number)."""
+        """Standard deviation of the sample (sum of squares divided by its size)."""
         return float(np.std(self.values)) if self.values else None
 
     @property
-    def most(self) -> float | None:
-        """The largest."""
+    def maximum(self) -> float | None:
+        """Largest value."""
         return max(self.values) if self.values else None
 
     def percentile(self, percent: float) -> float | None:
-        """Linear between the neighbors; 50: the median."""
+        """Return a percentile (50: the median), interpolated linearly."""
         return float(np.percentile(self.values, percent)) if self.values else None
 
 
 @dataclass(frozen=True)
 class Standard:
-    """SGLang's rows. Times in ms, rates a second, over the requests that went well.
+    """SGLang's metrics over the successful requests; times in ms, rates per second.
 
-    Of answers that were not streamed the first text is the whole, so TTFT is the latency and TPOT is 0.
+    `ttft`: from sending to the first text, queueing included. `tpot`: (end to end - TTFT) / (tokens - 1),
+    of replies of at least 2 tokens. `itl`: time between chunks; for `sglang`, and where the server reports
+    an accept length, divided among the tokens of the chunk and repeated for each. `peak_rate`: maximum
+    number of chunks (for `sglang` of tokens) in one second; `peak_concurrency`: maximum number of requests
+    that overlap one second. `concurrency`: sum of all end-to-end times / duration.
 
-    `ttft`: sending to the first text, waiting in the queue included. `tpot`: (end to end - TTFT) over
-    (tokens - 1), of answers of 2 tokens or more. `itl`: the gap before a piece; for `sglang`, and where
-    the server tells an accept length, shared among the piece's tokens and repeated for each. `peak_rate`:
-    most pieces (tokens, for `sglang`) in a second, `peak_concurrency` most requests that touch one.
-    `concurrency`: sum of all end-to-end times over the duration.
+    The first text of a reply in one piece is the whole reply, so TTFT is the latency and TPOT is 0.
     """
 
     completed: int
@@ -80,27 +79,27 @@ class Standard:
 
     @property
     def request_rate(self) -> float:
-        """Requests a second."""
+        """Requests per second."""
         return self.completed / self.duration_s
 
     @property
     def input_rate(self) -> float:
-        """Prompt tokens a second."""
+        """Prompt tokens per second."""
         return self.num_input / self.duration_s
 
     @property
     def output_rate(self) -> float:
-        """Generated tokens a second."""
+        """Generated tokens per second."""
         return self.num_output / self.duration_s
 
     @property
     def total_rate(self) -> float:
-        """Tokens of prompts and answers a second."""
+        """Prompt and generated tokens per second."""
         return (self.num_input + self.num_output) / self.duration_s
 
     @property
     def concurrency(self) -> float:
-        """Requests in flight, on average."""
+        """Mean number of requests in flight."""
         return sum(self.e2el.values) / 1000 / self.duration_s
 
 
@@ -111,7 +110,7 @@ def standard(
     count: Count,
     accept_length: float | None = None,
 ) -> Standard:
-    """SGLang's numbers. `accept_length` is the server's tokens a forward, where it tells them so."""
+    """Compute SGLang's metrics; `accept_length`: tokens per forward as the server reports them."""
     pairs = zip(replies, prompt_lengths, strict=True)
     good = [(reply, length) for reply, length in pairs if reply.error is None]
     done = [reply for reply, _ in good]
@@ -136,39 +135,40 @@ def standard(
 
 
 def first_at(reply: EndpointReply) -> float:
-    """Seconds to the first text; 0 when none came, as in SGLang's client."""
+    """Return the seconds to the first text; 0 for an empty reply, as in SGLang's client."""
     return reply.arrivals[0].at_s if reply.arrivals else 0.0
 
 
 def tpot(reply: EndpointReply) -> float:
-    """Seconds per output token after the first piece."""
+    """Return the seconds per output token after the first chunk."""
     return (reply.latency_s - first_at(reply)) / (reply.num_tokens - 1)
 
 
 def gaps_of(reply: EndpointReply, count: Count | None) -> list[float]:
-    """Inter-token latencies in seconds: a value a piece, or a token where the tokens are known.
+    """Return inter-token latencies in seconds, one per token where the tokens are known, else per chunk.
 
-    They are where the server told them, or `count` is given. A piece without a new token is passed over.
+    The tokens are known where the server reports them or `count` is not None. Chunks without a new token
+    are skipped.
     """
-    found: list[float] = []
+    gaps: list[float] = []
     if not reply.arrivals:
-        return found
+        return gaps
     first, *rest = reply.arrivals
-    at, told = first.at_s, first.num_tokens
+    at, num_tokens = first.at_s, first.num_tokens
     for item in rest:
         if item.num_tokens is not None:
-            new = item.num_tokens - (told or 0)
-            told = item.num_tokens
+            new = item.num_tokens - (num_tokens or 0)
+            num_tokens = item.num_tokens
         else:
             new = 1 if count is None else count(item.text)
         if new > 0:
-            found.extend([(item.at_s - at) / new] * new)
+            gaps.extend([(item.at_s - at) / new] * new)
             at = item.at_s
-    return found
+    return gaps
 
 
 def peaks(done: Sequence[EndpointReply], gaps: Sequence[Sequence[float]]) -> tuple[float, int]:
-    """Most tokens and most requests in one of the seconds since the first request was sent."""
+    """Return the maximum number of tokens and of requests in one second since the first request."""
     if not done:
         return 0.0, 0
     start = min(reply.sent_at_s for reply in done)
@@ -185,13 +185,14 @@ def peaks(done: Sequence[EndpointReply], gaps: Sequence[Sequence[float]]) -> tup
 
 @dataclass(frozen=True)
 class Blocks:
-    """What tells a diffusion model's server. Times in ms.
+    """Metrics for servers of diffusion models; times in ms.
 
-    A block has come when its last token has: `block_length` tokens, or the answer's end. `first_block`:
-    sending to the first; `block`: from each to the next. `forwards` a request (on average) and
-    `tokens_per_forward` as the replies' usage says, else by the server's counters; `eos_waste`: positions
-    that were computed behind an end of text, of all that were computed, by its counters. Each is None when
-    the server does not say. `good_rate`: requests a second that met every goal of `goals`.
+    A block is complete at the arrival of its last token: every `block_length` tokens, and at the end of the
+    reply. `first_block`: from sending to the first block; `block`: between blocks. `forwards`: mean number
+    of forwards per request, and `tokens_per_forward`, from the usage of the replies, else from the counters
+    of the server; `eos_waste`: share of computed positions that lie after an end of text, from the
+    counters. Each is None when the server does not report it. `good_rate`: requests per second within all
+    `goals`.
     """
 
     block_length: int
@@ -210,19 +211,19 @@ def blocks(
     count: Count,
     block_length: int = BLOCK_LENGTH,
     goals: Mapping[str, float] | None = None,
-    counted: Mapping[str, float] | None = None,
+    counters: Mapping[str, float] | None = None,
 ) -> Blocks:
-    """The numbers of blocks, forwards, waste and goals; `counted` as in `serve.Served`."""
-    goals, counted = goals or {}, counted or {}
+    """Compute the metrics of blocks, forwards, waste and goals; `counters` as in `serve.LoadResult`."""
+    goals, counters = goals or {}, counters or {}
     done = [reply for reply in replies if reply.error is None]
-    arrivals = [block_times(reply, count, block_length) for reply in done if reply.in_pieces]
+    arrivals = [block_times(reply, count, block_length) for reply in done if reply.is_streamed]
     forwards = [reply.usage.get("num_forwards") for reply in done]
-    steps = counted.get("steps")
+    steps = counters.get("steps")
     if done and None not in forwards:
-        steps = sum(int(each or 0) for each in forwards)
+        steps = sum(each for each in forwards if isinstance(each, int))
     tokens = sum(reply.num_tokens for reply in done)
     good = len([reply for reply in done if meets(reply, goals)])
-    positions, wasted = counted.get("positions"), counted.get("wasted")
+    positions, wasted = counters.get("positions"), counters.get("wasted")
     return Blocks(
         block_length=block_length,
         first_block=Spread(tuple(1000 * times[0] for times in arrivals if times)),
@@ -236,40 +237,40 @@ def blocks(
 
 
 def block_times(reply: EndpointReply, count: Count, block_length: int) -> list[float]:
-    """Seconds after sending at which each block was complete."""
-    found: list[float] = []
-    so_far = 0
+    """Return the time at which each block was complete, in seconds after sending."""
+    times: list[float] = []
+    num_tokens = 0
     for item in reply.arrivals:
-        so_far = so_far + count(item.text) if item.num_tokens is None else item.num_tokens
-        found.extend([item.at_s] * (so_far // block_length - len(found)))
-    if so_far > len(found) * block_length:
-        found.append(reply.arrivals[-1].at_s)
-    return found
+        num_tokens = num_tokens + count(item.text) if item.num_tokens is None else item.num_tokens
+        times.extend([item.at_s] * (num_tokens // block_length - len(times)))
+    if num_tokens > len(times) * block_length:
+        times.append(reply.arrivals[-1].at_s)
+    return times
 
 
 def meets(reply: EndpointReply, goals: Mapping[str, float]) -> bool:
-    """Whether a request met every goal (ms); one of a single token has no time per token to miss."""
-    own = {
+    """Return True if a request is within every goal (ms); the TPOT of a single token is 0."""
+    times = {
         "ttft": first_at(reply),
         "tpot": tpot(reply) if reply.num_tokens > 1 else 0.0,
         "e2el": reply.latency_s,
     }
-    return all(1000 * own[name] <= most for name, most in goals.items())
+    return all(1000 * times[name] <= limit for name, limit in goals.items())
 
 
 def parse_goals(words: Sequence[str]) -> dict[str, float]:
-    """`ttft:500 e2el:2000` (also one word, or commas between) as goals in ms. Raises ConfigError."""
-    found: dict[str, float] = {}
+    """Parse goals in ms such as `ttft:500 e2el:2000`, also comma-separated. Raises ConfigError."""
+    goals: dict[str, float] = {}
     for word in " ".join(words).replace(",", " ").split():
         name, _, value = word.partition(":")
         if name not in GOALS:
             raise unknown_name("goal", name, GOALS)
         try:
-            found[name] = float(value)
+            goals[name] = float(value)
         except ValueError:
-            found[name] = math.nan
-        if not 0 <= found[name] < math.inf:
+            goals[name] = math.nan
+        if not 0 <= goals[name] < math.inf:
             raise ConfigError(
                 f"goodput {word!r} must be a name and milliseconds, such as {name}:500"
             )
-    return found
+    return goals

@@ -1,14 +1,15 @@
-"""Every decoder with every cache, found by running it."""
+"""Compatibility of decoders and caches, determined by running every combination."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from unmask import caches, decoders
+from unmask.bench.overhead import length_options
 from unmask.errors import ConfigError
 from unmask.models.spec import ModelSpec
 from unmask.models.transformer import Transformer
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """One decoder with one cache, against the decoder without; `problem` where it is refused.
+    """One decoder with one cache, compared with cache `none`; `problem`: why it is refused.
 
-    `queries`: share of the positions computed; `same`: share of the decided positions that hold the same
+    `queries`: computed positions relative to cache `none`; `same`: share of decided positions with the same
     token.
     """
 
@@ -33,19 +34,19 @@ class Cell:
     problem: str | None = None
 
     def text(self) -> str:
-        """`36 %, = 97 %`: of the queries, equal tokens; `no` where it is refused."""
+        """Return "36 %, = 97 %" (queries, equal tokens), or "no" for a combination that is refused."""
         if self.problem is not None:
             return "no"
         return f"{100 * self.queries:.0f} %, = {100 * self.same:.0f} %"
 
 
 def columns() -> list[str]:
-    """Every cache but `none` and `auto`, which stands for another."""
+    """Return the names of all caches except `none` and `auto`, which stands for another."""
     return [name for name in caches.names() if name not in ("none", "auto")]
 
 
 def small_llm(*, block_size: int | None = None, shift_logits: bool = False) -> LLM:
-    """A tiny model of random weights, for the families of which none ships with the package."""
+    """Return a tiny model of random weights, for families without a bundled checkpoint."""
     from unmask.engine.llm import LLM
 
     spec = ModelSpec(
@@ -76,7 +77,7 @@ def small_llm(*, block_size: int | None = None, shift_logits: bool = False) -> L
 
 
 def matrix(llm: LLM, prompts: Sequence[Sequence[int]], gen_length: int) -> list[Cell]:
-    """All cells, decoder by decoder. Raises nothing: what is refused says so in its cell."""
+    """Run all combinations, decoder by decoder; a refusal is recorded in its cell and never raised."""
     cells = []
     for name in decoders.names():
         try:
@@ -95,36 +96,32 @@ def matrix(llm: LLM, prompts: Sequence[Sequence[int]], gen_length: int) -> list[
 def _run(
     llm: LLM, prompts: Sequence[Sequence[int]], name: str, cache: str, gen_length: int
 ) -> list[Output]:
-    length: dict[str, Any] = {"gen_length": gen_length}
-    if decoders.finds_length(name):
-        length = {"initial_gen_length": gen_length // 2, "max_gen_length": gen_length}
-    own = decoders.knob_names(name)
-    block: dict[str, Any] = {"block_length": gen_length // 2} if "block_length" in own else {}
-    return llm.generate(list(prompts), name, cache, stop_at_eos=False, **length, **block)
+    lengths = length_options(name, gen_length, gen_length // 2, gen_length // 2)
+    return llm.generate(list(prompts), name, cache, stop_at_eos=False, **lengths)
 
 
 def _cell(name: str, cache: str, cached: list[Output], plain: list[Output]) -> Cell:
     queries = sum(o.num_queries for o in cached) / sum(o.num_queries for o in plain)
     same = total = 0
-    for ours, exact in zip(cached, plain, strict=True):
-        left, right = (o.canvas_ids[o.prompt_length :] for o in (ours, exact))
+    for outputs in zip(cached, plain, strict=True):
+        left, right = (o.canvas_ids[o.prompt_length :] for o in outputs)
         same += sum(a == b for a, b in zip(left, right, strict=False))
         total += max(len(left), len(right))
     return Cell(name, cache, queries, same / total)
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Markdown: a row a decoder, a column a cache; below it why cells are refused."""
+    """Return Markdown with one row per decoder and one column per cache; the refusals follow below."""
     lines = [f"| decoder | {' | '.join(columns())} |", "|---" * (len(columns()) + 1) + "|"]
     for name in decoders.names():
-        own = {cell.cache: cell for cell in cells if cell.decoder == name}
-        lines.append(f"| `{name}` | {' | '.join(own[cache].text() for cache in columns())} |")
+        row = {cell.cache: cell for cell in cells if cell.decoder == name}
+        lines.append(f"| `{name}` | {' | '.join(row[cache].text() for cache in columns())} |")
     reasons: dict[str, list[str]] = {}
     for cell in cells:
         if cell.problem is not None:
             reasons.setdefault(cell.problem, []).append(f"{cell.decoder} with {cell.cache}")
-    for reason, who in reasons.items():
-        shown = f"every decoder with {who[0].split(' with ')[1]}"
-        listed = shown if len(who) == len(decoders.names()) else ", ".join(who)
-        lines.append(f"\nno, {listed}: {reason}.")
+    for reason, pairs in reasons.items():
+        all_decoders = f"every decoder with {pairs[0].split(' with ')[1]}"
+        subject = all_decoders if len(pairs) == len(decoders.names()) else ", ".join(pairs)
+        lines.append(f"\nno, {subject}: {reason}.")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a decoder adds to the time of its forwards: everything that is neither network nor LM head."""
+"""Overhead of a decoder: all time of a decode that is neither network nor LM head."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 
@@ -15,10 +15,13 @@ from unmask.engine.llm import LLM
 from unmask.models.spec import ModelSpec
 from unmask.models.transformer import Transformer
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Overhead:
-    """One decoder's decode, in seconds; `share` is what it adds over what its forwards take."""
+    """Time of one decode in seconds: of all its forwards, and everything else."""
 
     decoder: str
     num_forwards: int
@@ -34,7 +37,7 @@ class Overhead:
 def random_llm(
     vocab_size: int, width: int, layers: int, dtype: torch.dtype, head_width: int = 128
 ) -> LLM:
-    """A LLaDA of random weights and any size; fewer layers than a real one overstate the share."""
+    """Return a LLaDA of random weights; fewer layers than a real model overstate a decoder's share."""
     heads = max(1, width // head_width)
     spec = ModelSpec(
         family="llada",
@@ -66,46 +69,54 @@ def random_llm(
     return LLM(model)
 
 
-class Stopwatch:
-    """Seconds spent in a function while it is watched."""
+class Stopwatch(Generic[P, T]):
+    """A function that adds the duration of its calls to `seconds`."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[P, T]) -> None:
         self.function, self.seconds = function, 0.0
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        """The function's result."""
+    def __call__(self, *args: P.args, **options: P.kwargs) -> T:
+        """Call the function and return its result."""
         began = time.perf_counter()
         result = self.function(*args, **options)
         self.seconds += time.perf_counter() - began
         return result
 
 
+def length_options(
+    decoder: str, gen_length: int, initial_gen_length: int, block_length: int
+) -> dict[str, Any]:
+    """Return the options of `LLM.generate` that set the length of the answer, and of its blocks if any."""
+    options: dict[str, Any] = {"gen_length": gen_length}
+    if decoders.finds_length(decoder):
+        options = {"initial_gen_length": initial_gen_length, "max_gen_length": gen_length}
+    if "block_length" in decoders.knob_names(decoder):
+        options["block_length"] = block_length
+    return options
+
+
 def measure(
     llm: LLM, name: str, gen_length: int, prompt_length: int, repeat: int, batch: int = 1
 ) -> Overhead:
-    """The median of `repeat` decodes after one to warm up. On the CPU, where calls do not overlap.
+    """Return the median of `repeat` decodes after a warm-up, on the CPU, where calls do not overlap.
 
-    `batch` prompts share the forwards; network and LM head, of all rows that the decoder asks for, count
-    as forward, everything else as added.
+    `batch` prompts share the forwards. The network, and the LM head on the rows that the decoder asks for,
+    count as forward time.
     """
-    block = {"block_length": min(32, gen_length)}
-    knobs: dict[str, Any] = block if "block_length" in decoders.knob_names(name) else {}
-    length: dict[str, Any] = {"gen_length": gen_length}
-    if decoders.finds_length(name):
-        length = {"initial_gen_length": gen_length, "max_gen_length": gen_length}
+    lengths = length_options(name, gen_length, gen_length, min(32, gen_length))
     prompts = [list(range(10 + row, 10 + row + prompt_length)) for row in range(batch)]
     runs: list[Overhead] = []
     hidden, head = llm.model.hidden, llm.model.head
     for _ in range(repeat + 1):
-        watched = Stopwatch(hidden), Stopwatch(head)
-        llm.model.hidden, llm.model.head = watched  # type: ignore[method-assign]
+        network, lm_head = Stopwatch(hidden), Stopwatch(head)
+        llm.model.hidden, llm.model.head = network, lm_head  # type: ignore[method-assign]
         try:
             began = time.perf_counter()
-            out = llm.generate(prompts, name, stop_at_eos=False, **length, **knobs)[0]
+            out = llm.generate(prompts, name, stop_at_eos=False, **lengths)[0]
             total = time.perf_counter() - began
         finally:
             llm.model.hidden, llm.model.head = hidden, head  # type: ignore[method-assign]
-        forward = sum(watch.seconds for watch in watched)
+        forward = network.seconds + lm_head.seconds
         runs.append(Overhead(name, out.num_forwards, forward, total - forward))
     middle = median(run.share for run in runs[1:])
     return min(runs[1:], key=lambda run: abs(run.share - middle))

@@ -1,7 +1,7 @@
-"""Quality against speed as a picture: one labeled point a decoder.
+"""Plot of quality against speed with one labeled point per decoder.
 
-Nothing depends on color: markers differ in shape, every point has its name beside it, the baseline is a
-star on a dashed line, and a hollow marker says that the accuracy differs from the baseline's.
+Nothing depends on color: markers differ in shape, every point has a label, the baseline is a star on a
+dashed line, and a hollow marker denotes an accuracy that differs from that of the baseline.
 """
 
 from __future__ import annotations
@@ -9,10 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from unmask.bench.report import Report, Result, compare
 from unmask.errors import ConfigError, DependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
+    from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
 AXES = {
@@ -21,18 +26,18 @@ AXES = {
 }
 MARKERS = "osD^vPX<>hpd8H"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, told apart by the color-blind too; the first color has the first shape."""
+"""Palette of Okabe and Ito for color-blind readers."""
 INCHES, DPI = (9.0, 6.0), 150
 DISTANCES = (14, 24, 40, 60, 85, 115, 150)
-"""Pixels from a point to its label, nearest first."""
+"""Candidate distances of a label from its point, in pixels."""
 DIRECTIONS = 16
 MARKER_PIXELS = 9
-LEAST_SPAN = 10.0
-"""Percentage points that the picture is high, at least."""
+MIN_SPAN = 10.0
+"""Minimum height of the plot, in percentage points."""
 
 
 class Point(NamedTuple):
-    """A decoder in the picture: percent with its error, and the distances to the x range's ends."""
+    """A point of the plot: accuracy `y` in percent with its error, and the distances to the ends of x."""
 
     label: str
     x: float
@@ -52,39 +57,62 @@ class Box(NamedTuple):
     top: float
 
     def overlap(self, other: Box) -> float:
-        """Pixels in common."""
-        wide = min(self.right, other.right) - max(self.left, other.left)
-        high = min(self.top, other.top) - max(self.bottom, other.bottom)
-        return max(0.0, wide) * max(0.0, high)
+        """Return the area in common, in square pixels."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.top, other.top) - max(self.bottom, other.bottom)
+        return max(0.0, width) * max(0.0, height)
 
     @property
     def area(self) -> float:
-        """Pixels inside."""
+        """Area in square pixels."""
         return (self.right - self.left) * (self.top - self.bottom)
 
 
-def check_possible(path: Path) -> None:
-    """Raises DependencyError without matplotlib, ConfigError for a file name of another format."""
+def check_plot_file(path: Path) -> None:
+    """Raise ConfigError for a file name of an unknown format, DependencyError without matplotlib."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(
             f"plot file {str(path)!r} must end in {', '.join(FORMATS)}; give it such a name"
         )
+    need_matplotlib()
+
+
+def need_matplotlib() -> None:
+    """Raise DependencyError without matplotlib."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise DependencyError(
-            "a plot needs matplotlib, which is not installed; pip install 'unmask[plot]'"
+            "plots need matplotlib, which is not installed; pip install 'unmask[plot]', or do without plots"
         ) from None
 
 
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of `width` x `height` inches and its only axes, to be saved without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def save(figure: Figure, path: Path, axes: Axes, labels: Sequence[Point]) -> None:
+    """Label the points of a laid-out figure and write the file. Raises OSError."""
+    figure.canvas.draw()
+    label_points(axes, figure.canvas.get_renderer(), labels)  # type: ignore[attr-defined, unused-ignore]
+    figure.set_layout_engine("none")
+    figure.savefig(path, dpi=DPI)
+
+
 def points(report: Report, x: str) -> list[Point]:
-    """Every decoder with a result, the baseline first."""
-    found = []
+    """Return a point per decoder with a result, the baseline first."""
+    listed = []
     for number, row in enumerate(report.rows):
         if row.result is None:
             continue
         middle, ends = _speed(row.result, x)
-        found.append(
+        listed.append(
             Point(
                 label=row.label + (" (baseline)" if number == 0 else ""),
                 x=middle,
@@ -95,7 +123,7 @@ def points(report: Report, x: str) -> list[Point]:
                 is_different=bool(compare(row.result, report.baseline).is_different),
             )
         )
-    return found
+    return listed
 
 
 def _speed(result: Result, x: str) -> tuple[float, tuple[float, float]]:
@@ -106,27 +134,18 @@ def _speed(result: Result, x: str) -> tuple[float, tuple[float, float]]:
 
 
 def draw(report: Report, path: Path, x: str = "tokens_per_s") -> None:
-    """Draw a report into a file; `x` is one of AXES. Raises like `check_possible`, and OSError."""
-    check_possible(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    shown = points(report, x)
-    figure = Figure(figsize=INCHES, dpi=DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for number, point in enumerate(shown):
+    """Write the plot of a report; `x` is a key of `AXES`. Raises like `check_plot_file`, and OSError."""
+    check_plot_file(path)
+    labels = points(report, x)
+    figure, axes = new_figure(*INCHES)
+    for number, point in enumerate(labels):
         _draw_point(axes, point, number)
-    _frame(axes, shown, x)
-    _words(figure, axes, report)
-    canvas.draw()  # type: ignore[no-untyped-call, unused-ignore]
-    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call, unused-ignore]
-    label_points(axes, renderer, shown)
-    figure.set_layout_engine("none")
-    figure.savefig(path, dpi=DPI)
+    _set_axes(axes, labels, x)
+    _write_legend(figure, axes, report)
+    save(figure, path, axes, labels)
 
 
-def _draw_point(axes: Any, point: Point, number: int) -> None:
+def _draw_point(axes: Axes, point: Point, number: int) -> None:
     color = "black" if point.is_baseline else COLORS[(number - 1) % len(COLORS)]
     axes.errorbar(
         [point.x],
@@ -146,21 +165,25 @@ def _draw_point(axes: Any, point: Point, number: int) -> None:
         axes.axhline(point.y, color="black", linestyle="--", linewidth=0.8, zorder=1)
 
 
-def _frame(axes: Any, shown: Sequence[Point], x: str) -> None:
-    """Axes that hold all points and leave room for the labels."""
+def set_limits(axes: Axes, shown: Sequence[Point]) -> None:
+    """Set limits of the axes that include all points and leave room for the labels."""
     low = min(point.y - point.y_error for point in shown)
     high = max(point.y + point.y_error for point in shown)
-    margin = max(0.12 * (high - low), (LEAST_SPAN - (high - low)) / 2)
+    margin = max(0.12 * (high - low), (MIN_SPAN - (high - low)) / 2)
     axes.set_ylim(max(-4.0, low - margin), min(104.0, high + margin))
     right = max(point.x + point.x_ends[1] for point in shown)
     axes.set_xlim(0, 1.18 * right if right > 0 else 1)
-    axes.set_xlabel(AXES[x] + ("" if x == "tokens_per_forward" else ", on this machine"))
     axes.set_ylabel("right answers in %, ± standard error")
+
+
+def _set_axes(axes: Axes, shown: Sequence[Point], x: str) -> None:
+    set_limits(axes, shown)
+    axes.set_xlabel(AXES[x] + ("" if x == "tokens_per_forward" else ", on this machine"))
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
 
 
-def _words(figure: Any, axes: Any, report: Report) -> None:
+def _write_legend(figure: Figure, axes: Axes, report: Report) -> None:
     from matplotlib.lines import Line2D
 
     setting, facts = report.setting, report.machine
@@ -190,11 +213,15 @@ def _words(figure: Any, axes: Any, report: Report) -> None:
     )
 
 
-def label_points(axes: Any, renderer: Any, shown: Sequence[Point]) -> None:
-    """Write every name where it hides least, with a line to its point."""
+def label_points(axes: Axes, renderer: RendererBase, shown: Sequence[Point]) -> None:
+    """Place each label where it covers least, with a line to its point."""
     centers = [tuple(axes.transData.transform((point.x, point.y))) for point in shown]
     inside = Box(*axes.get_window_extent(renderer).extents)
-    taken = [(Box(*axes.get_legend().get_window_extent(renderer).extents), 20.0)]
+    taken = [
+        (Box(*legend.get_window_extent(renderer).extents), 20.0)
+        for legend in (axes.get_legend(),)
+        if legend is not None
+    ]
     for point, (x, y) in zip(shown, centers, strict=True):
         half = MARKER_PIXELS
         taken.append((Box(x - half, y - half, x + half, y + half), 10.0))
@@ -230,7 +257,7 @@ def _place(
     inside: Box,
     taken: list[tuple[Box, float]],
 ) -> Box:
-    """The cheapest place for a label: pixels hidden, by weight, then nearness."""
+    """Return the cheapest place for a label: weighted area covered, then distance."""
 
     def cost(distance: float, box: Box) -> float:
         outside = 50.0 * (box.area - box.overlap(inside))

@@ -1,7 +1,7 @@
-"""A model's weights in fewer bits: bytes, peak of memory, time of a forward, and how far it says the same.
+"""Quantized weights: size, peak memory, time per forward, and agreement with the reference.
 
-Every form is loaded in a process of its own, so that its peak of memory is its own. The first form is the
-reference: its answers, with every second position masked again, are the canvases on which all are compared.
+Every format is loaded in a process of its own, so that its peak memory can be measured. The first format is
+the reference: all are compared on its answers with every second position masked again.
 """
 
 from __future__ import annotations
@@ -12,42 +12,46 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask.bench.decode import decode_all, held_out
+from unmask.bench.environment import peak_resident_bytes
 from unmask.bench.report import DecodeSetting
 from unmask.demo.tasks import check
 from unmask.errors import UnmaskError, unknown_name
 from unmask.method import MethodSpec
 
-FORMS: dict[str, tuple[str, str | None]] = {
+if TYPE_CHECKING:
+    import torch
+
+    from unmask.engine.llm import LLM
+
+FORMATS: dict[str, tuple[str, str | None]] = {
     "float32": ("float32", None),
     "bfloat16": ("bfloat16", None),
     "int8": ("float32", "int8"),
     "int8-bfloat16": ("bfloat16", "int8"),
     "int4": ("bfloat16", "int4"),
 }
-"""Dtype that is computed in, and kind of quantization, by name."""
+"""Compute dtype and kind of quantization by name."""
 MAX_ROWS = 256
-"""Compared rows of logits; they travel between processes."""
+"""Maximum number of compared rows of logits, which are sent between processes."""
 NUM_FORWARDS = 5
-"""Timed forwards in each repeat."""
-STATUS = Path("/proc/self/status")
+"""Timed forwards per repeat."""
 
 
 @dataclass(frozen=True)
-class FormResult:
-    """What was measured of a form; `problem` says why nothing was.
+class FormatResult:
+    """Measurements of a format; `problem`: why there are none.
 
-    `num_bytes` of the weights; `peak_bytes`: the most memory that loading and one forward took over a
-    process that has imported everything, None where the system does not tell; `seconds` of a forward over
-    one canvas, median; `same_top`: share of compared rows with the reference's likeliest token;
-    `divergence`: mean KL(reference || form) of them in nats; `right`: which held-out answers were.
+    `num_bytes`: size of the weights. `peak_bytes`: peak memory of loading and one forward above that of a
+    process with all imports done, None where the system does not report it. `seconds`: median time of a
+    forward over one canvas. `same_top`: share of compared rows with the argmax of the reference.
+    `divergence`: mean KL(reference || format) in nats. `right`: correctness of each held-out answer.
     """
 
     name: str
@@ -67,8 +71,8 @@ class FormResult:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a process is told; `canvases` are the reference's, None for itself."""
+class QuantizeJob:
+    """Input of a process; `canvases`: those of the reference, None for the reference itself."""
 
     model: str
     name: str
@@ -79,80 +83,80 @@ class Job:
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """What a process tells: numbers, its canvases, and log-probabilities of the compared rows."""
+    """Output of a process: measurements, canvases, and log-probabilities of N compared rows."""
 
-    result: FormResult
+    result: FormatResult
     canvases: list[list[int]]
-    said_NV: NDArray[np.float32]
+    log_probs_NV: NDArray[np.float32]
 
 
-def check_forms(names: Sequence[str]) -> None:
-    """Raise ConfigError for a form that there is not."""
+def check_formats(names: Sequence[str]) -> None:
+    """Raise ConfigError for an unknown format."""
     for name in names:
-        if name not in FORMS:
-            raise unknown_name("form", name, FORMS)
+        if name not in FORMATS:
+            raise unknown_name("form", name, FORMATS)
 
 
-def measure_forms(
+def measure_formats(
     model: str,
     names: Sequence[str],
     method: MethodSpec,
     setting: DecodeSetting,
-    watch: Callable[[str], Any] = lambda name: None,
-) -> list[FormResult]:
-    """Each form of a model, the first being the reference; `watch` is told which one begins.
+    watch: Callable[[str], object] = lambda name: None,
+) -> list[FormatResult]:
+    """Measure formats of a model, the first as the reference; `watch` is called at the start of each.
 
-    A form that the model cannot take gets its problem. Raises ConfigError for an unknown form and what
-    loading the reference raises.
+    The error of a format that the model does not support becomes its `problem`. Raises ConfigError for an
+    unknown format, and the errors of loading the reference.
     """
-    check_forms(names)
-    results: list[FormResult] = []
+    check_formats(names)
+    results: list[FormatResult] = []
     reference: QuantizeResult | None = None
     for name in dict.fromkeys(names):
         watch(name)
         canvases = None if reference is None else reference.canvases
-        job = Job(model, name, method, setting, canvases)
+        job = QuantizeJob(model, name, method, setting, canvases)
         try:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                found = pool.submit(run, job).result()
+                output = pool.submit(run, job).result()
         except UnmaskError as error:
             if reference is None:
                 raise
-            results.append(FormResult(name, problem=str(error)))
+            results.append(FormatResult(name, problem=str(error)))
             continue
-        reference = reference or found
-        results.append(compared(found, reference.said_NV))
+        reference = reference or output
+        results.append(compare_with(output, reference.log_probs_NV))
     return results
 
 
-def compared(found: QuantizeResult, reference_NV: NDArray[np.float32]) -> FormResult:
-    """A form's numbers with its agreement."""
-    gap = reference_NV - found.said_NV
+def compare_with(output: QuantizeResult, reference_NV: NDArray[np.float32]) -> FormatResult:
+    """Return the result of a format with its agreement with the reference's log-probabilities."""
+    gap_NV = reference_NV - output.log_probs_NV
     return dataclasses.replace(
-        found.result,
-        same_top=float((reference_NV.argmax(-1) == found.said_NV.argmax(-1)).mean()),
-        divergence=float((np.exp(reference_NV) * gap).sum(-1).mean()),
-        num_rows=len(gap),
+        output.result,
+        same_top=float((reference_NV.argmax(-1) == output.log_probs_NV.argmax(-1)).mean()),
+        divergence=float((np.exp(reference_NV) * gap_NV).sum(-1).mean()),
+        num_rows=len(gap_NV),
     )
 
 
-def run(job: Job) -> QuantizeResult:
-    """Load a form, forward, decode: one process's work."""
+def run(job: QuantizeJob) -> QuantizeResult:
+    """Load a format, time its forwards and decode the held-out prompts, in this process."""
     import torch
 
     from unmask.engine.llm import LLM
     from unmask.models.quantize import weight_bytes
 
-    dtype, kind = FORMS[job.name]
+    dtype, kind = FORMATS[job.name]
     torch.set_grad_enabled(False)
     _import_everything(dtype, kind)
-    before = peak()
-    llm = LLM(job.model, device="cpu", dtype=dtype, quantize=kind, pack_weights=False)
+    before = peak_resident_bytes()
+    llm = LLM(job.model, device="cpu", dtype=dtype, quantization=kind, pack_weights=False)
     examples = held_out(job.setting)
     prompts = [llm.prompt_ids(item.prompt) for item in examples]
     canvas = torch.tensor([prompts[0] + [llm.spec.mask_id] * job.setting.gen_length])
     llm.model(canvas)
-    after, times = peak(), []
+    after, times = peak_resident_bytes(), []
     for _ in range(NUM_FORWARDS * job.setting.repeat):
         began = time.perf_counter()
         llm.model(canvas)
@@ -160,22 +164,24 @@ def run(job: Job) -> QuantizeResult:
     outputs = decode_all(llm, prompts, job.method, "none", job.setting)
     right = [check(item, out.text) for item, out in zip(examples, outputs, strict=True)]
     canvases = job.canvases or [
-        [token if at < out.prompt_length or at % 2 else llm.spec.mask_id for at, token in found]
+        [
+            token if at < out.prompt_length or at % 2 else llm.spec.mask_id
+            for at, token in enumerate(out.canvas_ids)
+        ]
         for out in outputs
-        for found in [list(enumerate(out.canvas_ids))]
     ]
-    result = FormResult(
+    result = FormatResult(
         job.name,
         num_bytes=weight_bytes(llm.model),
         peak_bytes=None if before is None or after is None else after - before,
         seconds=median(times),
         right=tuple(right),
     )
-    return QuantizeResult(result, canvases, _said(llm, canvases))
+    return QuantizeResult(result, canvases, _log_probs(llm, canvases))
 
 
 def _import_everything(dtype: str, kind: str | None) -> None:
-    """Do what a form does with a network of no size, and read a tokenizer."""
+    """Import all modules of a measurement: load a tokenizer, quantize and run a tiny network."""
     import torch
 
     from unmask.bench.overhead import random_llm
@@ -190,11 +196,11 @@ def _import_everything(dtype: str, kind: str | None) -> None:
     small(torch.zeros(1, 8, dtype=torch.long))
 
 
-def _said(llm: Any, canvases: list[list[int]]) -> NDArray[np.float32]:
-    """Log-probabilities of the masked positions' rows, from the first canvases on."""
+def _log_probs(llm: LLM, canvases: list[list[int]]) -> NDArray[np.float32]:
+    """Return log-probabilities at the masked positions of the first canvases."""
     import torch
 
-    rows: list[Any] = []
+    rows: list[torch.Tensor] = []
     for ids in canvases:
         masked = torch.tensor(ids) == llm.spec.mask_id
         if llm.spec.shift_logits:
@@ -203,15 +209,5 @@ def _said(llm: Any, canvases: list[list[int]]) -> NDArray[np.float32]:
         rows.extend(logits.float().log_softmax(-1))
         if len(rows) >= MAX_ROWS:
             break
-    said: NDArray[np.float32] = torch.stack(rows[:MAX_ROWS]).numpy()
-    return said
-
-
-def peak() -> int | None:
-    """The most memory that this process has had, in bytes; None where the system does not tell."""
-    try:
-        lines = STATUS.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM")]
-    return int(found[0]) * 1024 if found else None
+    log_probs_NV: NDArray[np.float32] = torch.stack(rows[:MAX_ROWS]).numpy()
+    return log_probs_NV

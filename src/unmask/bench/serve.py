@@ -1,4 +1,4 @@
-"""A serving benchmark: requests sent at a rate, their replies, and the numbers made of them."""
+"""Load generator of the serving benchmark: requests at a given rate, their replies and counters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 WARM_UP_TOKENS = 32
 
 Watch = Callable[[EndpointReply], None]
-"""Told every reply as it is complete."""
+"""Callback for each completed reply."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """How requests are sent.
+    """Arrival process of the requests.
 
-    `request_rate` a second: inf sends all at once, else the waits between are drawn; with `burstiness` 1
-    they are exponential (a Poisson process), below 1 more bursty, above more even (gamma). At most
-    `max_concurrency` requests are under way (None: any number). `warm_ups` requests go first, untimed.
+    `request_rate`: requests per second; inf sends all at once. Intervals are exponential (a Poisson
+    process) with `burstiness` 1, else gamma: below 1 more bursty, above 1 more regular. `max_concurrency`:
+    maximum number of requests in flight (None: no limit). `warm_ups`: untimed requests before the first.
     """
 
     request_rate: float = math.inf
@@ -39,7 +39,7 @@ class Traffic:
     warm_ups: int = 1
 
     def check(self) -> None:
-        """Raises ConfigError for values out of range."""
+        """Raise ConfigError for values out of range."""
         for name in ("request_rate", "burstiness"):
             value = getattr(self, name)
             if not value > 0:
@@ -54,8 +54,8 @@ class Traffic:
                 f"request_rate"
             )
 
-    def wait_s(self, rng: np.random.RandomState) -> float:
-        """The next wait between two requests."""
+    def interval_s(self, rng: np.random.RandomState) -> float:
+        """Draw the interval before the next request, in seconds."""
         if math.isinf(self.request_rate):
             return 0.0
         if self.burstiness == 1:
@@ -68,27 +68,27 @@ COUNTERS = {
     "positions": "unmask:computed_positions",
     "wasted": "unmask:wasted_positions",
 }
-"""Of the server's metrics page: forwards of all sequences, positions computed, and those behind an end."""
+"""Counters of the server's metrics page: forwards, computed positions, and those after an end of text."""
 
 
 @dataclass(frozen=True)
-class Served:
-    """What came back, in the order of sending; `duration_s` from the first sending to the last line.
+class LoadResult:
+    """Replies in the order of sending; `duration_s`: from the first request to the last line.
 
-    `counted`: by how much each of `COUNTERS` that the server has grew meanwhile, by whatever request.
+    `counters`: increments of those `COUNTERS` that the server has, by any request in that time.
     """
 
     replies: tuple[EndpointReply, ...]
     duration_s: float
     accept_length: float | None = None
-    counted: Mapping[str, float] = field(default_factory=dict)
+    counters: Mapping[str, float] = field(default_factory=dict)
 
 
 async def warm_up(
-    endpoint: Endpoint, ask: EndpointQuery, number: int, client: httpx2.AsyncClient
+    endpoint: Endpoint, query: EndpointQuery, number: int, client: httpx2.AsyncClient
 ) -> None:
-    """Send a small version of a request `number` times. Raises RemoteError when none goes well."""
-    small = EndpointQuery(ask.prompt, min(ask.num_tokens, WARM_UP_TOKENS))
+    """Send a short version of a request `number` times. Raises RemoteError when all of them fail."""
+    small = EndpointQuery(query.prompt, min(query.num_tokens, WARM_UP_TOKENS))
     warm = await asyncio.gather(*(endpoint.send(client, small) for _ in range(number)))
     if warm and all(reply.error is not None for reply in warm):
         raise RemoteError(f"{endpoint.url} does not answer the warm-up request: {warm[0].error}")
@@ -101,39 +101,44 @@ async def run(
     rng: np.random.RandomState,
     client: httpx2.AsyncClient,
     watch: Watch = lambda reply: None,
-) -> Served:
-    """Send everything at the traffic's pace and wait for all replies."""
+) -> LoadResult:
+    """Send all requests at the rate of the traffic and wait for the replies."""
     limit = asyncio.Semaphore(traffic.max_concurrency or len(items))
 
-    async def send(ask: EndpointQuery) -> EndpointReply:
+    async def send(query: EndpointQuery) -> EndpointReply:
         async with limit:
-            reply = await endpoint.send(client, ask)
+            reply = await endpoint.send(client, query)
         watch(reply)
         return reply
 
     began = time.perf_counter()
     tasks = []
     for item in items:
-        tasks.append(asyncio.create_task(send(item.ask)))
-        # all at once: as soon as the loop comes to it, without a pause between
-        if wait := traffic.wait_s(rng):
-            await asyncio.sleep(wait)
+        tasks.append(asyncio.create_task(send(item.query)))
+        if interval := traffic.interval_s(rng):
+            await asyncio.sleep(interval)
     replies = await asyncio.gather(*tasks)
-    return Served(tuple(replies), time.perf_counter() - began)
+    return LoadResult(tuple(replies), time.perf_counter() - began)
+
+
+def _first_item(page: dict[str, object], key: str) -> dict[str, object]:
+    """Return the first of the objects listed under a key; empty when there is none."""
+    items = page.get(key)
+    first = items[0] if isinstance(items, list) and items else None
+    return first if isinstance(first, dict) else {}
 
 
 async def server_model(client: httpx2.AsyncClient, base_url: str) -> str:
-    """The first model that a server lists. Raises RemoteError."""
-    found = await get_json(client, f"{base_url}/v1/models")
-    try:
-        return str(found["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        raise RemoteError(f"{base_url}/v1/models lists no model") from None
+    """Return the id of the first model that a server lists. Raises RemoteError."""
+    first = _first_item(await get_json(client, f"{base_url}/v1/models"), "data")
+    if "id" not in first:
+        raise RemoteError(f"{base_url}/v1/models lists no model")
+    return str(first["id"])
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where the server is; the model's name as it is served (None: the first it lists)."""
+    """Address of a server, and the served name of the model (None: the first that it lists)."""
 
     base_url: str | None = None
     host: str = "127.0.0.1"
@@ -144,7 +149,7 @@ class Server:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every request bears. Raises ConfigError for a key that is given twice."""
+        """Headers of every request. Raises ConfigError for two keys."""
         if self.api_key is None:
             return dict(self.more_headers)
         if any(name.lower() == "authorization" for name in self.more_headers):
@@ -155,49 +160,49 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The address without a path. Raises ConfigError."""
+        """Address without a path. Raises ConfigError."""
         url = self.base_url or f"http://{self.host.removeprefix('http://')}:{self.port}"
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"base_url={url!r} must begin with http:// or https://")
         return url.rstrip("/").removesuffix("/v1")
 
     def model_id(self) -> str:
-        """The model's name, asked for if need be. Raises RemoteError."""
+        """Return the name of the model, requested from the server if necessary. Raises RemoteError."""
         if self.model is not None:
             return self.model
 
-        async def ask() -> str:
+        async def request() -> str:
             async with make_client(self.headers) as client:
                 return await server_model(client, self.url)
 
-        return asyncio.run(ask())
+        return asyncio.run(request())
 
 
 async def accept_length(client: httpx2.AsyncClient, base_url: str) -> float | None:
-    """SGLang's `avg_spec_accept_length` (here: tokens a forward), where the server tells it."""
+    """Return SGLang's `avg_spec_accept_length` (here: tokens per forward); None if not reported."""
     try:
-        found: Any = await get_json(client, f"{base_url}/get_server_info")
-        value = found["internal_states"][0].get("avg_spec_accept_length")
-    except (RemoteError, KeyError, IndexError, TypeError, AttributeError):
-        return None  # not every server has it, and nothing but one row depends on it
-    return float(value) if value else None
+        page = await get_json(client, f"{base_url}/get_server_info")
+    except RemoteError:
+        return None  # not every server has this page, which fills one row of the report
+    value = _first_item(page, "internal_states").get("avg_spec_accept_length")
+    return float(value) if isinstance(value, (int, float)) and value else None
 
 
-async def counters(client: httpx2.AsyncClient, base_url: str) -> dict[str, float]:
-    """Those of `COUNTERS` that the server's `/metrics` has now, labels summed up."""
+async def read_counters(client: httpx2.AsyncClient, base_url: str) -> dict[str, float]:
+    """Return those of `COUNTERS` that the server's `/metrics` has, summed over labels."""
     import httpx2
 
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     try:
         page = await client.get(f"{base_url}/metrics")
     except httpx2.HTTPError:
-        return found  # as with the accept length
+        return values  # not every server has this page
+    keys = {name: key for key, name in COUNTERS.items()}
     for line in page.text.splitlines() if page.status_code == 200 else ():
-        name = line.partition("{")[0].partition(" ")[0].removesuffix("_total")
-        for key, wanted in COUNTERS.items():
-            if name == wanted:
-                found[key] = found.get(key, 0.0) + float(line.rpartition(" ")[2])
-    return found
+        key = keys.get(line.partition("{")[0].partition(" ")[0].removesuffix("_total"))
+        if key is not None:
+            values[key] = values.get(key, 0.0) + float(line.rpartition(" ")[2])
+    return values
 
 
 def measure(
@@ -208,20 +213,20 @@ def measure(
     rng: np.random.RandomState,
     headers: Mapping[str, str] | None = None,
     watch: Watch = lambda reply: None,
-) -> Served:
+) -> LoadResult:
     """Warm up and run the benchmark in an event loop of its own. Raises RemoteError and ConfigError."""
     traffic.check()
 
-    async def go() -> Served:
+    async def go() -> LoadResult:
         async with make_client(headers) as client:
-            await warm_up(endpoint, items[0].ask, traffic.warm_ups, client)
-            before = await counters(client, base_url)
-            served = await run(endpoint, items, traffic, rng, client, watch)
-            after = await counters(client, base_url)
+            await warm_up(endpoint, items[0].query, traffic.warm_ups, client)
+            before = await read_counters(client, base_url)
+            result = await run(endpoint, items, traffic, rng, client, watch)
+            after = await read_counters(client, base_url)
             return replace(
-                served,
+                result,
                 accept_length=await accept_length(client, base_url),
-                counted={key: after[key] - value for key, value in before.items() if key in after},
+                counters={key: after[key] - value for key, value in before.items() if key in after},
             )
 
     return asyncio.run(go())

@@ -1,9 +1,9 @@
-"""Exams that a running server takes: GSM8K with few shots, and MMLU.
+"""Few-shot GSM8K and MMLU against a running server.
 
-Source: SGLang's `few_shot_gsm8k` (prompt, stops, extraction and the four numbers are its) and
-`simple_eval_mmlu` (a chat turn a question, the letter behind "Answer:"; the wording of the turn is ours).
-As there, the shots of GSM8K are the first questions of the file that is asked, which are asked too:
-`shots_from` takes them from elsewhere.
+Source: SGLang's `few_shot_gsm8k` (prompt, stops, extraction and the four metrics) and `simple_eval_mmlu`
+(one chat turn per question, the letter after "Answer:"; the wording of the turn differs). As in SGLang, the
+shots of GSM8K are the first questions of the file, which are asked too; `shots_from` reads them from
+another file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unmask.bench.endpoint import Endpoint, EndpointQuery, EndpointReply, make_client
 from unmask.errors import ConfigError, RemoteError
@@ -34,15 +33,18 @@ A, B, C and D."""
 
 @dataclass(frozen=True)
 class TaskQuestion:
-    """A prompt and its right answer."""
+    """A prompt and its reference answer."""
 
     prompt: str
     answer: str
 
 
 @dataclass(frozen=True)
-class Graded:
-    """What came of an exam; shares of all questions. `invalid` answers hold nothing to grade."""
+class TaskResult:
+    """Scores of a task as shares of all questions; `invalid`: share of replies without an answer.
+
+    `answers`: the extracted answer of each reply.
+    """
 
     accuracy: float
     invalid: float
@@ -51,48 +53,48 @@ class Graded:
     num_failed: int
     first_error: str | None
     replies: tuple[EndpointReply, ...]
-    found: tuple[str | None, ...]
+    answers: tuple[str | None, ...]
 
     @property
     def output_rate(self) -> float:
-        """Generated tokens a second."""
+        """Generated tokens per second."""
         return self.num_tokens / self.latency_s
 
 
 def gsm8k(
     path: Path, num_questions: int, num_shots: int, shots_from: Path | None
 ) -> list[TaskQuestion]:
-    """The first questions of a JSON-lines file behind the shots. Raises ConfigError."""
+    """Return the first questions of a JSON-lines file, each after the shots. Raises ConfigError."""
     records = _records(path)
-    shown = records if shots_from is None else _records(shots_from)
-    if len(records) < num_questions or len(shown) < num_shots:
+    examples = records if shots_from is None else _records(shots_from)
+    if len(records) < num_questions or len(examples) < num_shots:
         raise ConfigError(
             f"{path} has {len(records)} questions; num_questions={num_questions} and "
             f"num_shots={num_shots} want more"
         )
-    shots = "".join(_gsm8k_text(each) + f" {each['answer']}\n\n" for each in shown[:num_shots])
-    found = []
+    shots = "".join(_gsm8k_text(each) + f" {each['answer']}\n\n" for each in examples[:num_shots])
+    questions = []
     for record in records[:num_questions]:
         answer = last_number(record["answer"])
         if answer is None:
             raise ConfigError(f"{path}: the answer {record['answer']!r} has no number")
-        found.append(TaskQuestion(shots + _gsm8k_text(record), answer))
-    return found
+        questions.append(TaskQuestion(shots + _gsm8k_text(record), answer))
+    return questions
 
 
-def _gsm8k_text(record: dict[str, Any]) -> str:
+def _gsm8k_text(record: dict[str, str]) -> str:
     return f"Question: {record['question']}\nAnswer:"
 
 
 def _records(path: Path) -> list[dict[str, str]]:
-    """Questions and answers of a file, or of `gsm8k/test.jsonl` or `test.jsonl` in a folder."""
+    """Read questions and answers of a file, or of `gsm8k/test.jsonl` or `test.jsonl` in a folder."""
     if path.is_dir():
-        inside = [path / "gsm8k" / "test.jsonl", path / "test.jsonl"]
-        path = next((each for each in inside if each.exists()), path)
+        candidates = [path / "gsm8k" / "test.jsonl", path / "test.jsonl"]
+        path = next((each for each in candidates if each.exists()), path)
     try:
         lines = path.read_text("utf-8").splitlines()
-        found = [json.loads(line) for line in lines if line.strip()]
-        return [{"question": str(e["question"]), "answer": str(e["answer"])} for e in found]
+        records = [json.loads(line) for line in lines if line.strip()]
+        return [{"question": str(e["question"]), "answer": str(e["answer"])} for e in records]
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}); give GSM8K's test.jsonl or its folder"
@@ -102,15 +104,15 @@ def _records(path: Path) -> list[dict[str, str]]:
 
 
 def last_number(text: str) -> str | None:
-    """The last run of digits, commas left out, without leading zeros; None when there is none."""
+    """Return the last run of digits, without commas and leading zeros; None if there is none."""
     runs = re.findall(r"\d+", text.replace(",", ""))
     return str(int(runs[-1])) if runs else None
 
 
 def mmlu(folder: Path, num_questions: int, seed: int) -> list[TaskQuestion]:
-    """A sample of all subjects' test questions, in a folder of CSV files. Raises ConfigError."""
-    inside = [folder / "mmlu" / "test", folder / "test", folder]
-    files = next((found for each in inside if (found := sorted(each.glob("*.csv")))), [])
+    """Draw test questions of all subjects from a folder of CSV files. Raises ConfigError."""
+    candidates = [folder / "mmlu" / "test", folder / "test", folder]
+    files = next((paths for each in candidates if (paths := sorted(each.glob("*.csv")))), [])
     if not files:
         raise ConfigError(f"{folder} has no MMLU test files; give the folder of its *_test.csv")
     rows = [row for file in files for row in _mmlu_rows(file)]
@@ -120,8 +122,8 @@ def mmlu(folder: Path, num_questions: int, seed: int) -> list[TaskQuestion]:
 
 
 def _mmlu_rows(path: Path) -> list[TaskQuestion]:
-    """Questions of a subject: question, four choices, and the right one as 0 to 3 or as a letter."""
-    found = []
+    """Read the questions of a subject: question, four choices, and the right one as 0 to 3 or a letter."""
+    questions = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
@@ -135,29 +137,30 @@ def _mmlu_rows(path: Path) -> list[TaskQuestion]:
         answer = LETTERS[int(row[5])] if row[5].isdigit() else row[5]
         pairs = zip(LETTERS, row[1:5], strict=True)
         choices = "\n".join(f"{letter}) {choice}" for letter, choice in pairs)
-        found.append(TaskQuestion(MMLU_TURN.format(question=row[0], choices=choices), answer))
-    return found
+        questions.append(TaskQuestion(MMLU_TURN.format(question=row[0], choices=choices), answer))
+    return questions
 
 
 def answer_letter(text: str) -> str | None:
-    """The letter behind the first "Answer:"; None when there is none."""
+    """Return the letter after the first "Answer:"; None if there is none."""
     match = re.search(r"answer\s*:\s*([A-D])", text, re.IGNORECASE)
     return match[1].upper() if match else None
 
 
-def take(
+def run_task(
     endpoint: Endpoint,
     questions: Sequence[TaskQuestion],
-    read: Callable[[str], str | None],
+    extract: Callable[[str], str | None],
     *,
     num_tokens: int,
     parallel: int,
     headers: Mapping[str, str] | None = None,
     watch: Callable[[EndpointReply], None] = lambda reply: None,
-) -> Graded:
-    """Ask everything, `parallel` at a time, and grade. Raises RemoteError when nothing is answered.
+) -> TaskResult:
+    """Send all questions, `parallel` at a time, and grade the replies.
 
-    A question whose request fails counts as invalid, so it is never taken for a right one.
+    `extract` returns the answer in a text. A failed request counts as an invalid answer. Raises RemoteError
+    when all requests fail.
     """
     if parallel < 1 or num_tokens < 1:
         raise ConfigError(f"parallel={parallel} and max_new_tokens={num_tokens} must be at least 1")
@@ -166,13 +169,13 @@ def take(
         limit = asyncio.Semaphore(parallel)
         async with make_client(headers) as client:
 
-            async def ask(question: TaskQuestion) -> EndpointReply:
+            async def send(question: TaskQuestion) -> EndpointReply:
                 async with limit:
                     reply = await endpoint.send(client, EndpointQuery(question.prompt, num_tokens))
                 watch(reply)
                 return reply
 
-            return await asyncio.gather(*map(ask, questions))
+            return await asyncio.gather(*map(send, questions))
 
     began = time.perf_counter()
     replies = asyncio.run(go())
@@ -180,15 +183,15 @@ def take(
     errors = [reply.error for reply in replies if reply.error is not None]
     if len(errors) == len(replies):
         raise RemoteError(f"all {len(replies)} requests failed; the first: {errors[0]}")
-    found = tuple(None if reply.error else read(reply.text) for reply in replies)
-    right = [own == question.answer for own, question in zip(found, questions, strict=True)]
-    return Graded(
+    answers = tuple(None if reply.error else extract(reply.text) for reply in replies)
+    right = [answer == question.answer for answer, question in zip(answers, questions, strict=True)]
+    return TaskResult(
         accuracy=sum(right) / len(right),
-        invalid=found.count(None) / len(found),
+        invalid=answers.count(None) / len(answers),
         latency_s=latency,
         num_tokens=sum(reply.num_tokens for reply in replies if reply.error is None),
         num_failed=len(errors),
         first_error=errors[0] if errors else None,
         replies=tuple(replies),
-        found=found,
+        answers=answers,
     )

@@ -1,4 +1,4 @@
-"""What a serving benchmark sends: prompts with their lengths, the same for the same seed."""
+"""Prompts of the serving benchmark, reproducible by seed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unmask.bench.endpoint import EndpointQuery
 from unmask.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BUNDLED = ("word_problem", "sudoku", "countdown")
 NAMES = ("random", "random-ids", "sharegpt", *BUNDLED)
@@ -23,19 +26,19 @@ SUDOKU_BLANKS = 8
 class WorkItem:
     """A request to send; `prompt_length` in tokens."""
 
-    ask: EndpointQuery
+    query: EndpointQuery
     prompt_length: int
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Which prompts: `name` of `NAMES`, `path` of a ShareGPT-like file, how many, and how long.
+    """Source, number and lengths of the prompts.
 
-    `input_length` and `output_length` are the most of a random prompt and answer; the least is
-    `range_ratio` (0 to 1) of it, as SGLang has it. `output_length` None: 128 for random prompts, the
-    recorded answer's for a file, the task's for bundled ones. `as_ids` sends token ids instead of text,
-    `chat_template` texts as the tokenizer's template has a user's turn. `context_length`: recorded prompts
-    that are longer together with their answer are left out.
+    `name`: one of `NAMES`; `path`: file for sharegpt. `input_length`, `output_length`: maximum length of a
+    random prompt and answer; the minimum is `range_ratio` (0 to 1) of it, as in SGLang. `output_length`
+    None: 128 for random prompts, the length of the recorded answer for a file, that of the task for bundled
+    prompts. `as_ids`: send token ids instead of text. `chat_template`: format texts as a user turn.
+    `context_length`: skip recorded prompts that are longer, answer included.
     """
 
     name: str = "random"
@@ -49,7 +52,7 @@ class Workload:
     context_length: int | None = None
 
     def check(self) -> None:
-        """Raises ConfigError for settings that contradict or are out of range."""
+        """Raise ConfigError for settings that are contradictory or out of range."""
         if self.name not in NAMES:
             raise unknown_name("dataset", self.name, NAMES)
         is_random = self.name.startswith("random")
@@ -78,8 +81,10 @@ class Workload:
                 f"sharegpt only, not for {self.name}"
             )
 
-    def items(self, tokenizer: Any, rng: np.random.RandomState) -> list[WorkItem]:
-        """The requests. Raises ConfigError when there are fewer than asked for."""
+    def items(
+        self, tokenizer: PreTrainedTokenizerBase, rng: np.random.RandomState
+    ) -> list[WorkItem]:
+        """Build the requests. Raises ConfigError when the source has too few prompts."""
         self.check()
         if self.name.startswith("random"):
             return self._random(tokenizer, rng)
@@ -87,47 +92,50 @@ class Workload:
             return self._recorded(tokenizer, rng)
         return self._bundled(tokenizer)
 
-    def _random(self, tokenizer: Any, rng: np.random.RandomState) -> list[WorkItem]:
-        """Runs of neighboring ids, drawn as SGLang's `random-ids` does: the same seed, the same prompts."""
-        most = 128 if self.output_length is None else self.output_length
-        least = max(int(self.input_length * self.range_ratio), 1)
-        lengths = rng.randint(least, self.input_length + 1, size=self.num_prompts)
-        # a length of 0 can be drawn there; nobody can ask for no token, so here it is 1
-        answers = rng.randint(int(most * self.range_ratio), most + 1, size=self.num_prompts)
+    def _random(
+        self, tokenizer: PreTrainedTokenizerBase, rng: np.random.RandomState
+    ) -> list[WorkItem]:
+        """Draw runs of consecutive ids, equal to those of SGLang's `random-ids` with the same seed."""
+        longest = 128 if self.output_length is None else self.output_length
+        shortest = max(int(self.input_length * self.range_ratio), 1)
+        lengths = rng.randint(shortest, self.input_length + 1, size=self.num_prompts)
+        # SGLang may draw an output length of 0, which no request can have: it becomes 1
+        answers = rng.randint(int(longest * self.range_ratio), longest + 1, size=self.num_prompts)
         size = tokenizer.vocab_size
         offsets = rng.randint(0, size, size=self.num_prompts)
-        found = []
+        items = []
         for index, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
             ids = [int((offsets[index] + index + j) % size) for j in range(length)]
-            prompt = ids if self.as_ids else tokenizer.decode(ids)
-            found.append(WorkItem(EndpointQuery(prompt, max(1, int(answer))), int(length)))
-        return found
+            prompt = ids if self.as_ids else str(tokenizer.decode(ids))
+            items.append(WorkItem(EndpointQuery(prompt, max(1, int(answer))), int(length)))
+        return items
 
-    def _recorded(self, tokenizer: Any, rng: np.random.RandomState) -> list[WorkItem]:
-        """First turns of recorded conversations, in random order; answers as long as the recorded ones."""
+    def _recorded(
+        self, tokenizer: PreTrainedTokenizerBase, rng: np.random.RandomState
+    ) -> list[WorkItem]:
+        """Draw first turns of recorded conversations; the recorded answers give the output lengths."""
         assert self.path is not None, "checked"
         pairs = _conversations(self.path)
-        found: list[WorkItem] = []
+        items: list[WorkItem] = []
         for index in rng.permutation(len(pairs)):
             prompt, answer = pairs[index]
-            prompt = self._worded(tokenizer, prompt)
-            length = len(tokenizer(prompt)["input_ids"])
-            recorded = len(tokenizer(answer)["input_ids"])
-            wanted = recorded if self.output_length is None else self.output_length
-            if length < 2 or wanted < 2:
-                continue  # SGLang leaves those out as well
-            if self.context_length is not None and length + wanted > self.context_length:
+            prompt = self._format(tokenizer, prompt)
+            length = _count(tokenizer, prompt)
+            num_tokens = self.output_length or _count(tokenizer, answer)
+            if length < 2 or num_tokens < 2:
+                continue  # as in SGLang
+            if self.context_length is not None and length + num_tokens > self.context_length:
                 continue
-            found.append(WorkItem(EndpointQuery(prompt, wanted), length))
-            if len(found) == self.num_prompts:
-                return found
+            items.append(WorkItem(EndpointQuery(prompt, num_tokens), length))
+            if len(items) == self.num_prompts:
+                return items
         raise ConfigError(
-            f"{self.path} has {len(found)} conversations that can be sent, num_prompts="
+            f"{self.path} has {len(items)} conversations that can be sent, num_prompts="
             f"{self.num_prompts} are wanted; use fewer"
         )
 
-    def _bundled(self, tokenizer: Any) -> list[WorkItem]:
-        """Held-out prompts of the demo model's own tasks."""
+    def _bundled(self, tokenizer: PreTrainedTokenizerBase) -> list[WorkItem]:
+        """Return held-out prompts of a task of the demo model."""
         from unmask.demo.tasks import held_out_set
 
         blanks = SUDOKU_BLANKS if self.name == "sudoku" else None
@@ -135,15 +143,15 @@ class Workload:
             examples = held_out_set(self.name, self.num_prompts, blanks=blanks)
         except ValueError as error:
             raise ConfigError(f"num_prompts={self.num_prompts} is too high: {error}") from None
-        wanted = self.output_length or ANSWER_TOKENS[self.name]
-        prompts = [self._worded(tokenizer, each.prompt) for each in examples]
+        num_tokens = self.output_length or ANSWER_TOKENS[self.name]
+        prompts = [self._format(tokenizer, each.prompt) for each in examples]
         return [
-            WorkItem(EndpointQuery(one, wanted), len(tokenizer(one)["input_ids"]))
-            for one in prompts
+            WorkItem(EndpointQuery(prompt, num_tokens), _count(tokenizer, prompt))
+            for prompt in prompts
         ]
 
-    def _worded(self, tokenizer: Any, prompt: str) -> str:
-        """The prompt as it is sent; as in SGLang's client without a template's beginning of text."""
+    def _format(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+        """Apply the chat template if requested, without its begin-of-text token as in SGLang's client."""
         if not self.chat_template:
             return prompt
         if not getattr(tokenizer, "chat_template", None):
@@ -151,20 +159,24 @@ class Workload:
                 "apply_chat_template: the tokenizer has no chat template; leave it out"
             )
         turn = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        return str(text.replace(tokenizer.bos_token, "") if tokenizer.bos_token else text)
+        text = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+        return text.replace(str(tokenizer.bos_token), "") if tokenizer.bos_token else text
+
+
+def _count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    return len(tokenizer(text)["input_ids"])
 
 
 def _conversations(path: Path) -> list[tuple[str, str]]:
-    """The first two turns of every conversation of a ShareGPT-like JSON file that has two."""
+    """Read the first two turns of every conversation of a ShareGPT-like JSON file that has two."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        records = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error})") from None
     pairs = []
-    for record in found if isinstance(found, list) else ():
+    for record in records if isinstance(records, list) else ():
         turns = _turns(record)
         if len(turns) >= 2:
             pairs.append((turns[0], turns[1]))
@@ -176,7 +188,7 @@ def _conversations(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _turns(record: Any) -> Sequence[str]:
+def _turns(record: object) -> Sequence[str]:
     if not isinstance(record, dict):
         return ()
     turns = record.get("conversations") or record.get("conversation") or ()

@@ -6,11 +6,22 @@ and define `CACHE` in it: docs/how-to/add-a-cache.md.
 
 from __future__ import annotations
 
-from unmask.caches.base import CachePlan, CachePolicy, CacheProgress, Layers, Observation, PerBlock
-from unmask.caches.registry import bind, cache_class, cache_name, describe, make_cache, names
+from unmask.caches.base import (
+    Alias,
+    AnyCache,
+    CachePlan,
+    CachePolicy,
+    CacheProgress,
+    Layers,
+    Observation,
+    PerBlock,
+)
+from unmask.caches.registry import bind, cache_class, describe, make_cache, names
 from unmask.knobs import knob
 
 __all__ = [
+    "Alias",
+    "AnyCache",
     "CachePolicy",
     "Layers",
     "PerBlock",
@@ -19,7 +30,6 @@ __all__ = [
     "Observation",
     "bind",
     "cache_class",
-    "cache_name",
     "describe",
     "knob",
     "make_cache",

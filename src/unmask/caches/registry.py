@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any
 
+from unmask.caches.base import AnyCache
 from unmask.errors import unknown_name
 from unmask.knobs import Source, field_names, merge, read_value, set_field, split_call
 
@@ -23,14 +23,17 @@ def names() -> list[str]:
 
 
 @cache
-def cache_class(name: str) -> Any:
+def cache_class(name: str) -> type[AnyCache]:
     """The dataclass of a cache. Raises ConfigError for an unknown name."""
     if name not in names():
         raise unknown_name("cache", str(name), names())
-    return import_module(f"{PACKAGE}.{name}").CACHE
+    found: type[AnyCache] = import_module(f"{PACKAGE}.{name}").CACHE
+    return found
 
 
-def make_cache(name: str, args: Mapping[str, object] | None = None, compat: object = None) -> Any:
+def make_cache(
+    name: str, args: Mapping[str, object] | None = None, compat: object = None
+) -> AnyCache:
     """Build a cache policy from its name and knobs, e.g. `dllm(kp=50, kr=7)` or `dllm` and `args`.
 
     `compat`, if not None, holds for a policy that has such a knob unless it is among the knobs. `auto`
@@ -51,22 +54,18 @@ def make_cache(name: str, args: Mapping[str, object] | None = None, compat: obje
     typed = {key: set_field(cls, key, knobs[key]) for key in knobs if key in own - {"inner"}}
     if "inner" in own:
         policy = None if inner is None else make_cache(str(inner), theirs, compat)
-        typed["inner"] = bind(policy, None)
-    return cls(**typed)
+        typed["inner"] = None if policy is None else bind(policy, None)
+    build: Callable[..., AnyCache] = cls
+    return build(**typed)
 
 
-def bind(policy: Any, block_size: int | None) -> Any:
+def bind(policy: AnyCache, block_size: int | None) -> AnyCache:
     """Return the policy for a model of this block size (None: full attention); `auto` is replaced."""
-    stands_for = getattr(policy, "stands_for", None)
-    return policy if stands_for is None else stands_for(block_size)
+    other = policy.stands_for(block_size)
+    return policy if other is None else make_cache(other)
 
 
-def cache_name(cache: Any) -> str:
-    """The name of a policy."""
-    return str(type(cache).__module__.rpartition(".")[2])
-
-
-def describe(cache: Any) -> str:
+def describe(cache: AnyCache) -> str:
     """A policy as `name(knob=value, ...)`, knobs at their defaults left out."""
     shown = []
     for item in dataclasses.fields(cache):
@@ -75,5 +74,5 @@ def describe(cache: Any) -> str:
             shown += [] if value is None else [f"inner={describe(value)}"]
         elif value != item.default:
             shown.append(f"{item.name}={value}")
-    name = cache_name(cache)
+    name = cache.name
     return f"{name}({', '.join(shown)})" if shown else name

@@ -172,11 +172,11 @@ def _check_files(wanted: BenchDecodeOptions) -> None:
     if wanted.plot is None and wanted.plot_x is not None:
         raise ConfigError(f"--plot-x {wanted.plot_x} has no effect without --plot FILE")
     if wanted.plot is not None:
-        from unmask.bench.plot import AXES, check_possible
+        from unmask.bench.plot import AXES, check_plot_file
 
         if wanted.plot_x is not None and wanted.plot_x not in AXES:
             raise unknown_name("axis of the plot", wanted.plot_x, AXES)
-        check_possible(wanted.plot)
+        check_plot_file(wanted.plot)
     files = {"plot": wanted.plot, "JSON": None if wanted.json in (None, "-") else wanted.json}
     for what, path in files.items():
         if path is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.bench.environment import machine
-from unmask.bench.quantize import FormResult, check_forms, measure_forms
+from unmask.bench.quantize import FormatResult, check_formats, measure_formats
 from unmask.cli.bench_decode import parse_decoders, setting_of, split_list, write_json
 from unmask.errors import ConfigError
 from unmask.models import resolve_model
@@ -34,13 +34,13 @@ def quantize(
     if len(entries) != 1:
         raise ConfigError(f"--decoder {decoder}: give one decoder; the forms are what is compared")
     forms = [name.strip() for name in split_list(names)]
-    check_forms(forms)
+    check_formats(forms)
     if as_json not in (None, "-"):
         from unmask.view.trace import check_writable
 
         check_writable(Path(str(as_json)), "JSON file")
     resolve_model(model)
-    found = measure_forms(
+    found = measure_formats(
         model,
         forms,
         entries[0],
@@ -69,7 +69,7 @@ def quantize(
     write_json(as_json, text)
 
 
-def _row(item: FormResult, first: FormResult) -> str:
+def _row(item: FormatResult, first: FormatResult) -> str:
     if item.problem is not None:
         return f"| {item.name} | not measured: {item.problem}" + " |" * 8
     peak = "" if item.peak_bytes is None else f"{item.peak_bytes / 1e6:.1f}"
@@ -86,9 +86,9 @@ def head(setting: dict[str, Any], as_json: bool, plot: Path | None) -> None:
     from unmask.bench.head import HeadSetting, measure_head
 
     if plot is not None:
-        from unmask.bench.plot import check_possible
+        from unmask.bench.plot import check_plot_file
 
-        check_possible(plot)
+        check_plot_file(plot)
     chosen = HeadSetting(**setting)
     rows = measure_head(chosen)
     facts = machine(chosen.device)

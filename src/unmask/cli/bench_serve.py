@@ -16,7 +16,7 @@ import typer
 
 from unmask.bench.endpoint import KINDS, Endpoint, EndpointReply, kind_of, parse_headers
 from unmask.bench.latency import blocks, first_at, gaps_of, parse_goals, standard
-from unmask.bench.serve import Served, Server, Traffic, measure
+from unmask.bench.serve import LoadResult, Server, Traffic, measure
 from unmask.bench.workload import Workload
 from unmask.errors import ConfigError, RemoteError, UnmaskError, unknown_name
 from unmask.view.serving import METRICS, ServingReport
@@ -153,7 +153,7 @@ def serve(wanted: BenchServeOptions) -> None:
             count,
             wanted.block_length,
             wanted.goals,
-            served.counted,
+            served.counters,
         ),
         num_failed=len(failed),
         first_error=failed[0] if failed else None,
@@ -210,7 +210,7 @@ def _endpoint(server: Server, wanted: BenchServeOptions) -> Endpoint:
 
 
 def show(
-    report: ServingReport, served: Served, lengths: Sequence[int], wanted: BenchServeOptions
+    report: ServingReport, served: LoadResult, lengths: Sequence[int], wanted: BenchServeOptions
 ) -> None:
     """Print, and write the files that were asked for."""
     found = report.as_json()
@@ -227,7 +227,7 @@ def show(
         _write(wanted.output_file, json.dumps(found | more), "a")
 
 
-def details_of(served: Served, lengths: Sequence[int]) -> dict[str, list[Any]]:
+def details_of(served: LoadResult, lengths: Sequence[int]) -> dict[str, list[Any]]:
     """Each request's own numbers, under the names of SGLang's client; times in seconds."""
     replies = served.replies
     return {

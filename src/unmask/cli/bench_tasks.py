@@ -74,7 +74,7 @@ def _take(
     questions: Sequence[tasks.TaskQuestion],
     read: Callable[[str], str | None],
     stops: list[str],
-) -> tasks.Graded:
+) -> tasks.TaskResult:
     kind, extra = kind_of(exam.backend), extra_body(exam.extra_body)
     if stops and kind == "sglang":
         sampling = {"stop": stops} | extra.get("sampling_params", {})
@@ -84,7 +84,7 @@ def _take(
     url = server.url + KINDS[kind]
     endpoint = Endpoint(kind, url, server.model_id(), temperature=exam.temperature, extra=extra)
     with progress(len(questions)) as watch:
-        return tasks.take(
+        return tasks.run_task(
             endpoint,
             questions,
             read,
@@ -95,7 +95,7 @@ def _take(
         )
 
 
-def _show(graded: tasks.Graded, lines: list[str], exam: Exam, facts: dict[str, Any]) -> None:
+def _show(graded: tasks.TaskResult, lines: list[str], exam: Exam, facts: dict[str, Any]) -> None:
     found = {
         **facts,
         "num_questions": len(graded.replies),
@@ -106,7 +106,7 @@ def _show(graded: tasks.Graded, lines: list[str], exam: Exam, facts: dict[str, A
         "failed": graded.num_failed,
         "first_error": graded.first_error,
         "answers": [reply.text for reply in graded.replies],
-        "found": list(graded.found),
+        "found": list(graded.answers),
     }
     print(json.dumps(found, ensure_ascii=False) if exam.as_json else "\n".join(lines), flush=True)
     if graded.num_failed:

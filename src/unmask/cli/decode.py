@@ -98,7 +98,7 @@ def loading(wanted: DecodeOptions) -> dict[str, Any]:
     return {
         "dtype": wanted.dtype,
         "device": wanted.device,
-        "quantize": wanted.quantize,
+        "quantization": wanted.quantization,
         "tensor_parallel_size": wanted.tensor_parallel_size,
     }
 

@@ -54,6 +54,7 @@ RanksFlag = Annotated[
 QuantizeFlag = Annotated[
     str | None,
     typer.Option(
+        "--quantization",
         "--quantize",
         metavar="K",
         help="Keep the weights in int8, or int4 (CPU, bfloat16). Default: as they are.",

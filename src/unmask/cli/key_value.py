@@ -15,6 +15,8 @@ WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 BLANK = re.compile(r"(\{\{|\}\}|\{\d+\}|[{}])")
 SPELLED = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 MAX_BLANK_DIGITS = 9
+SPELLINGS = {"quantize": "quantization"}
+"""Older words for an option."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class DecodeOptions:
     seed: int = 0
     dtype: str | None = None
     device: str | None = None
-    quantize: str | None = None
+    quantization: str | None = None
     raw: bool = False
     stop_at_eos: bool = True
     tensor_parallel_size: int = 1
@@ -55,6 +57,7 @@ def split_words(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
             prompt = word
             continue
         key = match[1].replace("-", "_")
+        key = SPELLINGS.get(key, key)
         if pairs.setdefault(key, match[2]) != match[2]:
             raise ContradictionError(key, f"{key}={pairs[key]}", f"{key}={match[2]}")
     return prompt, pairs

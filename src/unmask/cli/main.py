@@ -106,7 +106,7 @@ def _generate(
         "dtype": dtype,
         "device": device,
         "tensor_parallel_size": tensor_parallel_size,
-        "quantize": quantize,
+        "quantization": quantize,
         "raw": raw,
         "stop_at_eos": stop_at_eos,
     }
@@ -150,7 +150,7 @@ def _infill(
         "dtype": dtype,
         "device": device,
         "tensor_parallel_size": tensor_parallel_size,
-        "quantize": quantize,
+        "quantization": quantize,
     }
     decode.infill(words or [], flags, decode.Shown(as_json, trace, live, fps))
 

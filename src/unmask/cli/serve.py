@@ -16,6 +16,7 @@ import typer
 
 from unmask.cli import launcher, serve_replicas
 from unmask.cli.key_value import WORD
+from unmask.engine.config import EngineConfig
 from unmask.errors import ConfigError, DependencyError
 from unmask.knobs import Source
 
@@ -98,7 +99,7 @@ def run(wanted: ServeOptions) -> None:
         spec = read_spec(model)
         settings = settings_of(wanted, spec, model, defaults_of(spec, wanted, method), access)
         serve_replicas.run(
-            wanted, model, loading_of(wanted), engine_options(wanted), settings, counts
+            wanted, model, loading_of(wanted), engine_config(wanted), settings, counts
         )
         return
     launcher.take(wanted.tensor_parallel_size, model, loading_of(wanted))
@@ -110,7 +111,7 @@ def run(wanted: ServeOptions) -> None:
         from unmask.engine.engine import Engine
         from unmask.server.app import create_app
 
-        app = create_app(llm, Engine(llm, **engine_options(wanted)), settings)
+        app = create_app(llm, Engine(llm, engine_config(wanted)), settings)
         set_up_log(wanted.log_requests)
         for line in facts(llm, model, settings, wanted, url_of(bound)):
             print(line, flush=True)
@@ -147,7 +148,7 @@ def print_routes(metrics: bool) -> None:
     from unmask.server.settings import ServerSettings
 
     llm = LLM("demo", device="cpu", pack_weights=False)
-    app = create_app(llm, Engine(llm, max_batch=1), ServerSettings(("demo",)))
+    app = create_app(llm, Engine(llm, EngineConfig(max_num_seqs=1)), ServerSettings(("demo",)))
     page = metrics_markdown(app.state.service.metrics.registry) if metrics else markdown(app)
     print(page, end="")
 
@@ -259,17 +260,17 @@ def load(wanted: ServeOptions, model: str) -> LLM:
         return run_in_thread(lambda: LLM(model, progress=progress, **loading_of(wanted)))
 
 
-def engine_options(wanted: ServeOptions) -> dict[str, Any]:
-    """What `Engine` is told beside the model, here or in every replica."""
-    return {
-        "max_batch": wanted.max_num_seqs,
-        "max_queue": wanted.max_queue,
-        "max_tokens": wanted.max_num_batched_tokens,
-        "max_wait_s": wanted.max_wait,
-        "steps_per_round": wanted.steps_per_round,
-        "kv_bytes": wanted.kv_bytes,
-        "prefix_cache": wanted.prefix_caching,
-    }
+def engine_config(wanted: ServeOptions) -> EngineConfig:
+    """Return the sizes of the engine, here or in every replica."""
+    return EngineConfig(
+        max_num_seqs=wanted.max_num_seqs,
+        max_queue=wanted.max_queue,
+        max_num_batched_tokens=wanted.max_num_batched_tokens,
+        max_wait=wanted.max_wait,
+        steps_per_round=wanted.steps_per_round,
+        kv_cache_memory_bytes=wanted.kv_bytes,
+        enable_prefix_caching=wanted.prefix_caching,
+    )
 
 
 def loading_of(wanted: ServeOptions) -> dict[str, Any]:
@@ -277,7 +278,7 @@ def loading_of(wanted: ServeOptions) -> dict[str, Any]:
     return {
         "dtype": wanted.dtype,
         "device": wanted.device,
-        "quantize": wanted.quantization,
+        "quantization": wanted.quantization,
         "tensor_parallel_size": wanted.tensor_parallel_size,
     }
 

@@ -11,6 +11,7 @@ from unmask.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
     from unmask.cli.serve import ServeOptions
+    from unmask.engine.config import EngineConfig
     from unmask.server.settings import ServerSettings
 
 RAYS_OWN = {
@@ -65,7 +66,7 @@ def run(
     wanted: ServeOptions,
     model: str,
     loading: dict[str, Any],
-    engine: dict[str, Any],
+    engine: EngineConfig,
     settings: ServerSettings,
     counts: tuple[int, int],
 ) -> None:

@@ -55,7 +55,7 @@ def run(words: Sequence[str], sources: Sources, wanted: TuneOptions) -> None:
     from unmask.tune import outcome, plot
 
     if wanted.plot is not None:
-        plot.check_possible(wanted.plot)
+        plot.check_plot_file(wanted.plot)
     bench = _bench(settings)
     from unmask.tune.study import open_study
     from unmask.tune.study import run as search

@@ -9,6 +9,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from unmask.decoders.base.protocol import AnyDecoder, Wrapper
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, set_field, split_call
 
@@ -23,41 +24,42 @@ def names() -> list[str]:
 
 
 @cache
-def decoder_class(name: str) -> Any:
+def decoder_class(name: str) -> type[AnyDecoder]:
     """The dataclass of a decoder. Raises ConfigError for an unknown name."""
     if name not in names():
         raise unknown_name("decoder", str(name), names())
-    return import_module(f"{PACKAGE}.{name}").DECODER
+    found: type[AnyDecoder] = import_module(f"{PACKAGE}.{name}").DECODER
+    return found
 
 
 def finds_length(name: str) -> bool:
     """Whether a decoder chooses the answer's length itself. Raises ConfigError for an unknown name."""
-    return bool(getattr(decoder_class(name), "chooses_length", False))
+    return decoder_class(name).chooses_length
 
 
 def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]:
-    """Knobs that a decoder takes, those of what it wraps included."""
+    """Return the knobs that a decoder takes, those of what it wraps included."""
     cls = decoder_class(name)
     own = field_names(cls)
-    if "inner" not in own:
+    if not issubclass(cls, Wrapper):
         return own
-    inner, _ = split_call(str((knobs or {}).get("inner", cls.inner)))
+    inner, _ = split_call(str((knobs or {}).get("inner", cls.default_inner())))
     return own | knob_names(inner)
 
 
-def make_decoder(name: str, knobs: dict[str, Any]) -> Any:
+def make_decoder(name: str, knobs: dict[str, Any]) -> AnyDecoder:
     """A decoder with these knobs, all of which it has. Raises ConfigError for a wrong name or value."""
     cls = decoder_class(name)
     own = field_names(cls)
-    if "inner" in own:
+    if issubclass(cls, Wrapper):
         inner = {key: value for key, value in knobs.items() if key not in own}
-        wrapped = str(knobs.get("inner", cls.inner))
-        if "inner" in field_names(decoder_class(wrapped)):
+        wrapped = str(knobs.get("inner", cls.default_inner()))
+        if issubclass(decoder_class(wrapped), Wrapper):
             raise ConfigError(f"inner={wrapped!r} wraps a decoder itself; use one that does not")
         if "compat" in knobs:
             inner["compat"] = knobs["compat"]
         made = make_decoder(wrapped, inner)
-        if getattr(made, "whole_blocks", False):
+        if made.whole_blocks:
             raise ConfigError(
                 f"whole_blocks=True has no effect inside decoder {name!r}; leave it out"
             )
@@ -73,12 +75,7 @@ def _typed(cls: Any, knobs: dict[str, Any]) -> dict[str, Any]:
     return {key: set_field(cls, key, value) for key, value in knobs.items()}
 
 
-def decoder_name(decoder: Any) -> str:
-    """The name of a decoder's method."""
-    return str(type(decoder).__module__.rpartition(".")[2])
-
-
-def describe(decoder: Any) -> str:
+def describe(decoder: AnyDecoder) -> str:
     """A decoder as `name(knob=value, ...)`, knobs at their defaults left out."""
     shown = []
     for item in dataclasses.fields(decoder):
@@ -87,5 +84,5 @@ def describe(decoder: Any) -> str:
             shown.append(f"inner={describe(value)}")
         elif value != item.default:
             shown.append(f"{item.name}={value}")
-    name = decoder_name(decoder)
+    name = decoder.name
     return f"{name}({', '.join(shown)})" if shown else name

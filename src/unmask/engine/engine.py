@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from unmask.canvas import Canvas, Edit
 from unmask.distributed.tensor_parallel import new_paged_store
+from unmask.engine.config import EngineConfig
 from unmask.engine.kv_budget import KVBudget
 from unmask.engine.kv_paged import PagedKV
 from unmask.engine.metrics import EngineCounters, EngineStats
@@ -27,11 +28,12 @@ from unmask.engine.scheduler import Event, Scheduler
 from unmask.engine.sequence import SequenceState
 from unmask.engine.threads import ErrorCapture
 from unmask.errors import CapacityError, EngineError
-from unmask.knobs import check_flags, positive, whole
+from unmask.knobs import positive
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
+DEFAULT_CONFIG = EngineConfig()
 UpdateKind = Literal["step", "done", "aborted", "timeout", "error"]
 
 
@@ -97,36 +99,20 @@ class RequestHandle:
 class Engine:
     """Decodes submitted requests in one thread, re-forming the batch before every round of forwards.
 
-    `max_batch` rows share a forward (a guided request takes two) and compute about `max_tokens` positions;
-    longer prompts are taken in parts where the cache allows it. `max_queue` requests wait at most (1 or
-    more: everyone passes through the queue), first come, first served; one that fits may pass others that
-    do not, until those have waited `max_wait_s`.
-    `kv_bytes` for keys and values (see `engine.budget`). `prefix_cache`: on a block-causal model with cache
-    block_causal, full blocks that one request has computed serve others that begin alike. `steps_per_round`
-    forwards are a round, made between two looks at the queue: 1 answers soonest; with more there is less
-    host work, and who comes, is aborted, ends or times out meanwhile waits for the round's end.
-    `on_failure`, which may be set, is called on the engine's thread when it has failed, after everyone who
-    waited was told so.
+    `config` sets the sizes and limits. A guided request takes two rows of a forward; a prompt longer than
+    `max_num_batched_tokens` is computed in parts where the cache allows it. Requests start first come,
+    first served; one that fits may overtake others that do not, until those have waited `max_wait` seconds.
+    With `enable_prefix_caching`, on a block-causal model with cache block_causal, full blocks that one
+    request has computed serve others that begin alike. `steps_per_round` forwards are a round, made between
+    two looks at the queue: 1 answers soonest; with more there is less host work, and arrivals, aborts, ends
+    and timeouts wait for the round's end.
+    `on_failure`, which may be set, is called on the engine's thread when it has failed, after every waiting
+    listener was informed.
     Start it, or use it as a context manager, which stops it. Raises ConfigError for sizes that cannot be.
     """
 
-    def __init__(
-        self,
-        llm: LLM,
-        *,
-        max_batch: int = 16,
-        max_queue: int = 256,
-        max_tokens: int = 8192,
-        kv_bytes: int | None = None,
-        prefix_cache: bool = True,
-        max_wait_s: float = 2.0,
-        steps_per_round: int = 1,
-    ) -> None:
-        check_flags(prefix_cache=prefix_cache)
-        self.llm = llm
-        self.max_batch = whole("max_batch", max_batch, 1)
-        self.max_queue = whole("max_queue", max_queue, 1)
-        self.steps_per_round = whole("steps_per_round", steps_per_round, 1)
+    def __init__(self, llm: LLM, config: EngineConfig = DEFAULT_CONFIG) -> None:
+        self.llm, self.config = llm, config
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._wake = threading.Condition()
@@ -135,10 +121,8 @@ class Engine:
         self._accepts, self._stops = False, False
         self._counters = EngineCounters()
         self._thread: threading.Thread | None = None
-        self.max_wait_s = positive("max_wait_s", max_wait_s)
         self._next_index = 0
-        runner = _runner(llm, self.max_batch, kv_bytes, prefix_cache)
-        self._batch = Scheduler(runner, whole("max_tokens", max_tokens, 1))
+        self._batch = Scheduler(_runner(llm, config), config.max_num_batched_tokens)
 
     def __enter__(self) -> Engine:
         self.start()
@@ -189,11 +173,11 @@ class Engine:
             raise EngineError("the engine was not started; call start()")
         if not self._accepts:
             raise CapacityError("the engine is stopping and takes no more requests", 1.0)
-        if len(self._queue) >= self.max_queue:
-            wait = self._counters.seconds_for(len(self._queue), self.max_batch)
+        if len(self._queue) >= self.config.max_queue:
+            wait = self._counters.seconds_for(len(self._queue), self.config.max_num_seqs)
             raise CapacityError(
-                f"{len(self._queue)} requests wait already, at most {self.max_queue} may; try again in "
-                f"{wait:.0f} s",
+                f"{len(self._queue)} requests wait already, at most {self.config.max_queue} may; try again "
+                f"in {wait:.0f} s",
                 wait,
             )
 
@@ -241,7 +225,7 @@ class Engine:
     def _run(self) -> None:
         with ErrorCapture(everything=True) as capture:
             while self._await_work():
-                for _ in range(self.steps_per_round):
+                for _ in range(self.config.steps_per_round):
                     if self._batch.active:
                         self._forward()
         self._end_all(capture.error)
@@ -285,7 +269,7 @@ class Engine:
                 if handle is None:
                     return
                 if not self._batch.has_room(handle.sequence):
-                    if now - handle.submitted_s > self.max_wait_s:
+                    if now - handle.submitted_s > self.config.max_wait:
                         return
                     skipped += 1
                     continue
@@ -384,13 +368,17 @@ class Engine:
             self.on_failure()
 
 
-def _runner(llm: LLM, max_batch: int, kv_bytes: int | None, prefix_cache: bool) -> ModelRunner:
-    """A runner whose memory grows up to its budget."""
+def _runner(llm: LLM, config: EngineConfig) -> ModelRunner:
+    """Return a runner with memory that grows up to its budget."""
     model = llm.model
-    budget = KVBudget.of(model, max_batch, kv_bytes)
+    budget = KVBudget.of(model, config.max_num_seqs, config.kv_cache_memory_bytes)
     paging = None
     if budget.num_pages:
-        paging = PagedKV(new_paged_store(model, budget.num_pages, prefix_cache))
+        paging = PagedKV(new_paged_store(model, budget.num_pages, config.enable_prefix_caching))
     return llm.make_runner(
-        model, llm.vocabulary, max_batch, paging=paging, dense_bytes=budget.dense_bytes
+        model,
+        llm.vocabulary,
+        config.max_num_seqs,
+        paging=paging,
+        dense_bytes=budget.dense_bytes,
     )

@@ -24,25 +24,25 @@ class KVBudget:
     dense_bytes: int
 
     @classmethod
-    def of(cls, model: Transformer, max_batch: int, kv_bytes: int | None) -> KVBudget:
-        """Split `kv_bytes`; None takes what `max_batch` full contexts need twice over, at most half of
+    def of(cls, model: Transformer, max_num_seqs: int, kv_bytes: int | None) -> KVBudget:
+        """Split `kv_bytes`; None takes what `max_num_seqs` full contexts need twice over, at most half of
         the free memory. Raises ConfigError for less than a page.
         """
         spec = model.part
         position = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * model.dtype.itemsize
         if kv_bytes is None:
-            kv_bytes = 2 * max_batch * spec.max_length * position
+            kv_bytes = 2 * max_num_seqs * spec.max_length * position
             free = free_bytes(model.device)
             kv_bytes = kv_bytes if free is None else min(kv_bytes, free // 2)
-        kv_bytes = whole("kv_bytes", kv_bytes, 0)
+        kv_bytes = whole("kv_cache_memory_bytes", kv_bytes, 0)
         if spec.block_size is None:
             return cls(0, kv_bytes)
         page = PagedStore.page_bytes(spec, model.dtype)
         num_pages = int(PAGED_SHARE * kv_bytes) // page
         if num_pages < 1:
             raise ConfigError(
-                f"kv_bytes={kv_bytes} holds no page of {page} bytes; use {int(page / PAGED_SHARE) + 1} or "
-                f"more"
+                f"kv_cache_memory_bytes={kv_bytes} holds no page of {page} bytes; use "
+                f"{int(page / PAGED_SHARE) + 1} or more"
             )
         return cls(num_pages, kv_bytes - num_pages * page)
 

@@ -52,8 +52,8 @@ class LLM:
     the folder's. `pack_weights` keeps the large weights a second time in the layout of the CPU's float32
     kernels, which makes forwards of few positions 2 to 4 times as fast; None: where half of the free memory
     holds them. `progress` is told the bytes of the weights that were read and those there are.
-    `quantize="int8"`, or "int4" with dtype="bfloat16" on a CPU, keeps the blocks' weights in so many bits
-    (extra `quantize`; dense models; not packed).
+    `quantization="int8"`, or "int4" with dtype="bfloat16" on a CPU, keeps the blocks' weights in so many
+    bits (extra `quantize`; dense models; not packed).
     `tensor_parallel_size` processes, started by torchrun, hold a part each; the call returns on rank 0, and
     ends the other processes when rank 0 is done. Raises ModelError and ConfigError like `load_model`, and
     DependencyError.
@@ -68,7 +68,7 @@ class LLM:
         tokenizer: Any | None = None,
         pack_weights: bool | None = None,
         progress: Progress | None = None,
-        quantize: str | None = None,
+        quantization: str | None = None,
         tensor_parallel_size: int = 1,
     ) -> None:
         if isinstance(model, Transformer):
@@ -82,10 +82,12 @@ class LLM:
             self.name = str(model)
             self.model = tensor_parallel.load(folder, dtype, device, progress, tensor_parallel_size)
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
-        if quantize is not None:
+        if quantization is not None:
             if pack_weights:
-                raise ConfigError(f"pack_weights=True has no kernels for quantize={quantize!r}")
-            quantize_weights(self.model, quantize)
+                raise ConfigError(
+                    f"pack_weights=True has no kernels for quantization={quantization!r}"
+                )
+            quantize_weights(self.model, quantization)
         elif pack_weights is None or pack_weights:
             packable = can_pack(self.model)
             if pack_weights and not packable:
@@ -325,7 +327,7 @@ class LLM:
             max_rows=rows * min(max_batch_size, len(sequences)),
             max_positions=max(request.max_positions for request in requests),
             store=any(sequence.request.cache.stores for sequence in sequences),
-            features=any(getattr(s.request.cache, "layered", False) for s in sequences),
+            features=any(s.request.cache.layered for s in sequences),
         )
         yield from decode(sequences, runner)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from unmask.caches.base import AnyCache
 from unmask.canvas import Canvas, ModelFacts
+from unmask.decoders.base.protocol import AnyDecoder
 from unmask.method import MethodSpec
 from unmask.sampling.params import SamplingParams
 
@@ -22,12 +23,12 @@ class Request:
     facts: ModelFacts
 
     @property
-    def decoder(self) -> Any:
+    def decoder(self) -> AnyDecoder:
         """The method's decoder."""
         return self.method.decoder
 
     @property
-    def cache(self) -> Any:
+    def cache(self) -> AnyCache:
         """The method's cache policy."""
         return self.method.cache
 
@@ -39,11 +40,10 @@ class Request:
     @property
     def max_positions(self) -> int:
         """The most positions the canvas may grow to."""
-        return int(self.decoder.max_positions(self.canvas, self.facts))
+        return self.decoder.max_positions(self.canvas, self.facts)
 
     @property
     def max_forwards(self) -> int:
         """The loop's bound: past it every forward commits all it reads."""
         usual = 2 * (self.max_positions - self.canvas.prompt_length) + 64
-        own = getattr(self.decoder, "max_forwards", None)
-        return usual if own is None else max(usual, int(own(self.canvas, self.facts)))
+        return max(usual, self.decoder.max_forwards(self.canvas, self.facts))

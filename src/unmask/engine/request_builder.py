@@ -121,8 +121,8 @@ class RequestBuilder:
                 "ignore_eos=true, infilling); leave it out"
             )
         facts = self.facts
-        drafter = getattr(method.decoder, "drafter", "lookup")
-        if drafter != "lookup":
+        drafter = method.decoder.draft_model
+        if drafter is not None:
             if drafter not in self.drafters:
                 self.drafters[drafter] = self._make_drafter(drafter)
             facts = replace(facts, draft=self.drafters[drafter])
@@ -166,6 +166,6 @@ class RequestBuilder:
         self, prompt: Prompt, method: MethodSpec, gen_length: int | None, *, raw: bool = False
     ) -> Canvas:
         """Return a prompt with the method's initial positions. Raises PromptError and ConfigError."""
-        option = getattr(method.decoder, "length_knob", "gen_length")
+        option = method.decoder.length_knob
         length = method.first_length(gen_length)
         return self.prompts.prompt_canvas(prompt, length, raw=raw, option=option)

@@ -12,13 +12,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask.bench.environment import git_commit, machine, package_versions, peak_memory_bytes
 from unmask.errors import ConfigError, DependencyError
 from unmask.evals import convergence, metrics
 from unmask.evals.catalog import CATALOG
 from unmask.evals.generation import Answer, AnswerTimer, Question, decode_all
 from unmask.evals.journal import Journal, StoredAnswer, read_all
 from unmask.evals.likelihoods import Pair, score_all
-from unmask.evals.machine import facts, git_commit, peak_memory_bytes
 from unmask.evals.processes import Processes, processes
 from unmask.evals.results import Results
 from unmask.evals.run_folder import begin_run, write_scores
@@ -250,7 +250,8 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Re
         right=right,
         settings=settings.as_dict(),
         resolved=resolved(llm, settings, run),
-        machine=facts(llm),
+        machine=machine(llm.model.device)
+        | {"versions": package_versions(), "attention": "scaled_dot_product_attention"},
         scores=scores,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=__version__,

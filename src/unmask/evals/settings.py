@@ -104,7 +104,7 @@ class EvalSettings:
         knobs = values.get("knobs") or {}
         if not isinstance(knobs, Mapping):
             raise ConfigError(f"knobs={knobs!r} must map names to values")
-        names = {key: rest.pop(key) for key in ("decoder", "cache") if key in rest}
+        names: dict[str, object] = {k: rest.pop(k) for k in ("decoder", "cache") if k in rest}
         return cls(method=MethodSpec.parse(Source({**names, **knobs})), **rest)
 
     def as_dict(self) -> dict[str, Any]:

@@ -23,8 +23,7 @@ SCALE = 1000
 def compact(request: Request, output: Output) -> dict[str, Any]:
     """The trace of a request's output, ready for JSON."""
     assert output.trace is not None, "decoded without a trace"
-    first = getattr(request.decoder, "first_canvas", None)
-    start = request.canvas if first is None else first(request.canvas, request.facts)
+    start = request.decoder.first_canvas(request.canvas, request.facts)
     steps = []
     for step in output.trace:
         commits = [[position, token, round(SCALE * c)] for position, token, c in step.committed]

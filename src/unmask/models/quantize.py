@@ -39,7 +39,7 @@ def quantize_weights(model: Transformer, kind: str) -> int:
         raise unknown_name("quantize", kind, KINDS)
     if model.spec.experts is not None:
         raise ConfigError(
-            f"quantize={kind!r} would leave the experts of {model.spec.family} as they are, and most "
+            f"quantization={kind!r} would leave the experts of {model.spec.family} as they are, and most "
             f"weights are theirs; leave it out, or use dtype='bfloat16'"
         )
     if kind == "int4":
@@ -51,7 +51,8 @@ def quantize_weights(model: Transformer, kind: str) -> int:
             config = _config(kind)
     except ImportError as error:
         raise DependencyError(
-            f"quantize={kind!r} needs torchao ({error}); install it with: pip install 'unmask[quantize]'"
+            f"quantization={kind!r} needs torchao ({error}); install it with: "
+            "pip install 'unmask[quantize]'"
         ) from None
     quantize_(model, config, filter_fn=_is_quantized)
     return weight_bytes(model)
@@ -91,16 +92,17 @@ def _check_int4(model: Transformer) -> None:
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
         kind = str(model.dtype).removeprefix("torch.")
         raise ConfigError(
-            f"quantize='int4' with {kind} weights on {model.device.type}: only bfloat16 on a CPU has a "
-            f"usable 4-bit product; use dtype='bfloat16' and device='cpu', or quantize='int8'"
+            f"quantization='int4' with {kind} weights on {model.device.type}: only bfloat16 on a CPU has a "
+            f"usable 4-bit product; use dtype='bfloat16' and device='cpu', or quantization='int8'"
         )
     for name, module in model.named_modules():
         if not (isinstance(module, nn.Linear) and _is_quantized(module, name)):
             continue
         if module.in_features % GROUP or module.out_features % ROWS:
             raise ConfigError(
-                f"quantize='int4': {name} takes {module.in_features} numbers and gives "
-                f"{module.out_features}, which must be multiples of {GROUP} and {ROWS}; use quantize='int8'"
+                f"quantization='int4': {name} takes {module.in_features} numbers and gives "
+                f"{module.out_features}, which must be multiples of {GROUP} and {ROWS}; use "
+                "quantization='int8'"
             )
 
 

@@ -36,6 +36,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from unmask.engine.config import EngineConfig
 from unmask.errors import EngineError
 from unmask.server.settings import ServerSettings
 
@@ -55,16 +56,16 @@ PROXY_QUEUE = 64
 class ReplicaPlan:
     """What each replica serves and how many there are.
 
-    `loading`: what `LLM` is told beside the model, and `engine` what `Engine` is; a replica gets `num_cpus`
+    `loading`: keywords of `LLM` beside the model; `engine`: sizes of each engine; a replica gets `num_cpus`
     threads and `num_gpus` whole devices. From `least` to `most` of them run, as many as keep each busy with
-    the engine's `max_batch` requests: one is added after `upscale_delay_s` with more of them than that, and
-    taken away after `downscale_delay_s` with fewer.
+    the engine's `max_num_seqs` requests: one is added after `upscale_delay_s` with more of them than that,
+    and taken away after `downscale_delay_s` with fewer.
     """
 
     model: str
     loading: Mapping[str, Any]
     settings: ServerSettings
-    engine: Mapping[str, Any]
+    engine: EngineConfig
     least: int
     most: int
     upscale_delay_s: float
@@ -125,7 +126,7 @@ def deployment_of(plan: ReplicaPlan, generation: int) -> Any:
             "min_replicas": plan.least,
             "max_replicas": plan.most,
             "initial_replicas": plan.least,
-            "target_ongoing_requests": plan.engine["max_batch"],
+            "target_ongoing_requests": plan.engine.max_num_seqs,
             "upscale_delay_s": plan.upscale_delay_s,
             "downscale_delay_s": plan.downscale_delay_s,
         }
@@ -133,7 +134,7 @@ def deployment_of(plan: ReplicaPlan, generation: int) -> Any:
     made = serve.deployment(
         name=NAME,
         ray_actor_options={"num_cpus": plan.num_cpus, "num_gpus": plan.num_gpus},
-        max_ongoing_requests=(plan.engine["max_batch"] + plan.engine["max_queue"] + LIGHT_REQUESTS),
+        max_ongoing_requests=(plan.engine.max_num_seqs + plan.engine.max_queue + LIGHT_REQUESTS),
         max_queued_requests=PROXY_QUEUE,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         request_router_config={"request_router_class": f"{__name__}:LeastLoaded"},
@@ -160,7 +161,7 @@ def build_app(plan: ReplicaPlan) -> FastAPI:
     logger.propagate = False
     torch.set_num_threads(max(1, int(plan.num_cpus)))
     llm = run_in_thread(lambda: LLM(plan.model, **plan.loading))
-    engine = Engine(llm, **plan.engine)
+    engine = Engine(llm, plan.engine)
     engine.on_failure = leave
     app = create_app(llm, engine, plan.settings)
     app.router.routes.insert(0, Route("/metrics", all_metrics))  # before the replica's own

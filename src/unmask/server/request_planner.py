@@ -12,9 +12,9 @@ from unmask.engine.request import Request
 from unmask.errors import ContradictionError, PromptError, UnmaskError
 from unmask.method import CACHE_PREFIX, MethodSpec, Source
 from unmask.server.capabilities import SERVER_ONLY
-from unmask.server.detokenizer import Ends
-from unmask.server.errors import ApiError, of_user
-from unmask.server.protocol import ChatRequest, CompletionRequest, Decoding, InfillRequest
+from unmask.server.detokenizer import StopCriteria
+from unmask.server.errors import ApiError, bad_request
+from unmask.server.protocol import ChatRequest, CompletionRequest, DecodingRequest, InfillRequest
 from unmask.server.request_parsing import check_knobs, check_method_text
 from unmask.server.settings import ServerSettings
 
@@ -40,7 +40,7 @@ class GenerationPlan:
     prompt: int
     request: Request
     num_prompt: int
-    ends: Ends
+    ends: StopCriteria
     start: int
     size: int | None = None
 
@@ -66,7 +66,7 @@ class Planner:
         try:
             ids = self.llm.chat_ids(messages)
         except PromptError as error:
-            raise of_user(error, "messages") from None
+            raise bad_request(error, "messages") from None
         return self.continuations(body, [ids], knobs, "messages")
 
     def completion(self, body: CompletionRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
@@ -80,7 +80,7 @@ class Planner:
                 return self._middles(body, prompts, knobs)
             ids = [self.llm.prompt_ids(one, raw=isinstance(one, str)) for one in prompts]
         except PromptError as error:
-            raise of_user(error, "prompt") from None
+            raise bad_request(error, "prompt") from None
         return self.continuations(body, ids, knobs, "prompt")
 
     def infill(self, body: InfillRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
@@ -88,12 +88,12 @@ class Planner:
         try:
             canvas = self.llm.infill_canvas(body.parts)
         except PromptError as error:
-            raise of_user(error, "parts") from None
+            raise bad_request(error, "parts") from None
         self._check_room(len(canvas), "the text", "parts")
         return self._plans(body, [canvas], [0], None, knobs)
 
     def continuations(
-        self, body: Decoding, prompts: list[list[int]], knobs: Mapping[str, Any], param: str
+        self, body: DecodingRequest, prompts: list[list[int]], knobs: Mapping[str, Any], param: str
     ) -> list[GenerationPlan]:
         """Plan continuations of prompts, which the field `param` has."""
         self.check_choices(body, len(prompts))
@@ -105,7 +105,7 @@ class Planner:
             plans += self._copies(body, method, ids, (len(ids), *span), len(plans), option)
         return plans
 
-    def check_choices(self, body: Decoding, num_prompts: int) -> None:
+    def check_choices(self, body: DecodingRequest, num_prompts: int) -> None:
         """Raise ApiError for more choices than the queue holds, before any of them is planned."""
         count = num_prompts * body.choices
         if self.max_choices is not None and count > self.max_choices:
@@ -129,7 +129,7 @@ class Planner:
 
     def _plans(
         self,
-        body: Decoding,
+        body: DecodingRequest,
         canvases: list[Canvas],
         starts: list[int],
         size: int | None,
@@ -145,7 +145,7 @@ class Planner:
 
     def _copies(
         self,
-        body: Decoding,
+        body: DecodingRequest,
         method: MethodSpec,
         content: list[int] | Canvas,
         span: tuple[int, int, int | None],
@@ -159,7 +159,7 @@ class Planner:
         seed = secrets.randbits(31) if body.seed is None else body.seed
         infills = isinstance(content, Canvas) and content.infilling
         stop_ids = frozenset[int]() if body.ignore_eos or infills else self.llm.stop_ids
-        ends = Ends(stop_ids, body.stops)
+        ends = StopCriteria(stop_ids, body.stops)
         num_prompt, start, size = span
         try:
             request = self.llm.requests.request(
@@ -170,7 +170,7 @@ class Planner:
                 stop_at_eos=not body.ignore_eos,
             )
         except UnmaskError as error:
-            raise of_user(error) from None
+            raise bad_request(error) from None
         self._check_room(request.max_positions, "the canvas", body.length_name)
         return [
             GenerationPlan(
@@ -185,7 +185,7 @@ class Planner:
             for copy in range(body.choices)
         ]
 
-    def method(self, body: Decoding, top: Mapping[str, Any]) -> MethodSpec:
+    def method(self, body: DecodingRequest, top: Mapping[str, Any]) -> MethodSpec:
         """Return the method of a body, its knobs at the `top` level, and the server's defaults."""
         decoder_args, cache_args = body.decoder_args or {}, body.cache_args or {}
         names = {"decoder": body.decoder, "cache": body.cache, "preset": body.preset}
@@ -210,7 +210,7 @@ class Planner:
         try:
             method = MethodSpec.parse(*sources, *self._defaults(body, sources))
         except UnmaskError as error:
-            raise of_user(error) from None
+            raise bad_request(error) from None
         for note in method.notes:
             if note.code == "no_effect":
                 raise ApiError(400, note.message, param=note.key, code="unsupported_parameter")
@@ -218,10 +218,10 @@ class Planner:
         most = method.given.get("max_gen_length")
         if method.chooses_length and body.length is not None and most != body.length:
             first, second = f"{body.length_name}={body.length}", f"max_gen_length={most}"
-            raise of_user(ContradictionError(body.length_name, first, second))
+            raise bad_request(ContradictionError(body.length_name, first, second))
         return method
 
-    def _defaults(self, body: Decoding, sources: Sequence[Source]) -> tuple[Source, ...]:
+    def _defaults(self, body: DecodingRequest, sources: Sequence[Source]) -> tuple[Source, ...]:
         """Return the server's defaults, of a greedy request without those that sampling alone has.
 
         `max_tokens` bounds a decoder that chooses the length.
@@ -249,7 +249,7 @@ class Planner:
                     code="unsupported_parameter",
                 )
 
-    def _length(self, num_prompt: int, body: Decoding, param: str) -> int:
+    def _length(self, num_prompt: int, body: DecodingRequest, param: str) -> int:
         """Return the positions to generate after a prompt, which the field `param` has."""
         room, name = self.max_length - num_prompt, body.length_name
         least = 1 if body.length is None else body.length
@@ -275,7 +275,7 @@ class Planner:
             )
 
 
-def own_knobs(body: Decoding) -> dict[str, Any]:
+def own_knobs(body: DecodingRequest) -> dict[str, Any]:
     """Return the knobs that have a field of their own, without values that change nothing."""
     values = {
         "steps": body.steps,

@@ -15,7 +15,7 @@ from unmask.tune.study import SearchResult, TrialPoint
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def check_possible(path: Path) -> None:
+def check_plot_file(path: Path) -> None:
     """Raise ConfigError for a format that cannot be written, DependencyError without matplotlib."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"plot {str(path)!r} must end in {', '.join(FORMATS)}")

@@ -54,7 +54,7 @@ class ServingReport:
                     continue  # the median is there already
                 lines.append(_row(f"P{percent:g} {short} (ms):", spread.percentile(percent)))
             if metric == "itl":
-                lines.append(_row("Max ITL (ms):", spread.most))
+                lines.append(_row("Max ITL (ms):", spread.maximum))
         lines.append(_head("Diffusion Decoding", "-"))
         lines += [_row(label, value) for label, value in self._diffusion()]
         return "\n".join([*lines, "=" * WIDTH])
@@ -129,7 +129,7 @@ class ServingReport:
             result[f"std_{name}_ms"] = spread.std
             for percent in sorted({99.0, *self.percentiles(metric)}):
                 result[f"p{percent:g}_{name}_ms"] = spread.percentile(percent)
-        result["max_itl_ms"] = numbers.itl.most
+        result["max_itl_ms"] = numbers.itl.maximum
         for name, spread in (("first_block", blocks.first_block), ("block", blocks.block)):
             result[f"mean_{name}_ms"] = spread.mean
             result[f"p50_{name}_ms"] = spread.percentile(50)
