@@ -180,7 +180,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Value:
+class SourcedValue:
     """A value and its source."""
 
     value: object
@@ -192,15 +192,18 @@ class Value:
         return f"{name}={self.value}"
 
 
-def merge(*sources: Source) -> dict[str, Value]:
+def merge(*sources: Source) -> dict[str, SourcedValue]:
     """Merge sources in order of precedence.
 
     Raises ContradictionError where two that are no defaults give a key different values.
     """
-    merged: dict[str, Value] = {}
+    merged: dict[str, SourcedValue] = {}
     for source in sorted(sources, key=lambda source: source.is_default):
         for key, value in source.values.items():
-            first, second = merged.setdefault(key, Value(value, source)), Value(value, source)
+            first, second = (
+                merged.setdefault(key, SourcedValue(value, source)),
+                SourcedValue(value, source),
+            )
             if not source.is_default and not is_same(first.value, value):
                 raise ContradictionError(key, first.written(key), second.written(key))
     return merged

@@ -17,7 +17,7 @@ from unmask.caches.base import AnyCache
 from unmask.decoders.base.presets import PRESETS
 from unmask.decoders.base.protocol import AnyDecoder, Wrapper
 from unmask.errors import ConfigError, unknown_name
-from unmask.knobs import Source, Value, field_names, merge, read_value, set_field, split_call
+from unmask.knobs import Source, SourcedValue, field_names, merge, read_value, set_field, split_call
 from unmask.sampling.params import SamplingParams
 
 __all__ = ["CACHE_PREFIX", "MethodSpec", "Note", "NoteCode", "Source", "knob_names"]
@@ -44,7 +44,7 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Alias:
+class MethodAlias:
     """A knob that selects another decoder (or cache) than `on`, the one that it is written with.
 
     `implies`: knobs of the target. `off`: values with which the knob selects nothing.
@@ -58,12 +58,12 @@ class Alias:
 
 
 ALIASES = (
-    Alias("threshold", "vanilla", "threshold"),
-    Alias("factor", "vanilla", "factor"),
-    Alias("gamma", "vanilla", "eb_sampler", {"order": "confidence"}),
-    Alias("debias", "vanilla", "pc_sampler", {"lambd": 0.0}),
-    Alias("cache.use_dual", "prefix", "dual", off=(False,)),
-    Alias("cache.use_dual", "dual", "prefix", off=(True,)),
+    MethodAlias("threshold", "vanilla", "threshold"),
+    MethodAlias("factor", "vanilla", "factor"),
+    MethodAlias("gamma", "vanilla", "eb_sampler", {"order": "confidence"}),
+    MethodAlias("debias", "vanilla", "pc_sampler", {"lambd": 0.0}),
+    MethodAlias("cache.use_dual", "prefix", "dual", off=(False,)),
+    MethodAlias("cache.use_dual", "dual", "prefix", off=(True,)),
 )
 """Fast-dLLM's and d2Cache's commands write one decoder with the knob of another."""
 MODIFIERS: Mapping[str, Mapping[str, object]] = {"debias": {"score": "pc"}}
@@ -191,7 +191,7 @@ class MethodSpec:
 
     @property
     def chooses_length(self) -> bool:
-        """Whether the decoder chooses the answer's length itself."""
+        """True where the decoder chooses the answer's length itself."""
         return self.decoder.chooses_length
 
 
@@ -231,22 +231,22 @@ def _standing(sources: list[Source]) -> list[Source]:
     return standing
 
 
-def _is_taken(name: str, key: str, knobs: Mapping[str, Value]) -> bool:
+def _is_taken(name: str, key: str, knobs: Mapping[str, SourcedValue]) -> bool:
     return key in knob_names(name, _plain(knobs)) or key in field_names(SamplingParams)
 
 
-def _plain(knobs: Mapping[str, Value]) -> dict[str, Any]:
+def _plain(knobs: Mapping[str, SourcedValue]) -> dict[str, Any]:
     return {key: value.value for key, value in knobs.items()}
 
 
-def _fitting(name: str, knobs: dict[str, Value]) -> dict[str, Value]:
+def _fitting(name: str, knobs: dict[str, SourcedValue]) -> dict[str, SourcedValue]:
     """Drop the soft values that a decoder has no knob for."""
     return {k: v for k, v in knobs.items() if not v.source.is_soft or _is_taken(name, k, knobs)}
 
 
 def _resolve(
-    name: str, knobs: dict[str, Value], notes: list[Note], gen_length: int | None
-) -> tuple[str, dict[str, Value]]:
+    name: str, knobs: dict[str, SourcedValue], notes: list[Note], gen_length: int | None
+) -> tuple[str, dict[str, SourcedValue]]:
     """Replace presets, other projects' knobs and aliases by a decoder and its own knobs."""
     origin = Source(origin=f"decoder {name}")
     name, knobs = _with_preset(name, knobs, origin, notes)
@@ -255,7 +255,7 @@ def _resolve(
     if not issubclass(cls, Wrapper):
         name, knobs = _by_alias(name, knobs, origin, notes)
         return name, _fitting(name, knobs)
-    inner = knobs.get("inner", Value(cls.default_inner(), origin))
+    inner = knobs.get("inner", SourcedValue(cls.default_inner(), origin))
     wrapped, inside = split_call(str(inner.value))
     theirs = {
         key: value
@@ -264,15 +264,15 @@ def _resolve(
     }
     call = {k: v.value for k, v in theirs.items()}
     merge(Source(inside), Source(call))
-    theirs |= {k: Value(v, inner.source) for k, v in inside.items() if k not in theirs}
+    theirs |= {k: SourcedValue(v, inner.source) for k, v in inside.items() if k not in theirs}
     wrapped, resolved = _resolve(wrapped, theirs, notes, gen_length)
     rest = {key: value for key, value in knobs.items() if key not in theirs}
     return name, _fitting(name, {**rest, **resolved, "inner": replace(inner, value=wrapped)})
 
 
 def _with_preset(
-    name: str, knobs: dict[str, Value], origin: Source, notes: list[Note]
-) -> tuple[str, dict[str, Value]]:
+    name: str, knobs: dict[str, SourcedValue], origin: Source, notes: list[Note]
+) -> tuple[str, dict[str, SourcedValue]]:
     """Replace `preset` by its decoder and knobs; knobs that are given themselves win."""
     rest = {key: value for key, value in knobs.items() if key != "preset"}
     preset = str(knobs["preset"].value) if "preset" in knobs else "none"
@@ -288,12 +288,12 @@ def _with_preset(
         )
     shown = ", ".join(f"{key}={value}" for key, value in chosen.items())
     notes.append(Note("preset", "preset", f"preset {preset} is {decoder}({shown})"))
-    return decoder, {**{k: Value(v, origin) for k, v in chosen.items()}, **rest}
+    return decoder, {**{k: SourcedValue(v, origin) for k, v in chosen.items()}, **rest}
 
 
 def _translated(
-    name: str, knobs: dict[str, Value], notes: list[Note], gen_length: int | None
-) -> dict[str, Value]:
+    name: str, knobs: dict[str, SourcedValue], notes: list[Note], gen_length: int | None
+) -> dict[str, SourcedValue]:
     """Replace the knobs of other projects that the decoder does not have under their names."""
     translated = dict(knobs)
     for key, (target, meanings) in SPELLINGS.items():
@@ -328,18 +328,20 @@ def _translated(
     return translated
 
 
-def _respell(knobs: dict[str, Value], key: str, written: Value, target: str, value: object) -> None:
+def _respell(
+    knobs: dict[str, SourcedValue], key: str, written: SourcedValue, target: str, value: object
+) -> None:
     """Set `target` for a knob that is written as `key`; it may be given itself too, with the same value."""
     second = knobs.get(target)
     if second is not None and not second.source.is_soft:
         first = Source({target: value}, spelling=f"{key}={written.value}, that is {{key}}")
         merge(first, replace(second.source, values={target: second.value}, is_default=False))
-    knobs[target] = Value(value, written.source)
+    knobs[target] = SourcedValue(value, written.source)
 
 
 def _by_alias(
-    name: str, knobs: dict[str, Value], origin: Source, notes: list[Note]
-) -> tuple[str, dict[str, Value]]:
+    name: str, knobs: dict[str, SourcedValue], origin: Source, notes: list[Note]
+) -> tuple[str, dict[str, SourcedValue]]:
     """Replace the aliases among a decoder's knobs by the decoder that they select."""
     aliases = {alias.key: alias for alias in ALIASES if alias.on == name}
     active = [key for key in aliases if key in knobs and not _is_off(aliases[key], knobs[key])]
@@ -358,7 +360,7 @@ def _by_alias(
     taken = knob_names(alias.target)
     knobs = {key: value for key, value in knobs.items() if key != alias.key or key in taken}
     for key, value in {**alias.implies, **implied}.items():
-        knobs.setdefault(key, Value(value, origin))
+        knobs.setdefault(key, SourcedValue(value, origin))
     message = f"decoder {name} with {alias.key} is {alias.target}"
     if "steps" in knobs and "steps" not in taken:
         message += f", which has no schedule: steps={knobs.pop('steps').value} has no effect"
@@ -368,14 +370,14 @@ def _by_alias(
     return alias.target, knobs
 
 
-def _is_off(alias: Alias, value: Value) -> bool:
+def _is_off(alias: MethodAlias, value: SourcedValue) -> bool:
     """Return whether an alias is written but selects nothing; the number 0 is not false."""
     return any(read_value(value.value) is off for off in alias.off)
 
 
 def _cache(
-    name: str, knobs: dict[str, Value], compat: Value | None
-) -> tuple[AnyCache, dict[str, Value]]:
+    name: str, knobs: dict[str, SourcedValue], compat: SourcedValue | None
+) -> tuple[AnyCache, dict[str, SourcedValue]]:
     """Build the cache, from its knobs and the decoder's `compat`; return its knobs as well."""
     name, knobs = _cache_by_alias(name, knobs)
     inner = knobs.get(CACHE_PREFIX + "inner")
@@ -386,7 +388,9 @@ def _cache(
     return caches.make_cache(name, args, None if compat is None else compat.value), knobs
 
 
-def _cache_by_alias(name: str, knobs: dict[str, Value]) -> tuple[str, dict[str, Value]]:
+def _cache_by_alias(
+    name: str, knobs: dict[str, SourcedValue]
+) -> tuple[str, dict[str, SourcedValue]]:
     """Replace an alias among a cache's knobs by the cache that it selects."""
     for alias in ALIASES:
         written = knobs.get(alias.key)
@@ -398,7 +402,7 @@ def _cache_by_alias(name: str, knobs: dict[str, Value]) -> tuple[str, dict[str, 
 
 
 def _build(
-    name: str, knobs: dict[str, Value], options: Iterable[str]
+    name: str, knobs: dict[str, SourcedValue], options: Iterable[str]
 ) -> tuple[AnyDecoder, SamplingParams]:
     """Build decoder and sampling parameters. Raises ConfigError for a knob that neither has."""
     shared, own = field_names(SamplingParams), knob_names(name, _plain(knobs))

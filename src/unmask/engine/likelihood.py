@@ -138,10 +138,8 @@ def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
         # The longest first: little padding, and a batch that does not fit fails at once.
         for index in sorted(range(len(examples)), key=lambda i: -len(examples[i].ids)):
             length = examples[index].num_tokens
-            if method == "monte_carlo":
-                copies[index] = _monte_carlo(length, mc_num, seed)
-            else:
-                copies[index] = _chain_rule(length)
+            is_exact = method == "chain_rule"
+            copies[index] = _chain_rule(length) if is_exact else _monte_carlo(length, mc_num, seed)
             scores[index] = []
             for masked, asked in zip(copies[index].masked, copies[index].asked, strict=True):
                 yield _Row(index, examples[index], masked, asked)
