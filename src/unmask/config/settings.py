@@ -1,4 +1,4 @@
-"""From a composed configuration to the settings that `unmask.evals.run.evaluate` takes."""
+"""Settings of an evaluation from a composed configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUNS = "runs/eval"
 
 
 def settings_of(composed: Composed, method: MethodSpec | None = None) -> EvalSettings:
-    """The settings of a configuration. Raises ConfigError for what cannot be evaluated."""
+    """Return the settings of a configuration. Raises ConfigError if it cannot be evaluated."""
     method = method_of(composed) if method is None else method
     task = composed["dataset.name"]
     if task is None:
@@ -28,7 +28,7 @@ def settings_of(composed: Composed, method: MethodSpec | None = None) -> EvalSet
     data = composed.values["dataset.path"]
     if data.layer.startswith("environment") and known is not None and not known.needs_data:
         data = dataclasses.replace(data, value=None)
-    found = EvalSettings(
+    settings = EvalSettings(
         task=task,
         model=composed["model.path"] or composed["model.name"] or "",
         method=method,
@@ -39,7 +39,7 @@ def settings_of(composed: Composed, method: MethodSpec | None = None) -> EvalSet
         **{name: composed[name] for name in _SAME if composed[name] is not None},
     )
     output = composed["output"]
-    return dataclasses.replace(found, output=output or str(folder_of(found, composed)))
+    return dataclasses.replace(settings, output=output or str(folder_of(settings, composed)))
 
 
 _SAME = (
@@ -58,16 +58,16 @@ _SAME = (
 
 
 def _length(composed: Composed, method: MethodSpec) -> int | None:
-    """Positions of the answer; what a preset says is not for a decoder that finds the length itself."""
+    """Return the number of positions, without a preset's suggestion if the decoder finds the length."""
     length = composed.values["generation.gen_length"]
     if length.is_soft and method.chooses_length:
         return None
-    found: int | None = length.value
-    return found
+    positions: int | None = length.value
+    return positions
 
 
 def folder_of(settings: EvalSettings, composed: Composed) -> Path:
-    """A folder named after the run: the same words name the same one, so that a killed run goes on."""
+    """Return a folder named after the settings, so that the same overrides resume an interrupted run."""
     method = settings.method
     words = [settings.task, composed["model.name"] or settings.model, method.decoder_name]
     if method.cache_name != "none":
@@ -77,16 +77,16 @@ def folder_of(settings: EvalSettings, composed: Composed) -> Path:
 
 
 def rows(composed: Composed, method: MethodSpec) -> list[tuple[str, Any, str]]:
-    """(key, value, layer) of everything in force, knobs of decoder and cache included."""
+    """Return (key, value, layer) of all values in force, knobs of decoder and cache included."""
     skipped = {f"generation.{key}" for key in composed.group("generation")}
     skipped |= {f"cache.{key}" for key in composed.group("cache")}
-    found = [
+    listed = [
         (key, value.value, value.layer)
         for key, value in composed.values.items()
         if key not in skipped
     ]
     if _length(composed, method) != composed["generation.gen_length"]:
-        found = [row for row in found if row[0] != "generation.gen_length"]
+        listed = [row for row in listed if row[0] != "generation.gen_length"]
     own = defaults_of(type(method.decoder)) | defaults_of(SamplingParams)
     knobs = {k: v for k, v in method.given.items() if not k.startswith(CACHE_PREFIX)}
     own |= {key: value for key, value in knobs.items() if key not in own}
@@ -95,9 +95,9 @@ def rows(composed: Composed, method: MethodSpec) -> list[tuple[str, Any, str]]:
     for prefix, values in (("generation.", own), ("", inside)):
         for name, default in values.items():
             value = method.given.get(name, default)
-            found.append((prefix + name, value, method.origins.get(name, SCHEMA_DEFAULT)))
+            listed.append((prefix + name, value, method.origins.get(name, SCHEMA_DEFAULT)))
     order = {group: i for i, group in enumerate(("", "model", "dataset", "generation", "cache"))}
-    return sorted(found, key=lambda row: order[row[0].rpartition(".")[0]])
+    return sorted(listed, key=lambda row: order[row[0].rpartition(".")[0]])
 
 
 def defaults_of(cls: type[Any]) -> dict[str, Any]:

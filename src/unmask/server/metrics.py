@@ -6,7 +6,7 @@ and status. No text from a client becomes a label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -17,6 +17,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from unmask.server.generation import BLOCK_LENGTH, Generation, TokenTimings
@@ -249,3 +250,30 @@ def engine_counters(stats: EngineStats) -> list[tuple[str, str, float]]:
             stats.num_wasted,
         ),
     ]
+
+
+class ReplicaCollector(Collector):
+    """The metrics of several replicas, with a label `replica`."""
+
+    def __init__(self, texts: Sequence[tuple[str, str]]) -> None:
+        self.texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric once, with the samples of all replicas."""
+        families: dict[str, Metric] = {}
+        for replica, text in self.texts:
+            for family in text_string_to_metric_families(text):
+                merged = families.setdefault(
+                    family.name, Metric(family.name, family.documentation, family.type)
+                )
+                for sample in family.samples:
+                    labels = {**sample.labels, "replica": replica}
+                    merged.add_sample(sample.name, labels, sample.value)
+        yield from families.values()
+
+
+def merge_metrics(texts: Sequence[tuple[str, str]]) -> bytes:
+    """Return one text for the metrics of several replicas, given as `(replica, text)`."""
+    registry = CollectorRegistry()
+    registry.register(ReplicaCollector(texts))
+    return generate_latest(registry)
