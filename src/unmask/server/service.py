@@ -78,7 +78,7 @@ class Service:
 
     def timeout_s(self, asked: float | None) -> float:
         """Seconds that a request may take. Raises ApiError for more than the server allows."""
-        most = self.settings.limits.timeout_s
+        most = self.settings.limits.request_timeout
         if asked is not None and asked > most:
             raise ApiError(
                 400,
