@@ -1,4 +1,4 @@
-"""What a cached forward costs beside the matrix products that it cannot avoid.
+"""Overhead of a cached forward beyond its unavoidable matrix products.
 
     python benchmarks/cache_speed.py            (about 6 minutes on 2 cores; --quick: a small model)
 
@@ -32,7 +32,7 @@ PROMPT, GEN, BLOCK, STEPS = 256, 128, 32, 64
 
 
 class Bare:
-    """The matrix products of a forward, on inputs made beforehand."""
+    """The matrix products of a forward, on inputs allocated beforehand."""
 
     def __init__(self, model: Transformer) -> None:
         self.model, spec = model, model.spec
@@ -43,7 +43,7 @@ class Bare:
 
     @torch.inference_mode()
     def __call__(self, queries: int, rows: int, *, packed: bool) -> float:
-        """Seconds for so many queries and LM-head rows, with plain or with our packed weights."""
+        """Time the products of queries and LM-head rows, with plain or packed weights."""
         x, h, q, p = self.x[:queries], self.h[:queries], self.q[:, :queries], self.p[:, :queries]
         began = time.perf_counter()
         for layer in self.model.layers:
@@ -60,7 +60,7 @@ class Bare:
 
 
 def product(linear: torch.nn.Linear, x: torch.Tensor, packed: bool) -> None:
-    """One matrix product."""
+    """Compute one matrix product."""
     if packed:
         linear(x)
     else:
@@ -69,7 +69,7 @@ def product(linear: torch.nn.Linear, x: torch.Tensor, packed: bool) -> None:
 
 @dataclass(frozen=True)
 class Forward:
-    """One of ours: queries, LM-head rows, seconds, and those of the bare products."""
+    """A forward of the engine: queries, LM-head rows, seconds, and those of the bare products."""
 
     queries: int
     rows: int
@@ -79,7 +79,7 @@ class Forward:
 
 
 def ours(llm: LLM, prompt: list[int], cache: str, bare: Bare) -> list[Forward]:
-    """Our forwards, each with its bare loops timed right after it."""
+    """Time the forwards of the engine, each followed by its bare products."""
     canvas = llm.prompt_canvas(prompt, GEN)
     options = {"stop_at_eos": False, "steps": STEPS, "block_length": BLOCK}
     events = llm.stream(canvas, "vanilla", cache, **options)
@@ -99,7 +99,7 @@ def ours(llm: LLM, prompt: list[int], cache: str, bare: Bare) -> list[Forward]:
 
 @torch.inference_mode()
 def reference(model: Transformer, prompt: list[int]) -> list[float]:
-    """Seconds of each forward of a loop that does as the published ones."""
+    """Time each forward of a loop equivalent to the published ones."""
     mask_id = model.spec.mask_id
     x = torch.tensor([prompt + [mask_id] * GEN])
     seconds = []
@@ -120,7 +120,7 @@ def reference(model: Transformer, prompt: list[int]) -> list[float]:
 
 
 def _row(name: str, found: list[Forward]) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     plain = [item.seconds / item.plain for item in found]
     packed = [item.seconds / item.packed for item in found]
     sizes = [item.queries == PROMPT + GEN for item in found]
@@ -138,7 +138,7 @@ def _row(name: str, found: list[Forward]) -> str:
 
 
 def main(say: Callable[[str], None] = print) -> None:
-    """Time all and print the table."""
+    """Run all timings and print the table."""
     parser = argparse.ArgumentParser(description="forwards of caches beside their matrix products")
     parser.add_argument("--quick", action="store_true", help="a small model, to see that it runs")
     parser.add_argument("--caches", default="none,prefix,dual,vicinity,dkv,d2cache,dllm")

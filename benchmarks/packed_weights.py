@@ -22,7 +22,7 @@ ROWS = (1, 2, 8, 17, 32, 64, 128, 384)
 
 
 def best(run: Callable[[], object]) -> float:
-    """The shortest of seven, in milliseconds, after one to warm up."""
+    """Return the shortest of seven runs in milliseconds, after a warm-up."""
     run()
     seconds = []
     for _ in range(7):

@@ -1,4 +1,4 @@
-"""How much faster an engine answers concurrent requests than one after the other, and where its time goes.
+"""Speedup of an engine by concurrent requests over sequential ones, and its profile.
 
     python benchmarks/serve_engine.py [--requests 16] [--cache dual] [--decoder threshold] [--repeat 5]
 
@@ -34,13 +34,13 @@ PROMPT = "Tom has {} boxes with {} pens each. He buys 5 more pens. How many pens
 
 
 class Answer:
-    """Waits for a request's end."""
+    """Future of the end of a request."""
 
     def __init__(self) -> None:
         self.done, self.output = threading.Event(), None
 
     def __call__(self, update: RequestUpdate) -> None:
-        """Take a request's updates."""
+        """Receive the updates of a request."""
         if update.kind == "step":
             return
         if update.error is not None:
@@ -50,7 +50,7 @@ class Answer:
 
 
 def serial(engine: Engine, requests: list[Request]) -> list[Output]:
-    """One after the other."""
+    """Decode the requests one after the other."""
     outputs = []
     for request in requests:
         answer = Answer()
@@ -61,7 +61,7 @@ def serial(engine: Engine, requests: list[Request]) -> list[Output]:
 
 
 def together(engine: Engine, requests: list[Request]) -> list[Output]:
-    """All at once."""
+    """Decode all requests at once."""
     answers = [Answer() for _ in requests]
     for request, answer in zip(requests, answers, strict=True):
         engine.submit(request, answer)
@@ -71,14 +71,14 @@ def together(engine: Engine, requests: list[Request]) -> list[Output]:
 
 
 def timed(call, engine: Engine, requests: list[Request]) -> tuple[float, list[Output]]:
-    """Seconds and outputs."""
+    """Return seconds and outputs."""
     began = time.perf_counter()
     outputs = call(engine, requests)
     return time.perf_counter() - began, outputs
 
 
 def profile(llm: unmask.LLM, requests: list[Request]) -> None:
-    """Where a batched pass spends its time; in this thread, which a profiler sees."""
+    """Profile a batched pass in this thread, where the profiler sees it."""
     runner = ModelRunner(llm.model, llm.vocabulary, len(requests))
     sequences = [SequenceState.begin(request, i) for i, request in enumerate(requests)]
     profiler = cProfile.Profile()
@@ -87,7 +87,7 @@ def profile(llm: unmask.LLM, requests: list[Request]) -> None:
 
 
 def main() -> None:
-    """Measure every asked combination."""
+    """Measure every requested combination."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--dtype", default="float32")

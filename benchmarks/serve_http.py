@@ -1,4 +1,4 @@
-"""How much faster a server answers concurrent requests than one after the other, over HTTP.
+"""Speedup of a server by concurrent requests over sequential ones, over HTTP.
 
     python benchmarks/serve_http.py [--requests 48] [--concurrency 16] [--decoder threshold] [--repeat 3]
 
@@ -25,7 +25,7 @@ UNMASK = str(Path(sys.executable).with_name("unmask"))
 
 
 def start(wanted: argparse.Namespace, decoder: str, cache: str) -> tuple[subprocess.Popen, str]:
-    """A server and its address."""
+    """Start a server; return it with its address."""
     command = [UNMASK, "serve", wanted.model, "--port", "0", "--dtype", wanted.dtype]
     command += ["--decoder", decoder, "--cache", cache, "--max-num-seqs", str(wanted.concurrency)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -38,7 +38,7 @@ def start(wanted: argparse.Namespace, decoder: str, cache: str) -> tuple[subproc
 
 
 def ask(url: str, wanted: argparse.Namespace, concurrency: int) -> dict:
-    """One run of the client; all its numbers and texts."""
+    """Run the client once; return all its numbers and texts."""
     with tempfile.TemporaryDirectory() as folder:
         command = [UNMASK, "bench", "serve", "--base-url", url, "--backend", wanted.backend]
         command += ["--dataset-name", wanted.dataset, "--num-prompts", str(wanted.requests)]
@@ -51,7 +51,7 @@ def ask(url: str, wanted: argparse.Namespace, concurrency: int) -> dict:
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Median and range."""
+    """Format median and range."""
     middle = statistics.median(values)
     return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
@@ -74,7 +74,7 @@ def row(url: str, wanted: argparse.Namespace, decoder: str, cache: str) -> str:
 
 
 def main() -> None:
-    """Measure every asked combination."""
+    """Measure every requested combination."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--dtype", default="float32")

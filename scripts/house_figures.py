@@ -31,7 +31,8 @@ Tree = Mapping[PurePosixPath, str]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("knobs",),
+    ("knobs", "plugins"),
+    ("options",),
     ("canvas", "selection"),
     ("sampling", "proposal", "randomness", "background"),  # the last three: before the redraw
     ("decoders", "caches"),

@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from unmask.server.auth import Guard
+from unmask.server.auth import AccessMiddleware
 from unmask.server.settings import STATIC, Access, ServerSettings
 
 TOKEN = "a-random-token"
@@ -154,7 +154,9 @@ class App:
                 await send(message)
 
             settings = ServerSettings(("demo",), access=self._access())
-            await Guard(app, settings, lambda route, status: None)(scope, receive, send_some)
+            await AccessMiddleware(app, settings, lambda route, status: None)(
+                scope, receive, send_some
+            )
 
         return guarded
 

@@ -138,14 +138,11 @@ def test_a_decoder_that_chooses_the_length_is_not_told_one(
     assert ["gen_length" in told for told in llm.told] == [True, False, True, False]
 
 
-def test_block_length_goes_to_decoders_with_blocks_and_a_typed_one_wins(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_block_length_goes_to_decoders_with_blocks_and_a_typed_one_wins() -> None:
     assert options_of(SURE, SMALL) == {"block_length": 4, "threshold": "0.3"}
     typed = MethodEntry("threshold", (("block_length", "2"),))
     assert options_of(typed, SMALL) == {"block_length": "2"}
-    monkeypatch.setattr("unmask.decoders.registry.decoder_class", lambda name: Example)
-    assert options_of(MethodEntry("blockless"), SMALL) == {}
+    assert options_of(MethodEntry("ar"), SMALL) == {}
 
 
 def test_the_tasks_are_held_out_sets_and_too_high_a_limit_is_refused(

@@ -283,13 +283,16 @@ def test_inserting_positions_computes_the_new_ones_and_moves_the_others(cache, f
         )
 
 
-class Recorder:
+class Recorder(caches.CachePolicy):
     """A policy that remembers its plans and what it was told of the canvas."""
 
     def __init__(self, policy):
         self.policy, self.plans = policy, []
         self.stores, self.exact = policy.stores, policy.exact
-        self.layered = getattr(policy, "layered", False)
+
+    @property
+    def layered(self):
+        return self.policy.layered
 
     def start(self, canvas, facts):
         return self.policy.start(canvas, facts)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from unmask.demo import phrases, problems, puzzles, sentences, tasks, words
-from unmask.demo.story import Limits
+from unmask.demo.story import LevelRanges
 from unmask.demo.tokenizer import SPECIAL_TOKENS, VOCABULARY, build_tokenizer
 
 HELD_OUT_TASKS = tuple(task for task in tasks.TASKS if task != "drill")
@@ -150,7 +150,7 @@ def test_the_problem_of_the_readme_can_be_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(words, "BOYS", ("Tom",))
     monkeypatch.setattr(words, "THINGS", (pen,))
     monkeypatch.setattr(words, "CONTAINERS", ("boxes",))
-    monkeypatch.setattr(problems, "LIMITS", (Limits(6, 50, 4, 6, 5),) * 4)
+    monkeypatch.setattr(problems, "LIMITS", (LevelRanges(6, 50, 4, 6, 5),) * 4)
     monkeypatch.setattr(problems, "WEIGHTS", (1, 0, 0, 0, 0, 0, 0))
     prompt = "Tom has 3 boxes with 4 pens each. He buys 5 more pens. How many pens does he have?"
     rng = random.Random(0)

@@ -137,7 +137,7 @@ def draw_cases(data, llm, most=6):
         name, knobs = data.draw(st.sampled_from(METHODS))
         shape = {"block_length": 4} if "block_length" in decoders.knob_names(name, knobs) else {}
         length = data.draw(st.sampled_from([4, 8]))
-        if not getattr(decoders.decoder_class(name), "chooses_length", False):
+        if not decoders.finds_length(name):
             shape["gen_length"] = length
         else:
             shape |= {"initial_gen_length": length, "max_gen_length": 2 * length}
@@ -397,7 +397,7 @@ class Failing:
     def __getattr__(self, name):
         return getattr(self.cache, name)
 
-    def known(self, *_):
+    def resume(self, *_):
         raise RuntimeError("a bug of the cache")
 
 
@@ -635,16 +635,16 @@ def test_who_finds_no_memory_when_it_comes_in_fails_alone(monkeypatch, cfg_scale
     shapes = {"cache": "dual", "gen_length": 8}
     others = [llm.request([i, 7], **shapes) for i in range(3)]
     broken = llm.request([9], cfg_scale=cfg_scale, **(shapes | {"gen_length": 24}))
-    wider, count = dense_store._wider, [0]
+    grown, count = dense_store._grown, [0]
 
     def fail(tensor, rows, positions):
         if positions == 25:
             count[0] += 1
             if count[0] == 3:
                 raise MemoryError("no more of it")
-        return wider(tensor, rows, positions)
+        return grown(tensor, rows, positions)
 
-    monkeypatch.setattr(dense_store, "_wider", fail)
+    monkeypatch.setattr(dense_store, "_grown", fail)
     with Engine(llm) as engine:
         listeners = submit_all(engine, [first])
         assert first.decoder.reached.wait(WAIT_S)
@@ -681,15 +681,15 @@ def test_a_store_that_cannot_grow_is_as_it_was(monkeypatch):
         kept = kind(llm.spec, 1, 4, torch.float32, torch.device("cpu"))
         before = [tensor for tensors in kept.tensors for tensor in tensors]
         for number in range(len(before)):
-            wider, left = dense_store._wider, iter(range(number))
+            grown, left = dense_store._grown, iter(range(number))
 
-            def fail(tensor, rows, positions, left=left, wider=wider):
+            def fail(tensor, rows, positions, left=left, grown=grown):
                 if next(left, None) is None:
                     raise MemoryError("no more of it")
-                return wider(tensor, rows, positions)
+                return grown(tensor, rows, positions)
 
             with monkeypatch.context() as patch:
-                patch.setattr(dense_store, "_wider", fail)
+                patch.setattr(dense_store, "_grown", fail)
                 with pytest.raises(MemoryError):
                     kept.reserve(8, 2)
             after = [tensor for tensors in kept.tensors for tensor in tensors]

@@ -19,9 +19,9 @@ from unmask.errors import ConfigError, PromptError
 from unmask.evals import run as run_module
 from unmask.evals.catalog import CATALOG
 from unmask.evals.generation import AnswerTimer, Question, decode_all
-from unmask.evals.journal import Journal, read_all
 from unmask.evals.results import Results
 from unmask.evals.run import evaluate
+from unmask.evals.run_folder import Journal, read_all
 from unmask.evals.settings import EvalSettings
 from unmask.evals.traces import replay
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from unmask.evals.code import fenced, humaneval_program, longest_program, mbpp_program
-from unmask.evals.sandbox import SandboxLimits, network_less, run_program
+from unmask.evals.sandbox import SandboxLimits, run_program, without_network
 from unmask.evals.tasks.judges import humaneval, mbpp
 from unmask.evals.tasks.sources import MBPP_TEST
 
@@ -124,12 +124,12 @@ def test_a_program_may_write_in_its_own_folder_and_nothing_stays() -> None:
 
 
 def test_the_kernel_takes_the_network_where_it_may() -> None:
-    if not network_less():
+    if not without_network():
         pytest.skip("unshare is not allowed here; sockets are refused in Python alone")
     import subprocess
 
     done = subprocess.run(
-        [*network_less(), "cat", "/proc/net/dev"], capture_output=True, text=True, check=True
+        [*without_network(), "cat", "/proc/net/dev"], capture_output=True, text=True, check=True
     )
     names = [line.split(":")[0].strip() for line in done.stdout.splitlines() if ":" in line]
     assert names == ["lo"]

@@ -21,10 +21,9 @@ from unmask.errors import ConfigError
 from unmask.evals import metrics
 from unmask.evals.convergence import curve
 from unmask.evals.generation import Answer
-from unmask.evals.journal import StoredAnswer
 from unmask.evals.plots import front
-from unmask.evals.results import Results
-from unmask.evals.table import markdown, paired
+from unmask.evals.results import Results, markdown, paired
+from unmask.evals.run_folder import StoredAnswer
 from unmask.evals.tasks import judges, shots
 from unmask.evals.token_counts import Counted, cut, d2cache_tokens
 from unmask.view.progress import EvaluationView

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from copy import deepcopy
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from unmask import LLM
 from unmask.errors import ModelError
-from unmask.models import load_model, read_config, read_spec
+from unmask.models import families, load_model, read_config, read_spec, registry
 from unmask.models.families import fast_dllm_v2, llada2, llada_moe, sdar
 from unmask.models.transformer import Transformer
 from unmask.models.weight_names import layout
@@ -556,3 +557,35 @@ REFUSED = [
 @pytest.mark.parametrize(("family", "key", "value"), REFUSED, ids=lambda v: str(v)[:20])
 def test_an_unsupported_setting_is_named(family, key, value, folder):
     folder(family).write(**{key: value}).refused(key, str(value))
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("def half(:\n", "SyntaxError"),
+        ("raise RuntimeError('not ready')\n", "RuntimeError: not ready"),
+        ("ARCHITECTURES = ('Mine',)\n", "defines no MODEL_TYPES"),
+        (
+            "ARCHITECTURES = 'DreamModel'\nMODEL_TYPES, NAMES, MASK = (), (), ''\n"
+            "def spec_from_config(config): ...\n",
+            "must be a tuple of strings",
+        ),
+    ],
+)
+def test_a_broken_family_file_is_reported_and_hurts_no_other(
+    source, reason, tmp_path, parity_folder, monkeypatch, caplog
+):
+    (tmp_path / "broken_family.py").write_text(source)
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"{families.__name__}.broken_family", raising=False)
+    registry._load_families.cache_clear()
+    try:
+        assert read_spec(parity_folder("dream")).family == "dream"
+        with pytest.raises(ModelError, match="Unknown") as raised:
+            registry.find_family({"architectures": ["Unknown"]}, tmp_path)
+    finally:
+        registry._load_families.cache_clear()
+        sys.modules.pop(f"{families.__name__}.broken_family", None)
+    for text in (str(raised.value), caplog.text):
+        assert f"{tmp_path / 'broken_family.py'}" in text
+        assert reason in text

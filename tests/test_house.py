@@ -50,7 +50,7 @@ PENDING: dict[str, tuple[str, ...]] = {
         f"src/unmask/{folder}"
         for folder in (
             *("attention/", "bench/", "caches/", "canvas.py", "cli/", "config/", "decoders/"),
-            *("distributed/", "docgen/", "engine/", "errors.py", "evals/", "kv/", "models/"),
+            *("distributed/", "docgen/", "engine/", "errors.py", "evals/", "kv/"),
             *("sampling/", "selection.py", "server/", "tune/", "view/"),
         )
     ),
@@ -58,9 +58,10 @@ PENDING: dict[str, tuple[str, ...]] = {
         f"src/unmask/{place}" for place in ("cli/", "config/", "decoders/", "errors.py", "view/")
     ),
     "no_import_circles": ("caches.dual", "cli.chat ", "cli.serve ", "engine.likelihood"),
-    "class_names_are_unique": ("class Answer ", "class Limits ", "class Method "),
+    "class_names_are_unique": ("class Answer ", "class Method "),
 }
 DECODERS_MAY_IMPORT = {
+    "unmask.sampling.params",
     "unmask.sampling.token_frequencies",
     "unmask.canvas",
     "unmask.decoders",

@@ -83,22 +83,22 @@ def finished(tab) -> None:
     tab.wait_for_selector("#run:enabled")
 
 
-def canvas(tab, meta: int = 0) -> str:
-    return tab.locator(".canvas").nth(meta).inner_text()
+def canvas(tab, lane: int = 0) -> str:
+    return tab.locator(".canvas").nth(lane).inner_text()
 
 
-def classes(tab, meta: int = 0) -> list[str]:
-    return tab.locator(".canvas").nth(meta).evaluate("e => [...e.children].map(s => s.className)")
+def classes(tab, lane: int = 0) -> list[str]:
+    return tab.locator(".canvas").nth(lane).evaluate("e => [...e.children].map(s => s.className)")
 
 
 def test_two_lanes_decode_the_same_prompt_with_their_own_decoders(visit, page):
     tab = ready(visit(page))
     generate(tab, "How many pens?")
     first, second = sorted(page.log, key=lambda body: body["decoder"], reverse=True)
-    for meta, forwards in ((0, 14), (1, 4)):
-        assert tab.locator(".lane .facts").nth(meta).inner_text().startswith("12 tokens")
-        assert f"{forwards} forwards" in tab.locator(".lane .facts").nth(meta).inner_text()
-        assert tab.locator(".chart").nth(meta).locator("rect").count() == forwards
+    for lane, forwards in ((0, 14), (1, 4)):
+        assert tab.locator(".lane .facts").nth(lane).inner_text().startswith("12 tokens")
+        assert f"{forwards} forwards" in tab.locator(".lane .facts").nth(lane).inner_text()
+        assert tab.locator(".chart").nth(lane).locator("rect").count() == forwards
     assert tab.locator("#said").inner_text().startswith("Lane A: 12 tokens")
     assert (first["decoder"], second["decoder"]) == ("vanilla", "threshold")
     assert first["messages"] == [{"role": "user", "content": "How many pens?"}]
@@ -229,7 +229,7 @@ def test_blanks_make_it_an_infill(visit, page):
         "the token that opens the text"
     )
     generate(tab, "The {x} and {3}")
-    assert "a brace is doubled" in tab.locator(".problem").nth(0).inner_text()
+    assert "for a brace" in tab.locator(".problem").nth(0).inner_text()
 
 
 def test_a_prompt_without_blanks_goes_as_it_is(visit, page):
@@ -243,28 +243,28 @@ def test_a_prompt_without_blanks_goes_as_it_is(visit, page):
 def test_only_changed_knobs_are_sent_and_their_types_are_kept(visit, page):
     tab = ready(visit(page))
     tab.uncheck("#compare")
-    meta = tab.locator(".lane").nth(0)
-    meta.locator(".decoder").select_option("threshold")
-    meta.locator(".cache").select_option("dual")
-    meta.locator(".knobs summary").click()
-    threshold = meta.locator("[data-knob=threshold]")
+    lane = tab.locator(".lane").nth(0)
+    lane.locator(".decoder").select_option("threshold")
+    lane.locator(".cache").select_option("dual")
+    lane.locator(".knobs summary").click()
+    threshold = lane.locator("[data-knob=threshold]")
     assert threshold.get_attribute("placeholder") == "0.9"
-    tip = meta.locator(f"#{threshold.get_attribute('aria-describedby')}")
+    tip = lane.locator(f"#{threshold.get_attribute('aria-describedby')}")
     assert tip.inner_text() == "1: one at a time; 0: all at once (default: 0.9)"
     threshold.fill("0.5")
-    meta.locator("[data-knob=sizes]").fill("3, 4")
-    meta.locator("[data-knob=period]").fill("2")
-    meta.locator("[data-knob=compat]").select_option("true")
-    meta.locator("[data-knob=vocabulary]").select_option("static")
-    assert meta.locator(".changed").inner_text() == "· 5 changed"
+    lane.locator("[data-knob=sizes]").fill("3, 4")
+    lane.locator("[data-knob=period]").fill("2")
+    lane.locator("[data-knob=compat]").select_option("true")
+    lane.locator("[data-knob=vocabulary]").select_option("static")
+    assert lane.locator(".changed").inner_text() == "· 5 changed"
     generate(tab, "How many?")
     (body,) = page.log
     changed = {"threshold": 0.5, "sizes": [3, 4], "compat": True, "vocabulary": "static"}
     assert body["decoder_args"] == changed
     assert body["cache_args"] == {"period": 2}
-    meta.locator("[data-knob=sizes]").fill("a")
+    lane.locator("[data-knob=sizes]").fill("a")
     generate(tab, "How many?")
-    assert "sizes" in meta.locator(".problem").inner_text()
+    assert "sizes" in lane.locator(".problem").inner_text()
     assert len(page.log) == 1
 
 
@@ -276,11 +276,11 @@ def test_a_cache_that_the_model_refuses_is_not_offered(visit, page):
 
 def test_a_decoder_that_wraps_another_shows_its_knobs_too(visit, page):
     tab = ready(visit(page))
-    meta = tab.locator(".lane").nth(0)
-    meta.locator(".decoder").select_option("prophet")
-    meta.locator(".knobs summary").click()
-    meta.locator("[data-knob=inner]").select_option("threshold")
-    meta.locator("[data-knob=threshold]").fill("0.7")
+    lane = tab.locator(".lane").nth(0)
+    lane.locator(".decoder").select_option("prophet")
+    lane.locator(".knobs summary").click()
+    lane.locator("[data-knob=inner]").select_option("threshold")
+    lane.locator("[data-knob=threshold]").fill("0.7")
     generate(tab, "How many?")
     body = next(body for body in page.log if body["decoder"] == "prophet")
     assert body["decoder_args"] == {"inner": "threshold", "threshold": 0.7}
@@ -511,17 +511,17 @@ def test_the_help_of_a_knob_shows_in_one_place_and_moves_nothing(visit, page):
 
 def test_another_cache_keeps_the_decoders_knobs_and_another_decoder_the_shared_ones(visit, page):
     tab = ready(visit(page))
-    meta = tab.locator(".lane").nth(1)
-    meta.locator(".knobs summary").click()
-    meta.locator("[data-knob=threshold]").fill("0.5")
-    meta.locator("[data-knob=temperature]").fill("0.3")
-    meta.locator(".cache").select_option("dual")
-    assert meta.locator("[data-knob=threshold]").input_value() == "0.5"
-    meta.locator("[data-knob=period]").fill("2")
-    meta.locator(".decoder").select_option("vanilla")
-    assert meta.locator("[data-knob=temperature]").input_value() == "0.3"
-    assert meta.locator("[data-knob=period]").input_value() == "2"
-    assert meta.locator(".changed").inner_text() == "· 2 changed"
+    lane = tab.locator(".lane").nth(1)
+    lane.locator(".knobs summary").click()
+    lane.locator("[data-knob=threshold]").fill("0.5")
+    lane.locator("[data-knob=temperature]").fill("0.3")
+    lane.locator(".cache").select_option("dual")
+    assert lane.locator("[data-knob=threshold]").input_value() == "0.5"
+    lane.locator("[data-knob=period]").fill("2")
+    lane.locator(".decoder").select_option("vanilla")
+    assert lane.locator("[data-knob=temperature]").input_value() == "0.3"
+    assert lane.locator("[data-knob=period]").input_value() == "2"
+    assert lane.locator(".changed").inner_text() == "· 2 changed"
 
 
 def test_both_charts_have_one_scale_and_named_axes(visit, page):

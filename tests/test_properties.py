@@ -92,7 +92,7 @@ def knobs_for(name, knobs, **more):
 
 
 def finds_length(name):
-    return getattr(decoders.decoder_class(name), "chooses_length", False)
+    return decoders.finds_length(name)
 
 
 def generate(llm, given, name, cache, knobs, **options):
@@ -106,7 +106,8 @@ def generate(llm, given, name, cache, knobs, **options):
 
 def revises(name):
     """Whether a decided position may change, so that a position may take more than one forward."""
-    return hasattr(decoders.decoder_class(name), "num_settled") and name != "speculative"
+    own = decoders.decoder_class(name).num_settled
+    return own not in (decoders.Decoder.num_settled, decoders.Wrapper.num_settled)
 
 
 def assert_same_run(ours, theirs):
@@ -316,7 +317,7 @@ def test_equal_prompts_of_one_call_share_their_randomness(family):
 # caches
 
 
-class RefreshAlways:
+class RefreshAlways(caches.CachePolicy):
     """Keeps everything and computes everything again."""
 
     stores, exact = True, True
@@ -501,7 +502,7 @@ def test_infilling_keeps_what_is_given_and_fills_the_rest(name, knobs, cache, fa
     texts = [" ".join(map(str, part)) if isinstance(part, list) else part for part in parts]
     knobs = {key: value for key, value in knobs.items() if key != "steps"}
     llm = model(family, 1)
-    if hasattr(decoders.decoder_class(name), "growth") or finds_length(name):
+    if decoders.make_decoder(name, knobs).grows:
         with pytest.raises(ConfigError, match="cannot fill blanks"):
             llm.infill(texts, name, cache, **knobs)
         return
@@ -534,7 +535,7 @@ def blank_flags(parts):
 # the loop's own guards, with decoders that misbehave
 
 
-class Misbehaving:
+class Misbehaving(decoders.Decoder):
     """Wraps the threshold rule and spoils its edits."""
 
     def __init__(self, spoil, room=0):

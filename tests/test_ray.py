@@ -1,4 +1,4 @@
-"""`unmask serve --replicas`: the counts, the joined metrics, and two replicas on loopback."""
+"""`unmask serve --replicas`: the counts, the merged metrics, and two replicas on loopback."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 from unmask.cli.main import make_app
 from unmask.cli.serve import RAYS_OWN
-
 from unmask.engine.config import EngineConfig
 from unmask.errors import ConfigError
-from unmask.server.replicas import joined
+from unmask.server.metrics import merge_metrics
 
 PROMPT = "Tom has 3 boxes with 4 pens each. He buys 5 more pens. How many pens does he have?"
 BODY = {"model": "demo", "prompt": PROMPT, "max_tokens": 48, "decoder": "vanilla"}
@@ -82,12 +81,12 @@ def test_every_option_of_the_engine_reaches_the_replicas(monkeypatch: pytest.Mon
     assert plan.drain_timeout_s == 9.0
 
 
-def test_metrics_of_replicas_are_joined_under_a_label() -> None:
+def test_metrics_of_replicas_are_merged_under_a_label() -> None:
     text = '# HELP a:b_total Some.\n# TYPE a:b_total counter\na:b_total{{route="/x"}} {}\n'
-    told = joined([("one", text.format(2.0)), ("two", text.format(3.0))]).decode()
-    assert told.count("# TYPE") == 1
-    assert 'a:b_total{replica="one",route="/x"} 2.0' in told
-    assert 'a:b_total{replica="two",route="/x"} 3.0' in told
+    merged = merge_metrics([("one", text.format(2.0)), ("two", text.format(3.0))]).decode()
+    assert merged.count("# TYPE") == 1
+    assert 'a:b_total{replica="one",route="/x"} 2.0' in merged
+    assert 'a:b_total{replica="two",route="/x"} 3.0' in merged
 
 
 @dataclass

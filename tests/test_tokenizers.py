@@ -170,7 +170,7 @@ def test_no_decoder_takes_the_masks_text_of_a_prompt_for_a_position(decoder, llm
     text, id_ = MASK["llada"]
     prompt = f"a {text} b {text}"
     options = {"gen_length": 16}
-    if getattr(decoders.decoder_class(decoder), "chooses_length", False):
+    if decoders.finds_length(decoder):
         options = {"initial_gen_length": 16, "max_gen_length": 16}
     out = own.generate(prompt, decoder, return_trace=True, stop_at_eos=False, **options)[0]
     asked = own.prompt_ids(prompt)

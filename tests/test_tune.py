@@ -15,7 +15,7 @@ from unmask.cli.main import main
 from unmask.errors import ConfigError
 from unmask.evals.settings import EvalSettings
 from unmask.tune.goal import front, parse_constraint, parse_objectives, wilson
-from unmask.tune.measure import Measured, versus
+from unmask.tune.measure import Measurement, compare_paired
 from unmask.tune.outcome import TURNS, check, write
 from unmask.tune.plot import draw
 from unmask.tune.space import Choice, Range, parse_changes, space_of, start_of
@@ -162,7 +162,7 @@ class Landscape:
             "latency_p95_s": 0.1,
         }
         seconds = tuple(0.2 * f for f in forwards)
-        return Measured(metrics, right, (20,) * count, forwards, seconds)
+        return Measurement(metrics, right, (20,) * count, forwards, seconds)
 
 
 def plan(**changes):
@@ -273,7 +273,7 @@ def test_held_out_prompts_are_others_and_both_methods_take_turns(found, tmp_path
 
 def test_the_difference_of_a_method_and_itself_is_none():
     one = Landscape(".").measure({}, 0, 30, quiet_two)
-    told = versus(one, one)
+    told = compare_paired(one, one)
     assert dataclasses.astuple(told.accuracy) == (0.0, 0.0, 0.0)
     assert dataclasses.astuple(told.per_forward) == (1.0, 1.0, 1.0)
 
@@ -307,7 +307,7 @@ def test_no_point_that_keeps_to_what_is_asked_is_said_so(tmp_path):
     assert check(bench, found, 20, quiet) is None
     made = write(bench, found, None, "unmask tune ...", tmp_path)
     assert [path.name for path in made] == ["tune.json", "tune.md"]
-    assert "No point keeps to what is asked." in (tmp_path / "tune.md").read_text()
+    assert "No point satisfies the constraints." in (tmp_path / "tune.md").read_text()
 
 
 def test_tune_on_the_bundled_model_writes_a_preset_that_eval_takes(tmp_path, monkeypatch, capsys):
@@ -352,5 +352,5 @@ def test_a_mistake_is_found_before_anything_runs(words, message, tmp_path, monke
 
 
 def test_an_interval_of_a_rate_is_finite_where_nothing_was_answered():
-    nothing = Measured({}, (0.0, 0.0), (0, 0), (1, 1), (0.1, 0.1))
-    assert math.isfinite(versus(nothing, nothing).per_second.high)
+    nothing = Measurement({}, (0.0, 0.0), (0, 0), (1, 1), (0.1, 0.1))
+    assert math.isfinite(compare_paired(nothing, nothing).per_second.high)

@@ -1,4 +1,4 @@
-"""What the clients ask, from the bundled model's held-out sets: no network, no hub.
+"""Questions for the clients from the bundled model's held-out sets, without network.
 
     python data.py FOLDER [UNMASK_DATA]
 
@@ -40,7 +40,7 @@ def main(folder: Path, real: Path | None) -> None:
 
 
 def task(words: Path) -> str:
-    """A task of lm-eval over a local file; YAML takes JSON as it is."""
+    """Return a task of lm-eval over a local file, as JSON, which is valid YAML."""
     return json.dumps(
         {
             "task": "words",
@@ -59,7 +59,7 @@ def task(words: Path) -> str:
 
 
 def choices(index: int) -> list[str]:
-    """A sum in MMLU's form: question, four choices, and which is right (0 to 3)."""
+    """Return a sum in MMLU's form: question, four choices, and the index of the right one."""
     left, right, place = index + 3, 2 * index + 1, index % 4
     answers = [left + right + step - place for step in range(4)]
     return [f"What is {left} + {right}?", *map(str, answers), str(place)]

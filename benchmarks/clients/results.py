@@ -1,4 +1,4 @@
-"""Reads what the clients wrote.
+"""Reader of the results of the clients.
 
 python results.py counts KIND FILE       "REQUESTS FAILED", from the client's own result
 python results.py refused URL            how many questions the server has refused so far
@@ -27,31 +27,31 @@ ROUTES = re.compile(
 
 
 def last_line(path: Path) -> dict:
-    """The last JSON of a file that runs append to."""
+    """Return the last JSON of a file that runs append to."""
     return json.loads(path.read_text().strip().splitlines()[-1])
 
 
 def of_sdk(path: Path) -> tuple[int, int]:
-    """What `sdk.py` wrote."""
+    """Read the result of `sdk.py`."""
     found = json.loads(path.read_text())
     return found["requests"], found["failed"]
 
 
 def of_sglang(path: Path) -> tuple[int, int]:
-    """An `--output-file` with `--output-details`."""
+    """Read an `--output-file` with `--output-details`."""
     found = last_line(path)
     asked = len(found["errors"])
     return asked, asked - found["completed"]
 
 
 def of_vllm(path: Path) -> tuple[int, int]:
-    """A `--save-result`."""
+    """Read a `--save-result`."""
     found = json.loads(path.read_text())
     return found["num_prompts"], found["num_prompts"] - found["completed"]
 
 
 def of_guidellm(path: Path) -> tuple[int, int]:
-    """Its JSON output."""
+    """Read guidellm's JSON output."""
     totals = [
         each["metrics"]["request_totals"] for each in json.loads(path.read_text())["benchmarks"]
     ]
@@ -60,14 +60,14 @@ def of_guidellm(path: Path) -> tuple[int, int]:
 
 
 def of_lm_eval(path: Path) -> tuple[int, int]:
-    """Answers in its log of samples; a request that fails for good ends lm-eval itself."""
+    """Count answers in lm-eval's log of samples; a request that fails for good ends lm-eval itself."""
     (file,) = path.rglob("samples_*.jsonl")
     samples = [json.loads(line) for line in file.read_text().splitlines()]
     return len(samples), sum(not each["resps"] for each in samples)
 
 
 def of_unmask(path: Path) -> tuple[int, int]:
-    """An `--output-file` of `bench serve`, or the `--json` of an exam."""
+    """Read an `--output-file` of `bench serve`, or the `--json` of a task."""
     found = last_line(path)
     asked = found["num_prompts"] if "num_prompts" in found else found["num_questions"]
     return asked, found["failed"]
@@ -84,13 +84,13 @@ KINDS: dict[str, Callable[[Path], tuple[int, int]]] = {
 
 
 def counts(kind: str, path: str) -> str:
-    """Requests sent and failed."""
+    """Return the numbers of requests sent and failed."""
     asked, failed = KINDS[kind](Path(path))
     return f"{asked} {failed}"
 
 
 def refused(url: str) -> str:
-    """What the server's own counter says; clients also look for routes that not every server has."""
+    """Return the server's own count; clients also look for routes that not every server has."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as page:
         text = page.read().decode()
     found = [(status, float(value)) for _, status, value in ROUTES.findall(text)]
@@ -98,7 +98,7 @@ def refused(url: str) -> str:
 
 
 def compare(theirs: str, ours: str) -> str:
-    """Lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     one, two = last_line(Path(theirs)), last_line(Path(ours))
     return "\n".join(
         f"| {one['backend']} | {row} | {one[row]} | {two[row]} | "

@@ -1,4 +1,4 @@
-"""The `openai` SDK against a running server, as its users call it: every reply is looked at.
+"""The `openai` SDK against a running server, with checks of every reply.
 
     python sdk.py URL RESULT   writes {"requests": N, "failed": M} to RESULT
 
@@ -23,7 +23,7 @@ USAGE = {"include_usage": True}
 
 
 class Checks:
-    """One client, one model, and a method a way to call them."""
+    """Checks of one client and model, one method per kind of call."""
 
     def __init__(self, url: str) -> None:
         self.url = f"{url}/v1"
@@ -32,13 +32,13 @@ class Checks:
         self.sent = 0
 
     def chat(self, **more: object) -> Any:
-        """A chat completion, or its stream."""
+        """Request a chat completion, or its stream."""
         self.sent += 1
         asked = {"model": self.model, "messages": MESSAGES, "max_tokens": 48, "seed": 0}
         return self.client.chat.completions.create(**(asked | more))
 
     def complete(self, **more: object) -> Any:
-        """A completion, or its stream."""
+        """Request a completion, or its stream."""
         self.sent += 1
         asked = {"model": self.model, "prompt": QUESTION + "\n", "max_tokens": 48, "seed": 0}
         return self.client.completions.create(**(asked | more))
@@ -128,7 +128,7 @@ def same(what: str, found: object, wanted: object) -> None:
 
 
 def main(url: str, result: str) -> int:
-    """Run every check; 1 when one failed."""
+    """Run every check; return 1 if one fails."""
     checks = Checks(url)
     names = [name for name in vars(Checks) if name.startswith("_check_")]
     failed = 0

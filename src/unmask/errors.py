@@ -2,6 +2,7 @@
 
     UnmaskError
     ├── ConfigError      an option, knob or recipe value that is not allowed
+    │   └── PluginError  a decoder, cache or family file that cannot be used
     ├── ModelError       a checkpoint that cannot be found, read or understood
     ├── PromptError      a prompt that cannot be decoded (empty, no tokenizer)
     │   └── LengthError  one that is too long for the model's context
@@ -27,6 +28,10 @@ class UnmaskError(Exception):
 
 class ConfigError(UnmaskError, ValueError):
     """An option, knob or recipe value that is not allowed."""
+
+
+class PluginError(ConfigError):
+    """A decoder's, cache's or model family's file that cannot be used."""
 
 
 class ModelError(UnmaskError):

@@ -85,9 +85,9 @@ def _is_text_or_none(hint: Any) -> bool:
 
 def convert(name: str, hint: Any, value: Any) -> Any:
     """Return `value` as the type `hint`. Raises ConfigError with the name when it does not fit."""
-    if hint is Any:
-        return value
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(origin):  # a wrapped decoder or cache, still a name here
+        return value
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
             return None

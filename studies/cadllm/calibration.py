@@ -1,4 +1,4 @@
-"""How often the model's top proposal is right, by its confidence: part `reliability`.
+"""Calibration of the model's top proposal by confidence: part `reliability`.
 
 Teacher-forced: the true answer of every prompt with each token masked with a probability drawn
 uniformly per prompt; a proposal is right when it is the true token. Intervals: bootstrap over prompts.
@@ -37,7 +37,7 @@ def ensure(say: Any) -> None:
 
 
 def reliability(examples: list[Example], sharpness: float) -> dict[str, Any]:
-    """The diagram, the expected calibration error, and how often a sure proposal is wrong."""
+    """Return the diagram, the expected calibration error, and the error rate of sure proposals."""
     table = np.stack([_bins(*proposals(e, i, sharpness)) for i, e in enumerate(examples)])
     n = len(table)
     drawn = np.tensordot(resamples(n), table, axes=1)
@@ -52,7 +52,7 @@ def reliability(examples: list[Example], sharpness: float) -> dict[str, Any]:
 
 
 def proposals(example: Example, index: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
-    """(confidence, is right) of the top proposal at every masked token of one true answer."""
+    """Return (confidence, is right) of the top proposal at every masked token of one true answer."""
     llm = load("demo", 1.0)
     assert llm.tokenizer is not None, "the bundled model has a tokenizer"
     prompt = llm.prompt_ids(example.prompt)
@@ -70,7 +70,7 @@ def proposals(example: Example, index: int, sharpness: float) -> tuple[np.ndarra
 
 
 def _bins(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(sum of confidences, right ones, tokens) by bin; the last row is those above SURE (exactly)."""
+    """Return (sum of confidences, right ones, tokens) by bin; the last row is those above SURE."""
     index = np.minimum((confidence * BINS).astype(int), BINS - 1)
     sums = np.zeros((BINS + 1, 3))
     values = np.stack((confidence, right, np.ones_like(confidence)), 1)

@@ -36,7 +36,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Cell:
-    """What is decoded and how; `sharpness` multiplies the logits (1: the model as it is)."""
+    """A prompt set and a method; `sharpness` multiplies the logits (1: the unchanged model)."""
 
     model: str
     prompts: str
@@ -49,13 +49,13 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The settings as one line."""
+        """Return the settings as one line."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
 @dataclass
 class Measured:
-    """A cell's result: one number a prompt, and the committed tokens by confidence.
+    """Result of a cell: one number per prompt, and the committed tokens by confidence.
 
     `bins[i]`: (sum of confidences, right ones, tokens) of the answer's tokens that were committed with a
     confidence in `[i, i + 1) / BINS`. A token is right when it is on a longest common subsequence of the
@@ -75,7 +75,7 @@ class Measured:
 
 @cache
 def load(model: str, sharpness: float) -> unmask.LLM:
-    """A model of the study; `sharpness` scales its LM head, hence all logits."""
+    """Load a model of the study; `sharpness` scales its LM head, hence all logits."""
     network = load_model(MODELS[model], "float32", "cpu")
     if sharpness != 1:
         network.lm_head.weight.mul_(sharpness)
@@ -83,7 +83,7 @@ def load(model: str, sharpness: float) -> unmask.LLM:
 
 
 def stored() -> dict[str, Measured]:
-    """Every cell that was measured, by its key."""
+    """Read all measured cells by key."""
     if not STORE.exists():
         return {}
     lines = (json.loads(line) for line in STORE.read_text(encoding="utf-8").splitlines())
@@ -91,7 +91,7 @@ def stored() -> dict[str, Measured]:
 
 
 def measure(cell: Cell) -> Measured:
-    """Decode a cell's prompts."""
+    """Decode the prompts of a cell."""
     llm = load(cell.model, cell.sharpness)
     options = dict(cell.options)
     if "frequencies" in options:  # the cell names the file, so that its key is the same everywhere
@@ -121,7 +121,7 @@ def measure(cell: Cell) -> Measured:
 
 
 def confidence_bins(llm: unmask.LLM, pairs: list[tuple[Example, Output]]) -> list[list[float]]:
-    """The answers' tokens by the confidence they were last committed with: see `Measured`."""
+    """Bin the tokens of the answers by the confidence of their last commit: see `Measured`."""
     assert llm.tokenizer is not None, "the study's models have tokenizers"
     sums: Counter[tuple[int, int]] = Counter()
     for example, out in pairs:
@@ -147,7 +147,7 @@ def confidence_bins(llm: unmask.LLM, pairs: list[tuple[Example, Output]]) -> lis
 
 
 def ensure(cells: Iterable[Cell], say: Any) -> None:
-    """Measure the cells that are not stored yet, writing each as soon as it is there."""
+    """Measure the cells that are not stored yet, storing each as soon as it is finished."""
     done = stored()
     waiting = [cell for cell in dict.fromkeys(cells) if cell.key not in done]
     for number, cell in enumerate(waiting, 1):
@@ -162,7 +162,7 @@ def ensure(cells: Iterable[Cell], say: Any) -> None:
 
 
 def forget(cells: Iterable[Cell]) -> None:
-    """Take cells out of the store."""
+    """Remove cells from the store."""
     gone = {cell.key for cell in cells}
     if STORE.exists():
         lines = STORE.read_text(encoding="utf-8").splitlines(keepends=True)

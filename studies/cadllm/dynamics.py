@@ -1,4 +1,4 @@
-"""What CadLLM's controller does along answers of up to 900 tokens: part `dynamics`.
+"""CadLLM's controller along answers of up to 900 tokens: part `dynamics`.
 
 The bundled model's answers are short, so two ways of filling a long canvas are looked at, both far from
 training: `padding` decodes word problems without stopping at their end (what the published harness does
@@ -39,7 +39,7 @@ PARTS = 10
 
 
 def ensure(say: Any) -> None:
-    """Decode what is not there yet."""
+    """Decode the canvases that are not stored yet."""
     found: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() else {}
     for kind, length, method in CASES:
         label = f"{kind} {length} {method}"
@@ -50,7 +50,7 @@ def ensure(say: Any) -> None:
 
 
 def decode(kind: str, length: int, method: str) -> dict[str, Any]:
-    """Fill canvases of one length and sum them up."""
+    """Fill canvases of one length and aggregate them."""
     llm = load("demo", 1.0)
     if kind == "padding":
         prompts = [example.prompt for example in word(N)]
@@ -82,7 +82,7 @@ def decode(kind: str, length: int, method: str) -> dict[str, Any]:
 
 
 def along(outs: list[Output], length: int) -> list[dict[str, float]]:
-    """Tokens per forward and the controller's numbers in each tenth of the answer."""
+    """Return tokens per forward and the controller's numbers in each tenth of the answer."""
     sums: list[dict[str, list[float]]] = [defaultdict(list) for _ in range(PARTS)]
     for out in outs:
         for step in out.trace or ():
@@ -96,7 +96,7 @@ def along(outs: list[Output], length: int) -> list[dict[str, float]]:
 
 
 def in_grammar(llm: Any, outs: list[Output], half: int, length: int) -> float:
-    """Share of the whole sentences in one half of the answers that belong to the model's grammar."""
+    """Return the share of sentences in one half of the answers that belong to the model's grammar."""
     right: list[bool] = []
     for out in outs:
         start = out.prompt_length + half * length // 2

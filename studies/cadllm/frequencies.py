@@ -17,7 +17,7 @@ NUM_TEXTS = 20_000
 
 
 def texts() -> Iterator[str]:
-    """Word problems as training draws them, prompt and answer."""
+    """Yield word problems of the training distribution, prompt and answer."""
     rng = random.Random("frequencies")
     for _ in range(NUM_TEXTS):
         example = training_example("word_problem", rng)
@@ -25,7 +25,7 @@ def texts() -> Iterator[str]:
 
 
 def ensure(say: Any) -> None:
-    """Write the counts if they are not there, the end tokens of every answer included."""
+    """Write the counts if they are missing, end tokens of every answer included."""
     if PATH.exists():
         return
     say("counting tokens of training texts")

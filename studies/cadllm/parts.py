@@ -1,4 +1,4 @@
-"""The study's parts: which cells each of them needs.
+"""The parts of the study, and the cells of each.
 
 Methods are spelled as `unmask generate --decoder` takes them. The parallel methods run on the dual cache
 that CadLLM was published with, unless a part says otherwise.
@@ -21,20 +21,20 @@ TASKS = ("word", "sudoku")
 
 
 def cell(prompts: str, method: str, cache: str = "dual", **changes: object) -> Cell:
-    """A cell of the bundled model with the usual sizes."""
+    """Return a cell of the bundled model with the usual sizes."""
     n = SOME if method == ONE or "compat=true" in method else MANY
     values = {"model": "demo", "gen_length": GEN, "n": n, **changes}
     return Cell(prompts=prompts, method=method, cache=cache, **values)
 
 
 def without(*names: str, rest: str = "") -> str:
-    """CadLLM with some of its policies switched off."""
+    """Return CadLLM with some of its policies disabled."""
     switches = [f"adaptive_{name}=false" for name in names]
     return f"cadllm({', '.join([*switches, *filter(None, [rest])])})"
 
 
 def scaled(*off: str, variant: str = "code") -> str:
-    """CadLLM with a quarter of its lengths, some policies switched off (threshold: 0.9 instead)."""
+    """Return CadLLM with a quarter of its lengths and some policies disabled (threshold: 0.9 instead)."""
     knobs = [f"variant={variant}"] * (variant != "code")
     knobs += ["initial_block_length=6", "initial_steps=6"]
     knobs += [] if "blocks" in off else ["min_block=2", "max_block=16"]
@@ -124,7 +124,7 @@ DECODERS = {
 
 
 def pairs() -> list[tuple[str, str, str]]:
-    """Label, method and method of the comparisons that the findings name."""
+    """Return label and both methods of the comparisons in the findings."""
     return [
         ("CadLLM, threshold 0.85", CADLLM, ABLATION["Fast-dLLM threshold 0.85"]),
         ("CadLLM, factor 1.0", CADLLM, FACTOR),
@@ -149,24 +149,24 @@ def pairs() -> list[tuple[str, str, str]]:
 
 
 def variants() -> list[tuple[str, int]]:
-    """Prompt set and length of the comparison of CadLLM's code and paper."""
+    """Return prompt set and length of the comparison of CadLLM's code and paper."""
     return [(task, length) for task in TASKS for length in (64, 256)]
 
 
 def variant_cell(prompts: str, method: str, length: int) -> Cell:
-    """A method in a canvas of 64 positions, or on fewer prompts in a longer one."""
+    """Return the cell of a method in a canvas of 64 positions, or on fewer prompts in a longer one."""
     return cell(prompts, method, gen_length=length, n=MANY if length == GEN else 2 * FEW)
 
 
 def vocabulary_method(method: str, knobs: str) -> str:
-    """A method with a vocabulary's knobs."""
+    """Return a method with the knobs of a vocabulary."""
     name, _, rest = method.partition("(")
     inside = ", ".join(filter(None, [rest.removesuffix(")"), knobs]))
     return f"{name}({inside})"
 
 
 def vocabulary_cell(method: str, label: str) -> Cell:
-    """A method under one of VOCABULARIES."""
+    """Return the cell of a method with one of VOCABULARIES."""
     options: tuple[tuple[str, str], ...] = ()
     if label.startswith("frequency"):
         options = (("frequencies", "frequencies.json"),)
@@ -174,33 +174,33 @@ def vocabulary_cell(method: str, label: str) -> Cell:
 
 
 def shift_cell(prompts: str, method: str) -> Cell:
-    """A method on one of SHIFTED."""
+    """Return the cell of a method on one of SHIFTED."""
     return cell(prompts, method, n=SOME)
 
 
 def sharp_cell(method: str, sharpness: float) -> Cell:
-    """A method on the model with scaled logits."""
+    """Return the cell of a method on the model with scaled logits."""
     return cell("word", method, n=SOME, sharpness=sharpness)
 
 
 def length_cell(method: str, length: int) -> Cell:
-    """A method on short answers in a canvas of any length."""
+    """Return the cell of a method on short answers in a canvas of any length."""
     return cell("word", method, gen_length=length, n=FEW)
 
 
 def shape_cell(model: str, prompts: str, method: str) -> Cell:
-    """A method on one of SHAPES; a token a forward without an inexact cache."""
+    """Return the cell of a method on one of SHAPES; one token per forward without an inexact cache."""
     cache = "none" if method == ONE and model != "blocks" else SHAPES[model]
     return cell(prompts, method, cache, model=model, n=SOME)
 
 
 def front_cell(model: str, label: str, cache: str) -> Cell:
-    """One of DECODERS with a cache."""
+    """Return the cell of one of DECODERS with a cache."""
     return cell("word", DECODERS[label], cache, model=model, n=FEW)
 
 
 def cells() -> dict[str, list[Cell]]:
-    """Every part's cells."""
+    """Return the cells of each part."""
     arms = (ONE, THRESHOLD, FACTOR, CADLLM)
     return {
         "baseline": [cell(task, *arm) for task in TASKS for arm in BASELINE.values()],

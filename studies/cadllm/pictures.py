@@ -1,4 +1,4 @@
-"""The README's pictures, drawn from `results/` alone. Nothing depends on color alone."""
+"""Plots of the README, drawn from `results/` alone. Nothing depends on color alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DenseStore = dict[str, Measured]
 
 
 def figure(columns: int, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Any]]:
-    """A figure with axes side by side."""
+    """Return a figure with axes side by side."""
     made = Figure(figsize=(width * columns, height), dpi=110, layout="constrained")
     FigureCanvasAgg(made)
     axes = [made.add_subplot(1, columns, i + 1) for i in range(columns)]
@@ -33,25 +33,25 @@ def figure(columns: int, width: float = 5.2, height: float = 4.0) -> tuple[Figur
 
 
 def save(made: Figure, name: str) -> None:
-    """Write a picture without a date, so that the same numbers give the same file."""
+    """Write a plot without a date, so that the same numbers give the same file."""
     FOLDER.mkdir(exist_ok=True)
     made.savefig(FOLDER / f"{name}.png", metadata={"Software": None})
 
 
 def share(got: Measured) -> tuple[float, list[list[float]]]:
-    """Percent right, and the distances to the interval's ends."""
+    """Return percent right, and the distances to the ends of the interval."""
     found = stats.wilson(sum(got.right), len(got.right))
     low, high = found.value - found.low, found.high - found.value
     return 100 * found.value, [[100 * low], [100 * high]]
 
 
 def speed(got: Measured) -> float:
-    """Answer tokens per forward."""
+    """Return answer tokens per forward."""
     return sum(got.tokens) / sum(got.forwards)
 
 
 def ablation(store: DenseStore) -> None:
-    """Quality and speed of every arm of the ablation, by task."""
+    """Plot quality and speed of every arm of the ablation, by task."""
     made, axes = figure(2, 7.0, 5.2)
     for ax, task in zip(axes, parts.TASKS, strict=True):
         labels = list(parts.ABLATION)
@@ -75,7 +75,7 @@ def ablation(store: DenseStore) -> None:
 
 
 def reliability(store: DenseStore) -> None:
-    """Reliability diagrams of the shifted sets and of the sharpened model."""
+    """Plot reliability diagrams of the shifted sets and of the sharpened model."""
     path = RESULTS / "reliability.json"
     if not path.exists():
         return
@@ -101,7 +101,7 @@ def reliability(store: DenseStore) -> None:
 
 
 def shift(store: DenseStore) -> None:
-    """What a token a forward, the threshold and CadLLM get right on every prompt set."""
+    """Plot accuracy of one token per forward, threshold and CadLLM on every prompt set."""
     made, (left, right) = figure(2, 5.6)
     arms = {"one a forward": parts.ONE, "threshold 0.9": parts.THRESHOLD, "CadLLM": parts.CADLLM}
     for i, (label, method) in enumerate(arms.items()):
@@ -124,7 +124,7 @@ def shift(store: DenseStore) -> None:
 
 
 def sharpness(store: DenseStore) -> None:
-    """Quality and speed as the logits are multiplied."""
+    """Plot quality and speed by the factor of the logits."""
     made, (left, right) = figure(2)
     for i, (label, method) in enumerate(
         {"threshold 0.9": parts.THRESHOLD, "CadLLM": parts.CADLLM}.items()
@@ -148,7 +148,7 @@ def sharpness(store: DenseStore) -> None:
 
 
 def lengths(store: DenseStore) -> None:
-    """Forwards and quality as the canvas grows and the answer does not."""
+    """Plot forwards and quality of short answers by the length of the canvas."""
     made, axes = figure(2)
     arms = {
         "threshold 0.9": parts.THRESHOLD,
@@ -170,7 +170,7 @@ def lengths(store: DenseStore) -> None:
 
 
 def dynamics(store: DenseStore) -> None:
-    """Mean confidence, block and commits along long canvases."""
+    """Plot mean confidence, block and commits along long canvases."""
     path = RESULTS / "dynamics.json"
     if not path.exists():
         return
@@ -200,7 +200,7 @@ def dynamics(store: DenseStore) -> None:
 
 
 def front(store: DenseStore) -> None:
-    """Quality against tokens per forward and per computed position, without and with a cache."""
+    """Plot quality against tokens per forward and per computed position, without and with a cache."""
     made, axes = figure(2, 6.5, 5.5)
     columns = [("demo", "none"), ("demo", "dual"), ("demo", "vicinity"), ("blocks", "block_causal")]
     for i, (model, cache) in enumerate(columns):
@@ -225,7 +225,7 @@ def front(store: DenseStore) -> None:
 
 
 def heads(store: DenseStore) -> None:
-    """Milliseconds of the parts of a reading against the vocabulary: CadLLM's Fig. 1b."""
+    """Plot milliseconds of the parts of a reading by vocabulary size: CadLLM's Fig. 1b."""
     path = RESULTS / "timing.json"
     rows = json.loads(path.read_text()).get("head", {}).get("rows", {}) if path.exists() else {}
     if not rows:
@@ -250,7 +250,7 @@ PICTURES: tuple[Callable[[DenseStore], None], ...] = (
 
 
 def draw() -> None:
-    """Draw every picture that there are numbers for."""
+    """Draw every plot whose numbers are stored."""
     store = stored()
     for picture in PICTURES:
         picture(store)

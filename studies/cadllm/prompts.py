@@ -1,4 +1,4 @@
-"""The study's prompt sets: held-out ones, and shifted versions of them with the same answers."""
+"""Prompt sets of the study: held-out ones, and shifted versions of them with the same answers."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ DISTRACTOR = "There are 14 birds in the old tree."
 
 
 def word(n: int) -> list[Example]:
-    """Held-out word problems of the final distribution."""
+    """Return held-out word problems of the final distribution."""
     return held_out_set("word_problem", n)
 
 
 def sudoku(n: int) -> list[Example]:
-    """Held-out 4x4 Sudokus with 8 blanks."""
+    """Return held-out 4x4 Sudokus with 8 blanks."""
     return held_out_set("sudoku", n, blanks=8)
 
 
 def names(n: int) -> list[Example]:
-    """Word problems whose people, where there are any, have names that training never had."""
+    """Return word problems with names of people that are not in the training data."""
     known = (*words.BOYS, *words.GIRLS)
     new = {name: NEW_NAMES[i % len(NEW_NAMES)] for i, name in enumerate(known)}
     pattern = re.compile(rf"\b({'|'.join(known)})\b")
@@ -47,7 +47,7 @@ def names(n: int) -> list[Example]:
 
 
 def reworded(n: int) -> list[Example]:
-    """Word problems with verbs and questions that training never had (those without one left out)."""
+    """Return word problems with verbs and questions that are not in the training data."""
     pattern = re.compile(rf"\b({'|'.join(REWORDED)})\b")
     usable = [e for e in word(3 * n) if pattern.search(e.prompt)]
     return [
@@ -56,17 +56,17 @@ def reworded(n: int) -> list[Example]:
 
 
 def noise(n: int) -> list[Example]:
-    """Word problems with a sentence about something else, without numbers, before the question."""
+    """Return word problems with an unrelated sentence without numbers before the question."""
     return [_reworded(e, _before_question(e.prompt, NOISE)) for e in word(n)]
 
 
 def distractor(n: int) -> list[Example]:
-    """Word problems with a sentence about something else that has a number in it."""
+    """Return word problems with an unrelated sentence with a number before the question."""
     return [_reworded(e, _before_question(e.prompt, DISTRACTOR)) for e in word(n)]
 
 
 def large(n: int) -> list[Example]:
-    """Additions and subtractions with every number times 13: beyond all numbers of training."""
+    """Return additions and subtractions with every number times 13, outside of the training range."""
     found: list[Example] = []
     for example in held_out_set("word_problem", 6 * n):
         if "*" not in example.answer and "/" not in example.answer:
@@ -76,7 +76,7 @@ def large(n: int) -> list[Example]:
 
 
 def dots(n: int) -> list[Example]:
-    """Sudokus whose blanks are written as dots instead of zeros."""
+    """Return Sudokus with dots instead of zeros as blanks."""
     return [_reworded(e, e.prompt.replace("0", ".")) for e in sudoku(n)]
 
 
@@ -86,7 +86,7 @@ SETS: dict[str, Callable[[int], list[Example]]] = {
 
 
 def is_invalid(example: Example, text: str) -> bool:
-    """Whether an answer has not even the form: no `#### N` at the end, or no 4x4 grid of digits."""
+    """Return True for an answer without the form: `#### N` at the end, or a 4x4 grid of digits."""
     if example.task == "sudoku":
         return re.fullmatch(r"([1-4]{4}\n){3}[1-4]{4}", text.strip()) is None
     return re.search(r"(^|\n)#### \d+\Z", text.strip()) is None
@@ -97,7 +97,7 @@ def _reworded(example: Example, prompt: str) -> Example:
 
 
 def _before_question(prompt: str, sentence: str) -> str:
-    """The prompt with a sentence before its last one."""
+    """Insert a sentence before the last one of a prompt."""
     cut = re.search(r"(?<=[.!?]) (?=[^.!?]*\?\Z)", prompt)
     assert cut is not None, f"no question at the end of {prompt!r}"
     return f"{prompt[: cut.start()]} {sentence} {prompt[cut.end() :]}"

@@ -26,13 +26,13 @@ BEGAN = time.monotonic()
 
 
 def say(text: str) -> None:
-    """Progress with the time since the start, on stderr."""
+    """Print progress with the time since the start to stderr."""
     sys.stderr.write(f"[{time.monotonic() - BEGAN:6.0f} s] {text}\n")
     sys.stderr.flush()
 
 
 def main() -> None:
-    """Measure what is missing, then write tables and pictures."""
+    """Measure the missing cells, then write tables and plots."""
     cells = parts.cells()
     known = [*cells, *EXTRA, "report"]
     parser = argparse.ArgumentParser(description=__doc__)

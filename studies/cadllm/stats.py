@@ -23,13 +23,13 @@ class Interval(NamedTuple):
 
 
 def wilson(hits: int, n: int) -> Interval:
-    """The share `hits / n`. Source: Wilson 1927."""
+    """Return the share `hits / n` with its interval. Source: Wilson 1927."""
     return Interval(hits / n, *goal.wilson(hits, n, Z))
 
 
 @cache
 def resamples(n: int) -> np.ndarray:
-    """How often each of `n` prompts is drawn in each resample, `(RESAMPLES, n)`."""
+    """Draw counts of each of `n` prompts in each resample, `(RESAMPLES, n)`."""
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     return counts.astype(np.float64)
 
@@ -37,7 +37,7 @@ def resamples(n: int) -> np.ndarray:
 def resampled(
     columns: Sequence[Sequence[float]], statistic: Callable[..., np.ndarray | float]
 ) -> Interval:
-    """A statistic of the columns' sums over the prompts, bootstrapped over prompts (seed 0).
+    """Bootstrap a statistic of the sums of columns over prompts (seed 0).
 
     `columns` have one number a prompt each, in the same order; `statistic` takes their sums.
     """
@@ -48,19 +48,19 @@ def resampled(
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """mean(a) - mean(b) over the same prompts."""
+    """Return mean(a) - mean(b) over the same prompts."""
     n = len(a)
     assert n == len(b), "paired numbers"
     return resampled((a, b), lambda x, y: (x - y) / n)
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """sum(a) / sum(b), e.g. tokens per forward."""
+    """Return sum(a) / sum(b), e.g. tokens per forward."""
     return resampled((a, b), lambda x, y: x / y)
 
 
 def speedup(
     a: tuple[Sequence[float], Sequence[float]], b: tuple[Sequence[float], Sequence[float]]
 ) -> Interval:
-    """Ratio of two ratios of sums over the same prompts, e.g. of tokens per forward."""
+    """Return the ratio of two ratios of sums over the same prompts, e.g. of tokens per forward."""
     return resampled((*a, *b), lambda p, q, r, s: (p / q) / (r / s))

@@ -1,4 +1,4 @@
-"""The README's tables, made from `results/` alone; each stands between two comments that name it."""
+"""Tables of the README, made from `results/` alone; each is between two comments that name it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DenseStore = dict[str, Measured]
 def compared(
     rows: Sequence[tuple[Sequence[str], Cell, Cell]], head: Sequence[str], store: DenseStore
 ) -> str:
-    """Cells against a reference cell each: quality, then what needs no clock."""
+    """Compare cells with a reference cell each: quality, then counts."""
     columns = (
         "n", "exact, %", "points against", "invalid, %", "forwards", "tokens / forward", "times",
         "queries / token",
@@ -68,7 +68,7 @@ def baseline(store: DenseStore) -> str:
 
 
 def ablation(store: DenseStore) -> str:
-    """Every policy removed, and every policy alone."""
+    """Return the table of every policy removed, and every policy alone."""
     rows = [
         ((NAMES[task], label), parts.cell(task, method), parts.cell(task, parts.THRESHOLD))
         for task in parts.TASKS
@@ -78,7 +78,7 @@ def ablation(store: DenseStore) -> str:
 
 
 def scaled(store: DenseStore) -> str:
-    """The ablation with a quarter of the lengths."""
+    """Return the table of the ablation with a quarter of the lengths."""
     rows = [
         ((NAMES[task], label), parts.cell(task, method), parts.cell(task, parts.SCALED_BLOCK))
         for task in parts.TASKS
@@ -88,7 +88,7 @@ def scaled(store: DenseStore) -> str:
 
 
 def pairs(store: DenseStore) -> str:
-    """Pairs of arms that the findings name, each over the same prompts."""
+    """Return the table of the pairs of arms in the findings, each over the same prompts."""
     made = []
     for label, one, other in parts.pairs():
         for task in parts.TASKS:
@@ -104,7 +104,7 @@ def pairs(store: DenseStore) -> str:
 
 
 def variants(store: DenseStore) -> str:
-    """The authors' code against the paper's equations."""
+    """Return the table of the authors' code against the paper's equations."""
     rows = [
         (
             (NAMES[task], str(length), label),
@@ -122,7 +122,7 @@ def variants(store: DenseStore) -> str:
 
 
 def vocabulary(store: DenseStore) -> str:
-    """Pruned vocabularies."""
+    """Return the table of pruned vocabularies."""
     wanted = {cell.key for cell in parts.cells()["vocabulary"]}
     rows = []
     for name, method in (("threshold 0.9", parts.THRESHOLD), ("CadLLM", parts.CADLLM)):
@@ -137,7 +137,7 @@ def vocabulary(store: DenseStore) -> str:
 
 
 def shifted(store: DenseStore) -> str:
-    """Prompts unlike training's."""
+    """Return the table of shifted prompt sets."""
     reliability = _read("reliability.json")
     made = []
     for name in parts.SHIFTED:
@@ -165,7 +165,7 @@ def shifted(store: DenseStore) -> str:
 
 
 def losses(store: DenseStore) -> str:
-    """What parallel methods lose against a token a forward, by prompt set."""
+    """Return the losses of parallel methods against one token per forward, by prompt set."""
     made = []
     for name in parts.SHIFTED:
         one = store.get(parts.shift_cell(name, parts.ONE).key)
@@ -187,7 +187,7 @@ def losses(store: DenseStore) -> str:
 
 
 def sharpness(store: DenseStore) -> str:
-    """The model with its logits multiplied."""
+    """Return the table of scaled logits."""
     reliability = _read("reliability.json")
     made = []
     for factor in parts.SHARPNESS:
@@ -210,7 +210,7 @@ def sharpness(store: DenseStore) -> str:
 
 
 def lengths(store: DenseStore) -> str:
-    """Short answers in canvases of any length."""
+    """Return the table of short answers by the length of the canvas."""
     rows = [
         (
             (str(length), label),
@@ -228,7 +228,7 @@ def lengths(store: DenseStore) -> str:
 
 
 def dynamics(store: DenseStore) -> str:
-    """Long canvases filled to their end."""
+    """Return the table of long canvases filled to their end."""
     made = []
     measured = _read("dynamics.json")
     for kind, length, method in CASES:
@@ -254,7 +254,7 @@ def dynamics(store: DenseStore) -> str:
 
 
 def shapes(store: DenseStore) -> str:
-    """Three shapes of model."""
+    """Return the table of three shapes of model."""
     rows = []
     for model in parts.SHAPES:
         for task in parts.TASKS:
@@ -271,7 +271,7 @@ def shapes(store: DenseStore) -> str:
 
 
 def front(store: DenseStore) -> str:
-    """Every decoder with the main caches: exact, tokens per forward, queries per token."""
+    """Return the table of every decoder with the main caches."""
     columns = [("demo", cache) for cache in parts.CACHES] + [("blocks", "block_causal")]
     made = []
     for label in parts.DECODERS:
@@ -312,7 +312,7 @@ def document(store: DenseStore) -> str:
 
 
 def timing(store: DenseStore) -> str:
-    """Seconds of every timed method."""
+    """Return the table of the seconds of every timed method."""
     found = _read("timing.json")
     made = []
     for task in parts.TASKS:
@@ -331,7 +331,7 @@ def timing(store: DenseStore) -> str:
 
 
 def heads(store: DenseStore) -> str:
-    """Milliseconds of the parts of a reading, by vocabulary."""
+    """Return the table of the milliseconds of the parts of a reading, by vocabulary."""
     rows = _read("timing.json").get("head", {}).get("rows", {})
     if not rows:
         return MISSING
@@ -344,7 +344,7 @@ def heads(store: DenseStore) -> str:
 
 
 def large(store: DenseStore) -> str:
-    """Milliseconds a forward with a large vocabulary."""
+    """Return the table of the milliseconds per forward with a large vocabulary."""
     rows = _read("timing.json").get("large", {}).get("rows", {})
     if not rows:
         return MISSING
@@ -356,7 +356,7 @@ def large(store: DenseStore) -> str:
 
 
 def machine(store: DenseStore) -> str:
-    """Where the seconds come from."""
+    """Return the machine of the timings."""
     found = _read("timing.json")
     if not found:
         return MISSING
@@ -386,7 +386,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def filled(text: str) -> str:
-    """A README with every table made anew. Raises KeyError for a table that nobody makes."""
+    """Return a README with all tables replaced. Raises KeyError for an unknown table."""
     store = stored()
 
     def fill(found: re.Match[str]) -> str:
@@ -398,5 +398,5 @@ def filled(text: str) -> str:
 
 
 def write() -> None:
-    """Make the README's tables anew."""
+    """Replace the tables of the README."""
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -39,7 +39,7 @@ LARGE = {
 
 
 def ensure(say: Any) -> None:
-    """Time what is not there yet."""
+    """Time the methods that are not stored yet."""
     found: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() else {}
     jobs = {
         "word": lambda: methods("word"),
@@ -55,7 +55,7 @@ def ensure(say: Any) -> None:
 
 
 def arms(prompts: str) -> dict[str, tuple[str, str]]:
-    """What is timed: the baselines, and on word problems every arm of the ablation."""
+    """Return the timed methods: the baselines, and on word problems every arm of the ablation."""
     found = dict(BASELINE) | {
         "CadLLM, paper": (PAPER, "dual"),
         "threshold 0.9, no cache": (THRESHOLD, "none"),
@@ -66,7 +66,7 @@ def arms(prompts: str) -> dict[str, tuple[str, str]]:
 
 
 def methods(prompts: str) -> dict[str, Any]:
-    """Seconds of decoding FEW prompts in batches of BATCH, and what came out."""
+    """Return seconds and results of decoding FEW prompts in batches of BATCH."""
     llm = load("demo", 1.0)
     examples = SETS[prompts](FEW)
     rows: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def methods(prompts: str) -> dict[str, Any]:
 
 
 def repeated(jobs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """Seconds of REPEATS runs of each job, after a warm-up, in turns."""
+    """Return the seconds of REPEATS alternating runs of each job after a warm-up."""
     seconds: dict[str, list[float]] = {label: [] for label in jobs}
     labels = list(jobs)
     for job in jobs.values():
@@ -109,7 +109,7 @@ def repeated(jobs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
 
 
 def heads() -> dict[str, Any]:
-    """The parts of a reading of ROWS positions by vocabulary size, as in CadLLM's Fig. 1b."""
+    """Time the parts of a reading of ROWS positions by vocabulary size, as in CadLLM's Fig. 1b."""
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}
     for size in VOCABULARIES:
@@ -138,7 +138,7 @@ def _ten_times(job: Callable[[], Any]) -> Callable[[], None]:
 
 
 def large() -> dict[str, Any]:
-    """Seconds a forward of decodes with a large vocabulary, random weights, 16 positions, no early stop."""
+    """Time forwards of decodes with a large vocabulary and random weights, 16 positions, no early stop."""
     llm = random_llm(126_464, 512, 2, torch.float32, head_width=64)
     prompts = [list(range(10 + row, 74 + row)) for row in range(4)]
     forwards: dict[str, float] = {}

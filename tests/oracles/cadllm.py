@@ -129,8 +129,8 @@ def decode(
         block, steps = block_plan(history, length - start, variant=variant, **knobs)
         end, t, done = start + block, 0, start - len(prompt)
         while any(undecided[start:end]):
-            positions = [p for p in range(start, end) if undecided[p]]
-            answers = {p: max(p - 1, 0) if shift else p for p in positions}
+            eligible = [p for p in range(start, end) if undecided[p]]
+            answers = {p: max(p - 1, 0) if shift else p for p in eligible}
             positions = sorted({*range(start, end), *answers.values()})
             if t == 0:
                 positions = list(range(length))
@@ -141,7 +141,7 @@ def decode(
             size = min(vocabulary_size(history, ring, progress), network.spec.vocab_size)
 
             tokens, scores = {}, {}
-            for p in positions:
+            for p in eligible:
                 row = seen[answers[p]]
                 tokens[p], _ = read(row, forbidden)
                 scores[p] = score_of(row, tokens[p], size, confidence)

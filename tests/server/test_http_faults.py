@@ -15,7 +15,7 @@ from tiny import tiny_llm
 
 from unmask import decoders
 from unmask.server import process
-from unmask.server.service import PLANNED_AT_ONCE
+from unmask.server.service import MAX_PLANNING
 from unmask.server.settings import Defaults, ServerSettings
 
 CHAT_URL, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -181,7 +181,7 @@ def test_few_requests_are_planned_at_once_and_who_waits_too_long_is_told_so(held
     with ThreadPoolExecutor(6) as pool:
         sent = [pool.submit(held.post, COMPLETIONS, json=body) for _ in range(6)]
         assert wait_for(lambda: waiting().tasks_waiting == 2)
-        assert len(held.inside) == PLANNED_AT_ONCE
+        assert len(held.inside) == MAX_PLANNING
         late = held.post(COMPLETIONS, json={**body, "timeout_s": 0.05})
         assert late.status_code == 504
         assert held.get("/health").status_code == 200

@@ -308,7 +308,10 @@ def test_texts_without_blanks_or_with_wrong_ones_are_refused(client, parts):
 @pytest.mark.parametrize(
     ("field", "why"),
     [
-        ({"max_tokens": 5}, "max_tokens=5: the blanks say how many tokens; leave it out"),
+        (
+            {"max_tokens": 5},
+            "max_tokens=5: the blanks determine the number of tokens; leave it out",
+        ),
         ({"stop": "x"}, "every blank is filled"),
         ({"ignore_eos": True}, "every blank is filled"),
     ],

@@ -460,14 +460,14 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
 BREAKS = """
 import sys
 from unmask.cli.main import main
-from unmask.engine.model_runner import Runner
+from unmask.engine.model_runner import ModelRunner
 
 
 def forward(runner, inputs):
     raise RuntimeError("secret reason: the device fell off")
 
 
-Runner.forward = forward
+ModelRunner.forward = forward
 sys.exit(main())
 """
 
@@ -491,7 +491,7 @@ def test_a_server_whose_engine_has_failed_says_so_and_ends_with_status_1():
         _, log = process.communicate(timeout=30)
         assert process.returncode == 1
     assert "secret reason" in log
-    assert "the engine has failed, this process ends" in log
+    assert "the engine has failed; the process ends" in log
 
 
 @pytest.mark.slow

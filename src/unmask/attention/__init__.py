@@ -1,1 +1,1 @@
-"""Attention over packed rows, over layers that keep their outputs, and rollout importance."""
+"""Attention backends: packed rows, layers that store their outputs, and rollout importance."""

@@ -1,10 +1,11 @@
-"""A forward whose layers compute only what moved, and keep their outputs for the rest.
+"""Layers that recompute only the positions whose values changed most, and reuse stored outputs elsewhere.
 
-Source: dLLM-Cache, arXiv:2506.06295 (V-verify). A layer projects the values of the response, and where they
-are least like the kept ones (cosine), query, key, attention and feed-forward are computed again;
-everywhere else the layer adds what it added before. So every position has a state, some of them old.
+Source: dLLM-Cache, arXiv:2506.06295 (V-verify). A layer projects the values of the response; where these
+are least similar (cosine) to the stored ones, it recomputes query, key, attention and feed-forward.
+Everywhere else it adds its stored outputs. So every position has a state, some of them stale.
 
-Letters: N queries of all rows, n positions and shadows of one, m of them chosen, D width.
+Letters: N queries of all rows, n positions and shadow queries of one row, m of them recomputed, D width,
+H query heads, A head width.
 """
 
 from __future__ import annotations
@@ -26,34 +27,37 @@ from unmask.models.transformer import Layer, Rotary, attention
 
 
 class FeatureStore(DenseStore):
-    """A store that also keeps what attention and feed-forward added, `(rows, 1, positions, D)` a layer."""
+    """A dense store with attention and feed-forward outputs too, `(rows, 1, positions, D)` per layer."""
 
     def __init__(
         self, spec: ModelSpec, rows: int, positions: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__(spec, rows, positions, dtype, device)
         shape = (rows, 1, positions, spec.d_model)
-        self.attended = [torch.zeros(shape, dtype=dtype, device=device) for _ in self.keys]
-        self.fed = [torch.zeros_like(each) for each in self.attended]
+        self.attn_outputs = [torch.zeros(shape, dtype=dtype, device=device) for _ in self.keys]
+        self.ffn_outputs = [torch.zeros_like(each) for each in self.attn_outputs]
 
     @property
     def tensors(self) -> Iterator[list[Tensor]]:
-        """All that is kept."""
+        """All stored tensors, see `DenseStore.tensors`."""
         yield from super().tensors
-        yield self.attended
-        yield self.fed
+        yield self.attn_outputs
+        yield self.ffn_outputs
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureRowMeta:
-    """A row of the forward and what its layers compute."""
+    """A row of the forward and the positions that its layers recompute."""
 
     meta: RowMeta
     layers: Layers
 
 
 class LayeredAttention(PackedAttention):
-    """The mixing of such a forward: packed queries are all positions of each lane, then its shadows."""
+    """The attention backend of a layered forward.
+
+    The packed queries are, for each row, all of its positions and then its shadow queries.
+    """
 
     def __init__(
         self,
@@ -74,86 +78,86 @@ class LayeredAttention(PackedAttention):
         ]
 
     def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
-        """One residual block, computed where it is due."""
+        """Apply a residual block to the states `(N, D)`, recomputing only some of its outputs."""
         index = layer.attn.layer
         normed = layer.attn_norm(x)
         chosen = [self._choose(i, layer, normed) for i in range(len(self.items))]
         at = torch.cat([own + start for own, start in zip(chosen, self.starts, strict=True)])
-        part, turned = normed[at], rotary.at(at)
-        q, k = layer.attn.queries(part, turned), layer.attn.keys(part, turned)
-        seen, first = [], 0
+        part, part_rotary = normed[at], rotary.at(at)
+        q, k = layer.attn.queries(part, part_rotary), layer.attn.keys(part, part_rotary)
+        outputs, first = [], 0
         for i, own in enumerate(chosen):
             rows = slice(first, first + len(own))
             first = rows.stop
-            seen.append(self._attend_part(i, index, own, q[rows], k[rows]))
-        added = layer.attn.output(torch.cat(seen))
-        x = x + self._kept(self.features.attended[index], chosen, added)
+            outputs.append(self._attend_row(i, index, own, q[rows], k[rows]))
+        added = layer.attn.output(torch.cat(outputs))
+        x = x + self._store(self.features.attn_outputs[index], chosen, added)
         added = layer.ffn(layer.ffn_norm(x[at]))
-        return x + self._kept(self.features.fed[index], chosen, added)
+        return x + self._store(self.features.ffn_outputs[index], chosen, added)
 
     def _choose(self, i: int, layer: Layer, normed_ND: Tensor) -> Tensor:
-        """Which of a lane's positions this layer computes; their values, and the response's, are new."""
+        """Return the queries of row i to recompute; store their values and those of the response."""
         meta, plan, size = self.items[i].meta, self.items[i].layers, self.sizes[i]
         prompt, length, index = plan.prompt_length, meta.length, layer.attn.layer
         forced = torch.from_numpy(plan.forced).to(self.device)
-        every = index == 0
-        first = 0 if every or plan.prompt else prompt
-        valued = torch.arange(first, size, device=self.device)
+        is_full = index == 0
+        first = 0 if is_full or plan.prompt else prompt
+        projected = torch.arange(first, size, device=self.device)
         if first:
-            valued = torch.cat((forced[: int((plan.forced < prompt).sum())], valued))
-        new = layer.attn.values(normed_ND[valued + self.starts[i]])
+            projected = torch.cat((forced[: int((plan.forced < prompt).sum())], projected))
+        new = layer.attn.values(normed_ND[projected + self.starts[i]])
         stored = self.features.values[index][meta.row]
-        chosen = valued
-        if not (every or plan.response):
+        chosen = projected
+        if not (is_full or plan.response):
             count = plan.num_rows(length) - (prompt if plan.prompt else 0)
-            inside = len(valued) - (size - first)
-            told = new[prompt - first + inside :]
-            moved = self._moved(told, stored, i, count - inside)
+            num_forced = len(projected) - (size - first)  # of the prompt
+            response = prompt - first + num_forced
+            changed = self._most_changed(new[response:], stored, i, count - num_forced)
             shadows = torch.arange(length, size, device=self.device)
-            chosen = torch.cat((valued[: prompt - first + inside], moved, shadows))
-        stored[:, valued] = new.transpose(0, 1)
+            chosen = torch.cat((projected[:response], changed, shadows))
+        stored[:, projected] = new.transpose(0, 1)
         return chosen
 
-    def _moved(self, new: Tensor, stored: Tensor, i: int, count: int) -> Tensor:
-        """The `count` positions of the response whose values turned most; forced ones first."""
+    def _most_changed(self, new: Tensor, stored: Tensor, i: int, count: int) -> Tensor:
+        """Return the `count` response positions with the most changed values; forced ones come first."""
         meta, plan = self.items[i].meta, self.items[i].layers
         prompt, length = plan.prompt_length, meta.length
         old = stored[:, prompt:length].transpose(0, 1).flatten(1)
-        alike = self._alike(new[: length - prompt].flatten(1), old)
+        similarity = self._similarity(new[: length - prompt].flatten(1), old)
         forced = plan.forced[plan.forced >= prompt] - prompt
-        alike[torch.from_numpy(forced).to(self.device)] = -2.0
-        return alike.topk(count, largest=False).indices.sort().values + prompt
+        similarity[torch.from_numpy(forced).to(self.device)] = -2.0
+        return similarity.topk(count, largest=False).indices.sort().values + prompt
 
-    def _alike(self, new: Tensor, old: Tensor) -> Tensor:
-        """Cosine similarity of rows, over the heads of all ranks."""
+    def _similarity(self, new: Tensor, old: Tensor) -> Tensor:
+        """Return the cosine similarity of rows, over the heads of all ranks."""
         if self.ranks.size == 1:
             return F.cosine_similarity(new, old, dim=-1)
         a, b = new.float(), old.float()
         dot, new_square, old_square = self.ranks.sum(
             torch.stack(((a * b).sum(-1), (a * a).sum(-1), (b * b).sum(-1)))
         )
-        alike: Tensor = dot / (new_square * old_square).sqrt().clamp(min=1e-8)
-        return alike
+        similarity: Tensor = dot / (new_square * old_square).sqrt().clamp(min=1e-8)
+        return similarity
 
-    def _attend_part(self, i: int, index: int, own: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Attention of a lane's chosen positions over all of its positions, `(m, H, A)`."""
+    def _attend_row(self, i: int, index: int, own: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Return the attention output `(m, H, A)` of a row's recomputed queries over all its keys."""
         row, size = self.items[i].meta.row, self.sizes[i]
         keys, values = (each[index][row] for each in (self.features.keys, self.features.values))
         keys[:, own] = k.transpose(0, 1)
         visible = self.visible[i]
-        seen = attention(
+        output = attention(
             q[None],
             keys[None, :, :size],
             values[None, :, :size],
             None if visible is None else visible[own],
         )
-        return seen[0]
+        return output[0]
 
-    def _kept(self, stored: Tensor, chosen: list[Tensor], added: Tensor) -> Tensor:
-        """Write what is new, `(N, D)` of all that there is."""
+    def _store(self, stored: Tensor, chosen: list[Tensor], new: Tensor) -> Tensor:
+        """Write the new outputs and return those of all queries, `(N, D)`."""
         first = 0
         for i, own in enumerate(chosen):
-            stored[self.items[i].meta.row, 0, own] = added[first : first + len(own)]
+            stored[self.items[i].meta.row, 0, own] = new[first : first + len(own)]
             first += len(own)
         rows = [
             stored[item.meta.row, 0, :size]

@@ -1,11 +1,11 @@
-"""One forward for rows that compute different positions: one list of queries, no padding.
+"""Attention over packed rows: the queries of all rows in one list, without padding.
 
-The linear layers work on all queries of all rows at once; attention goes run by run, where a run is
-adjacent rows of one shape. So the work of a forward is that of its queries.
+The linear layers process the queries of all rows together; attention runs once per group of adjacent rows
+of equal shape. So the cost of a forward is that of its queries. Packing in place of padding is the idea of
+variable-length attention kernels.
 
-Source: ours. Packing instead of padding is what variable-length attention kernels are for.
-
-Letters: N queries of all rows, b rows of a run, n queries of each, K keys, H and G heads, A head width.
+Letters: N queries of all rows, b rows of a group, n queries of each, K keys, H query heads, G key/value
+heads, A head width.
 """
 
 from __future__ import annotations
@@ -50,18 +50,24 @@ class RowMeta:
 
     @property
     def shape(self) -> tuple[bool, bool, bool, int, int]:
-        """Lanes that differ in it cannot share a run."""
-        paged = self.table is not None
-        return self.is_cached, paged, self.needs_weights, len(self.positions), len(self.shadows)
+        """The properties that all rows of a group share."""
+        is_paged = self.table is not None
+        return (
+            self.is_cached,
+            is_paged,
+            self.needs_weights,
+            len(self.positions),
+            len(self.shadows),
+        )
 
-    def follows(self, other: RowMeta) -> bool:
-        """Whether attention can take both at once."""
-        anywhere = self.table is not None or not self.is_cached
-        return self.shape == other.shape and (anywhere or self.row == other.row + 1)
+    def can_follow(self, previous: RowMeta) -> bool:
+        """Return whether the row can be in one group with the row before it."""
+        is_free = self.table is not None or not self.is_cached
+        return self.shape == previous.shape and (is_free or self.row == previous.row + 1)
 
 
 class RowGroup:
-    """Adjacent lanes of one shape, from packed query `start` on."""
+    """Adjacent rows of one shape; `start` is their first packed query."""
 
     def __init__(
         self, metas: Sequence[RowMeta], start: int, block_size: int | None, device: torch.device
@@ -75,72 +81,72 @@ class RowGroup:
         self.length = max(meta.length for meta in metas)
         self.is_cached, self.needs_weights = first.is_cached, first.needs_weights
         positions = np.stack([meta.positions for meta in metas])
-        self.places: Tensor | slice | None = self._places(device)
-        self.to = _as_slice(positions) if self.places is None else None
-        if self.to is None and self.places is None and self.is_cached:
+        self.slots = self._slots(device)
+        self.position_slice = _as_slice(positions) if self.slots is None else None
+        if self.position_slice is None and self.slots is None and self.is_cached:
             rows = torch.arange(first.row, first.row + self.count, device=device)
-            self.row_index, self.position_index = (
-                rows[:, None],
-                torch.from_numpy(positions).to(device),
-            )
+            self.row_index = rows[:, None]
+            self.position_index = torch.from_numpy(positions).to(device)
         self.visible = self._visible(block_size, device)
 
     def keys_and_values(
         self, store: DenseStore | None, layer: int, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Write what the queries `(b, n, G, A)` bring; `(b, G, K, A)` of all that is seen."""
+        """Store the queries' keys and values `(b, n, G, A)`; return all that are visible, `(b, G, K, A)`.
+
+        Those of paged rows were written by `PackedAttention.attend`.
+        """
         if not self.is_cached:
             return k.transpose(1, 2), v.transpose(1, 2)
-        if self.places is not None:
+        if self.slots is not None:
             return self._paged(layer, k, v)
-        assert store is not None, "what is kept has a place"
+        assert store is not None, "cached rows have a store"
         behind = slice(self.length, self.length + self.num_shadows)
-        seen = []
+        results = []
         for stored, new in ((store.keys[layer], k), (store.values[layer], v)):
             own = new[:, : self.num_positions]
-            if self.to is not None:
-                stored[self.rows, :, self.to] = own.transpose(1, 2)
+            if self.position_slice is not None:
+                stored[self.rows, :, self.position_slice] = own.transpose(1, 2)
             else:
                 stored[self.row_index, :, self.position_index] = own
             if self.num_shadows:
                 stored[self.rows, :, behind] = new[:, self.num_positions :].transpose(1, 2)
-            seen.append(stored[self.rows, :, : self.length + self.num_shadows])
-        return seen[0], seen[1]
+            results.append(stored[self.rows, :, : self.length + self.num_shadows])
+        return results[0], results[1]
 
-    def _places(self, device: torch.device) -> Tensor | slice | None:
-        """Places in the pages of each row's positions, `(b, K)`; past a row's end any place will do."""
+    def _slots(self, device: torch.device) -> Tensor | slice | None:
+        """Return the slots `(b, K)` of each row's positions; arbitrary ones past a row's end."""
         tables = [meta.table for meta in self.metas if meta.table is not None]
         if not tables:
             return None
-        found = np.zeros((self.count, self.length), dtype=np.int64)
+        slots = np.zeros((self.count, self.length), dtype=np.int64)
         for row, (table, meta) in enumerate(zip(tables, self.metas, strict=True)):
-            found[row, : meta.length] = table.places[: meta.length]
-        if self.count == 1 and (np.diff(found[0]) == 1).all():  # pages need not be in order
-            return slice(int(found[0, 0]), int(found[0, 0]) + self.length)
-        return torch.from_numpy(found).to(device)
+            slots[row, : meta.length] = table.slots[: meta.length]
+        if self.count == 1 and (np.diff(slots[0]) == 1).all():  # pages need not be in order
+            return slice(int(slots[0, 0]), int(slots[0, 0]) + self.length)
+        return torch.from_numpy(slots).to(device)
 
     def _paged(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """As `keys_and_values`, from the pages, where the new ones are already."""
         table = self.metas[0].table
-        assert table is not None, "made so"
-        assert self.places is not None, "made so"
-        seen = table.store.read(layer, self.places)
+        assert table is not None, "paged rows have a table"
+        assert self.slots is not None, "paged rows have slots"
+        keys, values = table.store.read(layer, self.slots)
         if self.num_shadows:
-            shadows = (k[:, self.num_positions :], v[:, self.num_positions :])
-            seen = (torch.cat((seen[0], shadows[0]), 1), torch.cat((seen[1], shadows[1]), 1))
-        return seen[0].transpose(1, 2), seen[1].transpose(1, 2)
+            keys = torch.cat((keys, k[:, self.num_positions :]), 1)
+            values = torch.cat((values, v[:, self.num_positions :]), 1)
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
     def _visible(self, block_size: int | None, device: torch.device) -> Tensor | None:
-        """Who sees whom, `(b, 1, n, K)`; None when everyone sees everyone."""
+        """Return the attention mask, bool `(b, 1, n, K)`; None for full attention."""
         lengths = torch.tensor([meta.length for meta in self.metas], device=device)[:, None, None]
-        ragged = any(meta.length != self.length for meta in self.metas)
-        if not (ragged or block_size or self.num_shadows):
+        is_ragged = any(meta.length != self.length for meta in self.metas)
+        if not (is_ragged or block_size or self.num_shadows):
             return None
         keys = torch.arange(self.length, device=device)
         visible = (keys < lengths).expand(-1, self.size, -1)
         if block_size is not None:
-            places = np.stack([meta.position_ids for meta in self.metas])
-            blocks = torch.from_numpy(places // block_size).to(device)[:, :, None]
+            position_ids = np.stack([meta.position_ids for meta in self.metas])
+            blocks = torch.from_numpy(position_ids // block_size).to(device)[:, :, None]
             visible = visible & (keys // block_size <= blocks)
         if self.num_shadows:
             visible = torch.cat(
@@ -149,15 +155,19 @@ class RowGroup:
             for i, meta in enumerate(self.metas):
                 rows = torch.arange(self.num_positions, self.size, device=device)
                 visible[i, rows, torch.from_numpy(meta.shadows).to(device)] = False
-                meet = torch.eye(self.num_shadows, dtype=torch.bool, device=device)
+                among = torch.eye(self.num_shadows, dtype=torch.bool, device=device)
                 if meta.shadows_attend:
-                    meet = torch.ones_like(meet)
-                visible[i, self.num_positions :, self.length :] = meet
+                    among = torch.ones_like(among)
+                visible[i, self.num_positions :, self.length :] = among
         return visible[:, None]
 
 
 class PackedAttention:
-    """The mixing of a packed forward; after it `maps[row]` has, of watched lanes, `(n, T)` a layer."""
+    """The attention backend of a packed forward.
+
+    After the forward, `weights[row]` has one tensor `(n, T)` per layer for each row with `needs_weights`:
+    the attention probabilities, averaged over the heads of all ranks.
+    """
 
     def __init__(
         self,
@@ -168,21 +178,19 @@ class PackedAttention:
         ranks: Ranks = ALONE,
     ) -> None:
         self.metas, self.store, self.device, self.ranks = metas, store, device, ranks
-        self.weights: dict[int, list[Tensor]] = {
-            meta.row: [] for meta in metas if meta.needs_weights
-        }
+        self.weights: dict[int, list[Tensor]] = {m.row: [] for m in metas if m.needs_weights}
         self.groups = self._groups(block_size)
-        self.written = self._written()
+        self.page_writes = self._page_writes()
         if store is not None:
             sizes = [
-                group.length + group.num_shadows for group in self.groups if group.places is None
+                group.length + group.num_shadows for group in self.groups if group.slots is None
             ]
             store.reserve(max(sizes, default=0))
 
     def _groups(self, block_size: int | None) -> list[RowGroup]:
         alike: list[list[RowMeta]] = []
         for meta in self.metas:
-            if alike and meta.follows(alike[-1][-1]):
+            if alike and meta.can_follow(alike[-1][-1]):
                 alike[-1].append(meta)
             else:
                 alike.append([meta])
@@ -192,15 +200,15 @@ class PackedAttention:
             start = groups[-1].packed.stop
         return groups
 
-    def _written(self) -> tuple[PagedStore, Tensor, Tensor] | None:
-        """The pages that are written, which queries go there, and where to."""
+    def _page_writes(self) -> tuple[PagedStore, Tensor, Tensor] | None:
+        """Return the paged store, the packed queries with new keys, and the slots of these."""
         sources, targets, start, store = list[Ints](), list[Ints](), 0, None
         for meta in self.metas:
             if meta.table is not None:
                 store = meta.table.store
                 new = np.flatnonzero(meta.positions >= meta.write_from)
                 sources.append(new + start)
-                targets.append(meta.table.places[meta.positions[new]])
+                targets.append(meta.table.slots[meta.positions[new]])
             start += len(meta.position_ids)
         if store is None:
             return None
@@ -208,17 +216,17 @@ class PackedAttention:
         return store, at[0], at[1]
 
     def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
-        """The block as it is."""
+        """Apply a residual block to the states `(N, D)`."""
         result: Tensor = layer(x, rotary, self)
         return result
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of all runs, `(N, H, A)`."""
-        if self.written is not None:
-            pages, sources, targets = self.written
+        """Return the attention output of all queries, `(N, H, A)`."""
+        if self.page_writes is not None:
+            pages, sources, targets = self.page_writes
             pages.write(layer, targets, k[sources], v[sources])
-        found = [self._attend(group, layer, q, k, v) for group in self.groups]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        outputs = [self._attend(group, layer, q, k, v) for group in self.groups]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend(self, group: RowGroup, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         own = [
@@ -226,22 +234,22 @@ class PackedAttention:
         ]
         keys, values = group.keys_and_values(self.store, layer, own[1], own[2])
         if group.needs_weights:
-            self._watch(group, own[0], keys)
+            self._append_weights(group, own[0], keys)
         return attention(own[0], keys, values, group.visible).flatten(0, 1)
 
-    def _watch(self, group: RowGroup, q: Tensor, keys: Tensor) -> None:
+    def _append_weights(self, group: RowGroup, q: Tensor, keys: Tensor) -> None:
         for i, meta in enumerate(group.metas):
             visible = (
                 None
                 if group.visible is None
                 else group.visible[i, 0, : group.num_positions, : meta.length]
             )
-            seen = head_mean(q[i, : group.num_positions], keys[i, :, : meta.length], visible)
-            self.weights[meta.row].append(self.ranks.sum(seen) / self.ranks.size)
+            mean = head_mean(q[i, : group.num_positions], keys[i, :, : meta.length], visible)
+            self.weights[meta.row].append(self.ranks.sum(mean) / self.ranks.size)
 
 
 def _as_slice(positions: Ints) -> slice | None:
-    """The positions `(b, n)` as one slice, when every row has the same contiguous range."""
+    """Return positions `(b, n)` as one slice if every row has the same contiguous range, else None."""
     if positions.shape[1] == 0:
         return slice(0, 0)
     first, last = int(positions[0, 0]), int(positions[0, -1])

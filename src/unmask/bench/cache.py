@@ -2,7 +2,7 @@
 
 Each cache decodes the same held-out prompts. Timed passes measure speed and answers. One more pass runs the
 network without a cache on the same canvas after every forward and compares the distributions of the rows
-that the decoder reads: staleness is measured apart from the consequences of a different choice of tokens.
+that the decoder reads: staleness is separated from the consequences of a different choice of tokens.
 """
 
 from __future__ import annotations

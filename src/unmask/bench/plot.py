@@ -77,13 +77,14 @@ def check_plot_file(path: Path) -> None:
     need_matplotlib()
 
 
-def need_matplotlib() -> None:
-    """Raise DependencyError without matplotlib."""
+def need_matplotlib(alternative: str = "do without the plot") -> None:
+    """Raise DependencyError without matplotlib; `alternative` is part of its message."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise DependencyError(
-            "plots need matplotlib, which is not installed; pip install 'unmask[plot]', or do without plots"
+            "plots need matplotlib, which is not installed; pip install 'unmask[plot]', or "
+            f"{alternative}"
         ) from None
 
 

@@ -131,7 +131,7 @@ class Workload:
                 return items
         raise ConfigError(
             f"{self.path} has {len(items)} conversations that can be sent, num_prompts="
-            f"{self.num_prompts} are wanted; use fewer"
+            f"{self.num_prompts} are requested; use fewer"
         )
 
     def _bundled(self, tokenizer: PreTrainedTokenizerBase) -> list[WorkItem]:

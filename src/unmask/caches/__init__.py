@@ -6,11 +6,22 @@ and define `CACHE` in it: docs/how-to/add-a-cache.md.
 
 from __future__ import annotations
 
-from unmask.caches.base import CachePlan, CachePolicy, CacheProgress, Layers, Observation, PerBlock
-from unmask.caches.registry import cache_class, cache_name, describe, make_cache, names
+from unmask.caches.base import (
+    Alias,
+    AnyCache,
+    CachePlan,
+    CachePolicy,
+    CacheProgress,
+    Layers,
+    Observation,
+    PerBlock,
+)
+from unmask.caches.registry import cache_class, describe, make_cache, names
 from unmask.knobs import knob
 
 __all__ = [
+    "Alias",
+    "AnyCache",
     "CachePolicy",
     "Layers",
     "PerBlock",
@@ -18,7 +29,6 @@ __all__ = [
     "CacheProgress",
     "Observation",
     "cache_class",
-    "cache_name",
     "describe",
     "knob",
     "make_cache",

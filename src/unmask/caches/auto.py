@@ -6,19 +6,17 @@ Source: our measurement (docs/log.md, "What caches save"): vicinity strays least
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from unmask.caches.block_causal import BlockCausal
-from unmask.caches.vicinity import Vicinity
+from unmask.caches.base import Alias
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(Alias):
     """Stands for another policy."""
 
-    def stands_for(self, block_size: int | None) -> Any:
-        """The policy for a model with this block size."""
-        return Vicinity() if block_size is None else BlockCausal()
+    def stands_for(self, block_size: int | None) -> str:
+        """Return the policy for a model with this block size."""
+        return "vicinity" if block_size is None else "block_causal"
 
 
 CACHE = Auto

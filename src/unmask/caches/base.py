@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -63,31 +64,101 @@ class Observation:
     importance: Floats | None = None
 
 
-class CachePolicy(Protocol[State]):
-    """The seam: pure functions of one sequence."""
+@dataclass(frozen=True)
+class CachePolicy(ABC, Generic[State]):
+    """A cache policy: the positions that each forward computes; pure functions of one sequence.
 
-    stores: ClassVar[bool]
-    """Whether keys and values are kept between forwards."""
-    exact: ClassVar[bool]
-    """Whether decoding with it equals decoding without."""
+    An instance holds knobs only and is shared by all requests; what changes lives in the `State`. A policy
+    must define `start`, `plan` and `observe`. The engine checks every plan and raises `CacheError` for one
+    that breaks a rule; only the sequence at fault ends.
+    """
 
+    stores: ClassVar[bool] = True
+    """Whether keys and values are stored between forwards."""
+    exact: ClassVar[bool] = False
+    """Whether decoding with the policy equals decoding without a cache."""
+    pageable: ClassVar[bool] = False
+    """Whether keys are final once their block is and depend on the positions to their left alone, so that
+    they may lie in pages that requests share. Such a policy defines `resume` and sets `known`, `final` and
+    `end` of its plans."""
+
+    @abstractmethod
     def start(self, canvas: Canvas, facts: ModelFacts) -> State:
-        """The state before the first forward. Raises ConfigError where the cache cannot be used."""
-        ...
+        """Return the state before the first forward. Raises ConfigError where the policy cannot be used."""
 
+    @abstractmethod
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: State) -> tuple[CachePlan, State]:
-        """What to compute; `rows[i]` is the position whose logit row answers `ask.rows[i]`.
+        """Return the positions to compute; `rows[i]` is the position whose logits answer `ask.rows[i]`.
 
-        Rows of needed positions, of decided ones and of positions outside the window must be among the
-        queries, and at least one of the others; what is not, the decoder does not see.
+        The queries must contain the rows of needed positions, of decided ones and of those outside the
+        window, and at least one row in any case; the decoder does not see positions whose rows are missing.
+        An exact policy must compute all rows.
         """
-        ...
 
+    @abstractmethod
     def observe(
         self, before: Canvas, after: Canvas, observation: Observation, state: State
     ) -> State:
-        """React to a forward and the edit that it led to (the canvas before and after it)."""
-        ...
+        """Return the state after a forward and the edit that it led to (the canvas before and after it)."""
+
+    @property
+    def name(self) -> str:
+        """The policy's name: that of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def layered(self) -> bool:
+        """Whether plans have `layers`: the layers' outputs are stored beside keys and values."""
+        return False
+
+    def stands_for(self, block_size: int | None) -> str | None:
+        """Return the name of the policy that this one is another name for; None (the default): itself.
+
+        `block_size` is the model's (see `ModelFacts`).
+        """
+        return None
+
+    def resume(self, num_positions: int, state: State) -> State:
+        """Return the state when the keys of the first `num_positions` are in the store already.
+
+        Called for a pageable policy after `start`, whoever computed them.
+        """
+        return state
+
+    def prefill(
+        self, canvas: Canvas, state: State, max_positions: int
+    ) -> tuple[CachePlan, State] | None:
+        """Return a plan that computes about `max_positions` decided positions ahead of their use.
+
+        Nothing is read from such a forward: a long prompt is computed in parts. Called for a pageable
+        policy whose plan exceeds the limit of a forward. Default: None, the plan runs as it is.
+        """
+        return None
+
+
+AnyCache: TypeAlias = CachePolicy[Any]
+"""A policy whatever its state, as the engine holds it."""
+
+
+@dataclass(frozen=True)
+class Alias(CachePolicy[None]):
+    """A name for other policies, chosen by `stands_for`; it is never used itself."""
+
+    @abstractmethod
+    def stands_for(self, block_size: int | None) -> str:
+        """Return the name of the policy."""
+
+    def start(self, canvas: Canvas, facts: ModelFacts) -> None:
+        """Not used."""
+        raise NotImplementedError(f"cache {self.name!r} stands for another one; use make_cache")
+
+    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: None) -> tuple[CachePlan, None]:
+        """Not used."""
+        raise NotImplementedError(f"cache {self.name!r} stands for another one; use make_cache")
+
+    def observe(self, before: Canvas, after: Canvas, observation: Observation, state: None) -> None:
+        """Not used."""
+        raise NotImplementedError(f"cache {self.name!r} stands for another one; use make_cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +175,15 @@ class CacheProgress:
 
 
 @dataclass(frozen=True)
-class PerBlock:
+class PerBlock(CachePolicy[CacheProgress]):
     """A cache that computes everything when the running block moves, and `queries` in between.
 
     Positions that an edit changed or brought are computed in the next forward, wherever they are.
     """
 
-    stores: ClassVar[bool] = True
-    exact: ClassVar[bool] = False
-
+    @abstractmethod
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
-        """Positions to compute inside a block, in any order."""
-        raise AssertionError(f"{type(self).__name__} defines no queries")
+        """Return the positions to compute inside a block, in any order."""
 
     def is_due(self, ask: Ask, state: CacheProgress) -> bool:
         """Whether everything is computed now."""

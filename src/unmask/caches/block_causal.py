@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from unmask.caches.base import CachePlan, Observation
+from unmask.caches.base import CachePlan, CachePolicy, Observation
 from unmask.canvas import Ask, Canvas, Ints, ModelFacts
 from unmask.errors import ConfigError
 
@@ -27,13 +27,11 @@ class Final:
 
 
 @dataclass(frozen=True)
-class BlockCausal:
+class BlockCausal(CachePolicy[Final]):
     """Append-only, but for revisions."""
 
-    stores: ClassVar[bool] = True
     exact: ClassVar[bool] = True
     pageable: ClassVar[bool] = True
-    """Final keys depend on the positions to their left alone: they may lie in shared pages."""
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Final:
         """Nothing is final. Raises ConfigError for a model that is not block-causal."""
@@ -68,18 +66,16 @@ class BlockCausal:
         first = first // state.block_size * state.block_size
         return replace(state, num_final=min(state.num_final, first))
 
-    def known(self, num_positions: int, state: Final) -> Final:
-        """The state when the keys of the first `num_positions` are there, whoever computed them."""
+    def resume(self, num_positions: int, state: Final) -> Final:
+        """Whole blocks of them are final."""
         return replace(state, num_final=num_positions // state.block_size * state.block_size)
 
-    def ahead(self, canvas: Canvas, state: Final, most: int) -> tuple[CachePlan, Final] | None:
-        """The next whole blocks of decided positions, about `most` positions, to be computed ahead of their
-        use.
-
-        None if there are none. Nothing is read from such a forward: a long prompt is taken in parts.
-        """
+    def prefill(
+        self, canvas: Canvas, state: Final, max_positions: int
+    ) -> tuple[CachePlan, Final] | None:
+        """The next whole blocks of decided positions, or None if there are none."""
         size = state.block_size
-        end = state.num_final + max(1, most // size) * size
+        end = state.num_final + max(1, max_positions // size) * size
         if end > complete_positions(canvas):
             return None
         plan = CachePlan(np.arange(state.num_final, end), known=state.num_final, final=end, end=end)

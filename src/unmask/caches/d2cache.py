@@ -12,12 +12,11 @@ equal numbers; what a decoder must see (an answer's span, decided positions, the
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import numpy as np
 
 from unmask.caches import knob
-from unmask.caches.base import CachePlan, Observation
+from unmask.caches.base import CachePlan, CachePolicy, Observation
 from unmask.canvas import (
     NO_POSITIONS,
     NO_SCORES,
@@ -44,7 +43,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class D2Cache:
+class D2Cache(CachePolicy[Known]):
     """Two-stage selection."""
 
     rollout_p: float = knob(
@@ -62,9 +61,6 @@ class D2Cache:
         False,
         "a position keeps the confidence of the first forward that read it, as in the published code",
     )
-
-    stores: ClassVar[bool] = True
-    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""

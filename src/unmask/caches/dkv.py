@@ -10,13 +10,18 @@ already.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 import numpy as np
 
 from unmask.caches import knob
-from unmask.caches.base import CachePlan, CacheProgress, Observation, PerBlock
-from unmask.caches.registry import cache_name
+from unmask.caches.base import (
+    AnyCache,
+    CachePlan,
+    CachePolicy,
+    CacheProgress,
+    Observation,
+    PerBlock,
+)
 from unmask.canvas import NO_POSITIONS, Ask, Canvas, Ints, ModelFacts
 from unmask.errors import ConfigError
 
@@ -36,25 +41,22 @@ class OpenPositions(PerBlock):
 class Delayed:
     """The policy's state; forwards in all and since a full one."""
 
-    inner: Any
+    inner: object
     num_forwards: int = 0
     num_since: int = 0
 
 
 @dataclass(frozen=True)
-class DelayedCache:
+class DelayedCache(CachePolicy[Delayed]):
     """A policy whose committed positions stay in the queries for `delay` forwards."""
 
-    inner: Any = knob(
+    inner: AnyCache | None = knob(
         None, "the policy that is delayed, e.g. dual or dllm; null: every open position"
     )
     delay: int = knob(1, "forwards for which a committed position is still computed, at least 1")
     interval: int | None = knob(
         None, "most forwards from one full one to the next; 1: always; default: 4, with inner never"
     )
-
-    stores: ClassVar[bool] = True
-    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -64,17 +66,17 @@ class DelayedCache:
             raise ConfigError(f"interval={self.interval} must be at least 1")
         if self.inner is not None and (self.inner.exact or isinstance(self.inner, DelayedCache)):
             raise ConfigError(
-                f"inner={cache_name(self.inner)} leaves nothing to delay; use dual, prefix, vicinity, dllm "
+                f"inner={self.inner.name} leaves nothing to delay; use dual, prefix, vicinity, dllm "
                 f"or d2cache"
             )
 
     @property
     def layered(self) -> bool:
         """Whether the policy inside keeps the layers' outputs."""
-        return bool(getattr(self.inner, "layered", False))
+        return self.policy.layered
 
     @property
-    def policy(self) -> Any:
+    def policy(self) -> AnyCache:
         """The policy inside."""
         return OpenPositions() if self.inner is None else self.inner
 

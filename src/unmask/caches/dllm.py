@@ -9,12 +9,11 @@ inserts, replaces or masks again is computed in the next forward; rows of a batc
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import numpy as np
 
 from unmask.caches import knob
-from unmask.caches.base import CachePlan, Layers, Observation
+from unmask.caches.base import CachePlan, CachePolicy, Layers, Observation
 from unmask.canvas import NO_POSITIONS, Ask, Canvas, Ints, ModelFacts, edited, places
 from unmask.errors import ConfigError
 
@@ -28,16 +27,12 @@ class Count:
 
 
 @dataclass(frozen=True)
-class DllmCache:
+class DllmCache(CachePolicy[Count]):
     """Two refresh intervals and a share."""
 
     kp: int = knob(50, "forwards from one computation of the prompt to the next, at least 1")
     kr: int = knob(2, "forwards from one computation of the response to the next; 1: every forward")
     rou: float = knob(0.25, "share of the response computed in between, in [0, 1]; 1: all of it")
-
-    stores: ClassVar[bool] = True
-    exact: ClassVar[bool] = False
-    layered: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -46,6 +41,11 @@ class DllmCache:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.rou <= 1:
             raise ConfigError(f"rou={self.rou} must be between 0 and 1")
+
+    @property
+    def layered(self) -> bool:
+        """The layers' outputs are stored."""
+        return True
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Count:
         """No forward yet."""

@@ -8,7 +8,6 @@ that a decoder needs outside the block, and what an edit changes there, are comp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,11 +24,9 @@ class Dual(PerBlock):
         True, "false is cache prefix: the suffix is computed too (the documents' spelling)"
     )
 
-    def stands_for(self, block_size: int | None) -> Any:
-        """Itself, or the prefix cache."""
-        from unmask.caches.prefix import Prefix
-
-        return self if self.use_dual else Prefix()
+    def stands_for(self, block_size: int | None) -> str | None:
+        """Return the prefix cache's name with `use_dual=false`."""
+        return None if self.use_dual else "prefix"
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
         """The window."""

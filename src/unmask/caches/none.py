@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from unmask.caches.base import CachePlan, Observation
+from unmask.caches.base import CachePlan, CachePolicy, Observation
 from unmask.canvas import Ask, Canvas, Ints, ModelFacts
 
 
 @dataclass(frozen=True)
-class NoCache:
+class NoCache(CachePolicy[None]):
     """Exact, and the reference for every other policy."""
 
     stores: ClassVar[bool] = False

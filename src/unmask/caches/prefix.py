@@ -8,7 +8,6 @@ block's first position has its row; what an edit changes left of the block is co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,11 +24,9 @@ class Prefix(PerBlock):
         False, "true is cache dual: the suffix is kept too (the documents' spelling)"
     )
 
-    def stands_for(self, block_size: int | None) -> Any:
-        """Itself, or the dual cache."""
-        from unmask.caches.dual import Dual
-
-        return Dual() if self.use_dual else self
+    def stands_for(self, block_size: int | None) -> str | None:
+        """Return the dual cache's name with `use_dual=true`."""
+        return "dual" if self.use_dual else None
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
         """From the first needed position to the end."""

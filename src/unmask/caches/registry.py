@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from unmask.caches.base import AnyCache
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, read_value, set_field, split_call
 
@@ -23,11 +24,12 @@ def names() -> list[str]:
 
 
 @cache
-def cache_class(name: str) -> Any:
+def cache_class(name: str) -> type[AnyCache]:
     """The dataclass of a cache. Raises ConfigError for an unknown name."""
     if name not in names():
         raise unknown_name("cache", str(name), names())
-    return import_module(f"{PACKAGE}.{name}").CACHE
+    found: type[AnyCache] = import_module(f"{PACKAGE}.{name}").CACHE
+    return found
 
 
 def make_cache(
@@ -35,7 +37,7 @@ def make_cache(
     args: Mapping[str, Any] | None = None,
     block_size: int | None = None,
     compat: Any = None,
-) -> Any:
+) -> AnyCache:
     """A cache policy by name with its knobs, e.g. `dllm(kp=50, kr=7)` or `dllm` and `args`.
 
     `block_size` is the model's (see `ModelFacts`): `auto` chooses by it. `compat`, if not None, holds for a
@@ -59,21 +61,17 @@ def make_cache(
             raise unknown_name(f"knob for cache {name!r}:", next(iter(theirs)), own)
         made = None if inner is None else make_cache(str(inner), theirs, block_size, compat)
         mine = {key: set_field(cls, key, given[key]) for key in given if key in own - {"inner"}}
-        return cls(inner=made, **mine)
+        wrap: Callable[..., AnyCache] = cls
+        return wrap(inner=made, **mine)
     for key in given:
         if key not in own:
             raise unknown_name(f"knob for cache {name!r}:", key, own)
     policy = cls(**{key: set_field(cls, key, value) for key, value in given.items()})
-    stands_for = getattr(policy, "stands_for", None)
-    return policy if stands_for is None else stands_for(block_size)
+    other = policy.stands_for(block_size)
+    return policy if other is None else make_cache(other)
 
 
-def cache_name(cache: Any) -> str:
-    """The name of a policy."""
-    return str(type(cache).__module__.rpartition(".")[2])
-
-
-def describe(cache: Any) -> str:
+def describe(cache: AnyCache) -> str:
     """A policy as `name(knob=value, ...)`, knobs at their defaults left out."""
     shown = []
     for item in dataclasses.fields(cache):
@@ -82,5 +80,5 @@ def describe(cache: Any) -> str:
             shown += [] if value is None else [f"inner={describe(value)}"]
         elif value != item.default:
             shown.append(f"{item.name}={value}")
-    name = cache_name(cache)
+    name = cache.name
     return f"{name}({', '.join(shown)})" if shown else name

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from unmask.cli import launcher
 from unmask.cli.key_value import DecodeOptions, parse_blanks, read_prompt, settings, split_words
-from unmask.decoders.registry import decoder_name, describe
+from unmask.decoders.registry import describe
 from unmask.errors import ConfigError, SettingWarning
 from unmask.knobs import whole
 
@@ -171,7 +171,7 @@ def decode(
         output=llm.output(last, False),
         seconds=seconds,
         model=wanted.model,
-        decoder=decoder_name(method.decoder),
+        decoder=method.decoder.name,
         knobs=knobs_of(method),
         seed=wanted.seed,
     )
@@ -195,7 +195,7 @@ def _decode_and_report(
         if shown.trace is not None:
             header = Header(
                 model=wanted.model,
-                decoder=decoder_name(method.decoder),
+                decoder=method.decoder.name,
                 cache=wanted.cache,
                 knobs=knobs_of(method),
                 seed=wanted.seed,

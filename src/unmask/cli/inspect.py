@@ -15,6 +15,7 @@ from unmask.caches.registry import describe, make_cache
 from unmask.decoders.base.presets import PRESETS
 from unmask.errors import ModelError
 from unmask.models import read_config, read_spec, resolve_model
+from unmask.models.hf_config import architecture
 from unmask.models.spec import ModelSpec
 
 
@@ -27,7 +28,7 @@ def facts(model: str) -> dict[str, Any]:
         "model": model,
         "folder": str(folder),
         "family": spec.family,
-        "architecture": (read_config(folder).get("architectures") or [None])[0],
+        "architecture": architecture(read_config(folder)),
         "parameters": total,
         "active_parameters": active,
         "layers": spec.num_layers,

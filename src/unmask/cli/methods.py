@@ -9,6 +9,7 @@ from typing import Any
 
 from unmask import caches, decoders
 from unmask.cli.help import WIDEST
+from unmask.knobs import field_names
 from unmask.sampling.params import SamplingParams
 
 SHARED_BY = 5
@@ -37,8 +38,8 @@ def cache_page(name: str) -> str:
 
 def knob_names() -> set[str]:
     """Return the names of all decoders' knobs."""
-    classes = [SamplingParams, *map(decoders.decoder_class, decoders.names())]
-    return {field.name for cls in classes for field in dataclasses.fields(cls)}
+    names = {field.name for field in dataclasses.fields(SamplingParams)}
+    return names.union(*(field_names(decoders.decoder_class(name)) for name in decoders.names()))
 
 
 def all_knobs() -> str:

@@ -30,8 +30,8 @@ def report(
     """
     if not runs:
         raise ConfigError("no run; give at least one folder of unmask eval")
-    from unmask.evals.report import read_runs
-    from unmask.evals.report import report as text_of
+    from unmask.evals.results import read_runs
+    from unmask.evals.results import report as text_of
 
     found = read_runs(runs)
     text = text_of(found)
@@ -54,10 +54,11 @@ def report(
 
 def draw(folders: Sequence[str], folder: Path) -> list[Path]:
     """Draw what the runs allow; the pictures' paths. Raises DependencyError without matplotlib."""
+    from unmask.bench.plot import need_matplotlib
     from unmask.evals import plots
-    from unmask.evals.report import confidence_map, read_runs
+    from unmask.evals.results import read_runs
 
-    plots.need_matplotlib()
+    need_matplotlib("use --no-pictures")
     runs = read_runs(folders)
     drawn = []
     fast = [run for run in runs if "tokens_per_second" in run.results.metrics]
@@ -70,7 +71,7 @@ def draw(folders: Sequence[str], folder: Path) -> list[Path]:
         drawn.append(folder / "early.png")
         plots.draw_early(traced, drawn[-1])
     for run in runs:
-        values = confidence_map(run)
+        values = run.confidence_map()
         if values.size:
             drawn.append(folder / f"confidence_{run.name.replace('/', '_')}.png")
             plots.draw_confidence(run, values, drawn[-1])

@@ -85,10 +85,11 @@ def tune(
 def run(words: Sequence[str], sources: Sources, wanted: TuneOptions) -> None:
     """Search, check on held-out prompts, write and show."""
     settings, plan = planned(words, sources, wanted)
+    from unmask.bench.plot import check_plot_file
     from unmask.tune import outcome, plot
 
     if wanted.plot is not None:
-        plot.check_plot_file(wanted.plot)
+        check_plot_file(wanted.plot)
     bench = _bench(settings)
     from unmask.tune.study import open_study
     from unmask.tune.study import run as search

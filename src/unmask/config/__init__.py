@@ -1,4 +1,4 @@
-"""Configuration: `key=value` words and presets to the settings of an evaluation."""
+"""Configuration of evaluations from `key=value` overrides and presets."""
 
 from unmask.config.compose import Composed, Sources, Value, compose
 from unmask.config.method import Method, method_of

@@ -1,19 +1,22 @@
-"""`key=value` words in Hydra's grammar: what each sets, by which layer it was said.
+"""Parser of overrides in Hydra's grammar.
 
-`a.b=v` and `+a.b=v` set a key (which keys there are is the schema's to say, so `+` adds nothing), `~a.b`
-takes back what a preset says, `group=name` chooses a preset. A word that lists several values (`a=1,2`,
-`range(1,4)`) is a sweep.
+`a.b=v` and `+a.b=v` set a key (the schema defines the keys, so `+` has no effect), `~a.b` deletes the value
+of a preset, `group=name` chooses a preset. An override with several values (`a=1,2`, `range(1,4)`) is a
+sweep.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from unmask.config.schema import CHOICES, canonical
 from unmask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser import types
 
 COMMAND_LINE = "command line"
 TEXTS = (
@@ -28,33 +31,33 @@ TEXTS = (
 
 
 @dataclass(frozen=True)
-class Word:
-    """One parsed word. `written` is the value as it was typed; `said` is the key as it was."""
+class Override:
+    """A parsed override. `text`: the value in Hydra's grammar; `typed_key`: the key before aliases."""
 
     key: str
-    value: Any
-    written: str
-    said: str
+    value: object
+    text: str
+    typed_key: str
     layer: str
     is_deletion: bool = False
 
     @property
     def is_choice(self) -> bool:
-        """Whether it chooses a preset."""
+        """True if it chooses a preset."""
         return self.key in CHOICES
 
-    def override(self) -> str:
-        """The word for Hydra: keys are checked by the schema, so every one may be new."""
+    def for_hydra(self) -> str:
+        """Return the override for Hydra, with `++` since the schema has checked the key."""
         if self.is_deletion:
             return f"~{self.key}"
-        return f"{self.key}={self.written}" if self.is_choice else f"++{self.key}={self.written}"
+        return f"{self.key}={self.text}" if self.is_choice else f"++{self.key}={self.text}"
 
 
-def parse(texts: Sequence[str], layer: str = COMMAND_LINE) -> list[Word]:
-    """Words in order. Raises ConfigError for what Hydra's grammar does not allow, and for sweeps."""
-    words = []
+def parse(texts: Sequence[str], layer: str = COMMAND_LINE) -> list[Override]:
+    """Parse overrides in order. Raises ConfigError for errors of grammar and for sweeps."""
+    overrides = []
     for text in texts:
-        item = _override(text)
+        item = _parse(text)
         if item.is_sweep_override():
             raise ConfigError(
                 f"{text!r} lists several values; add -m to run each, or quote the value: "
@@ -68,27 +71,27 @@ def parse(texts: Sequence[str], layer: str = COMMAND_LINE) -> list[Word]:
             )
         if item.package is not None:
             raise ConfigError(f"{text!r}: a preset cannot be moved to another package")
-        words.append(
-            Word(
+        overrides.append(
+            Override(
                 key=canonical(name),
                 value=None if item.is_delete() else item.value(),
-                written="" if item.is_delete() else _written(canonical(name), text, item),
-                said=name,
+                text="" if item.is_delete() else _value_text(canonical(name), text, item),
+                typed_key=name,
                 layer=layer,
                 is_deletion=item.is_delete(),
             )
         )
-    return _without_repeats(words)
+    return _without_repeats(overrides)
 
 
-def _written(name: str, text: str, item: Any) -> str:
-    """A value for Hydra; numbers that stand where a text belongs (a folder called 2026) are quoted."""
+def _value_text(name: str, text: str, item: types.Override) -> str:
+    """Return a value for Hydra; numbers as values of text keys (a folder called 2026) are quoted."""
     if name in TEXTS and isinstance(item.value(), (int, float)):
         return _spell(text.partition("=")[2])
     return str(item.get_value_element_as_str())
 
 
-def _override(text: str) -> Any:
+def _parse(text: str) -> types.Override:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -104,40 +107,40 @@ def _override(text: str) -> Any:
         ) from None
 
 
-def _without_repeats(words: Iterable[Word]) -> list[Word]:
-    """Every key once. Raises ConfigError when it is there with two values."""
-    found: dict[str, Word] = {}
-    for word in words:
-        before = found.setdefault(word.key, word)
-        if (before.value, before.is_deletion) != (word.value, word.is_deletion):
+def _without_repeats(overrides: Iterable[Override]) -> list[Override]:
+    """Drop repetitions. Raises ConfigError for a key with two values."""
+    by_key: dict[str, Override] = {}
+    for override in overrides:
+        first = by_key.setdefault(override.key, override)
+        if (first.value, first.is_deletion) != (override.value, override.is_deletion):
             raise ConfigError(
-                f"{before.said}={before.written} and {word.said}={word.written} contradict; give one "
-                f"of them"
+                f"{first.typed_key}={first.text} and {override.typed_key}={override.text} contradict; "
+                f"give one of them"
             )
-    return list(found.values())
+    return list(by_key.values())
 
 
-def from_tree(tree: Any, layer: str) -> list[Word]:
-    """The words of a config file's tree: leaves as keys, a bare name of a group as its preset."""
+def from_tree(tree: object, layer: str) -> list[Override]:
+    """Return the overrides of a config file: leaves as keys, the bare name of a group as its preset."""
     if not isinstance(tree, dict):
         raise ConfigError(f"{layer} must hold keys and values")
     texts = [f"{name}={_spell(value)}" for name, value in leaves(tree)]
     return parse(texts, layer)
 
 
-def leaves(tree: dict[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """The values of a nested dict under dotted keys."""
-    found: list[tuple[str, Any]] = []
+def leaves(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    """Return the values of a nested mapping with their dotted keys."""
+    pairs: list[tuple[str, object]] = []
     for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            found += leaves(value, f"{prefix}{name}.")
-        elif not isinstance(value, dict):
-            found.append((f"{prefix}{name}", value))
-    return found
+        if isinstance(value, Mapping):
+            pairs += leaves(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", value))
+    return pairs
 
 
-def _spell(value: Any) -> str:
-    """A value as Hydra's grammar writes it."""
+def _spell(value: object) -> str:
+    """Format a value in Hydra's grammar."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -150,10 +153,10 @@ def _spell(value: Any) -> str:
 
 
 def sweep(texts: Sequence[str]) -> list[list[str]]:
-    """All combinations of words that list several values, the last word's values changing fastest."""
+    """Return all combinations of the values of sweeps; those of the last override change fastest."""
     choices = []
     for text in texts:
-        item = _override(text)
+        item = _parse(text)
         name = text.partition("=")[0]
         if item.is_sweep_override():
             from hydra.errors import HydraException

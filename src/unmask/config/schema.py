@@ -1,22 +1,23 @@
-"""Every key of an evaluation: type, unit, range, default, and what other projects' keys mean here.
+"""Schema of the keys of an evaluation: type, unit, range, default, aliases, and refused keys.
 
-Keys under `generation.` and `cache.` are the knobs of the decoder and of the cache that are chosen, with
-their own types and ranges (`docs/reference/decoders.md`, `caches.md`); the rest is below. Sources: the
-founding documents' commands; the keys of d2Cache's Hydra tree (arXiv:2509.23094), which are taken with
-their meaning or refused with a reason.
+Keys under `generation.` and `cache.` are also the knobs of the chosen decoder and cache, with their own
+types and ranges (`docs/reference/decoders.md`, `caches.md`). Source: the keys of d2Cache's Hydra tree
+(arXiv:2509.23094), which are accepted with their meaning or refused with a reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from unmask.errors import ConfigError
 
+T = TypeVar("T")
 
-def key(default: Any, help: str, *, low: float | None = None, unit: str = "") -> Any:
-    """A field with its description, its least value and its unit."""
+
+def key(default: T, help: str, *, low: float | None = None, unit: str = "") -> T:
+    """Return a dataclass field with its description, minimum and unit."""
     return field(default=default, metadata={"help": help, "low": low, "unit": unit})
 
 
@@ -24,73 +25,76 @@ def key(default: Any, help: str, *, low: float | None = None, unit: str = "") ->
 class EvalKeys:
     """Keys of no group."""
 
-    batch_size: int = key(1, "prompts that share a forward", low=1, unit="prompts")
+    batch_size: int = key(1, "prompts per forward", low=1, unit="prompts")
     seed: int = key(
         0, "seed of all randomness; a row's draws do not depend on its neighbors", low=0
     )
-    limit: int | None = key(None, "only so many examples; default: all", low=1, unit="examples")
-    offset: int = key(0, "skip so many examples first", low=0, unit="examples")
+    limit: int | None = key(None, "number of examples; default: all", low=1, unit="examples")
+    offset: int = key(0, "number of examples to skip first", low=0, unit="examples")
     mc_num: int = key(
         128, "Monte-Carlo samples of a log-likelihood (LLaDA, arXiv:2502.09992, Eq. 6)", low=1
     )
     chat: bool | None = key(
-        None, "put prompts into the model's chat template; default: if the model has one"
+        None, "format prompts with the model's chat template; default: if the model has one"
     )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = key(
         None, "type of the weights; default: float32 on a CPU, else as stored"
     )
-    device: str | None = key(None, "cpu, cuda or cuda:N; default: what there is")
+    device: str | None = key(None, "cpu, cuda or cuda:N; default: cuda if available, else cpu")
     output: str | None = key(
         None,
-        "folder of results, samples and config; default: runs/eval/ and a name of the settings",
+        "folder of results, samples and config; default: runs/eval/ and a name made of the settings",
     )
-    resume: bool = key(True, "go on where a killed run of the same output folder stopped")
+    resume: bool = key(True, "resume an interrupted run in the same output folder")
     confirm_run_unsafe_code: bool = key(
         False, "run the code that the model writes (humaneval, mbpp), in a restricted process"
     )
-    trace: bool = key(False, "keep every answer's trace, for the pictures of `unmask report`")
+    trace: bool = key(False, "store the trace of every answer, for the plots of `unmask report`")
 
 
 @dataclass(frozen=True)
 class DatasetKeys:
     """Keys of group `dataset`."""
 
-    name: str | None = key(None, "the task, e.g. gsm8k, humaneval or word_problem")
+    name: str | None = key(None, "task, e.g. gsm8k, humaneval or word_problem")
     path: str | None = key(
-        None, "folder of the data files; default: $UNMASK_DATA; the bundled tasks need none"
+        None, "folder of the data files; default: $UNMASK_DATA; bundled tasks need none"
     )
     n_shot: int | None = key(
-        None, "worked examples before the question; default: the task's own", low=0, unit="examples"
+        None,
+        "worked examples before the question; default: that of the task",
+        low=0,
+        unit="examples",
     )
-    system_prompt: str | None = key(None, "the chat's first message; default: none")
+    system_prompt: str | None = key(None, "first message of the chat; default: none")
 
 
 @dataclass(frozen=True)
 class ModelKeys:
     """Keys of group `model`."""
 
-    name: str = key("demo", "the preset's name; also that of the folder in $UNMASK_MODELS")
+    name: str = key("demo", "name of the preset and of the folder in $UNMASK_MODELS")
     path: str | None = key(
         None,
-        "bundled name, checkpoint folder or hub id; default: $UNMASK_MODELS, else the preset's",
+        "bundled name, checkpoint folder or hub id; default: from $UNMASK_MODELS, else of the preset",
     )
 
 
 @dataclass(frozen=True)
 class GenerationKeys:
-    """Keys of group `generation` that no decoder has as a knob of its own."""
+    """Keys of group `generation` besides the knobs of the decoders."""
 
-    strategy: str = key("vanilla", "the decoder; what `generation=NAME` sets")
+    strategy: str = key("vanilla", "decoder, also set by `generation=NAME`")
     gen_length: int | None = key(
-        None, "positions of the answer; default: the task's", low=1, unit="slots"
+        None, "positions of the answer; default: that of the task", low=1, unit="positions"
     )
     alg: Literal["maskgit_plus", "entropy", "topk_margin"] | None = key(
         None, "d2Cache's name of score: confidence, entropy, margin (decoder dream has its own)"
     )
     num_transfer_tokens: int | None = key(
         None,
-        "d2Cache's name of a schedule: tokens a forward, so steps = gen_length / this; for a decoder "
-        "without a schedule only 1, the least it commits anyway",
+        "d2Cache's schedule: tokens per forward, so steps = gen_length / this; only 1 for a decoder "
+        "without a schedule, which is the minimum that it commits",
         low=1,
         unit="tokens",
     )
@@ -98,19 +102,22 @@ class GenerationKeys:
 
 @dataclass(frozen=True)
 class CacheKeys:
-    """Keys of group `cache` that no cache has as a knob of its own."""
+    """Keys of group `cache` besides the knobs of the caches."""
 
-    name: str = key("none", "the cache; what `cache=NAME` sets")
+    name: str = key("none", "cache, also set by `cache=NAME`")
 
 
-GROUPS: dict[str, type[Any]] = {
+KeyClass = (
+    type[EvalKeys] | type[ModelKeys] | type[DatasetKeys] | type[GenerationKeys] | type[CacheKeys]
+)
+GROUPS: dict[str, KeyClass] = {
     "model": ModelKeys,
     "dataset": DatasetKeys,
     "generation": GenerationKeys,
     "cache": CacheKeys,
 }
 CHOICES = (*GROUPS, "recipe")
-"""Names that may be given a preset: `model=llada-inst`."""
+"""Groups that have presets: `model=llada-inst`."""
 
 ALIASES = {
     "batch_size": ("dataset.batch_size", "eval_args.batch_size"),
@@ -130,70 +137,70 @@ ALIASES = {
     "generation.gen_length": ("gen_length",),
     "cache.name": ("cache.strategy",),
 }
-"""Other names of keys: d2Cache's, lm-eval's, and those of flags."""
+"""Aliases of keys: names of d2Cache, of lm-eval, and of flags."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A key of d2Cache's that cannot be followed: the values that change nothing, and why no others."""
+    """A key of d2Cache without effect here: the values that are accepted, and why no others are."""
 
-    allowed: tuple[Any, ...]
+    allowed: tuple[object, ...]
     reason: str
 
 
 REFUSED: dict[str, Refused] = {
     "max_length": Refused((None,), "the model's own context bounds prompt and answer"),
-    "use_eval_cache": Refused((False, None), "a killed run goes on by itself (resume=true)"),
+    "use_eval_cache": Refused((False, None), "an interrupted run is resumed anyway (resume=true)"),
     "is_check_greedy": Refused(
-        (None,), "whether a likelihood needs the greedy answer is the task's to say"
+        (None,), "the task determines whether a likelihood needs the greedy answer"
     ),
-    "add_bos_token": Refused((None,), "the tokenizer says whether a text has a first token"),
+    "add_bos_token": Refused((None,), "the tokenizer determines whether a text has a first token"),
     "nll_type": Refused(
         ("mc", None), "log-likelihoods are LLaDA's Monte-Carlo estimate; see mc_num"
     ),
-    "log_type": Refused(("ftb", None), "the answer is judged given the prompt"),
+    "log_type": Refused(("ftb", None), "the likelihood is that of the answer given the prompt"),
     "eval_args.log_samples": Refused((True, None), "samples.jsonl is always written"),
-    "gen_args_script": Refused((None,), "presets fill what is not said; see `unmask config show`"),
+    "gen_args_script": Refused((None,), "presets set the defaults; see `unmask config show`"),
     "attn_implementation": Refused(
-        ("sdpa", None), "there is one attention; d2cache computes its maps beside it"
+        ("sdpa", None), "there is one attention; cache d2cache computes its maps separately"
     ),
     "generation.output_probs": Refused(
-        (False, None), "trace=true keeps each committed token's confidence"
+        (False, None), "trace=true stores the confidence of each committed token"
     ),
     "generation.stop_until_eos": Refused(
         (True, None), "an answer always ends when everything before its end token is decided"
     ),
-    "generation.mask_token_id": Refused((None,), "the checkpoint's config and tokenizer say it"),
-    "generation.eos_token_id": Refused((None,), "the checkpoint's config and tokenizer say it"),
+    "generation.mask_token_id": Refused((None,), "it comes from the checkpoint and its tokenizer"),
+    "generation.eos_token_id": Refused((None,), "it comes from the checkpoint and its tokenizer"),
     "generation.pad_token_id": Refused((None,), "rows are packed; nothing is padded"),
-    "generation.add_bos_token": Refused((None,), "the tokenizer says whether a text has one"),
+    "generation.add_bos_token": Refused((None,), "the tokenizer determines whether a text has one"),
 }
 for _name in ("mask_token_id", "eos_token_id", "pad_token_id", "add_bos_token"):
     REFUSED[f"model.generation.{_name}"] = REFUSED[f"generation.{_name}"]
 
 
-def static_defaults() -> dict[str, Any]:
-    """The tree of all keys that are always there, with their defaults."""
-    tree: dict[str, Any] = {item.name: item.default for item in dataclasses.fields(EvalKeys)}
-    for group, cls in GROUPS.items():
-        tree[group] = {item.name: item.default for item in dataclasses.fields(cls)}
+def static_defaults() -> dict[str, object]:
+    """Return the tree of all keys of the schema with their defaults."""
+    tree: dict[str, object] = {item.name: item.default for item in fields_of(None).values()}
+    for group in GROUPS:
+        tree[group] = {item.name: item.default for item in fields_of(group).values()}
     return tree
 
 
 def canonical(name: str) -> str:
-    """A key by its own name, if it is given by another."""
+    """Return the key that an alias stands for, or the name itself."""
     return next((own for own, others in ALIASES.items() if name in others), name)
 
 
-def fields_of(group: str | None) -> dict[str, dataclasses.Field[Any]]:
-    """The fixed keys of a group (None: of none) by name."""
+def fields_of(group: str | None) -> dict[str, dataclasses.Field[object]]:
+    """Return the fields of a group by name; None: the keys of no group."""
     cls = EvalKeys if group is None else GROUPS[group]
     return {item.name: item for item in dataclasses.fields(cls)}
 
 
-def check_range(name: str, item: dataclasses.Field[Any], value: Any) -> None:
-    """Raise ConfigError for a number below its least value."""
+def check_range(name: str, item: dataclasses.Field[object], value: object) -> None:
+    """Raise ConfigError for a number below the minimum of its field."""
     low = item.metadata["low"]
-    if low is not None and value is not None and value < low:
+    if low is not None and isinstance(value, (int, float)) and value < low:
         unit = item.metadata["unit"]
         raise ConfigError(f"{name}={value} must be at least {low:g}{' ' + unit if unit else ''}")

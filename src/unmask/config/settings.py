@@ -1,4 +1,4 @@
-"""From a composed configuration to the settings that `unmask.evals.run.evaluate` takes."""
+"""Settings of an evaluation from a composed configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RUNS = "runs/eval"
 
 
 def settings_of(composed: Composed, method: Method | None = None) -> EvalSettings:
-    """The settings of a configuration. Raises ConfigError for what cannot be evaluated."""
+    """Return the settings of a configuration. Raises ConfigError if it cannot be evaluated."""
     method = method_of(composed) if method is None else method
     task = composed["dataset.name"]
     if task is None:
@@ -27,7 +27,7 @@ def settings_of(composed: Composed, method: Method | None = None) -> EvalSetting
     data = composed.values["dataset.path"]
     if data.layer.startswith("environment") and known is not None and not known.needs_data:
         data = dataclasses.replace(data, value=None)
-    found = EvalSettings(
+    settings = EvalSettings(
         task=task,
         model=composed["model.path"] or composed["model.name"] or "",
         decoder=method.decoder,
@@ -40,7 +40,7 @@ def settings_of(composed: Composed, method: Method | None = None) -> EvalSetting
         **{name: composed[name] for name in _SAME if composed[name] is not None},
     )
     output = composed["output"]
-    return dataclasses.replace(found, output=output or str(folder_of(found, composed)))
+    return dataclasses.replace(settings, output=output or str(folder_of(settings, composed)))
 
 
 _SAME = (
@@ -59,16 +59,16 @@ _SAME = (
 
 
 def _length(composed: Composed, method: Method) -> int | None:
-    """Positions of the answer; what a preset says is not for a decoder that finds the length itself."""
+    """Return the number of positions, without a preset's suggestion if the decoder finds the length."""
     length = composed.values["generation.gen_length"]
     if length.is_soft and decoders.finds_length(method.decoder):
         return None
-    found: int | None = length.value
-    return found
+    positions: int | None = length.value
+    return positions
 
 
 def folder_of(settings: EvalSettings, composed: Composed) -> Path:
-    """A folder named after the run: the same words name the same one, so that a killed run goes on."""
+    """Return a folder named after the settings, so that the same overrides resume an interrupted run."""
     words = [settings.task, composed["model.name"] or settings.model, settings.decoder]
     if settings.cache != "none":
         words.append(settings.cache)
@@ -77,7 +77,7 @@ def folder_of(settings: EvalSettings, composed: Composed) -> Path:
 
 
 def rows(composed: Composed, method: Method) -> list[tuple[str, Any, str]]:
-    """(key, value, layer) of everything in force, knobs of decoder and cache included."""
+    """Return (key, value, layer) of all values in force, knobs of decoder and cache included."""
     from unmask import caches
     from unmask.config.compose import SCHEMA_DEFAULT
     from unmask.knobs import field_names
@@ -85,26 +85,26 @@ def rows(composed: Composed, method: Method) -> list[tuple[str, Any, str]]:
 
     skipped = {f"generation.{key}" for key in composed.group("generation")}
     skipped |= {f"cache.{key}" for key in composed.group("cache")}
-    found = [
+    listed = [
         (key, value.value, value.layer)
         for key, value in composed.values.items()
         if key not in skipped
     ]
     if _length(composed, method) != composed["generation.gen_length"]:
-        found = [row for row in found if row[0] != "generation.gen_length"]
+        listed = [row for row in listed if row[0] != "generation.gen_length"]
     decoder = decoders.decoder_class(method.decoder)
     own = {item.name: item.default for item in dataclasses.fields(decoder)}
     own |= {item.name: item.default for item in dataclasses.fields(SamplingParams)}
     own |= {key: value for key, value in method.knobs.items() if key not in own}
     for name in own:
         value, layer = method.knobs.get(name, own[name]), method.layers.get(name, SCHEMA_DEFAULT)
-        found.append((f"generation.{name}", value, layer))
+        listed.append((f"generation.{name}", value, layer))
     cache = caches.cache_class(method.cache)
     names = [item.name for item in dataclasses.fields(cache)]
     names += [key for key in method.cache_knobs if key not in field_names(cache)]
     defaults = {item.name: item.default for item in dataclasses.fields(cache)}
     for name in names:
         value = method.cache_knobs.get(name, defaults.get(name))
-        found.append((f"cache.{name}", value, method.layers.get(f"cache.{name}", SCHEMA_DEFAULT)))
+        listed.append((f"cache.{name}", value, method.layers.get(f"cache.{name}", SCHEMA_DEFAULT)))
     order = {group: i for i, group in enumerate(("", "model", "dataset", "generation", "cache"))}
-    return sorted(found, key=lambda row: order[row[0].rpartition(".")[0]])
+    return sorted(listed, key=lambda row: order[row[0].rpartition(".")[0]])

@@ -7,12 +7,11 @@ and define `DECODER` in it: docs/how-to/add-a-decoder.md.
 from __future__ import annotations
 
 from unmask.decoders.base.blockwise import Block, Blockwise, Scheduled
-from unmask.decoders.base.protocol import Decoder
+from unmask.decoders.base.protocol import AnyDecoder, Decoder, Wrapper
 from unmask.decoders.base.scoring import Scores, Scoring
 from unmask.decoders.base.whole_blocks import WholeBlocks
 from unmask.decoders.registry import (
     decoder_class,
-    decoder_name,
     describe,
     finds_length,
     knob_names,
@@ -23,6 +22,7 @@ from unmask.decoders.registry import (
 from unmask.knobs import knob
 
 __all__ = [
+    "AnyDecoder",
     "Block",
     "Blockwise",
     "Decoder",
@@ -30,8 +30,8 @@ __all__ = [
     "Scores",
     "Scoring",
     "WholeBlocks",
+    "Wrapper",
     "decoder_class",
-    "decoder_name",
     "describe",
     "finds_length",
     "knob",

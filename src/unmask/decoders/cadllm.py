@@ -16,7 +16,7 @@ import numpy as np
 
 from unmask import selection
 from unmask.canvas import Ask, Canvas, Edit, Floats, Ints, ModelFacts, Reading, Stat
-from unmask.decoders import knob
+from unmask.decoders import Decoder, knob
 from unmask.decoders.base.cadllm_controller import RING, Controller
 from unmask.errors import ConfigError
 
@@ -43,7 +43,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class CadLLM(Controller):
+class CadLLM(Controller, Decoder[Control]):
     """Threshold decoding under the controller."""
 
     threshold: float | None = knob(
@@ -75,10 +75,6 @@ class CadLLM(Controller):
                 f"adaptive_threshold=false too"
             )
         self.check_switches()
-
-    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """The canvas never grows."""
-        return len(canvas)
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Control:
         """The first block."""

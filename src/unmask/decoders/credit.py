@@ -49,7 +49,7 @@ class CreditDecoding(Blockwise):
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
         """With the credit that is left of earlier forwards."""
         ask, state = super().ask(canvas, state)
-        amounts: Amounts = state.memory or {}
+        amounts = self.amounts(state)
         position_of = dict(zip(canvas.uid[ask.rows].tolist(), ask.rows.tolist(), strict=True))
         held = [
             (position_of[uid], token, c)
@@ -65,13 +65,18 @@ class CreditDecoding(Blockwise):
         )
         return replace(ask, credit=credit), state
 
+    @staticmethod
+    def amounts(state: Block) -> Amounts:
+        """Return the credit that the block has given so far."""
+        return state.memory if isinstance(state.memory, dict) else {}
+
     def next_block(self, canvas: Canvas, state: Block) -> Block:
         """A block's credit ends with it."""
         return replace(super().next_block(canvas, state), memory=None)
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
         """Book this forward's credit, as the forward itself did."""
-        amounts = {key: self.credit_beta * c for key, c in (state.memory or {}).items()}
+        amounts = {key: self.credit_beta * c for key, c in self.amounts(state).items()}
         uids = canvas.uid[reading.positions].tolist()
         raw = zip(uids, reading.stats["raw_token"], reading.stats["raw_confidence"], strict=True)
         for uid, token, confidence in raw:

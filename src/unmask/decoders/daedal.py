@@ -17,7 +17,7 @@ import numpy as np
 
 from unmask import selection
 from unmask.canvas import Ask, Canvas, Edit, Ints, ModelFacts, Reading
-from unmask.decoders import Scoring, knob
+from unmask.decoders import Decoder, Scoring, knob
 from unmask.errors import ConfigError
 
 MAX_GEN_LENGTH = 2048
@@ -34,7 +34,7 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Daedal(Scoring):
+class Daedal(Scoring, Decoder[Growth]):
     """Both phases."""
 
     chooses_length: ClassVar[bool] = True

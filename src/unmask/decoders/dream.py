@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from unmask.canvas import Ask, Canvas, Edit, Floats, Ints, ModelFacts, Reading
-from unmask.decoders import Scoring, knob
+from unmask.decoders import Decoder, Scoring, knob
 from unmask.errors import ConfigError
 from unmask.selection import quota, quota_schedule
 
@@ -46,10 +46,10 @@ def shares(steps: int, eps: float) -> Floats:
 
 
 @dataclass(frozen=True)
-class Dream(Scoring):
+class Dream(Scoring, Decoder[DreamState]):
     """Dream's four algorithms."""
 
-    tells_sampling: ClassVar[bool] = True
+    reads_sampling: ClassVar[bool] = True
 
     steps: int | None = knob(None, "steps of the schedule, at least 1; default: gen_length")
     alg: Literal["origin", "maskgit_plus", "topk_margin", "entropy"] = knob(
@@ -85,10 +85,6 @@ class Dream(Scoring):
         """The score that the algorithm ranks by."""
         names = {"topk_margin": "margin", "entropy": "entropy", "origin": "random"}
         return names.get(self.alg, "confidence")
-
-    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """The canvas never grows."""
-        return len(canvas)
 
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int:
         """How many steps the schedule has."""

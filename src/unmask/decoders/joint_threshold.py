@@ -66,7 +66,7 @@ class JointThreshold(WholeBlocks):
     @staticmethod
     def editing(state: Block) -> Editing:
         """The block's progress."""
-        return Editing() if state.memory is None else state.memory
+        return state.memory if isinstance(state.memory, Editing) else Editing()
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
         """A new block has edited nothing."""

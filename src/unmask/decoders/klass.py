@@ -61,7 +61,7 @@ class Klass(Scheduled):
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
         """Push the divergences, then choose."""
-        before: History = state.memory or {}
+        before: History = state.memory if isinstance(state.memory, dict) else {}
         history: History = {}
         uids = canvas.uid[reading.positions].tolist()
         for uid, divergence in zip(uids, reading.stats["kl"].tolist(), strict=True):

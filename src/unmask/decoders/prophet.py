@@ -11,12 +11,12 @@ never exits).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from unmask.canvas import Ask, Canvas, Edit, Ints, ModelFacts, Reading
-from unmask.decoders import knob
+from unmask.canvas import Ask, Canvas, Edit, Ints, ModelFacts, Reading, Stat
+from unmask.decoders import AnyDecoder, Wrapper, knob
 from unmask.errors import ConfigError
 
 
@@ -24,7 +24,8 @@ from unmask.errors import ConfigError
 class Watch:
     """The wrapped decoder's state, forwards made, what it asked, whether to go all in."""
 
-    inner: Any
+    inner: object
+    facts: ModelFacts
     ends: tuple[int, ...] = ()
     num_forwards: int = 0
     asked: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -32,10 +33,12 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Prophet:
+class Prophet(Wrapper[Watch]):
     """Early exit on the top-2 gap."""
 
-    inner: Any = knob("vanilla", "the decoder that is watched, with its own knobs beside these")
+    inner: AnyDecoder = knob(
+        "vanilla", "the decoder that is watched, with its own knobs beside these"
+    )
     answer_start: int | None = knob(
         None,
         "first position of the answer, counted from the prompt's end; default: every open position counts "
@@ -67,26 +70,20 @@ class Prophet:
                 f"gap_thresholds={self.gap_thresholds} are never reached by gap=probability, which is at "
                 f"most 1; use e.g. gap_thresholds=[0.9,0.8,0.7]"
             )
-        if hasattr(self.inner, "growth") or getattr(self.inner, "chooses_length", False):
+        if self.inner.grows:
             raise ConfigError(
                 "an all-in commit needs a canvas of fixed length; inner must not grow it"
             )
 
-    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """As the decoder inside."""
-        return int(self.inner.max_positions(canvas, facts))
-
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
         """As the decoder inside, and one more."""
-        bound = getattr(self.inner, "max_forwards", None)
-        return 0 if bound is None else 1 + int(bound(canvas, facts))
+        return 1 + self.inner.max_forwards(canvas, facts)
 
     def num_settled(self, canvas: Canvas, state: Watch) -> int:
         """As the decoder inside, until all is decided."""
-        settled = getattr(self.inner, "num_settled", None)
-        if settled is None or (state.is_all_in and canvas.num_open == 0):
+        if state.is_all_in and canvas.num_open == 0:
             return len(canvas)
-        return int(settled(canvas, state.inner))
+        return super().num_settled(canvas, state)
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Watch:
         """Also check that the answer lies in the canvas."""
@@ -96,7 +93,7 @@ class Prophet:
                 f"generated positions"
             )
         ends = tuple(id_ for id_ in (facts.eos_id, facts.turn_end_id) if id_ is not None)
-        return Watch(self.inner.start(canvas, facts), ends)
+        return Watch(self.inner.start(canvas, facts), facts, ends)
 
     def span(self, canvas: Canvas) -> Ints:
         """The answer's positions."""
@@ -113,21 +110,21 @@ class Prophet:
             span = span[canvas.open[span]]
         asked = np.union1d(ask.rows, ask.optional)
         rows = open_ if state.is_all_in else np.union1d(ask.rows, span)
-        wanted = {"gap"} if self.gap == "logits" else {"margin"}
-        told = replace(
+        gap: Stat = "gap" if self.gap == "logits" else "margin"
+        extended = replace(
             ask,
             rows=rows,
-            needed=np.union1d(ask.needed, span),
+            needed=np.intersect1d(np.union1d(ask.needed, span), rows),
             optional=np.union1d(ask.optional, open_),
-            stats=ask.stats | frozenset(wanted),
+            stats=ask.stats | {gap},
         )
-        return told, replace(state, inner=inner, asked=asked)
+        return extended, replace(state, inner=inner, asked=asked)
 
     def threshold(self, canvas: Canvas, state: Watch) -> float:
         """The gap to reach, by the share of the steps that are done."""
-        planned = getattr(self.inner, "planned_steps", None)
+        planned = self.planned_steps(canvas, state.facts)
         if planned is not None:
-            progress = (state.num_forwards + 1) / planned(canvas, state.inner.facts)
+            progress = (state.num_forwards + 1) / planned
         else:
             progress = 1 - canvas.num_open / max(1, int((~canvas.fixed).sum()))
         early, middle, late = self.gap_thresholds

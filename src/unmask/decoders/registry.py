@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
 from unmask.decoders.base.presets import with_preset
+from unmask.decoders.base.protocol import AnyDecoder, Wrapper
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, read_value, set_field, split_call
 
@@ -23,16 +25,17 @@ def names() -> list[str]:
 
 
 @cache
-def decoder_class(name: str) -> Any:
+def decoder_class(name: str) -> type[AnyDecoder]:
     """The dataclass of a decoder. Raises ConfigError for an unknown name."""
     if name not in names():
         raise unknown_name("decoder", str(name), names())
-    return import_module(f"{PACKAGE}.{name}").DECODER
+    found: type[AnyDecoder] = import_module(f"{PACKAGE}.{name}").DECODER
+    return found
 
 
 def finds_length(name: str) -> bool:
     """Whether a decoder chooses the answer's length itself. Raises ConfigError for an unknown name."""
-    return bool(getattr(decoder_class(name), "chooses_length", False))
+    return decoder_class(name).chooses_length
 
 
 def resolve(name: str, knobs: dict[str, Any]) -> tuple[str, dict[str, Any], str | None]:
@@ -53,20 +56,20 @@ def resolve(name: str, knobs: dict[str, Any]) -> tuple[str, dict[str, Any], str 
         if told is not None:
             return name, knobs, told
     cls = decoder_class(name)
-    if "inner" in field_names(cls):
+    if issubclass(cls, Wrapper):
         own = field_names(cls)
-        wrapped, _ = split_call(str(knobs.get("inner", cls.inner)))
+        wrapped, _ = split_call(str(knobs.get("inner", cls.default_inner())))
         theirs = {key for key in knobs if key not in own and key in knob_names(wrapped)}
         found, inner, said = resolve(
-            str(knobs.get("inner", cls.inner)), {key: knobs[key] for key in theirs}
+            str(knobs.get("inner", cls.default_inner())), {key: knobs[key] for key in theirs}
         )
         rest = {key: value for key, value in knobs.items() if key not in theirs}
         return name, {**rest, **inner, "inner": found}, said
-    return _by_alias(name, knobs, getattr(cls, "STANDS_FOR", {}))
+    return _by_alias(name, knobs, cls.STANDS_FOR)
 
 
 def _by_alias(
-    name: str, knobs: dict[str, Any], aliases: dict[str, Any]
+    name: str, knobs: dict[str, Any], aliases: Mapping[str, tuple[str, Mapping[str, object]]]
 ) -> tuple[str, dict[str, Any], str | None]:
     """What the aliases among a decoder's knobs make of it."""
     found = [key for key in aliases if key in knobs and not _is_off(knobs[key])]
@@ -100,25 +103,25 @@ def knob_names(name: str, knobs: dict[str, Any] | None = None) -> set[str]:
     """Knobs that a decoder takes, those of what it wraps included."""
     cls = decoder_class(name)
     own = field_names(cls)
-    if "inner" not in own:
-        return own | set(getattr(cls, "STANDS_FOR", {}))
-    inner, _ = split_call(str((knobs or {}).get("inner", cls.inner)))
+    if not issubclass(cls, Wrapper):
+        return own | set(cls.STANDS_FOR)
+    inner, _ = split_call(str((knobs or {}).get("inner", cls.default_inner())))
     return own | knob_names(inner)
 
 
-def make_decoder(name: str, knobs: dict[str, Any]) -> Any:
+def make_decoder(name: str, knobs: dict[str, Any]) -> AnyDecoder:
     """A decoder with these knobs, all of which it has. Raises ConfigError for a wrong name or value."""
     cls = decoder_class(name)
     own = field_names(cls)
-    if "inner" in own:
+    if issubclass(cls, Wrapper):
         inner = {key: value for key, value in knobs.items() if key not in own}
-        wrapped = str(knobs.get("inner", cls.inner))
-        if "inner" in field_names(decoder_class(wrapped)):
+        wrapped = str(knobs.get("inner", cls.default_inner()))
+        if issubclass(decoder_class(wrapped), Wrapper):
             raise ConfigError(f"inner={wrapped!r} wraps a decoder itself; use one that does not")
         if "compat" in knobs:
             inner["compat"] = knobs["compat"]
         made = make_decoder(wrapped, inner)
-        if getattr(made, "whole_blocks", False):
+        if made.whole_blocks:
             raise ConfigError(
                 f"whole_blocks=True has no effect inside decoder {name!r}; leave it out"
             )
@@ -134,12 +137,7 @@ def _typed(cls: Any, knobs: dict[str, Any]) -> dict[str, Any]:
     return {key: set_field(cls, key, value) for key, value in knobs.items()}
 
 
-def decoder_name(decoder: Any) -> str:
-    """The name of a decoder's method."""
-    return str(type(decoder).__module__.rpartition(".")[2])
-
-
-def describe(decoder: Any) -> str:
+def describe(decoder: AnyDecoder) -> str:
     """A decoder as `name(knob=value, ...)`, knobs at their defaults left out."""
     shown = []
     for item in dataclasses.fields(decoder):
@@ -148,5 +146,5 @@ def describe(decoder: Any) -> str:
             shown.append(f"inner={describe(value)}")
         elif value != item.default:
             shown.append(f"{item.name}={value}")
-    name = decoder_name(decoder)
+    name = decoder.name
     return f"{name}({', '.join(shown)})" if shown else name

@@ -12,12 +12,11 @@ model drafts once a block; its forwards are not counted in `num_forwards`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from unmask.canvas import Ask, Bools, Canvas, Edit, Ints, ModelFacts, Reading
-from unmask.decoders import knob
+from unmask.decoders import AnyDecoder, Wrapper, knob
 from unmask.errors import ConfigError
 
 
@@ -25,17 +24,19 @@ from unmask.errors import ConfigError
 class Guess:
     """The wrapped decoder's state, and the drafter's tokens by position identity for this block."""
 
-    inner: Any
+    inner: object
     facts: ModelFacts
     window_end: int = -1
     draft: dict[int, int] | None = None
 
 
 @dataclass(frozen=True)
-class Speculative:
+class Speculative(Wrapper[Guess]):
     """Draft, then verify."""
 
-    inner: Any = knob("threshold", "the decoder that is sped up, with its own knobs beside these")
+    inner: AnyDecoder = knob(
+        "threshold", "the decoder that is sped up, with its own knobs beside these"
+    )
     drafter: str = knob(
         "lookup", "lookup: the text's own repetitions; else a smaller model's name or folder"
     )
@@ -54,29 +55,15 @@ class Speculative:
             raise ConfigError(f"ngram={self.ngram} must be at least 1")
         if self.drafter != "lookup" and self.ngram != 2:
             raise ConfigError(f"ngram={self.ngram} has no effect with drafter={self.drafter!r}")
-        if getattr(self.inner, "chooses_length", False):
+        if self.inner.chooses_length:
             raise ConfigError(
                 "speculative needs a decoder that does not move positions; not daedal"
             )
 
-    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """As the decoder inside."""
-        return int(self.inner.max_positions(canvas, facts))
-
-    def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """As the decoder inside."""
-        bound = getattr(self.inner, "max_forwards", None)
-        return 0 if bound is None else int(bound(canvas, facts))
-
-    def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
-        """As the decoder inside."""
-        first = getattr(self.inner, "first_canvas", None)
-        return canvas if first is None else first(canvas, facts)
-
-    def num_settled(self, canvas: Canvas, state: Guess) -> int:
-        """As the decoder inside."""
-        settled = getattr(self.inner, "num_settled", None)
-        return len(canvas) if settled is None else int(settled(canvas, state.inner))
+    @property
+    def draft_model(self) -> str | None:
+        """The drafter, unless it is the text itself."""
+        return None if self.drafter == "lookup" else self.drafter
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Guess:
         """Before the first draft."""
@@ -127,8 +114,7 @@ class Speculative:
             edit = replace(
                 edit, commit=merged.commit, tokens=merged.tokens, confidence=merged.confidence
             )
-            extend = getattr(self.inner, "extend", None)
-            edit = edit if extend is None else extend(canvas, state.inner, edit)
+            edit = self.inner.extend(canvas, state.inner, edit)
         return replace(edit, notes=notes), replace(state, inner=inner)
 
 

@@ -7,8 +7,9 @@ go to the lowest position.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from unmask.canvas import Ints, Reading
 from unmask.decoders import Block, Scheduled, Scores, WholeBlocks, knob
@@ -20,7 +21,7 @@ from unmask.selection import quota
 class Vanilla(WholeBlocks, Scheduled):
     """A quota a forward, by score, at random or from the left."""
 
-    STANDS_FOR: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+    STANDS_FOR: ClassVar[Mapping[str, tuple[str, Mapping[str, object]]]] = {
         "threshold": ("threshold", {}),
         "factor": ("factor", {}),
         "gamma": ("eb_sampler", {"order": "confidence"}),

@@ -85,7 +85,7 @@ class Wino(Blockwise):
         elif not len(sure):
             sure = selection.ranking(scores.rank)[:1]
         edit = drafted.commit(sure)
-        before = FIRST_ACCEPT if state.memory is None else int(state.memory)
+        before = state.memory if isinstance(state.memory, int) else FIRST_ACCEPT
         if len(sure) > 1:
             edit = replace(edit, remask=self.verify(canvas, state, reading, before))
         return edit, replace(state, step=state.step + 1, memory=len(sure))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 
 from unmask.demo.example import Example
-from unmask.demo.story import LIMITS, Limits
+from unmask.demo.story import LIMITS, LevelRanges
 
 
 def _small_or_any(rng: random.Random, low: int, high: int) -> int:
     return rng.randint(low, min(high, 20) if rng.random() < 0.4 and low < 20 else high)
 
 
-def _operation(rng: random.Random, limits: Limits) -> tuple[str, int]:
+def _operation(rng: random.Random, limits: LevelRanges) -> tuple[str, int]:
     """Draw one operation and its result."""
     draw = rng.random()
     if draw < 0.34:

@@ -27,9 +27,9 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 @dataclass(frozen=True)
 class CardSetting:
-    """One line of the table: a held-out set and how it is decoded.
+    """One line of the table: a held-out set and its decoding method.
 
-    `is_aim`: what the model is trained for; the others are measured on two fifths of the examples.
+    `is_aim` marks the tasks that the model is trained for; the others use two fifths of the examples.
     """
 
     label: str
@@ -44,7 +44,7 @@ class CardSetting:
 
 
 def settings() -> list[CardSetting]:
-    """The card's settings: vanilla is one token a forward."""
+    """Return the card's settings; vanilla commits one token a forward."""
     rows = [
         CardSetting("word problems", "word_problem", "vanilla", "none", 64, 8, is_aim=True),
         CardSetting("word problems", "word_problem", "vanilla", "none", 64, 32),
@@ -82,7 +82,7 @@ def _sudoku(
 
 
 def accuracy(llm: LLM, setting: CardSetting, limit: int) -> dict[str, float]:
-    """Share right with its standard error, forwards and tokens per forward, answers' tokens."""
+    """Measure a setting: share right with its standard error, forwards, tokens per forward, seconds."""
     examples = held_out_set(setting.task, limit, **setting.options)
     began = time.perf_counter()
     outs = llm.generate(
@@ -110,7 +110,7 @@ def accuracy(llm: LLM, setting: CardSetting, limit: int) -> dict[str, float]:
 
 
 def infilling(llm: LLM, limit: int) -> dict[str, float]:
-    """Held-out sentences with a third of the tokens blanked: is the result in the grammar?"""
+    """Infill held-out sentences with a third of the tokens blanked; return the share in the grammar."""
     import random
 
     examples = held_out_set("sentence", limit)
@@ -135,13 +135,13 @@ def infilling(llm: LLM, limit: int) -> dict[str, float]:
 
 
 def answer_ids(llm: LLM, text: str) -> list[int]:
-    """Token ids of a text without special tokens."""
+    """Return the token ids of a text without special tokens."""
     assert llm.tokenizer is not None, "the demo model has a tokenizer"
     return list(llm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def reliability(llm: LLM, limit: int, bins: int = 10) -> list[tuple[float, float, int]]:
-    """(mean confidence, share right, count) of the top proposal per confidence bin.
+    """Return (mean confidence, share right, count) of the top proposal per confidence bin.
 
     Teacher-forced on held-out word problems: the true answer with each token masked with a probability
     drawn uniformly per example; a proposal is right when it is the true token. Padding is not counted.
@@ -168,31 +168,31 @@ def reliability(llm: LLM, limit: int, bins: int = 10) -> list[tuple[float, float
 
 
 def calibration_error(rows: Sequence[tuple[float, float, int]]) -> float:
-    """Expected calibration error of a reliability diagram."""
+    """Return the expected calibration error of a reliability diagram."""
     total = sum(count for _, _, count in rows)
     return sum(abs(c - right) * count for c, right, count in rows) / max(1, total)
 
 
 def table(llm: LLM, limit: int) -> str:
-    """The card's measured part as Markdown."""
+    """Measure everything and return the measured part of the card as Markdown."""
     lines = [
         "| held-out set | decoder | cache | gen / block | n | exact | forwards "
         "| answer tokens per forward |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for setting in settings():
-        got = accuracy(llm, setting, limit if setting.is_aim else max(1, 2 * limit // 5))
+        score = accuracy(llm, setting, limit if setting.is_aim else max(1, 2 * limit // 5))
         knobs = "".join(f" {key}={value}" for key, value in setting.knobs.items())
         lines.append(
             f"| {setting.label} | {setting.decoder}{knobs} | {setting.cache} | {setting.gen_length} / "
-            f"{setting.block_length} | {got['n']:.0f} | {100 * got['right']:.1f} ± "
-            f"{100 * got['error']:.1f} % | {got['forwards']:.1f} | {got['tokens_per_forward']:.2f} |"
+            f"{setting.block_length} | {score['n']:.0f} | {100 * score['right']:.1f} ± "
+            f"{100 * score['error']:.1f} % | {score['forwards']:.1f} | {score['tokens_per_forward']:.2f} |"
         )
-        say(f"{lines[-1]}  ({got['seconds']:.0f} s)")
-    got = infilling(llm, max(1, 2 * limit // 5))
+        say(f"{lines[-1]}  ({score['seconds']:.0f} s)")
+    score = infilling(llm, max(1, 2 * limit // 5))
     lines.append(
-        f"| infill: a third of a sentence, result in the grammar | vanilla | none | - | {got['n']:.0f}"
-        f" | {100 * got['right']:.1f} ± {100 * got['error']:.1f} % | {got['forwards']:.1f} | 1.00 |"
+        f"| infill: a third of a sentence, result in the grammar | vanilla | none | - | {score['n']:.0f}"
+        f" | {100 * score['right']:.1f} ± {100 * score['error']:.1f} % | {score['forwards']:.1f} | 1.00 |"
     )
     say(lines[-1])
     rows = reliability(llm, limit)
@@ -208,7 +208,7 @@ def table(llm: LLM, limit: int) -> str:
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Write progress to stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 

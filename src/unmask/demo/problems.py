@@ -295,6 +295,6 @@ def word_problem(rng: random.Random, level: int = 4, equations: int | None = Non
 
 
 def check_word_problem(example: Example, output: str) -> bool:
-    """Say whether the output's last line is the expected ``#### N``."""
+    """Return whether the output's last line is the expected ``#### N``."""
     lines = output.strip().splitlines()
     return bool(lines) and lines[-1] == example.answer.splitlines()[-1]

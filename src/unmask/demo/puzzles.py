@@ -100,7 +100,7 @@ def sudoku(rng: random.Random, level: int = 4, blanks: int | None = None) -> Exa
 
 
 def check_sudoku(example: Example, output: str) -> bool:
-    """Say whether the output is exactly the puzzle's only solution."""
+    """Return whether the output is exactly the puzzle's only solution."""
     return output.strip() == example.answer
 
 
@@ -154,7 +154,7 @@ def countdown_key(numbers: list[int], target: int) -> str:
 
 
 def check_countdown(example: Example, output: str) -> bool:
-    """Say whether the output is any valid solution of the countdown."""
+    """Return whether the output is any valid solution of the countdown."""
     *numbers, target = map(int, example.prompt.removeprefix(COUNTDOWN_HEADER).split(","))
     equations = output.strip().split(",")
     if len(equations) != len(numbers) - 1:

@@ -132,7 +132,7 @@ def _grammar() -> re.Pattern[str]:
 
 
 def is_sentence(text: str) -> bool:
-    """Say whether the grammar can produce exactly this sentence."""
+    """Return whether the grammar can produce exactly this sentence."""
     return _grammar().fullmatch(text) is not None
 
 
@@ -158,5 +158,5 @@ def sentence(rng: random.Random, level: int = 4) -> Example:
 
 
 def check_sentence(output: str) -> bool:
-    """Say whether every sentence of the output belongs to the grammar."""
+    """Return whether every sentence of the output belongs to the grammar."""
     return all(is_sentence(part) for part in split_sentences(output.strip()))

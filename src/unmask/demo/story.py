@@ -11,7 +11,7 @@ from unmask.demo import words
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LevelRanges:
     """Number ranges of a curriculum level."""
 
     operand: int
@@ -21,11 +21,11 @@ class Limits:
     divisor: int
 
 
-LIMITS: tuple[Limits, ...] = (
-    Limits(operand=20, total=50, factor=6, quotient=6, divisor=5),
-    Limits(operand=40, total=80, factor=9, quotient=9, divisor=9),
-    Limits(operand=50, total=100, factor=10, quotient=10, divisor=10),
-    Limits(operand=40, total=80, factor=9, quotient=9, divisor=9),
+LIMITS: tuple[LevelRanges, ...] = (
+    LevelRanges(operand=20, total=50, factor=6, quotient=6, divisor=5),
+    LevelRanges(operand=40, total=80, factor=9, quotient=9, divisor=9),
+    LevelRanges(operand=50, total=100, factor=10, quotient=10, divisor=10),
+    LevelRanges(operand=40, total=80, factor=9, quotient=9, divisor=9),
 )
 
 
@@ -36,7 +36,7 @@ class DeadEndError(Exception):
 class Story:
     """A problem under construction: sentences, worked steps and the running total."""
 
-    def __init__(self, rng: random.Random, limits: Limits) -> None:
+    def __init__(self, rng: random.Random, limits: LevelRanges) -> None:
         """Choose the people and the thing of the story."""
         self.rng = rng
         self.limits = limits
@@ -121,7 +121,7 @@ def apply(left: int, operator: str, right: int) -> int:
     return left // right
 
 
-def divisors(total: int, limits: Limits) -> list[int]:
+def divisors(total: int, limits: LevelRanges) -> list[int]:
     """Return the numbers of people a total can be shared among."""
     return [
         k

@@ -86,7 +86,7 @@ def _is_held_out_key(task: str, key: str) -> bool:
 
 
 def is_held_out(example: Example) -> bool:
-    """Say whether an example is kept from training; drills never are.
+    """Return whether an example is kept from training; drills never are.
 
     A text of several sentences is held out when any one of its sentences is.
     """
@@ -131,7 +131,7 @@ def held_out_set(
 
 
 def check(example: Example, output: str) -> bool:
-    """Say whether a model's answer text is right, surrounding white space aside."""
+    """Return whether a model's answer text is right, surrounding white space aside."""
     if example.task == "word_problem":
         return problems.check_word_problem(example, output)
     if example.task == "sudoku":

@@ -28,12 +28,12 @@ SKILLS = ("word_problem", "sudoku", "countdown", "drill")
 BLOCK_LENGTHS = (8, 16, 32, 64)
 STATES = ("any", "block", "digits", "prefix", "full")
 NEXT_LENGTHS = (1, 2, 4, 8)
-"""How many tokens behind a known prefix carry most of the weight."""
+"""Numbers of tokens after a known prefix that carry most of the weight."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids and which of them may be masked (None: from `prompt_length` on, padding too)."""
+    """Token ids, and a mask of those that may be masked (None: from `prompt_length` on, padding too)."""
 
     task: str
     ids: list[int]
@@ -65,7 +65,7 @@ class DemoData:
         self.is_digit[tokenizer.convert_tokens_to_ids(list("0123456789"))] = True
 
     def mixture(self, step: int) -> tuple[list[float], int]:
-        """Shares of `SKILLS` among a step's fine-tuning rows, and the curriculum's level."""
+        """Return the shares of `SKILLS` among a step's fine-tuning rows, and the curriculum's level."""
         recipe = self.recipe
         mix = recipe.reading_mix if step >= recipe.reading_at else recipe.mix
         progress = min(1.0, step / max(1, recipe.drill_steps))
@@ -74,7 +74,7 @@ class DemoData:
         return [*others, drills], 1 + sum(step >= at for at in recipe.level_steps)
 
     def batches(self, step: int) -> list[Batch]:
-        """The micro-batches of optimizer step `step`: sentences (if any) first, then the rest."""
+        """Return the micro-batches of step `step`: sentences (if any) first, then the other tasks."""
         rng = random.Random(f"{self.recipe.seed} {step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         shares, level = self.mixture(step)
@@ -84,15 +84,15 @@ class DemoData:
         tasks = rng.choices(SKILLS, weights=shares, k=num_tuning)
         rows = self._encode([training_example(task, rng, level) for task in tasks])
         rows.sort(key=lambda row: len(row.ids))
-        made = []
+        batches = []
         if num_sentences:
             drawn = [training_example("sentence", rng, level) for _ in range(num_sentences)]
-            made.append(self._pretraining(self._encode(drawn), generator))
+            batches.append(self._pretraining(self._encode(drawn), generator))
         cuts = [num_tuning * k // recipe.micro_batches for k in range(recipe.micro_batches + 1)]
         for start, end in zip(cuts, cuts[1:], strict=False):
             if start < end:
-                made.append(self._fine_tuning(rows[start:end], step, rng, generator))
-        return made
+                batches.append(self._fine_tuning(rows[start:end], step, rng, generator))
+        return batches
 
     def _pretraining(self, rows: list[Row], generator: torch.Generator) -> Batch:
         ids, maskable = self._pad(rows, self._round(max(len(row.ids) for row in rows)))
@@ -103,7 +103,7 @@ class DemoData:
     def _fine_tuning(
         self, rows: list[Row], step: int, rng: random.Random, generator: torch.Generator
     ) -> Batch:
-        """Every row in one of the states that the recipe names: see `decisions/0004`."""
+        """Corrupt every row into a state of the recipe (`docs/decisions/0004-the-demo-recipe.md`)."""
         recipe = self.recipe
         length = self._round(len(rows[-1].ids) + _tail(rng))
         rows = rng.sample(rows, min(len(rows), max(1, recipe.tokens_per_micro_batch // length)))
@@ -166,7 +166,7 @@ class DemoData:
         return min(-(-length // multiple) * multiple, self.spec.max_length)
 
     def _encode(self, examples: list[Example]) -> list[Row]:
-        encode = self.tokenizer._tokenizer.encode_batch
+        encode = self.tokenizer.backend_tokenizer.encode_batch
         prompts = encode([example.prompt for example in examples], add_special_tokens=False)
         answers = encode([example.answer for example in examples], add_special_tokens=False)
         rows = []
@@ -201,7 +201,7 @@ class DemoData:
 
 
 def _tail(rng: random.Random) -> int:
-    """Extra end-of-text positions, so that long canvases are seen too."""
+    """Draw a number of extra end-of-text positions, so that training covers long canvases."""
     draw = rng.random()
     if draw < 0.8:
         return 0

@@ -75,10 +75,10 @@ class ReplicatedFeatureStore(ReplicatedDenseStore, FeatureStore):
 class ReplicatedPagedStore(ReplicatedStore, PagedStore):
     """Rank 0's part of a paged store."""
 
-    def grow(self, positions: int) -> None:
+    def grow(self, num_slots: int) -> None:
         """Grow the store on every rank, see `PagedStore.grow`."""
-        with self.channel.collective(self.message("grow", positions)):
-            super().grow(positions)
+        with self.channel.collective(self.message("grow", num_slots)):
+            super().grow(num_slots)
 
     def copy(self, source: int, target: int) -> None:
         """Copy a page on every rank, see `PagedStore.copy`."""
@@ -159,4 +159,4 @@ class StoreReplicas:
         assert number is not None, "pages have a store"
         store = self.by_number[number]
         assert isinstance(store, PagedStore), "pages are in a paged store"
-        return PageTable.of(store, list(pages))
+        return PageTable.from_pages(store, list(pages))

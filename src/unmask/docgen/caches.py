@@ -35,7 +35,7 @@ def numbers_per_position(name: str, spec: ModelSpec) -> int:
     if not caches.cache_class(name).stores:
         return 0
     keys = 2 * spec.num_kv_heads * spec.head_dim
-    layered = getattr(caches.cache_class(name), "layered", False) is True
+    layered = caches.cache_class(name)().layered
     return keys + (2 * spec.d_model if layered else 0)
 
 

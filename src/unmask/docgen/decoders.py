@@ -85,7 +85,7 @@ def _section(name: str) -> str:
     text = f"## {name}\n\n{inspect.getdoc(cls)}\n"
     if differs:
         text += f"\nDiffers from the source: {differs}\n"
-    aliases = getattr(cls, "STANDS_FOR", {})
+    aliases = cls.STANDS_FOR
     if aliases:
         written = ", ".join(f"`{key}` ({target})" for key, (target, _) in aliases.items())
         text += f"\nWith one of these knobs it stands for another decoder: {written}.\n"

@@ -40,13 +40,13 @@ class PagedKV:
 
     def __init__(self, store: PagedStore) -> None:
         self.store = store
-        self.found = PrefixStats()
+        self.prefix_stats = PrefixStats()
         self._tables: dict[int, list[PageTable]] = {}
 
     @staticmethod
     def takes(sequence: SequenceState) -> bool:
         """Whether a sequence's keys live in pages."""
-        return bool(getattr(sequence.request.cache, "pageable", False))
+        return sequence.request.cache.pageable
 
     def table(self, sequence: SequenceState, sees_prompt: bool) -> PageTable:
         """The table of one of its rows."""
@@ -58,29 +58,29 @@ class PagedKV:
         decided = decided_positions(canvas)
         tables = self._tables[id(sequence)] = [PageTable(self.store) for _ in range(num_rows)]
         known = min(
-            table.find(fed_tokens(canvas, branch == 0)[:decided])
+            table.match_prefix(fed_tokens(canvas, branch == 0)[:decided])
             for branch, table in enumerate(tables)
         )
         for table in tables:
-            table.cut(known)
-        self.found.num_asked += decided * num_rows
-        self.found.num_found += known * num_rows
+            table.truncate(known)
+        self.prefix_stats.num_asked += decided * num_rows
+        self.prefix_stats.num_found += known * num_rows
         # after a preemption its own pages are found too
         sequence.num_cached = max(sequence.num_cached, sequence.num_never_computed(known))
-        sequence.cache_state = request.cache.known(
+        sequence.cache_state = request.cache.resume(
             known, request.cache.start(canvas, request.facts)
         )
 
-    def missing(self, sequence: SequenceState, plan: CachePlan) -> int:
+    def num_missing(self, sequence: SequenceState, plan: CachePlan) -> int:
         """Pages to take before the forward of `plan`."""
         assert plan.end is not None, "a pageable cache says what is seen"
-        return sum(table.missing(plan.known, plan.end) for table in self._tables[id(sequence)])
+        return sum(table.num_missing(plan.known, plan.end) for table in self._tables[id(sequence)])
 
-    def secure(self, sequence: SequenceState, plan: CachePlan) -> None:
+    def reserve(self, sequence: SequenceState, plan: CachePlan) -> None:
         """Take them; they must be available."""
         assert plan.end is not None, "a pageable cache says what is seen"
         for table in self._tables[id(sequence)]:
-            table.secure(plan.known, plan.end)
+            table.reserve(plan.known, plan.end)
 
     def publish(self, sequence: SequenceState, plan: CachePlan) -> None:
         """After a forward and before its edit: what is final now may serve others."""
@@ -90,7 +90,7 @@ class PagedKV:
     def release(self, sequence: SequenceState) -> None:
         """Give all its pages back."""
         for table in self._tables.pop(id(sequence), []):
-            table.cut(0)
+            table.truncate(0)
 
     def has_room(self, sequence: SequenceState, num_rows: int) -> bool:
         """Whether its next forward finds pages, with one to spare for every table that grows."""
@@ -99,12 +99,12 @@ class PagedKV:
         block = self.store.block_size
         pages = num_rows * -(-(decided_positions(sequence.canvas) + block) // self.store.size)
         growing = sum(len(tables) for tables in self._tables.values())
-        return pages + growing <= self.store.pages.num_available
+        return pages + growing <= self.store.pool.num_available
 
     def check_fit(self, sequence: SequenceState, num_rows: int) -> None:
         """Raise ConfigError for a sequence that needs more pages than there are."""
         positions = sequence.request.max_positions
-        needed, total = num_rows * -(-positions // self.store.size), self.store.pages.total
+        needed, total = num_rows * -(-positions // self.store.size), self.store.pool.total
         if needed > total:
             raise ConfigError(
                 f"a canvas of {positions} positions takes {needed} pages of cache, the engine has "

@@ -159,7 +159,7 @@ class LLM(Requests):
         make = self._maker(decoder, (cache, cache_args), seed, stop_at_eos, knobs)
         decoder_ = make.method.decoder
         length = self.first_length(decoder_, gen_length)
-        option = getattr(decoder_, "length_knob", "gen_length")
+        option = decoder_.length_knob
         canvases = [self.prompt_canvas(prompt, length, raw=raw, option=option) for prompt in listed]
         finished = self._run([make(canvas) for canvas in canvases], max_batch_size)
         return [self.output(sequence, return_trace) for sequence in finished]
@@ -248,7 +248,7 @@ class LLM(Requests):
             max_rows=rows * min(max_batch_size, len(sequences)),
             max_positions=max(request.max_positions for request in requests),
             store=any(sequence.request.cache.stores for sequence in sequences),
-            features=any(getattr(s.request.cache, "layered", False) for s in sequences),
+            features=any(s.request.cache.layered for s in sequences),
         )
         yield from decode(sequences, runner)
 

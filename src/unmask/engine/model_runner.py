@@ -104,7 +104,7 @@ class ModelRunner:
         cache = sequence.request.cache
         if not cache.stores or self.is_paged(sequence):
             return None
-        return self.dense[bool(getattr(cache, "layered", False))]
+        return self.dense[cache.layered]
 
     def has_room(self, sequence: SequenceState) -> bool:
         """Whether it can be admitted now."""
@@ -199,7 +199,7 @@ class ModelRunner:
         answering = self.row_of(ask.rows)
         plan, state = request.cache.plan(canvas, ask, answering, sequence.cache_state)
         if most is not None and len(plan.queries) > most and self.is_paged(sequence):
-            ahead = request.cache.ahead(canvas, sequence.cache_state, most)
+            ahead = request.cache.prefill(canvas, sequence.cache_state, most)
             if ahead is not None:
                 plan, sequence.cache_state = ahead
                 return ForwardInput(
@@ -226,13 +226,13 @@ class ModelRunner:
             ask = replace(ask, top_v=min(size, self.model.spec.vocab_size))
         return ask
 
-    def secure(self, item: ForwardInput) -> bool:
+    def reserve_pages(self, item: ForwardInput) -> bool:
         """Allocate the pages that an input needs; return False, allocating none, if too few are free."""
         if self.paging is None or not self.is_paged(item.sequence):
             return True
-        if self.paging.missing(item.sequence, item.plan) > self.paging.store.pages.num_available:
+        if self.paging.num_missing(item.sequence, item.plan) > self.paging.store.pool.num_available:
             return False
-        self.paging.secure(item.sequence, item.plan)
+        self.paging.reserve(item.sequence, item.plan)
         return True
 
     @torch.inference_mode()

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from unmask.canvas import (
-    Canvas,
-    ModelFacts,
-)
+from unmask.caches.base import AnyCache
+from unmask.canvas import Canvas, ModelFacts
+from unmask.decoders.base.protocol import AnyDecoder
 from unmask.sampling.params import SamplingParams
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +15,8 @@ class Request:
     """One sequence to decode; `stop_ids` end the answer when `stop_at_eos`."""
 
     canvas: Canvas
-    decoder: Any
-    cache: Any
+    decoder: AnyDecoder
+    cache: AnyCache
     sampling_params: SamplingParams
     seed: int
     stop_ids: frozenset[int]
@@ -31,11 +26,10 @@ class Request:
     @property
     def max_positions(self) -> int:
         """The most positions the canvas may grow to."""
-        return int(self.decoder.max_positions(self.canvas, self.facts))
+        return self.decoder.max_positions(self.canvas, self.facts)
 
     @property
     def max_forwards(self) -> int:
         """The loop's bound: past it every forward commits all it reads."""
         usual = 2 * (self.max_positions - self.canvas.prompt_length) + 64
-        own = getattr(self.decoder, "max_forwards", None)
-        return usual if own is None else max(usual, int(own(self.canvas, self.facts)))
+        return max(usual, self.decoder.max_forwards(self.canvas, self.facts))

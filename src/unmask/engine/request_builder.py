@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unmask import decoders
+from unmask.caches.base import AnyCache
 from unmask.caches.registry import make_cache
 from unmask.canvas import Canvas, Ints, ModelFacts
+from unmask.decoders.base.protocol import AnyDecoder
 from unmask.engine.prompts import Prompt, Prompts
 from unmask.engine.request import Request
 from unmask.engine.sequence import SequenceState
@@ -42,7 +44,7 @@ def flags(**flags: Any) -> None:
 
 def split_cache(
     name: str, args: Mapping[str, Any] | None, knobs: dict[str, Any], block_size: int | None
-) -> tuple[dict[str, Any], Any]:
+) -> tuple[dict[str, Any], AnyCache]:
     """The knobs that are the decoder's, and the cache of the others (`cache.kp`) and `args`.
 
     Raises ConfigError.
@@ -63,7 +65,7 @@ def split_cache(
 class Method:
     """A decoder, how it proposes, and what was changed on the way from what was written (or None)."""
 
-    decoder: Any
+    decoder: AnyDecoder
     sampling_params: SamplingParams
     said: str | None
 
@@ -82,29 +84,7 @@ def configure(decoder: str, knobs: dict[str, Any], options: tuple[str, ...] = OP
     sampling_params = {k: set_field(SamplingParams, k, v) for k, v in knobs.items() if k in shared}
     method = decoders.make_decoder(decoder, {k: v for k, v in knobs.items() if k in own})
     made = SamplingParams(**sampling_params)
-    inner = getattr(method, "inner", method)
-    if made.temperature == 0 and not getattr(inner, "tells_sampling", False):
-        for key, value in (("top_p", made.top_p), ("top_k", made.top_k)):
-            if value is not None:
-                raise ConfigError(
-                    f"{key}={value} has no effect at temperature=0; set a temperature"
-                )
-    if "kl" in getattr(inner, "stats", ()) and made.vocabulary in ("frequency", "union"):
-        raise ConfigError(
-            f"vocabulary={made.vocabulary} changes which tokens there are from forward to forward; "
-            f"decoder klass compares whole distributions: use static or none"
-        )
-    score = getattr(inner, "effective_score", "confidence")
-    if made.vocabulary == "static" and score not in ("confidence", "pc"):
-        raise ConfigError(
-            f"vocabulary=static has no effect on score={score}; use another vocabulary"
-        )
-    reads = made.vocabulary == "frequency" or getattr(inner, "effective_score", "") == "pc"
-    if made.frequencies is not None and not reads:
-        raise ConfigError(
-            f"frequencies={made.frequencies} has no effect here; use score=pc, decoder pc_sampler or "
-            f"vocabulary=frequency, or leave it out"
-        )
+    method.check_sampling(made)
     return Method(method, made, said)
 
 
@@ -128,7 +108,7 @@ class Maker:
     """Everything of a request but its canvas."""
 
     method: Method
-    cache: Any
+    cache: AnyCache
     seed: int
     stop_ids: frozenset[int]
     stop_at_eos: bool
@@ -190,7 +170,7 @@ class Requests(Prompts):
             canvas = what
         else:
             length = self.first_length(make.method.decoder, gen_length)
-            option = getattr(make.method.decoder, "length_knob", "gen_length")
+            option = make.method.decoder.length_knob
             canvas = self.prompt_canvas(what, length, raw=raw, option=option)
         if make.method.sampling_params.frequencies is not None:
             load_background(make.method.sampling_params.frequencies, self.spec.vocab_size)
@@ -199,15 +179,15 @@ class Requests(Prompts):
         return made
 
     @staticmethod
-    def first_length(decoder: Any, asked: int | None) -> int:
+    def first_length(decoder: AnyDecoder, asked: int | None) -> int:
         """Return the number of initial positions; ConfigError when a decoder that finds it is told one."""
-        if getattr(decoder, "chooses_length", False):
+        if decoder.chooses_length:
             if asked is not None:
                 raise ConfigError(
                     f"gen_length={asked} has no effect: the decoder finds the length; use "
                     f"initial_gen_length and max_gen_length"
                 )
-            return int(decoder.first_length())
+            return decoder.first_length()
         return GEN_LENGTH if asked is None else asked
 
     def _maker(
@@ -236,8 +216,8 @@ class Requests(Prompts):
                 "ignore_eos=true, infilling); leave it out"
             )
         facts = self.facts
-        drafter = getattr(method.decoder, "drafter", "lookup")
-        if drafter != "lookup":
+        drafter = method.decoder.draft_model
+        if drafter is not None:
             facts = replace(facts, draft=self._draft_with(drafter))
         return Maker(method, policy, seed, self.stop_ids, stop_at_eos, facts)
 

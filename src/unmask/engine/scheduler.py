@@ -94,7 +94,7 @@ class Scheduler:
                     self.remove(sequence)
                     failed.append(Event(sequence.canvas, Edit(), sequence, capture.error))
         for sequence in list(self.active):  # the oldest first: it always finds room
-            while id(sequence) in self._inputs and not self.runner.secure(
+            while id(sequence) in self._inputs and not self.runner.reserve_pages(
                 self._inputs[id(sequence)]
             ):
                 self._preempt(next(s for s in reversed(self.active) if self.runner.is_paged(s)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,8 +31,8 @@ class SequenceState:
 
     request: Request
     canvas: Canvas
-    decoder_state: Any
-    cache_state: Any
+    decoder_state: object
+    cache_state: object
     sampler_state: SamplerState
     index: int = 0
     num_forwards: int = 0
@@ -56,8 +56,7 @@ class SequenceState:
         """A sequence before its first forward. Raises ConfigError when the decoder's knobs misfit."""
         from unmask.engine.sampler_state import SamplerState
 
-        first = getattr(request.decoder, "first_canvas", None)
-        canvas = request.canvas if first is None else first(request.canvas, request.facts)
+        canvas = request.decoder.first_canvas(request.canvas, request.facts)
         state = request.decoder.start(request.canvas, request.facts)
         cached = request.cache.start(canvas, request.facts)
         return cls(request, canvas, state, cached, SamplerState(), index)
@@ -98,8 +97,7 @@ class SequenceState:
 
     def _num_lasting(self) -> int:
         """Positions from the left that the decoder will not change any more once they are decided."""
-        settled = getattr(self.request.decoder, "num_settled", None)
-        return len(self.canvas) if settled is None else settled(self.canvas, self.decoder_state)
+        return self.request.decoder.num_settled(self.canvas, self.decoder_state)
 
     def count(self, positions: Ints, num_queries: int) -> None:
         """Remember that a forward computed these positions of the canvas, at the price of `num_queries`."""
@@ -135,7 +133,7 @@ class SequenceState:
         if ends_early and self.stop_position() is not None:
             self.finish_reason = "stop"
             self._pad(0)
-            if getattr(self.request.decoder, "whole_blocks", False):
+            if self.request.decoder.whole_blocks:
                 self.canvas = truncate(self.canvas, len(self.request.canvas))
         elif self.canvas.num_open == 0 and (exhausted or self._num_lasting() >= len(self.canvas)):
             self.finish_reason = "stop" if self.stop_position() is not None else "length"

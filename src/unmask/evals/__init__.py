@@ -1,1 +1,1 @@
-"""Evaluation: tasks, answers that survive a crash, and numbers that say how they were counted."""
+"""Evaluation: tasks, resumable runs, and metrics with documented definitions."""

@@ -1,4 +1,4 @@
-"""The tasks there are: what each needs, and which of its metrics is the accuracy."""
+"""Catalog of the tasks: requirements, defaults, and the metric that is the accuracy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 class TaskEntry:
     """A task.
 
-    `metric` and `filter` name what lm-eval computes for a document and what we call right. `files`: the
-    data it reads below the data folder; empty: bundled. `needs_data`: there is no bundled set of that name.
-    `gen_length`: positions when nothing else is said. `num_fewshot`: examples in the prompt when nothing
-    else is said. `own_shots`: the source writes them into the prompt, not lm-eval. `choices`: answered by
-    likelihood, not by generation. `runs_code`: answers are programs.
+    `metric`, `filter`: lm-eval's metric that is the score of a document. `files`: data files below the data
+    folder; empty for a bundled task. `needs_data`: True if there is no bundled set. `gen_length`: default
+    number of positions. `num_fewshot`: default number of examples in the prompt. `own_shots`: the examples
+    are written by the source, not by lm-eval. `choices`: answered by likelihood, not by generation.
+    `runs_code`: answers are programs.
     """
 
     about: str

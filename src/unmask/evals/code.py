@@ -1,8 +1,8 @@
-"""From an answer to a program: what of the text is code, and what of the code is kept.
+"""Extraction of a program from an answer.
 
-Source: the post-processing of Dream's and Fast-dLLM's evaluations. Fences are stripped; of the prompt and
-the completion the longest prefix of lines that parses is kept, at most 100 lines; of that, imports, names
-and the definitions that the entry point reaches.
+Source: the post-processing of Dream's and Fast-dLLM's evaluations. Code fences are stripped. Of prompt and
+completion, the longest prefix of lines that parses is retained, at most 100 lines; of that prefix, imports,
+assignments and the definitions that the entry point uses.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import ast
 import re
 
 MAX_LINES = 100
+DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+STATEMENT = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 FENCE = re.compile(r"```[\w+-]*[^\S\n]*\n(.*?)(?:\n[^\S\n]*```|```|\Z)", re.DOTALL)
 
 
 def fenced(text: str) -> str | None:
-    """The first fenced block, also one that is not closed; None without a fence."""
-    found = FENCE.search(text)
-    return found.group(1) if found else None
+    """Return the first fenced block, even if it is not closed; None without a fence."""
+    match = FENCE.search(text)
+    return match.group(1) if match else None
 
 
 def longest_program(text: str) -> str:
-    """The longest prefix of the first 100 lines that parses; empty when none does."""
+    """Return the longest prefix of the first 100 lines that parses; empty if none does."""
     lines = text.splitlines()[:MAX_LINES]
     for end in range(len(lines), 0, -1):
         program = "\n".join(lines[:end])
@@ -31,7 +33,7 @@ def longest_program(text: str) -> str:
 
 
 def parse(program: str) -> ast.Module | None:
-    """Its syntax tree; None when it is not Python."""
+    """Return the syntax tree; None for text that is not Python."""
     try:
         return ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -39,35 +41,31 @@ def parse(program: str) -> ast.Module | None:
 
 
 def definitions(program: str) -> list[str]:
-    """Names of the functions and classes of its top level."""
+    """Return the names of the functions and classes at the top level."""
     tree = parse(program)
-    named = [] if tree is None else [getattr(node, "name", None) for node in tree.body]
-    return [name for name in named if name is not None]
+    return [] if tree is None else [node.name for node in tree.body if isinstance(node, DEFINITION)]
 
 
 def reachable(program: str, roots: list[str]) -> str:
-    """Imports, assignments, and the definitions `roots` and what they use, directly or not."""
+    """Return imports, assignments, and the definitions that `roots` use, directly or indirectly."""
     tree = parse(program)
     if tree is None:
         return program
-    made = {
-        node.name: node
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    }
-    rest = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
-    kept = [node for node in tree.body if isinstance(node, rest)]
-    wanted = [*roots, *(name for node in kept for name in _names(node))]
+    by_name = {node.name: node for node in tree.body if isinstance(node, DEFINITION)}
+    statements = [node for node in tree.body if isinstance(node, STATEMENT)]
+    pending = [*roots, *(name for node in statements for name in _names(node))]
     seen: set[str] = set()
-    while wanted:
-        name = wanted.pop()
-        if name in made and name not in seen:
+    while pending:
+        name = pending.pop()
+        if name in by_name and name not in seen:
             seen.add(name)
-            wanted += _names(made[name])
-    chosen = [
-        node for node in tree.body if isinstance(node, rest) or getattr(node, "name", None) in seen
+            pending += _names(by_name[name])
+    body: list[ast.stmt] = [
+        node
+        for node in tree.body
+        if isinstance(node, STATEMENT) or (isinstance(node, DEFINITION) and node.name in seen)
     ]
-    return ast.unparse(ast.Module(body=chosen, type_ignores=[]))
+    return ast.unparse(ast.Module(body=body, type_ignores=[]))
 
 
 def _names(node: ast.AST) -> list[str]:
@@ -75,15 +73,15 @@ def _names(node: ast.AST) -> list[str]:
 
 
 def humaneval_program(prompt: str, completion: str, entry_point: str) -> str:
-    """The function that an answer to a HumanEval prompt defines.
+    """Return the function that an answer to a HumanEval prompt defines.
 
-    What the prompt defines beside it stays, since a test may use it. A fenced block that defines the
-    entry point is taken instead of a continuation.
+    Other definitions of the prompt are retained, since a test may use them. A fenced block that defines the
+    entry point replaces the prompt from there on.
     """
     roots = [entry_point, *definitions(prompt)]
     before, block = completion.partition("```")[0], fenced(completion)
-    goes_on = before[:1].isspace() and bool(before.strip()) and parse(prompt + before) is not None
-    if not goes_on and block is not None:
+    continues = before[:1].isspace() and bool(before.strip()) and parse(prompt + before) is not None
+    if not continues and block is not None:
         if entry_point in definitions(longest_program(block)):
             head = prompt[: prompt.rfind(f"def {entry_point}")]
             return reachable(longest_program(f"{head}\n{block}"), roots)
@@ -92,7 +90,7 @@ def humaneval_program(prompt: str, completion: str, entry_point: str) -> str:
 
 
 def mbpp_program(completion: str) -> str:
-    """The code of an answer to an MBPP prompt, which may have opened a fence already."""
+    """Return the code of an answer to an MBPP prompt; the prompt may have opened a fence."""
     before, block = completion.partition("```")[0], fenced(completion)
     is_code = any(not isinstance(node, ast.Expr) for node in getattr(parse(before), "body", ()))
     text = before if is_code or block is None else block

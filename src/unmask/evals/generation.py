@@ -1,33 +1,32 @@
-"""Questions in, answers with their counts and times out, as each is finished.
+"""Generation of answers with their token counts and times, each as soon as it is finished.
 
-Every answer is decoded by the engine's one loop; `batch_size` of them share a forward, and a finished
-one makes room for the next at once.
+The engine decodes `batch_size` answers per forward; a finished one is replaced by the next immediately.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unmask.engine.model_runner import ModelRunner
 from unmask.errors import PromptError
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import Counted, count
+from unmask.evals.traces import AnswerTrace, compact
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
-    from unmask.engine.sequence import SequenceState as Decoding
+    from unmask.engine.sequence import SequenceState
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt of a task: `doc` is its document's place in the task, `part` its place in the document.
+    """A prompt of a task: number of its document in the task, and of the part in the document.
 
-    `key`: a hash of all that the answer depends on. `stops`: texts that end the answer.
+    `key`: hash of all that the answer depends on. `stops`: texts that end the answer.
     """
 
     doc: int
@@ -40,12 +39,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came out for a question, as a line of samples.jsonl.
+    """The answer to a question, and a line of samples.jsonl.
 
-    `text` ends at the end token or the first stop. `counted`: the numbers of tokens, each by its
-    definition. `latency_s`: from admission to the batch to the last forward. `decode_s` and `wall_s`: time
-    of the loop, and of everything, since the answer before it was finished, so that their sums over a
-    run's answers are the run's times. `log_prob`, `is_greedy`: of a likelihood. `trace`: see `traces`.
+    `text` ends before the end token or the first stop. `latency_s`: from admission to the batch to the last
+    forward. `decode_s` and `wall_s`: time of the engine, and total time, since the previous answer was
+    finished, so that their sums over all answers are the times of the run. `log_prob`, `is_greedy`: for
+    answers by likelihood.
     """
 
     doc: int
@@ -64,64 +63,60 @@ class Answer:
     wall_s: float = 0.0
     log_prob: float | None = None
     is_greedy: bool | None = None
-    trace: dict[str, Any] | None = None
+    trace: AnswerTrace | None = None
 
 
-class _Timed(ModelRunner):
-    """Notes when each sequence was admitted."""
+class _TimedRunner(ModelRunner):
+    """Model runner that records the time of admission of each sequence in `admitted_at`."""
 
-    def __init__(self, *args: Any, admitted: dict[int, float], **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._admitted = admitted
+    admitted_at: dict[int, float]
 
-    def admit(self, sequence: Decoding) -> None:
-        """Give a sequence its rows, and note the time."""
-        self._admitted[sequence.index] = time.perf_counter()
+    def admit(self, sequence: SequenceState) -> None:
+        """Admit a sequence and record the time."""
+        self.admitted_at[sequence.index] = time.perf_counter()
         super().admit(sequence)
 
 
 class AnswerTimer:
-    """Times between answers: of the loop and of everything. Begins with its making."""
+    """Timer of the intervals between answers: time of the engine, and total time from construction."""
 
     def __init__(self) -> None:
         self._wall, self._decode = time.perf_counter(), 0.0
 
     def add(self, seconds: float) -> None:
-        """Time that the loop took."""
+        """Add time of the engine."""
         self._decode += seconds
 
     def lap(self) -> tuple[float, float]:
-        """Loop seconds and wall seconds since the lap before."""
+        """Return the seconds of the engine and in total since the previous lap."""
         now = time.perf_counter()
-        found = self._decode, now - self._wall
+        lap = self._decode, now - self._wall
         self._wall, self._decode = now, 0.0
-        return found
+        return lap
 
 
 def decode_all(
     llm: LLM, questions: Sequence[Question], settings: EvalSettings, watch: AnswerTimer
 ) -> Iterator[Answer]:
-    """An answer to each question, as they are finished (not in order when answers share forwards).
+    """Yield the answer to each question when it is finished, out of order if answers share forwards.
 
-    Raises PromptError with the document's number where a prompt does not fit, and ConfigError.
+    Raises PromptError with the number of the document where a prompt does not fit, and ConfigError.
     """
-    from unmask.evals.traces import compact
-
     make = llm._maker(
         settings.decoder, (settings.cache, None), settings.seed, True, dict(settings.knobs)
     )
     requests = []
     for question in questions:
-        finds_length = getattr(make.method.decoder, "chooses_length", False)
+        finds_length = make.method.decoder.chooses_length
         asked = settings.gen_length if finds_length else question.gen_length
         length = llm.first_length(make.method.decoder, asked)
         try:
             requests.append(make(llm.prompt_canvas(list(question.prompt_ids), length)))
         except PromptError as error:
             raise PromptError(f"document {question.doc}: {error}") from None
-    admitted: dict[int, float] = {}
+    admitted_at: dict[int, float] = {}
     timed = copy.copy(llm)
-    timed.make_runner = functools.partial(_Timed, admitted=admitted)
+    timed.make_runner = type("_TimedRunner", (_TimedRunner,), {"admitted_at": admitted_at})
     events = timed._events(requests, settings.batch_size)
     while True:
         began = time.perf_counter()
@@ -149,7 +144,7 @@ def decode_all(
             num_forced=output.num_forced,
             cache_bytes=output.cache_bytes,
             finish_reason=output.finish_reason,
-            latency_s=ended - admitted.pop(sequence.index),
+            latency_s=ended - admitted_at.pop(sequence.index),
             decode_s=decode_s,
             wall_s=wall_s,
             trace=compact(sequence.request, output) if settings.trace else None,

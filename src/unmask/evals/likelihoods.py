@@ -1,4 +1,4 @@
-"""Answers by likelihood: how probable the model finds given texts."""
+"""Answers by likelihood: log-probabilities of continuations under the model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
 AT_A_TIME = 32
-"""Pairs between two writes: what a killed run may have to do again."""
+"""Pairs scored together; a run that is killed repeats at most this many."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A text given another; places and key as in `Question`."""
+    """A prompt and its continuation; `doc`, `part` and `key` as in `Question`."""
 
     doc: int
     part: int
@@ -33,30 +33,30 @@ class Pair:
 def score_all(
     llm: LLM, pairs: Sequence[Pair], settings: EvalSettings, watch: AnswerTimer, check_greedy: bool
 ) -> Iterator[Answer]:
-    """The likelihood of each pair, in order. `check_greedy` also decodes each answer greedily.
+    """Yield the likelihood of each pair, in order; `check_greedy` also decodes each answer greedily.
 
-    The latency of each is its share of the time of those that were scored together.
+    The latency of a pair is its share of the time of the pairs that are scored together.
     """
     for start in range(0, len(pairs), AT_A_TIME):
-        some = pairs[start : start + AT_A_TIME]
+        chunk = pairs[start : start + AT_A_TIME]
         began = time.perf_counter()
         try:
-            found = llm.loglikelihood(
-                [list(pair.prompt_ids) for pair in some],
-                [list(pair.answer_ids) for pair in some],
+            likelihoods = llm.loglikelihood(
+                [list(pair.prompt_ids) for pair in chunk],
+                [list(pair.answer_ids) for pair in chunk],
                 mc_num=settings.mc_num,
                 cfg_scale=float(settings.knobs.get("cfg_scale", 0.0)),
                 seed=settings.seed,
                 batch_size=settings.batch_size,
             )
         except PromptError as error:
-            raise PromptError(f"documents {some[0].doc} to {some[-1].doc}: {error}") from None
-        assert isinstance(found, list), "two lists give a list"
-        greedy = [is_greedy(llm, pair) if check_greedy else None for pair in some]
+            raise PromptError(f"documents {chunk[0].doc} to {chunk[-1].doc}: {error}") from None
+        assert isinstance(likelihoods, list), "two lists give a list"
+        greedy = [is_greedy(llm, pair) if check_greedy else None for pair in chunk]
         seconds = time.perf_counter() - began
         watch.add(seconds)
         decode_s, wall_s = watch.lap()
-        for place, (pair, likelihood) in enumerate(zip(some, found, strict=True)):
+        for place, (pair, likelihood) in enumerate(zip(chunk, likelihoods, strict=True)):
             yield Answer(
                 doc=pair.doc,
                 part=pair.part,
@@ -66,7 +66,7 @@ def score_all(
                 num_forwards=likelihood.num_forwards,
                 num_queries=likelihood.num_forwards * (len(pair.prompt_ids) + len(pair.answer_ids)),
                 num_logit_rows=likelihood.num_forwards * likelihood.num_tokens,
-                latency_s=seconds / len(some),
+                latency_s=seconds / len(chunk),
                 decode_s=decode_s if place == 0 else 0.0,
                 wall_s=wall_s if place == 0 else 0.0,
                 log_prob=likelihood.log_prob,
@@ -75,7 +75,7 @@ def score_all(
 
 
 def is_greedy(llm: LLM, pair: Pair) -> bool:
-    """Whether decoding a token a forward, the surest first, writes exactly the answer.
+    """Return True if decoding one token per forward, highest confidence first, yields the answer.
 
     Source: `suffix_greedy_prediction` of LLaDA's evaluation.
     """
@@ -83,5 +83,5 @@ def is_greedy(llm: LLM, pair: Pair) -> bool:
     canvas = llm.prompt_canvas(list(pair.prompt_ids), count)
     make = llm._maker("vanilla", ("none", None), 0, False, {"block_length": count, "steps": count})
     written = llm._run([make(canvas)], 1)[0].canvas
-    found: list[int] = written.tokens[len(pair.prompt_ids) :].tolist()
-    return found == list(pair.answer_ids)
+    tokens: list[int] = written.tokens[len(pair.prompt_ids) :].tolist()
+    return tokens == list(pair.answer_ids)

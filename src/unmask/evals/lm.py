@@ -1,7 +1,7 @@
 """The lm-eval model `unmask`: lm-eval's three kinds of requests, answered by the engine.
 
-Importing this module registers the name. `python -m unmask.evals run --model unmask ...` is lm-eval's own
-command line with the name known; plain `lm-eval run` knows it once a task file of ours is named.
+Importing this module registers the model. `python -m unmask.evals run --model unmask ...` is lm-eval's own
+command line after that import; plain `lm-eval run` imports it through any of this package's task files.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
 LM_EVAL_DEVICE = "cuda:0"
-Ask = Callable[[Sequence[Question]], Mapping[str, Answer]]
-AskPairs = Callable[[Sequence[Pair]], Mapping[str, Answer]]
+AnswerQuestions = Callable[[Sequence[Question]], Mapping[str, Answer]]
+AnswerPairs = Callable[[Sequence[Pair]], Mapping[str, Answer]]
 
 
 @register_model("unmask")
@@ -34,9 +34,9 @@ class UnmaskLM(LM):  # type: ignore[misc]
     """A model of ours for lm-eval.
 
     `--model_args pretrained=demo,decoder=threshold,cache=dual,gen_length=256,threshold=0.9`: `pretrained`
-    is a bundled name, folder or hub id; then the settings of `EvalSettings` that say how to decode; every
-    other name is a knob of the decoder, of the proposal, or `cache.NAME`. `check_greedy` costs one
-    forward a token of every likelihood and fills the answer's second number; without it that is False.
+    is a bundled name, folder or hub id; next come the settings of `EvalSettings` for decoding; every other
+    name is a knob of the decoder, a sampling parameter, or `cache.NAME`. `check_greedy` costs one forward
+    per token of every likelihood and sets the second value of its answer, which is False otherwise.
 
     Raises ConfigError and ModelError.
     """
@@ -54,32 +54,33 @@ class UnmaskLM(LM):  # type: ignore[misc]
 
         if max_batch_size is not None:
             raise ConfigError(f"max_batch_size={max_batch_size} has no effect; use batch_size")
-        made = method_settings(pretrained, batch_size, _present(device), settings)
-        self._set_up(LLM(made.model, dtype=made.dtype, device=made.device), made, check_greedy)
+        options = method_settings(pretrained, batch_size, _available(device), settings)
+        llm = LLM(options.model, dtype=options.dtype, device=options.device)
+        self._set_up(llm, options, check_greedy)
 
     def _set_up(self, llm: LLM, settings: EvalSettings, check_greedy: bool) -> None:
         super().__init__()
         self.llm, self.settings, self.check_greedy = llm, settings, check_greedy
         self.first_doc = 0
         self.is_chat = False
-        self.ask: Ask = self._decode
-        self.ask_pairs: AskPairs = self._score
+        self.answer_questions: AnswerQuestions = self._decode
+        self.answer_pairs: AnswerPairs = self._score
 
     @classmethod
     def of(
         cls,
         llm: LLM,
         settings: EvalSettings,
-        ask: Ask | None = None,
-        ask_pairs: AskPairs | None = None,
+        answer_questions: AnswerQuestions | None = None,
+        answer_pairs: AnswerPairs | None = None,
     ) -> UnmaskLM:
-        """Around a loaded model; `ask` and `ask_pairs` answer instead of the plain loops."""
-        made = cls.__new__(cls)
-        made._set_up(llm, settings, check_greedy=False)
-        made.first_doc = settings.offset
-        made.ask = ask or made.ask
-        made.ask_pairs = ask_pairs or made.ask_pairs
-        return made
+        """Wrap a loaded model; the functions, where not None, replace decoding and scoring."""
+        model = cls.__new__(cls)
+        model._set_up(llm, settings, check_greedy=False)
+        model.first_doc = settings.offset
+        model.answer_questions = answer_questions or model.answer_questions
+        model.answer_pairs = answer_pairs or model.answer_pairs
+        return model
 
     def _decode(self, questions: Sequence[Question]) -> Mapping[str, Answer]:
         answers = decode_all(self.llm, questions, self.settings, AnswerTimer())
@@ -90,23 +91,23 @@ class UnmaskLM(LM):  # type: ignore[misc]
         return {answer.key: answer for answer in answers}
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text of each answer, before its first stop."""
+        """Return the text of each answer before its first stop."""
         questions = [self._question(request) for request in requests]
-        answers = self.ask(questions)
+        answers = self.answer_questions(questions)
         return [answers[question.key].text for question in questions]
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """ln p of each continuation, and whether a token a forward would write it."""
+        """Return the log-probability of each continuation in nats, and whether it is the greedy answer."""
         pairs = [self._pair(request, *self._split(*request.args)) for request in requests]
-        answers = self.ask_pairs(pairs)
+        answers = self.answer_pairs(pairs)
         return [_result(answers[pair.key]) for pair in pairs]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """ln p of each text, in windows of the model's context that share nothing."""
+        """Return the log-probability of each text in nats, summed over disjoint context windows."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         listed: list[list[Pair]] = []
@@ -120,12 +121,12 @@ class UnmaskLM(LM):  # type: ignore[misc]
                 pair = self._pair(request, *(tuple(part) for part in window))
                 pairs.append(replace(pair, part=number, key=f"{pair.key}-{number}"))
             listed.append(pairs)
-        answers = self.ask_pairs([pair for pairs in listed for pair in pairs])
+        answers = self.answer_pairs([pair for pairs in listed for pair in pairs])
         return [sum(_result(answers[pair.key])[0] for pair in pairs) for pairs in listed]
 
     def _question(self, request: Instance) -> Question:
         context, options = request.args
-        _refuse(options)
+        _check_options(options)
         until = options.get("until") or []
         stops = (until,) if isinstance(until, str) else tuple(until)
         ids = self._encode(context)
@@ -148,11 +149,11 @@ class UnmaskLM(LM):  # type: ignore[misc]
             answer_ids=after,
         )
 
-    def _key(self, request: Instance, *parts: Any) -> str:
-        """What the answer depends on: the settings, the document's place, and what is asked."""
+    def _key(self, request: Instance, *parts: object) -> str:
+        """Return a hash of all that the answer depends on: settings, document, and `parts`."""
         doc = self.first_doc + (request.doc_id or 0)
-        told = [self.settings.fingerprint(), doc, request.idx, *parts]
-        return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
+        content = [self.settings.fingerprint(), doc, request.idx, *parts]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
     def _encode(self, context: str) -> list[int]:
         if self.is_chat:  # the template wrote the special tokens
@@ -160,7 +161,7 @@ class UnmaskLM(LM):  # type: ignore[misc]
         return self.llm.prompt_ids(context, raw=True)
 
     def _split(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Both as ids, as the tokenizer writes them together; spaces at the seam are the second's."""
+        """Tokenize both texts as one; spaces between them belong to the continuation."""
         bare = context.rstrip()
         continuation, context = context[len(bare) :] + continuation, bare
         if not context:
@@ -169,17 +170,17 @@ class UnmaskLM(LM):  # type: ignore[misc]
         return tuple(before), tuple(both[len(before) :])
 
     def _prefix(self) -> tuple[int, ...]:
-        """What stands before a text without a context: the begin token, or the end token."""
+        """Return the token before a text without a context: begin of text, else end of text."""
         begin = getattr(self.llm.tokenizer, "bos_token_id", None)
         return (self.llm.spec.eos_id if begin is None else begin,)
 
     @property
     def tokenizer_name(self) -> str:
-        """The model's name, by which lm-eval tells templates apart."""
+        """Name of the model, by which lm-eval distinguishes templates."""
         return self.llm.name
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template's text. Raises PromptError when there is none."""
+        """Return the text of the template. Raises PromptError when there is none."""
         if chat_template is False:
             return ""
         template = getattr(self.llm.tokenizer, "chat_template", None)
@@ -190,10 +191,10 @@ class UnmaskLM(LM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation in the model's template; an assistant's turn at the end may go on."""
+        """Format a conversation; without a generation prompt its last turn is continued."""
         self.is_chat = True
-        tokenizer: Any = self.llm.tokenizer
-        text = tokenizer.apply_chat_template(
+        assert self.llm.tokenizer is not None, "`chat_template` raises without a tokenizer"
+        text = self.llm.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
@@ -202,8 +203,8 @@ class UnmaskLM(LM):  # type: ignore[misc]
         return str(text)
 
 
-def _present(device: str | None) -> str | None:
-    """lm-eval's command line says cuda:0 when nothing was asked for; without CUDA, what there is."""
+def _available(device: str | None) -> str | None:
+    """Return the device, or None for cuda:0, the default of lm-eval's command line, without CUDA."""
     import torch
 
     if device == LM_EVAL_DEVICE and not torch.cuda.is_available():
@@ -211,8 +212,8 @@ def _present(device: str | None) -> str | None:
     return device
 
 
-def _refuse(options: Mapping[str, Any]) -> None:
-    """Raises ConfigError for what lm-eval asks of a generation and we would not do."""
+def _check_options(options: Mapping[str, object]) -> None:
+    """Raise ConfigError for generation options of lm-eval that have no effect here."""
     for name, value in options.items():
         if name not in ("until", "max_gen_toks", "do_sample", "temperature") or (
             name in ("do_sample", "temperature") and value

@@ -1,28 +1,32 @@
-"""The numbers of a run, from its answers. docs/reference/numbers.md defines each."""
+"""Metrics of a run, computed from its answers; docs/reference/numbers.md defines each."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
-from unmask.evals.journal import StoredAnswer
+from unmask.evals.run_folder import StoredAnswer
 
 Metrics = dict[str, float]
 
 
 def accuracy(right: Sequence[float]) -> Metrics:
-    """Mean score and its standard error, sample deviation / sqrt(n) as in lm-eval (n of at least 2)."""
+    """Return the mean score and its standard error, sample deviation / sqrt(n) as in lm-eval.
+
+    There is no standard error of a single document.
+    """
     n = len(right)
     mean = sum(right) / n
-    found = {"accuracy": mean}
+    values = {"accuracy": mean}
     if n > 1:
         variance = sum((value - mean) ** 2 for value in right) / (n - 1)
-        found["accuracy_stderr"] = math.sqrt(variance / n)
-    return found
+        values["accuracy_stderr"] = math.sqrt(variance / n)
+    return values
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """The value below which `share` of the values are, between neighbors linearly."""
+    """Return the quantile of a share (0 to 1), interpolated linearly."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     low = math.floor(place)
@@ -31,9 +35,9 @@ def quantile(values: Iterable[float], share: float) -> float:
 
 
 def run_time(stored: Sequence[StoredAnswer], name: str) -> float:
-    """Seconds of all answers: those of a process add up, of processes side by side the longest counts.
+    """Return the seconds of all answers: the sum of each process, and the maximum over parallel processes.
 
-    Sessions (starts of the run) follow each other, so theirs add up.
+    Sessions (starts of the run) are sequential, so theirs are added.
     """
     sums: dict[int, dict[int, float]] = {}
     for item in stored:
@@ -43,13 +47,13 @@ def run_time(stored: Sequence[StoredAnswer], name: str) -> float:
 
 
 def speed(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
-    """Counts, times and rates of generated answers."""
+    """Return counts, times and rates of generated answers."""
     answers = [item.answer for item in stored]
     counted = [answer.counted for answer in answers]
     decode_s, wall_s = run_time(stored, "decode_s"), run_time(stored, "wall_s")
     response, forwards = sum(c.response for c in counted), sum(a.num_forwards for a in answers)
     latencies = [answer.latency_s for answer in answers]
-    found: Metrics = {
+    values: Metrics = {
         "num_answers": len(answers),
         "prompt_tokens": sum(c.prompt for c in counted),
         "response_tokens": response,
@@ -68,15 +72,15 @@ def speed(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
         "latency_p95_s": quantile(latencies, 0.95),
         "batch_size": batch_size,
     }
-    found |= _rates(found)
-    found["tok_s_fastdllm"] = sum(c.fastdllm for c in counted) / wall_s
+    values |= _rates(values)
+    values["tok_s_fastdllm"] = sum(c.fastdllm for c in counted) / wall_s
     if batch_size == 1:
         pairs = list(zip(counted, latencies, strict=True))
-        found["tok_s_d2cache"] = sum(c.d2cache / s for c, s in pairs) / len(pairs)
-        found["tok_s_d2cache_full"] = sum(c.canvas / s for c, s in pairs) / len(pairs)
+        values["tok_s_d2cache"] = sum(c.d2cache / s for c, s in pairs) / len(pairs)
+        values["tok_s_d2cache_full"] = sum(c.canvas / s for c, s in pairs) / len(pairs)
         steps = [(c.d2cache, a.num_forwards) for c, a in zip(counted, answers, strict=True)]
-        found["tokens_per_step_d2cache"] = sum(t / n for t, n in steps) / len(steps)
-    return found
+        values["tokens_per_step_d2cache"] = sum(t / n for t, n in steps) / len(steps)
+    return values
 
 
 def _rates(sums: Metrics) -> Metrics:
@@ -90,7 +94,7 @@ def _rates(sums: Metrics) -> Metrics:
 
 
 def scoring(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
-    """Counts and times of answers by likelihood."""
+    """Return counts and times of answers by likelihood."""
     answers = [item.answer for item in stored]
     return {
         "num_answers": len(answers),
@@ -106,7 +110,7 @@ def scoring(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
 
 
 def aup(points: Sequence[tuple[float, float]]) -> float | None:
-    """Accuracy under parallelism of `(tokens per forward, accuracy in percent)` points.
+    """Compute the accuracy under parallelism of `(tokens per forward, accuracy in percent)` points.
 
     `r1 y1 + sum of (r_i - r_(i-1)) (y_i W(y_i) + y_(i-1) W(y_(i-1))) / 2` over points by growing
     parallelism, `W(y) = min(exp(-3 (1 - y / y_max)), 1)`; points more than 5 below the first are
@@ -116,13 +120,13 @@ def aup(points: Sequence[tuple[float, float]]) -> float | None:
     if not ordered:
         return None
     first = ordered[0][1]
-    kept = [(r, y) for r, y in ordered if y >= first - 5]
-    best = max(y for _, y in kept)
+    curve = [(r, y) for r, y in ordered if y >= first - 5]
+    best = max(y for _, y in curve)
 
-    def weighed(y: float) -> float:
+    def weighted(y: float) -> float:
         return y * min(math.exp(-3 * (1 - y / best)), 1.0) if best > 0 else 0.0
 
-    area = kept[0][0] * kept[0][1]
-    for (r0, y0), (r1, y1) in zip(kept, kept[1:], strict=False):
-        area += (r1 - r0) * (weighed(y1) + weighed(y0)) / 2
+    area = curve[0][0] * curve[0][1]
+    for (r0, y0), (r1, y1) in pairwise(curve):
+        area += (r1 - r0) * (weighted(y1) + weighted(y0)) / 2
     return area

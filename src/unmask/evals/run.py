@@ -1,4 +1,4 @@
-"""`evaluate`: one run from its settings to its results."""
+"""Evaluation runs: from settings to results, in one or several processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from unmask import caches, decoders
 from unmask.bench.environment import git_commit, machine, package_versions, peak_memory_bytes
@@ -18,32 +18,78 @@ from unmask.errors import ConfigError, DependencyError
 from unmask.evals import convergence, metrics
 from unmask.evals.catalog import CATALOG
 from unmask.evals.generation import Answer, AnswerTimer, Question, decode_all
-from unmask.evals.journal import Journal, StoredAnswer, read_all
 from unmask.evals.likelihoods import Pair, score_all
-from unmask.evals.processes import Processes, processes
-from unmask.evals.results import Results
-from unmask.evals.run_folder import begin_run, write_scores
+from unmask.evals.results import Results, markdown
+from unmask.evals.run_folder import (
+    Journal,
+    Sample,
+    StoredAnswer,
+    begin_run,
+    metric_of,
+    read_all,
+    write_scores,
+)
 from unmask.evals.settings import EvalSettings
-from unmask.evals.table import markdown
 from unmask.evals.token_counts import uses_chat
 from unmask.version import __version__
 
 if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
     from unmask.engine.llm import LLM
 
 Progress = Callable[[int, int], None]
-"""Told how many answers there are and how many there will be; in rank 0, of its own share."""
+"""Callback with the number of finished answers and of all answers; in rank 0, for its own share."""
+TASKS = Path(__file__).parent / "tasks"
+PATIENCE = timedelta(days=30)
+"""Maximum wait of one process for the slowest."""
+Item = TypeVar("Item", Question, Pair)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Rank and number of the processes of a run; `wait` returns after all of them have called it."""
+
+    rank: int = 0
+    count: int = 1
+    device: str | None = None
+    wait: Callable[[], object] = lambda: None
+
+
+def processes() -> Processes:
+    """Return the processes of the launcher, or this one alone. Raises DependencyError without accelerate.
+
+    `device` is the accelerator of this process, None on a machine without.
+    """
+    import torch
+
+    if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
+        return Processes()
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise DependencyError(
+            "several processes need accelerate, which is not installed; pip install 'unmask[eval]'"
+        ) from None
+    on_cpu = not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    return Processes(
+        rank=state.process_index,
+        count=state.num_processes,
+        device=None if on_cpu else str(state.device),
+        wait=state.wait_for_everyone,
+    )
 
 
 def evaluate(
     settings: EvalSettings, progress: Progress | None = None, llm: LLM | None = None
 ) -> Results:
-    """Run a task and fill the run folder (docs/reference/numbers.md says with what).
+    """Run a task and write the run folder, whose files docs/reference/numbers.md describes.
 
-    A run whose folder has answers goes on: what was answered is neither asked again nor counted twice.
-    Started by torchrun or accelerate launch, the processes share the documents; each returns the same
-    results. `llm`: the loaded model, where the caller has it. Raises ConfigError, ModelError, PromptError
-    and DependencyError (extra `eval`).
+    A run is resumed from the answers in its folder, which are neither generated again nor counted twice.
+    Processes started by torchrun or accelerate launch share the documents; each returns the same results.
+    `llm`: the model, if loaded. Raises ConfigError, ModelError, PromptError and DependencyError (extra
+    `eval`).
     """
     _need_lm_eval()
     group = processes()
@@ -66,12 +112,12 @@ def evaluate(
 
 
 class _ShareIsDone(BaseException):
-    """Ends lm-eval in the processes that only answer."""
+    """Exit from lm-eval in the processes that answer only."""
 
 
 @dataclass
 class _Run:
-    """Answers what was not answered yet; what lm-eval's model asks."""
+    """A run in progress, which generates the answers that are not stored yet."""
 
     llm: LLM
     settings: EvalSettings
@@ -79,44 +125,43 @@ class _Run:
     journal: Journal
     stored: dict[str, StoredAnswer]
     progress: Progress | None
-    asked: list[StoredAnswer] = field(default_factory=list)
+    answers: list[StoredAnswer] = field(default_factory=list)
     stops: tuple[str, ...] = ()
 
-    def ask(self, questions: Sequence[Question]) -> Mapping[str, Answer]:
+    def answer_questions(self, questions: Sequence[Question]) -> Mapping[str, Answer]:
         watch = AnswerTimer()
         self.stops = questions[0].stops
 
-        def work(mine: list[Question]) -> Iterator[Answer]:
-            return decode_all(self.llm, mine, self.settings, watch)
+        def work(share: list[Question]) -> Iterator[Answer]:
+            return decode_all(self.llm, share, self.settings, watch)
 
         return self._answer(questions, work)
 
-    def ask_pairs(self, pairs: Sequence[Pair]) -> Mapping[str, Answer]:
+    def answer_pairs(self, pairs: Sequence[Pair]) -> Mapping[str, Answer]:
         watch = AnswerTimer()
 
-        def work(mine: list[Pair]) -> Iterator[Answer]:
-            return score_all(self.llm, mine, self.settings, watch, check_greedy=False)
+        def work(share: list[Pair]) -> Iterator[Answer]:
+            return score_all(self.llm, share, self.settings, watch, check_greedy=False)
 
         return self._answer(pairs, work)
 
     def _answer(
-        self, items: Sequence[Any], work: Callable[[list[Any]], Iterator[Answer]]
+        self, items: Sequence[Item], work: Callable[[list[Item]], Iterator[Answer]]
     ) -> Mapping[str, Answer]:
         keys = [item.key for item in items]
         assert len(set(keys)) == len(keys), "two documents with one key"
-        rank, count = self.group.rank, self.group.count
-        open_ = [item for item in items if item.key not in self.stored]
-        mine = open_[rank::count]
-        self._report(len(items) - len(open_), len(items) - len(open_) + len(mine))
-        for number, answer in enumerate(work(mine), start=1):
+        pending = [item for item in items if item.key not in self.stored]
+        share = pending[self.group.rank :: self.group.count]
+        done = len(items) - len(pending)
+        self._report(done, done + len(share))
+        for number, answer in enumerate(work(share), start=1):
             self.journal.append(answer)
-            done = len(items) - len(open_)
-            self._report(done + number, done + len(mine))
+            self._report(done + number, done + len(share))
         self.group.wait()
-        if rank > 0:
+        if self.group.rank > 0:
             raise _ShareIsDone
         self.stored = read_all(self.settings.folder)
-        self.asked = [self.stored[key] for key in keys]
+        self.answers = [self.stored[key] for key in keys]
         return {key: self.stored[key].answer for key in keys}
 
     def _report(self, done: int, total: int) -> None:
@@ -142,14 +187,14 @@ def _load(settings: EvalSettings, group: Processes) -> LLM:
 
 @dataclass
 class _Scored:
-    """lm-eval's samples, and its task."""
+    """The samples of lm-eval, and its task."""
 
-    samples: list[dict[str, Any]]
-    task: Any
+    samples: list[Sample]
+    task: ConfigurableTask
 
 
 def _scored(llm: LLM, settings: EvalSettings, run: _Run) -> _Scored | None:
-    """Ask and judge by lm-eval; None in the processes that only answer."""
+    """Answer and score the documents with lm-eval; None in the processes that answer only."""
     from unmask.evals.lm import UnmaskLM
 
     with _quiet_lm_eval(), contextlib.suppress(_ShareIsDone):
@@ -161,12 +206,12 @@ def _scored(llm: LLM, settings: EvalSettings, run: _Run) -> _Scored | None:
         manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
         loaded = manager.load([settings.task])
         task = loaded["tasks"][settings.task]
-        docs = _within(docs, len(task.eval_docs), settings)
+        docs = _clip(docs, len(task.eval_docs), settings)
         if settings.num_fewshot is not None and not CATALOG[settings.task].own_shots:
             task.set_config(key="num_fewshot", value=settings.num_fewshot)
         task.set_fewshot_seed(seed=settings.seed)
-        found = lm_evaluate(
-            lm=UnmaskLM.of(llm, settings, run.ask, run.ask_pairs),
+        evaluated = lm_evaluate(
+            lm=UnmaskLM.of(llm, settings, run.answer_questions, run.answer_pairs),
             task_dict=loaded,
             samples={settings.task: docs},
             bootstrap_iters=0,
@@ -175,17 +220,14 @@ def _scored(llm: LLM, settings: EvalSettings, run: _Run) -> _Scored | None:
             system_instruction=settings.system_prompt,
             confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
         )
-        assert found is not None, "rank 0 gets lm-eval's results"
-        return _Scored(found["samples"][settings.task], task)
+        assert evaluated is not None, "rank 0 gets lm-eval's results"
+        return _Scored(evaluated["samples"][settings.task], task)
     return None
-
-
-TASKS = Path(__file__).parent / "tasks"
 
 
 @contextlib.contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """No log lines of lm-eval below errors, and no bar of its beside ours (it has no switch for that)."""
+    """Suppress lm-eval's log lines below errors and its progress bar, which has no option."""
     from lm_eval.api import task
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
@@ -201,9 +243,9 @@ def _quiet_lm_eval() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _docs(settings: EvalSettings) -> tuple[range, dict[str, Any]]:
-    """The documents asked for, and what the task's source is told."""
-    metadata: dict[str, Any] = {}
+def _docs(settings: EvalSettings) -> tuple[range, dict[str, str | int]]:
+    """Return the range of documents, and the metadata for the source of the task."""
+    metadata: dict[str, str | int] = {}
     end = None if settings.limit is None else settings.offset + settings.limit
     if settings.data is not None:
         metadata["data"] = settings.data
@@ -214,7 +256,7 @@ def _docs(settings: EvalSettings) -> tuple[range, dict[str, Any]]:
     return range(settings.offset, end or 0), metadata
 
 
-def _within(docs: range, count: int, settings: EvalSettings) -> range:
+def _clip(docs: range, count: int, settings: EvalSettings) -> range:
     end = count if settings.limit is None else min(docs.stop, count)
     if settings.offset >= end:
         raise ConfigError(
@@ -227,17 +269,19 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Re
     entry, samples = CATALOG[settings.task], scored.samples
     scores: dict[str, float] = {}
     for metric, filter_name in sorted({(m, s["filter"]) for s in samples for m in s["metrics"]}):
-        values = [float(s[metric]) for s in samples if s["filter"] == filter_name]
-        found = metrics.accuracy(values)
-        scores[f"{metric},{filter_name}"] = found["accuracy"]
-        if "accuracy_stderr" in found:
-            scores[f"{metric}_stderr,{filter_name}"] = found["accuracy_stderr"]
-    chosen = {s["doc_id"]: float(s[entry.metric]) for s in samples if s["filter"] == entry.filter}
-    docs = tuple(sorted(chosen))
-    right = tuple(chosen[doc] for doc in docs)
+        values = [metric_of(s, metric) for s in samples if s["filter"] == filter_name]
+        mean = metrics.accuracy(values)
+        scores[f"{metric},{filter_name}"] = mean["accuracy"]
+        if "accuracy_stderr" in mean:
+            scores[f"{metric}_stderr,{filter_name}"] = mean["accuracy_stderr"]
+    score_of = {
+        s["doc_id"]: metric_of(s, entry.metric) for s in samples if s["filter"] == entry.filter
+    }
+    docs = tuple(sorted(score_of))
+    right = tuple(score_of[doc] for doc in docs)
     counts = metrics.scoring if entry.choices else metrics.speed
     measured = {"num_docs": float(len(docs))} | metrics.accuracy(right)
-    measured |= counts(run.asked, settings.batch_size)
+    measured |= counts(run.answers, settings.batch_size)
     measured["peak_memory_bytes"] = float(peak_memory_bytes(llm.model.device))
     write_scores(settings.folder, samples)
     make = llm._maker(settings.decoder, (settings.cache, None), 0, True, dict(settings.knobs))
@@ -261,8 +305,8 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Re
     )
 
 
-def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, Any]:
-    """What the settings left open."""
+def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, object]:
+    """Return the values that depend on task, model and machine, for settings that are None."""
     entry = CATALOG[settings.task]
     return {
         "num_fewshot": entry.num_fewshot if settings.num_fewshot is None else settings.num_fewshot,
@@ -271,23 +315,24 @@ def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, Any]:
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "device": str(llm.model.device),
         "family": llm.spec.family,
-        "num_sessions": max(item.session for item in run.asked),
+        "num_sessions": max(item.session for item in run.answers),
         "num_processes": run.group.count,
     }
 
 
 def _early(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> tuple[float, ...]:
-    """Empty without traces, and where judging would run the model's code at every forward."""
+    """Return the early answer convergence; empty without traces, and for tasks that run code."""
     entry = CATALOG[settings.task]
     if not settings.trace or entry.choices or entry.runs_code:
         return ()
     judge = convergence.judge_of(scored.task, entry.metric, entry.filter)
-    listed, seen = [], convergence.ConfidenceMap()
-    for item in run.asked:
+    curves, confidences = [], convergence.ConfidenceMap()
+    for item in run.answers:
         answer = item.answer
         assert answer.trace is not None, "every answer of this run has its trace"
-        judged = functools.partial(judge, answer.doc)
-        listed.append(list(convergence.scores(llm, answer.trace, run.stops, judged, seen)))
-    rows = json.dumps(seen.rows())
+        score = functools.partial(judge, answer.doc)
+        scores = convergence.scores(llm, answer.trace, run.stops, score, confidences)
+        curves.append(list(scores))
+    rows = json.dumps(confidences.rows())
     (settings.folder / convergence.CONFIDENCE).write_text(rows, encoding="utf-8")
-    return convergence.curve(listed)
+    return convergence.curve(curves)

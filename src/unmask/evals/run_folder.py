@@ -1,25 +1,36 @@
-"""The run folder: is it this run's, and what is written to it."""
+"""The run folder: its configuration, and the answers as they are finished.
+
+Each process appends answers to a file of its own (`samples.jsonl`, `samples.1.jsonl`, ...), one per line
+and synced to disk (fsync) before the next one begins. Reading merges the files of any number of processes.
+A last line that a killed process left incomplete is cut off, and its answer is generated again.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
 from unmask.errors import ConfigError
-from unmask.evals.journal import PATTERN
+from unmask.evals.generation import Answer
 from unmask.evals.settings import EvalSettings
+from unmask.evals.token_counts import Counted
 
 CONFIG = "config.yaml"
-OWN_FILES = (PATTERN, "results.json", "results.md", "scores.jsonl", "confidence.json")
+SAMPLES = "samples*.jsonl"
+OWN_FILES = (SAMPLES, "results.json", "results.md", "scores.jsonl", "confidence.json")
 
 
 def begin_run(settings: EvalSettings) -> None:
-    """Make the folder or check that it holds this run, and write config.yaml.
+    """Create the folder, or check that it belongs to this run, and write config.yaml.
 
-    Raises ConfigError when it holds answers of another run (`resume=False` replaces them) or cannot be
+    Raises ConfigError when it has answers of another run (`resume=False` replaces them) or cannot be
     written.
     """
     folder, path = settings.folder, settings.folder / CONFIG
@@ -29,7 +40,7 @@ def begin_run(settings: EvalSettings) -> None:
             for pattern in OWN_FILES:
                 for old in folder.glob(pattern):
                     old.unlink()
-        elif path.exists() and any(folder.glob(PATTERN)):
+        elif path.exists() and any(folder.glob(SAMPLES)):
             _check_same(yaml.safe_load(path.read_text(encoding="utf-8")), settings)
         text = yaml.safe_dump(settings.as_dict(), sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
@@ -39,24 +50,130 @@ def begin_run(settings: EvalSettings) -> None:
         ) from None
 
 
-def _check_same(before: Any, settings: EvalSettings) -> None:
+def _check_same(stored: object, settings: EvalSettings) -> None:
     now = yaml.safe_load(yaml.safe_dump(settings.identity()))
-    before = before if isinstance(before, dict) else {}
+    before = stored if isinstance(stored, dict) else {}
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
-        told = ", ".join(f"{key}={before.get(key)!r} (now {now[key]!r})" for key in changed)
+        listed = ", ".join(f"{key}={before.get(key)!r} (now {now[key]!r})" for key in changed)
         raise ConfigError(
-            f"output={settings.output!r} holds another run, with {told}; give another output, or "
+            f"output={settings.output!r} holds another run, with {listed}; give another output, or "
             f"resume=False to replace it"
         )
 
 
-def write_scores(folder: Path, samples: list[dict[str, Any]]) -> None:
-    """scores.jsonl: a line a document and filter, with what was taken from the answer and its metrics."""
+class Sample(TypedDict):
+    """lm-eval's record of a document under a filter; the metrics are further keys, named by `metrics`."""
+
+    doc_id: int
+    filter: str
+    target: object
+    filtered_resps: object
+    metrics: list[str]
+
+
+def metric_of(sample: Sample, name: str) -> float:
+    """Return a metric of a sample."""
+    return float(sample[name])  # type: ignore[literal-required]
+
+
+def write_scores(folder: Path, samples: Sequence[Sample]) -> None:
+    """Write scores.jsonl: per document and filter the extracted answer and its metrics."""
     lines = []
     for item in sorted(samples, key=lambda item: (item["doc_id"], item["filter"])):
-        kept = {"doc": item["doc_id"], "filter": item["filter"], "target": item["target"]}
-        kept["taken"] = item["filtered_resps"]
-        kept |= {name: item[name] for name in item["metrics"]}
-        lines.append(json.dumps(kept, ensure_ascii=False, default=str))
+        record = {"doc": item["doc_id"], "filter": item["filter"], "target": item["target"]}
+        record["taken"] = item["filtered_resps"]
+        record |= {name: item[name] for name in item["metrics"]}  # type: ignore[literal-required]
+        lines.append(json.dumps(record, ensure_ascii=False, default=str))
     (folder / "scores.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """An answer with the start of the run (`session`, from 1) and the process (`rank`) that wrote it."""
+
+    answer: Answer
+    session: int
+    rank: int
+
+
+def read_all(folder: Path) -> dict[str, StoredAnswer]:
+    """Read all stored answers by key. Raises ConfigError for a line that is not an answer."""
+    answers: dict[str, StoredAnswer] = {}
+    for path in sorted(folder.glob(SAMPLES)):
+        # Text after the last line end is incomplete, even where it can be parsed.
+        lines = path.read_bytes().split(b"\n")[:-1]
+        for number, line in enumerate(lines, start=1):
+            try:
+                stored = _parse(json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ConfigError(
+                    f"{str(path)!r} line {number} is no answer of ours ({error}); remove the line, or "
+                    f"begin anew with resume=False"
+                ) from None
+            answers.setdefault(stored.answer.key, stored)
+    return answers
+
+
+def _parse(record: Mapping[str, Any]) -> StoredAnswer:
+    names = {field.name for field in fields(Answer)} - {"counted"}
+    rest = {key: value for key, value in record.items() if key in names}
+    answer = Answer(counted=Counted(**record["counted"]), **rest)
+    return StoredAnswer(answer, record["session"], record["rank"])
+
+
+class Journal:
+    """Context manager that appends answers. Raises ConfigError if another process writes the file."""
+
+    def __init__(self, folder: Path, rank: int, session: int) -> None:
+        self.path = folder / ("samples.jsonl" if rank == 0 else f"samples.{rank}.jsonl")
+        self.rank, self.session = rank, session
+
+    def __enter__(self) -> Journal:
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(self._file)
+        except OSError:
+            os.close(self._file)
+            raise ConfigError(
+                f"{str(self.path)!r} is being written by another run; wait for it, or give another output"
+            ) from None
+        _cut_incomplete_line(self._file)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._file)
+
+    def append(self, answer: Answer) -> None:
+        """Write an answer and sync it to disk."""
+        record = asdict(answer) | {"session": self.session, "rank": self.rank}
+        record = {key: value for key, value in record.items() if value is not None}
+        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
+        data = line.encode()
+        while data:
+            data = data[os.write(self._file, data) :]
+        os.fsync(self._file)
+
+
+def _lock(file: int) -> None:
+    """Lock the file against other processes until it is closed, except on Windows. Raises OSError."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _cut_incomplete_line(file: int) -> None:
+    """Truncate the file after its last line end and seek to the end."""
+    size = os.lseek(file, 0, os.SEEK_END)
+    end, block = size, 1 << 16
+    while end > 0:
+        start = max(0, end - block)
+        at = os.pread(file, end - start, start).rfind(b"\n")
+        if at >= 0:
+            end = start + at + 1
+            break
+        end = start
+    if end != size:
+        os.ftruncate(file, end)
+    os.lseek(file, 0, os.SEEK_END)

@@ -1,8 +1,8 @@
-"""Runs a program that a model wrote, in a process that can do little.
+"""Sandbox for programs written by a model.
 
-Held by the kernel: processor time, memory, file sizes, open files, and, where `unshare` may be used,
-no network. Held by Python inside that process, which native code could get around: no network elsewhere,
-no other processes, files only in an empty folder. docs/explanation/running-code.md says it in full.
+Enforced by the kernel: limits of processor time, memory, file sizes and open files, and, where `unshare` is
+permitted, no network. Enforced by Python inside the process, which native code could circumvent: no network
+elsewhere, no other processes, files only in an empty folder. See docs/explanation/running-code.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROBE_S = 10.0
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What a program may use: wall and processor seconds, bytes of memory, bytes of a file it writes."""
+    """Limits of a program: wall and processor seconds, bytes of memory, bytes of each file written."""
 
     wall_s: float = 20.0
     cpu_s: int = 10
@@ -38,27 +38,27 @@ class SandboxLimits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`passed`: the program ran to its end. `reason`: otherwise what ended it, in a line."""
+    """Outcome of a program: `passed` if it ran to its end, else the reason in one line."""
 
     passed: bool
     reason: str = ""
 
 
 def run_program(program: str, limits: SandboxLimits | None = None) -> Verdict:
-    """Run Python source in a process of its own and say whether it ran to its end.
+    """Run Python source in a process of its own.
 
-    An early exit is not an end: the process has to say a word that it was told, after the last line.
-    Raises ConfigError on systems without process limits (Windows).
+    An early exit does not pass: the process must print a secret token after the last line. Raises
+    ConfigError on systems without process limits (Windows).
     """
     if sys.platform == "win32":
         raise ConfigError(
             "running answers needs process limits, which Windows lacks; use Linux or WSL"
         )
     limits = SandboxLimits() if limits is None else limits
-    word = secrets.token_hex(16)
+    token = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="unmask-code-") as folder:
-        told = {
-            "word": word,
+        job = {
+            "token": token,
             "program": program,
             "folder": os.path.realpath(folder),
             "cpu_s": limits.cpu_s,
@@ -66,7 +66,7 @@ def run_program(program: str, limits: SandboxLimits | None = None) -> Verdict:
             "file_bytes": limits.file_bytes,
         }
         process = subprocess.Popen(
-            [*network_less(), sys.executable, "-I", "-B", str(CHILD)],
+            [*without_network(), sys.executable, "-I", "-B", str(CHILD)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -75,13 +75,13 @@ def run_program(program: str, limits: SandboxLimits | None = None) -> Verdict:
             start_new_session=True,
         )
         try:
-            said, _ = process.communicate(json.dumps(told).encode(), timeout=limits.wall_s)
+            output, _ = process.communicate(json.dumps(job).encode(), timeout=limits.wall_s)
         except subprocess.TimeoutExpired:
             return Verdict(False, f"no end within {limits.wall_s:g} s")
         finally:
             _kill_group(process)
-    lines = said.decode(errors="replace").splitlines()
-    if lines[-1:] == [word]:
+    lines = output.decode(errors="replace").splitlines()
+    if lines[-1:] == [token]:
         return Verdict(True)
     if process.returncode < 0:
         return Verdict(False, f"ended by {signal.Signals(-process.returncode).name}")
@@ -89,15 +89,15 @@ def run_program(program: str, limits: SandboxLimits | None = None) -> Verdict:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it began."""
+    """Kill the process and all of its group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
 @functools.cache
-def network_less() -> tuple[str, ...]:
-    """The command in front of another that takes its network away; empty where that is not allowed."""
+def without_network() -> tuple[str, ...]:
+    """Return the prefix that runs a command without network; empty where that is not permitted."""
     unshare = shutil.which("unshare")
     if unshare is None:
         return ()

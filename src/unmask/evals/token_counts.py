@@ -1,6 +1,6 @@
-"""How many tokens an answer has, by our definition and by the published ones.
+"""Token counts of an answer: unmask's definition, and those of published evaluations.
 
-docs/reference/numbers.md says each in words. Sources: the evaluation scripts of Fast-dLLM (which CadLLM
+docs/reference/numbers.md defines each in words. Sources: the evaluation scripts of Fast-dLLM (which CadLLM
 uses unchanged) and of d2Cache, as published.
 """
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counted:
-    """Numbers of tokens of one answer.
+    """Token counts of one answer.
 
-    `prompt`; `response`: before the first end token or stop text; `committed`: positions decided by
-    forwards, less those taken back; `fastdllm` and `d2cache`: what those harnesses count; `canvas`: all
+    `prompt`; `response`: before the first end token or stop text; `committed`: positions committed by
+    forwards, less the remasked ones; `fastdllm` and `d2cache`: counts of those evaluations; `canvas`: all
     generated positions, d2Cache's "full".
     """
 
@@ -39,16 +39,16 @@ class Counted:
 def count(
     llm: LLM, sequence: SequenceState, output: Output, stops: Seq[str], settings: EvalSettings
 ) -> tuple[str, Counted]:
-    """The answer's text up to the first stop, and its counts."""
+    """Return the text of the answer up to the first stop, and its counts."""
     text, num_response = cut(llm, output.token_ids, output.text, stops)
     generated = output.canvas_ids[output.prompt_length :]
     changes = sequence.trace
     committed = sum(len(step.committed) + len(step.appended) for step in changes)
-    taken_back = sum(len(step.remasked) for step in changes)
+    remasked = sum(len(step.remasked) for step in changes)
     return text, Counted(
         prompt=output.prompt_length,
         response=num_response,
-        committed=committed - taken_back,
+        committed=committed - remasked,
         fastdllm=fastdllm_tokens(llm, output, stops, settings),
         d2cache=d2cache_tokens(generated, llm.spec.eos_id),
         canvas=len(generated),
@@ -56,11 +56,10 @@ def count(
 
 
 def cut(llm: LLM, ids: list[int], text: str, stops: Seq[str]) -> tuple[str, int]:
-    """`text` of `ids` before the first of `stops`, and how many tokens it takes to write it."""
-    ends = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
-    if not ends:
+    """Return `text` of `ids` before the first of `stops`, and the number of ids that cover it."""
+    end = _first_stop(text, stops)
+    if end is None:
         return text, len(ids)
-    end = min(ends)
     low, high = 0, len(ids)
     while low < high:
         middle = (low + high) // 2
@@ -71,12 +70,17 @@ def cut(llm: LLM, ids: list[int], text: str, stops: Seq[str]) -> tuple[str, int]
     return text[:end], low
 
 
+def _first_stop(text: str, stops: Seq[str]) -> int | None:
+    """Return the index of the first stop in a text; None if there is none."""
+    return min((at for at in (text.find(stop) for stop in stops if stop) if at >= 0), default=None)
+
+
 def fastdllm_tokens(llm: LLM, output: Output, stops: Seq[str], settings: EvalSettings) -> int:
-    """Fast-dLLM's and CadLLM's count: ids that are not the end-of-text token.
+    """Return the count of Fast-dLLM and CadLLM: ids that are not the end-of-text token.
 
     LLaDA: of the generated part, decoded with special tokens, cut at the first stop and tokenized again;
-    on HumanEval with the chat template the whole sequence, the prompt too (their maintainer calls it a
-    mistake; the published rates contain it). Dream: of the generated part as it is.
+    on HumanEval with the chat template of the whole sequence, prompt included (a mistake according to their
+    maintainer, but part of the published rates). Dream: of the generated part unchanged.
     """
     eos, start = llm.spec.eos_id, output.prompt_length
     if llm.tokenizer is None:
@@ -86,19 +90,18 @@ def fastdllm_tokens(llm: LLM, output: Output, stops: Seq[str], settings: EvalSet
     generated = output.canvas_ids[start:]
     if llm.spec.family != "dream":
         text = str(llm.tokenizer.decode(generated, skip_special_tokens=False))
-        ends = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
-        generated = llm._encode(text[: min(ends, default=len(text))], special=False)
+        generated = llm._encode(text[: _first_stop(text, stops)], special=False)
     return sum(id_ != eos for id_ in generated)
 
 
 def d2cache_tokens(generated: list[int], eos_id: int) -> int:
-    """d2Cache's count: tokens before the first end-of-text token, all when it comes first or never."""
+    """Return d2Cache's count: tokens before the first end of text, or all if it is first or missing."""
     at = generated.index(eos_id) if eos_id in generated else 0
     return at or len(generated)
 
 
 def uses_chat(llm: LLM, settings: EvalSettings) -> bool:
-    """Whether prompts go through the chat template. Raises ConfigError where there is none."""
+    """Return True if prompts use the chat template. Raises ConfigError if required and missing."""
     has_template = getattr(llm.tokenizer, "chat_template", None) is not None
     if settings.chat and not has_template:
         raise ConfigError(f"chat=True: model {llm.name!r} has no chat template; leave chat out")

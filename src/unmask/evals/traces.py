@@ -1,13 +1,14 @@
-"""An answer's decode in few bytes, and its canvases back from it.
+"""Compact traces of answers, and the canvases replayed from them.
 
-A trace is what each forward changed: `steps` of `[commits, remasked, replaced, inserted, deleted,
-appended]`, where a commit is `[position, token, confidence]`, with the confidence in thousandths.
+A trace has the changes of each forward: `steps` of `[commits, remasked, replaced, inserted, deleted,
+appended]`, trailing empty lists omitted. A commit is `[position, token, confidence]` with the confidence in
+thousandths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -20,18 +21,28 @@ if TYPE_CHECKING:
 SCALE = 1000
 
 
-def compact(request: Request, output: Output) -> dict[str, Any]:
-    """The trace of a request's output, ready for JSON."""
+class AnswerTrace(TypedDict):
+    """The trace of an answer, ready for JSON; `num_positions`: length of the first canvas's answer."""
+
+    prompt_ids: list[int]
+    num_positions: int
+    steps: list[list[list[int] | list[list[int]]]]
+
+
+def compact(request: Request, output: Output) -> AnswerTrace:
+    """Return the trace of a request's output."""
     assert output.trace is not None, "decoded without a trace"
-    first = getattr(request.decoder, "first_canvas", None)
-    start = request.canvas if first is None else first(request.canvas, request.facts)
+    start = request.decoder.first_canvas(request.canvas, request.facts)
     steps = []
     for step in output.trace:
-        commits = [[position, token, round(SCALE * c)] for position, token, c in step.committed]
-        replaced = [[position, token] for position, token, _ in step.replaced]
-        inserted = [list(pair) for pair in step.inserted]
-        parts: list[Any] = [commits, list(step.remasked), replaced, inserted]
-        parts += [list(step.deleted), list(step.appended)]
+        parts: list[list[int] | list[list[int]]] = [
+            [[position, token, round(SCALE * c)] for position, token, c in step.committed],
+            list(step.remasked),
+            [[position, token] for position, token, _ in step.replaced],
+            [list(pair) for pair in step.inserted],
+            list(step.deleted),
+            list(step.appended),
+        ]
         while len(parts) > 1 and not parts[-1]:
             parts.pop()
         steps.append(parts)
@@ -42,29 +53,27 @@ def compact(request: Request, output: Output) -> dict[str, Any]:
     }
 
 
-def replay(trace: dict[str, Any], mask_id: int) -> Iterator[Canvas]:
-    """The canvas before every forward, and at last the one that it left."""
+def replay(trace: AnswerTrace, mask_id: int) -> Iterator[Canvas]:
+    """Yield the canvas before every forward, and the final canvas."""
     prompt, count = trace["prompt_ids"], trace["num_positions"]
     blanks = [False] * len(prompt) + [True] * count
     canvas = new_canvas([*prompt, *[mask_id] * count], blanks, len(prompt), mask_id)
     for number, parts in enumerate(trace["steps"]):
         yield canvas
-        full: list[Any] = [*parts, [], [], [], [], []]
-        commits, remasked, replaced, inserted, deleted, appended = full[:6]
+        commits, remasked, replaced, inserted, deleted, appended = (
+            np.array(part, dtype=np.int64) for part in [*parts, [], [], [], [], []][:6]
+        )
+        commits, replaced = commits.reshape(-1, 3), replaced.reshape(-1, 2)
         edit = Edit(
-            commit=_ints([item[0] for item in commits]),
-            tokens=_ints([item[1] for item in commits]),
-            confidence=np.array([item[2] / SCALE for item in commits], dtype=np.float64),
-            remask=_ints(remasked),
-            replace=_ints([item[0] for item in replaced]),
-            replace_tokens=_ints([item[1] for item in replaced]),
-            insert=tuple((position, size) for position, size in inserted),
-            delete=_ints(deleted),
-            append=_ints(appended),
+            commit=commits[:, 0],
+            tokens=commits[:, 1],
+            confidence=commits[:, 2] / SCALE,
+            remask=remasked,
+            replace=replaced[:, 0],
+            replace_tokens=replaced[:, 1],
+            insert=tuple((position, size) for position, size in inserted.reshape(-1, 2).tolist()),
+            delete=deleted,
+            append=appended,
         )
         canvas = apply(canvas, edit, number)
     yield canvas
-
-
-def _ints(values: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.array(values, dtype=np.int64)

@@ -1,1 +1,1 @@
-"""Storage of keys and values: dense, or in pages that requests share."""
+"""Stores of keys and values: dense rows, or pages that requests share."""

@@ -1,7 +1,7 @@
-"""The only place where keys and values live: preallocated, written in place, keys already rotated.
+"""Keys and values in dense rows: preallocated, written in place, keys already rotated.
 
-Source: storing rotated keys equals rotating stored ones (arXiv:2104.09864, RoPE acts on each key alone), so
-positions that move by n are rotated by n more.
+RoPE rotates each key by its position alone (arXiv:2104.09864), so the key of a position that moves by n is
+rotated by n more.
 
 Letters: G key/value heads, A head width.
 """
@@ -22,9 +22,9 @@ MOVED_AT_ONCE = 64
 
 
 class DenseStore:
-    """`(rows, G, positions, A)` keys and values a layer.
+    """Keys and values `(rows, G, positions, A)` per layer.
 
-    Behind a canvas's last position lie the keys of queries that are seen in one forward only.
+    The positions behind a canvas's last one hold the keys and values of shadow queries, for one forward.
     """
 
     def __init__(
@@ -37,53 +37,50 @@ class DenseStore:
 
     @property
     def positions(self) -> int:
-        """Positions that there is room for."""
+        """Number of positions per row."""
         return self.keys[0].shape[2]
 
     @property
     def tensors(self) -> Iterator[list[Tensor]]:
-        """All that is kept, one tensor a layer; rows come first, positions third."""
+        """All stored tensors, as lists with one per layer; dimension 0: rows, 2: positions."""
         yield self.keys
         yield self.values
 
     @property
     def bytes_per_position(self) -> int:
-        """Bytes of all layers."""
+        """Bytes per position over all layers and tensors."""
         return sum(_position_bytes(t) for tensors in self.tensors for t in tensors)
 
     @property
     def bytes_of_keys(self) -> int:
-        """Bytes of all layers' keys and values."""
+        """Bytes per position of keys and values alone, over all layers."""
         return sum(_position_bytes(t) for tensors in (self.keys, self.values) for t in tensors)
 
     @torch.inference_mode()
     def reserve(self, positions: int, rows: int = 0) -> None:
-        """Make room in all layers, or raise and leave the store as it was.
+        """Grow to at least these sizes; on an error (out of memory) the store stays as it was.
 
-        Until the last layer has its room, the old tensors and the new ones are both there.
+        The old and the new tensors of all layers exist together until the last one is copied.
         """
         if positions <= self.positions and rows <= len(self.keys[0]):
             return
-        wider = [
-            [_wider(tensor, rows, positions) for tensor in tensors] for tensors in self.tensors
-        ]
-        for tensors, made in zip(self.tensors, wider, strict=True):
-            tensors[:] = made
+        grown = [[_grown(each, rows, positions) for each in tensors] for tensors in self.tensors]
+        for tensors, new in zip(self.tensors, grown, strict=True):
+            tensors[:] = new
 
     @torch.inference_mode()
     def move_row(self, source: int, target: int, positions: int) -> None:
-        """Copy the first positions of one row over another (a finished one)."""
+        """Copy the first `positions` positions of row `source` to row `target`."""
         for tensors in self.tensors:
             for tensor in tensors:
                 tensor[target, :, :positions] = tensor[source, :, :positions]
 
     @torch.inference_mode()
     def move_positions(self, row: int, sources: Ints, targets: Ints) -> None:
-        """Move positions `sources` (ascending) of a row to `targets` (ascending), keys rotated."""
-        for old, new in _in_order(sources, targets):
-            shift = new[0] - old[0]
-            turn = torch.tensor([shift], device=self.keys[0].device)
-            rotary = Rotary(turn, self.spec, torch.float32)
+        """Move positions `sources` of a row to `targets` (both ascending) and rotate their keys."""
+        for old, new in _moves(sources, targets):
+            distance = torch.tensor([new[0] - old[0]], device=self.keys[0].device)
+            rotary = Rotary(distance, self.spec, torch.float32)
             at, to = slice(old[0], old[-1] + 1), slice(new[0], new[-1] + 1)
             for tensors in self.tensors:
                 for tensor in tensors:
@@ -93,19 +90,19 @@ class DenseStore:
                     tensor[row, :, to] = moved
 
 
-def _wider(tensor: Tensor, rows: int, positions: int) -> Tensor:
-    """A copy with at least so many rows and positions; zero where the tensor has none."""
+def _grown(tensor: Tensor, rows: int, positions: int) -> Tensor:
+    """Return a copy with at least these sizes, padded with zeros."""
     old_rows, heads, old_positions, width = tensor.shape
-    made = tensor.new_zeros((max(rows, old_rows), heads, max(positions, old_positions), width))
-    made[:old_rows, :, :old_positions] = tensor
-    return made
+    new = tensor.new_zeros((max(rows, old_rows), heads, max(positions, old_positions), width))
+    new[:old_rows, :, :old_positions] = tensor
+    return new
 
 
 def _position_bytes(tensor: Tensor) -> int:
     return tensor.shape[1] * tensor.shape[3] * tensor.element_size()
 
 
-def _in_order(sources: Ints, targets: Ints) -> Iterator[tuple[Ints, Ints]]:
+def _moves(sources: Ints, targets: Ints) -> Iterator[tuple[Ints, Ints]]:
     """Yield pieces that move by one distance, ordered so that none overwrites the source of a later one."""
     moves = targets - sources
     runs = np.split(

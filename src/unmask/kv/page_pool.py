@@ -1,10 +1,10 @@
-"""Who owns which page of a pool, and which pages hold a prefix that another request can use.
+"""Ownership of the pages of a pool, and the lookup of cached pages by the prefix they hold.
 
-A page is in exactly one state: free, held (by one table or more), or kept (held by nobody, but its content
-is known by a key). Kept pages are given away when no free one is left, the least recently used first.
+A page is in exactly one state: free, in use (by one owner or more), or cached (without an owner, but its
+content is found by a key). When no free page is left, the least recently used cached page is evicted.
 
-Source: paged attention, arXiv:2309.06180; the key is a hash chain over full pages, so it stands for all
-that came before too.
+Source: paged attention, arXiv:2309.06180. The key is a hash chain over full pages, so it identifies the
+page's tokens and all tokens before them.
 """
 
 from __future__ import annotations
@@ -17,79 +17,79 @@ from heapq import heapify, heappop, heappush
 from unmask.canvas import Ints
 
 
-def chain(before: bytes, tokens: Ints) -> bytes:
-    """The key of a page of `tokens` that follows what `before` stands for."""
-    return blake2b(before + tokens.astype("<i8").tobytes(), digest_size=16).digest()
+def page_key(previous: bytes, tokens: Ints) -> bytes:
+    """Return the key of a page of `tokens` behind the page with key `previous`."""
+    return blake2b(previous + tokens.astype("<i8").tobytes(), digest_size=16).digest()
 
 
 class PagePool:
-    """The books of `total` pages. `prefixes`: whether content is remembered by key."""
+    """The states and owners of `total` pages. Without `prefixes`, no page is found by its key."""
 
     def __init__(self, total: int, *, prefixes: bool = True) -> None:
         self.total, self.prefixes = total, prefixes
         self.num_evicted = 0
         self._free = list(range(total))
         heapify(self._free)
-        self._owners: dict[int, int] = {}
+        self._num_owners: dict[int, int] = {}
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
-        self._kept: OrderedDict[int, None] = OrderedDict()
+        self._cached: OrderedDict[int, None] = OrderedDict()
 
     @property
     def num_available(self) -> int:
-        """Pages that `take` can give."""
-        return len(self._free) + len(self._kept)
+        """Number of pages that can be allocated: free and cached ones."""
+        return len(self._free) + len(self._cached)
 
     @property
-    def num_kept(self) -> int:
-        """Pages that nobody holds and whose content is known."""
-        return len(self._kept)
+    def num_cached(self) -> int:
+        """Number of cached pages."""
+        return len(self._cached)
 
-    def take(self) -> int:
-        """A page for one owner; the lowest free one."""
-        assert self.num_available, "a page was taken that is not there"
+    def allocate(self) -> int:
+        """Return a page with one owner: the lowest free one, else an evicted one."""
+        assert self.num_available, "no page is available"
         if self._free:
             page = heappop(self._free)
         else:
-            page, _ = self._kept.popitem(last=False)
+            page, _ = self._cached.popitem(last=False)
             del self._page_of[self._key_of.pop(page)]
             self.num_evicted += 1
-        self._owners[page] = 1
+        self._num_owners[page] = 1
         return page
 
-    def hold(self, key: bytes) -> int | None:
-        """The page of a key, with one more owner; None if there is none."""
+    def share(self, key: bytes) -> int | None:
+        """Add an owner to the page with a key and return it; None if there is none."""
         page = self._page_of.get(key)
         if page is not None:
-            self._kept.pop(page, None)
-            self._owners[page] = self._owners.get(page, 0) + 1
+            self._cached.pop(page, None)
+            self._num_owners[page] = self._num_owners.get(page, 0) + 1
         return page
 
-    def drop(self, pages: Iterable[int]) -> None:
-        """Give pages back, one owner each."""
+    def release(self, pages: Iterable[int]) -> None:
+        """Remove one owner from each page; without an owner a page is cached if it has a key, else free."""
         for page in pages:
-            self._owners[page] -= 1
-            if self._owners[page]:
+            self._num_owners[page] -= 1
+            if self._num_owners[page]:
                 continue
-            del self._owners[page]
+            del self._num_owners[page]
             if page in self._key_of:
-                self._kept[page] = None
+                self._cached[page] = None
             else:
                 heappush(self._free, page)
 
     def publish(self, page: int, key: bytes) -> None:
-        """Let others find a held page, whose content is final, unless they find another already."""
-        assert page in self._owners, "a page was published that nobody holds"
+        """Make a page, whose content is final, available by its key, unless another page has that key."""
+        assert page in self._num_owners, "a published page has an owner"
         if self.prefixes and key not in self._page_of and page not in self._key_of:
             self._page_of[key], self._key_of[page] = page, key
 
-    def is_private(self, page: int) -> bool:
-        """Whether its only owner may write to it."""
-        return page not in self._key_of and self._owners[page] == 1
+    def is_writable(self, page: int) -> bool:
+        """Return whether a page has a single owner and no key, so that its owner may write to it."""
+        return page not in self._key_of and self._num_owners[page] == 1
 
-    def forget(self) -> None:
-        """Free what is kept."""
-        while self._kept:
-            page, _ = self._kept.popitem()
+    def clear_cached(self) -> None:
+        """Free all cached pages."""
+        while self._cached:
+            page, _ = self._cached.popitem()
             del self._page_of[self._key_of.pop(page)]
             heappush(self._free, page)

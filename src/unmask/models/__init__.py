@@ -1,8 +1,8 @@
 """Checkpoints in their families' own formats, loaded into the one transformer.
 
-A family is a file of this package that defines `ARCHITECTURES`, `MODEL_TYPES`, `MASK` (how its tokenizer
-spells the mask), `NAMES` and `spec_from_config`, and `FORMS` where its experts come joined in other ways
-too; to add one, write the file.
+A family is a file of `models/families` that defines `ARCHITECTURES`, `MODEL_TYPES`, `MASK` (the text of its
+mask token), `NAMES`, `spec_from_config` and, for experts stored in several layouts, `FORMS`. To add a
+family, write the file.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unmask.errors import ConfigError, ModelError, unknown_name
-from unmask.models import families
+from unmask.models.hf_config import Config
+from unmask.models.registry import Family, find_family
 from unmask.models.spec import ModelSpec
 from unmask.models.special_tokens import added_token_id
 
@@ -41,7 +40,7 @@ _FILES = ("*.safetensors", "*.json", "tokenizer*", "*.jinja", "vocab*", "merges.
 
 
 def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
-    """The folder of a bundled name, a folder, or a hub id (downloaded; safetensors and JSON only).
+    """Return the folder of a bundled name, a folder, or a hub id (downloaded; safetensors and JSON only).
 
     `weights=False` leaves safetensors out of a download. Raises ModelError when there is no such model.
     """
@@ -62,7 +61,7 @@ def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
 
 
 def unknown_model(text: str) -> ModelError:
-    """The error for a name that is neither bundled nor a folder nor a hub id."""
+    """Build the error for a name that is neither bundled nor a folder nor a hub id."""
     hint = str(unknown_name("model", text, BUNDLED))
     return ModelError(f"{hint}; or give a folder with config.json, or a hub id like owner/name")
 
@@ -80,8 +79,8 @@ def _download(model_id: str, weights: bool) -> Path:
         ) from None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The parsed `config.json` of a checkpoint folder. Raises ModelError."""
+def read_config(folder: Path) -> dict[str, object]:
+    """Parse the `config.json` of a checkpoint folder. Raises ModelError."""
     path = folder / "config.json"
     if not path.exists():
         raise ModelError(
@@ -96,51 +95,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _family(config: dict[str, Any], folder: Path) -> Any:
-    architectures = config.get("architectures") or []
-    if not isinstance(architectures, list):
-        raise ModelError(f"{folder}: architectures={architectures!r} must be a list")
-    names = sorted(item.name for item in iter_modules(families.__path__))
-    modules = [import_module(f"{families.__name__}.{name}") for name in names]
-    for module in modules:
-        if architectures and architectures[0] in module.ARCHITECTURES:
-            return module
-    kind = config.get("model_type")
-    if kind == "llada" and "num_experts" in config:
-        kind = "llada_moe"  # its released files call themselves like the dense model
-    if not architectures:
-        for module in modules:
-            if kind in module.MODEL_TYPES:
-                return module
-    known = ", ".join(name for module in modules for name in module.ARCHITECTURES)
-    remote = ""
-    if config.get("auto_map"):
-        remote = "; the checkpoint's own Python code (auto_map) is never run"
-    raise ModelError(
-        f"{folder}: architectures={architectures!r} model_type={config.get('model_type')!r} is not "
-        f"supported; supported architectures: {known}{remote}"
-    )
-
-
 def read_spec(model: str | Path) -> ModelSpec:
-    """The spec of a checkpoint, without its weights. Raises ModelError."""
+    """Return the spec of a checkpoint without reading its weights. Raises ModelError."""
     folder = resolve_model(model, weights=False)
     config = read_config(folder)
-    return _spec(_family(config, folder), config, folder)
+    return _spec(find_family(config, folder), config, folder)
 
 
-def _spec(family: Any, config: dict[str, Any], folder: Path) -> ModelSpec:
-    """The config's spec; a mask id that it leaves out is the tokenizer's, else the family's own."""
-    spec: ModelSpec = family.spec_from_config(config)
+def _spec(family: Family, config: Config, folder: Path) -> ModelSpec:
+    """Return the config's spec; a missing mask id is the tokenizer's, else the family's default."""
+    spec = family.spec_from_config(config)
     if config.get("mask_token_id") is None:
-        found = added_token_id(folder, family.MASK)
-        if found is not None:
-            return replace(spec, mask_id=found)
+        mask_id = added_token_id(folder, family.mask)
+        if mask_id is not None:
+            return replace(spec, mask_id=mask_id)
     return spec
 
 
 def torch_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """`dtype` by name; None is float32 on the CPU and bfloat16 elsewhere. Raises ConfigError."""
+    """Return the dtype of a name; None is float32 on the CPU, bfloat16 elsewhere. Raises ConfigError."""
     import torch
 
     if dtype is None:
@@ -156,26 +129,23 @@ def torch_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
 
 
 def torch_device(device: str | torch.device | None) -> torch.device:
-    """A device that exists; None is CUDA where there is one, else the CPU. Raises ConfigError."""
+    """Return a device that exists; None is CUDA if available, else the CPU. Raises ConfigError."""
     import torch
 
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        result = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"unknown device {device!r}; use cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} asked for, but this machine has no CUDA; use cpu")
-    if found.type not in ("cpu", "cuda"):
+    if result.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} is not available: this machine has no CUDA; use cpu")
+    if result.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {device!r} is not supported; use cpu, cuda or cuda:N")
-    if (
-        found.index is not None
-        and found.type == "cuda"
-        and found.index >= torch.cuda.device_count()
-    ):
-        raise ConfigError(f"device {device!r}: there are {torch.cuda.device_count()} CUDA devices")
-    return found
+    count = torch.cuda.device_count() if result.type == "cuda" else 0
+    if result.type == "cuda" and result.index is not None and result.index >= count:
+        raise ConfigError(f"device {device!r}: there are {count} CUDA devices; use a lower number")
+    return result
 
 
 def load_model(
@@ -185,13 +155,13 @@ def load_model(
     progress: Progress | None = None,
     make: Callable[[ModelSpec], Transformer] | None = None,
 ) -> Transformer:
-    """A checkpoint as a `Transformer` in eval mode, gradients off.
+    """Load a checkpoint as a `Transformer` in eval mode, gradients off.
 
     `model` is a bundled name, a folder or a hub id; `dtype` e.g. "float32" or "bfloat16"; `device` e.g.
-    "cpu" or "cuda"; `progress` is told the bytes that were read and those there are. Weights are read
-    straight to where they stay: the peak of memory is their own size and a few megabytes. `make` builds
-    the empty network when it is not a whole `Transformer` (a rank's part: `engine.parallel`). Raises
-    ModelError (missing, unsupported, pickled or ill-fitting checkpoint) and ConfigError (dtype, device).
+    "cpu" or "cuda". `progress(done, total)` is called with bytes as they are read. Weights are read
+    straight into their parameters: the peak of memory is their size and a few megabytes. `make` builds the
+    empty network when it is one rank's part (`distributed.tensor_parallel`). Raises ModelError (missing,
+    unsupported, pickled or ill-fitting checkpoint) and ConfigError (dtype, device).
     """
     import torch
 
@@ -202,21 +172,21 @@ def load_model(
     kind = torch_dtype(dtype, where)
     folder = resolve_model(model)
     config = read_config(folder)
-    family = _family(config, folder)
+    family = find_family(config, folder)
     with torch.device("meta"):
         network = (make or Transformer)(_spec(family, config, folder))
-    load_weights(network, folder, family.NAMES, kind, where, progress)
+    load_weights(network, folder, family.names, kind, where, progress)
     return network.eval().requires_grad_(False)
 
 
 def convert_checkpoint(
     model: str | Path, target: str | Path, form: str, progress: Progress | None = None
 ) -> Converted:
-    """Write a checkpoint into the new folder `target` with its weights in another form, bit by bit equal.
+    """Write a checkpoint into the new folder `target` with its weights in another layout, bit by bit equal.
 
-    `form`: "family" (as released), "unmask" (as we hold them: experts stacked, query, key and value apart),
-    "stacked" (LLaDA2) or "fused" (LLaDA-MoE, SDAR with experts). `load_model` reads all of them. Config,
-    tokenizer and texts go along. Raises ModelError and ConfigError.
+    `form`: "family" (as released), "unmask" (the parameters of `Transformer`: experts stacked, query, key
+    and value separate), "stacked" (LLaDA2) or "fused" (LLaDA-MoE, SDAR with experts). `load_model` reads
+    all of them. Config, tokenizer and texts are copied. Raises ModelError and ConfigError.
     """
     import torch
 
@@ -225,7 +195,7 @@ def convert_checkpoint(
 
     folder = resolve_model(model)
     config = read_config(folder)
-    family = _family(config, folder)
+    family = find_family(config, folder)
     with torch.device("meta"):
         network = Transformer(_spec(family, config, folder))
     return convert(network, family, (folder, Path(target).expanduser()), form, progress=progress)

@@ -1,7 +1,7 @@
-"""A checkpoint in another form: the same numbers under other names, joined or split differently.
+"""Conversion of a checkpoint to another layout: the same numbers under other names, joined or split.
 
-Every tensor of the target is put together from the files of the source, a shard at a time: the memory
-needed is one shard's, not the model's. Nothing is rounded: a tensor keeps the type it is stored in.
+Every tensor of the target is assembled from the files of the source, a shard at a time: the memory needed
+is one shard's, not the model's. Nothing is rounded: a tensor stays in its stored type.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.errors import ConfigError, ModelError, unknown_name
+from unmask.models.registry import Family
 from unmask.models.safetensors_files import DTYPES, INDEX, SINGLE, TensorEntry, read
+from unmask.models.transformer import Transformer
 from unmask.models.weight_names import NameMap, Shape, StoredName, layout, own_names, runs
 from unmask.models.weights import Fit, Progress, check_tied, fit, shapes_of
 
 SHARD_BYTES = 4_000_000_000
-"""A shard is full beyond; one tensor is never split."""
+"""Size beyond which a new shard begins; one tensor is never split."""
 COPIED = ("*.json", "*.jinja", "*.md", "vocab*", "merges.txt", "LICENSE*", "NOTICE*")
-"""What goes along, if it is there; Python code does not, for it is never run."""
+"""Other files that are copied; Python code is not, for it is never run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was written."""
+    """Counts of the written files."""
 
     num_files: int
     num_tensors: int
@@ -57,23 +59,23 @@ class _Planned:
     size_bytes: int
 
 
-def forms(family: Any) -> tuple[str, ...]:
-    """The forms in which a family's weights may be stored."""
-    return ("family", "unmask", *getattr(family, "FORMS", {}))
+def forms(family: Family) -> tuple[str, ...]:
+    """Return the layouts in which a family's weights may be stored."""
+    return ("family", "unmask", *family.forms)
 
 
-def form_names(family: Any, form: str, shapes: Mapping[str, Shape]) -> NameMap:
-    """The family's list of names with those of `form` before the others. Raises ConfigError."""
+def form_names(family: Family, form: str, shapes: Mapping[str, Shape]) -> NameMap:
+    """Return the family's list of names with those of `form` first. Raises ConfigError."""
     if form not in forms(family):
         raise unknown_name("form", form, forms(family))
     if form == "unmask":
         return own_names(shapes)
-    return (*getattr(family, "FORMS", {}).get(form, ()), *family.NAMES)
+    return (*family.forms.get(form, ()), *family.names)
 
 
 def convert(
-    network: Any,
-    family: Any,
+    network: Transformer,
+    family: Family,
     folders: tuple[Path, Path],
     form: str,
     shard_bytes: int = SHARD_BYTES,
@@ -81,8 +83,8 @@ def convert(
 ) -> Converted:
     """Write the second of two folders from the first, with its weights in `form`.
 
-    `network` is the source's, on the meta device. The target appears complete or not at all; a tied head
-    that is stored nevertheless is left out. Raises ConfigError (form, a target that is there) and
+    `network` is the source's, on the meta device. The target appears complete or not at all; a stored copy
+    of a tied head is left out. Raises ConfigError (form, a target that is there) and
     ModelError (a source that does not fit its config; tensors of different types to be joined).
     """
     source, target = folders
@@ -90,9 +92,9 @@ def convert(
     names = form_names(family, form, shapes)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(
-            f"{target} is there already; nothing is overwritten, choose another folder"
+            f"{target} is there already and is not overwritten; choose another folder"
         )
-    fitting = fit(source, shapes, family.NAMES, network.spec.tie_embeddings)
+    fitting = fit(source, shapes, family.names, network.spec.tie_embeddings)
     pieces = _pieces(fitting, shapes)
     shards = _shards(list(_plan(pieces, shapes, names)), shard_bytes)
     partial = target.with_name(f".{target.name}.partial")
@@ -115,18 +117,18 @@ def convert(
 
 
 def _pieces(fitting: Fit, shapes: Mapping[str, Shape]) -> dict[str, list[_Piece]]:
-    """Where the numbers of every parameter are, in their order."""
-    found: dict[str, list[_Piece]] = {name: [] for name in shapes}
+    """Return the stored runs of every parameter's numbers, in order."""
+    result: dict[str, list[_Piece]] = {name: [] for name in shapes}
     for tensor, place in fitting.pairs:
         first = 0
         for ours, start, count in runs(place, shapes):
-            found[ours].append(_Piece(start, count, tensor, first))
+            result[ours].append(_Piece(start, count, tensor, first))
             first += count
-    return {name: sorted(pieces, key=lambda piece: piece.start) for name, pieces in found.items()}
+    return {name: sorted(pieces, key=lambda piece: piece.start) for name, pieces in result.items()}
 
 
 def _overlaps(pieces: list[_Piece], start: int, count: int) -> Iterator[tuple[_Piece, int, int]]:
-    """The pieces that hold a run of a parameter, and from where to where in the parameter."""
+    """Yield the pieces that hold a run of a parameter, with its first and end index in the parameter."""
     at = bisect_right(pieces, start, key=lambda piece: piece.start) - 1
     while at < len(pieces) and pieces[at].start < start + count:
         piece = pieces[at]
@@ -137,7 +139,7 @@ def _overlaps(pieces: list[_Piece], start: int, count: int) -> Iterator[tuple[_P
 def _plan(
     pieces: Mapping[str, list[_Piece]], shapes: Mapping[str, Shape], names: NameMap
 ) -> Iterator[_Planned]:
-    """The target's tensors, in the order of the network."""
+    """Yield the target's tensors in the order of the network."""
     order = {name: number for number, name in enumerate(shapes)}
     places = [item for item in layout(shapes, names).items() if item[1].is_first]
     for name, place in sorted(
@@ -150,8 +152,8 @@ def _plan(
         }
         if len(kinds) != 1:
             raise ModelError(
-                f"{name} would join tensors of {' and '.join(sorted(kinds))}; a form that keeps them "
-                f"apart is needed, or a source with one type"
+                f"{name} would join tensors of {' and '.join(sorted(kinds))}; use a form that stores them "
+                f"separately, or a source with one type"
             )
         kind = kinds.pop()
         yield _Planned(name, place, kind, torch.Size(place.shape).numel() * DTYPES[kind].itemsize)
@@ -170,7 +172,7 @@ def _shards(planned: list[_Planned], shard_bytes: int) -> list[list[_Planned]]:
 
 
 class _Gather:
-    """Puts tensors together from open files."""
+    """Assembler of tensors from open files."""
 
     def __init__(
         self, pieces: Mapping[str, list[_Piece]], shapes: Mapping[str, Shape], stack: ExitStack
@@ -179,7 +181,7 @@ class _Gather:
         self.files: dict[Path, BinaryIO] = {}
 
     def tensor(self, planned: _Planned) -> Tensor:
-        """One tensor of the target."""
+        """Assemble one tensor of the target."""
         result = torch.empty(planned.place.shape, dtype=DTYPES[planned.kind])
         flat, done = result.view(-1), 0
         for ours, start, count in runs(planned.place, self.shapes):
@@ -188,7 +190,7 @@ class _Gather:
         return result
 
     def parameter(self, name: str) -> Tensor:
-        """One of our parameters, in the type of its first piece."""
+        """Assemble one parameter of the network, in the type of its first piece."""
         kind = DTYPES[self.pieces[name][0].tensor.kind]
         result = torch.empty(self.shapes[name], dtype=kind)
         self._fill(name, 0, result.view(-1))
@@ -206,7 +208,7 @@ class _Gather:
 def _write(
     folder: Path, shards: list[list[_Planned]], gather: _Gather, progress: Progress | None
 ) -> int:
-    """The weights' files, and the index when there are several; the bytes of all tensors."""
+    """Write the shards, and an index when there are several; return the bytes of all tensors."""
     total, done = sum(item.size_bytes for shard in shards for item in shard), 0
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):

@@ -1,7 +1,7 @@
-"""What a block does to each token alone: SwiGLU, or a few of many small ones (mixture of experts).
+"""Feed-forward layers: SwiGLU, or a few of many small ones (mixture of experts).
 
-The work is that of the experts that are used: tokens are sorted by expert, and each used expert multiplies
-its own tokens once. Which experts are used must be known on the host: one synchronization a layer.
+Only chosen experts are computed: tokens are sorted by expert, and each chosen expert multiplies its own
+tokens once. The choice must be known on the host: one synchronization a layer.
 
 Source: routers of LLaDA-MoE (arXiv:2509.24389), Qwen3-MoE (arXiv:2505.09388), LLaDA2 (arXiv:2512.15745).
 
@@ -19,7 +19,7 @@ from unmask.models.spec import ExpertSpec, ModelSpec
 
 
 def feed_forward(spec: ModelSpec, layer: int, ranks: Ranks = ALONE) -> nn.Module:
-    """The second half of block `layer`."""
+    """Build the feed-forward half of block `layer`."""
     if spec.experts is None or layer in spec.experts.dense_layers:
         return FeedForward(spec.d_model, spec.d_ff, spec.linear_bias, ranks)
     return Experts(spec.d_model, spec.experts, ranks)
@@ -36,7 +36,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=bias and ranks.rank == 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`down(silu(gate) * up)`, summed over the ranks."""
+        """Compute `down(silu(gate) * up)`, summed over the ranks."""
         if torch.is_grad_enabled():
             return self.ranks.sum(self.down(F.silu(self.gate(x)) * self.up(x)))
         inner = F.silu(self.gate(x), inplace=True).mul_(self.up(x))  # no third copy of that width
@@ -44,7 +44,7 @@ class FeedForward(nn.Module):
 
 
 class Router(nn.Module):
-    """Which experts a token goes to. Ties between experts fall as `torch.topk` lets them."""
+    """Choice of each token's experts and their weights. `torch.topk` decides ties between experts."""
 
     def __init__(self, d_model: int, spec: ExpertSpec) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Router(nn.Module):
         self.bias = nn.Parameter(torch.zeros(spec.num_experts)) if spec.router_bias else None
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights in float32 and experts, both `(N, K)`."""
+        """Return the weights, float32, and the experts, both `(N, K)`."""
         spec = self.spec
         if spec.in_fp32:
             logits_NE = F.linear(x_ND.float(), self.weight.float())
@@ -70,12 +70,12 @@ class Router(nn.Module):
         return weight_NK * spec.scale, chosen_NK
 
     def _in_best_groups(self, choice_NE: Tensor) -> Tensor:
-        """Scores outside the best groups become -inf; a group is worth the sum of its two best."""
+        """Set scores outside the best groups to -inf; a group's score is the sum of its two best."""
         size = self.spec.num_experts // self.spec.num_groups
         grouped = choice_NE.view(-1, self.spec.num_groups, size)
-        worth = grouped.topk(2, dim=-1).values.sum(-1)
-        best = worth.topk(self.spec.num_chosen_groups, dim=-1).indices
-        out = torch.ones_like(worth, dtype=torch.bool).scatter(-1, best, False)
+        scores = grouped.topk(2, dim=-1).values.sum(-1)
+        best = scores.topk(self.spec.num_chosen_groups, dim=-1).indices
+        out = torch.ones_like(scores, dtype=torch.bool).scatter(-1, best, False)
         return grouped.masked_fill(out[..., None], -torch.inf).flatten(-2)
 
 
@@ -87,7 +87,7 @@ class Stack(nn.Module):
         self.weight = nn.Parameter(torch.randn(count, width_out, width_in) / width_in**0.5)
 
     def times(self, expert: int, x: Tensor) -> Tensor:
-        """`x W^T` with one expert's matrix."""
+        """Compute `x W^T` with one expert's matrix."""
         return F.linear(x, self.weight[expert])
 
 
@@ -101,15 +101,15 @@ class Bank(nn.Module):
         self.down = Stack(spec.num_experts, spec.d_ff, d_model)
 
     def apply_to(self, expert: int, x_ND: Tensor) -> Tensor:
-        """SwiGLU of one expert."""
+        """Compute the SwiGLU of one expert."""
         inner = F.silu(self.gate.times(expert, x_ND)) * self.up.times(expert, x_ND)
         return self.down.times(expert, inner)
 
 
 class Experts(nn.Module):
-    """The weighted sum of a token's experts, and of the shared one if there is one.
+    """Weighted sum of a token's experts, plus the shared one if there is one.
 
-    Every rank routes every token, and has a part of each expert's width: ranks are always equally busy.
+    Every rank routes every token and holds a part of each expert's width, so that all ranks do equal work.
     """
 
     def __init__(self, d_model: int, spec: ExpertSpec, ranks: Ranks = ALONE) -> None:
@@ -120,7 +120,7 @@ class Experts(nn.Module):
         self.shared = FeedForward(d_model, spec.d_shared) if spec.d_shared else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., D)`; the sum runs over ascending experts, in float32 or in the model's dtype."""
+        """Return `(..., D)`; the sum runs over ascending experts, in float32 or in the model's dtype."""
         x_ND = x.reshape(-1, x.shape[-1])
         weight_NK, chosen_NK = self.router(x_ND)
         num_chosen = chosen_NK.shape[1]
@@ -135,8 +135,8 @@ class Experts(nn.Module):
                 continue
             pairs = order[start : start + count]
             tokens = pairs // num_chosen
-            found = self.experts.apply_to(expert, x_ND[tokens])
-            total_ND.index_add_(0, tokens, found.to(kind) * weights[pairs, None])
+            output = self.experts.apply_to(expert, x_ND[tokens])
+            total_ND.index_add_(0, tokens, output.to(kind) * weights[pairs, None])
             start += count
         result = total_ND.to(x.dtype).view(x.shape)
         return self.ranks.sum(result if self.shared is None else result + self.shared(x))

@@ -1,15 +1,15 @@
-"""Weights a second time, in the layout of the CPU's matrix kernels.
+"""Copies of weights, packed in the layout of the CPU's matrix kernels.
 
-A product with few rows is bound by reading the weights, and the plain kernels lay them out anew every time:
-on two AVX2 cores, 17 rows times a 126464 x 1024 head take 95 ms, with the layout made once 26 ms. A layer
-of 64 experts of 1024 x 512, 8 a token, took 0.7 of its time for 32 tokens and 0.94 for 8, but 1.14 for one:
-a single row is multiplied plainly (medians of 11 in turns, one thread, beside other work).
+A product with few rows is bound by reading the weights, and the plain kernels pack them anew every time: on
+two AVX2 cores, 17 rows times a 126464 x 1024 head take 95 ms, packed once 26 ms. A layer of 64 experts of
+1024 x 512, 8 a token, took 0.7 of its time for 32 tokens and 0.94 for 8, but 1.14 for one: a single row is
+multiplied with the plain weights (medians of 11 in turns, one thread, on a machine with other load).
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +17,22 @@ from torch import Tensor, nn
 
 from unmask.models.experts import Stack
 
+if TYPE_CHECKING:
+    from torch._ops import _OpNamespace
+
 LEAST_ELEMENTS = 1 << 16
-"""Below, there is nothing to gain: on two AVX512 cores, 43 rows of 768 x 256 take 0.6 of their time and of
+"""Smallest matrix that is packed: on two AVX512 cores, 43 rows of 768 x 256 take 0.6 of their time and of
 256 x 256 the same, 512 rows 0.8 and 0.9."""
 ROWS_HINT = 32
-"""The number of rows that the layout is chosen for; it serves all others too."""
+"""Number of rows for which the kernels choose the layout; any number can be multiplied."""
 EXPERT_ROWS_HINT = 8
-"""The same for an expert, which gets a part of the rows."""
+"""The same for an expert, which multiplies a part of the rows."""
 LEAST_EXPERT_ROWS = 2
-"""Rows of an expert from which on its packed copy is the faster one."""
+"""Smallest number of rows for which an expert's packed copy is faster."""
 
 
 class PackedLinear(nn.Linear):
-    """The same parameters as a linear layer, and their packed copy, which is used without gradients."""
+    """A linear layer's parameters and their packed copy, which is used when gradients are off."""
 
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__(plain.in_features, plain.out_features, device="meta", bias=False)
@@ -38,7 +41,7 @@ class PackedLinear(nn.Linear):
         self.version = plain.weight._version
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x W^T + b`; plainly for no rows, with gradients, elsewhere, or once the weight was changed."""
+        """Compute `x W^T + b`; unpacked for no rows, with gradients, off the CPU or once `W` changed."""
         if not _is_usable(self.weight, self.version, x):
             return F.linear(x, self.weight, self.bias)
         flat = x.reshape(-1, self.in_features)
@@ -47,7 +50,7 @@ class PackedLinear(nn.Linear):
 
 
 class PackedStack(Stack):
-    """The experts' matrices of a plain stack, and a packed copy of each, used without gradients."""
+    """A plain stack's matrices and a packed copy of each, used when gradients are off."""
 
     def __init__(self, plain: Stack) -> None:
         nn.Module.__init__(self)
@@ -57,7 +60,7 @@ class PackedStack(Stack):
         self.version = plain.weight._version
 
     def times(self, expert: int, x: Tensor) -> Tensor:
-        """`x W^T` with one expert's matrix; plainly where a packed layer does so."""
+        """Compute `x W^T` with one expert's matrix; unpacked for a single row and where a layer does so."""
         if len(x) < LEAST_EXPERT_ROWS or not _is_usable(self.weight, self.version, x):
             return super().times(expert, x)
         out: Tensor = _ops()._linear_pointwise(x, self.packed[expert], None, "none", [], "")
@@ -65,18 +68,18 @@ class PackedStack(Stack):
 
 
 def _is_usable(weight: Tensor, version: int, x: Tensor) -> bool:
-    """Whether the packed copy stands for the weight, and can multiply `x`."""
+    """Return True if the packed copy is up to date and can multiply `x`."""
     changed = weight._version != version or weight.dtype != torch.float32
     other = x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0
     return not (torch.is_grad_enabled() or changed or other)
 
 
-def _ops() -> Any:
+def _ops() -> _OpNamespace:
     return torch.ops.mkldnn
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether the kernels are there for a model, and memory for a second copy of its large weights."""
+    """Return True if kernels exist for a model and memory for a second copy of its large weights."""
     large = _large(model)
     fitting = all(m.weight.device.type == "cpu" and m.weight.dtype == torch.float32 for m in large)
     if not (large and fitting):
@@ -91,21 +94,21 @@ def can_pack(model: nn.Module) -> bool:
 
 
 def pack_weights(model: nn.Module) -> int:
-    """Pack every large linear layer and stack of experts in place; the bytes that it took."""
+    """Pack every large linear layer and stack of experts in place; return the bytes of the copies."""
     large = {id(m) for m in _large(model)}
-    taken = 0
+    size_bytes = 0
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if id(child) not in large or not isinstance(child, (nn.Linear, Stack)):
                 continue
             packed = PackedStack(child) if isinstance(child, Stack) else PackedLinear(child)
             setattr(parent, name, packed)
-            taken += child.weight.nbytes
-    return taken
+            size_bytes += child.weight.nbytes
+    return size_bytes
 
 
 def _large(model: nn.Module) -> list[nn.Linear | Stack]:
-    """What is worth packing and is not packed yet (or was before its weight changed)."""
+    """Return the layers worth packing that are not packed yet, or whose weight changed since."""
     return [
         module
         for module in model.modules()

@@ -1,11 +1,11 @@
-"""Weights in 8 or 4 bits, computed in the model's dtype, through torchao.
+"""Weight-only quantization to 8 or 4 bits through torchao; products are computed in the model's dtype.
 
-Source: torchao's Int8WeightOnlyConfig (each row of a matrix is rounded to int8 with a scale of its own) and
-its prototype PrototypeInt4WeightOnlyConfig (every 32 numbers of a row to 4 bits with a scale and a zero of
-their own). The embedding and the head keep their type, for the choice of tokens hangs on small differences
-there. The gain is memory, not time, on a CPU: `unmask bench quantize` measures both. int4 is for bfloat16
-on a CPU; PyTorch's 4-bit product has no fast float32 kernel (32 rows times 4096 x 1024: 1192 ms, plain 36),
-and torchao's other 4-bit formats need packages or devices that were not at hand (`docs/log.md`).
+Source: torchao's Int8WeightOnlyConfig (each row of a matrix is rounded to int8 with its own scale) and its
+prototype PrototypeInt4WeightOnlyConfig (every 32 numbers of a row to 4 bits with their own scale and zero
+point). The embedding and the head are not quantized: the choice of tokens depends on small differences
+there. On a CPU this saves memory, not time: `unmask bench quantize` measures both. int4 is for bfloat16 on
+a CPU; PyTorch's 4-bit product has no fast float32 kernel (32 rows times 4096 x 1024: 1192 ms, plain 36),
+and torchao's other 4-bit formats need packages or devices that we could not test (`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unmask.errors import ConfigError, DependencyError, unknown_name
 from unmask.models.transformer import Transformer
 
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
+
 KINDS = ("int8", "int4")
 GROUP = 32
-"""Numbers of a row that share a scale in 4 bits; a layer's input width must be a multiple."""
+"""Numbers of a row that share a scale in 4 bits; the input width of a layer must be a multiple."""
 ROWS = 16
-"""The 4-bit kernel takes the outputs in pieces of so many."""
+"""Outputs that the 4-bit kernel computes together; the output width must be a multiple."""
 
 
 def quantize_weights(model: Transformer, kind: str) -> int:
-    """Quantize the linear layers of the blocks in place; the bytes that all weights have then.
+    """Quantize the linear layers of the blocks in place; return the bytes of all weights afterwards.
 
-    The plain weights are there until each is replaced: the peak is theirs. Raises ConfigError (kind, a
-    model with experts, which are no linear layers to torchao, int4 in another dtype, on another device or
-    with widths that do not split) and DependencyError (no torchao, or one without the format).
+    Each plain weight stays until it is replaced: the peak of memory is that of the plain model. Raises
+    ConfigError (kind, a model with experts, which are no linear layers to torchao, int4 in another dtype,
+    on another device or with widths that do not divide) and DependencyError (no torchao, or one without
+    the format).
     """
     if kind not in KINDS:
         raise unknown_name("quantize", kind, KINDS)
@@ -59,13 +63,13 @@ def quantize_weights(model: Transformer, kind: str) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """The bytes of all parameters as they are held, scales of quantized ones included."""
+    """Return the bytes of all parameters, scales of quantized ones included."""
     return sum(_bytes(value) for value in model.parameters())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings in the log: on import, torchao tells of GPU libraries that it does without."""
+    """Silence the log: on import, torchao warns about optional GPU libraries."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -74,7 +78,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _config(kind: str) -> Any:
+def _config(kind: str) -> AOBaseConfig:
     if kind == "int8":
         from torchao.quantization import Int8WeightOnlyConfig
 
@@ -106,6 +110,6 @@ def _check_int4(model: Transformer) -> None:
             )
 
 
-def _bytes(value: Any) -> int:
-    parts = [getattr(value, name) for name in getattr(value, "tensor_data_names", ())]
-    return sum(part.nbytes for part in parts) if parts else int(value.nbytes)
+def _bytes(value: Tensor) -> int:
+    parts: list[Tensor] = [getattr(value, name) for name in getattr(value, "tensor_data_names", ())]
+    return sum(part.nbytes for part in parts) if parts else value.nbytes

@@ -1,7 +1,7 @@
-"""The processes that hold one model together: each has some heads and a part of every feed-forward's width.
+"""Tensor parallelism of one model: each rank has some heads and a part of every feed-forward's width.
 
-What a rank computes of a block's output is a summand; the block adds them up, so that states are the same
-on all ranks.
+A rank computes one summand of a block's output; an all-reduce adds them, so that the states are the same on
+all ranks.
 
 Source: Megatron-LM, arXiv:1909.08053, Section 3: split columns, then rows, one sum for each half of a
 block.
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of `size` processes this is; `group` is how they talk, None for one alone."""
+    """This process's `rank` among `size`, and their `group`; None for a single process."""
 
     rank: int = 0
     size: int = 1
     group: ProcessGroup | None = None
 
     def sum(self, summand: Tensor) -> Tensor:
-        """The sum of all ranks' tensors, in place and without gradients. Raises WorkerError."""
+        """Sum the ranks' tensors in place, without gradients. Raises WorkerError."""
         if self.group is None or not summand.numel():
             return summand
         from torch import distributed
@@ -47,15 +47,15 @@ ALONE = Ranks()
 
 
 def lost(rank: int, error: Exception) -> WorkerError:
-    """The error for a rank that does not answer."""
+    """Build the error for a rank that does not answer."""
     reason = str(error).strip().splitlines()[0]
     return WorkerError(
-        f"rank {rank} lost another rank of its model ({reason}); see that rank's own error, start all again"
+        f"rank {rank} lost another rank of its model ({reason}); see that rank's error, then restart all"
     )
 
 
 def part_of(spec: ModelSpec, size: int) -> ModelSpec:
-    """What each of `size` ranks holds: the same network with fewer heads and narrower feed-forwards.
+    """Return the spec of one of `size` ranks: fewer heads and narrower feed-forwards.
 
     Raises ConfigError when a count is not a multiple of `size`.
     """
@@ -69,11 +69,11 @@ def part_of(spec: ModelSpec, size: int) -> ModelSpec:
             counts["d_ff of the shared expert"] = experts.d_shared
     uneven = [f"{name}={count}" for name, count in counts.items() if count % size]
     if uneven:
-        most = gcd(*counts.values())
-        fitting = ", ".join(str(n) for n in range(1, most + 1) if most % n == 0)
+        largest = gcd(*counts.values())
+        divisors = ", ".join(str(n) for n in range(1, largest + 1) if largest % n == 0)
         raise ConfigError(
             f"tensor_parallel_size={size} does not divide {' or '.join(uneven)} of this model; "
-            f"allowed: {fitting}"
+            f"allowed: {divisors}"
         )
     if experts is not None:
         experts = replace(experts, d_ff=experts.d_ff // size, d_shared=experts.d_shared // size)

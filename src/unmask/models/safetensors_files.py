@@ -1,7 +1,7 @@
-"""Safetensors files: where every tensor lies, and its numbers, read to where they are wanted.
+"""Safetensors files: the offsets of their tensors, and reads straight into a target tensor.
 
 Nothing is mapped into memory: the pages of a mapped file count as the process's until it is closed, and
-beside stacked, split or converted weights they would be a second copy.
+would be a second copy beside stacked, split or converted weights.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-"""How a file spells the types that weights may have."""
+"""Supported dtypes of weights, by their names in a file."""
 CHUNK = 1 << 22
-"""Most numbers that are held twice while they are converted or moved."""
+"""Number of elements that are converted or moved at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of a file; its bytes begin at `start`. `kind` is the file's word for its type."""
+    """One tensor of a file; its bytes begin at `start`. `kind` is the file's name of its dtype."""
 
     name: str
     path: Path
@@ -44,7 +44,7 @@ class TensorEntry:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder. Raises ModelError when there are none."""
+    """Return the safetensors files of a checkpoint folder. Raises ModelError when there are none."""
     index = folder / INDEX
     if index.exists():
         files = [folder / name for name in _shard_names(index)]
@@ -62,7 +62,7 @@ def shard_files(folder: Path) -> list[Path]:
             f"{folder}: only pickle weights found ({pickles[0]}); unpickling runs code, so unmask reads "
             f"safetensors only. Convert the checkpoint first, e.g. with safetensors.torch.save_file"
         )
-    raise ModelError(f"{folder}: no {SINGLE} and no {INDEX}")
+    raise ModelError(f"{folder}: no {SINGLE} and no {INDEX}; give a folder that holds weights")
 
 
 def _shard_names(index: Path) -> list[str]:
@@ -79,7 +79,7 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def tensors_of(path: Path) -> list[TensorEntry]:
-    """Every tensor of one file, in the order of their bytes. Raises ModelError."""
+    """Return the tensors of one file in the order of their bytes. Raises ModelError."""
     try:
         with safe_open(path, framework="pt"):
             pass  # checks the whole header: sizes, overlaps, the file's length
@@ -88,18 +88,20 @@ def tensors_of(path: Path) -> list[TensorEntry]:
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not a readable safetensors file ({error})") from None
-    found = []
+    entries = []
     for name, item in header.items():
         if name == "__metadata__":
             continue
         begin, end = item["data_offsets"]
         shape = tuple(item["shape"])
-        found.append(TensorEntry(name, path, item["dtype"], shape, 8 + length + begin, end - begin))
-    return sorted(found, key=lambda tensor: tensor.start)
+        entries.append(
+            TensorEntry(name, path, item["dtype"], shape, 8 + length + begin, end - begin)
+        )
+    return sorted(entries, key=lambda tensor: tensor.start)
 
 
 def read(file: BinaryIO, tensor: TensorEntry, first: int, target: Tensor) -> None:
-    """Fill the flat `target`, of any dtype and device, with a tensor's numbers from the `first` on."""
+    """Fill the flat `target`, of any dtype and device, with a tensor's elements from `first` on."""
     kind = DTYPES[tensor.kind]
     file.seek(tensor.start + first * kind.itemsize)
     if target.dtype == kind and target.device.type == "cpu":
@@ -116,9 +118,9 @@ def read(file: BinaryIO, tensor: TensorEntry, first: int, target: Tensor) -> Non
 def read_columns(
     file: BinaryIO, tensor: TensorEntry, first: int, target: Tensor, place: tuple[int, int]
 ) -> None:
-    """Fill `target` `(rows, columns)` from rows that begin at the number `first`.
+    """Fill `target` `(rows, columns)` from stored rows that begin at the element `first`.
 
-    `place`: how wide the stored rows are, and the first column that is wanted.
+    `place`: the width of a stored row, and the first column to read.
     """
     width, left = place
     most = max(1, CHUNK // width)

@@ -1,4 +1,4 @@
-"""What a checkpoint is: sizes of the network and the facts that decoding needs."""
+"""Specification of a checkpoint: the sizes of its network and the ids and rules of its decoding."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class ExpertSpec:
-    """A mixture of `num_experts` SwiGLUs of width `d_ff`, of which a token takes `num_chosen`.
+    """A mixture of `num_experts` SwiGLUs of width `d_ff`, of which each token uses `num_chosen`.
 
-    A router's `score` of every expert (softmax over all, or sigmoid each) plus, with `router_bias`, a
-    constant chooses them, inside the best `num_chosen_groups` of `num_groups` equal groups (a group's two
-    best are its worth). The weight of a chosen expert is its score, with the constant if `is_bias_weighed`,
-    divided by the sum of the chosen if `renormalize`, times `scale`. `in_fp32` scores and sums in float32,
-    otherwise logits and sum have the model's dtype. `d_shared`: width of a further SwiGLU for all tokens
-    (0: none). `dense_layers` have one SwiGLU of the model's `d_ff` instead.
+    The router scores every expert (`score`: softmax over all, or sigmoid of each), adds a constant per
+    expert with `router_bias`, and chooses the best inside the best `num_chosen_groups` of `num_groups`
+    equal groups; a group's score is the sum of its two best experts. The weight of a chosen expert is its
+    score, with the constant if `is_bias_weighed`, divided by the sum over the chosen if `renormalize`,
+    times `scale`. `in_fp32` scores and sums in float32, otherwise logits and sum have the model's dtype.
+    `d_shared`: width of a further SwiGLU for all tokens (0: none). `dense_layers` have one SwiGLU of the
+    model's `d_ff` instead.
     """
 
     num_experts: int
@@ -44,7 +45,7 @@ class ModelSpec:
     take the model's dtype. `norm_fp32` scales norms in float32 (SDAR); otherwise in the model's dtype.
     Decoding: `mask_id`, `eos_id`, `pad_id`, `turn_end` (the text of the token that ends a chat turn),
     `shift_logits` (row i-1 predicts position i), `block_size` (block-causal attention counted from the
-    first prompt token; None: every position sees every other), `max_length` in tokens.
+    first prompt token; None: bidirectional attention), `max_length` in tokens.
     """
 
     family: str

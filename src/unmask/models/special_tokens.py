@@ -1,17 +1,16 @@
-"""Special ids that a config leaves out, from the tokenizer's own files, read as JSON."""
+"""Ids of special tokens from a tokenizer's files, for configs that leave them out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from unmask.errors import ModelError
 
 
 def added_token_id(folder: Path, text: str) -> int | None:
-    """The id of the added token that is spelled `text`, or None when no file of the folder has it.
+    """Return the id of the added token with this text, or None when no file of the folder has it.
 
     Reads `tokenizer_config.json`, then `tokenizer.json`. Raises ModelError for files that are not JSON.
     """
@@ -29,7 +28,7 @@ def added_token_id(folder: Path, text: str) -> int | None:
     return None
 
 
-def _added(content: Any) -> Iterator[tuple[int, str]]:
+def _added(content: object) -> Iterator[tuple[int, str]]:
     if not isinstance(content, dict):
         return
     decoder, tokens = content.get("added_tokens_decoder"), content.get("added_tokens")

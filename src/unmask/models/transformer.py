@@ -1,4 +1,4 @@
-"""The one transformer under every family.
+"""The transformer that every family shares.
 
 Letters: B rows, T tokens, Q queries, K keys, D width, H heads, G key/value heads, A head width,
 V vocabulary.
@@ -20,37 +20,37 @@ from unmask.models.spec import ModelSpec
 
 
 class AttentionBackend(Protocol):
-    """How the queries of a forward meet keys and values: see `Dense` and `caches`."""
+    """Storage and attention of one forward pass: `Dense` here, others in `unmask.attention`."""
 
     def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
-        """One residual block; usually just `layer(x, rotary, self)`."""
+        """Run one residual block; usually just `layer(x, rotary, self)`."""
         ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What the queries `(..., H, A)` see of (already rotated) keys and values `(..., G, A)`."""
+        """Attend from queries `(..., H, A)` to rotated keys and values `(..., G, A)`: `(..., H, A)`."""
         ...
 
 
 class Dense:
-    """Rows `(B, Q)` attend to themselves; `visible` bool `(B or 1, 1, Q, Q)`, None for everything."""
+    """Attention of rows `(B, Q)` to themselves; `visible` bool `(B or 1, 1, Q, Q)`, None: all positions."""
 
     def __init__(self, visible: Tensor | None = None) -> None:
         self.visible = visible
 
     def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
-        """The block as it is."""
+        """Run the block unchanged."""
         result: Tensor = layer(x, rotary, self)
         return result
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention inside each row."""
+        """Attend inside each row."""
         return attention(q, k.transpose(1, 2), v.transpose(1, 2), self.visible)
 
 
 def attention(
     q_BQHA: Tensor, keys_BGKA: Tensor, values_BGKA: Tensor, visible: Tensor | None
 ) -> Tensor:
-    """Grouped-query attention, `(B, Q, H, A)`."""
+    """Compute grouped-query attention, `(B, Q, H, A)`."""
     out = F.scaled_dot_product_attention(
         q_BQHA.transpose(1, 2),
         keys_BGKA,
@@ -62,7 +62,7 @@ def attention(
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32, cast down, then scaled (the order of most released files).
+    """Root-mean-square norm in float32, cast to the model's dtype, then scaled (most families' order).
 
     `norm_fp32` of the spec scales before the cast; the two differ in low precision only.
     """
@@ -86,7 +86,8 @@ class RMSNorm(nn.Module):
 class Rotary:
     """Cosine and sine tables for half-rotate RoPE at given positions `(...)`.
 
-    They are `(..., 1, R)` with R the spec's `rotary_dim`: a head's dimensions behind the first R stay.
+    They are `(..., 1, R)` with R the spec's `rotary_dim`; a head's dimensions after the first R are not
+    rotated.
     """
 
     def __init__(self, position_ids: Tensor, spec: ModelSpec, dtype: torch.dtype) -> None:
@@ -99,7 +100,7 @@ class Rotary:
         self.cos, self.sin = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
     def at(self, rows: Tensor) -> Rotary:
-        """The tables of some rows of a flat list of positions."""
+        """Return the tables of some rows of a flat list of positions."""
         part = copy(self)
         part.cos, part.sin = self.cos[rows], self.sin[rows]
         return part
@@ -109,12 +110,12 @@ class Rotary:
         width = self.cos.shape[-1]
         part, half = x[..., :width].to(self.dtype), width // 2
         swapped = torch.cat((-part[..., half:], part[..., :half]), dim=-1)
-        turned = (part * self.cos + swapped * self.sin).to(x.dtype)
-        return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+        rotated = (part * self.cos + swapped * self.sin).to(x.dtype)
+        return rotated if width == x.shape[-1] else torch.cat((rotated, x[..., width:]), dim=-1)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; where its keys come from is the mixing's business."""
+    """Projections of grouped-query attention; the backend attends and stores keys and values."""
 
     def __init__(self, spec: ModelSpec, layer: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
@@ -128,28 +129,28 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(spec.head_dim, spec) if spec.qk_norm else None
 
     def queries(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """`(..., H, A)`, normalized if the family does so, then rotated."""
+        """Project to queries `(..., H, A)`, normalized if the family does so, then rotated."""
         q = self.q(x).unflatten(-1, (-1, self.head_dim))
         return rotary(q if self.q_norm is None else self.q_norm(q))
 
     def keys(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """`(..., G, A)`, normalized if the family does so, then rotated."""
+        """Project to keys `(..., G, A)`, normalized if the family does so, then rotated."""
         k = self.k(x).unflatten(-1, (-1, self.head_dim))
         return rotary(k if self.k_norm is None else self.k_norm(k))
 
     def values(self, x: Tensor) -> Tensor:
-        """`(..., G, A)`."""
-        found: Tensor = self.v(x).unflatten(-1, (-1, self.head_dim))
-        return found
+        """Project to values `(..., G, A)`."""
+        result: Tensor = self.v(x).unflatten(-1, (-1, self.head_dim))
+        return result
 
     def forward(self, x: Tensor, rotary: Rotary, backend: AttentionBackend) -> Tensor:
-        """Attend from the queries to what the mixing shows."""
+        """Attend from the queries to the keys and values that the backend provides."""
         q, k, v = self.queries(x, rotary), self.keys(x, rotary), self.values(x)
         return self.output(backend.attend(self.layer, q, k, v))
 
-    def output(self, seen: Tensor) -> Tensor:
-        """What the heads `(..., H, A)` saw, brought together over all ranks: `(..., D)`."""
-        return self.ranks.sum(self.o(seen.flatten(-2)))
+    def output(self, heads: Tensor) -> Tensor:
+        """Project the heads' results `(..., H, A)` to `(..., D)` and sum over the ranks."""
+        return self.ranks.sum(self.o(heads.flatten(-2)))
 
 
 class Layer(nn.Module):
@@ -163,17 +164,17 @@ class Layer(nn.Module):
         self.ffn = feed_forward(spec, layer, ranks)
 
     def forward(self, x: Tensor, rotary: Rotary, backend: AttentionBackend) -> Tensor:
-        """One block."""
+        """Run the block."""
         x = x + self.attn(self.attn_norm(x), rotary, backend)
         result: Tensor = x + self.ffn(self.ffn_norm(x))
         return result
 
 
 class Transformer(nn.Module):
-    """A masked-diffusion language model; `spec` says which.
+    """A masked-diffusion language model of the sizes in `spec`.
 
-    One of several `ranks` holds `part` of it: its heads, its part of every feed-forward's width, and the
-    rest whole, but for the LM head and the blocks' output biases, which only the first rank has.
+    One of several `ranks` holds `part` of it: a share of the heads and of every feed-forward's width, and
+    all other parameters whole, except for the LM head and the blocks' output biases, which only rank 0 has.
     """
 
     def __init__(self, spec: ModelSpec, ranks: Ranks = ALONE) -> None:
@@ -187,12 +188,12 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
+        """The dtype of the weights."""
         return self.embed.weight.dtype
 
     def hidden(
@@ -203,10 +204,10 @@ class Transformer(nn.Module):
         backend: AttentionBackend | None = None,
         each: list[Tensor] | None = None,
     ) -> Tensor:
-        """Final normed states `(..., D)` of the tokens `ids` at `position_ids` (of equal shapes).
+        """Return the final normed states `(..., D)` of tokens `ids` at `position_ids` (of equal shapes).
 
         Without `backend` both are `(B, T)`, rows attend to themselves and `visible` is a bool
-        `(B or 1, 1, T, T)`, None when everyone sees everyone. With it, both have whatever shape it takes.
+        `(B or 1, 1, T, T)`, None for full attention. With a backend, both have the shape that it takes.
         `each` collects the input of every block and then the result.
         """
         backend = Dense(visible) if backend is None else backend
@@ -215,7 +216,7 @@ class Transformer(nn.Module):
         for layer in self.layers:
             if each is not None:
                 each.append(x)
-            assert isinstance(layer, Layer), "made so"
+            assert isinstance(layer, Layer), "built as Layer in __init__"
             x = backend.layer(layer, x, rotary)
         x = self.norm(x)
         if each is not None:
@@ -225,12 +226,12 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The `(V, D)` matrix that turns states into logits."""
+        """The `(V, D)` matrix of the LM head."""
         weight: Tensor = self.embed.weight if self.spec.tie_embeddings else self.lm_head.weight
         return weight
 
     def head(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Logits `(..., V)` of any rows of `hidden`; of the tokens `ids` alone when they are given."""
+        """Compute logits `(..., V)` of rows of `hidden`; with `ids`, of these tokens only."""
         if ids is None and not self.spec.tie_embeddings:
             logits: Tensor = self.lm_head(hidden)
             return logits
@@ -248,13 +249,13 @@ class Transformer(nn.Module):
         *,
         hidden_states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Raw logits `(B, T, V)`, never shifted: row i is what the network says at position i.
+        """Compute raw logits `(B, T, V)`, never shifted: row i is the network's output at position i.
 
         `attention_mask`: None (the family's own topology over the whole input), 2-D bool or 0/1
-        `(B, T)` (which positions are real; either side may be padded) or 4-D bool `(B or 1, 1, T, T)`
-        (who sees whom). `position_ids` `(B, T)` default to the count of real tokens before each one.
-        Rows of padded positions are undefined. `hidden_states` collects `num_layers + 1` states.
-        Raises ConfigError for a mask of another rank or shape.
+        `(B, T)` (True for real positions; either side may be padded) or 4-D bool `(B or 1, 1, T, T)`
+        (True where a query attends to a key). `position_ids` `(B, T)` default to the count of real tokens
+        before each one. Rows of padded positions are undefined. `hidden_states` collects `num_layers + 1`
+        states. Raises ConfigError for a mask of another rank or shape.
         """
         if input_ids.dim() != 2:
             raise ConfigError(f"input_ids of shape {tuple(input_ids.shape)}: use (batch, length)")
@@ -291,9 +292,9 @@ class Transformer(nn.Module):
 
 
 def topology(spec: ModelSpec, position_ids_BT: Tensor, real_BT: Tensor | None) -> Tensor | None:
-    """Who sees whom over a whole input: bool `(B, 1, T, T)`, or None when everyone sees everyone.
+    """Return the attention mask of a whole input: bool `(B, 1, T, T)`, or None for full attention.
 
-    A padded query still sees the real keys, so that its (unused) row is finite.
+    A padded query still attends to the real keys, so that its (unused) row is finite.
     """
     visible = None if real_BT is None else real_BT[:, None, None, :]
     if spec.block_size is not None:

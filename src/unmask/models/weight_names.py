@@ -1,8 +1,9 @@
-"""Which stored tensor holds which of our parameters: a family's list of names, spelled out.
+"""Mapping between stored tensors and the network's parameters, from a family's list of names.
 
-A row of the list is `(theirs, ours)`. `{i}` is the layer, `{p}` weight or bias. `{e}` in theirs: one
-expert of our stack. Several of ours: they lie behind each other in the stored tensor's rows. A parameter
-that comes again further down may be stored in that way instead, and every one under its `own_name`.
+A row of the list is `(theirs, ours)`: the checkpoint's name and the parameter's. `{i}` is the layer, `{p}`
+weight or bias. `{e}` in theirs is one expert of a stacked parameter. Several names in ours are concatenated
+along the stored tensor's rows. A parameter that occurs in several rows may be stored in any of these
+layouts, the first being the family's own, and every parameter under its `own_name`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ NameMap = Sequence[tuple[str, str | tuple[str, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class StoredName:
-    """One stored tensor: its shape, whose it is, which expert's (None: all), the family's first way."""
+    """One stored tensor: its shape, parameters and expert (None: all); `is_first`: the family's layout."""
 
     shape: Shape
     ours: tuple[str, ...]
@@ -26,7 +27,7 @@ class StoredName:
     is_first: bool
 
     def rows(self, shapes: Mapping[str, Shape]) -> list[int]:
-        """How many rows of it each of `ours` has."""
+        """Return the number of its rows for each of `ours`."""
         return [_rows(shapes[name]) for name in self.ours]
 
     @property
@@ -36,16 +37,16 @@ class StoredName:
 
 
 def layout(shapes: Mapping[str, Shape], names: NameMap) -> dict[str, StoredName]:
-    """Every tensor that may be stored, by name, for our parameters `shapes`.
+    """Return every tensor that may be stored, by name, for parameters of the given `shapes`.
 
-    Each parameter has a way to be stored; AssertionError when the family's list forgot one.
+    Raises AssertionError when the family's list has no name for a parameter.
     """
     places: dict[str, list[tuple[str, str]]] = {}
     for name in shapes:
         generic, layer, suffix = _generic(name)
         for template in (generic, generic.replace("{p}", suffix)):
             places.setdefault(template, []).append((layer, suffix))
-    found: dict[str, StoredName] = {}
+    result: dict[str, StoredName] = {}
     covered: set[str] = set()
     for theirs, targets in names:
         templates = (targets,) if isinstance(targets, str) else targets
@@ -57,42 +58,42 @@ def layout(shapes: Mapping[str, Shape], names: NameMap) -> dict[str, StoredName]
             for expert in experts:
                 shape = _joined([shapes[name][expert is not None :] for name in ours])
                 name = theirs.format(i=layer, p=suffix, e=expert)
-                found.setdefault(name, StoredName(shape, ours, expert, covered.isdisjoint(ours)))
+                result.setdefault(name, StoredName(shape, ours, expert, covered.isdisjoint(ours)))
             ours_now.update(ours)
         covered |= ours_now
     for name, whole in shapes.items():
-        found.setdefault(own_name(name), StoredName(whole, (name,), None, False))
-    forgotten = sorted(shapes.keys() - covered)
-    assert not forgotten, f"no checkpoint name for {', '.join(forgotten)}"
-    return found
+        result.setdefault(own_name(name), StoredName(whole, (name,), None, False))
+    unnamed = sorted(shapes.keys() - covered)
+    assert not unnamed, f"no checkpoint name for {', '.join(unnamed)}"
+    return result
 
 
 def own_name(ours: str) -> str:
-    """What a file calls a parameter that is stored as we hold it, in any family."""
+    """Return the stored name of an unchanged parameter, the same in any family."""
     return f"unmask.{ours}"
 
 
 def own_names(shapes: Mapping[str, Shape]) -> NameMap:
-    """The list of names of a checkpoint in which every parameter is stored as we hold it."""
+    """Return the list of names of a checkpoint that stores every parameter unchanged."""
     generic = dict.fromkeys(_generic(name)[0] for name in shapes)
     return [(own_name(name), name) for name in generic]
 
 
 def runs(place: StoredName, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, int, int]]:
-    """A stored tensor's numbers in their order: whose they are, from which of its own on, how many."""
-    skipped = [(place.expert or 0) * prod(shapes[name][1:]) for name in place.ours]
+    """Yield a stored tensor's elements in order as runs: (parameter, first element in it, count)."""
+    offsets = [(place.expert or 0) * prod(shapes[name][1:]) for name in place.ours]
     if len(place.ours) == 1:
-        yield place.ours[0], skipped[0], prod(place.shape)
+        yield place.ours[0], offsets[0], prod(place.shape)
         return
     width = prod(place.shape[place.row_dim + 1 :])
     counts = [rows * width for rows in place.rows(shapes)]
     for outer in range(prod(place.shape[: place.row_dim])):
-        for name, first, count in zip(place.ours, skipped, counts, strict=True):
+        for name, first, count in zip(place.ours, offsets, counts, strict=True):
             yield name, first + outer * count, count
 
 
 def checkpoint_name(ours: str, names: NameMap) -> str:
-    """The checkpoint's name of a parameter that has a tensor for itself."""
+    """Return the checkpoint's name of a parameter that has its own tensor."""
     generic, layer, suffix = _generic(ours)
     for theirs, mine in names:
         if mine in (generic, generic.replace("{p}", suffix)):
@@ -101,7 +102,7 @@ def checkpoint_name(ours: str, names: NameMap) -> str:
 
 
 def _generic(ours: str) -> tuple[str, str, str]:
-    """A parameter's name with {i} and {p}, its layer and its last word."""
+    """Return a parameter's name with {i} and {p} for its layer and suffix, then both."""
     stem, _, suffix = ours.rpartition(".")
     layer = re.match(r"layers\.(\d+)\.", stem)
     if layer is None:

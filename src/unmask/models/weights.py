@@ -1,4 +1,4 @@
-"""Safetensors to our parameters and back, strictly: every name and shape must be accounted for."""
+"""Loading and saving of weights, strictly: every stored name and shape must be accounted for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from unmask.models.transformer import Transformer
 from unmask.models.weight_names import NameMap, Shape, StoredName, checkpoint_name, layout, runs
 
 Progress = Callable[[int, int], None]
-"""Told the bytes that were read and those there are, from time to time and at the end."""
+"""Called with the bytes read so far and their total, after each tensor."""
 
 
 def load_weights(
@@ -39,10 +39,9 @@ def load_weights(
 ) -> None:
     """Fill a model that was built on the meta device.
 
-    Numbers go from the file to their parameter; what is held beside the weights is a few megabytes. One of
-    several ranks keeps its part; of a row of which it needs a piece it reads the whole.
-    Raises ModelError naming every tensor that is unmapped, missing, stored twice or misshapen, before
-    any weight is read.
+    Elements are read from the file into their parameter, with buffers of a few megabytes. One of several
+    ranks reads its part only, except that of a row it reads the whole. Raises ModelError naming every
+    tensor that is unmapped, missing, stored twice or misshapen, before any weight is read.
     """
     shapes = shapes_of(model)
     whole = shapes if model.ranks.size == 1 else _whole_shapes(model)
@@ -68,55 +67,55 @@ def load_weights(
 
 
 def shapes_of(model: Transformer) -> dict[str, Shape]:
-    """The shape of every parameter."""
+    """Return the shape of every parameter."""
     return {name: tuple(value.shape) for name, value in model.named_parameters()}
 
 
 def _whole_shapes(model: Transformer) -> dict[str, Shape]:
-    """The shapes that the parameters would have in one process."""
+    """Return the shapes of the parameters of the whole model."""
     with torch.device("meta"):
         return shapes_of(Transformer(model.spec))
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPart:
-    """What a rank holds of a parameter of shape `whole`: all, or an equal share of one dimension."""
+    """One rank's part of a parameter of shape `whole`: all of it, or an equal share of one dimension."""
 
     whole: Shape
-    held: Tensor
+    part: Tensor
     rank: int
 
     def read(self, file: BinaryIO, tensor: TensorEntry, first: int, start: int, count: int) -> None:
-        """Fill it from a tensor's numbers `first` on: the parameter's `start .. start + count`."""
-        flat, own = self.held.view(-1), tuple(self.held.shape)
+        """Read the parameter's elements `start .. start + count`, stored in a tensor from `first` on."""
+        flat, own = self.part.view(-1), tuple(self.part.shape)
         if own == self.whole:
             read(file, tensor, first, flat[start : start + count])
             return
         dim = next(i for i, (a, b) in enumerate(zip(own, self.whole, strict=True)) if a != b)
         if dim == len(own) - 1:
-            width, kept = self.whole[dim], own[dim]
-            rows = self.held.view(-1, kept)[start // width : (start + count) // width]
-            read_columns(file, tensor, first, rows, (width, self.rank * kept))
+            width, share = self.whole[dim], own[dim]
+            rows = self.part.view(-1, share)[start // width : (start + count) // width]
+            read_columns(file, tensor, first, rows, (width, self.rank * share))
             return
-        size, kept = prod(self.whole[dim:]), prod(own[dim:])
+        size, share = prod(self.whole[dim:]), prod(own[dim:])
         for outer in range(start // size, -(-(start + count) // size)):
-            held_from = outer * size + self.rank * kept
-            begin, end = max(start, held_from), min(start + count, held_from + kept)
+            part_start = outer * size + self.rank * share
+            begin, end = max(start, part_start), min(start + count, part_start + share)
             if begin < end:
-                at = outer * kept + begin - held_from
+                at = outer * share + begin - part_start
                 read(file, tensor, first + begin - start, flat[at : at + end - begin])
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A checkpoint's tensors with their places, file by file; `head`: a stored copy of a tied one."""
+    """A checkpoint's tensors with their parameters, file by file; `head`: a stored copy of a tied head."""
 
     pairs: list[tuple[TensorEntry, StoredName]]
     head: TensorEntry | None
 
 
 def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool) -> Fit:
-    """Every stored tensor and the parameters that it holds, from the files' headers.
+    """Match every stored tensor with its parameters, from the files' headers.
 
     Raises ModelError naming every tensor that is unmapped, missing, stored twice, misshapen or ill-typed.
     """
@@ -127,7 +126,7 @@ def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool
     unmapped: list[str] = []
     problems: list[str] = []
     fitting = Fit([], None)
-    for tensor in (found for path in shard_files(folder) for found in tensors_of(path)):
+    for tensor in (entry for path in shard_files(folder) for entry in tensors_of(path)):
         name, place = tensor.name, places.get(tensor.name)
         if name == tied_head:
             problems += _misfits(tensor, shapes["embed.weight"])
@@ -158,7 +157,7 @@ def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool
 
 
 def misfit(folder: Path, problem: str) -> ModelError:
-    """The error for weights that are not those of the config."""
+    """Build the error for weights that do not fit the config."""
     return ModelError(f"{folder}: the weights do not fit the config: {problem}")
 
 
@@ -179,17 +178,17 @@ def check_tied(folder: Path, head: TensorEntry, embed: Tensor) -> None:
     flat = embed.view(-1)
     with head.path.open("rb") as file:
         for at in range(0, len(flat), CHUNK):
-            wanted = flat[at : at + CHUNK]
-            found = torch.empty_like(wanted)
-            read(file, head, at, found)
-            if not torch.equal(found, wanted):
+            expected = flat[at : at + CHUNK]
+            stored = torch.empty_like(expected)
+            read(file, head, at, stored)
+            if not torch.equal(stored, expected):
                 raise misfit(
                     folder, f"{head.name} differs from the embedding although the config ties them"
                 )
 
 
 def save_weights(model: Transformer, path: Path, names: NameMap, dtype: torch.dtype) -> None:
-    """Write one safetensors file with the family's own names, each parameter in the family's first way."""
+    """Write one safetensors file with the family's names and layout."""
     from safetensors.torch import save_file
 
     ours = {name: value.detach() for name, value in model.named_parameters()}

@@ -1,46 +1,52 @@
-"""The routes, as an ASGI app."""
+"""The ASGI app: routes, error handlers and the playground page."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
 from unmask.errors import ModelError
-from unmask.server.auth import Guard
-from unmask.server.capabilities import schema
+from unmask.server.auth import AccessMiddleware
+from unmask.server.capabilities import Capabilities, capabilities
 from unmask.server.errors import ApiError
-from unmask.server.openapi import describe_bodies, documented
+from unmask.server.openapi import ERRORS, Api, error_responses
 from unmask.server.protocol import ChatRequest, CompletionRequest, InfillRequest
-from unmask.server.request_parsing import CHAT_DEFAULTS, COMMON_DEFAULTS, COMPLETION_DEFAULTS
+from unmask.server.reply_models import (
+    ChatChunk,
+    ChatCompletion,
+    Health,
+    InfillCompletion,
+    ModelCard,
+    ModelList,
+    ReplyResponse,
+    TextChunk,
+    TextCompletion,
+)
+from unmask.server.request_parsing import CHAT_NEUTRAL, COMMON_NEUTRAL, COMPLETION_NEUTRAL
 from unmask.server.service import Service
 from unmask.server.settings import ServerSettings
-from unmask.server.sglang import GenerateRequest, add_sglang_routes
+from unmask.server.sglang import add_sglang_routes
 from unmask.version import __version__
 
 if TYPE_CHECKING:
     from unmask.engine.engine import Engine
     from unmask.engine.llm import LLM
 
-log = logging.getLogger("unmask.server")
-CHAT_NEUTRAL = {**COMMON_DEFAULTS, **CHAT_DEFAULTS}
-COMPLETION_NEUTRAL = {**COMMON_DEFAULTS, **COMPLETION_DEFAULTS}
-
 
 def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
-    """An app that serves a model through an engine, which it starts and stops.
+    """Return an app that serves a model through an engine, which it starts and stops.
 
-    Raises ModelError for a model without a tokenizer. `app.state.service` is the `Service`.
+    `app.state.service` is its `Service`. Raises ModelError for a model without a tokenizer.
     """
     if llm.tokenizer is None:
         raise ModelError(f"model {llm.name!r} has no tokenizer, which a server needs; add one")
@@ -52,116 +58,141 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
         yield
         engine.stop()
 
-    app = FastAPI(
+    app = Api(
         title="unmask",
         version=__version__,
         summary="Masked diffusion language models over HTTP.",
-        docs_url=None,  # both pages load scripts from elsewhere
+        docs_url=None,  # both pages load scripts from other hosts
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would name the host that the client named
+        redirect_slashes=False,  # a redirect would contain the client's Host header
         lifespan=lifespan,
     )
     app.state.service = service
-    app.add_middleware(Guard, settings=settings, count=service.metrics.count_http)
-    add_errors(app)
-    add_decoding(app, service)
+    app.add_middleware(AccessMiddleware, settings=settings, count=service.metrics.count_http)
+    add_error_handlers(app)
+    add_decoding_routes(app, service)
     add_sglang_routes(app, service)
-    add_facts(app, service)
+    add_info_routes(app, service)
+    add_state_routes(app, service)
     add_page(app, settings.static)
-    describe_bodies(app, (ChatRequest, CompletionRequest, InfillRequest, GenerateRequest))
     return app
 
 
-def add_errors(app: FastAPI) -> None:
-    """Every error in OpenAI's envelope; what was not foreseen says no more than that."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error in the OpenAI API's envelope, and unexpected ones without details."""
 
-    async def known(request: Request, error: Exception) -> Response:
+    async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError), "registered for it"
-        return JSONResponse(error.body(), error.status, error.headers())
+        return error.response()
 
-    async def of_router(request: Request, error: Exception) -> Response:
+    async def router_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException), "registered for it"
-        path = request.url.path[:100]
+        path, status = request.url.path[:100], error.status_code
         headers = dict(error.headers or {})
-        if error.status_code == 405:
-            headers["Allow"] = methods_of(request)
-        said = {
-            404: f"no route {request.method} {path}; see /openapi.json",
-            405: f"{path} does not take {request.method}; it takes {headers.get('Allow')}",
-        }
-        made = ApiError(error.status_code, said.get(error.status_code, str(error.detail)))
-        return JSONResponse(made.body(), error.status_code, headers)
+        message = str(error.detail)
+        if status == 404:
+            message = f"no route {request.method} {path}; see /openapi.json"
+        if status == 405:
+            headers["Allow"] = allowed_methods(request)
+            message = f"{path} does not take {request.method}; it takes {headers['Allow']}"
+        return ApiError(status, message).response(headers)
 
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        made = ApiError(500, "the server failed; the log has the reason", code="internal_error")
-        return JSONResponse(made.body(), 500)
+    async def unexpected_error(request: Request, error: Exception) -> Response:
+        message = "the server failed; the log has the reason"
+        return ApiError(500, message, code="internal_error").response()
 
-    app.add_exception_handler(ApiError, known)
-    app.add_exception_handler(HTTPException, of_router)
-    app.add_exception_handler(Exception, unforeseen)
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, router_error)
+    app.add_exception_handler(Exception, unexpected_error)
 
 
-def methods_of(request: Request) -> str:
-    """The methods that a path takes, of all its routes: the router names those of the first.
+def allowed_methods(request: Request) -> str:
+    """Return the methods of all routes of a path; the router's own error has those of the first route.
 
-    The page's files are under no route of their own, and are only read.
+    The page's files are a mount without methods, and read-only.
     """
-    found: set[str] = set()
+    methods: set[str] = set()
     for route in request.app.routes:
         match, _ = route.matches(request.scope)
         if match is Match.PARTIAL:
-            found |= route.methods
-    return ", ".join(sorted(found or {"GET", "HEAD"}))
+            methods |= route.methods
+    return ", ".join(sorted(methods or {"GET", "HEAD"}))
 
 
-def add_decoding(app: FastAPI, service: Service) -> None:
-    """The routes that decode."""
+def add_decoding_routes(app: Api, service: Service) -> None:
+    """Add the routes that decode."""
     planner = service.planner
+    chat_neutral = {**COMMON_NEUTRAL, **CHAT_NEUTRAL}
+    completion_neutral = {**COMMON_NEUTRAL, **COMPLETION_NEUTRAL}
 
-    @app.post("/v1/chat/completions", **documented(ChatRequest, "The next turn of a conversation."))
     async def chat(request: Request) -> Response:
-        return await service.decode(request, ChatRequest, CHAT_NEUTRAL, planner.chat, "chat")
+        return await service.decode(request, ChatRequest, chat_neutral, planner.chat, "chat")
 
-    @app.post(
-        "/v1/completions",
-        **documented(CompletionRequest, "Texts that go on, or whose middle is filled."),
-    )
     async def completions(request: Request) -> Response:
         return await service.decode(
-            request, CompletionRequest, COMPLETION_NEUTRAL, planner.completion, "completion"
+            request, CompletionRequest, completion_neutral, planner.completion, "completion"
         )
 
-    @app.post("/v1/infill", **documented(InfillRequest, "A text whose blanks are filled."))
     async def infill(request: Request) -> Response:
         return await service.decode(
-            request, InfillRequest, COMMON_DEFAULTS, planner.infill, "infill"
+            request, InfillRequest, COMMON_NEUTRAL, planner.infill, "infill"
         )
 
+    app.add_decoding_route(
+        "/v1/chat/completions",
+        chat,
+        summary="Generate the next turn of a conversation.",
+        body=ChatRequest,
+        reply=ChatCompletion,
+        event=ChatChunk,
+    )
+    app.add_decoding_route(
+        "/v1/completions",
+        completions,
+        summary="Continue texts, or fill in their middle.",
+        body=CompletionRequest,
+        reply=TextCompletion,
+        event=TextChunk,
+    )
+    app.add_decoding_route(
+        "/v1/infill",
+        infill,
+        summary="Fill the blanks of a text.",
+        body=InfillRequest,
+        reply=InfillCompletion,
+        event=TextChunk,
+    )
 
-def add_facts(app: FastAPI, service: Service) -> None:
-    """The routes that tell: models, schema, health, metrics."""
-    settings, started = service.settings, int(time.time())
 
-    def card(name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": started,
-            "owned_by": "unmask",
-            "root": service.llm.name,
-            "max_model_len": service.planner.max_length,
-        }
+def add_info_routes(app: FastAPI, service: Service) -> None:
+    """Add the routes for models and capabilities."""
+    settings, started_s = service.settings, int(time.time())
 
-    @app.get("/v1/models", summary="The names under which the model is served.")
+    def card(name: str) -> ModelCard:
+        return ModelCard(
+            id=name,
+            object="model",
+            created=started_s,
+            owned_by="unmask",
+            root=service.llm.name,
+            max_model_len=service.planner.max_length,
+        )
+
+    @app.get("/v1/models", summary="List the names of the served model.", response_model=ModelList)
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [card(name) for name in settings.models]})
+        return ReplyResponse(ModelList(object="list", data=[card(n) for n in settings.models]))
 
-    @app.get("/v1/models/{name:path}", summary="One of the names.")
+    @app.get(
+        "/v1/models/{name:path}",
+        summary="Return one of the names.",
+        response_model=ModelCard,
+        responses=error_responses({404: ERRORS[404]}),
+    )
     async def model(name: str) -> Response:
-        return JSONResponse(card(service.check_model(name)))
+        return ReplyResponse(card(service.check_model(name)))
 
     defaults = settings.defaults
-    facts = schema(
+    schema = capabilities(
         service.llm,
         {
             "decoder": defaults.decoder,
@@ -173,26 +204,46 @@ def add_facts(app: FastAPI, service: Service) -> None:
         service.planner.max_length,
     )
 
-    @app.get("/v1/schema", summary="Decoders, caches and their knobs, and facts of the model.")
+    @app.get(
+        "/v1/schema",
+        summary="List decoders, caches and their knobs, and facts of the model.",
+        response_model=Capabilities,
+    )
     async def knobs() -> Response:
-        return JSONResponse(facts)
+        return ReplyResponse(schema)
 
-    @app.get("/health", summary="200 while requests are taken, else 503. Needs no key.")
+
+def add_state_routes(app: FastAPI, service: Service) -> None:
+    """Add the routes for health and metrics."""
+    draining = {"description": "new requests are refused"}
+
+    @app.get(
+        "/health",
+        summary="Return 200 while requests are accepted, else 503. Needs no key.",
+        response_model=Health,
+        responses={503: {**draining, "model": Health}},
+    )
     async def health() -> Response:
         state = service.state
-        return JSONResponse({"status": state}, 200 if state == "ok" else 503)
+        return ReplyResponse(Health(status=state), 200 if state == "ok" else 503)
 
-    @app.head("/health", summary="The status alone, as load balancers ask for it.")
+    @app.head(
+        "/health", summary="Return the status alone, for load balancers.", responses={503: draining}
+    )
     async def health_status() -> Response:
         return Response(status_code=200 if service.state == "ok" else 503)
 
-    @app.get("/metrics", summary="Prometheus' text format.", response_class=PlainTextResponse)
+    @app.get(
+        "/metrics",
+        summary="Return metrics in Prometheus' text format.",
+        response_class=PlainTextResponse,
+    )
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def add_page(app: FastAPI, static: Path) -> None:
-    """The playground, where there is one."""
+    """Add the playground page, if its files are there."""
     index = static / "index.html"
     if not index.is_file():
         return

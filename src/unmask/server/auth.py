@@ -1,31 +1,26 @@
-"""What every request passes first: who asks, for which host, with how many headers."""
+"""Access control: the API key, the allowed host names, the limits on headers, and the page for the key."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from unmask.server import auth
-from unmask.server.errors import ApiError
-from unmask.server.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from starlette.responses import Response
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 
 import base64
 import hashlib
 import hmac
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
-SECURITY_HEADERS = [
+from unmask.server.errors import ApiError
+from unmask.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+Headers = list[tuple[bytes, bytes]]
+SECURITY_HEADERS: Headers = [
     (
         b"content-security-policy",
         b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -33,13 +28,15 @@ SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]
-PAGE = ("/", "/static")
+INDEX_PATH, STATIC_PATH = "/", "/static/"
+KEY_PAGE = Path(__file__).parent / "static" / "key.html"
+COOKIE = b"unmask_page"
 
 
-class Guard:
-    """Wraps an app: answers 401, 403 and 431 itself, and puts security headers on every answer.
+class AccessMiddleware:
+    """ASGI middleware that answers 401, 403 and 431, and adds security headers to every response.
 
-    `count` is told the route (a template, or "other") and the status of every answer.
+    `count` is called with the route (a template, or "other") and the status of every response.
     """
 
     def __init__(
@@ -48,7 +45,7 @@ class Guard:
         self.app, self.settings, self.count = app, settings, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or refuse it."""
+        """Pass a request on to the app, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -59,39 +56,32 @@ class Guard:
                 own = list(message.get("headers", []))
                 names = {name for name, _ in own}
                 more = [header for header in SECURITY_HEADERS if header[0] not in names]
-                message = {**message, "headers": [*own, *more, *self._cookie(scope)]}
+                message = {**message, "headers": [*own, *more, *self._page_cookie(scope)]}
             await send(message)
 
         error = self.refusal(scope)
-        if error is None:
-            await self.app(scope, receive, send_with_headers)
-            return
-        await self._response(scope, error)(scope, receive, send_with_headers)
+        app = self.app if error is None else self._response(scope, error)
+        await app(scope, receive, send_with_headers)
 
     def _response(self, scope: Scope, error: ApiError) -> Response:
-        """A refusal; a browser that wants the page is asked for the key instead."""
-        from starlette.responses import JSONResponse
-
+        """Return the response of a refusal; to a browser that opens the page, the page for the key."""
         has_key_page = error.status == 401 and self.settings.access.page_token is not None
-        is_for_page = scope["path"] == PAGE[0] and auth.wants_page(
-            scope["method"], scope["headers"]
-        )
-        if has_key_page and is_for_page:
-            return auth.answer()
-        return JSONResponse(error.body(), error.status, error.headers())
+        if has_key_page and opens_page(scope):
+            return key_page_response()
+        return error.response()
 
-    def _cookie(self, scope: Scope) -> list[tuple[bytes, bytes]]:
-        """What lets a browser load the page's files, for one that has shown the key for the page."""
+    def _page_cookie(self, scope: Scope) -> Headers:
+        """Return the header that lets a browser load the page's files after it has sent the key."""
         access = self.settings.access
-        is_needed = scope["path"] == PAGE[0] and not access.is_page_public
-        if access.page_token is None or not is_needed or not self._has_key(scope["headers"]):
+        needs_cookie = scope["path"] == INDEX_PATH and not access.is_page_public
+        if access.page_token is None or not needs_cookie or not self._has_key(scope["headers"]):
             return []
-        return [auth.set_cookie(access.page_token, scope.get("scheme", "http"))]
+        return [set_cookie(access.page_token, scope.get("scheme", "http"))]
 
     def refusal(self, scope: Scope) -> ApiError | None:
-        """Why a request is not let in, if it is not."""
+        """Return the error of a request that is not allowed, else None."""
         limits, access = self.settings.limits, self.settings.access
-        headers = scope["headers"]
+        headers: Headers = scope["headers"]
         size = sum(len(name) + len(value) for name, value in headers)
         if len(headers) > limits.max_headers or size > limits.max_header_bytes:
             return ApiError(
@@ -101,11 +91,11 @@ class Guard:
                 code="headers_too_large",
             )
         if access.key_digest is None:
-            return self._host_refusal([value for name, value in headers if name == b"host"])
-        if self._is_open(scope["path"]) or self._has_key(headers):
+            return self._host_refusal(header_values(headers, b"host"))
+        if self._is_public(scope["path"]) or self._has_key(headers):
             return None
         token = access.page_token
-        if token is not None and is_page(scope["path"]) and auth.has_cookie(token, headers):
+        if token is not None and is_page(scope["path"]) and has_cookie(token, headers):
             return None
         return ApiError(
             401,
@@ -113,8 +103,8 @@ class Guard:
             code="invalid_api_key",
         )
 
-    def _is_open(self, path: str) -> bool:
-        """Whether a path needs no key."""
+    def _is_public(self, path: str) -> bool:
+        """Return True for a path that needs no key."""
         access = self.settings.access
         if path == "/health":
             return True
@@ -122,53 +112,72 @@ class Guard:
             return access.is_metrics_public
         return access.is_page_public and is_page(path)
 
-    def _has_key(self, headers: list[tuple[bytes, bytes]]) -> bool:
-        keys = [value for name, value in headers if name == b"authorization"]
+    def _has_key(self, headers: Headers) -> bool:
+        values = header_values(headers, b"authorization")
         access = self.settings.access
-        return access.key_digest is not None and len(keys) == 1 and access.admits(keys[0])
+        return access.key_digest is not None and len(values) == 1 and access.admits(values[0])
 
-    def _host_refusal(self, found: list[bytes]) -> ApiError | None:
+    def _host_refusal(self, values: list[bytes]) -> ApiError | None:
         hosts = self.settings.access.hosts
-        if hosts is None or (len(found) == 1 and host_name(found[0]) in hosts):
+        if hosts is None or (len(values) == 1 and host_name(values[0]) in hosts):
             return None
-        shown = found[0].decode("latin-1") if found else ""
+        host = values[0].decode("latin-1") if values else ""
         return ApiError(
             403,
-            f"host {shown[:100]!r}: this server has no API key and answers to "
+            f"host {host[:100]!r}: this server has no API key and answers to "
             f"{', '.join(sorted(hosts))} only; add --allowed-host, or use --api-key",
             code="host_not_allowed",
         )
 
 
+def header_values(headers: Headers, name: bytes) -> list[bytes]:
+    """Return the values of all headers of a name."""
+    return [value for key, value in headers if key == name]
+
+
 def is_page(path: str) -> bool:
-    """Whether a path is the page's or one of its files'."""
-    return path == PAGE[0] or path.startswith(PAGE[1] + "/")
+    """Return True for the path of the page or of one of its files."""
+    return path == INDEX_PATH or path.startswith(STATIC_PATH)
+
+
+def opens_page(scope: Scope) -> bool:
+    """Return True if a browser requests the page in order to show it."""
+    accepted = b",".join(header_values(scope["headers"], b"accept"))
+    is_page_request = scope["path"] == INDEX_PATH and scope["method"] == "GET"
+    return is_page_request and b"text/html" in accepted.lower()
 
 
 def host_name(header: bytes) -> str:
-    """The name in a `Host` header, without the port, in lower case."""
+    """Return the lower-case name in a `Host` header, without the port."""
     text = header.decode("latin-1").strip().lower()
     if text.startswith("["):
         return text.partition("]")[0].removeprefix("[")
     return text.partition(":")[0]
 
 
-Headers = list[tuple[bytes, bytes]]
-FILE = Path(__file__).parent / "static" / "key.html"
-NAME = b"unmask_page"
+def set_cookie(token: str, scheme: str) -> tuple[bytes, bytes]:
+    """Return the header that makes a browser send the token with requests for the page's files."""
+    secure = b"; Secure" if scheme == "https" else b""
+    value = COOKIE + b"=" + token.encode() + b"; Path=/; HttpOnly; SameSite=Strict" + secure
+    return b"set-cookie", value
 
 
-def wants_page(method: str, headers: Headers) -> bool:
-    """Whether a browser asks, to show what it gets."""
-    accepted = b",".join(value for name, value in headers if name == b"accept")
-    return method == "GET" and b"text/html" in accepted.lower()
+def has_cookie(token: str, headers: Headers) -> bool:
+    """Return True if a request has the token. The time does not depend on how much of it is right."""
+    pairs = [
+        part.strip().partition(b"=")
+        for cookies in header_values(headers, b"cookie")
+        for part in cookies.split(b";")
+    ]
+    matches = [
+        hmac.compare_digest(value, token.encode()) for name, _, value in pairs if name == COOKIE
+    ]
+    return any(matches)
 
 
-def answer() -> Response:
-    """The page, with status 401 and a policy that lets its own script and style run and no others."""
-    from starlette.responses import HTMLResponse
-
-    html, policy = _page()
+def key_page_response() -> Response:
+    """Return the page for the key, with status 401 and a policy that allows only its own script."""
+    html, policy = key_page()
     headers = {
         "www-authenticate": "Bearer",
         "content-security-policy": policy,
@@ -177,33 +186,14 @@ def answer() -> Response:
     return HTMLResponse(html, 401, headers)
 
 
-def set_cookie(token: str, scheme: str) -> tuple[bytes, bytes]:
-    """The header that makes a browser send the token with every request for the page's files."""
-    secure = b"; Secure" if scheme == "https" else b""
-    value = NAME + b"=" + token.encode() + b"; Path=/; HttpOnly; SameSite=Strict" + secure
-    return b"set-cookie", value
-
-
-def has_cookie(token: str, headers: Headers) -> bool:
-    """Whether a request has the token; takes the same time for every wrong one."""
-    pairs = [
-        part.strip().partition(b"=")
-        for name, value in headers
-        if name == b"cookie"
-        for part in value.split(b";")
-    ]
-    same = [hmac.compare_digest(value, token.encode()) for name, _, value in pairs if name == NAME]
-    return any(same)
-
-
 @cache
-def _page() -> tuple[str, str]:
-    """The file, and a policy with the hashes of what stands between its tags."""
-    html = FILE.read_text(encoding="utf-8")
+def key_page() -> tuple[str, str]:
+    """Return the HTML of the page, and a policy with the hashes of its script and style."""
+    html = KEY_PAGE.read_text(encoding="utf-8")
     hashes = {}
     for tag in ("script", "style"):
-        (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        digest = hashlib.sha256(inside.encode()).digest()
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digest = hashlib.sha256(content.encode()).digest()
         hashes[tag] = base64.b64encode(digest).decode()
     return html, (
         f"default-src 'none'; connect-src 'self'; script-src 'sha256-{hashes['script']}'; "

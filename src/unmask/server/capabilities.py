@@ -1,4 +1,4 @@
-"""What the model, the decoders and the caches take, as data, for pages and clients to build forms from."""
+"""Capabilities of the model, the decoders and the caches, as data from which clients build forms."""
 
 from __future__ import annotations
 
@@ -8,96 +8,166 @@ import re
 import sys
 import types
 import typing
-from typing import TYPE_CHECKING, Any
+from collections.abc import Set
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+from typing_extensions import NotRequired, TypedDict
 
 from unmask import caches, decoders
 from unmask.canvas import ModelFacts, new_canvas
 from unmask.errors import ConfigError
 from unmask.sampling.params import SamplingParams
+from unmask.server.reply_models import Count, ReplyModel
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
     from unmask.models.spec import ModelSpec
 
-SERVER_ONLY = {"frequencies": None, "drafter": "lookup"}
-"""Knobs that name files or models of the server's machine, with the value a client may give."""
-NAMES = {int: "int", float: "float", bool: "bool", str: "str"}
+SERVER_ONLY: dict[str, str | None] = {"frequencies": None, "drafter": "lookup"}
+"""Knobs that name files or models of the server's machine, and the value that clients may send."""
+TYPE_NAMES: dict[object, str] = {int: "int", float: "float", bool: "bool", str: "str"}
 
 
-def schema(llm: LLM, defaults: dict[str, Any], model_id: str, max_length: int) -> dict[str, Any]:
-    """Model facts, decoders and caches with their knobs, the knobs of every decoder, and the defaults.
+class TypeFields(TypedDict):
+    """The type of a knob: `choices` of an enumeration, `of` for the items of a list, `nullable`."""
 
-    A knob is `{name, type, default, help}`, with `choices` where the values are listed, `of` for a list's
-    items, and `nullable`.
+    type: str
+    choices: NotRequired[list[JsonValue]]
+    of: NotRequired[str]
+    nullable: NotRequired[bool]
+
+
+class KnobInfo(ReplyModel):
+    """A knob of a decoder or cache; fields of its type as in `TypeFields`."""
+
+    name: str
+    type: str
+    choices: list[JsonValue] = []
+    of: str = ""
+    nullable: bool = False
+    default: JsonValue
+    help: str
+
+
+class ModelInfo(ReplyModel):
+    """Facts of the model; `mask` is the text of the mask token (null: not in the tokenizer)."""
+
+    id: str
+    family: str
+    block_size: int | None
+    max_length: Count
+    vocab_size: Count
+    mask: str | None
+    mask_id: Count
+    end_ids: list[Count]
+    has_chat_template: bool
+    attention: typing.Literal["full", "block_causal"]
+
+
+class DecoderInfo(ReplyModel):
+    """A decoder and its own knobs. `wraps`: it has a knob `inner` for another decoder."""
+
+    name: str
+    title: str
+    source: str
+    finds_length: bool
+    wraps: bool
+    knobs: list[KnobInfo]
+
+
+class CacheInfo(ReplyModel):
+    """A cache policy and its knobs.
+
+    `exact`: decoding with it equals decoding without (null: depends on the knobs). `refused`: why the model
+    cannot use it, whatever the knobs (null: it can).
     """
-    return {
-        "model": model_facts(llm, model_id, max_length),
-        "defaults": defaults,
-        "decoders": [decoder_facts(name) for name in decoders.names()],
-        "caches": [cache_facts(name, llm) for name in caches.names()],
-        "shared": knobs_of(SamplingParams),
-    }
+
+    name: str
+    title: str
+    source: str
+    exact: bool | None
+    refused: str | None
+    knobs: list[KnobInfo]
 
 
-def model_facts(llm: LLM, model_id: str, max_length: int) -> dict[str, Any]:
-    """What a client must know of the model; `mask` is the token's text."""
+class Capabilities(ReplyModel):
+    """The reply of `GET /v1/schema`; `shared` are the knobs of every decoder."""
+
+    model: ModelInfo
+    defaults: dict[str, JsonValue]
+    decoders: list[DecoderInfo]
+    caches: list[CacheInfo]
+    shared: list[KnobInfo]
+
+
+def capabilities(
+    llm: LLM, defaults: dict[str, JsonValue], model_id: str, max_length: int
+) -> Capabilities:
+    """Return the capabilities of a served model; `defaults` is the server's default method."""
+    return Capabilities(
+        model=model_info(llm, model_id, max_length),
+        defaults=defaults,
+        decoders=[decoder_info(name) for name in decoders.names()],
+        caches=[cache_info(name, llm) for name in caches.names()],
+        shared=knob_infos(SamplingParams),
+    )
+
+
+def model_info(llm: LLM, model_id: str, max_length: int) -> ModelInfo:
+    """Return the facts of a model."""
     spec, tokenizer = llm.spec, llm.tokenizer
-    known = 0 if tokenizer is None else len(tokenizer)
-    has_template = getattr(tokenizer, "chat_template", None) is not None
-    return {
-        "id": model_id,
-        "family": spec.family,
-        "block_size": spec.block_size,
-        "max_length": max_length,
-        "vocab_size": spec.vocab_size,
-        "mask": text_of(tokenizer, spec.mask_id) if spec.mask_id < known else None,
-        "mask_id": spec.mask_id,
-        "end_ids": sorted(llm.stop_ids),
-        "has_chat_template": has_template,
-        "attention": "full" if spec.block_size is None else "block_causal",
-    }
+    num_tokens = 0 if tokenizer is None else len(tokenizer)
+    return ModelInfo(
+        id=model_id,
+        family=spec.family,
+        block_size=spec.block_size,
+        max_length=max_length,
+        vocab_size=spec.vocab_size,
+        mask=token_text(tokenizer, spec.mask_id) if spec.mask_id < num_tokens else None,
+        mask_id=spec.mask_id,
+        end_ids=sorted(llm.stop_ids),
+        has_chat_template=getattr(tokenizer, "chat_template", None) is not None,
+        attention="full" if spec.block_size is None else "block_causal",
+    )
 
 
-def text_of(tokenizer: Any, token_id: int) -> str | None:
-    """A token as the vocabulary writes it; None where the tokenizer does not tell."""
+def token_text(tokenizer: object, token_id: int) -> str | None:
+    """Return a token as the vocabulary spells it, or None if the tokenizer has no such method."""
     spell = getattr(tokenizer, "convert_ids_to_tokens", None)
     return None if spell is None else str(spell(token_id))
 
 
-def decoder_facts(name: str) -> dict[str, Any]:
-    """A decoder: its title, source, and own knobs (those of `SamplingParams` are shared)."""
+def decoder_info(name: str) -> DecoderInfo:
+    """Return the title, source and own knobs of a decoder."""
     cls = decoders.decoder_class(name)
     title, source = title_and_source(cls)
-    return {
-        "name": name,
-        "title": title,
-        "source": source,
-        "finds_length": decoders.finds_length(name),
-        "wraps": "inner" in {field.name for field in dataclasses.fields(cls)},
-        "knobs": knobs_of(cls, {field.name for field in dataclasses.fields(SamplingParams)}),
-    }
+    return DecoderInfo(
+        name=name,
+        title=title,
+        source=source,
+        finds_length=decoders.finds_length(name),
+        wraps="inner" in field_names(cls),
+        knobs=knob_infos(cls, field_names(SamplingParams)),
+    )
 
 
-def cache_facts(name: str, llm: LLM) -> dict[str, Any]:
-    """A cache: its title, source, knobs, and whether decoding with it equals decoding without.
-
-    `refused`: why this model cannot be decoded with it, whatever its knobs; None: it can.
-    """
+def cache_info(name: str, llm: LLM) -> CacheInfo:
+    """Return the title, source and knobs of a cache policy."""
     cls = caches.cache_class(name)
     title, source = title_and_source(cls)
-    exact = getattr(cls, "exact", None)
-    return {
-        "name": name,
-        "title": title,
-        "source": source,
-        "exact": exact if isinstance(exact, bool) else None,
-        "refused": refusal(name, llm.spec),
-        "knobs": knobs_of(cls),
-    }
+    return CacheInfo(
+        name=name,
+        title=title,
+        source=source,
+        exact=None if issubclass(cls, caches.Alias) else cls.exact,
+        refused=refusal(name, llm.spec),
+        knobs=knob_infos(cls),
+    )
 
 
 def refusal(name: str, spec: ModelSpec) -> str | None:
-    """What a cache says when it is to start on the smallest canvas of a model, if it refuses to."""
+    """Return the error of a cache policy that cannot start on a model's smallest canvas, if any."""
     canvas = new_canvas([0], [True], 0, spec.mask_id)
     facts = ModelFacts(spec.vocab_size, spec.eos_id, None, spec.block_size, spec.max_length)
     try:
@@ -107,8 +177,8 @@ def refusal(name: str, spec: ModelSpec) -> str | None:
     return None
 
 
-def title_and_source(cls: type[Any]) -> tuple[str, str]:
-    """First line of the method's file, and what it names as its source."""
+def title_and_source(cls: type[object]) -> tuple[str, str]:
+    """Return the first line of the docstring of a method's module, and the source it cites."""
     text = inspect.getdoc(sys.modules[cls.__module__]) or ""
     title, _, rest = text.partition("\n\n")
     match = re.search(r"Source: (.*?)(?:(?<!Eq)\. |: |$)", " ".join(rest.split()))
@@ -118,38 +188,43 @@ def title_and_source(cls: type[Any]) -> tuple[str, str]:
     return " ".join(title.split()).rstrip("."), source
 
 
-def knobs_of(cls: type[Any], hidden: set[str] | None = None) -> list[dict[str, Any]]:
-    """The knobs of a dataclass that a client may set."""
+def field_names(cls: type[object]) -> set[str]:
+    """Return the names of the fields of a dataclass."""
+    assert dataclasses.is_dataclass(cls), "methods and sampling parameters are dataclasses"
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def knob_infos(cls: type[object], hidden: Set[str] = frozenset()) -> list[KnobInfo]:
+    """Return the knobs of a dataclass that a client may set."""
+    assert dataclasses.is_dataclass(cls), "methods and sampling parameters are dataclasses"
     hints = typing.get_type_hints(cls)
     return [
-        {
-            "name": field.name,
-            **type_facts(hints[field.name]),
-            "default": shown(field.default),
-            "help": field.metadata.get("help", ""),
-        }
+        KnobInfo(
+            name=field.name,
+            **type_fields(hints[field.name]),
+            default=json_default(field.default),
+            help=field.metadata.get("help", ""),
+        )
         for field in dataclasses.fields(cls)
-        if field.name not in (hidden or set()) and field.name not in SERVER_ONLY
+        if field.name not in hidden and field.name not in SERVER_ONLY
     ]
 
 
-def type_facts(hint: Any) -> dict[str, Any]:
-    """`type` and what it allows, of a field's annotation."""
+def type_fields(hint: object) -> TypeFields:
+    """Return the type of a field from its annotation."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         rest = [kind for kind in inner if kind is not type(None)]
-        return {**type_facts(rest[0]), "nullable": len(rest) < len(inner)}
+        return {**type_fields(rest[0]), "nullable": len(rest) < len(inner)}
     if origin is typing.Literal:
         return {"type": "choice", "choices": list(inner)}
     if origin is tuple:
-        return {"type": "list", "of": type_facts(inner[0])["type"]}
-    return {"type": NAMES.get(hint, "str")}
+        return {"type": "list", "of": type_fields(inner[0])["type"]}
+    return {"type": TYPE_NAMES.get(hint, "str")}
 
 
-def shown(default: Any) -> Any:
-    """A default as JSON; a wrapped decoder or cache by name."""
+def json_default(default: object) -> JsonValue:
+    """Return a default as JSON; null for objects, such as a wrapped decoder."""
     if default is None or isinstance(default, (bool, int, float, str)):
         return default
-    if isinstance(default, tuple):
-        return list(default)
-    return None
+    return list(default) if isinstance(default, tuple) else None

@@ -1,4 +1,4 @@
-"""What an HTTP client is told when something is wrong: OpenAI's envelope, one short message.
+"""HTTP errors: a status, and a short message in the OpenAI API's envelope.
 
 {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from unmask.errors import ConfigError, LengthError, UnmaskError
+from unmask.server.reply_models import ErrorFields, ErrorReply, ReplyResponse
 
 MAX_MESSAGE_CHARS = 1000
-"""A longer message is cut: what was sent must not come back multiplied."""
+"""Longer messages are cut, so that a reply cannot be many times the size of its request."""
 
 TYPES = {
     400: "invalid_request_error",
@@ -31,7 +31,7 @@ TYPES = {
 
 @dataclass
 class ApiError(Exception):
-    """An answer that is an error: HTTP `status`, what is wrong, and the field it is about."""
+    """An HTTP error: its `status`, a message, and the field that `param` names."""
 
     status: int
     message: str
@@ -39,51 +39,55 @@ class ApiError(Exception):
     code: str | None = None
     retry_after_s: float | None = None
 
-    def body(self) -> dict[str, Any]:
-        """The envelope, bounded and in characters that any log and terminal takes."""
-        return {
-            "error": {
-                "message": clean(self.message, MAX_MESSAGE_CHARS),
-                "type": TYPES.get(self.status, "server_error"),
-                "param": None if self.param is None else clean(self.param, 100),
-                "code": self.code,
-            }
-        }
+    def body(self) -> ErrorReply:
+        """Return the envelope, bounded in size and free of control characters."""
+        error = ErrorFields(
+            message=sanitize(self.message, MAX_MESSAGE_CHARS),
+            type=TYPES.get(self.status, "server_error"),
+            param=None if self.param is None else sanitize(self.param, 100),
+            code=self.code,
+        )
+        return ErrorReply(error=error)
 
     def headers(self) -> dict[str, str]:
-        """Headers that belong to the status."""
-        found: dict[str, str] = {}
+        """Return the headers that belong to the status."""
+        headers: dict[str, str] = {}
         if self.retry_after_s is not None:
-            found["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.status == 401:
-            found["WWW-Authenticate"] = "Bearer"
+            headers["WWW-Authenticate"] = "Bearer"
         if self.status in (408, 413, 431):
-            found["Connection"] = "close"  # the rest of the request is not read
-        return found
+            headers["Connection"] = "close"  # the rest of the request is not read
+        return headers
+
+    def response(self, headers: dict[str, str] | None = None) -> ReplyResponse:
+        """Return the response; `headers` in place of those of the status."""
+        return ReplyResponse(self.body(), self.status, headers or self.headers())
 
 
-def clean(text: str, most: int) -> str:
-    """`text` on one line, at most `most` characters, nothing in it that is not printable.
+def sanitize(text: str, max_chars: int) -> str:
+    """Return `text` on one line of printable characters, cut to `max_chars`.
 
-    What cannot be printed is written as Python writes it, so a log line or a terminal cannot be forged.
+    Other characters are escaped as Python escapes them, so that log lines and terminal output cannot be
+    forged.
     """
-    head = text[: most + 1]
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in head)
-    return shown if len(shown) <= most else shown[: most - 3] + "..."
+    head = text[: max_chars + 1]
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in head)
+    return line if len(line) <= max_chars else line[: max_chars - 3] + "..."
 
 
-def stopping() -> ApiError:
-    """The 503 of a server that finishes what it has and takes nothing new."""
+def server_stopping() -> ApiError:
+    """Return the 503 of a server that finishes its requests and accepts no new ones."""
     return ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
 
 
 def engine_dead() -> ApiError:
-    """The 503 of a server that cannot decode any more."""
+    """Return the 503 of a server whose engine has failed."""
     return ApiError(503, "the engine has failed; restart the server", code="engine_dead")
 
 
 def timed_out(timeout_s: float) -> ApiError:
-    """The 504."""
+    """Return the 504 of a request that took longer than `timeout_s`."""
     return ApiError(
         504,
         f"not done within {timeout_s:g} s; ask for fewer tokens, or try again later",
@@ -91,8 +95,8 @@ def timed_out(timeout_s: float) -> ApiError:
     )
 
 
-def of_user(error: UnmaskError, param: str | None = None) -> ApiError:
-    """The 400 for a mistake that the engine's own checks found."""
+def bad_request(error: UnmaskError, param: str | None = None) -> ApiError:
+    """Return the 400 for a user error that the library raised; `param` is the field it refers to."""
     code = "invalid_value" if isinstance(error, ConfigError) else "invalid_prompt"
     if isinstance(error, LengthError):
         code = "context_length_exceeded"

@@ -1,4 +1,4 @@
-"""The answers of one HTTP request, decoded at once: submitted together, followed, and given up together."""
+"""Generation of the answers to one HTTP request: submitted, followed and aborted together."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unmask.caches.registry import describe as describe_cache
 from unmask.canvas import Canvas
-from unmask.decoders.registry import describe
-from unmask.engine.outputs import Output
+from unmask.decoders.registry import describe as describe_decoder
+from unmask.engine.outputs import FinishReason, Output
 from unmask.errors import CapacityError, ConfigError, EngineError, PromptError, UnmaskError
-from unmask.server.canvas_frames import Confidences, frame
+from unmask.server.canvas_frames import Confidences, canvas_frame
 from unmask.server.detokenizer import TextStream
-from unmask.server.errors import ApiError, clean, engine_dead, of_user, stopping, timed_out
+from unmask.server.errors import (
+    ApiError,
+    bad_request,
+    engine_dead,
+    sanitize,
+    server_stopping,
+    timed_out,
+)
+from unmask.server.reply_models import MethodFields, StreamFrame
 from unmask.server.request_planner import GenerationPlan
 
 if TYPE_CHECKING:
@@ -26,17 +34,16 @@ if TYPE_CHECKING:
     from unmask.engine.output_processor import Text
     from unmask.engine.token_text import TokenTexts
 
-
 log = logging.getLogger("unmask.server")
 
 
 class Generation:
-    """Decodes plans through an engine that runs in its own thread.
+    """The answers to one request, decoded by an engine that runs in its own thread.
 
-    The request arrived at `arrived_s` of the monotonic clock, and its `timeout_s` count from there.
-    `first_text_s` are seconds from its arrival to the first text that stays, `queue_s` those from its
-    submission to the first forward (None: not yet); `paces` tell when the answers' tokens were there. How
-    fast a client reads is in none of them. `error` is what ended it, if not its own end.
+    The request arrived at `arrived_s` of the monotonic clock, from which its `timeout_s` counts.
+    `first_text_s`: seconds from its arrival to the first final text; `queue_s`: seconds from submission to
+    the first forward (None: not yet); `timings`: one per answer. None of these depends on how fast the
+    client reads. `error`: the error that ended the request, if any.
     """
 
     def __init__(
@@ -45,40 +52,40 @@ class Generation:
         plans: list[GenerationPlan],
         decode: Text,
         timeout_s: float,
-        call_id: str,
+        request_id: str,
         arrived_s: float,
     ) -> None:
-        self.engine, self.timeout_s, self.call_id = engine, timeout_s, call_id
+        self.engine, self.timeout_s, self.request_id = engine, timeout_s, request_id
         self.answers = [Answer(plan, decode) for plan in plans]
-        self.paces = [Pace() for _ in plans]
+        self.timings = [TokenTimings() for _ in plans]
         self.arrived_s = arrived_s
         self.first_text_s: float | None = None
         self.queue_s: float | None = None
         self.error: ApiError | None = None
         self.user: str | None = None
-        self._tickets: list[RequestHandle] = []
+        self._handles: list[RequestHandle] = []
         self._updates: asyncio.Queue[tuple[int, RequestUpdate, float]] = asyncio.Queue()
 
     @property
-    def is_over(self) -> bool:
-        """Whether every answer came to its end."""
-        return all(answer.reason is not None for answer in self.answers)
+    def is_complete(self) -> bool:
+        """True if every answer is complete."""
+        return all(answer.finish_reason is not None for answer in self.answers)
 
     @property
     def log_id(self) -> str:
-        """`call_id` as a log may have it: a client may have chosen it."""
-        return clean(self.call_id, 128)
+        """The request id, made safe for a log: a client may have chosen it."""
+        return sanitize(self.request_id, 128)
 
     @property
     def seconds(self) -> float:
-        """Since the arrival."""
+        """Seconds since the arrival of the request."""
         return time.monotonic() - self.arrived_s
 
     def submit(self) -> None:
-        """Queue every plan, or none.
+        """Submit all plans, or none of them.
 
-        Raises ApiError: 400 for more plans than the queue holds, 429 when it is full, 503 at the end, 504
-        when making the plans took all the time.
+        Raises ApiError: 400 for more plans than the queue can hold, 429 if the queue is full, 503 if the
+        server is stopping or its engine has failed, 504 if planning has taken the whole timeout.
         """
         if len(self.answers) > self.engine.config.max_queue:
             raise ApiError(
@@ -87,147 +94,147 @@ class Generation:
                 f"{self.engine.config.max_queue}; send fewer prompts, or a smaller n",
                 code="request_too_large",
             )
-        left_s = self.timeout_s - self.seconds
-        if left_s <= 0:
+        remaining_s = self.timeout_s - self.seconds
+        if remaining_s <= 0:
             raise timed_out(self.timeout_s)
         loop = asyncio.get_running_loop()
 
-        def listen(number: int, update: RequestUpdate) -> None:
-            told = number, update, self.seconds
-            loop.call_soon_threadsafe(self._updates.put_nowait, told)
+        def listen(index: int, update: RequestUpdate) -> None:
+            loop.call_soon_threadsafe(self._updates.put_nowait, (index, update, self.seconds))
 
         try:
-            for number, answer in enumerate(self.answers):
+            for index, answer in enumerate(self.answers):
                 handle = self.engine.submit(
                     answer.plan.request,
-                    partial(listen, number),
-                    deadline_s=left_s,
+                    partial(listen, index),
+                    deadline_s=remaining_s,
                 )
-                self._tickets.append(handle)
+                self._handles.append(handle)
         except UnmaskError as error:
             self.abort()
-            raise self._refusal(error) from None
+            raise self._submit_error(error) from None
 
-    def _refusal(self, error: UnmaskError) -> ApiError:
+    def _submit_error(self, error: UnmaskError) -> ApiError:
         if isinstance(error, CapacityError):
             if not self.engine.accepts:
-                return stopping()
+                return server_stopping()
             return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
         if isinstance(error, EngineError):
             return engine_dead()
-        return of_user(error)
+        return bad_request(error)
 
     def abort(self) -> None:
-        """Give up what is not over."""
-        for handle, answer in zip(self._tickets, self.answers, strict=False):
-            if answer.reason is None:
+        """Abort the answers that are not complete."""
+        for handle, answer in zip(self._handles, self.answers, strict=False):
+            if answer.finish_reason is None:
                 self.engine.abort(handle)
 
     async def updates(self) -> AsyncIterator[tuple[Answer, RequestUpdate, str]]:
-        """Every update of every answer with the text it made certain, until all answers are over.
+        """Yield every update with its answer and the text that it made final, until all are complete.
 
-        Raises ApiError: 500 when an answer's own decoding failed, 503 when the engine did or is stopped,
-        504 when its time is over.
+        Raises ApiError: 500 if decoding an answer fails, 503 if the engine fails or stops, 504 after the
+        timeout.
         """
-        num_open = len(self.answers)
-        while num_open:
-            number, update, told_s = await self._updates.get()
-            answer = self.answers[number]
+        num_incomplete = len(self.answers)
+        while num_incomplete:
+            index, update, now_s = await self._updates.get()
+            answer = self.answers[index]
             if update.kind not in ("step", "done"):
-                raise self._failure(update)
-            had_stop = answer.found_stop
-            text = answer.take(update)
+                raise self._update_error(update)
+            had_stop = answer.has_stop
+            text = answer.add(update)
             if self.queue_s is None:
                 self.queue_s = update.queue_s
-            is_last = answer.reason is not None
-            self.paces[number].take(told_s, answer.num_tokens, is_last=is_last)
+            is_complete = answer.finish_reason is not None
+            self.timings[index].add(now_s, answer.num_tokens, is_complete=is_complete)
             if text and self.first_text_s is None:
-                self.first_text_s = told_s
-            if answer.found_stop and not had_stop and update.kind == "step":
-                self._tickets[number].finish()
-            num_open -= answer.reason is not None
+                self.first_text_s = now_s
+            if answer.has_stop and not had_stop and update.kind == "step":
+                self._handles[index].finish()
+            num_incomplete -= is_complete
             yield answer, update, text
 
     async def run(self) -> None:
-        """Follow all answers to their ends."""
+        """Consume all updates."""
         async for _ in self.updates():
             pass
 
-    def _failure(self, update: RequestUpdate) -> ApiError:
+    def _update_error(self, update: RequestUpdate) -> ApiError:
         if update.kind == "timeout":
             return timed_out(self.timeout_s)
         if update.kind == "aborted":
-            return stopping()
+            return server_stopping()
         if self.engine.failure is not None or isinstance(update.error, EngineError):
             log.critical("%s lost: the engine has failed", self.log_id, exc_info=update.error)
             return engine_dead()
         if isinstance(update.error, (ConfigError, PromptError)):
-            return of_user(update.error)
+            return bad_request(update.error)
         log.error("%s decoding failed", self.log_id, exc_info=update.error)
         return ApiError(500, "decoding this request failed; the log has the reason", code="failed")
 
 
 @dataclass(frozen=True, slots=True)
-class TokenProbability:
-    """A token of the answer and its log-probability in nats when it was committed (None: not known)."""
+class CommittedToken:
+    """A token and its log-probability in nats at its commit (None: not available)."""
 
     token: int
     logprob: float | None
 
 
 class Answer:
-    """Fed with the engine's updates in their order.
+    """One choice of a reply; its updates must be added in order.
 
-    `reason` is None until the answer is over. `text` is what has been released, all of it then.
+    `finish_reason` is None until the answer is complete. `text` is the part of the text that is final.
     """
 
     def __init__(self, plan: GenerationPlan, decode: Text) -> None:
         self.plan = plan
-        has_given = plan.request.canvas.infilling and plan.start == 0  # they are answered too
-        given = plan.request.canvas.fixed if has_given else None
-        self.stream = TextStream(partial(decode, given=given), plan.ends, plan.start, plan.size)
+        # an infill's reply contains the fixed tokens, special ones too
+        has_fixed = plan.request.canvas.infilling and plan.start == 0
+        fixed = plan.request.canvas.fixed if has_fixed else None
+        self.stream = TextStream(partial(decode, given=fixed), plan.ends, plan.start, plan.size)
         self.confidences = Confidences()
         self.canvas: Canvas = plan.request.canvas
         self.num_forwards, self.num_queries, self.num_settled, self.num_cached = 0, 0, 0, 0
-        self.reason: str | None = None
+        self.finish_reason: FinishReason | None = None
         self.output: Output | None = None
 
     @property
     def index(self) -> int:
-        """The choice's number."""
+        """The index of the choice."""
         return self.plan.index
 
     @property
     def text(self) -> str:
-        """The released text."""
+        """The final text so far."""
         return self.stream.text
 
     @property
     def is_infill(self) -> bool:
-        """Whether the answer is a given text with its blanks filled, not the middle of one."""
+        """True for a text with filled blanks, False for a continuation or a middle."""
         return self.plan.request.canvas.infilling and self.plan.size is None
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the answer that are certain, without its end; of an infill the filled ones."""
+        """The number of final tokens, without the end token; of an infill the filled ones."""
         if self.is_infill:
             return int((~self.canvas.fixed[: self.num_settled]).sum())
         return self.stream.num_tokens
 
     @property
     def num_wasted(self) -> int:
-        """Positions computed right of the end token, of `num_queries`; 0 until the answer is over."""
+        """Positions of `num_queries` to the right of the end token; 0 until the answer is complete."""
         return 0 if self.output is None else self.output.num_wasted
 
     @property
-    def found_stop(self) -> bool:
-        """Whether the text is over although the engine may not know it: a stop string was found."""
-        return self.stream.ended is not None
+    def has_stop(self) -> bool:
+        """True if a stop string or end token was found, which the engine may not know of."""
+        return self.stream.finish_reason is not None
 
-    def take(self, update: RequestUpdate) -> str:
-        """The text that an update makes certain."""
+    def add(self, update: RequestUpdate) -> str:
+        """Add an update; return the text that it made final."""
         if update.kind == "step":
-            self.confidences.follow(update.before, update.edit)
+            self.confidences.apply(update.before, update.edit)
         self.canvas = update.canvas
         self.num_forwards, self.num_queries = update.num_forwards, update.num_queries
         self.num_settled = update.num_settled
@@ -237,74 +244,74 @@ class Answer:
             self.output = update.output
             if self.canvas.num_open == 0:
                 self.num_settled = len(self.canvas)
-        new = self.stream.feed(self.canvas, self.num_settled, is_last=is_last)
+        text = self.stream.feed(self.canvas, self.num_settled, is_last=is_last)
         if is_last:
-            self.reason = self._finish_reason(update.output)
-        return new
+            self.finish_reason = self._finish_reason(update.output)
+        return text
 
-    def _finish_reason(self, output: Output | None) -> str:
-        if self.stream.ended is not None:
-            return self.stream.ended
+    def _finish_reason(self, output: Output | None) -> FinishReason:
+        if self.stream.finish_reason is not None:
+            return self.stream.finish_reason
         if output is None or not self.plan.ends.stop_ids:
             return "length"
         return output.finish_reason
 
     def blanks(self) -> list[str]:
-        """The filled texts of an infill, when it is over."""
+        """Return the filled texts of a complete infill."""
         return [] if self.output is None else list(self.output.blanks)
 
-    def probabilities(self) -> list[TokenProbability]:
-        """The answer's certain tokens."""
+    def committed_tokens(self) -> list[CommittedToken]:
+        """Return the final tokens."""
         if self.is_infill:
             positions = [i for i in range(self.num_settled) if not self.canvas.fixed[i]]
         else:
             positions = list(range(self.plan.start, self.plan.start + self.stream.num_tokens))
         return [
-            TokenProbability(
+            CommittedToken(
                 int(self.canvas.tokens[position]),
-                self.confidences.log_probability(int(self.canvas.uid[position])),
+                self.confidences.logprob(int(self.canvas.uid[position])),
             )
             for position in positions
         ]
 
-    def first_frame(self, update: RequestUpdate, pieces: TokenTexts) -> dict[str, Any]:
-        """The canvas before the first forward, of the first update."""
-        return frame(update.before, None, Confidences(), pieces, forward=0, num_settled=0)
+    def first_frame(self, update: RequestUpdate, texts: TokenTexts) -> StreamFrame:
+        """Return the canvas before the first forward, given the first update."""
+        return canvas_frame(update.before, None, Confidences(), texts, forward=0, num_settled=0)
 
-    def frame(self, update: RequestUpdate, pieces: TokenTexts) -> dict[str, Any]:
-        """The canvas after an update that was taken."""
-        changed = (update.before, update.edit) if update.kind == "step" else None
-        return frame(
+    def frame(self, update: RequestUpdate, texts: TokenTexts) -> StreamFrame:
+        """Return the canvas after an update that was added."""
+        change = (update.before, update.edit) if update.kind == "step" else None
+        return canvas_frame(
             self.canvas,
-            changed,
+            change,
             self.confidences,
-            pieces,
+            texts,
             forward=self.num_forwards,
             num_settled=self.num_settled,
             end_ids=self.plan.request.stop_ids,
         )
 
-    def method(self) -> dict[str, Any]:
-        """How it was decoded, with what is needed to repeat it."""
+    def method(self) -> MethodFields:
+        """Return the decoding method and the seed."""
         request = self.plan.request
-        return {
-            "decoder": describe(request.decoder),
-            "cache": describe_cache(request.cache),
-            "cache_exact": bool(request.cache.exact),
-            "seed": request.seed,
-        }
+        return MethodFields(
+            decoder=describe_decoder(request.decoder),
+            cache=describe_cache(request.cache),
+            cache_exact=bool(request.cache.exact),
+            seed=request.seed,
+        )
 
 
 BLOCK_LENGTH = 32
-"""Tokens of a block, whatever the decoder takes for one; that of `unmask bench serve`."""
+"""Tokens per block in latency metrics, independent of the decoder; the same as in `unmask bench serve`."""
 
 
 @dataclass
-class Pace:
-    """Times in seconds since the request arrived.
+class TokenTimings:
+    """Arrival times of an answer's tokens and blocks, in seconds since the request arrived.
 
-    A block has come when its last token is certain: `BLOCK_LENGTH` tokens, or the answer's end. `first_s`
-    and `last_s`: when tokens were certain for the first time and when for the last (None: not yet).
+    A block arrives when its last token is final; it has `BLOCK_LENGTH` tokens, the last one possibly fewer.
+    `first_s` and `last_s`: when the first and the last tokens became final (None: not yet).
     """
 
     num_tokens: int = 0
@@ -312,24 +319,25 @@ class Pace:
     last_s: float | None = None
     blocks_s: list[float] = field(default_factory=list)
 
-    def take(self, now_s: float, num_tokens: int, *, is_last: bool) -> None:
-        """`num_tokens` of the answer are certain now."""
+    def add(self, now_s: float, num_tokens: int, *, is_complete: bool) -> None:
+        """Record that `num_tokens` of the answer are final."""
         if num_tokens > self.num_tokens:
             self.first_s = now_s if self.first_s is None else self.first_s
             self.num_tokens, self.last_s = num_tokens, now_s
         num_new = num_tokens // BLOCK_LENGTH - len(self.blocks_s)
         self.blocks_s.extend([now_s] * num_new)
-        if is_last and self.last_s is not None and num_tokens > len(self.blocks_s) * BLOCK_LENGTH:
+        has_rest = num_tokens > len(self.blocks_s) * BLOCK_LENGTH
+        if is_complete and self.last_s is not None and has_rest:
             self.blocks_s.append(self.last_s)
 
     @property
-    def between_s(self) -> list[float]:
-        """From each block to the next."""
+    def block_intervals_s(self) -> list[float]:
+        """The time from each block to the next."""
         return [later - sooner for sooner, later in pairwise(self.blocks_s)]
 
     @property
     def per_token_s(self) -> float | None:
-        """Of a token after the first ones, on average; None for fewer than two."""
+        """The mean time per token after the first ones; None for fewer than two tokens."""
         if self.first_s is None or self.last_s is None or self.num_tokens < 2:
             return None
         return (self.last_s - self.first_s) / (self.num_tokens - 1)

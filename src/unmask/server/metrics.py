@@ -1,12 +1,12 @@
-"""What `/metrics` tells Prometheus: vLLM's names where vLLM has the number, `unmask:` names for the rest.
+"""Prometheus metrics of `/metrics`: vLLM's names where vLLM has the metric, `unmask:` names for the rest.
 
-Labels are bounded: the model's name, a decoder's or cache's file name, how a request ended, an HTTP route
-and status. Nothing that a client writes becomes a label.
+Labels are bounded: the model's name, the file name of a decoder or cache, a finish reason, an HTTP route
+and status. No text from a client becomes a label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -17,226 +17,263 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from unmask.caches.registry import cache_name
-from unmask.decoders.registry import decoder_name
-from unmask.server.generation import BLOCK_LENGTH, Generation, Pace
+from unmask.server.generation import BLOCK_LENGTH, Generation, TokenTimings
 
 if TYPE_CHECKING:
     from unmask.engine.engine import Engine
+    from unmask.engine.metrics import EngineStats
 
-FRACTIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
-TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
-PER_FORWARD = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+REQUEST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
+PER_FORWARD_BUCKETS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 class Metrics:
-    """The counters of one server; every server has its own registry."""
+    """The metrics of one server, in a registry of their own."""
 
     def __init__(self, engine: Engine, model: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # there is no switch of a registry
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a registry has no such switch
         self.registry = CollectorRegistry()
         self.model = model
-        self.registry.register(EngineNumbers(engine, model))
-        self.ended = Counter(
+        self.registry.register(EngineCollector(engine, model))
+        self.finished = self._counter(
             "vllm:request_success",
-            "Answers by how they ended: stop, length, abort, timeout, error.",
-            ["model_name", "finished_reason"],
-            registry=self.registry,
+            "Answers by finish reason: stop, length, abort, timeout, error.",
+            "finished_reason",
         )
-        self.prompt_tokens = Counter(
-            "vllm:prompt_tokens", "Tokens of the prompts.", ["model_name"], registry=self.registry
+        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens.")
+        self.generation_tokens = self._counter(
+            "vllm:generation_tokens", "Generated tokens, without end tokens."
         )
-        self.generation_tokens = Counter(
-            "vllm:generation_tokens",
-            "Tokens of the answers, ends excluded.",
-            ["model_name"],
-            registry=self.registry,
+        self.first_text = self._histogram(
+            "vllm:time_to_first_token_seconds",
+            "Time to the first final text, queueing included.",
+            REQUEST_BUCKETS_S,
         )
-        self.ttft = self._seconds(
-            "vllm:time_to_first_token_seconds", "Until the first text that stays, waiting included."
+        self.latency = self._histogram(
+            "vllm:e2e_request_latency_seconds", "Time of whole requests.", REQUEST_BUCKETS_S
         )
-        self.e2e = self._seconds("vllm:e2e_request_latency_seconds", "Of whole requests.")
-        self.queued = self._seconds("vllm:request_queue_time_seconds", "In the queue.")
-        self.paces = PaceNumbers(self.registry, model)
-        self.prompt_sizes = self._tokens("vllm:request_prompt_tokens", "Tokens of a prompt.")
-        self.generation_sizes = self._tokens(
-            "vllm:request_generation_tokens", "Tokens of an answer that came to its own end."
-        )
-        self.forwards = Histogram(
-            "unmask:request_forwards",
-            "Forwards of an answer.",
-            ["model_name", "decoder", "cache"],
-            buckets=TOKENS,
-            registry=self.registry,
-        )
-        self.per_forward = Histogram(
-            "unmask:request_tokens_per_forward",
-            "Tokens of an answer a forward.",
-            ["model_name", "decoder", "cache"],
-            buckets=PER_FORWARD,
-            registry=self.registry,
+        self.queue_time = self._histogram(
+            "vllm:request_queue_time_seconds", "Time in the queue.", REQUEST_BUCKETS_S
         )
         self.http = Counter(
             "unmask:http_requests",
-            "Requests by route and status.",
+            "HTTP requests by route and status.",
             ["route", "status"],
             registry=self.registry,
         )
         self.num_tokens, self.num_forwards = 0, 0
+        self._add_histograms()
 
-    def _seconds(self, name: str, about: str) -> Histogram:
-        return Histogram(name, about, ["model_name"], buckets=SECONDS, registry=self.registry)
+    def _add_histograms(self) -> None:
+        self.prompt_sizes = self._histogram(
+            "vllm:request_prompt_tokens", "Tokens per prompt.", COUNT_BUCKETS
+        )
+        self.generation_sizes = self._histogram(
+            "vllm:request_generation_tokens", "Tokens per complete answer.", COUNT_BUCKETS
+        )
+        self.first_block = self._histogram(
+            "unmask:time_to_first_block_seconds",
+            f"Time until the first {BLOCK_LENGTH} tokens of an answer, or all of it, are final; "
+            "queueing included.",
+            REQUEST_BUCKETS_S,
+        )
+        self.block_interval = self._histogram(
+            "unmask:block_latency_seconds",
+            f"Time from one block of {BLOCK_LENGTH} final tokens to the next; the last is shorter.",
+            REQUEST_BUCKETS_S,
+        )
+        self.per_token = self._histogram(
+            "vllm:request_time_per_output_token_seconds",
+            "Time from the first final tokens of an answer to the last, divided by (tokens - 1).",
+            TOKEN_BUCKETS_S,
+        )
+        method = ("decoder", "cache")
+        self.forwards = self._histogram(
+            "unmask:request_forwards", "Forwards per answer.", COUNT_BUCKETS, *method
+        )
+        self.per_forward = self._histogram(
+            "unmask:request_tokens_per_forward",
+            "Tokens per forward of an answer.",
+            PER_FORWARD_BUCKETS,
+            *method,
+        )
 
-    def _tokens(self, name: str, about: str) -> Histogram:
-        return Histogram(name, about, ["model_name"], buckets=TOKENS, registry=self.registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, ["model_name", *labels], registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(
+            name, text, ["model_name", *labels], buckets=buckets, registry=self.registry
+        )
 
     @property
     def tokens_per_forward(self) -> float:
-        """Mean over all answers since the start, weighted by forwards; 0 before the first."""
+        """The mean over all answers since the start, weighted by forwards; 0 before the first."""
         return self.num_tokens / self.num_forwards if self.num_forwards else 0.0
 
-    def count(self, call: Generation, reason: str | None = None) -> None:
-        """Count a call that is over; `reason` when it did not come to its own end."""
+    def count(self, generation: Generation, reason: str | None = None) -> None:
+        """Count a generation that has ended; `reason` is the finish reason of incomplete answers."""
         name = self.model
-        self.e2e.labels(name).observe(call.seconds)
-        if call.queue_s is not None:
-            self.queued.labels(name).observe(call.queue_s)
-        if call.first_text_s is not None:
-            self.ttft.labels(name).observe(call.first_text_s)
-        prompts = {answer.plan.prompt: answer.plan.num_prompt for answer in call.answers}
+        self.latency.labels(name).observe(generation.seconds)
+        if generation.queue_s is not None:
+            self.queue_time.labels(name).observe(generation.queue_s)
+        if generation.first_text_s is not None:
+            self.first_text.labels(name).observe(generation.first_text_s)
+        prompts = {answer.plan.prompt: answer.plan.num_prompt for answer in generation.answers}
         self.prompt_tokens.labels(name).inc(sum(prompts.values()))
         for size in prompts.values():
             self.prompt_sizes.labels(name).observe(size)
-        for answer, pace in zip(call.answers, call.paces, strict=True):
-            self.paces.count(pace)
-            self.ended.labels(name, answer.reason or reason or "error").inc()
+        for answer, timings in zip(generation.answers, generation.timings, strict=True):
+            self._count_timings(timings)
+            self.finished.labels(name, answer.finish_reason or reason or "error").inc()
             self.generation_tokens.labels(name).inc(answer.num_tokens)
-            if answer.reason is not None:
-                self.generation_sizes.labels(name).observe(answer.num_tokens)
             self.num_tokens += answer.num_tokens
             self.num_forwards += answer.num_forwards
-            if answer.reason is not None and answer.num_forwards:
+            if answer.finish_reason is None:
+                continue
+            self.generation_sizes.labels(name).observe(answer.num_tokens)
+            if answer.num_forwards:
                 request = answer.plan.request
-                labels = (name, decoder_name(request.decoder), cache_name(request.cache))
+                labels = (name, request.decoder.name, request.cache.name)
                 self.forwards.labels(*labels).observe(answer.num_forwards)
                 self.per_forward.labels(*labels).observe(answer.num_tokens / answer.num_forwards)
 
+    def _count_timings(self, timings: TokenTimings) -> None:
+        if timings.blocks_s:
+            self.first_block.labels(self.model).observe(timings.blocks_s[0])
+        for interval_s in timings.block_intervals_s:
+            self.block_interval.labels(self.model).observe(interval_s)
+        if timings.per_token_s is not None:
+            self.per_token.labels(self.model).observe(timings.per_token_s)
+
     def count_http(self, route: str, status: int) -> None:
-        """Count an answer; `route` is a template of the app's own."""
+        """Count an HTTP response; `route` is a template of the app."""
         self.http.labels(route, str(status)).inc()
 
     def text(self) -> bytes:
-        """The page, in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-class PaceNumbers:
-    """How fast the tokens of answers come, those of answers that were given up among them."""
-
-    def __init__(self, registry: CollectorRegistry, model: str) -> None:
-        self.model = model
-        self.first_block = Histogram(
-            "unmask:time_to_first_block_seconds",
-            f"Until {BLOCK_LENGTH} tokens of an answer stay, or all of it; waiting included.",
-            ["model_name"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.block = Histogram(
-            "unmask:block_latency_seconds",
-            f"From a block of {BLOCK_LENGTH} tokens that stay to the next; the last is shorter.",
-            ["model_name"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.per_token = Histogram(
-            "vllm:request_time_per_output_token_seconds",
-            "From the first tokens of an answer that stay to the last, over (tokens - 1).",
-            ["model_name"],
-            buckets=FRACTIONS,
-            registry=registry,
-        )
-
-    def count(self, pace: Pace) -> None:
-        """Count an answer that is over."""
-        if pace.blocks_s:
-            self.first_block.labels(self.model).observe(pace.blocks_s[0])
-        for between_s in pace.between_s:
-            self.block.labels(self.model).observe(between_s)
-        if pace.per_token_s is not None:
-            self.per_token.labels(self.model).observe(pace.per_token_s)
-
-
-class EngineNumbers(Collector):
-    """The engine's own counters, read when they are asked for."""
+class EngineCollector(Collector):
+    """The engine's counters, read at every scrape."""
 
     def __init__(self, engine: Engine, model: str) -> None:
         self.engine, self.model = engine, model
 
     def describe(self) -> Iterator[Metric]:
-        """No names beforehand: the engine need not run yet."""
+        """Yield no names in advance: the engine may not have started yet."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
-        """A snapshot."""
+        """Yield a snapshot of all metrics."""
         stats = self.engine.stats
-        gauges: dict[str, tuple[str, float]] = {
-            "vllm:num_requests_running": ("Requests in the batch.", stats.running),
-            "vllm:num_requests_waiting": ("Requests in the queue.", stats.queued),
-            "vllm:kv_cache_usage_perc": (
-                "Share of the pages that requests hold, 0 to 1; 0 without pages.",
-                1 - stats.pages_free / stats.pages_total if stats.pages_total else 0.0,
-            ),
-            "unmask:pages_total": (
-                "Pages of keys and values; 0: the model has none.",
-                stats.pages_total,
-            ),
-            "unmask:pages_free": ("Pages that nobody holds.", stats.pages_free),
-            "unmask:dense_cache_bytes": ("What caches without pages take.", stats.dense_bytes),
-            "unmask:rows_free": ("Rows of the batch that are free.", stats.rows_free),
-            "unmask:rows_total": ("Rows of the batch.", stats.rows_total),
-        }
-        counters: dict[str, tuple[str, float]] = {
-            "vllm:diffusion_num_denoising_steps": (
-                "Denoising steps: forwards, counted for every sequence in them.",
-                stats.num_steps,
-            ),
-            "vllm:diffusion_num_canvas_positions": (
-                "Positions of answers that forwards computed; those of prompts are not counted.",
-                stats.num_answer,
-            ),
-            "vllm:diffusion_num_committed_tokens": (
-                "Tokens that forwards committed, ends of text included.",
-                stats.num_committed,
-            ),
-            "vllm:num_preemptions": (
-                "How often a request lost its pages and came back.",
-                stats.num_preempted,
-            ),
-            "vllm:prefix_cache_queries": (
-                "Decided positions of admitted requests that were looked up in the prefix cache.",
-                stats.prefix_asked,
-            ),
-            "vllm:prefix_cache_hits": ("Those that were found there.", stats.prefix_found),
-            "unmask:forwards": ("Forwards of the network.", stats.num_forwards),
-            "unmask:forward_seconds": ("Time that forwards took.", stats.forward_s),
-            "unmask:computed_positions": (
-                "Positions that forwards computed, those of prompts among them.",
-                stats.num_queries,
-            ),
-            "unmask:wasted_positions": (
-                "Positions that were computed right of an end token.",
-                stats.num_wasted,
-            ),
-        }
-        for name, (about, value) in gauges.items():
-            gauge = GaugeMetricFamily(name, about, labels=["model_name"])
+        for name, text, value in engine_gauges(stats):
+            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
             gauge.add_metric([self.model], value)
             yield gauge
-        for name, (about, value) in counters.items():
-            counter = CounterMetricFamily(name, about, labels=["model_name"])
+        for name, text, value in engine_counters(stats):
+            counter = CounterMetricFamily(name, text, labels=["model_name"])
             counter.add_metric([self.model], value)
             yield counter
+
+
+def engine_gauges(stats: EngineStats) -> list[tuple[str, str, float]]:
+    """Return the name, help text and value of every gauge."""
+    usage = 1 - stats.pages_free / stats.pages_total if stats.pages_total else 0.0
+    return [
+        ("vllm:num_requests_running", "Requests in the batch.", stats.running),
+        ("vllm:num_requests_waiting", "Requests in the queue.", stats.queued),
+        (
+            "vllm:kv_cache_usage_perc",
+            "Share of the pages in use, 0 to 1; 0 if there are no pages.",
+            usage,
+        ),
+        (
+            "unmask:pages_total",
+            "Pages for keys and values; 0 for a model without them.",
+            stats.pages_total,
+        ),
+        ("unmask:pages_free", "Free pages.", stats.pages_free),
+        ("unmask:dense_cache_bytes", "Bytes of caches without pages.", stats.dense_bytes),
+        ("unmask:rows_free", "Free rows of the batch.", stats.rows_free),
+        ("unmask:rows_total", "Rows of the batch.", stats.rows_total),
+    ]
+
+
+def engine_counters(stats: EngineStats) -> list[tuple[str, str, float]]:
+    """Return the name, help text and value of every counter."""
+    return [
+        (
+            "vllm:diffusion_num_denoising_steps",
+            "Denoising steps: forwards, counted once for every sequence in them.",
+            stats.num_steps,
+        ),
+        (
+            "vllm:diffusion_num_canvas_positions",
+            "Positions of answers computed in forwards; positions of prompts are not counted.",
+            stats.num_answer,
+        ),
+        (
+            "vllm:diffusion_num_committed_tokens",
+            "Tokens committed in forwards, end tokens included.",
+            stats.num_committed,
+        ),
+        (
+            "vllm:num_preemptions",
+            "Preemptions: requests that lost their pages and were queued again.",
+            stats.num_preempted,
+        ),
+        (
+            "vllm:prefix_cache_queries",
+            "Decided positions of admitted requests that were looked up in the prefix cache.",
+            stats.prefix_asked,
+        ),
+        ("vllm:prefix_cache_hits", "Positions found in the prefix cache.", stats.prefix_found),
+        ("unmask:forwards", "Forwards of the network.", stats.num_forwards),
+        ("unmask:forward_seconds", "Time spent in forwards.", stats.forward_s),
+        (
+            "unmask:computed_positions",
+            "Positions computed in forwards, positions of prompts included.",
+            stats.num_queries,
+        ),
+        (
+            "unmask:wasted_positions",
+            "Positions computed to the right of an end token.",
+            stats.num_wasted,
+        ),
+    ]
+
+
+class ReplicaCollector(Collector):
+    """The metrics of several replicas, with a label `replica`."""
+
+    def __init__(self, texts: Sequence[tuple[str, str]]) -> None:
+        self.texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric once, with the samples of all replicas."""
+        families: dict[str, Metric] = {}
+        for replica, text in self.texts:
+            for family in text_string_to_metric_families(text):
+                merged = families.setdefault(
+                    family.name, Metric(family.name, family.documentation, family.type)
+                )
+                for sample in family.samples:
+                    labels = {**sample.labels, "replica": replica}
+                    merged.add_sample(sample.name, labels, sample.value)
+        yield from families.values()
+
+
+def merge_metrics(texts: Sequence[tuple[str, str]]) -> bytes:
+    """Return one text for the metrics of several replicas, given as `(replica, text)`."""
+    registry = CollectorRegistry()
+    registry.register(ReplicaCollector(texts))
+    return generate_latest(registry)

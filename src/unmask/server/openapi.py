@@ -1,120 +1,125 @@
-"""OpenAPI: the bodies are read by `fields.read`, so their schemas are written in here."""
+"""The OpenAPI document: FastAPI's, with the request bodies that the routes read themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from unmask.server.reply_schema import REPLIES
+from unmask.server.reply_models import ErrorReply, ReplyModel
 
-REFUSED = {
+Document = dict[str, Any]
+REFUSALS = {
     401: "no valid key",
     403: "without a key: a Host name that is not this server's (`--allowed-host`)",
     431: "too many or too large headers",
 }
-"""What any route may answer."""
+"""Errors of every route."""
 ERRORS = {
-    **REFUSED,
-    400: "a field that is wrong, unknown or not supported; a prompt that does not fit",
-    404: "another model",
+    **REFUSALS,
+    400: "a field that is invalid, unknown or not supported; a prompt that does not fit",
+    404: "an unknown model",
     408: "the body did not arrive in time",
-    413: "a body that is too large",
-    429: "the queue is full; Retry-After says when to come again",
+    413: "the body is too large",
+    429: "the queue is full; Retry-After is the time to wait in seconds",
     500: "decoding failed",
     503: "the server is stopping, or its engine has failed",
-    504: "not done in time",
+    504: "not done within the timeout",
 }
-ENVELOPE = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
+"""Errors of routes that decode."""
 KNOBS = (
-    "Beside these fields: knobs of the decoder and of every decoder at the top level, the cache's as "
-    "`cache.NAME` (see `/v1/schema`); fields of OpenAI and vLLM that have no meaning here, at values "
-    "that change nothing. Anything else is refused."
+    "In addition to these fields: knobs of the decoder and of every decoder at the top level, knobs of the "
+    "cache as `cache.NAME` (see `/v1/schema`); fields of OpenAI and vLLM that have no effect here, at "
+    "values that change nothing. Anything else is rejected."
 )
 
 
-def documented(kind: type[BaseModel], summary: str) -> dict[str, Any]:
-    """What a route says of itself whose body is `kind`."""
-    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    return {
-        "summary": summary,
-        "openapi_extra": {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
-        },
-        "responses": errors_of(ERRORS),
-    }
+def error_responses(statuses: Mapping[int, str]) -> dict[int | str, Document]:
+    """Return FastAPI's `responses` for errors in the envelope."""
+    # not by "model": FastAPI would document them in the media type of the route's 200
+    schema = {"$ref": f"#/components/schemas/{ErrorReply.__name__}"}
+    content = {"application/json": {"schema": schema}}
+    return {status: {"description": text, "content": content} for status, text in statuses.items()}
 
 
-def errors_of(statuses: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """Responses in the envelope."""
-    body = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    return {status: {"description": about, "content": body} for status, about in statuses.items()}
+class Api(FastAPI):
+    """An app whose OpenAPI document contains the bodies of `add_decoding_route` and its events."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(responses=error_responses(REFUSALS), **options)
+        self._bodies: list[type[BaseModel]] = []
+        self._replies: list[type[ReplyModel]] = [ErrorReply]
 
-def describe_replies(paths: dict[str, Any]) -> None:
-    """Write in what every route answers: its 200, and the refusals that any route may give."""
-    for path, methods in paths.items():
-        for method, facts in methods.items():
-            responses = facts["responses"]
-            responses.pop("422", None)  # FastAPI's, for parameters of a wrong type: all are texts
-            more = {str(status): said for status, said in errors_of(REFUSED).items()}
-            if "{name}" in path:
-                more |= {str(k): v for k, v in errors_of({404: ERRORS[404]}).items()}
-            if method == "head":
-                more = {
-                    status: {"description": said["description"]} for status, said in more.items()
+    def add_decoding_route(
+        self,
+        path: str,
+        endpoint: Callable[[Request], Awaitable[Response]],
+        *,
+        summary: str,
+        body: type[BaseModel],
+        reply: object,
+        event: type[ReplyModel],
+    ) -> None:
+        """Add a POST route that reads its `body` itself and answers with a `reply` or with events."""
+        self._bodies.append(body)
+        self._replies.append(event)
+        schema = {"$ref": f"#/components/schemas/{body.__name__}"}
+        events = {
+            "type": "string",
+            "description": f"server-sent events: `{event.__name__}` as JSON; the last is `[DONE]`",
+        }
+        self.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            summary=summary,
+            response_model=reply,
+            responses={
+                200: {"content": {"text/event-stream": {"schema": events}}},
+                **error_responses(ERRORS),
+            },
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": schema}},
                 }
-                responses["200"].pop("content", None)
-                more["503"] = {"description": "nothing is taken"}
-            elif path in REPLIES:
-                responses["200"]["content"]["application/json"] = {"schema": REPLIES[path]}
-            if method == "post":
-                responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-            if path == "/health" and method == "get":
-                content = {"application/json": {"schema": REPLIES[path]}}
-                more["503"] = {"description": "nothing is taken", "content": content}
-            facts["responses"] = dict(sorted({**more, **responses}.items()))
+            },
+        )
 
+    def openapi(self) -> Document:
+        """Return the document, made at the first call."""
+        if self.openapi_schema is None:
+            self.openapi_schema = self._document()
+        return self.openapi_schema
 
-def describe_bodies(app: FastAPI, kinds: tuple[type[BaseModel], ...]) -> None:
-    """Let the app's OpenAPI hold the schemas that `documented` routes name."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            made = get_openapi(
-                title=app.title, version=app.version, summary=app.summary, routes=app.routes
-            )
-            schemas = made.setdefault("components", {}).setdefault("schemas", {})
-            _, defined = models_json_schema(
-                [(kind, "validation") for kind in kinds],
-                ref_template="#/components/schemas/{model}",
-            )
-            schemas |= defined["$defs"] | {"Error": ENVELOPE}
-            for kind in kinds:
-                schemas[kind.__name__].pop("additionalProperties", None)
-                schemas[kind.__name__]["description"] = f"{kind.__doc__} {KNOBS}"
-            schemas.pop("HTTPValidationError", None)
-            schemas.pop("ValidationError", None)
-            describe_replies(made["paths"])
-            app.openapi_schema = made
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    def _document(self) -> Document:
+        document = get_openapi(
+            title=self.title, version=self.version, summary=self.summary, routes=self.routes
+        )
+        schemas = document["components"]["schemas"]
+        _, models = models_json_schema(
+            [
+                *((body, "validation") for body in self._bodies),
+                *((reply, "serialization") for reply in self._replies),
+            ],
+            ref_template="#/components/schemas/{model}",
+        )
+        schemas |= models["$defs"]
+        for body in self._bodies:
+            schemas[body.__name__].pop("additionalProperties", None)
+            schemas[body.__name__]["description"] = f"{body.__doc__} {KNOBS}"
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for methods in document["paths"].values():
+            for method, operation in methods.items():
+                # FastAPI's for parameters of a wrong type: all of ours are strings
+                operation["responses"].pop(str(HTTPStatus.UNPROCESSABLE_ENTITY.value), None)
+                if method == "head":
+                    for response in operation["responses"].values():
+                        response.pop("content", None)
+        return document

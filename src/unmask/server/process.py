@@ -1,10 +1,11 @@
-"""The server's process: a bound socket, uvicorn around the app, and how it stops.
+"""The server's process: a bound socket, uvicorn around the app, and its shutdown.
 
-The first SIGTERM or SIGINT begins to drain: `/health` and new requests answer 503, what is running finishes
-within the drain time. A second one aborts what is left. Either way the process ends with status 0.
+The first SIGTERM or SIGINT starts to drain: `/health` and new requests are answered with 503, running
+requests finish within the drain timeout. A second signal aborts the rest. Either way the process ends with
+status 0.
 
-When the engine has failed, everyone who waits is told so, `/health` answers 503 for `FAILED_GRACE_S`, and
-then the server ends: who started it is to end with another status, so that it is started again.
+When the engine has failed, all waiting requests are answered with an error, `/health` with 503 for
+`FAILED_GRACE_S`, and then the server ends; the caller should exit with another status, to be restarted.
 """
 
 from __future__ import annotations
@@ -31,42 +32,42 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unmask.server")
 HEAD_TIMEOUT_S = 10.0
-"""A connection that has not sent a whole request head after that long is closed."""
+"""Time for a connection to send a whole request head before it is closed."""
 CLOSE_TIMEOUT_S = 10
-"""How long answers that are decoded may take to be read, when the server stops."""
+"""Time for clients to read complete replies when the server stops."""
 FAILED_GRACE_S = 3.0
-"""How long a server whose engine has failed goes on, to send its last answers and to be seen as failed."""
+"""Time that a server whose engine has failed keeps running, to send its last replies and report 503."""
 MAX_CONNECTIONS = 1000
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 with a time limit on request heads, which uvicorn does not have."""
+    """HTTP/1.1 with a timeout for request heads, which uvicorn does not have."""
 
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client may begin to speak."""
+        """Start the timeout."""
         super().connection_made(transport)
-        self._await_head()
+        self._start_head_timer()
 
     def data_received(self, data: bytes) -> None:
-        """A piece of a request."""
+        """Stop the timeout when the head is complete, and restart it for the next request."""
         if self.conn.their_state is h11.IDLE:
-            self._await_head()
+            self._start_head_timer()
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
-            self._head_is_there()
+            self._stop_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
-        self._head_is_there()
+        """Stop the timeout."""
+        self._stop_head_timer()
         super().connection_lost(exc)
 
-    def _await_head(self) -> None:
+    def _start_head_timer(self) -> None:
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
 
-    def _head_is_there(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -77,9 +78,9 @@ class Protocol(H11Protocol):
 
 
 class ServerProcess(uvicorn.Server):
-    """A uvicorn server that drains before it stops, and ends when its engine has failed.
+    """A uvicorn server that drains before it stops, and that stops when its engine has failed.
 
-    `on_ready` is called when it accepts connections. After `run`, `has_failed` says how it ended.
+    `on_ready` is called when it accepts connections. `has_failed` is valid after `run` too.
     """
 
     def __init__(
@@ -93,39 +94,39 @@ class ServerProcess(uvicorn.Server):
         self.service, self.drain_timeout_s, self.on_ready = service, drain_timeout_s, on_ready
         self._drain_until_s: float | None = None
         self._failed_until_s: float | None = None
-        self._gives_up = False
+        self._aborts = False
 
     @property
     def has_failed(self) -> bool:
-        """Whether the engine has failed."""
+        """True if the engine has failed."""
         return self.service.engine.failure is not None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and say so."""
+        """Accept connections, and call `on_ready`."""
         await super().startup(sockets)
         if self.started:
             self.on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain, or, the second time, give up what is left."""
+        """Start to drain; the second time, abort the rest."""
         if self.service.is_draining:
-            self._gives_up = True
+            self._aborts = True
             return
         self.service.is_draining = True
         self._drain_until_s = time.monotonic() + self.drain_timeout_s
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: see whether the engine has failed, and whether the draining is over."""
+        """Stop the server if the engine has failed or draining is complete; called ten times per second."""
         if self.has_failed and not self.should_exit:
             now = time.monotonic()
             if self._failed_until_s is None:
                 self._failed_until_s = now + FAILED_GRACE_S
-                log.critical("the engine has failed, this process ends: start it again")
+                log.critical("the engine has failed; the process ends and must be restarted")
             self.should_exit = now >= self._failed_until_s
         if self._drain_until_s is not None and not self.should_exit:
             stats = self.service.engine.stats
-            is_over = self._gives_up or time.monotonic() >= self._drain_until_s
-            if is_over or stats.queued + stats.running == 0:
+            must_stop = self._aborts or time.monotonic() >= self._drain_until_s
+            if must_stop or stats.queued + stats.running == 0:
                 if stats.queued + stats.running:
                     log.warning("stopping: %d requests aborted", stats.queued + stats.running)
                 await anyio.to_thread.run_sync(self.service.engine.stop)
@@ -134,7 +135,7 @@ class ServerProcess(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError when the address cannot be had."""
+    """Return a listening socket. Raises ConfigError if the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
@@ -146,7 +147,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where a bound socket is reached."""
+    """Return the URL of a bound socket."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -157,7 +158,7 @@ def server_of(
     drain_timeout_s: float = 30.0,
     on_ready: Callable[[], None] = lambda: None,
 ) -> ServerProcess:
-    """The server of an app; `run(sockets=[bound])` serves until a signal says otherwise."""
+    """Return the server of an app; its `run(sockets=[bound])` serves until a signal or a failure."""
     config = uvicorn.Config(
         app,
         http=Protocol,

@@ -1,14 +1,15 @@
-"""The bodies of OpenAI's and unmask's routes, strict: no value is converted, no field is ignored.
+"""Bodies of requests as strict models: no value is converted and no field is ignored.
 
-Fields of OpenAI that mean nothing here are in `fields`; knobs of decoders may stand at the top level, as
-the SDK's `extra_body` puts them there, or in `decoder_args`.
+Fields of other APIs that have no effect here are listed in `request_parsing`. Knobs of decoders may stand
+at the top level, where the SDK's `extra_body` puts them, or in `decoder_args`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic.fields import FieldInfo
 
 MAX_N = 16
 MAX_PROMPTS = 64
@@ -17,111 +18,133 @@ MAX_STOP_CHARS = 256
 MAX_MESSAGES = 1024
 MAX_TOKENS = 1 << 20
 MAX_KNOBS = 64
-"""Caps on what a body may ask for; the context and the queue bound it further."""
+"""Upper limits of a request; the context length and the queue limit it further."""
 
 
-def several(*, min_length: int | None = None, max_length: int | None = None) -> Any:
-    """What a list is marked with: its limits, and that its first fault ends the check.
+def list_limits(*, min_length: int | None = None, max_length: int | None = None) -> FieldInfo:
+    """Return the length limits of a list whose validation stops at the first invalid item.
 
-    To find and tell the faults of a million items would hold up the server for a minute.
+    Collecting and formatting the errors of a million items would block the server for a minute.
     """
-    return Field(min_length=min_length, max_length=max_length, fail_fast=True)
+    field: FieldInfo = Field(min_length=min_length, max_length=max_length, fail_fast=True)
+    return field
 
 
-def few(value: Any) -> Any:
-    """A mapping as it is. Raises ValueError before its values are looked at if it has too many keys."""
+def check_num_knobs(value: object) -> object:
+    """Return `value`; raise ValueError for a dict of too many keys before its values are validated."""
     if isinstance(value, dict) and len(value) > MAX_KNOBS:
-        raise ValueError(f"{len(value)} knobs; at most {MAX_KNOBS} are taken")
+        raise ValueError(f"{len(value)} knobs; at most {MAX_KNOBS} are allowed")
     return value
 
 
-def no_other(only: Any, why: str) -> BeforeValidator:
-    """What a field is marked with that takes one value: any other is refused with the reason."""
+def only_value(allowed: object, reason: str) -> BeforeValidator:
+    """Return a validator that accepts one value and rejects any other with `reason`."""
 
-    def check(value: Any) -> Any:
-        if value is not only:
-            raise ValueError(f"{why}; leave it out")
+    def check(value: object) -> object:
+        if value is not allowed:
+            raise ValueError(f"{reason}; leave it out")
         return value
 
     return BeforeValidator(check)
 
 
-SAID_BY_BLANKS, ALL_FILLED = "the blanks say how many tokens", "every blank is filled"
-Whole = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+BLANKS_SET_LENGTH = "the blanks determine the number of tokens"
+EVERY_BLANK_FILLED = "every blank is filled"
+TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Number = Seed | Annotated[float, Field(allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=200)]
-Value = bool | Number | Text | Annotated[list[Number | Text], several(max_length=64)] | None
-Arguments = Annotated[dict[Annotated[str, Field(max_length=100)], Value], BeforeValidator(few)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)]], several(min_length=1)]
+ShortText = Annotated[str, Field(max_length=200)]
+KnobList = Annotated[list[Number | ShortText], list_limits(max_length=64)]
+KnobValue = bool | Number | ShortText | KnobList | None
+KnobValues = Annotated[
+    dict[Annotated[str, Field(max_length=100)], KnobValue], BeforeValidator(check_num_knobs)
+]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)]], list_limits(min_length=1)]
 
 
-class Strict(BaseModel):
-    """A model that converts nothing, knows no further fields, and takes no NaN or infinity."""
+class StrictModel(BaseModel):
+    """A model that converts no value and rejects unknown fields, NaN and infinity."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-class StreamOptions(Strict):
-    """What a stream tells beside the text."""
+class StreamOptions(StrictModel):
+    """Additional content of a stream."""
 
-    include_usage: bool = Field(False, description="a last chunk with the usage")
+    include_usage: bool = Field(False, description="send the usage in an additional last chunk")
     continuous_usage_stats: bool = Field(
-        False, description="the usage so far in every chunk (vLLM)"
+        False, description="send the usage so far in every chunk (vLLM)"
     )
 
 
-class Decoding(Strict):
-    """What every decoding route takes."""
+class DecodingRequest(StrictModel):
+    """Fields of every route that decodes."""
 
-    model: str | None = Field(None, max_length=256, description="a served name; default: the first")
-    max_tokens: Whole | None = Field(
-        None, description="positions to generate; default: 128, or what the context has left"
+    model: str | None = Field(
+        None, max_length=256, description="a served name; default: the first one"
+    )
+    max_tokens: TokenCount | None = Field(
+        None,
+        description="number of positions to generate; default: 128, or the rest of the context",
     )
     decoder: str | None = Field(
-        None, max_length=500, description="decoding method, e.g. threshold; default: the server's"
+        None,
+        max_length=500,
+        description="decoding method, e.g. threshold; default: the server's",
     )
-    decoder_args: Arguments | None = Field(
-        None, description="the decoder's knobs; they may also stand at the top level"
+    decoder_args: KnobValues | None = Field(
+        None, description="knobs of the decoder; they may also stand at the top level"
     )
-    preset: str | None = Field(None, max_length=100, description="a model family's own sampler")
+    preset: str | None = Field(
+        None, max_length=100, description="the published sampler of a model family"
+    )
     cache: str | None = Field(
         None, max_length=500, description="cache policy; default: the server's"
     )
-    cache_args: Arguments | None = Field(None, description="the cache's knobs")
-    steps: Whole | None = Field(None, description="forwards, where the decoder has a schedule")
-    block_length: Whole | None = Field(
-        None, description="positions a block, where there are blocks"
+    cache_args: KnobValues | None = Field(None, description="knobs of the cache")
+    steps: TokenCount | None = Field(
+        None, description="number of forwards, for decoders with a fixed schedule"
+    )
+    block_length: TokenCount | None = Field(
+        None, description="positions per block, for decoders with blocks"
     )
     temperature: float | None = Field(
-        None, ge=0, description="0 (default): the likeliest token; else at least 1e-6"
+        None, ge=0, description="sampling temperature, 0 (default: greedy) or at least 1e-6"
     )
-    top_p: float | None = Field(None, ge=0, le=1, description="1: all; needs a temperature")
-    top_k: int | None = Field(None, ge=-1, description="-1 or 0: all; needs a temperature")
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="nucleus size; 1 keeps all tokens; needs a temperature"
+    )
+    top_k: int | None = Field(
+        None, ge=-1, description="tokens to sample from; -1 or 0 keep all; needs a temperature"
+    )
     seed: Seed | None = Field(
         None,
-        description="of all randomness; default: drawn, and told in the reply. Choice i has seed + i",
+        description="seed of choice 0, choice i uses seed + i; default: random, reported in the reply",
     )
-    stop: Stop | Annotated[list[Stop], several(max_length=MAX_STOPS)] | None = Field(
-        None, description="texts that end the answer, and are cut off"
+    stop: Stop | Annotated[list[Stop], list_limits(max_length=MAX_STOPS)] | None = Field(
+        None, description="strings that end the text; they are not part of it"
     )
-    n: int | None = Field(None, ge=1, le=MAX_N, description="answers to each prompt")
-    ignore_eos: bool = Field(False, description="fill the whole canvas; an end token ends nothing")
-    stream: bool | None = Field(None, description="send the answer in pieces (server-sent events)")
+    n: int | None = Field(None, ge=1, le=MAX_N, description="number of choices per prompt")
+    ignore_eos: bool = Field(
+        False, description="generate every position; an end token does not end the text"
+    )
+    stream: bool | None = Field(None, description="send the reply as server-sent events")
     stream_options: StreamOptions | None = Field(
         None,
-        description="include_usage: a last chunk with the usage; continuous_usage_stats: the usage "
-        "so far in every chunk",
+        description="include_usage: send the usage in an additional last chunk; "
+        "continuous_usage_stats: send the usage so far in every chunk",
     )
     stream_mode: Literal["text", "canvas"] = Field(
-        "text", description="text that only grows; or the whole canvas after every forward"
+        "text", description="stream text that only grows, or the whole canvas after every forward"
     )
-    return_trace: bool = Field(False, description="what every forward changed")
+    return_trace: bool = Field(False, description="return the edits of every forward")
     timeout_s: float | None = Field(
-        None, gt=0, description="give up after that many seconds; default and most: the server's"
+        None,
+        gt=0,
+        description="seconds before the request is aborted; default and maximum: the server's",
     )
-    user: str | None = Field(None, max_length=256, description="written to the log, no more")
+    user: str | None = Field(None, max_length=256, description="written to the log; no other use")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -132,31 +155,31 @@ class Decoding(Strict):
 
     @property
     def choices(self) -> int:
-        """Answers to each prompt."""
+        """The number of choices per prompt."""
         return self.n or 1
 
     @property
-    def streams(self) -> bool:
-        """Whether the answer comes in pieces."""
-        return bool(self.stream)
-
-    @property
     def length(self) -> int | None:
-        """Positions to generate, if said."""
+        """The number of positions to generate, or None for the default."""
         return self.max_tokens
 
     @property
     def length_name(self) -> str:
-        """What the client calls `length`."""
+        """The field that set `length`, for error messages."""
         return "max_tokens"
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether the log-probabilities of the tokens are told."""
+        """True if the reply is to contain log-probabilities."""
         return False
 
+    @property
+    def wants_canvas(self) -> bool:
+        """True if the stream is to contain whole canvases."""
+        return self.stream_mode == "canvas"
+
     @model_validator(mode="after")
-    def _check_stream(self) -> Decoding:
+    def _check_stream(self) -> DecodingRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream=true")
         if self.stream_mode == "canvas" and not self.stream:
@@ -166,63 +189,70 @@ class Decoding(Strict):
         return self
 
 
-class Message(Strict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[ContentPart], several(max_length=256)]
-    name: None = None
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: Annotated[list[Any], several(max_length=0)] | None = None
-    annotations: Annotated[list[Any], several(max_length=0)] | None = None
-
-    @property
-    def text(self) -> str:
-        """The content as one text."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
-
-
-class ContentPart(Strict):
-    """A piece of a message; only text is understood."""
+class ContentPart(StrictModel):
+    """A part of a message; only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatRequest(Decoding):
+class Message(StrictModel):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[ContentPart], list_limits(max_length=256)]
+    name: None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[JsonValue], list_limits(max_length=0)] | None = None
+    annotations: Annotated[list[JsonValue], list_limits(max_length=0)] | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as a single string."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class ChatRequest(DecodingRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], several(min_length=1, max_length=MAX_MESSAGES)] = Field(
-        description="the turns so far: role is system (or developer), user or assistant, content "
-        "a text or a list of text parts"
+    messages: Annotated[list[Message], list_limits(min_length=1, max_length=MAX_MESSAGES)] = Field(
+        description="the conversation; role is system (or developer), user or assistant, content a "
+        "string or a list of text parts"
     )
-    max_completion_tokens: Whole | None = Field(None, description="the newer name of max_tokens")
+    max_completion_tokens: TokenCount | None = Field(
+        None, description="the newer name of max_tokens"
+    )
     logprobs: bool | None = Field(
-        None, description="log-probabilities of the tokens, when committed"
+        None, description="return the log-probability of each token when it was committed"
     )
     top_logprobs: Literal[0] | None = Field(
-        None, description="0: a forward tells the chosen token's probability, no others"
+        None, description="only 0: log-probabilities of other tokens are not available"
     )
     diffusing: bool | None = Field(None, description='Mercury\'s name of stream_mode="canvas"')
 
     @property
     def length(self) -> int | None:
-        """Positions to generate, if said."""
+        """The number of positions to generate, or None for the default."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def length_name(self) -> str:
-        """What the client calls `length`."""
+        """The field that set `length`, for error messages."""
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether the log-probabilities of the tokens are told."""
+        """True if the reply is to contain log-probabilities."""
         return bool(self.logprobs)
+
+    @property
+    def wants_canvas(self) -> bool:
+        """True if the stream is to contain whole canvases."""
+        return self.stream_mode == "canvas" or bool(self.diffusing)
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ChatRequest:
@@ -240,41 +270,41 @@ class ChatRequest(Decoding):
         return self
 
 
-class CompletionRequest(Decoding):
-    """`POST /v1/completions`: texts go on, or, with `suffix`, the middle is filled in."""
+class CompletionRequest(DecodingRequest):
+    """`POST /v1/completions`: continue texts or, with `suffix`, fill in the middle."""
 
     prompt: (
         str
         | TokenIds
-        | Annotated[list[str], several(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenIds], several(min_length=1, max_length=MAX_PROMPTS)]
-    ) = Field(description="a text, texts, token ids, or lists of them; taken as they are")
+        | Annotated[list[str], list_limits(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], list_limits(min_length=1, max_length=MAX_PROMPTS)]
+    ) = Field(description="a text, texts, token ids, or lists of token ids; no template is applied")
     suffix: str | None = Field(
-        None, description="the text after the answer: max_tokens positions between are filled"
+        None, description="text after the generated one: max_tokens positions between are filled"
     )
     logprobs: Literal[0] | None = Field(
-        None, description="0: log-probabilities of the tokens, when committed; others are not known"
+        None,
+        description="only 0: return the log-probability of each token when it was committed",
     )
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether the log-probabilities of the tokens are told."""
+        """True if the reply is to contain log-probabilities."""
         return self.logprobs is not None
 
 
-class InfillRequest(Decoding):
-    """`POST /v1/infill`: a text with any number of blanks."""
+class InfillRequest(DecodingRequest):
+    """`POST /v1/infill`: fill any number of blanks in a text."""
 
-    parts: Annotated[list[str | Whole], several(min_length=1, max_length=1024)] = Field(
-        description='texts and numbers of blank tokens: ["The ", 3, " sat on the mat."]'
+    parts: Annotated[list[str | TokenCount], list_limits(min_length=1, max_length=1024)] = Field(
+        description='texts, and blanks as numbers of tokens: ["The ", 3, " sat on the mat."]'
     )
-    max_tokens: Annotated[None, no_other(None, SAID_BY_BLANKS)] = Field(
-        None, description=SAID_BY_BLANKS
+    max_tokens: Annotated[None, only_value(None, BLANKS_SET_LENGTH)] = Field(
+        None, description=BLANKS_SET_LENGTH
     )
-    ignore_eos: Annotated[Literal[False], no_other(False, ALL_FILLED)] = Field(
-        False, description=ALL_FILLED
+    ignore_eos: Annotated[Literal[False], only_value(False, EVERY_BLANK_FILLED)] = Field(
+        False, description=EVERY_BLANK_FILLED
     )
-    stop: Annotated[None, no_other(None, ALL_FILLED)] = Field(None, description=ALL_FILLED)
-
-
-Message.model_rebuild()
+    stop: Annotated[None, only_value(None, EVERY_BLANK_FILLED)] = Field(
+        None, description=EVERY_BLANK_FILLED
+    )

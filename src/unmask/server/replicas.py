@@ -1,9 +1,10 @@
 """Replicas: the same app in several processes, behind Ray Serve's proxy.
 
-Every replica is a whole server of its own: model, engine, queue. The proxy sends a request to the replica
-with the fewest under way; streams and hang-ups pass through. A replica whose engine has failed answers
-those that it has and ends, before it draws more requests by being idle; Ray starts another. A restart
-takes them in turn: each finishes what it has, and the next goes when its successor is up.
+Every replica is a complete server: model, engine, queue. The proxy sends a request to the replica with the
+fewest running requests; streams and disconnects pass through. A replica whose engine has failed answers its
+requests and exits, before it attracts more of them by being idle; Ray starts another. A restart replaces
+the replicas one after the other: each finishes its requests, and the next one stops when its successor is
+up.
 """
 
 from __future__ import annotations
@@ -13,17 +14,14 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import ray
 from fastapi import FastAPI
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
+from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.config import BackpressureConfig
 from ray.serve.request_router import (
@@ -38,28 +36,29 @@ from starlette.routing import Route
 
 from unmask.engine.config import EngineConfig
 from unmask.errors import EngineError
+from unmask.server.metrics import merge_metrics
 from unmask.server.settings import ServerSettings
 
 NAME = "unmask"
 LIGHT_REQUESTS = 32
-"""How many requests that decode nothing a replica answers beside those that do."""
+"""Requests per replica in addition to those that decode, such as health checks."""
 HEALTH_PERIOD_S = 5.0
 FAILED_GRACE_S = 0.5
-"""How long a replica whose engine has failed has to send its last answers."""
+"""Time that a replica whose engine has failed has for its last responses."""
 METRICS_TIMEOUT_S = 5.0
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 PROXY_QUEUE = 64
-"""Requests that the proxy holds when every replica has all that it takes; more are answered 429."""
+"""Requests that the proxy queues while all replicas are full; more are answered with 429."""
 
 
 @dataclass(frozen=True)
 class ReplicaPlan:
-    """What each replica serves and how many there are.
+    """The options of each replica, and the number of replicas.
 
-    `loading`: keywords of `LLM` beside the model; `engine`: sizes of each engine; a replica gets `num_cpus`
-    threads and `num_gpus` whole devices. From `least` to `most` of them run, as many as keep each busy with
-    the engine's `max_num_seqs` requests: one is added after `upscale_delay_s` with more of them than that,
-    and taken away after `downscale_delay_s` with fewer.
+    `loading`: keyword arguments of `LLM`; `engine`: sizes of each engine. A replica has `num_cpus` threads
+    and `num_gpus` whole devices. Between `least` and `most` replicas run, so many that each has
+    `max_num_seqs` requests: one is added after `upscale_delay_s` of a higher load, and one removed after
+    `downscale_delay_s` of a lower load.
     """
 
     model: str
@@ -77,16 +76,16 @@ class ReplicaPlan:
 
 
 class LeastLoaded(FIFOMixin, RequestRouter):
-    """Asks every replica how many requests it has, and takes the one with the fewest."""
+    """A router that asks every replica for its load and chooses the least loaded."""
 
     async def choose_replicas(
         self,
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """All of them, in one rank: Serve takes the least loaded of a rank that has room.
+        """Return all replicas as one rank, of which Serve takes the least loaded that has room.
 
-        Of equally loaded ones it takes the first, so their order is drawn.
+        Serve takes the first of equally loaded replicas, so their order is random.
         """
         if not candidate_replicas:
             return []
@@ -94,7 +93,7 @@ class LeastLoaded(FIFOMixin, RequestRouter):
 
 
 class Replica:
-    """What Ray asks of a replica, beside the app's routes."""
+    """A replica: the app's routes, and the methods that Ray and other replicas call."""
 
     app: FastAPI
 
@@ -102,20 +101,19 @@ class Replica:
         self.generation = generation
 
     def check_health(self) -> None:
-        """Raise EngineError when the engine is dead; Ray then starts another replica."""
+        """Raise EngineError if the engine has failed; Ray then starts another replica."""
         failure = self.app.state.service.engine.failure
         if failure is not None:
             raise EngineError(f"the engine has failed: {failure}")
 
     def metrics_text(self) -> tuple[str, str]:
-        """The replica's name, and its metrics in Prometheus' format."""
-        text = self.app.state.service.metrics.text()
-        name = serve.get_replica_context().replica_id.unique_id
-        return name, text if isinstance(text, str) else text.decode()
+        """Return the name of the replica, and its metrics in Prometheus' text format."""
+        text: bytes = self.app.state.service.metrics.text()
+        return serve.get_replica_context().replica_id.unique_id, text.decode()
 
 
-def deployment_of(plan: ReplicaPlan, generation: int) -> Any:
-    """The application that Serve runs. Another `generation` of the same plan replaces its replicas."""
+def deployment_of(plan: ReplicaPlan, generation: int) -> serve.Application:
+    """Return the application that Serve runs; deploying another `generation` replaces all replicas."""
 
     def build() -> FastAPI:
         return build_app(plan)
@@ -131,7 +129,7 @@ def deployment_of(plan: ReplicaPlan, generation: int) -> Any:
             "downscale_delay_s": plan.downscale_delay_s,
         }
         count = {"autoscaling_config": scaling}
-    made = serve.deployment(
+    deployment = serve.deployment(
         name=NAME,
         ray_actor_options={"num_cpus": plan.num_cpus, "num_gpus": plan.num_gpus},
         max_ongoing_requests=(plan.engine.max_num_seqs + plan.engine.max_queue + LIGHT_REQUESTS),
@@ -143,11 +141,11 @@ def deployment_of(plan: ReplicaPlan, generation: int) -> Any:
         max_constructor_retry_count=1,
         **count,
     )
-    return made(serve.ingress(build)(Replica)).bind(generation)
+    return deployment(serve.ingress(build)(Replica)).bind(generation)
 
 
 def build_app(plan: ReplicaPlan) -> FastAPI:
-    """In a replica: the model, its engine and the app of both."""
+    """Load the model in a replica, and return its app."""
     import torch
 
     from unmask.engine.engine import Engine
@@ -156,42 +154,42 @@ def build_app(plan: ReplicaPlan) -> FastAPI:
     from unmask.server.app import create_app
 
     logger = logging.getLogger("unmask")
-    logger.addHandler(logging.StreamHandler())  # Ray adds who says it
+    logger.addHandler(logging.StreamHandler())  # Ray adds the name of the replica
     logger.setLevel(logging.INFO if plan.logs_requests else logging.WARNING)
     logger.propagate = False
     torch.set_num_threads(max(1, int(plan.num_cpus)))
     llm = run_in_thread(lambda: LLM(plan.model, **plan.loading))
     engine = Engine(llm, plan.engine)
-    engine.on_failure = leave
+    engine.on_failure = exit_soon
     app = create_app(llm, engine, plan.settings)
     app.router.routes.insert(0, Route("/metrics", all_metrics))  # before the replica's own
     return app
 
 
-def leave() -> None:
-    """End this replica's process soon, whatever its threads do."""
+def exit_soon() -> None:
+    """Exit the process of this replica after `FAILED_GRACE_S`, whatever its threads do."""
     timer = threading.Timer(FAILED_GRACE_S, os._exit, (1,))
     timer.daemon = True
     timer.start()
 
 
 async def all_metrics(request: Request) -> Response:
-    """The metrics of every replica, each with a label that says whose."""
+    """Return the metrics of all replicas, with a label `replica`."""
     handle = serve.get_deployment_handle(NAME, NAME)
-    told = await handle.broadcast("metrics_text").results_async(timeout_s=METRICS_TIMEOUT_S)
-    return Response(joined(told), media_type=CONTENT_TYPE_LATEST)
+    texts = await handle.broadcast("metrics_text").results_async(timeout_s=METRICS_TIMEOUT_S)
+    return Response(merge_metrics(texts), media_type=CONTENT_TYPE_LATEST)
 
 
 def run(plan: ReplicaPlan, host: str, port: int, on_ready: Callable[[], None]) -> None:
-    """Start Ray on this machine, serve until SIGTERM or SIGINT, then drain and stop all of it.
+    """Start Ray on this machine, serve until SIGTERM or SIGINT, then drain and stop everything.
 
-    SIGHUP restarts the replicas one after the other. Raises RuntimeError when no replica comes up.
+    SIGHUP restarts the replicas one after the other. Raises RuntimeError if no replica starts.
     """
-    wishes: list[int] = []
+    signals: list[int] = []
     wake = threading.Event()
 
-    def wish(number: int, frame: FrameType | None) -> None:
-        wishes.append(number)
+    def handle_signal(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
         wake.set()
 
     ray.init(
@@ -210,15 +208,15 @@ def run(plan: ReplicaPlan, host: str, port: int, on_ready: Callable[[], None]) -
         generation = 0
         serve.run(deployment_of(plan, generation), name=NAME, logging_config=QUIET)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, wish)
+            signal.signal(number, handle_signal)
         on_ready()
         while True:
             wake.wait()
             wake.clear()
-            if any(number != signal.SIGHUP for number in wishes):
+            if any(number != signal.SIGHUP for number in signals):
                 break
-            if wishes:
-                wishes.clear()
+            if signals:
+                signals.clear()
                 generation += 1
                 serve.run(deployment_of(plan, generation), name=NAME, logging_config=QUIET)
         serve.delete(NAME)
@@ -229,30 +227,6 @@ def run(plan: ReplicaPlan, host: str, port: int, on_ready: Callable[[], None]) -
 
 
 def cpus_for(most: int) -> float:
-    """What each of `most` replicas may have of this machine's cores."""
+    """Return the number of cores for each of `most` replicas."""
     cores = os.cpu_count() or 1
     return float(cores // most) if cores >= most else round(cores / most, 2)
-
-
-def joined(told: Sequence[tuple[str, str]]) -> bytes:
-    """`(replica, its metrics in Prometheus' text format)` as one text; label `replica`."""
-    registry = CollectorRegistry()
-    registry.register(_Joined(told))
-    return generate_latest(registry)
-
-
-class _Joined(Collector):
-    def __init__(self, told: Sequence[tuple[str, str]]) -> None:
-        self.told = told
-
-    def collect(self) -> Iterator[Metric]:
-        families: dict[str, Metric] = {}
-        for replica, text in self.told:
-            for family in text_string_to_metric_families(text):
-                kept = families.setdefault(
-                    family.name, Metric(family.name, family.documentation, family.type)
-                )
-                for sample in family.samples:
-                    labels = {**sample.labels, "replica": replica}
-                    kept.add_sample(sample.name, labels, sample.value)
-        yield from families.values()

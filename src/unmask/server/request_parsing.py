@@ -1,8 +1,8 @@
-"""The fields of a request's body: which exist, which are knobs, which only have their default.
+"""Reading and validation of request bodies.
 
-Nothing is ignored. A field that a client of OpenAI, vLLM or SGLang may send, and that has no meaning here,
-is taken at the value that changes nothing and refused at any other. Any other name is a knob of some
-decoder, or an error that names the nearest.
+No field is ignored. A field that clients of OpenAI, vLLM or SGLang may send and that has no effect here is
+accepted at values that change nothing, and rejected at any other. Any other name is a knob of a decoder or
+cache, or an error that suggests the closest name.
 """
 
 from __future__ import annotations
@@ -10,37 +10,34 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
+from collections.abc import Mapping, Set
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from unmask import caches, decoders
 from unmask.engine.request_builder import PREFIX
+from unmask.knobs import read_value
 from unmask.sampling.params import SamplingParams
 from unmask.server.errors import ApiError
+from unmask.server.protocol import KnobValue, KnobValues
 from unmask.server.settings import Limits
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-
-import re
-from collections.abc import Mapping
-
-from pydantic import TypeAdapter
-
-from unmask.knobs import read_value
-from unmask.server.protocol import Arguments
-
 Body = TypeVar("Body", bound=BaseModel)
+NeutralValues = Mapping[str, tuple[JsonValue, ...]]
+"""Fields without an effect here, and the values at which they are accepted."""
 MAX_ERRORS = 3
 MAX_VALUE_CHARS = 80
-BRANCHES = {"str", "int", "float", "bool", "none"}
+UNION_BRANCHES = {"str", "int", "float", "bool", "none"}
 
-COMMON_DEFAULTS: dict[str, tuple[Any, ...]] = {
+COMMON_NEUTRAL: NeutralValues = {
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
     "repetition_penalty": (None, 1),
@@ -64,7 +61,7 @@ COMMON_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "priority": (None, 0),
     "service_tier": (None, "auto", "default"),
 }
-CHAT_DEFAULTS: dict[str, tuple[Any, ...]] = {
+CHAT_NEUTRAL: NeutralValues = {
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),
@@ -85,12 +82,12 @@ CHAT_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": (None, {}),
     "echo": (None, False),
 }
-COMPLETION_DEFAULTS: dict[str, tuple[Any, ...]] = {
+COMPLETION_NEUTRAL: NeutralValues = {
     "best_of": (None, 1),
     "echo": (None, False),
     "add_special_tokens": (None, True),
 }
-SGLANG_DEFAULTS: dict[str, tuple[Any, ...]] = {
+SGLANG_NEUTRAL: NeutralValues = {
     "lora_path": (None,),
     "return_logprob": (None, False),
     "logprob_start_len": (None, -1),
@@ -106,7 +103,7 @@ SGLANG_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "log_metrics": (None, True),
     "priority": (None, 0),
 }
-SGLANG_SAMPLING_DEFAULTS: dict[str, tuple[Any, ...]] = {
+SGLANG_SAMPLING_NEUTRAL: NeutralValues = {
     "min_new_tokens": (None, 0),
     "stop_regex": (None, []),
     "regex": (None,),
@@ -117,37 +114,35 @@ SGLANG_SAMPLING_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "custom_params": (None,),
     "stream_interval": (None, 1),
 }
-"""Field -> the values that change nothing."""
 
 
 @lru_cache(maxsize=1)
 def knob_names() -> frozenset[str]:
-    """Every knob of every decoder, and those that all have."""
+    """Return the knobs of all decoders, including the sampling parameters."""
     own = {name for decoder in decoders.names() for name in decoders.knob_names(decoder)}
     return frozenset(own | {field.name for field in dataclasses.fields(SamplingParams)})
 
 
 @lru_cache(maxsize=1)
 def cache_knob_names() -> frozenset[str]:
-    """Every knob of every cache, as `cache.NAME`."""
-    found = {
-        f.name for name in caches.names() for f in dataclasses.fields(caches.cache_class(name))
+    """Return the knobs of all caches, as `cache.NAME`."""
+    names = {
+        field.name
+        for cache in caches.names()
+        for field in dataclasses.fields(caches.cache_class(cache))
     }
-    return frozenset(PREFIX + name for name in found)
+    return frozenset(PREFIX + name for name in names)
 
 
-def read(
-    kind: type[Body], body: Any, neutral: dict[str, tuple[Any, ...]], *, takes_knobs: bool = True
-) -> tuple[Body, dict[str, Any]]:
-    """A body as the request it is, and the knobs at its top level.
-
-    `neutral`: fields without a meaning here and the values that change nothing. Raises ApiError (400).
-    """
+def parse_body(
+    model: type[Body], body: JsonValue, neutral: NeutralValues, *, takes_knobs: bool = True
+) -> tuple[Body, dict[str, JsonValue]]:
+    """Return a body as a request model, and the knobs at its top level. Raises ApiError (400)."""
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
-    known, all_knobs = kind.model_fields, knob_names() | cache_knob_names()
-    fields: dict[str, Any] = {}
-    knobs: dict[str, Any] = {}
+    known, all_knobs = model.model_fields, knob_names() | cache_knob_names()
+    fields: dict[str, JsonValue] = {}
+    knobs: dict[str, JsonValue] = {}
     for key, value in body.items():
         if key in known:
             fields[key] = value
@@ -160,32 +155,32 @@ def read(
             allowed = {*known, *neutral, *(all_knobs if takes_knobs else ())}
             raise unknown_field(key, allowed, set(known))
     try:
-        return kind.model_validate(fields), knobs
+        return model.model_validate(fields), knobs
     except ValidationError as error:
-        raise invalid(error) from None
+        raise validation_error(error) from None
 
 
-def check_neutral(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raise ApiError for a value that would have to change something."""
-    if any(is_same(value, one) for one in allowed):
+def check_neutral(key: str, value: JsonValue, allowed: tuple[JsonValue, ...]) -> None:
+    """Raise ApiError (400) for a value that would have an effect."""
+    if any(is_equal(value, other) for other in allowed):
         return
-    listed = " or ".join(json.dumps(one) for one in allowed if one is not None) or "null"
+    values = " or ".join(json.dumps(other) for other in allowed if other is not None) or "null"
     raise ApiError(
         400,
-        f"{key}={brief(value)} is not supported: masked diffusion decoding has nothing for it here; "
-        f"allowed is {listed}, or leave it out",
+        f"{key}={shorten(value)} is not supported by masked diffusion decoding here; allowed is "
+        f"{values}, or leave it out",
         param=key,
         code="unsupported_parameter",
     )
 
 
-def is_same(value: Any, other: Any) -> bool:
-    """Equal, where true is not 1."""
+def is_equal(value: JsonValue, other: JsonValue) -> bool:
+    """Return True for equal values; unlike in Python, true is not 1."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
-def brief(value: Any) -> str:
-    """A value as JSON, cut to what a message can hold; what is cut off is not written at all."""
+def shorten(value: object) -> str:
+    """Return a value as JSON, cut to `MAX_VALUE_CHARS`; the rest of a long one is never encoded."""
     text = ""
     for piece in json.JSONEncoder(default=str).iterencode(value):
         text += piece
@@ -194,8 +189,8 @@ def brief(value: Any) -> str:
     return text
 
 
-def unknown_field(key: str, allowed: set[str], listed: set[str]) -> ApiError:
-    """The 400 for a field that does not exist."""
+def unknown_field(key: str, allowed: Set[str], listed: Set[str]) -> ApiError:
+    """Return the 400 for an unknown field, which lists some names and suggests the closest of all."""
     near = difflib.get_close_matches(key[:100], sorted(allowed), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return ApiError(
@@ -207,88 +202,93 @@ def unknown_field(key: str, allowed: set[str], listed: set[str]) -> ApiError:
     )
 
 
-def invalid(error: ValidationError) -> ApiError:
-    """The 400 for fields of a wrong type or range, the first few of them by name."""
-    said: dict[str, list[str]] = {}
-    shown: dict[str, str] = {}
+def validation_error(error: ValidationError) -> ApiError:
+    """Return the 400 for fields of a wrong type or range, which names the first few of them."""
+    messages: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
     for item in error.errors(include_url=False, include_context=False):
-        where = field_path(item["loc"])
+        path = field_path(item["loc"])
         text = item["msg"].removeprefix("Value error, ")[:160]
-        if text not in said.setdefault(where, []):
-            said[where].append(text)
-        shown.setdefault(where, "" if isinstance(item["input"], dict) else brief(item["input"]))
+        if text not in messages.setdefault(path, []):
+            messages[path].append(text)
+        values.setdefault(path, "" if isinstance(item["input"], dict) else shorten(item["input"]))
     parts = [
-        f"{where}{'=' if shown[where] else ''}{shown[where]}: {', or: '.join(texts[:MAX_ERRORS])}"
-        for where, texts in list(said.items())[:MAX_ERRORS]
+        f"{path}{'=' if values[path] else ''}{values[path]}: {', or: '.join(texts[:MAX_ERRORS])}"
+        for path, texts in list(messages.items())[:MAX_ERRORS]
     ]
-    more = len(said) - MAX_ERRORS
-    if more > 0:
-        parts.append(f"and {more} more")
-    first = next(iter(said))
+    num_more = len(messages) - MAX_ERRORS
+    if num_more > 0:
+        parts.append(f"and {num_more} more")
+    first = next(iter(messages))
     return ApiError(400, "; ".join(parts), param=first, code="invalid_value")
 
 
 def field_path(loc: tuple[int | str, ...]) -> str:
-    """Where a field is; the names that pydantic gives to the branches of a union are left out."""
-    kept = [loc[0]] if loc else []
+    """Return the dotted path of a field, without pydantic's names for the branches of a union."""
+    path = [loc[0]] if loc else []
     for part in loc[1:]:
-        branch = isinstance(part, str) and (part in BRANCHES or "[" in part or "-" in part)
-        if not branch:
-            kept.append(part if isinstance(part, int) else part[:60])
-    return ".".join(str(part)[:60] for part in kept) or "body"
+        is_branch = isinstance(part, str) and (part in UNION_BRANCHES or "[" in part or "-" in part)
+        if not is_branch:
+            path.append(part if isinstance(part, int) else part[:60])
+    return ".".join(str(part)[:60] for part in path) or "body"
 
 
-async def read_json(request: Request, limits: Limits) -> Any:
-    """The body as a value. Raises ApiError: 400 no JSON, 408 too slow, 413 too large."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+async def read_json(request: Request, limits: Limits) -> JsonValue:
+    """Return the JSON value of a body. Raises ApiError: 400 not JSON, 408 too slow, 413 too large."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
         raise ApiError(
             400,
-            f"content-type {kind or 'missing'!r}: the body must be application/json",
+            f"content-type {media_type or 'missing'!r}: the body must be application/json",
             code="invalid_content_type",
         )
     body = await read_bytes(request, limits)
     try:
-        return from_json(body, allow_inf_nan=False)
+        value: JsonValue = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+    return value
 
 
 async def read_bytes(request: Request, limits: Limits) -> bytes:
-    """The whole body; one that is too large is not read to its end."""
+    """Return the whole body; reading stops as soon as it is too large. Raises ApiError."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.max_body_bytes:
-        raise too_large(limits)
-    found = bytearray()
+        raise body_too_large(limits)
+    body = bytearray()
     with anyio.move_on_after(limits.body_timeout_s) as scope:
         async for piece in request.stream():
-            found += piece
-            if len(found) > limits.max_body_bytes:
-                raise too_large(limits)
+            body += piece
+            if len(body) > limits.max_body_bytes:
+                raise body_too_large(limits)
     if scope.cancelled_caught:
         raise ApiError(
-            408, f"the body was not there within {limits.body_timeout_s:g} s", code="body_timeout"
+            408, f"the body did not arrive within {limits.body_timeout_s:g} s", code="body_timeout"
         )
-    return bytes(found)
+    return bytes(body)
 
 
-def too_large(limits: Limits) -> ApiError:
-    """The 413."""
+def body_too_large(limits: Limits) -> ApiError:
+    """Return the 413."""
     return ApiError(
         413, f"the body is larger than {limits.max_body_bytes} bytes", code="body_too_large"
     )
 
 
-NAME = re.compile(r"[\w .,:()=\[\]/+-]*")
+METHOD_TEXT = re.compile(r"[\w .,:()=\[\]/+-]*")
 LONG_NUMBER = re.compile(r"\d{19}")
 MAX_BRACKETS = 8
-ARGUMENTS = TypeAdapter[Any](Arguments)
+KNOB_VALUES = TypeAdapter[dict[str, KnobValue]](KnobValues)
 
 
 def check_method_text(param: str, text: str) -> None:
     """Raise ApiError for a decoder or cache that is not of the form `name(key=value, ...)`."""
-    brackets = text.count("(") + text.count("[")
-    if NAME.fullmatch(text) and not LONG_NUMBER.search(text) and brackets <= MAX_BRACKETS:
+    num_brackets = text.count("(") + text.count("[")
+    if (
+        METHOD_TEXT.fullmatch(text)
+        and not LONG_NUMBER.search(text)
+        and num_brackets <= MAX_BRACKETS
+    ):
         return
     raise ApiError(
         400,
@@ -298,19 +298,19 @@ def check_method_text(param: str, text: str) -> None:
     )
 
 
-def check_knobs(values: Mapping[str, Any]) -> None:
-    """Raise ApiError for a value that is not JSON's true, number, text or flat list of them.
+def check_knobs(values: Mapping[str, object]) -> None:
+    """Raise ApiError for a value that is not a JSON boolean, number, string or flat list of them.
 
-    A number in quotes is refused: it is no text.
+    A number in quotes is rejected.
     """
     try:
-        ARGUMENTS.validate_python(dict(values), strict=True)
+        KNOB_VALUES.validate_python(dict(values), strict=True)
     except ValidationError as error:
-        where = str(error.errors()[0]["loc"][0])
+        name = str(error.errors()[0]["loc"][0])
         raise ApiError(
             400,
-            f"{where}: a knob is true or false, a number, a name, or a list of them",
-            param=where,
+            f"{name}: a knob is true or false, a number, a name, or a list of them",
+            param=name,
             code="invalid_value",
         ) from None
     for key, value in values.items():

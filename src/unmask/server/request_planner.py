@@ -13,9 +13,9 @@ from unmask.engine.request import Request
 from unmask.engine.request_builder import PREFIX
 from unmask.errors import PromptError, UnmaskError
 from unmask.server.capabilities import SERVER_ONLY
-from unmask.server.detokenizer import Ends
-from unmask.server.errors import ApiError, of_user
-from unmask.server.protocol import ChatRequest, CompletionRequest, Decoding, InfillRequest
+from unmask.server.detokenizer import StopCriteria
+from unmask.server.errors import ApiError, bad_request
+from unmask.server.protocol import ChatRequest, CompletionRequest, DecodingRequest, InfillRequest
 from unmask.server.request_parsing import check_knobs, check_method_text
 from unmask.server.settings import ServerSettings
 
@@ -40,7 +40,7 @@ class GenerationPlan:
     prompt: int
     request: Request
     num_prompt: int
-    ends: Ends
+    ends: StopCriteria
     start: int
     size: int | None = None
 
@@ -74,7 +74,7 @@ class Planner:
         try:
             ids = self.llm.chat_ids(messages)
         except PromptError as error:
-            raise of_user(error, "messages") from None
+            raise bad_request(error, "messages") from None
         return self.continuations(body, [ids], knobs, "messages")
 
     def completion(self, body: CompletionRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
@@ -87,7 +87,7 @@ class Planner:
                 return self._middles(body, prompts, knobs)
             ids = [self.llm.prompt_ids(one, raw=isinstance(one, str)) for one in prompts]
         except PromptError as error:
-            raise of_user(error, "prompt") from None
+            raise bad_request(error, "prompt") from None
         return self.continuations(body, ids, knobs, "prompt")
 
     def infill(self, body: InfillRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
@@ -95,12 +95,12 @@ class Planner:
         try:
             canvas = self.llm.infill_canvas(body.parts)
         except PromptError as error:
-            raise of_user(error, "parts") from None
+            raise bad_request(error, "parts") from None
         self._check_room(len(canvas), "the text", "parts")
         return self._plans(body, [canvas], [0], None, knobs)
 
     def continuations(
-        self, body: Decoding, prompts: list[list[int]], knobs: Mapping[str, Any], param: str
+        self, body: DecodingRequest, prompts: list[list[int]], knobs: Mapping[str, Any], param: str
     ) -> list[GenerationPlan]:
         """Answers behind prompts, which the field `param` has."""
         way = self.way(body, knobs)
@@ -126,7 +126,7 @@ class Planner:
 
     def _plans(
         self,
-        body: Decoding,
+        body: DecodingRequest,
         canvases: list[Canvas],
         starts: list[int],
         size: int | None,
@@ -141,7 +141,7 @@ class Planner:
 
     def _copies(
         self,
-        body: Decoding,
+        body: DecodingRequest,
         way: Way,
         what: list[int] | Canvas,
         num_prompt: int,
@@ -153,7 +153,7 @@ class Planner:
         seed = secrets.randbits(31) if body.seed is None else body.seed
         infills = isinstance(what, Canvas) and what.infilling
         stop_ids = frozenset[int]() if body.ignore_eos or infills else self.llm.stop_ids
-        ends = Ends(stop_ids, body.stops)
+        ends = StopCriteria(stop_ids, body.stops)
         plans = []
         for copy in range(body.choices):
             try:
@@ -167,7 +167,7 @@ class Planner:
                     **{**way.knobs, **option},
                 )
             except UnmaskError as error:
-                raise of_user(error) from None
+                raise bad_request(error) from None
             self._check_room(request.max_positions, "the canvas", body.length_name)
             plans.append(
                 GenerationPlan(
@@ -176,7 +176,7 @@ class Planner:
             )
         return plans
 
-    def way(self, body: Decoding, top: Mapping[str, Any]) -> Way:
+    def way(self, body: DecodingRequest, top: Mapping[str, Any]) -> Way:
         """The method that a body and the server's defaults come to."""
         defaults = self.settings.defaults
         for values in (top, body.decoder_args or {}, body.cache_args or {}):
@@ -205,7 +205,7 @@ class Planner:
         try:
             name, resolved, said = decoders.resolve(decoder, dict(inside))
         except UnmaskError as error:
-            raise of_user(error, "decoder") from None
+            raise bad_request(error, "decoder") from None
         if said is not None and "no effect" in said:
             raise ApiError(400, said, param="steps", code="unsupported_parameter")
         self._check_server_only(resolved)
@@ -225,7 +225,7 @@ class Planner:
                     code="unsupported_parameter",
                 )
 
-    def _length(self, num_prompt: int, body: Decoding, param: str) -> int:
+    def _length(self, num_prompt: int, body: DecodingRequest, param: str) -> int:
         """Positions to generate behind a prompt, which the field `param` has."""
         room, asked, name = self.max_length - num_prompt, body.length, body.length_name
         wanted = 1 if asked is None else asked
@@ -240,7 +240,7 @@ class Planner:
             )
         return min(DEFAULT_MAX_TOKENS, room) if asked is None else asked
 
-    def _found_length(self, way: Way, body: Decoding) -> dict[str, Any]:
+    def _found_length(self, way: Way, body: DecodingRequest) -> dict[str, Any]:
         """The bounds of a decoder that finds the length itself: `max_tokens` is its most."""
         bounds: dict[str, Any] = {}
         asked = body.length
@@ -268,7 +268,7 @@ class Planner:
             )
 
 
-def own_knobs(body: Decoding) -> dict[str, Any]:
+def own_knobs(body: DecodingRequest) -> dict[str, Any]:
     """The knobs that have a field of their own; values that change nothing are left out."""
     found = {
         "steps": body.steps,

@@ -1,180 +1,310 @@
-"""The bodies of replies: OpenAI's, with forwards in the usage and how it was decoded in `unmask`."""
+"""Construction of replies and stream chunks from the answers of a generation."""
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
-from unmask.engine.outputs import Step
+from typing_extensions import TypedDict
+
+from unmask.engine.outputs import Commit, Step
 from unmask.engine.token_text import TokenTexts
 from unmask.server.generation import Answer
+from unmask.server.reply_models import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    InfillChoice,
+    InfillCompletion,
+    PromptTokensDetails,
+    ReplyHead,
+    StreamFrame,
+    TextChoice,
+    TextChunk,
+    TextChunkChoice,
+    TextCompletion,
+    TextLogprobs,
+    TokenLogprob,
+    TraceCommit,
+    TraceStep,
+    Usage,
+)
 from unmask.version import __version__
 
 Route = Literal["chat", "completion", "infill"]
-PREFIX: dict[Route, str] = {"chat": "chatcmpl-", "completion": "cmpl-", "infill": "infill-"}
-OBJECT: dict[Route, str] = {
-    "chat": "chat.completion",
-    "completion": "text_completion",
-    "infill": "infill",
-}
+Chunk = ChatChunk | TextChunk
+ID_PREFIX: dict[Route, str] = {"chat": "chatcmpl-", "completion": "cmpl-", "infill": "infill-"}
+
+
+class TraceFields(TypedDict, total=False):
+    """The trace of an answer, absent unless it was requested."""
+
+    trace: list[TraceStep]
 
 
 @dataclass(frozen=True)
-class Reply:
-    """The parts that all bodies of one reply share."""
+class ReplyBuilder:
+    """Builds the reply or the chunks of one request, which share an id and the model's name."""
 
     route: Route
     model: str
-    pieces: TokenTexts
+    texts: TokenTexts
     wants_logprobs: bool = False
     wants_trace: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
-    id: str = ""
+    suffix: str = field(default_factory=lambda: secrets.token_hex(12))
 
-    @classmethod
-    def new(cls, route: Route, model: str, pieces: TokenTexts, **wants: bool) -> Reply:
-        """A reply with an id of its own."""
-        return cls(route, model, pieces, **wants, id=PREFIX[route] + secrets.token_hex(12))
+    @property
+    def id(self) -> str:
+        """The id of the reply."""
+        return ID_PREFIX[self.route] + self.suffix
 
-    def head(self, *, is_chunk: bool = False) -> dict[str, Any]:
-        """The outermost fields."""
-        kind = OBJECT[self.route]
+    def _head(self) -> ReplyHead:
         return {
             "id": self.id,
-            "object": f"{kind}.chunk" if is_chunk and self.route != "completion" else kind,
             "created": self.created,
             "model": self.model,
             "system_fingerprint": f"unmask-{__version__}",
         }
 
-    def full(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The reply without a stream."""
-        choices = []
-        for answer in answers:
-            choice: dict[str, Any] = {"index": answer.index}
-            if self.route == "chat":
-                message = {"role": "assistant", "content": answer.text, "refusal": None}
-                choice["message"] = message
-            else:
-                choice["text"] = answer.text
-            choices.append(choice | self.ending(answer, 0))
-        return self.head() | {
-            "choices": choices,
-            "usage": usage(answers),
-            "unmask": answers[0].method(),
-        }
-
-    def ending(self, answer: Answer, told: int) -> dict[str, Any]:
-        """What the last word on an answer says; the log-probabilities of its first `told` were said."""
-        found: dict[str, Any] = {
-            "finish_reason": answer.reason,
-            "logprobs": self.logprobs(answer, told) if self.wants_logprobs else None,
-        }
+    def reply(
+        self, answers: Sequence[Answer]
+    ) -> ChatCompletion | TextCompletion | InfillCompletion:
+        """Return the reply without a stream."""
+        head, method = self._head(), answers[0].method()
+        if self.route == "chat":
+            return ChatCompletion(
+                **head,
+                object="chat.completion",
+                choices=[self._chat_choice(answer) for answer in answers],
+                usage=usage(answers),
+                unmask=method,
+            )
         if self.route == "infill":
-            found["blanks"] = answer.blanks()
-        if self.wants_trace:
-            steps = answer.output.trace if answer.output is not None else None
-            found["trace"] = [self.step(step) for step in steps or ()]
-        return found
+            return InfillCompletion(
+                **head,
+                object="infill",
+                choices=[self._infill_choice(answer) for answer in answers],
+                usage=usage(answers),
+                unmask=method,
+            )
+        return TextCompletion(
+            **head,
+            object="text_completion",
+            choices=[self._text_choice(answer) for answer in answers],
+            usage=usage(answers),
+            unmask=method,
+        )
 
-    def piece(self, answer: Answer, text: str, *, is_first: bool, told: int) -> dict[str, Any]:
-        """A chunk of new text; `told` tokens of the answer had their log-probabilities told."""
-        choice: dict[str, Any] = {"index": answer.index}
+    def _chat_choice(self, answer: Answer) -> ChatChoice:
+        assert answer.finish_reason is not None, "the answer is complete"
+        return ChatChoice(
+            index=answer.index,
+            message=AssistantMessage(role="assistant", content=answer.text, refusal=None),
+            finish_reason=answer.finish_reason,
+            logprobs=self._chat_logprobs(answer, 0),
+            **self._trace(answer),
+        )
+
+    def _text_choice(self, answer: Answer) -> TextChoice:
+        assert answer.finish_reason is not None, "the answer is complete"
+        return TextChoice(
+            index=answer.index,
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            logprobs=self._text_logprobs(answer, 0),
+            **self._trace(answer),
+        )
+
+    def _infill_choice(self, answer: Answer) -> InfillChoice:
+        assert answer.finish_reason is not None, "the answer is complete"
+        return InfillChoice(
+            index=answer.index,
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            logprobs=self._text_logprobs(answer, 0),
+            blanks=answer.blanks(),
+            **self._trace(answer),
+        )
+
+    def text_chunk(self, answer: Answer, text: str, num_sent: int, *, is_first: bool) -> Chunk:
+        """Return a chunk of new text; log-probabilities of `num_sent` tokens were already streamed."""
         if self.route == "chat":
-            choice["delta"] = ({"role": "assistant"} if is_first else {}) | {"content": text}
-        else:
-            choice["text"] = text
-        choice["logprobs"] = None
-        if self.wants_logprobs:
-            choice["logprobs"] = self.logprobs(answer, told)
-        return self.head(is_chunk=True) | {"choices": [choice | {"finish_reason": None}]}
+            choice = ChatChunkChoice(
+                index=answer.index,
+                delta=delta(text, is_first=is_first),
+                logprobs=self._chat_logprobs(answer, num_sent),
+                finish_reason=None,
+            )
+            return self._chunk(choice)
+        return self._chunk(
+            TextChunkChoice(
+                index=answer.index,
+                text=text,
+                logprobs=self._text_logprobs(answer, num_sent),
+                finish_reason=None,
+            )
+        )
 
-    def canvas(self, answer: Answer, frame: dict[str, Any], *, is_first: bool) -> dict[str, Any]:
-        """A chunk with a whole canvas, whose text stands in for all before it."""
-        chunk = self.piece(answer, frame["text"], is_first=is_first, told=0)
-        chunk["choices"][0] |= {"logprobs": None, "canvas": frame}
-        return chunk
-
-    def opening(self, answer: Answer) -> dict[str, Any]:
-        """The first chunk of a chat's answer that has no text: the role alone."""
-        delta = {"role": "assistant", "content": ""}
-        choice = {"index": answer.index, "delta": delta, "logprobs": None, "finish_reason": None}
-        return self.head(is_chunk=True) | {"choices": [choice]}
-
-    def last(self, answer: Answer, text: str, told: int, *, is_first: bool) -> dict[str, Any]:
-        """The chunk that ends an answer, with its last text."""
-        choice: dict[str, Any] = {"index": answer.index}
+    def canvas_chunk(self, answer: Answer, frame: StreamFrame, *, is_first: bool) -> Chunk:
+        """Return a chunk with a whole canvas, whose text replaces that of all chunks before it."""
         if self.route == "chat":
-            delta = {"role": "assistant"} if is_first else {}
-            # vLLM's client takes an answer without any content for a broken one
-            choice["delta"] = delta | ({"content": text} if text or not answer.text else {})
-        else:
-            choice["text"] = text
-        choice |= self.ending(answer, told)
-        return self.head(is_chunk=True) | {"choices": [choice], "unmask": answer.method()}
+            choice = ChatChunkChoice(
+                index=answer.index,
+                delta=delta(frame["text"], is_first=is_first),
+                logprobs=None,
+                finish_reason=None,
+                canvas=frame,
+            )
+            return self._chunk(choice)
+        return self._chunk(
+            TextChunkChoice(
+                index=answer.index,
+                text=frame["text"],
+                logprobs=None,
+                finish_reason=None,
+                canvas=frame,
+            )
+        )
 
-    def usage_chunk(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The chunk behind the last, which has no choices."""
-        return self.head(is_chunk=True) | {"choices": [], "usage": usage(answers)}
+    def role_chunk(self, answer: Answer) -> Chunk:
+        """Return the first chunk of a chat answer without text, which has the role alone."""
+        return self._chunk(
+            ChatChunkChoice(
+                index=answer.index,
+                delta=delta("", is_first=True),
+                logprobs=None,
+                finish_reason=None,
+            )
+        )
 
-    def logprobs(self, answer: Answer, told: int) -> dict[str, Any]:
-        """Log-probabilities as the route spells them, but for the first `told` tokens' of the answer.
+    def last_chunk(self, answer: Answer, text: str, num_sent: int, *, is_first: bool) -> Chunk:
+        """Return the chunk that completes an answer, with the rest of its text.
 
-        Null where a token's is not known.
+        Log-probabilities of `num_sent` tokens were already streamed.
         """
-        tokens = answer.probabilities()
-        pieces = [self.pieces.text(item.token) for item in tokens]
-        texts, values = pieces[told:], [item.logprob for item in tokens[told:]]
+        choice: ChatChunkChoice | TextChunkChoice
         if self.route == "chat":
-            content = [
+            # vLLM's client rejects an answer none of whose chunks has content
+            has_content = bool(text) or not answer.text
+            choice = ChatChunkChoice(
+                index=answer.index,
+                delta=delta(text if has_content else None, is_first=is_first),
+                logprobs=self._chat_logprobs(answer, num_sent),
+                finish_reason=answer.finish_reason,
+                **self._trace(answer),
+            )
+        else:
+            choice = TextChunkChoice(
+                index=answer.index,
+                text=text,
+                logprobs=self._text_logprobs(answer, num_sent),
+                finish_reason=answer.finish_reason,
+                **self._trace(answer),
+            )
+            if self.route == "infill":
+                choice = choice.model_copy(update={"blanks": answer.blanks()})
+        return self._chunk(choice).model_copy(update={"unmask": answer.method()})
+
+    def usage_chunk(self, answers: Sequence[Answer]) -> Chunk:
+        """Return the chunk after the last answer, which has the usage and no choices."""
+        return self._chunk(None).model_copy(update={"usage": usage(answers)})
+
+    def _chunk(self, choice: ChatChunkChoice | TextChunkChoice | None) -> Chunk:
+        if self.route == "chat":
+            choices = [choice] if isinstance(choice, ChatChunkChoice) else []
+            return ChatChunk(**self._head(), object="chat.completion.chunk", choices=choices)
+        return TextChunk(
+            **self._head(),
+            object="infill.chunk" if self.route == "infill" else "text_completion",
+            choices=[choice] if isinstance(choice, TextChunkChoice) else [],
+        )
+
+    def _chat_logprobs(self, answer: Answer, num_sent: int) -> ChatLogprobs | None:
+        """Return the log-probabilities after the first `num_sent` tokens, or None if not requested."""
+        if not self.wants_logprobs:
+            return None
+        content: list[TokenLogprob] = []
+        for item in answer.committed_tokens()[num_sent:]:
+            text = self.texts.text(item.token)
+            content.append(
                 {
                     "token": text,
-                    "logprob": value,
+                    "logprob": item.logprob,
                     "bytes": list(text.encode()) if "\ufffd" not in text else None,
                     "top_logprobs": [],
                 }
-                for text, value in zip(texts, values, strict=True)
-            ]
-            return {"content": content, "refusal": None}
-        ends = list(accumulate(map(len, pieces), initial=0))
+            )
+        return ChatLogprobs(content=content, refusal=None)
+
+    def _text_logprobs(self, answer: Answer, num_sent: int) -> TextLogprobs | None:
+        """Return the log-probabilities after the first `num_sent` tokens, or None if not requested."""
+        if not self.wants_logprobs:
+            return None
+        tokens = answer.committed_tokens()
+        texts = [self.texts.text(item.token) for item in tokens]
+        offsets = list(accumulate(map(len, texts), initial=0))
+        return TextLogprobs(
+            tokens=texts[num_sent:],
+            token_logprobs=[item.logprob for item in tokens[num_sent:]],
+            top_logprobs=None,
+            text_offset=offsets[num_sent:-1],
+        )
+
+    def _trace(self, answer: Answer) -> TraceFields:
+        if not self.wants_trace:
+            return {}
+        trace = answer.output.trace if answer.output is not None else None
+        return {"trace": [self._trace_step(step) for step in trace or ()]}
+
+    def _trace_step(self, step: Step) -> TraceStep:
+        def with_text(commits: Sequence[Commit]) -> list[TraceCommit]:
+            return [(*commit, self.texts.text(commit.token)) for commit in commits]
+
         return {
-            "tokens": texts,
-            "token_logprobs": values,
-            "top_logprobs": None,
-            "text_offset": ends[told:-1],
+            "committed": with_text(step.committed),
+            "remasked": step.remasked,
+            "inserted": step.inserted,
+            "replaced": with_text(step.replaced),
+            "deleted": step.deleted,
+            "num_queries": step.num_queries,
+            "appended": step.appended,
+            "notes": dict(step.notes),
         }
 
-    def step(self, step: Step) -> dict[str, Any]:
-        """What one forward changed; commits are `[position, token, confidence, text]`."""
-        found = dataclasses.asdict(step)
-        for key in ("committed", "replaced"):
-            found[key] = [[*item, self.pieces.text(item[1])] for item in getattr(step, key)]
-        return found
+
+def delta(text: str | None, *, is_first: bool) -> ChatDelta:
+    """Return the delta of a chat chunk: the role in the first one, the text unless it is None."""
+    if text is None:
+        return ChatDelta(role="assistant") if is_first else ChatDelta()
+    return ChatDelta(role="assistant", content=text) if is_first else ChatDelta(content=text)
 
 
-def usage(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Tokens, forwards and computed positions of all answers; a prompt counts once however many answers it
-    has.
+def usage(answers: Sequence[Answer]) -> Usage:
+    """Return the usage of all answers; a prompt counts once, however many answers it has.
 
-    How much of it was cached is told of its first answer: the others may find what that one computed.
+    Cached tokens are those of its first answer, since the others may find what that one computed.
     """
     prompts = {answer.plan.prompt: answer.plan.num_prompt for answer in answers}
     cached = {answer.plan.prompt: answer.num_cached for answer in reversed(answers)}
     num_prompt = sum(prompts.values())
     num_tokens = sum(answer.num_tokens for answer in answers)
     num_forwards = sum(answer.num_forwards for answer in answers)
-    return {
-        "prompt_tokens": num_prompt,
-        "completion_tokens": num_tokens,
-        "total_tokens": num_prompt + num_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
-        "num_forwards": num_forwards,
-        "tokens_per_forward": round(num_tokens / num_forwards, 4) if num_forwards else 0.0,
-        "num_queries": sum(answer.num_queries for answer in answers),
-        "num_wasted": sum(answer.num_wasted for answer in answers),
-    }
+    return Usage(
+        prompt_tokens=num_prompt,
+        completion_tokens=num_tokens,
+        total_tokens=num_prompt + num_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(cached.values())),
+        num_forwards=num_forwards,
+        tokens_per_forward=round(num_tokens / num_forwards, 4) if num_forwards else 0.0,
+        num_queries=sum(answer.num_queries for answer in answers),
+        num_wasted=sum(answer.num_wasted for answer in answers),
+    )

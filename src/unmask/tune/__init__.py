@@ -1,1 +1,1 @@
-"""Tuning: a decoder's knobs searched for the best of quality and speed on a model and task."""
+"""Tuning: search of a decoder's knobs for quality and speed on a model and task."""

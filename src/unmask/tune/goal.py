@@ -1,4 +1,4 @@
-"""What is sought: objectives by name, and constraints such as `accuracy>=0.99*baseline`."""
+"""Goals of a search: objectives by name, and constraints such as `accuracy>=0.99*baseline`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IS_MORE_BETTER = {
     "latency_mean_s": False,
     "latency_p95_s": False,
 }
-"""Metrics that may be sought or bounded. Seconds depend on the machine and its load; forwards do not."""
+"""Metrics of objectives and constraints; True if more is better. Seconds depend on the machine's load."""
 
 _CONSTRAINT = re.compile(
     r"\s*([a-z_0-9]+)\s*(>=|<=)\s*(?:([0-9.eE+-]+?)\s*(\*\s*baseline)?|(baseline))\s*"
@@ -28,7 +28,7 @@ _CONSTRAINT = re.compile(
 
 @dataclass(frozen=True)
 class Constraint:
-    """`metric` at least (or most) `bound`, times the baseline's where `of_baseline`."""
+    """Lower or upper bound of a metric, as a factor of the baseline's if `of_baseline`."""
 
     metric: str
     is_lower: bool
@@ -36,22 +36,22 @@ class Constraint:
     of_baseline: bool
 
     def limit(self, baseline: Mapping[str, float]) -> float:
-        """The number to keep to."""
+        """Return the bound as a number."""
         return self.bound * baseline[self.metric] if self.of_baseline else self.bound
 
     def excess(self, value: float, baseline: Mapping[str, float]) -> float:
-        """How far a value is beyond the limit; 0 or less where it keeps to it."""
-        away = self.limit(baseline) - value if self.is_lower else value - self.limit(baseline)
-        return away if abs(away) > 1e-12 else 0.0
+        """Return the amount by which a value violates the limit; 0 or less if it does not."""
+        excess = self.limit(baseline) - value if self.is_lower else value - self.limit(baseline)
+        return excess if abs(excess) > 1e-12 else 0.0
 
     def __str__(self) -> str:
-        """As it is typed."""
+        """Return the constraint in the syntax of `parse_constraint`."""
         times = "*baseline" if self.of_baseline else ""
         return f"{self.metric}{'>=' if self.is_lower else '<='}{self.bound:g}{times}"
 
 
 def parse_constraint(text: str) -> Constraint:
-    """A constraint of `METRIC OP NUMBER[*baseline]`, OP `>=` or `<=`. Raises ConfigError."""
+    """Parse `METRIC OP NUMBER[*baseline]`, OP being `>=` or `<=`. Raises ConfigError."""
     match = _CONSTRAINT.fullmatch(text)
     if match is None:
         raise ConfigError(
@@ -59,7 +59,7 @@ def parse_constraint(text: str) -> Constraint:
             f"perhaps times the baseline's: accuracy>=0.99*baseline"
         )
     metric, sign, number, times, alone = match.groups()
-    _known("metric", metric)
+    _check_name("metric", metric)
     try:
         bound = 1.0 if alone else float(number)
     except ValueError:
@@ -68,43 +68,43 @@ def parse_constraint(text: str) -> Constraint:
 
 
 def parse_objectives(texts: Sequence[str]) -> tuple[str, ...]:
-    """Names of what is sought; accuracy is always among them, last if not named. Raises ConfigError."""
+    """Return the objectives, with accuracy appended if it is not among them. Raises ConfigError."""
     for text in texts:
-        _known("objective", text)
+        _check_name("objective", text)
     if len(set(texts)) < len(texts):
         raise ConfigError(f"objectives {', '.join(texts)}: one is there twice; leave it out")
     return tuple(texts) if ACCURACY in texts else (*texts, ACCURACY)
 
 
-def _known(kind: str, name: str) -> None:
+def _check_name(kind: str, name: str) -> None:
     if name not in IS_MORE_BETTER:
         raise unknown_name(kind, name, IS_MORE_BETTER)
 
 
 def is_as_good(own: Mapping[str, float], other: Mapping[str, float], names: Sequence[str]) -> bool:
-    """Whether `own` is at least as good as `other` in every one of the metrics."""
+    """Return True if `own` is at least as good as `other` in every one of the metrics."""
     return all(
         own[name] >= other[name] if IS_MORE_BETTER[name] else own[name] <= other[name]
         for name in names
     )
 
 
-def front(found: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[int]:
-    """Indices of those that no other beats: better in one metric, as good in all; equals count once."""
-    kept: list[int] = []
-    for index, own in enumerate(found):
-        beaten = any(
+def front(points: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[int]:
+    """Return the indices of the Pareto front; of equal points the first."""
+    indices: list[int] = []
+    for index, own in enumerate(points):
+        is_dominated = any(
             is_as_good(other, own, names) and (not is_as_good(own, other, names) or place < index)
-            for place, other in enumerate(found)
+            for place, other in enumerate(points)
             if place != index
         )
-        if not beaten:
-            kept.append(index)
-    return kept
+        if not is_dominated:
+            indices.append(index)
+    return indices
 
 
 def wilson(right: float, count: int, z: float = 2.0) -> tuple[float, float]:
-    """An interval of a share `right / count` (Wilson, 1927), at `z` standard errors."""
+    """Return the interval of a share `right / count` (Wilson, 1927) at `z` standard errors."""
     share = right / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)

@@ -1,4 +1,4 @@
-"""One point of the search measured: the evaluation of a method on a part of the task, answer by answer."""
+"""Measurement of a point of the search: evaluation of a method on a part of the task."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unmask.evals.journal import read_all
-from unmask.evals.run import evaluate
+from unmask.evals.run import Progress, evaluate
+from unmask.evals.run_folder import read_all
 from unmask.evals.settings import EvalSettings
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
-Told = Callable[[int, int], None]
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Metrics of a run and, document by document, its score and its numbers of tokens and forwards."""
+class Measurement:
+    """Metrics of a run and, by document, the score and the numbers of tokens, forwards and seconds."""
 
     metrics: Mapping[str, float]
     right: tuple[float, ...]
@@ -31,38 +30,40 @@ class Measured:
     seconds: tuple[float, ...]
 
     def first(self, count: int) -> float:
-        """The scores of the first documents, summed."""
+        """Return the sum of the scores of the first documents."""
         return sum(self.right[:count])
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A model and the settings that all points share; each point's answers are kept in a folder of its own.
+    """A model and the settings common to all points; each point has a run folder of its own.
 
-    A point that was measured before is not answered again, and a longer part goes on from a shorter one.
+    Answers in the run folder are reused, also those of a shorter part.
     """
 
     llm: LLM
     settings: EvalSettings
     folder: Path
 
-    def measure(self, knobs: Mapping[str, Any], offset: int, count: int, told: Told) -> Measured:
-        """The documents `offset` to `offset + count`. Raises ConfigError for knobs that do not fit."""
+    def measure(
+        self, knobs: Mapping[str, object], offset: int, count: int, progress: Progress
+    ) -> Measurement:
+        """Evaluate documents `offset` to `offset + count`. Raises ConfigError for unsuitable knobs."""
         settings = dataclasses.replace(
             self.settings, knobs={**self.settings.knobs, **knobs}, offset=offset, limit=count
         )
         name = settings.fingerprint() + (f"-from-{offset}" if offset else "")
         settings = dataclasses.replace(settings, output=str(self.folder / name))
-        results = evaluate(settings, told, self.llm)
-        asked = set(results.docs)
-        answers = [stored.answer for stored in read_all(settings.folder).values()]
-        chosen = sorted((a for a in answers if a.doc in asked), key=lambda answer: answer.doc)
-        return Measured(
+        results = evaluate(settings, progress, self.llm)
+        docs = set(results.docs)
+        stored = [item.answer for item in read_all(settings.folder).values()]
+        answers = sorted((a for a in stored if a.doc in docs), key=lambda answer: answer.doc)
+        return Measurement(
             metrics=results.metrics,
             right=results.right,
-            tokens=tuple(answer.counted.response for answer in chosen),
-            forwards=tuple(answer.num_forwards for answer in chosen),
-            seconds=tuple(answer.decode_s for answer in chosen),
+            tokens=tuple(answer.counted.response for answer in answers),
+            forwards=tuple(answer.num_forwards for answer in answers),
+            seconds=tuple(answer.decode_s for answer in answers),
         )
 
 
@@ -76,11 +77,11 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Versus:
-    """How a method differs from another on the same documents, with intervals by resampling documents.
+class PairedDifference:
+    """Comparison of two methods on the same documents, with intervals from resampling documents.
 
-    `accuracy`: its accuracy minus the other's. `per_forward`, `per_second`: its rate over the other's. The
-    interval of seconds knows nothing of what else the machine does.
+    `accuracy`: difference of the accuracies. `per_forward`, `per_second`: ratio of the tokens per forward
+    and per second. The interval of the latter does not include variation of the machine's load.
     """
 
     accuracy: Interval
@@ -88,8 +89,8 @@ class Versus:
     per_second: Interval
 
 
-def versus(own: Measured, other: Measured, seed: int = 0) -> Versus:
-    """`own` against `other`, document by document (a paired bootstrap)."""
+def compare_paired(own: Measurement, other: Measurement, seed: int = 0) -> PairedDifference:
+    """Compare `own` with `other` by a paired bootstrap over documents."""
     count = len(own.right)
     assert len(other.right) == count, "both answered the same documents"
     rng = random.Random(seed)
@@ -98,20 +99,23 @@ def versus(own: Measured, other: Measured, seed: int = 0) -> Versus:
     def difference(rows: Sequence[int]) -> float:
         return sum(own.right[i] - other.right[i] for i in rows) / count
 
-    def ratio(name: str) -> Callable[[Sequence[int]], float]:
-        mine: Sequence[float] = getattr(own, name)
-        theirs: Sequence[float] = getattr(other, name)
-
-        def of(rows: Sequence[int]) -> float:
-            rate = sum(own.tokens[i] for i in rows) / max(1e-9, sum(mine[i] for i in rows))
-            base = sum(other.tokens[i] for i in rows) / max(1e-9, sum(theirs[i] for i in rows))
+    def ratio(
+        own_costs: Sequence[float], other_costs: Sequence[float]
+    ) -> Callable[[Sequence[int]], float]:
+        def statistic(rows: Sequence[int]) -> float:
+            rate = sum(own.tokens[i] for i in rows) / max(1e-9, sum(own_costs[i] for i in rows))
+            base = sum(other.tokens[i] for i in rows) / max(1e-9, sum(other_costs[i] for i in rows))
             return rate / max(1e-9, base)
 
-        return of
+        return statistic
 
-    def interval(of: Callable[[Sequence[int]], float]) -> Interval:
-        found = sorted(of(rows) for rows in draws)
+    def interval(statistic: Callable[[Sequence[int]], float]) -> Interval:
+        values = sorted(statistic(rows) for rows in draws)
         cut = RESAMPLES // 40
-        return Interval(of(range(count)), found[cut], found[-1 - cut])
+        return Interval(statistic(range(count)), values[cut], values[-1 - cut])
 
-    return Versus(interval(difference), interval(ratio("forwards")), interval(ratio("seconds")))
+    return PairedDifference(
+        accuracy=interval(difference),
+        per_forward=interval(ratio(own.forwards, other.forwards)),
+        per_second=interval(ratio(own.seconds, other.seconds)),
+    )

@@ -1,18 +1,18 @@
-"""What a search found: preset file, numbers as JSON and Markdown, the check on other prompts."""
+"""Outcome of a search: preset file, report as JSON and Markdown, and a check on held-out prompts."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from unmask.tune.goal import ACCURACY
-from unmask.tune.measure import Bench, Interval, Measured, Versus, versus
+from unmask.tune.measure import Bench, Interval, Measurement, PairedDifference, compare_paired
 from unmask.tune.study import SearchResult, TrialPoint, Watch
 from unmask.version import __version__
 
@@ -22,59 +22,60 @@ PRESET, NUMBERS, TABLE = "preset.yaml", "tune.json", "tune.md"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The tuned knobs and the decoder's defaults on prompts that the search never saw."""
+    """The tuned knobs and the decoder's defaults on prompts outside of the search."""
 
     offset: int
     count: int
-    tuned: Measured
-    defaults: Measured
-    difference: Versus
+    tuned: Measurement
+    defaults: Measurement
+    difference: PairedDifference
 
 
-def check(bench: Bench, found: SearchResult, count: int, watch: Watch) -> HeldOut | None:
-    """The best point and the defaults on `count` prompts behind the search's; None without a best."""
-    best, offset = found.best, found.plan.num_prompts
+def check(bench: Bench, result: SearchResult, count: int, watch: Watch) -> HeldOut | None:
+    """Compare best point and defaults on `count` prompts after those of the search; None without a best."""
+    best, offset = result.best, result.plan.num_prompts
     if best is None or not count:
         return None
 
-    def told(done: int, total: int) -> None:
+    def progress(done: int, total: int) -> None:
         watch("held-out prompts", done, count)
 
-    methods: list[dict[str, Any]] = [{}, best.knobs]
-    measured: dict[int, Measured] = {}
+    methods: list[dict[str, object]] = [{}, best.knobs]
+    measurements: dict[int, Measurement] = {}
     parts = sorted({max(1, count * (turn + 1) // TURNS) for turn in range(TURNS)})
-    for turn, part in enumerate(parts):  # in turns: a machine that slows down does so to both
-        for which in (0, 1) if turn % 2 else (1, 0):
-            measured[which] = bench.measure(methods[which], offset, part, told)
-    defaults, tuned = measured[0], measured[1]
-    return HeldOut(offset, count, tuned, defaults, versus(tuned, defaults, found.plan.seed))
+    for turn, part in enumerate(parts):  # alternating: a machine that slows down affects both
+        for index in (0, 1) if turn % 2 else (1, 0):
+            measurements[index] = bench.measure(methods[index], offset, part, progress)
+    defaults, tuned = measurements[0], measurements[1]
+    difference = compare_paired(tuned, defaults, result.plan.seed)
+    return HeldOut(offset, count, tuned, defaults, difference)
 
 
 def write(
-    bench: Bench, found: SearchResult, held_out: HeldOut | None, command: str, folder: Path
+    bench: Bench, result: SearchResult, held_out: HeldOut | None, command: str, folder: Path
 ) -> list[Path]:
-    """Write tune.json, tune.md and, where a point keeps to the constraints, preset.yaml."""
-    made = []
-    if found.best is not None:
-        made.append(folder / PRESET)
-        made[-1].write_text(preset(bench, found.best, found, held_out, command), encoding="utf-8")
-    made.append(folder / NUMBERS)
-    record = as_json(bench, found, held_out, command)
-    made[-1].write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-    made.append(folder / TABLE)
-    made[-1].write_text(markdown(bench, found, held_out, command), encoding="utf-8")
-    return made
+    """Write tune.json, tune.md and, if a point satisfies the constraints, preset.yaml; return the paths."""
+    record = as_json(bench, result, held_out, command)
+    texts = {
+        NUMBERS: json.dumps(record, indent=1, default=str) + "\n",
+        TABLE: markdown(bench, result, held_out, command),
+    }
+    if result.best is not None:
+        texts = {PRESET: preset(bench, result.best, result, held_out, command), **texts}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
 
 
 def preset(
-    bench: Bench, best: TrialPoint, found: SearchResult, held_out: HeldOut | None, command: str
+    bench: Bench, best: TrialPoint, result: SearchResult, held_out: HeldOut | None, command: str
 ) -> str:
-    """The file that `generation=FILE` takes: the decoder, its knobs, and where they come from."""
+    """Return a preset for `generation=FILE`: the decoder, its knobs, and comments on their origin."""
     lines = [
         f"# Written by: {command}",
         f"# {datetime.now(timezone.utc):%Y-%m-%d}, unmask {__version__}, model "
         f"{bench.settings.model}, task {bench.settings.task}, prompts 0 to {best.num_prompts - 1}: "
-        f"{_numbers(best.metrics, found)}",
+        + ", ".join(f"{name} {best.metrics[name]:.4g}" for name in result.plan.objectives),
     ]
     if held_out is not None:
         lines.append(f"# Held-out prompts, against the defaults: {sentence(held_out)}")
@@ -84,24 +85,24 @@ def preset(
 
 
 def as_json(
-    bench: Bench, found: SearchResult, held_out: HeldOut | None, command: str
-) -> dict[str, Any]:
-    """Everything, for machines."""
-    best = found.best
+    bench: Bench, result: SearchResult, held_out: HeldOut | None, command: str
+) -> dict[str, object]:
+    """Return the content of tune.json."""
+    best = result.best
     return {
         "command": command,
         "version": __version__,
         "settings": bench.settings.as_dict(),
-        "plan": {**found.plan.identity(), "num_trials": found.plan.num_trials},
-        "baseline": dict(found.baseline.metrics),
-        "points": [dataclasses.asdict(point) for point in found.points],
-        "front": [point.number for point in found.front],
+        "plan": {**result.plan.identity(), "num_trials": result.plan.num_trials},
+        "baseline": dict(result.baseline.metrics),
+        "points": [dataclasses.asdict(point) for point in result.points],
+        "front": [point.number for point in result.front],
         "best": None if best is None else best.number,
         "held_out": None if held_out is None else _held_out_json(held_out),
     }
 
 
-def _held_out_json(held_out: HeldOut) -> dict[str, Any]:
+def _held_out_json(held_out: HeldOut) -> dict[str, object]:
     return {
         "offset": held_out.offset,
         "count": held_out.count,
@@ -112,11 +113,12 @@ def _held_out_json(held_out: HeldOut) -> dict[str, Any]:
 
 
 def sentence(held_out: HeldOut) -> str:
-    """The held-out comparison in words, each number with its 95 % interval."""
-    told = held_out.difference
+    """Return the held-out comparison as a sentence, each number with its 95 % interval."""
+    difference = held_out.difference
     return (
-        f"accuracy {_points(told.accuracy)} points, tokens a forward {_times(told.per_forward)}, "
-        f"tokens a second {_times(told.per_second)} ({held_out.count} prompts)"
+        f"accuracy {_points(difference.accuracy)} points, tokens a forward "
+        f"{_times(difference.per_forward)}, tokens a second {_times(difference.per_second)} "
+        f"({held_out.count} prompts)"
     )
 
 
@@ -129,48 +131,44 @@ def _times(interval: Interval) -> str:
     return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}] times"
 
 
-def _numbers(metrics: dict[str, float], found: SearchResult) -> str:
-    return ", ".join(f"{name} {metrics[name]:.4g}" for name in found.plan.objectives)
-
-
-def rows(found: SearchResult) -> list[list[str]]:
-    """The defaults and the front as cells: name, objectives, knobs."""
-    table = [["defaults", *_cells(dict(found.baseline.metrics), found), ""]]
-    ordered = sorted(found.front, key=lambda point: -point.metrics[ACCURACY])
+def rows(result: SearchResult) -> list[list[str]]:
+    """Return the cells of defaults and front: name, objectives, knobs."""
+    table = [["defaults", *_cells(result.baseline.metrics, result), ""]]
+    ordered = sorted(result.front, key=lambda point: -point.metrics[ACCURACY])
     for point in ordered:
-        mark = "best: " if found.best is not None and point.number == found.best.number else ""
+        mark = "best: " if result.best is not None and point.number == result.best.number else ""
         knobs = ", ".join(f"{key}={value}" for key, value in point.knobs.items())
-        table.append([f"{mark}point {point.number}", *_cells(point.metrics, found), knobs])
+        table.append([f"{mark}point {point.number}", *_cells(point.metrics, result), knobs])
     return table
 
 
-def _cells(metrics: dict[str, float], found: SearchResult) -> list[str]:
+def _cells(metrics: Mapping[str, float], result: SearchResult) -> list[str]:
     return [
         f"{100 * metrics[name]:.1f} %" if name == ACCURACY else f"{metrics[name]:.3g}"
-        for name in found.plan.objectives
+        for name in result.plan.objectives
     ]
 
 
-def markdown(bench: Bench, found: SearchResult, held_out: HeldOut | None, command: str) -> str:
-    """The report as a page."""
-    plan, settings = found.plan, bench.settings
-    given_up = len(found.points) - len(found.complete)
+def markdown(bench: Bench, result: SearchResult, held_out: HeldOut | None, command: str) -> str:
+    """Return the report as a Markdown page."""
+    plan, settings = result.plan, bench.settings
+    num_stopped = len(result.points) - len(result.complete)
     lines = [
         f"# {settings.decoder} tuned on {settings.task}",
         "",
         f"`{command}`",
         "",
         f"Model {settings.model}, cache {settings.cache}, batch {settings.batch_size}, seed {plan.seed}. "
-        f"{len(found.points)} points, {given_up} of them given up before their {plan.num_prompts} "
-        f"prompts were all answered. Asked: {', '.join(map(str, plan.constraints)) or 'nothing'}.",
+        f"{len(result.points)} points, {num_stopped} of them stopped before their {plan.num_prompts} "
+        f"prompts were all answered. Constraints: {', '.join(map(str, plan.constraints)) or 'none'}.",
         "",
         "| | " + " | ".join(plan.objectives) + " | knobs |",
         "|---" * (len(plan.objectives) + 2) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows(found)),
+        *("| " + " | ".join(row) + " |" for row in rows(result)),
         "",
     ]
-    if found.best is None:
-        lines.append("No point keeps to what is asked.")
+    if result.best is None:
+        lines.append("No point satisfies the constraints.")
     if held_out is not None:
         lines.append(f"On held-out prompts the best against the defaults: {sentence(held_out)}.")
     return "\n".join(lines) + "\n"

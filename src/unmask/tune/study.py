@@ -1,11 +1,11 @@
-"""The search: Optuna proposes points, each is measured in growing parts; a stopped study goes on.
+"""Search with Optuna, which proposes points that are measured on growing parts of the prompts.
 
-Sampler: TPE (arXiv:2304.11127), told how far constraints are missed, seeded by the seed and the point's
-number, so that a study that was stopped draws what it would have drawn. A point is given up after a part of
-the prompts when it cannot keep to the accuracy that is asked any more (its Wilson interval of two standard
-errors is below), or when one that keeps to everything was at least as right on the same prompts and clearly
-better in every objective. What it got so far still tells the sampler; the front has only points that saw
-all prompts.
+Sampler: TPE (arXiv:2304.11127) with constraint violations, seeded by the seed and the number of the point,
+so that a resumed study draws the same points as an uninterrupted one. A point is stopped after a part of
+the prompts when it can no longer reach the required accuracy (its Wilson interval of two standard errors
+lies below), or when a feasible point had at least its score on the same prompts and is clearly better in
+every other objective. Stopped points inform the sampler as well; the front has only points measured on all
+prompts.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from unmask.errors import ConfigError, DependencyError
 from unmask.tune.goal import ACCURACY, IS_MORE_BETTER, Constraint, front, wilson
-from unmask.tune.measure import Bench, Measured
+from unmask.tune.measure import Bench, Measurement
 from unmask.tune.space import Space, start_of, suggest
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 PARTS = (0.25, 0.5, 1.0)
 CLEARLY = 1.05
-"""Factor by which another point must be better to give a point up."""
-MOST_FAILURES = 20
+"""Factor by which another point must be better for a point to be stopped."""
+MAX_FAILURES = 20
 STUDY = "study.db"
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What is searched for, and how long: `num_prompts` a point, `num_trials` points in all."""
+    """Goal and extent of a search: prompts per point, and total number of points."""
 
     space: Space
     objectives: tuple[str, ...]
@@ -43,12 +43,12 @@ class StudyPlan:
     seed: int = 0
 
     def parts(self) -> list[int]:
-        """Numbers of prompts after which a point is looked at; the last is all of them."""
-        found = sorted({max(1, round(share * self.num_prompts)) for share in PARTS})
-        return [count for count in found if count >= min(8, self.num_prompts)]
+        """Return the numbers of prompts after which a point may be stopped, and finally all of them."""
+        counts = sorted({max(1, round(share * self.num_prompts)) for share in PARTS})
+        return [count for count in counts if count >= min(8, self.num_prompts)]
 
-    def identity(self) -> dict[str, Any]:
-        """What a study that goes on must agree on."""
+    def identity(self) -> dict[str, object]:
+        """Return the values that must be equal to resume a study."""
         return {
             "space": {name: str(part) for name, part in self.space.items()},
             "objectives": list(self.objectives),
@@ -60,7 +60,7 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the first `num_prompts` prompts gave: the scores' sum, and the metrics."""
+    """Sum of the scores and metrics on the first `num_prompts` prompts."""
 
     num_prompts: int
     right: float
@@ -69,33 +69,33 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialPoint:
-    """A point of the search: its number, knobs, what each part gave, and why it was given up, if it was.
+    """A point of the search, measured in parts.
 
-    `is_feasible`: whether it keeps to the constraints.
+    `is_feasible`: it satisfies the constraints. `given_up`: why it was stopped early; empty if it was not.
     """
 
     number: int
-    knobs: dict[str, Any]
+    knobs: dict[str, object]
     parts: tuple[Trial, ...]
     is_feasible: bool
     given_up: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics on all the prompts that it saw."""
+        """Metrics on all prompts measured."""
         return self.parts[-1].metrics
 
     @property
     def num_prompts(self) -> int:
-        """How many prompts it saw."""
+        """Number of prompts measured."""
         return self.parts[-1].num_prompts
 
     @classmethod
     def read(cls, text: str) -> TrialPoint:
-        """A point that `json.dumps(dataclasses.asdict(point))` wrote."""
-        found = json.loads(text)
-        found["parts"] = tuple(Trial(**part) for part in found["parts"])
-        return cls(**found)
+        """Parse the JSON of `dataclasses.asdict(point)`."""
+        record = json.loads(text)
+        record["parts"] = tuple(Trial(**part) for part in record["parts"])
+        return cls(**record)
 
 
 @dataclass(frozen=True)
@@ -103,40 +103,40 @@ class SearchResult:
     """A finished search. `baseline`: the decoder's own defaults, measured in the same run."""
 
     plan: StudyPlan
-    baseline: Measured
+    baseline: Measurement
     points: tuple[TrialPoint, ...]
 
     @property
     def complete(self) -> list[TrialPoint]:
-        """Points that saw all prompts."""
+        """Points measured on all prompts."""
         return [point for point in self.points if not point.given_up]
 
     @property
     def front(self) -> list[TrialPoint]:
-        """Complete feasible points that no other beats."""
-        able = [point for point in self.complete if point.is_feasible]
-        chosen = front([point.metrics for point in able], self.plan.objectives)
-        return [able[index] for index in chosen]
+        """Pareto front of the complete feasible points."""
+        feasible = [point for point in self.complete if point.is_feasible]
+        indices = front([point.metrics for point in feasible], self.plan.objectives)
+        return [feasible[index] for index in indices]
 
     @property
     def best(self) -> TrialPoint | None:
-        """Of the front, the best in the first objective; None when no point keeps to the constraints."""
+        """Point of the front that is best in the first objective; None if no point is feasible."""
         name = self.plan.objectives[0]
         sign = 1 if IS_MORE_BETTER[name] else -1
         return max(self.front, key=lambda point: sign * point.metrics[name], default=None)
 
 
 Watch = Callable[[str, int, int], None]
-"""Told a point's label and how many of its prompts are answered."""
+"""Callback with the label of a point, the number of answered prompts, and the total."""
 Done = Callable[[TrialPoint], None]
 
 
 def run(
     bench: Bench, plan: StudyPlan, watch: Watch, done: Done = lambda point: None
 ) -> SearchResult:
-    """Search, or go on with the study in the bench's folder.
+    """Run the search, resuming a study in the folder of the bench.
 
-    Raises ConfigError when the folder holds another study, and DependencyError (extra `tune`).
+    Raises ConfigError when the folder has another study, and DependencyError (extra `tune`).
     """
     study = open_study(bench, plan)
     watch("warm-up", 0, 1)
@@ -148,7 +148,7 @@ def run(
 
 
 def open_study(bench: Bench, plan: StudyPlan) -> optuna.Study:
-    """The study of a folder, new or as it was left."""
+    """Open the study of a folder, or create it."""
     try:
         import optuna
     except ImportError:
@@ -158,22 +158,22 @@ def open_study(bench: Bench, plan: StudyPlan) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     bench.folder.mkdir(parents=True, exist_ok=True)
     path = (bench.folder / STUDY).absolute()
-    same = {"settings": bench.settings.identity(), **plan.identity()}
-    told = json.dumps(same, sort_keys=True, default=str)
+    identity = {"settings": bench.settings.identity(), **plan.identity()}
+    text = json.dumps(identity, sort_keys=True, default=str)
     directions = [_direction(name) for name in plan.objectives]
     study = optuna.create_study(
         storage=f"sqlite:///{path}", study_name="tune", directions=directions, load_if_exists=True
     )
-    before = study.user_attrs.get("identity", told)
-    if before != told:
+    before = study.user_attrs.get("identity", text)
+    if before != text:
         differ = [
-            key for key, value in json.loads(before).items() if value != json.loads(told)[key]
+            key for key, value in json.loads(before).items() if value != json.loads(text)[key]
         ]
         raise ConfigError(
             f"{str(bench.folder)!r} holds a study with other {', '.join(differ)}; use another --output, or "
-            f"the words of then"
+            f"the settings of that study"
         )
-    study.set_user_attr("identity", told)
+    study.set_user_attr("identity", text)
     if not study.get_trials(deepcopy=False):
         start = start_of(plan.space, bench.settings.decoder)
         if start is not None:
@@ -189,8 +189,6 @@ def _direction(name: str) -> Literal["maximize", "minimize"]:
 
 
 class _Search:
-    """A study at work."""
-
     def __init__(self, bench: Bench, plan: StudyPlan, study: optuna.Study, watch: Watch) -> None:
         import optuna
 
@@ -199,25 +197,25 @@ class _Search:
         done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         self.points = [TrialPoint.read(trial.user_attrs["point"]) for trial in done]
 
-    def _measure(self, label: str, knobs: dict[str, Any], count: int) -> Measured:
-        def told(done: int, total: int) -> None:
+    def _measure(self, label: str, knobs: dict[str, object], count: int) -> Measurement:
+        def progress(done: int, total: int) -> None:
             self.watch(label, done, self.plan.num_prompts)
 
-        return self.bench.measure(knobs, 0, count, told)
+        return self.bench.measure(knobs, 0, count, progress)
 
     def step(self) -> TrialPoint:
-        """Draw a point and measure it. Raises ConfigError when hardly any knobs of the space fit."""
+        """Draw a point and measure it. Raises ConfigError when too many points in a row are refused."""
         import optuna
 
-        for failure in range(MOST_FAILURES):
+        for failure in range(MAX_FAILURES):
             number = len(self.study.get_trials(deepcopy=False))
             self.study.sampler = _sampler(self.plan, number, after_failure=failure > 0)
             trial = self.study.ask()
             try:
-                point = self._climb(trial.number, suggest(trial, self.plan.space))
+                point = self._measure_point(trial.number, suggest(trial, self.plan.space))
             except ConfigError:
                 self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                if failure == MOST_FAILURES - 1:
+                if failure == MAX_FAILURES - 1:
                     raise
                 continue
             self.points.append(point)
@@ -230,36 +228,36 @@ class _Search:
             return point
         raise AssertionError("the last failure raises")
 
-    def _climb(self, number: int, knobs: dict[str, Any]) -> TrialPoint:
-        """Measure growing parts until all are seen or the point is given up."""
+    def _measure_point(self, number: int, knobs: dict[str, object]) -> TrialPoint:
+        """Measure growing parts up to all prompts, or until the point is stopped."""
         counts = self.plan.parts()
         parts: list[Trial] = []
         reason = ""
         for count in counts:
-            found = self._measure(f"point {number}", knobs, count)
-            metrics = {name: found.metrics[name] for name in IS_MORE_BETTER}
-            parts.append(Trial(count, found.first(count), metrics))
+            measurement = self._measure(f"point {number}", knobs, count)
+            metrics = {name: measurement.metrics[name] for name in IS_MORE_BETTER}
+            parts.append(Trial(count, measurement.first(count), metrics))
             if count < counts[-1]:
-                reason = self._hopeless(parts[-1])
+                reason = self._stop_reason(parts[-1])
             if reason:
                 break
-        able = all(value <= 0 for value in self._excess(parts[-1].metrics))
-        return TrialPoint(number, knobs, tuple(parts), able, reason)
+        is_feasible = all(value <= 0 for value in self._excess(parts[-1].metrics))
+        return TrialPoint(number, knobs, tuple(parts), is_feasible, reason)
 
     def _excess(self, metrics: Mapping[str, float]) -> list[float]:
         base = self.baseline.metrics
         return [item.excess(metrics[item.metric], base) for item in self.plan.constraints]
 
-    def _hopeless(self, part: Trial) -> str:
-        """Why a point need not be measured further; empty when it should."""
+    def _stop_reason(self, part: Trial) -> str:
+        """Return why a point is stopped after a part; empty to continue."""
         count = part.num_prompts
-        _, most = wilson(part.right, count)
+        _, upper = wilson(part.right, count)
         for item in self.plan.constraints:
             if item.metric == ACCURACY and item.is_lower:
                 limit = item.limit(self.baseline.metrics)
-                if most < limit:
+                if upper < limit:
                     return (
-                        f"accuracy at most {most:.3f} after {count} prompts, {limit:.3f} is asked"
+                        f"accuracy at most {upper:.3f} after {count} prompts, required {limit:.3f}"
                     )
         for point in (point for point in self.points if point.is_feasible and not point.given_up):
             for other in point.parts:
@@ -270,17 +268,16 @@ class _Search:
 
     def _is_clearly_worse(self, own: Mapping[str, float], other: Mapping[str, float]) -> bool:
         names = [name for name in self.plan.objectives if name != ACCURACY]
-        for name in names:
-            mine, theirs = own[name], other[name]
-            if not IS_MORE_BETTER[name]:
-                mine, theirs = theirs, mine
-            if theirs < CLEARLY * mine:
-                return False
-        return bool(names)
+        return bool(names) and all(
+            other[name] >= CLEARLY * own[name]
+            if IS_MORE_BETTER[name]
+            else own[name] >= CLEARLY * other[name]
+            for name in names
+        )
 
 
 def _sampler(plan: StudyPlan, number: int, after_failure: bool) -> optuna.samplers.BaseSampler:
-    """The sampler of one draw; uniform where TPE drew knobs that do not fit: it cannot learn that."""
+    """Return the sampler of one draw: TPE, or uniform after a refused point, which TPE cannot learn."""
     import warnings
 
     import optuna

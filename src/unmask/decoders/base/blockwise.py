@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-from unmask.canvas import Ask, Canvas, Edit, Ints, ModelFacts, Reading, Stat
+from unmask.canvas import Ask, Canvas, Edit, Ints, ModelFacts, Reading
+from unmask.decoders.base.protocol import Decoder
 from unmask.decoders.base.scoring import Scores, Scoring
 from unmask.errors import ConfigError
 from unmask.knobs import knob
@@ -33,12 +33,12 @@ class Block:
     facts: ModelFacts
     step: int = 0
     quotas: tuple[int, ...] = ()
-    memory: Any = None
+    memory: object = None
     limit: int | None = None
 
 
 @dataclass(frozen=True)
-class Blockwise(Scoring):
+class Blockwise(Scoring, Decoder[Block]):
     """Fixed blocks, left to right; `select` says what is committed.
 
     Eligible are all open positions left of the block's end.
@@ -52,13 +52,8 @@ class Blockwise(Scoring):
     )
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Indices of the reading (of eligible positions, never empty) to commit."""
-        raise AssertionError(f"{type(self).__name__} defines no rule")
-
-    @property
-    def stats(self) -> frozenset[Stat]:
-        """Statistics that the method reads."""
-        return self.score_stats
+        """Return the indices of the reading to commit; it has the eligible positions and is never empty."""
+        raise NotImplementedError(f"decoder {self.name!r} defines neither select nor step")
 
     @staticmethod
     def is_aligned(canvas: Canvas, facts: ModelFacts) -> bool:
@@ -90,10 +85,6 @@ class Blockwise(Scoring):
         aligned = self.is_aligned(canvas, facts)
         end = (start // length + 1) * length if aligned else start + length
         return Block(start, min(end, len(canvas)), facts)
-
-    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """The canvas never grows."""
-        return len(canvas)
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
         """Check the knobs against the canvas and enter the first block."""

@@ -5,10 +5,12 @@ Source: LLaDA, arXiv:2502.09992, Appendix B.4 (autoregressive and block diffusio
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 
 from unmask.canvas import Ask, Canvas, Edit, ModelFacts, Reading, truncate
 from unmask.decoders.base.blockwise import Block
+from unmask.decoders.base.protocol import Decoder
 from unmask.decoders.base.scoring import Scores, Scoring
 from unmask.errors import ConfigError
 from unmask.selection import quota, quota_schedule
@@ -24,27 +26,27 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Growing(Scoring):
+class Growing(Scoring, Decoder[Block]):
     """One block of masks at the end; when it is full, the next."""
 
+    @abstractmethod
     def growth(self, gen_length: int) -> tuple[int, int | None]:
-        """Positions to grow by, and forwards a block (None: a position each)."""
-        raise AssertionError(f"{type(self).__name__} says not how it grows")
+        """Return the positions to grow by, and the forwards a block (None: one for each position)."""
+
+    @property
+    def grows(self) -> bool:
+        """Edits insert the next block."""
+        return True
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
         """The prompt and one block."""
         if canvas.infilling:
-            name = type(self).__module__.rpartition(".")[2]
             raise ConfigError(
-                f"decoder {name!r} grows the answer at its end and cannot fill blanks inside a text; use "
-                f"vanilla, threshold or another that works on the whole canvas"
+                f"decoder {self.name!r} grows the answer at its end and cannot fill blanks inside a text; "
+                f"use vanilla, threshold or another that works on the whole canvas"
             )
         length, _ = self.growth(len(canvas) - canvas.prompt_length)
         return truncate(canvas, min(len(canvas), canvas.prompt_length + length))
-
-    def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """All of `gen_length`."""
-        return len(canvas)
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
         """The first block, of a canvas that is still whole."""
@@ -58,10 +60,16 @@ class Growing(Scoring):
         steps = end - start if extent.steps is None else min(extent.steps, end - start)
         return Block(start, end, facts, quotas=quota_schedule(end - start, steps), memory=extent)
 
+    @staticmethod
+    def extent(state: Block) -> Extent:
+        """Return how far the canvas grows."""
+        assert isinstance(state.memory, Extent), "every block of a growing canvas has its extent"
+        return state.memory
+
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
         """The open positions of the last block."""
         while not canvas.open[state.start : state.end].any():
-            state = self._enter(state.end, state.memory, state.facts)
+            state = self._enter(state.end, self.extent(state), state.facts)
         rows = canvas.open_positions(state.start, state.end)
         return Ask(rows, (state.start, state.end), stats=self.score_stats), state
 
@@ -73,10 +81,10 @@ class Growing(Scoring):
         edit = eligible.commit(quota(scores.rank, k))
         return self.extend(canvas, state, edit), replace(state, step=state.step + 1)
 
-    @staticmethod
-    def extend(canvas: Canvas, state: Block, edit: Edit) -> Edit:
-        """The edit, with the next block's masks if it fills the canvas and there is more to come."""
-        room = state.memory.total - len(canvas)
+    def extend(self, canvas: Canvas, state: Block, edit: Edit) -> Edit:
+        """Add the next block's masks to an edit that fills the canvas, while there is more to come."""
+        extent = self.extent(state)
+        room = extent.total - len(canvas)
         if len(edit.commit) < canvas.num_open or room <= 0 or edit.insert:
             return edit
-        return replace(edit, insert=((len(canvas), min(state.memory.length, room)),))
+        return replace(edit, insert=((len(canvas), min(extent.length, room)),))

@@ -88,6 +88,11 @@ class Scoring:
         return self.score
 
     @property
+    def stats(self) -> frozenset[Stat]:
+        """Statistics that the method reads: those of its score."""
+        return self.score_stats
+
+    @property
     def score_stats(self) -> frozenset[Stat]:
         """Statistics that the score reads."""
         wanted: dict[str, frozenset[Stat]] = {

@@ -1,1 +1,1 @@
-"""lm-eval task files over local data; where their documents come from, and how answers are judged."""
+"""lm-eval task files over local data, with the sources of their documents and the scoring of answers."""

@@ -1,10 +1,12 @@
-"""Whether answers are right: the `process_results` of our task files."""
+"""Scoring of answers: the `process_results` of the task files."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from unmask.demo.example import Example
+from unmask.demo.puzzles import solutions
 from unmask.demo.tasks import check
 from unmask.errors import DependencyError
 from unmask.evals.code import humaneval_program, mbpp_program
@@ -13,39 +15,45 @@ from unmask.evals.sandbox import run_program
 Metrics = dict[str, float]
 
 
-def _demo(task: str, doc: dict[str, Any], results: list[str]) -> Metrics:
-    example = Example(task, doc["prompt"], doc["answer"], doc["key"])
+class DemoDoc(TypedDict):
+    """A document of a task of the demo model; `key` has the puzzle of a public set."""
+
+    prompt: str
+    answer: str
+    key: str
+
+
+class MbppDoc(TypedDict):
+    """A document of MBPP: code before the tests, and assertions."""
+
+    test_setup_code: str
+    test_list: list[str]
+
+
+def word_problem(doc: DemoDoc, results: Sequence[str]) -> Metrics:
+    """Check that the last line is the expected `#### N`."""
+    example = Example("word_problem", doc["prompt"], doc["answer"], doc["key"])
     return {"right": float(check(example, results[0]))}
 
 
-def word_problem(doc: dict[str, Any], results: list[str]) -> Metrics:
-    """The last line is the expected `#### N`."""
-    return _demo("word_problem", doc, results)
-
-
-def sudoku(doc: dict[str, Any], results: list[str]) -> Metrics:
-    """The grid is the solution.
-
-    Puzzles with few given digits may have several: any completed grid that keeps the givens is right.
-    """
-    from unmask.demo.puzzles import solutions
-
+def sudoku(doc: DemoDoc, results: Sequence[str]) -> Metrics:
+    """Check that the grid solves the puzzle; any solution of a puzzle with several is right."""
     puzzle = doc["key"].removeprefix("Sudoku\n").replace("\n", "")
     rows = "".join(results[0].split())
     return {"right": float(rows in solutions(puzzle))}
 
 
-def countdown(doc: dict[str, Any], results: list[str]) -> Metrics:
-    """The equations use every number once and end at the target."""
+def countdown(doc: DemoDoc, results: Sequence[str]) -> Metrics:
+    """Check that the equations use every number once and end at the target."""
     lines = results[0].strip().splitlines()
-    example = Example("countdown", doc["key"], doc["answer"], doc["key"])
-    if not doc["key"].startswith("Countdown "):  # bundled: the prompt holds the puzzle
-        example = Example("countdown", doc["prompt"], doc["answer"], doc["key"])
+    is_public = doc["key"].startswith("Countdown ")  # else the prompt is the puzzle
+    puzzle = doc["key"] if is_public else doc["prompt"]
+    example = Example("countdown", puzzle, doc["answer"], doc["key"])
     return {"right": float(bool(lines) and check(example, lines[0]))}
 
 
-def math500(doc: dict[str, Any], results: list[str]) -> Metrics:
-    """math-verify finds the answer equal to the reference. Raises DependencyError without it."""
+def math500(doc: Mapping[str, str], results: Sequence[str]) -> Metrics:
+    """Compare the answer with the reference by math-verify. Raises DependencyError without it."""
     try:
         from math_verify import parse, verify
     except ImportError:
@@ -56,15 +64,15 @@ def math500(doc: dict[str, Any], results: list[str]) -> Metrics:
     return {"math_verify": float(verify(gold, parse(results[0])))}
 
 
-def humaneval(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """The answer's function passes the problem's check."""
+def humaneval(doc: Mapping[str, str], results: Sequence[str]) -> Metrics:
+    """Run the check of the problem on the function of the answer."""
     program = humaneval_program(doc["prompt"], results[0], doc["entry_point"])
     tests = f"{doc['test']}\ncheck({doc['entry_point']})\n"
     return {"pass_at_1": float(run_program(f"{program}\n\n{tests}").passed)}
 
 
-def mbpp(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """The answer's code passes all of the problem's assertions."""
+def mbpp(doc: MbppDoc, results: Sequence[str]) -> Metrics:
+    """Run all assertions of the problem on the code of the answer."""
     program = mbpp_program(results[0])
     tests = "\n".join([doc["test_setup_code"], *doc["test_list"]])
     return {"pass_at_1": float(run_program(f"{program}\n\n{tests}\n").passed)}

@@ -1,9 +1,8 @@
-"""Examples and instructions that belong to prompts."""
+"""Few-shot examples and instructions of prompts."""
 
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
 
 SUDOKU_SHOTS = (
     ("2013\n0304\n4002\n0241", "2413\n1324\n4132\n3241"),
@@ -17,37 +16,37 @@ COUNTDOWN_SHOTS = (
 
 
 def sudoku(puzzle: str) -> str:
-    """The task said, two puzzles solved, and this one."""
-    told = (
+    """Return the prompt of a puzzle: instruction, two solved puzzles, and this one."""
+    instruction = (
         "Fill in the 4x4 Sudoku. 0 is an empty cell. Every row, every column and every 2x2 box has 1, 2, "
         "3 and 4 once. Answer with the four rows."
     )
     parts = [f"Sudoku:\n{before}\nSolution:\n{after}" for before, after in SUDOKU_SHOTS]
-    return "\n\n".join([told, *parts, f"Sudoku:\n{puzzle}\nSolution:\n"])
+    return "\n\n".join([instruction, *parts, f"Sudoku:\n{puzzle}\nSolution:\n"])
 
 
 def countdown(numbers: str) -> str:
-    """The task said, three puzzles solved, and this one; the last number is the target."""
-    told = (
+    """Return the prompt of a puzzle, whose last number is the target, after three solved ones."""
+    instruction = (
         "Reach the last number with +, -, * and / from the others. Use each of them once, and every result "
         "once. Answer with the equations, with commas between them."
     )
     parts = [f"Numbers: {before}\nEquations: {after}" for before, after in COUNTDOWN_SHOTS]
-    return "\n\n".join([told, *parts, f"Numbers: {numbers}\nEquations: "])
+    return "\n\n".join([instruction, *parts, f"Numbers: {numbers}\nEquations: "])
 
 
-def gsm8k_cot() -> list[dict[str, Any]]:
-    """The eight worked examples of arXiv:2201.11903, from lm-eval's own task file."""
+def gsm8k_cot() -> list[dict[str, str]]:
+    """Return the eight worked examples of arXiv:2201.11903, from lm-eval's own task file."""
     import yaml
 
     path = resources.files("lm_eval").joinpath("tasks/gsm8k/gsm8k-cot.yaml")
-    told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    found: list[dict[str, Any]] = told["fewshot_config"]["samples"]
-    return found
+    task = yaml.safe_load(path.read_text(encoding="utf-8"))
+    samples: list[dict[str, str]] = task["fewshot_config"]["samples"]
+    return samples
 
 
-def math500() -> list[dict[str, Any]]:
-    """Four worked examples of ours, in the manner of the set."""
+def math500() -> list[dict[str, str]]:
+    """Return four worked examples, written for unmask in the style of the set."""
     return [
         {
             "problem": "What is the remainder when $7^{10}$ is divided by $5$?",

@@ -6,9 +6,9 @@ have biases although no key says so; the mask id is the config's (`generation_co
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
-from unmask.models.hf_config import Fields, hub_spec
+from unmask.models.hf_config import Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("DreamModel", "DreamForCausalLM")
@@ -31,31 +31,26 @@ NAMES = (
     ("model.layers.{i}.mlp.down_proj.{p}", "layers.{i}.ffn.down.{p}"),
 )
 
-REQUIRED: dict[str, tuple[Any, ...]] = {
+REQUIRED: Allowed = {
     "hidden_act": ("silu",),
     "use_sliding_window": (False, None),
     "use_mrope": (False, None),
 }
 
 
-def spec_from_config(config: dict[str, Any]) -> ModelSpec:
-    """The spec of a Dream `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = Fields(config, "Dream")
+DEFAULTS = HubDefaults(max_length=2048, mask_id=151666, eos_id=151643)
+
+
+def spec_from_config(config: Config) -> ModelSpec:
+    """Build the spec of a Dream `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = ConfigReader(config, "Dream")
     get.require(REQUIRED)
-    return hub_spec(
-        get,
-        family="dream",
-        max_length=2048,
-        mask_id=151666,
-        eos_id=151643,
-        qkv_bias=True,
-        shift_logits=True,
-        turn_end=TURN_END,
-    )
+    spec = hub_spec(get, "dream", DEFAULTS)
+    return replace(spec, qkv_bias=True, shift_logits=True, turn_end=TURN_END)
 
 
-def config_from_spec(spec: ModelSpec, dtype: str = "float32") -> dict[str, Any]:
-    """A `config.json` in Dream's own format that `spec_from_config` reads back to the same spec."""
+def config_from_spec(spec: ModelSpec, dtype: str = "float32") -> dict[str, object]:
+    """Build a `config.json` in Dream's own format that `spec_from_config` reads back to the same spec."""
     return {
         "architectures": ["DreamModel"],
         "model_type": "Dream",

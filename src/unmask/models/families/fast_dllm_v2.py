@@ -1,15 +1,15 @@
 """Fast-dLLM v2 1.5B and 7B: Qwen2.5's network, block-causal, with shifted logits.
 
-Source: arXiv:2509.26328 and the released configuration. Traps: the mask id stands in no file; row i-1
+Source: arXiv:2509.26328 and the released configuration. Traps: the mask id is in no file; row i-1
 predicts position i, so the first token of a block comes from the last row of the block before.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from unmask.models.families import dream
-from unmask.models.hf_config import Fields, hub_spec
+from unmask.models.hf_config import Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("Fast_dLLM_QwenForCausalLM",)
@@ -17,24 +17,23 @@ MODEL_TYPES = ("Fast_dLLM_Qwen",)
 MASK = "|<MASK>|"
 NAMES = dream.NAMES
 
-REQUIRED: dict[str, tuple[Any, ...]] = {
+REQUIRED: Allowed = {
     "hidden_act": ("silu",),
     "use_sliding_window": (False, None),
 }
 
 
-def spec_from_config(config: dict[str, Any]) -> ModelSpec:
-    """The spec of a Fast-dLLM v2 `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = Fields(config, "Fast-dLLM v2")
+DEFAULTS = HubDefaults(max_length=32768, mask_id=151665, eos_id=151645)
+
+
+def spec_from_config(config: Config) -> ModelSpec:
+    """Build the spec of a Fast-dLLM v2 `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = ConfigReader(config, "Fast-dLLM v2")
     get.require(REQUIRED)
-    return hub_spec(
-        get,
-        family="fast_dllm_v2",
-        max_length=32768,
-        mask_id=151665,
-        eos_id=151645,
+    return replace(
+        hub_spec(get, "fast_dllm_v2", DEFAULTS),
         qkv_bias=True,
         shift_logits=True,
-        block_size=get.int("bd_size", 32),
+        block_size=get.integer("bd_size", 32),
         turn_end="<|im_end|>",
     )

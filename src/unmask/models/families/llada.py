@@ -8,10 +8,8 @@ No released LLaDA is block-causal: the key `block_size` is that of models our tr
 
 from __future__ import annotations
 
-from typing import Any
-
 from unmask.errors import ModelError
-from unmask.models.hf_config import Fields
+from unmask.models.hf_config import Allowed, Config, ConfigReader
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel")
@@ -35,7 +33,7 @@ NAMES = (
 )
 
 # keys whose other values change the network in a way that is not supported
-REQUIRED: dict[str, tuple[Any, ...]] = {
+REQUIRED: Allowed = {
     "alibi": (False, None),
     "rope": (True,),
     "scale_logits": (False, None),
@@ -50,49 +48,49 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def spec_from_config(config: dict[str, Any]) -> ModelSpec:
-    """The spec of a LLaDA `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = Fields(config, "LLaDA")
+def spec_from_config(config: Config) -> ModelSpec:
+    """Build the spec of a LLaDA `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = ConfigReader(config, "LLaDA")
     get.require(REQUIRED)
-    d_model, num_heads = get.int("d_model"), get.int("n_heads")
+    d_model, num_heads = get.integer("d_model"), get.integer("n_heads")
     multi_query = get.flag("multi_query_attention")
-    num_kv_heads = get.int("n_kv_heads", 1 if multi_query else num_heads)
+    num_kv_heads = get.integer("n_kv_heads", 1 if multi_query else num_heads)
     if multi_query and num_kv_heads != 1:
         raise ModelError(
-            f"config.json: multi_query_attention=True and n_kv_heads={num_kv_heads} contradict; the first "
-            f"means 1"
+            f"config.json: multi_query_attention=True and n_kv_heads={num_kv_heads} exclude each other: "
+            f"multi-query attention has 1 key/value head; correct one of them"
         )
     head_dim = get.head_dim(d_model, num_heads, num_kv_heads)
     get.rotary_dim(head_dim)
     include_bias = get.flag("include_bias")
-    eos_id = get.int("eos_token_id", 126081, least=0)
+    eos_id = get.integer("eos_token_id", 126081, least=0)
     return ModelSpec(
         family="llada",
-        vocab_size=get.int("embedding_size", get.int("vocab_size")),
+        vocab_size=get.integer("embedding_size", get.integer("vocab_size")),
         d_model=d_model,
-        num_layers=get.int("n_layers"),
+        num_layers=get.integer("n_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        d_ff=get.int("mlp_hidden_size", int(get.float("mlp_ratio", 4) * d_model)),
+        d_ff=get.integer("mlp_hidden_size", int(get.positive("mlp_ratio", 4) * d_model)),
         rope_theta=get.rope_theta(10000.0),
-        norm_eps=get.float("rms_norm_eps", 1e-5),
-        max_length=get.int("max_sequence_length", 4096),
-        mask_id=get.int("mask_token_id", 126336, least=0),
+        norm_eps=get.positive("rms_norm_eps", 1e-5),
+        max_length=get.integer("max_sequence_length", 4096),
+        mask_id=get.integer("mask_token_id", 126336, least=0),
         eos_id=eos_id,
-        pad_id=get.int("pad_token_id", eos_id, least=0),
+        pad_id=get.integer("pad_token_id", eos_id, least=0),
         qkv_bias=include_bias or get.flag("include_qkv_bias"),
         linear_bias=include_bias,
         norm_bias=get.flag("bias_for_layer_norm", include_bias),
         tie_embeddings=get.flag("weight_tying"),
         rope_fp32=get.flag("rope_full_precision", True),
-        block_size=None if config.get("block_size") is None else get.int("block_size"),
+        block_size=None if config.get("block_size") is None else get.integer("block_size"),
         turn_end="<|eot_id|>",
     )
 
 
-def config_from_spec(spec: ModelSpec, dtype: str = "float32") -> dict[str, Any]:
-    """A `config.json` in LLaDA's own format that `spec_from_config` reads back to the same spec."""
+def config_from_spec(spec: ModelSpec, dtype: str = "float32") -> dict[str, object]:
+    """Build a `config.json` in LLaDA's own format that `spec_from_config` reads back to the same spec."""
     blocks = {} if spec.block_size is None else {"block_size": spec.block_size}
     return {
         **blocks,

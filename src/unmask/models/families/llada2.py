@@ -2,19 +2,19 @@
 
 Source: arXiv:2512.15745 and the released configuration. Traps: the config omits what is on by default or
 known to the sampler only: q/k norm, the mask id, the end id (the pad id) and the block size (32, or the
-key `block_size` where somebody adds it); query, key and value are one tensor; RoPE turns the first
-`rotary_dim` dimensions, half of them where nothing is said; the expert bias chooses but does not weigh. It
-is rounded to the model's dtype, as the released code does on loading: in bfloat16 that decides near-ties of
-the router. The weight of a token's only expert is not normalized. LLaDA2.2 has tokens that delete and
-insert; its network and sampler are not known here, so it is refused.
+key `block_size` if present); query, key and value are one tensor; RoPE rotates the first `rotary_dim`
+dimensions, half of the head by default; the expert bias enters the choice but not the weights, and is
+rounded to the model's dtype as the released code does on loading: in bfloat16 that decides near-ties of the
+router. The weight of a token's only expert is not normalized. LLaDA2.2 has tokens that delete and insert;
+its network and sampler are not implemented, so it is refused.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from unmask.errors import ModelError
-from unmask.models.hf_config import Fields, hub_spec
+from unmask.models.hf_config import Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("LLaDA2MoeModelLM",)
@@ -57,7 +57,7 @@ NAMES = (
     *FORMS["stacked"],
 )
 
-REQUIRED: dict[str, tuple[Any, ...]] = {
+REQUIRED: Allowed = {
     "hidden_act": ("silu",),
     "norm_head": (False, None),
     "norm_softmax": (False, None),
@@ -70,9 +70,12 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def spec_from_config(config: dict[str, Any]) -> ModelSpec:
-    """The spec of a LLaDA2 `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = Fields(config, "LLaDA2", rotary_share=0.5)
+DEFAULTS = HubDefaults(max_length=32768, mask_id=156895, eos_id=156892, norm_eps=1e-5)
+
+
+def spec_from_config(config: Config) -> ModelSpec:
+    """Build the spec of a LLaDA2 `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = ConfigReader(config, "LLaDA2", rotary_share=0.5)
     edits = [key for key in ("delete_token_id", "split_token_id") if config.get(key) is not None]
     if edits:
         raise ModelError(
@@ -80,51 +83,49 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
             f"delete; it is not supported; supported: LLaDA2.0 and LLaDA2.1, which have no such token"
         )
     get.require(REQUIRED)
-    pad_id = get.int("pad_token_id", 156892, least=0)
-    return hub_spec(
-        get,
-        family="llada2",
-        max_length=32768,
-        mask_id=156895,
+    pad_id = get.integer("pad_token_id", DEFAULTS.eos_id, least=0)
+    return replace(
+        hub_spec(get, "llada2", DEFAULTS),
         eos_id=pad_id,
         pad_id=pad_id,
-        norm_eps=1e-5,
         qk_norm=get.flag("use_qk_norm", True),
         qkv_bias=get.flag("use_qkv_bias"),
         experts=_experts(get),
-        block_size=get.int("block_size", 32),
+        block_size=get.integer("block_size", 32),
         turn_end="<|role_end|>",
     )
 
 
-def _experts(get: Fields) -> ExpertSpec:
-    num_experts, num_groups = get.int("num_experts"), get.int("n_group")
+def _experts(get: ConfigReader) -> ExpertSpec:
+    num_experts, num_groups = get.integer("num_experts"), get.integer("n_group")
     if num_experts % num_groups or (num_groups > 1 and num_experts < 2 * num_groups):
         raise ModelError(
             f"config.json: n_group={num_groups} cannot split num_experts={num_experts} evenly into groups "
             f"of at least 2"
         )
-    num_kept = get.int("topk_group")
-    if num_kept > num_groups:
-        raise ModelError(f"config.json: topk_group={num_kept} must not exceed n_group={num_groups}")
-    num_chosen = get.int("num_experts_per_tok")
-    if num_chosen > num_kept * (num_experts // num_groups):
+    num_chosen_groups = get.integer("topk_group")
+    if num_chosen_groups > num_groups:
         raise ModelError(
-            f"config.json: num_experts_per_tok={num_chosen} is more than topk_group={num_kept} of "
+            f"config.json: topk_group={num_chosen_groups} must not exceed n_group={num_groups}"
+        )
+    num_chosen = get.integer("num_experts_per_tok")
+    if num_chosen > num_chosen_groups * (num_experts // num_groups):
+        raise ModelError(
+            f"config.json: num_experts_per_tok={num_chosen} is more than topk_group={num_chosen_groups} of "
             f"n_group={num_groups} groups hold of num_experts={num_experts}"
         )
-    d_ff = get.int("moe_intermediate_size")
+    d_ff = get.integer("moe_intermediate_size")
     return ExpertSpec(
         num_experts=num_experts,
         num_chosen=num_chosen,
         d_ff=d_ff,
         score="sigmoid",
         renormalize=num_chosen > 1,
-        scale=get.float("routed_scaling_factor"),
+        scale=get.positive("routed_scaling_factor"),
         num_groups=num_groups,
-        num_chosen_groups=num_kept,
+        num_chosen_groups=num_chosen_groups,
         router_bias=get.flag("moe_router_enable_expert_bias", True),
         in_fp32=True,
-        d_shared=d_ff * get.int("num_shared_experts", 0, least=0),
-        dense_layers=tuple(range(get.int("first_k_dense_replace", 0, least=0))),
+        d_shared=d_ff * get.integer("num_shared_experts", 0, least=0),
+        dense_layers=tuple(range(get.integer("first_k_dense_replace", 0, least=0))),
     )

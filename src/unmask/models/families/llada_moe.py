@@ -2,17 +2,17 @@
 
 Source: arXiv:2509.24389 and the released configuration. Traps: `model_type` is dense LLaDA's, so the
 architecture or the key `num_experts` decides; the weights of the chosen experts are never renormalized
-(`norm_topk_prob` and `routed_scaling_factor` are read by nobody); an expert bias, where enabled, also
+(`norm_topk_prob` and `routed_scaling_factor` are not read); an expert bias, where enabled, also
 enters the weights; the shared expert, where there is one, is a sibling of `mlp`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from unmask.errors import ModelError
 from unmask.models.families import dream
-from unmask.models.hf_config import Fields, hub_spec
+from unmask.models.hf_config import Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("LLaDAMoEModelLM", "LLaDAMoEModel")
@@ -42,7 +42,7 @@ NAMES = (
     *FORMS["fused"],
 )
 
-REQUIRED: dict[str, tuple[Any, ...]] = {
+REQUIRED: Allowed = {
     "attention_bias": (False, None),
     "clip_qkv": (None,),
     "hidden_act": ("silu",),
@@ -53,27 +53,25 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def spec_from_config(config: dict[str, Any]) -> ModelSpec:
-    """The spec of a LLaDA-MoE `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = Fields(config, "LLaDA-MoE")
+DEFAULTS = HubDefaults(max_length=4096, mask_id=156895, eos_id=156892, norm_eps=1e-5)
+
+
+def spec_from_config(config: Config) -> ModelSpec:
+    """Build the spec of a LLaDA-MoE `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = ConfigReader(config, "LLaDA-MoE")
     get.require(REQUIRED)
     experts = _experts(config, get)
-    return hub_spec(
-        get,
-        family="llada_moe",
-        max_length=4096,
-        mask_id=156895,
-        eos_id=156892,
-        norm_eps=1e-5,
-        d_ff=get.int("dense_intermediate_size", None if experts.dense_layers else experts.d_ff),
+    d_ff = get.integer("dense_intermediate_size", None if experts.dense_layers else experts.d_ff)
+    return replace(
+        hub_spec(get, "llada_moe", DEFAULTS, d_ff),
         qk_norm="qk_layernorm" not in config or get.flag("qk_layernorm"),
         experts=experts,
         turn_end="<|role_end|>",
     )
 
 
-def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec:
-    num_layers = get.int("num_hidden_layers")
+def _experts(config: Config, get: ConfigReader) -> ExpertSpec:
+    num_layers = get.integer("num_hidden_layers")
     kinds = config.get("moe_layer_freq")
     if kinds is None or kinds == 1:
         kinds = [1] * num_layers
@@ -95,13 +93,13 @@ def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec:
         )
     has_bias = get.flag("moe_router_enable_expert_bias")
     return ExpertSpec(
-        num_experts=get.int("num_experts"),
+        num_experts=get.integer("num_experts"),
         num_chosen=get.at_most("num_experts_per_tok", "num_experts"),
-        d_ff=get.int("expert_intermediate_size"),
+        d_ff=get.integer("expert_intermediate_size"),
         score="softmax",
         renormalize=False,
         router_bias=has_bias,
         is_bias_weighed=has_bias,
-        d_shared=get.int("shared_expert_intermediate_size", 0, least=0),
+        d_shared=get.integer("shared_expert_intermediate_size", 0, least=0),
         dense_layers=dense,
     )

@@ -2,17 +2,24 @@
 
 Source: arXiv:2510.06303 and the released configuration; the experts are Qwen3-MoE's (arXiv:2505.09388).
 Traps: a head's width is 128 whatever the model's; norms scale in float32; there is no pad id; the block
-size is the config's (4, and 8 to 64 in variants). Not known: how the MoE checkpoint's own code rounds its
-norms; it is taken to do as the dense one does.
+size is the config's (4, and 8 to 64 in variants). Assumed: the MoE checkpoint's own code rounds its
+norms as the dense one does.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from unmask.errors import ModelError
 from unmask.models.families import dream
-from unmask.models.hf_config import Fields, hub_spec
+from unmask.models.hf_config import (
+    Allowed,
+    Config,
+    ConfigReader,
+    HubDefaults,
+    architecture,
+    hub_spec,
+)
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("SDARForCausalLM", "SDARMoeForCausalLM")
@@ -40,52 +47,50 @@ NAMES = (
     *FORMS["fused"],
 )
 
-REQUIRED: dict[str, tuple[Any, ...]] = {
+REQUIRED: Allowed = {
     "attention_bias": (False, None),
     "hidden_act": ("silu",),
     "use_sliding_window": (False, None),
 }
 
 
-def spec_from_config(config: dict[str, Any]) -> ModelSpec:
-    """The spec of an SDAR `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = Fields(config, "SDAR")
+DEFAULTS = HubDefaults(
+    max_length=32768, mask_id=151669, eos_id=151643, rope_theta=1e6, head_width=128
+)
+
+
+def spec_from_config(config: Config) -> ModelSpec:
+    """Build the spec of an SDAR `config.json`. Raises ModelError for missing or unsupported keys."""
+    get = ConfigReader(config, "SDAR")
     get.require(REQUIRED)
     experts = _experts(config, get)
-    return hub_spec(
-        get,
-        family="sdar",
-        max_length=32768,
-        mask_id=151669,
-        eos_id=151643,
-        rope_theta=1e6,
-        head_width=128,
-        d_ff=get.int("intermediate_size", experts.d_ff if experts else None),
+    d_ff = get.integer("intermediate_size", experts.d_ff if experts else None)
+    return replace(
+        hub_spec(get, "sdar", DEFAULTS, d_ff),
         norm_fp32=True,
         qk_norm=True,
         experts=experts,
-        block_size=get.int("block_size", 4),
+        block_size=get.integer("block_size", 4),
         turn_end="<|im_end|>",
     )
 
 
-def _experts(config: dict[str, Any], get: Fields) -> ExpertSpec | None:
-    architectures = config.get("architectures") or [None]
-    if architectures[0] != "SDARMoeForCausalLM" and config.get("model_type") != "sdar_moe":
+def _experts(config: Config, get: ConfigReader) -> ExpertSpec | None:
+    if architecture(config) != "SDARMoeForCausalLM" and config.get("model_type") != "sdar_moe":
         if config.get("num_experts"):
             raise ModelError(
                 f"config.json: num_experts={config['num_experts']!r} is not supported for the dense "
                 f"SDARForCausalLM; supported: architectures ['SDARMoeForCausalLM']"
             )
         return None
-    num_layers, every = get.int("num_hidden_layers"), get.int("decoder_sparse_step", 1)
+    num_layers, every = get.integer("num_hidden_layers"), get.integer("decoder_sparse_step", 1)
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
         raise ModelError(f"config.json: mlp_only_layers={dense!r} must be a list of layer numbers")
     return ExpertSpec(
-        num_experts=get.int("num_experts"),
+        num_experts=get.integer("num_experts"),
         num_chosen=get.at_most("num_experts_per_tok", "num_experts"),
-        d_ff=get.int("moe_intermediate_size"),
+        d_ff=get.integer("moe_intermediate_size"),
         score="softmax",
         renormalize=get.flag("norm_topk_prob", True),
         dense_layers=tuple(

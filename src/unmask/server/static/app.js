@@ -1,4 +1,4 @@
-// The page: what is typed, the lanes, and the way between them.
+// The page: the form, the lanes, and the requests that connect them.
 
 import { hasBlank, parse } from "./blanks.js";
 import { Scale } from "./chart.js";
@@ -16,7 +16,7 @@ const EXAMPLES = [
 let schema = null;
 let lanes = [];
 let running = null;
-let asked = ""; // the last question of the conversation
+let lastQuestion = ""; // of the conversation
 const scale = new Scale();
 
 const mode = () => document.querySelector('input[name="mode"]:checked').value;
@@ -32,7 +32,7 @@ function trouble(text) {
   at("trouble").hidden = !text;
 }
 
-// What is typed, as a request's path and body. Throws what is wrong with it.
+// Returns the path and body of the request in the form. Throws an Error for invalid input.
 function ask(turns) {
   const text = at("text").value;
   if (!text.trim()) throw new Error("The text is empty; type something first.");
@@ -54,13 +54,13 @@ function hint() {
   const text = at("text").value;
   const fills = mode() === "prompt" && hasBlank(text);
   const isChat = mode() === "chat";
-  let words = isChat ? "The next turn of a conversation." : "Text that the model goes on with; {3} is a blank of three tokens.";
+  let words = isChat ? "The next turn of a conversation." : "Text for the model to continue; {3} is a blank of three tokens.";
   if (fills) {
     try {
       const blanks = parse(text).filter((part) => typeof part === "number");
       const sum = blanks.reduce((a, b) => a + b, 0);
       words = `Infill: ${blanks.length} blank${blanks.length === 1 ? "" : "s"}, ${sum} token${sum === 1 ? "" : "s"}.`
-        + " A brace itself is doubled: {{.";
+        + " Write {{ for a brace.";
     } catch (error) {
       words = error.message;
     }
@@ -68,7 +68,7 @@ function hint() {
   at("hint").textContent = words;
   at("max-tokens").disabled = fills;
   at("reset").hidden = !isChat;
-  at("again").hidden = !isChat || !asked;
+  at("again").hidden = !isChat || !lastQuestion;
   at("text").placeholder = isChat ? "Ask something." : "The {3} sat on the {2}.";
   at("lanes").classList.toggle("no-turns", !isChat);
 }
@@ -83,34 +83,34 @@ async function run(event) {
   say("Decoding.");
   const before = document.activeElement;
   const chosen = active();
-  const wentWell = await Promise.all(chosen.map((lane) => lane.run(key(), running.signal)));
+  const succeeded = await Promise.all(chosen.map((lane) => lane.run(key(), running.signal)));
   running = null;
   at("run").disabled = false;
   at("stop").disabled = true;
-  say(chosen.map((lane, i) => `Lane ${lane.name}: ${wentWell[i] ? lane.parts.facts.textContent : "no answer"}.`).join(" "));
-  if (mode() === "chat" && wentWell.every(Boolean)) {
-    asked = at("text").value;
+  say(chosen.map((lane, i) => `Lane ${lane.name}: ${succeeded[i] ? lane.parts.facts.textContent : "no answer"}.`).join(" "));
+  if (mode() === "chat" && succeeded.every(Boolean)) {
+    lastQuestion = at("text").value;
     at("text").value = "";
     hint();
     at("text").focus();
   } else if ([document.body, at("stop")].includes(document.activeElement)) {
-    (before === document.body ? at("run") : before).focus(); // a disabled button cannot keep it
+    (before === document.body ? at("run") : before).focus(); // a disabled button loses the focus
   }
 }
 
-// The last question once more, as if its answer had not been given: with another decoder, say.
+// Asks the last question again without its answer, for example with another decoder.
 function again() {
   if (running) return;
-  lanes.forEach((lane) => lane.takeBack(asked));
-  at("text").value = asked;
+  lanes.forEach((lane) => lane.removeLast(lastQuestion));
+  at("text").value = lastQuestion;
   hint();
   at("compose").requestSubmit();
 }
 
-function beginAnew() {
+function restart() {
   if (running) return;
-  asked = "";
-  lanes.forEach((lane) => lane.forget());
+  lastQuestion = "";
+  lanes.forEach((lane) => lane.reset());
   hint();
 }
 
@@ -153,7 +153,7 @@ function setUp() {
   hint();
 }
 
-// Side by side the lanes' knobs are open, or closed, in both.
+// Opens and closes the knobs of all lanes together.
 function openTogether(details) {
   for (const one of details) {
     one.addEventListener("toggle", () => details.forEach((other) => { other.open = one.open; }));
@@ -167,7 +167,7 @@ function showExamples() {
     button.className = "quiet";
     button.textContent = name;
     button.addEventListener("click", () => {
-      beginAnew();
+      restart();
       at(`mode-${kind}`).checked = true;
       at("text").value = text;
       at("max-tokens").value = String(tokens);
@@ -188,10 +188,10 @@ async function connect() {
     at("model").textContent = "not connected";
     if (error.status === 401) {
       at("access").open = true;
-      trouble("This server wants an API key: type it above and connect.");
+      trouble("This server wants an API key: enter it above and connect.");
       at("key").focus();
     } else {
-      trouble(`The server cannot be asked what it serves (${error.message}).`);
+      trouble(`The server's capabilities cannot be read (${error.message}).`);
     }
   }
 }
@@ -203,11 +203,11 @@ function theme(name) {
   try {
     localStorage.setItem("unmask-theme", chosen);
   } catch {
-    // the browser keeps nothing for sites: the theme lasts as long as the tab
+    // without storage the theme lasts as long as the tab
   }
 }
 
-function kept() {
+function storedTheme() {
   try {
     return localStorage.getItem("unmask-theme");
   } catch {
@@ -218,7 +218,7 @@ function kept() {
 at("compose").addEventListener("submit", run);
 at("stop").addEventListener("click", stop);
 at("again").addEventListener("click", again);
-at("reset").addEventListener("click", beginAnew);
+at("reset").addEventListener("click", restart);
 at("compare").addEventListener("change", showLanes);
 at("text").addEventListener("input", hint);
 at("connect").addEventListener("submit", (event) => {
@@ -237,17 +237,17 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "Escape" && running) stop();
 });
 
-// The key that was typed to open this page, from the tab's storage into its memory.
+// Moves the key that opened this page from the tab's storage into the form.
 function takeKey() {
   try {
     at("key").value = sessionStorage.getItem("unmask-key") ?? at("key").value;
     sessionStorage.removeItem("unmask-key");
   } catch {
-    // a browser that stores nothing has none to hand over
+    // without storage there is no key to move
   }
 }
 
-theme(kept());
+theme(storedTheme());
 takeKey();
 hint();
 connect();

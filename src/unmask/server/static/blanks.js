@@ -1,10 +1,10 @@
-// "The {3} sat" as parts, as the command line reads it: {3} a blank, {{ and }} braces.
+// Parses "The {3} sat" into parts, as the command line does: {3} is a blank, {{ and }} are braces.
 
 export function parse(text) {
   const parts = [""];
   for (const piece of text.split(/(\{\{|\}\}|\{\d+\}|[{}])/)) {
     if (piece === "{" || piece === "}") {
-      throw new Error(`A single ${piece} in the text: a blank is {3}, a brace is doubled, ${piece}${piece}.`);
+      throw new Error(`A single ${piece} in the text: write {3} for a blank, ${piece}${piece} for a brace.`);
     }
     if (/^\{\d+\}$/.test(piece)) {
       parts.push(Number(piece.slice(1, -1)));

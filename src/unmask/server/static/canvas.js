@@ -1,22 +1,22 @@
-// Draws a frame into an element: a span a slot. Texts of the model are set as text, never as markup.
+// Draws a frame into an element, one span per position. The model's text is never parsed as markup.
 
 import { AGAIN, END, FIXED, NEW, OPEN, SPECIAL } from "./frames.js";
 
 const CELL = "\u00a0\u00a0";
 
-function looks(frame, i) {
+function classOf(frame, i) {
   const mark = frame.marks[i];
-  if (mark & OPEN) return mark & AGAIN ? "slot open again" : "slot open";
-  if (mark & FIXED) return mark & SPECIAL ? "slot special" : "slot fixed";
+  if (mark & OPEN) return mark & AGAIN ? "position open again" : "position open";
+  if (mark & FIXED) return mark & SPECIAL ? "position special" : "position fixed";
   if (mark & NEW) {
     const sure = frame.sure[i];
     const level = sure < 0.3 ? "low" : sure < 0.7 || Number.isNaN(sure) ? "middle" : "high";
-    return `slot new ${level}${mark & END ? " end" : ""}`;
+    return `position new ${level}${mark & END ? " end" : ""}`;
   }
-  return mark & END ? "slot end" : "slot old";
+  return mark & END ? "position end" : "position old";
 }
 
-function shown(frame, i) {
+function textOf(frame, i) {
   const mark = frame.marks[i];
   if (mark & OPEN) return CELL;
   if (mark & END) return i > 0 && frame.marks[i - 1] & END ? "·" : "∎";
@@ -30,8 +30,8 @@ export function draw(element, frame) {
   while (element.childElementCount < texts.length) element.append(document.createElement("span"));
   for (let i = 0; i < texts.length; i += 1) {
     const span = element.children[i];
-    const className = looks(frame, i);
-    const text = shown(frame, i);
+    const className = classOf(frame, i);
+    const text = textOf(frame, i);
     if (span.className !== className) span.className = className;
     if (span.textContent !== text) span.textContent = text;
   }
@@ -41,11 +41,11 @@ export function draw(element, frame) {
   }
 }
 
-// What the pointer is on, in words.
+// Describes a position in words.
 export function describe(frame, i) {
   const mark = frame.marks[i];
-  if (mark & OPEN) return `slot ${i}: undecided`;
+  if (mark & OPEN) return `position ${i}: undecided`;
   const text = JSON.stringify(frame.texts[i]);
   const sure = frame.sure[i];
-  return `slot ${i}: ${text}${Number.isNaN(sure) ? "" : `, confidence ${sure.toFixed(2)}`}`;
+  return `position ${i}: ${text}${Number.isNaN(sure) ? "" : `, confidence ${sure.toFixed(2)}`}`;
 }

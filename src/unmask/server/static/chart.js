@@ -1,4 +1,4 @@
-// Tokens per forward as bars. All lanes share one scale, so that bars can be compared across them.
+// Bar charts of tokens per forward, on one scale for all lanes.
 
 const SVG = "http://www.w3.org/2000/svg";
 const LEAST_BARS = 24, LEAST_TOKENS = 4;
@@ -18,7 +18,7 @@ function word(className, text, parent) {
   return element;
 }
 
-// The axes of several charts: as long as the longest decode and as high as the highest bar that is shown.
+// The axes of several charts, which fit the longest decode and the highest bar.
 export class Scale {
   constructor() {
     this.charts = [];
@@ -36,7 +36,7 @@ export class Scale {
 }
 
 export class Chart {
-  // `jump(forward)` is called for the forward that is clicked.
+  // `jump(forward)` is called when a bar is clicked.
   constructor(element, scale, jump) {
     this.element = element;
     this.scale = scale;
@@ -53,7 +53,7 @@ export class Chart {
     word("axis", "forward", this.plot);
     this.last = word("last", "", this.plot);
     element.replaceChildren(title, this.plot);
-    // y grows upward in here, so that a bar stays as it is when the scale changes
+    // y grows upward in this group, so that bars need no update when the scale changes
     this.up = make("g", { transform: "scale(1,-1)" }, this.svg);
     this.svg.addEventListener("click", (event) => {
       const { left, width } = this.svg.getBoundingClientRect();

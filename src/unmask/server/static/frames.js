@@ -1,4 +1,4 @@
-// The canvases of one decode, kept small: texts are shared, confidences and marks are arrays of numbers.
+// The frames of one decode in compact form: shared texts, and typed arrays of confidences and marks.
 
 export const OPEN = 1, NEW = 2, AGAIN = 4, END = 8, FIXED = 16, SPECIAL = 32;
 
@@ -17,15 +17,15 @@ export class Frames {
     const texts = new Array(slots.length);
     const sure = new Float32Array(slots.length);
     const marks = new Uint8Array(slots.length);
-    slots.forEach((slot, i) => {
-      texts[i] = this.shared(slot.text ?? "");
-      sure[i] = slot.confidence ?? NaN;
-      marks[i] = (slot.open && OPEN) | (slot.new && NEW) | (slot.taken_back && AGAIN)
-        | (slot.end && END) | (slot.fixed && FIXED) | (slot.special && SPECIAL);
+    slots.forEach((position, i) => {
+      texts[i] = this.shared(position.text ?? "");
+      sure[i] = position.confidence ?? NaN;
+      marks[i] = (position.open && OPEN) | (position.new && NEW) | (position.taken_back && AGAIN)
+        | (position.end && END) | (position.fixed && FIXED) | (position.special && SPECIAL);
     });
     const last = this.list.at(-1);
     if (last && last.forward === frame.forward) {
-      // the last word on a decode: the same forward again, with what its end cut off or filled in
+      // the final frame: the same forward again, after positions were removed or filled in
       marks.forEach((mark, i) => { marks[i] |= (last.marks[i] ?? 0) & (NEW | AGAIN); });
       this.list.pop();
     }
@@ -34,13 +34,13 @@ export class Frames {
   }
 
   shared(text) {
-    const found = this.words.get(text);
-    if (found !== undefined) return found;
+    const known = this.words.get(text);
+    if (known !== undefined) return known;
     this.words.set(text, text);
     return text;
   }
 
-  // Tokens that each forward wrote.
+  // Returns the number of tokens written by each forward.
   counts() {
     return this.list.filter((frame) => frame.forward > 0).map((frame) => frame.count);
   }

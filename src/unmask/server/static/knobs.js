@@ -1,29 +1,29 @@
-// Forms made of the schema's knobs. Only what differs from the default is sent.
+// Forms for the knobs of the schema. Only values that differ from the default are sent.
 
 let serial = 0;
 
-const EXPLAINS = "What a knob does shows here: point at it, or go to it with Tab.";
+const EXPLAINS = "Help for a knob is shown here: point at it, or move to it with Tab.";
 
-function spelled(value) {
+function valueText(value) {
   if (value === null || value === undefined) return "none";
   return Array.isArray(value) ? value.join(", ") : String(value);
 }
 
-// What holds when nothing is typed; a default of none is often a rule, which the help then tells.
-function unset(knob) {
-  return knob.default === null && knob.help.includes("default:") ? "default" : spelled(knob.default);
+// Returns the default in words; a default of null is often a rule, which the help describes.
+function defaultText(knob) {
+  return knob.default === null && knob.help.includes("default:") ? "default" : valueText(knob.default);
 }
 
-function explained(knob) {
-  return unset(knob) === "default" ? knob.help : `${knob.help} (default: ${spelled(knob.default)})`;
+function helpText(knob) {
+  return defaultText(knob) === "default" ? knob.help : `${knob.help} (default: ${valueText(knob.default)})`;
 }
 
-// The value of a text, by the knob's type. Throws what is wrong with it.
+// Parses a text by the type of its knob. Throws an Error for an invalid one.
 function read(knob, text) {
   if (knob.type === "int" || knob.type === "float") {
     const value = Number(text);
     const isRight = Number.isFinite(value) && (knob.type === "float" || Number.isInteger(value));
-    if (!isRight) throw new Error(`${knob.name}: ${text} is no ${knob.type === "int" ? "whole " : ""}number`);
+    if (!isRight) throw new Error(`${knob.name}: ${text} is not ${knob.type === "int" ? "an integer" : "a number"}`);
     return value;
   }
   if (knob.type === "bool") return text === "true";
@@ -35,7 +35,7 @@ function read(knob, text) {
 }
 
 export class Knobs {
-  // Rows go into `element`, the help of the row in use into `explains`; `changed(field)` is called after edits.
+  // Rows go into `element`, the help of the active row into `explains`; `changed(field)` is called after edits.
   constructor(element, explains, changed) {
     this.element = element;
     this.explains = explains;
@@ -43,7 +43,7 @@ export class Knobs {
     this.fields = [];
   }
 
-  // Groups are [title, knobs, where, values]; `where` says in which part of the request they go.
+  // Groups are [title, knobs, where, values]; `where` is the part of the request.
   show(groups) {
     this.fields = [];
     const sections = groups.filter(([, knobs]) => knobs.length).map(([title, knobs, where, values]) => {
@@ -68,11 +68,11 @@ export class Knobs {
     input.id = label.htmlFor;
     input.dataset.knob = knob.name;
     input.setAttribute("aria-describedby", `help-${serial}`);
-    if (value !== undefined && value !== knob.default) input.value = spelled(value);
+    if (value !== undefined && value !== knob.default) input.value = valueText(value);
     const help = document.createElement("span");
     help.className = "unseen";
     help.id = `help-${serial}`;
-    help.textContent = explained(knob);
+    help.textContent = helpText(knob);
     const explain = () => { this.explains.textContent = `${knob.name}: ${help.textContent}`; };
     row.addEventListener("pointerenter", explain);
     row.addEventListener("focusin", explain);
@@ -92,14 +92,14 @@ export class Knobs {
     const choices = knob.type === "bool" ? ["true", "false"] : knob.choices;
     if (choices) {
       const select = document.createElement("select");
-      select.append(new Option(unset(knob), ""));
+      select.append(new Option(defaultText(knob), ""));
       for (const choice of choices) {
         if (String(choice) !== String(knob.default)) select.append(new Option(choice, choice));
       }
       return select;
     }
     const input = document.createElement("input");
-    input.placeholder = unset(knob);
+    input.placeholder = defaultText(knob);
     if (knob.type === "int" || knob.type === "float") {
       input.type = "number";
       input.step = knob.type === "int" ? "1" : "any";
@@ -109,17 +109,17 @@ export class Knobs {
     return input;
   }
 
-  // {decoder: {knob: value}, cache: {...}}; throws for a value that its type cannot be.
+  // Returns {decoder: {knob: value}, cache: {...}}. Throws an Error for an invalid value.
   values() {
-    const found = { decoder: {}, cache: {} };
+    const values = { decoder: {}, cache: {} };
     for (const { knob, where, input } of this.fields) {
-      if (input.validity?.badInput) throw new Error(`${knob.name}: that is no number`);
-      if (input.value.trim() !== "") found[where][knob.name] = read(knob, input.value.trim());
+      if (input.validity?.badInput) throw new Error(`${knob.name}: not a number`);
+      if (input.value.trim() !== "") values[where][knob.name] = read(knob, input.value.trim());
     }
-    return found;
+    return values;
   }
 
-  // The texts typed into the knobs of one part of the request, right or wrong.
+  // Returns the texts of the knobs of one part of the request, valid or not.
   typed(where) {
     const fields = this.fields.filter((field) => field.where === where && field.input.value.trim() !== "");
     return Object.fromEntries(fields.map(({ knob, input }) => [knob.name, input.value.trim()]));

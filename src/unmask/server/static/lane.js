@@ -7,15 +7,15 @@ import { Knobs } from "./knobs.js";
 import { curl, events } from "./stream.js";
 
 const FRAME_MS = 120, LEAST_FRAME_MS = 20, REPLAY_MS = 12_000; // a long replay runs faster
-const ENDINGS = { stop: "ended", length: "all slots used" };
+const ENDINGS = { stop: "ended", length: "all positions used" };
 
 function counted(number, noun) {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
 export class Lane {
-  // `ask()` gives {path, body} of what is typed now; throws what is wrong with it. Lanes share `scale`.
-  constructor(name, schema, wanted, ask, scale) {
+  // `ask()` returns {path, body} of the form or throws an Error. Lanes share `scale`.
+  constructor(name, schema, method, ask, scale) {
     this.name = name;
     this.schema = schema;
     this.ask = ask;
@@ -45,7 +45,7 @@ export class Lane {
       }
       this.countChanged();
     });
-    this.fill(wanted);
+    this.fill(method);
     this.listen();
   }
 
@@ -97,8 +97,8 @@ export class Lane {
     const { parts } = this;
     const shared = new Set(this.schema.shared.map(({ name }) => name));
     parts.decoder.addEventListener("change", () => {
-      const kept = Object.entries(this.knobs.typed("decoder")).filter(([name]) => shared.has(name));
-      this.fillKnobs({ decoder: Object.fromEntries(kept), cache: this.knobs.typed("cache") });
+      const typed = Object.entries(this.knobs.typed("decoder")).filter(([name]) => shared.has(name));
+      this.fillKnobs({ decoder: Object.fromEntries(typed), cache: this.knobs.typed("cache") });
     });
     parts.cache.addEventListener("change", () => this.fillKnobs({ decoder: this.knobs.typed("decoder"), cache: {} }));
     parts.step.addEventListener("input", () => {
@@ -109,21 +109,21 @@ export class Lane {
     parts.copyText.addEventListener("click", () => copy(this.text, parts.copyText));
     parts.copyCurl.addEventListener("click", () => this.copyCurl());
     parts.canvas.addEventListener("pointerover", ({ target }) => {
-      const slot = [...parts.canvas.children].indexOf(target);
+      const position = [...parts.canvas.children].indexOf(target);
       const frame = this.frames.list[this.at];
-      if (slot >= 0 && frame) target.title = describe(frame, slot);
+      if (position >= 0 && frame) target.title = describe(frame, position);
     });
   }
 
-  // The request for what is typed now. Throws what is wrong with it.
+  // Returns the request of the form with this lane's method. Throws an Error for invalid input.
   request() {
     const { decoder, cache } = this.knobs.values();
     const { path, body } = this.ask(this.turns);
-    const found = { ...body, decoder: this.parts.decoder.value };
-    if (Object.keys(decoder).length) found.decoder_args = decoder;
-    found.cache = this.parts.cache.value;
-    if (Object.keys(cache).length) found.cache_args = cache;
-    return { path, body: { ...found, stream: true, stream_mode: "canvas", stream_options: { include_usage: true } } };
+    const request = { ...body, decoder: this.parts.decoder.value };
+    if (Object.keys(decoder).length) request.decoder_args = decoder;
+    request.cache = this.parts.cache.value;
+    if (Object.keys(cache).length) request.cache_args = cache;
+    return { path, body: { ...request, stream: true, stream_mode: "canvas", stream_options: { include_usage: true } } };
   }
 
   async run(key, signal) {
@@ -142,7 +142,7 @@ export class Lane {
         usage = chunk.usage ?? usage;
         method = chunk.unmask ?? method;
       }
-      // a turn without an answer cannot be gone on from
+      // a turn without an answer cannot be continued
       if (last && this.text.trim()) this.turns.push(last, { role: "assistant", content: this.text });
       this.end((performance.now() - began) / 1000, { usage, method, reason });
       return true;
@@ -217,7 +217,7 @@ export class Lane {
     const size = frame.marks.length;
     const done = size - frame.marks.reduce((sum, mark) => sum + (mark & OPEN), 0);
     const words = `forward ${frame.forward} of ${this.frames.list.at(-1).forward}`;
-    where.textContent = `${words}, ${done} of ${size} slots`;
+    where.textContent = `${words}, ${done} of ${size} positions`;
     step.setAttribute("aria-valuetext", words);
   }
 
@@ -237,18 +237,18 @@ export class Lane {
     this.parts.play.textContent = "Replay";
   }
 
-  forget() {
+  reset() {
     this.turns = [];
     this.begin();
     this.element.classList.remove("is-running");
   }
 
-  // Takes the last exchange back, if it began with this text.
-  takeBack(text) {
+  // Removes the last exchange if it began with this text.
+  removeLast(text) {
     if (this.turns.at(-2)?.content === text) this.turns = this.turns.slice(0, -2);
   }
 
-  // The conversation so far, and the question that the canvas answers.
+  // Shows the conversation, and the question that the canvas answers.
   showTurns(question) {
     this.parts.turns.replaceChildren(...[...this.turns, question].filter(Boolean).map(({ role, content }) => {
       const item = document.createElement("li");
@@ -271,7 +271,7 @@ export class Lane {
   }
 }
 
-// To the clipboard; where the browser has none for us (plain http), into a box to copy from.
+// Copies to the clipboard; where it is not available (plain http), shows a box to copy from.
 async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);

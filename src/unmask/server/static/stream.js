@@ -7,7 +7,7 @@ export class Refused extends Error {
   }
 }
 
-// A header's text stands for bytes, a character each; the key's are those of UTF-8.
+// A header is a string of bytes, one per character: the key's in UTF-8.
 export function headers(key) {
   const bytes = String.fromCharCode(...new TextEncoder().encode(key.trim()));
   return bytes ? { Authorization: `Bearer ${bytes}` } : {};
@@ -32,16 +32,16 @@ async function refusal(response) {
   const body = await response.text();
   let message = body.slice(0, 500);
   try {
-    const found = JSON.parse(body);
-    const said = found.error ?? found.detail ?? body;
-    message = typeof said === "string" ? said : said.message ?? JSON.stringify(said);
+    const reply = JSON.parse(body);
+    const error = reply.error ?? reply.detail ?? body;
+    message = typeof error === "string" ? error : error.message ?? JSON.stringify(error);
   } catch {
-    // the body is no JSON; it is shown as it is
+    // not JSON: shown as it is
   }
   return new Refused(response.status, `${response.status}: ${message || response.statusText}`);
 }
 
-// Yields the JSON of every event until [DONE]; throws what the server says went wrong.
+// Yields the JSON of every event until [DONE]. Throws an Error for an error event.
 export async function* events(path, body, key, signal) {
   const response = await reach(path, {
     method: "POST",
@@ -64,14 +64,14 @@ export async function* events(path, body, key, signal) {
       if (!line.startsWith("data:")) continue;
       const data = line.slice(5).trim();
       if (data === "[DONE]") return;
-      const found = JSON.parse(data);
-      if (found.error) throw new Error(found.error.message ?? String(found.error));
-      yield found;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Error(chunk.error.message ?? String(chunk.error));
+      yield chunk;
     }
   }
 }
 
-// A shell command for the same request; single quotes are the only character to escape inside them.
+// Returns a shell command for a request. Inside single quotes only single quotes need escaping.
 export function curl(path, body, key) {
   const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const url = new URL(path, document.baseURI).href;

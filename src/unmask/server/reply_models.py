@@ -1,0 +1,339 @@
+"""Bodies of replies and stream events as models, from which the OpenAPI document is made.
+
+Source: the OpenAI API's chat and text completions. Differs: forwards and computed positions in `usage`, the
+decoding method in `unmask`, and `/v1/infill`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SkipValidation
+from starlette.responses import JSONResponse
+from typing_extensions import NotRequired, TypedDict
+
+from unmask.engine.outputs import FinishReason
+
+
+class ReplyModel(BaseModel):
+    """A body that the server sends. Fields that are left unset are absent from the JSON.
+
+    Construction validates, about 1 us per model. Lists with an entry per token or position hold TypedDicts
+    and are neither validated nor copied: they would double the time of a canvas stream.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    def set_fields(self) -> dict[str, object]:
+        """Return the fields that are set, in their order; nested models stay models."""
+        return {key: value for key, value in self.__dict__.items() if key in self.model_fields_set}
+
+
+class ReplyResponse(JSONResponse):
+    """A JSON response whose content is a `ReplyModel` or a list of them."""
+
+    def render(self, content: object) -> bytes:
+        """Return the body."""
+        return encode(content, separators=(",", ":"))
+
+
+def encode(value: object, *, separators: tuple[str, str] | None = None) -> bytes:
+    """Return the JSON of a `ReplyModel` or a list of them.
+
+    `json` rather than pydantic's serializer: it writes floats as Python does (`1e-05`), and does not copy
+    the lists of TypedDicts first.
+    """
+    text = json.dumps(
+        value,
+        ensure_ascii=False,
+        allow_nan=False,
+        separators=separators,
+        default=ReplyModel.set_fields,
+    )
+    return text.encode()
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class PromptTokensDetails(ReplyModel):
+    """Tokens of prompts that came from the prefix cache."""
+
+    cached_tokens: Count
+
+
+class Usage(ReplyModel):
+    """Tokens, forwards and computed positions of all choices of a reply."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: PromptTokensDetails
+    num_forwards: Count
+    tokens_per_forward: float
+    num_queries: Count
+    num_wasted: Count
+
+
+class MethodFields(ReplyModel):
+    """The decoding method of a reply, sufficient to repeat it."""
+
+    decoder: str
+    cache: str
+    cache_exact: bool
+    seed: int
+
+
+class TokenLogprob(TypedDict):
+    """A token and its log-probability; `bytes` is null for a token that is no whole character."""
+
+    token: str
+    logprob: float | None
+    bytes: list[Count] | None
+    top_logprobs: Annotated[list[JsonValue], Field(max_length=0)]
+
+
+class ChatLogprobs(ReplyModel):
+    """Log-probabilities in the format of chat completions; null where not available."""
+
+    content: SkipValidation[list[TokenLogprob]]
+    refusal: None
+
+
+class TextLogprobs(ReplyModel):
+    """Log-probabilities in the format of text completions; null where not available."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: None
+    text_offset: list[Count]
+
+
+TraceCommit = tuple[int, int, float, str]
+"""Position, token id, confidence and text."""
+
+
+class TraceStep(TypedDict):
+    """The edits of one forward, as in `unmask.engine.outputs.Step`."""
+
+    committed: list[TraceCommit]
+    remasked: tuple[int, ...]
+    inserted: tuple[tuple[int, int], ...]
+    replaced: list[TraceCommit]
+    deleted: tuple[int, ...]
+    num_queries: int
+    appended: tuple[int, ...]
+    notes: dict[str, float]
+
+
+Trace = SkipValidation[list[TraceStep]]
+
+
+class AssistantMessage(ReplyModel):
+    """The generated turn."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(ReplyModel):
+    """A choice of a chat completion."""
+
+    index: Count
+    message: AssistantMessage
+    finish_reason: FinishReason
+    logprobs: ChatLogprobs | None
+    trace: Trace = Field(default_factory=list)
+
+
+class TextChoice(ReplyModel):
+    """A choice of a text completion."""
+
+    index: Count
+    text: str
+    finish_reason: FinishReason
+    logprobs: TextLogprobs | None
+    trace: Trace = Field(default_factory=list)
+
+
+class InfillChoice(ReplyModel):
+    """A choice of an infill: the whole text, and the texts of its blanks."""
+
+    index: Count
+    text: str
+    finish_reason: FinishReason
+    logprobs: TextLogprobs | None
+    blanks: list[str]
+    trace: Trace = Field(default_factory=list)
+
+
+class ReplyHead(TypedDict):
+    """Fields that all replies and chunks of one request share."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class ChatCompletion(ReplyModel):
+    """The reply of `POST /v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: Count
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    unmask: MethodFields
+
+
+class TextCompletion(ReplyModel):
+    """The reply of `POST /v1/completions`."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: Count
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: Usage
+    unmask: MethodFields
+
+
+class InfillCompletion(ReplyModel):
+    """The reply of `POST /v1/infill`."""
+
+    id: str
+    object: Literal["infill"]
+    created: Count
+    model: str
+    system_fingerprint: str
+    choices: list[InfillChoice]
+    usage: Usage
+    unmask: MethodFields
+
+
+class CanvasPosition(TypedDict):
+    """A position of a canvas frame; see `unmask.server.canvas_frames`."""
+
+    token: int | None
+    text: str
+    confidence: float | None
+    open: bool
+    new: bool
+    end: NotRequired[bool]
+    fixed: NotRequired[bool]
+    special: NotRequired[bool]
+    taken_back: NotRequired[bool]
+
+
+class StreamFrame(TypedDict):
+    """A canvas after a forward; see `unmask.server.canvas_frames`."""
+
+    forward: int
+    num_settled: int
+    num_open: int
+    text: str
+    slots: list[CanvasPosition]
+
+
+class ChatDelta(ReplyModel):
+    """New text of a streamed chat completion; the role is in the first chunk of a choice."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(ReplyModel):
+    """A choice in a chunk of a chat completion."""
+
+    index: Count
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    trace: Trace = Field(default_factory=list)
+    canvas: SkipValidation[StreamFrame] | None = None
+
+
+class TextChunkChoice(ReplyModel):
+    """A choice in a chunk of a text completion or an infill."""
+
+    index: Count
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason | None
+    blanks: list[str] = Field(default_factory=list)
+    trace: Trace = Field(default_factory=list)
+    canvas: SkipValidation[StreamFrame] | None = None
+
+
+class ChatChunk(ReplyModel):
+    """A server-sent event of `POST /v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: Count
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    unmask: MethodFields | None = None
+    usage: Usage | None = None
+
+
+class TextChunk(ReplyModel):
+    """A server-sent event of `POST /v1/completions` and `POST /v1/infill`."""
+
+    id: str
+    object: Literal["text_completion", "infill.chunk"]
+    created: Count
+    model: str
+    system_fingerprint: str
+    choices: list[TextChunkChoice]
+    unmask: MethodFields | None = None
+    usage: Usage | None = None
+
+
+class ErrorFields(ReplyModel):
+    """An error: a message, its type, the field it refers to, and a code."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(ReplyModel):
+    """The body of every error, and the last event of a stream that fails."""
+
+    error: ErrorFields
+
+
+class ModelCard(ReplyModel):
+    """A name under which the model is served."""
+
+    id: str
+    object: Literal["model"]
+    created: Count
+    owned_by: str
+    root: str
+    max_model_len: Count
+
+
+class ModelList(ReplyModel):
+    """The reply of `GET /v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+ServerState = Literal["ok", "draining", "failed"]
+
+
+class Health(ReplyModel):
+    """The reply of `GET /health`."""
+
+    status: ServerState
