@@ -42,22 +42,21 @@ FILES: Files = house.read_tree(ROOT)
 
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
-MAX_ANY_PER_1000_LINES = 17.0
-MIN_IMPERATIVE_SHARE = 0.24
+MAX_ANY_PER_1000_LINES = 9.0
+MIN_IMPERATIVE_SHARE = 0.55
 # Not clean yet: problems whose text holds one of these are let through. To be emptied and deleted.
 PENDING: dict[str, tuple[str, ...]] = {
     "docstring_opens_with_no_question": tuple(
-        f"src/unmask/{folder}"
-        for folder in (
-            *("attention/", "bench/", "caches/", "canvas.py", "cli/", "config/", "decoders/"),
-            *("distributed/", "docgen/", "engine/", "errors.py", "evals/", "kv/"),
-            *("sampling/", "selection.py", "server/", "tune/", "view/"),
+        f"src/unmask/{place}"
+        for place in (
+            *("bench/", "caches/", "canvas.py", "cli/", "decoders/", "docgen/"),
+            *("engine/", "errors.py", "evals/", "sampling/", "server/"),
         )
     ),
     "sources_can_be_followed": tuple(
-        f"src/unmask/{place}" for place in ("cli/", "config/", "decoders/", "errors.py", "view/")
+        f"src/unmask/{place}" for place in ("cli/", "config/", "decoders/", "errors.py")
     ),
-    "no_import_circles": ("caches.dual", "cli.chat ", "cli.serve ", "engine.likelihood"),
+    "no_import_circles": ("cli.chat ", "cli.serve ", "engine.likelihood"),
     "class_names_are_unique": ("class Answer ", "class Method "),
 }
 DECODERS_MAY_IMPORT = {

@@ -10,10 +10,10 @@ class Example:
     """One generated text with its exact answer.
 
     Attributes:
-        task: name of the task that made it, one of ``tasks.TASKS``.
+        task: name of its task, one of ``tasks.TASKS``.
         prompt: the user turn; empty for plain text (sentence, drill).
         answer: the assistant turn, or the plain text itself.
-        key: what identifies the content for the train/held-out split.
+        key: identifier of the content for the train/held-out split.
         maskable: character spans of ``answer`` that training may mask; ``None`` means all.
     """
 

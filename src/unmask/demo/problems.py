@@ -81,7 +81,7 @@ def _share(story: Story) -> None:
 
 
 def _collection(story: Story, equations: int) -> None:
-    """Tell of one person whose things come and go."""
+    """Write a story of one person who gets and loses things."""
     share = story.rng.random() < 0.2
     end = equations - share
     opening = story.rng.random()
@@ -277,7 +277,7 @@ def key_of(steps: Sequence[tuple[str, int, str, int, int]]) -> str:
 
 
 def word_problem(rng: random.Random, level: int = 4, equations: int | None = None) -> Example:
-    """Tell a word problem of the given curriculum level (or exact number of equations)."""
+    """Draw a word problem of the given curriculum level (or exact number of equations)."""
     if equations is None:
         equations = rng.choices((1, 2, 3), LENGTHS[level - 1])[0]
     world = rng.choices(WORLDS, WEIGHTS)[0]

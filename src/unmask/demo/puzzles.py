@@ -40,7 +40,7 @@ EQUATION = re.compile(r"(0|[1-9][0-9]*)([-+*/])(0|[1-9][0-9]*)=(0|[1-9][0-9]*)")
 def grids() -> tuple[str, ...]:
     """Return the 288 complete 4x4 grids, each as 16 digits."""
     rows = ["".join(row) for row in itertools.permutations("1234")]
-    found = []
+    grids = []
     for a, b in itertools.product(rows, rows):
         if set(a[:2]) & set(b[:2]):
             continue
@@ -48,8 +48,8 @@ def grids() -> tuple[str, ...]:
             if not set(c[:2]) & set(d[:2]) and all(
                 len(set(column)) == 4 for column in zip(a, b, c, d, strict=True)
             ):
-                found.append(a + b + c + d)
-    return tuple(found)
+                grids.append(a + b + c + d)
+    return tuple(grids)
 
 
 @functools.cache
@@ -169,10 +169,10 @@ def check_countdown(example: Example, output: str) -> bool:
             if used not in numbers:
                 return False
             numbers.remove(used)
-        made = {"+": left + right, "-": left - right, "*": left * right, "/": -1}[match[2]]
+        value = {"+": left + right, "-": left - right, "*": left * right, "/": -1}[match[2]]
         if match[2] == "/":
-            made = left // right if right and left % right == 0 else -1
-        if made != result:
+            value = left // right if right and left % right == 0 else -1
+        if value != result:
             return False
         numbers.append(result)
     return result == target

@@ -1,7 +1,7 @@
 """Simple English sentences of a small grammar, with exact membership.
 
 A pattern is a text with positions; each position stands for a tuple of phrases that make sense in
-that place. A pattern with ``{person}`` is told once of a woman and once of a man.
+that place. A pattern with ``{person}`` is used once with a woman and once with a man.
 """
 
 from __future__ import annotations
@@ -105,15 +105,15 @@ PATTERNS: tuple[str, ...] = (
 
 @functools.cache
 def _patterns() -> tuple[str, ...]:
-    """Return the patterns with people and their pronouns told apart."""
-    told: list[str] = []
+    """Return the patterns with people and their pronouns filled in."""
+    patterns: list[str] = []
     for pattern in PATTERNS:
         if "{person}" in pattern:
-            told.append(pattern.replace("{person}", "{girl}").replace("{his}", "her"))
-            told.append(pattern.replace("{person}", "{boy}").replace("{his}", "his"))
+            patterns.append(pattern.replace("{person}", "{girl}").replace("{his}", "her"))
+            patterns.append(pattern.replace("{person}", "{boy}").replace("{his}", "his"))
         else:
-            told.append(pattern)
-    return tuple(told)
+            patterns.append(pattern)
+    return tuple(patterns)
 
 
 @functools.cache

@@ -30,7 +30,7 @@ LIMITS: tuple[LevelRanges, ...] = (
 
 
 class DeadEndError(Exception):
-    """The numbers drawn so far leave no way to go on; the caller draws again."""
+    """Raised when the numbers drawn so far allow no next step; the caller draws again."""
 
 
 class Story:
@@ -99,7 +99,7 @@ class Story:
         return a, self.number(2, min(self.limits.factor, most // a))
 
     def operand(self, sign: int, divisible: bool = False) -> int:
-        """Draw what is added to (or taken from) the running total."""
+        """Draw a number to add to (or subtract from) the running total."""
         high = self.limits.total - self.total if sign > 0 else self.total - 1
 
         def want(n: int) -> bool:

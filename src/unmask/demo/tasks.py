@@ -1,6 +1,6 @@
 """The demo tasks: drawing examples, the train/held-out split, and exact checks.
 
-An example is held out when a hash of its content says so, or when it is one of the public
+An example is held out by a hash of its content, or when it is one of the public
 test puzzles, of which only digests are bundled. Training draws skip held-out examples, so
 the two sides share nothing, whatever the seeds.
 """
@@ -29,7 +29,7 @@ __all__ = [
 TASKS: tuple[str, ...] = ("word_problem", "sudoku", "countdown", "sentence", "drill")
 FINAL_LEVEL = 4
 HELD_OUT_SHARE = 32
-# Draws in a row without a new held-out example after which there are no more to be had.
+# Consecutive draws without a new held-out example after which the set counts as exhausted.
 PATIENCE = 20_000
 
 
@@ -86,7 +86,7 @@ def _is_held_out_key(task: str, key: str) -> bool:
 
 
 def is_held_out(example: Example) -> bool:
-    """Return whether an example is kept from training; drills never are.
+    """Return whether an example is excluded from training; drills never are.
 
     A text of several sentences is held out when any one of its sentences is.
     """
@@ -118,16 +118,16 @@ def held_out_set(
     if task == "drill":
         raise ValueError("drills are never held out")
     rng = random.Random(f"{task} {seed}")
-    found: dict[str, Example] = {}
+    examples: dict[str, Example] = {}
     vain = 0
-    while len(found) < n:
+    while len(examples) < n:
         example = sample(task, rng, level, blanks=blanks, equations=equations)
-        if is_held_out(example) and example.key not in found:
-            found[example.key] = example
+        if is_held_out(example) and example.key not in examples:
+            examples[example.key] = example
             vain = 0
         elif (vain := vain + 1) >= PATIENCE:
-            raise ValueError(f"only {len(found)} distinct held-out examples of {task}, not {n}")
-    return list(found.values())
+            raise ValueError(f"only {len(examples)} distinct held-out examples of {task}, not {n}")
+    return list(examples.values())
 
 
 def check(example: Example, output: str) -> bool:

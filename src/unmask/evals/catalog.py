@@ -65,7 +65,7 @@ CATALOG: dict[str, TaskEntry] = {
     "countdown5": TaskEntry(
         "Countdown with 5 numbers", "right", files="countdown/cd5_test.jsonl", gen_length=64
     ),
-    "gsm8k": _gsm8k("grade-school math, examples from its train set", 5, _GSM8K),
+    "gsm8k": _gsm8k("grade-school math, examples from the train set", 5, _GSM8K),
     "gsm8k_cot": _gsm8k(
         "the same with the 8 worked examples of the CoT paper", 8, "gsm8k/test.jsonl"
     ),
@@ -84,7 +84,7 @@ CATALOG: dict[str, TaskEntry] = {
         choices=True,
     ),
     "mmlu_generative": TaskEntry(
-        "the same, the letter is generated",
+        "the same, answered by generating the letter",
         filter="letter",
         files=_MMLU,
         gen_length=4,
@@ -92,7 +92,7 @@ CATALOG: dict[str, TaskEntry] = {
         own_shots=True,
     ),
     "humaneval": _code("164 Python functions, completed", _HUMANEVAL),
-    "humaneval_instruct": _code("the same, asked for", _HUMANEVAL),
+    "humaneval_instruct": _code("the same as instructions", _HUMANEVAL),
     "mbpp": _code("500 Python problems, in [BEGIN] and [DONE]", _MBPP, 3),
-    "mbpp_instruct": _code("the same, asked for", _MBPP, 3),
+    "mbpp_instruct": _code("the same as instructions", _MBPP, 3),
 }

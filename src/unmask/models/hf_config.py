@@ -146,7 +146,7 @@ class ConfigReader:
             rotated = next(iter(values.values()), default)
             if rotated % 2 == 0 and 0 < rotated <= head_dim:
                 return rotated
-            listing = listing or f"{rotated} turn where nothing is said"
+            listing = listing or f"{rotated} turn by default"
             problem = f"must be even, 2 to {head_dim}"
         raise ModelError(f"config.json: of {head_dim} dimensions of a head, {listing}; {problem}")
 

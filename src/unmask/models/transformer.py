@@ -265,7 +265,7 @@ class Transformer(nn.Module):
         if attention_mask is not None and attention_mask.dim() == 4:
             if attention_mask.dtype != torch.bool:
                 raise ConfigError(
-                    f"a 4-D attention_mask must be bool (True = sees), not {attention_mask.dtype}"
+                    f"a 4-D attention_mask must be bool (True = attends), not {attention_mask.dtype}"
                 )
             if tuple(attention_mask.shape) not in {(n, 1, length, length) for n in (1, batch)}:
                 raise ConfigError(

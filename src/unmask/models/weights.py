@@ -121,8 +121,8 @@ def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool
     """
     places = layout(shapes, names)
     tied_head = checkpoint_name("lm_head.weight", names) if is_tied else None
-    taken: dict[str, set[int | None]] = {name: set() for name in shapes}
-    seen: set[str] = set()
+    experts: dict[str, set[int | None]] = {name: set() for name in shapes}
+    stored_names: set[str] = set()
     unmapped: list[str] = []
     problems: list[str] = []
     fitting = Fit([], None)
@@ -133,12 +133,14 @@ def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool
             fitting = Fit(fitting.pairs, tensor)
         elif place is None:
             unmapped.append(name)
-        elif name in seen or any(_is_taken(taken[ours], place.expert) for ours in place.ours):
+        elif name in stored_names or any(
+            _is_stored(experts[ours], place.expert) for ours in place.ours
+        ):
             problems.append(f"stored twice: {name}")
         else:
-            seen.add(name)
+            stored_names.add(name)
             for ours in place.ours:
-                taken[ours].add(place.expert)
+                experts[ours].add(place.expert)
             problems += _misfits(tensor, place.shape)
             fitting.pairs.append((tensor, place))
     if unmapped:
@@ -147,7 +149,7 @@ def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool
     missing = [
         name
         for name, place in places.items()
-        if place.is_first and any(not {None, place.expert} & taken[ours] for ours in place.ours)
+        if place.is_first and any(not {None, place.expert} & experts[ours] for ours in place.ours)
     ]
     if missing:
         problems.append(f"missing: {', '.join(sorted(missing))}")
@@ -161,8 +163,8 @@ def misfit(folder: Path, problem: str) -> ModelError:
     return ModelError(f"{folder}: the weights do not fit the config: {problem}")
 
 
-def _is_taken(taken: set[int | None], expert: int | None) -> bool:
-    return bool(taken) and (expert is None or None in taken or expert in taken)
+def _is_stored(experts: set[int | None], expert: int | None) -> bool:
+    return bool(experts) and (expert is None or None in experts or expert in experts)
 
 
 def _misfits(tensor: TensorEntry, shape: Shape) -> list[str]:

@@ -1,4 +1,4 @@
-"""Training data as the trainer sees it: micro-batches as a function of the step."""
+"""Interface of training data: micro-batches as a function of the step."""
 
 from __future__ import annotations
 

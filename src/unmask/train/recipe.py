@@ -29,7 +29,7 @@ class Recipe:
     """Bundled name or checkpoint folder whose weights to start from; default: freshly initialized."""
     steps: int = 1000
     rows_per_step: int = 128
-    """Examples an optimizer step sees, all tasks together."""
+    """Examples of one optimizer step, all tasks together."""
     micro_batches: int = 4
     """Number of parts, sorted by length, into which a step's fine-tuning rows are cut."""
     tokens_per_micro_batch: int = 4096

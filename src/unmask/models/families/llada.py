@@ -2,8 +2,8 @@
 
 Source: arXiv:2502.09992 and the released configuration. Traps: `ff_proj` is the gate, a block's
 `ff_out` the down projection, `transformer.ff_out` the LM head; rows are `embedding_size`, not the
-tokenizer's length; MoE checkpoints carry the same `model_type` and are told apart by `architectures`.
-No released LLaDA is block-causal: the key `block_size` is that of models our trainer adapted.
+tokenizer's length; MoE checkpoints have the same `model_type` and differ in `architectures`.
+No released LLaDA is block-causal: the key `block_size` is written by our trainer.
 """
 
 from __future__ import annotations
