@@ -72,39 +72,40 @@ HELP_COMMANDS = ("generate", "serve", "eval", "chat")
 IMPERATIVES = frozenset(
     re.findall(
         r"\w+",
-        """abort absorb accept accumulate acquire activate adapt add adjust admit advance aggregate align
-    allocate allow annotate answer append apply approximate arrange ask assemble assert assign attach
-    attend authenticate average await balance begin bind block bound branch break broadcast build cache
-    calculate call cancel cap capture cast change charge check choose clamp claim classify clean clear
-    clip close coerce collect combine commit compare compile complete compose compute concatenate
-    configure confirm connect consume continue convert copy correct corrupt count cover create cut deal
-    decide declare decode decrease decrement define delete deliver dequantize derive describe detach
-    detect determine disable discard discover dispatch display distribute divide do document download draft
-    drain draw drive drop dump echo emit enable encode end enforce enqueue ensure enter enumerate
-    escape estimate evaluate evict exclude execute exercise exit expand expect explain export express
-    extend extract fail fall feed fetch fill filter find finish fit fix flag flatten flush fold follow
-    force forget fork format forward free freeze gather generate get give grade grant group grow guard
-    guess handle hash have help hide hold identify ignore implement import include increase increment
-    index infer inform initialize insert inspect install instantiate intercept interleave interpolate
-    interpret invalidate invert invoke issue iterate join judge keep label launch lay leave lengthen
-    let limit link list listen load locate lock log look loop lower make map mark mask match measure
-    meet merge mix mock move multiply name narrow normalize note notify number observe obtain offer omit
-    open order organize override own pack pad parse partition pass patch pause pay perform permute pick
-    place plan play plot point poll pop predict prefer prepare prepend preserve prevent print probe
-    process produce project propose protect provide prune publish pull push put quantize query queue
-    quote raise rank read rebuild receive recompute record recover reduce refer refill refresh refuse
-    register reject release reload remap remask remember remove rename render reorder repeat replace
-    replay reply report represent request require resample rescale reserve reset reshape resolve
-    react respond restart restore restrict resume retain retrieve retry return reuse reveal reverse revert
-    revise revoke rewrite roll rotate round route run sample save say scale scan schedule score scatter
-    search see seed select send separate serialize serve set settle shape shard share shift shorten show
-    shrink shuffle shut sign signal simulate skip sleep slice snapshot sort speculate spell spend split
-    spread stack start state stop store stream stretch strip submit substitute subtract sum summarize
-    supply suppress swap sweep switch synchronize tag take talk tally teach tell terminate test throw tile
-    time tokenize total touch trace track train transfer transform translate transpose traverse treat
-    trim truncate try tune turn type undo unfold uninstall unmask unpack unwrap update upload use
-    validate verify view visit wait walk warm warn watch weigh widen wipe withdraw wrap write yield
-    zip""",
+        """abort absorb accept accumulate acquire activate adapt add adjust admit advance aggregate
+    align allocate allow annotate answer append apply approximate arrange ask assemble assert assign
+    attach attend authenticate average await balance begin bind block bound branch break broadcast
+    build cache calculate call cancel cap capture cast change charge check choose claim clamp
+    classify clean clear clip close coerce collect combine commit compare compile complete compose
+    compute concatenate configure confirm connect consume continue convert copy correct corrupt
+    count cover create cut deal decide declare decode decrease decrement define delete deliver
+    dequantize derive describe detach detect determine disable discard discover dispatch display
+    distribute divide do document download draft drain draw drive drop dump echo emit enable encode
+    end enforce enqueue ensure enter enumerate escape estimate evaluate evict exclude execute
+    exercise exit expand expect explain export express extend extract fail fall feed fetch fill
+    filter find finish fit fix flag flatten flush fold follow force forget fork format forward free
+    freeze gather generate get give grade grant group grow guard guess handle hash have help hide
+    hold identify ignore implement import include increase increment index infer infill inform
+    initialize insert inspect install instantiate intercept interleave interpolate interpret
+    invalidate invert invoke issue iterate join judge keep kill label launch lay leave lengthen let
+    limit link list listen load locate lock log look loop lower make map mark mask match measure
+    meet merge mix mock move multiply name narrow normalize note notify number observe obtain offer
+    omit open order organize override own pack pad parse partition pass patch pause pay perform
+    permute pick place plan play plot point poll pop predict prefer prepare prepend preserve prevent
+    print probe process produce project propose protect provide prune publish pull push put quantize
+    query queue quote raise rank react read rebuild receive recompute record recover redraw reduce
+    refer refill refresh refuse register reject release reload remap remask remember remove rename
+    render reorder repeat replace replay reply report represent request require resample rescale
+    reserve reset reshape resolve respond restart restore restrict resume retain retrieve retry
+    return reuse reveal reverse revert revise revoke rewrite roll rotate round route run sample save
+    say scale scan scatter schedule score search see seed select send separate serialize serve set
+    settle shape shard share shift shorten show shrink shuffle shut sign signal silence simulate
+    skip sleep slice snapshot sort speculate spell spend split spread stack start state stop store
+    stream stretch strip submit substitute subtract sum summarize supply suppress swap sweep switch
+    synchronize tag take talk tally teach tell terminate test throw tile time tokenize total touch
+    trace track train transfer transform translate transpose traverse treat trim truncate try tune
+    turn type undo unfold uninstall unmask unpack unwrap update upload use validate verify view
+    visit wait walk warm warn watch weigh widen wipe withdraw wrap write yield zip""",
     )
 )
 """Verbs that open an imperative first line."""
@@ -459,7 +460,7 @@ def help_lines(root: Path) -> dict[str, str]:
     for command in HELP_COMMANDS:
         done = subprocess.run(
             [sys.executable, "-m", "unmask.cli.main", command, "--help"],
-            env={**os.environ, "PYTHONPATH": str(root / "src"), "COLUMNS": "120", "TERM": "dumb"},
+            env={**os.environ, "PYTHONPATH": str(root / "src"), "COLUMNS": "80", "TERM": "dumb"},
             capture_output=True,
             text=True,
             check=False,

@@ -1,7 +1,7 @@
-"""Rules that turn scores into a set of positions to commit; decoders are made of these.
+"""Selection rules: from scores of candidates to the positions to commit.
 
-Scores are one number a candidate, larger is surer, candidates in ascending position order. Every rule
-breaks ties towards the lowest position and chooses at least one of a non-empty set of candidates.
+Scores are one number per candidate, in ascending position order; larger is more certain. Every rule breaks
+ties towards the lowest position and chooses at least one of a non-empty set of candidates.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unmask.canvas import Bools, Floats, Ints
 
 
 def quota_schedule(num_open: int, steps: int) -> tuple[int, ...]:
-    """How many positions each of `steps` forwards commits: as even as possible, the larger ones first.
+    """Return the number of positions to commit in each of `steps` forwards: even, larger numbers first.
 
     Source: LLaDA `get_num_transfer_tokens`. Sums to `num_open`; ends in zeros when steps > num_open.
     """
@@ -23,20 +23,20 @@ def quota_schedule(num_open: int, steps: int) -> tuple[int, ...]:
 
 
 def ranking(scores: Floats) -> Ints:
-    """Indices from the surest candidate to the least sure."""
+    """Return the candidates' indices by descending score."""
     order: Ints = np.argsort(-scores, kind="stable").astype(np.int64)
     return order
 
 
 def quota(scores: Floats, k: int) -> Ints:
-    """The `k` surest candidates, or all when there are fewer."""
+    """Select the `k` candidates of the highest scores, or all when there are fewer."""
     return ranking(scores)[: max(1, k)]
 
 
 def threshold(
     scores: Floats, confidence: Floats, tau: float, least: int = 1, *, strict: bool = False
 ) -> Ints:
-    """Every candidate with `confidence >= tau`, or the `least` surest ones when those are fewer.
+    """Select all candidates with `confidence >= tau`, or the best `least` when those are fewer.
 
     `strict`: with `confidence > tau`. Source: Fast-dLLM, arXiv:2505.22618, Algorithm 1; with `least`,
     LLaDA2.0, arXiv:2512.15745.
@@ -46,10 +46,10 @@ def threshold(
 
 
 def factor(scores: Floats, doubt: Floats, phi: float, *, compat: bool = False) -> Ints:
-    """The longest run of top ranks r = 1, 2... with `(r + 1) * doubt_(r) < phi`, at least one.
+    """Select the longest run of top ranks r = 1, 2... with `(r + 1) * doubt_(r) < phi`, at least one.
 
-    Source: Fast-dLLM, arXiv:2505.22618, Theorem 1 and its factor rule. `compat` repeats the published
-    loop, which also commits a last rank that fails (and so always both of two candidates).
+    Source: Fast-dLLM, arXiv:2505.22618, Theorem 1 and its factor rule. `compat` reproduces the
+    published loop, which also commits a last rank that fails (and so always both of two candidates).
     """
     order = ranking(scores)
     ranks = np.arange(1, len(order) + 1)
@@ -62,7 +62,7 @@ def factor(scores: Floats, doubt: Floats, phi: float, *, compat: bool = False) -
 
 
 def entropy_budget(scores: Floats, entropy: Floats, gamma: float) -> Ints:
-    """The longest run of top ranks whose entropies sum, the largest left out, to at most `gamma`.
+    """Select the longest run of top ranks whose entropies, without the largest, sum to at most `gamma`.
 
     Source: EB-Sampler, arXiv:2505.24857, Eq. 2. At least one.
     """
@@ -75,7 +75,7 @@ def entropy_budget(scores: Floats, entropy: Floats, gamma: float) -> Ints:
 def run_argmax(
     positions: Ints, scores: Floats, confidence: Floats, low: float, high: float
 ) -> Ints:
-    """The surest of every run of adjacent positions if above `low`, all above `high`, the surest of all.
+    """Select the best of every run of adjacent positions if above `low`, all above `high`, the best of all.
 
     Source: dInfer, hierarchical decoding. Indices ascend.
     """
@@ -85,24 +85,23 @@ def run_argmax(
         best = start + int(np.argmax(scores[start:end]))
         chosen[best] |= confidence[best] > low
     chosen[int(np.argmax(scores))] = True
-    found: Ints = np.flatnonzero(chosen)
-    return found
+    indices: Ints = np.flatnonzero(chosen)
+    return indices
 
 
 @functools.lru_cache(maxsize=64)
 def _kernel(sigma: float, reach: int) -> Floats:
-    """exp(-d^2 / 2 sigma^2) for d = -reach..reach, normalized."""
+    """Return exp(-d^2 / 2 sigma^2) for d = -reach..reach, normalized."""
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     normalized: Floats = kernel / kernel.sum()
     return normalized
 
 
 def certainty_density(known: Bools, positions: Ints, sigma: float, reach: int) -> Floats:
-    """Share of a Gaussian around each position, cut at `reach` positions, that lies on decided text, in [0,
-    1].
+    """Return the share of a Gaussian around each position that lies on decided positions, in [0, 1].
 
-    Source: d2Cache, arXiv:2509.23094, Eq. 3. Left of the canvas everything counts as decided; right of it,
-    what its last position is.
+    The Gaussian is cut at `reach` positions. Positions left of the canvas count as decided, those right of
+    it like the last position. Source: d2Cache, arXiv:2509.23094, Eq. 3.
     """
     right = np.full(reach, bool(known[-1]) if len(known) else False)
     line = np.concatenate((np.ones(reach, dtype=bool), known, right)).astype(np.float64)

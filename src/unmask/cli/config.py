@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import App
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.eval_options import tell
+from unmask.cli.eval_options import KEY_WORDS, SourceOptions, tell
+from unmask.cli.options import PRINT_JSON, flat
 
 if TYPE_CHECKING:
     from unmask.config import Sources
+
+
+config = App(name="config", help="Show what a command would run with.")
+
+
+@config.command(name="show")
+def show_command(
+    *words: Annotated[str, KEY_WORDS],
+    files: Annotated[SourceOptions, flat()] = SourceOptions(),
+    as_json: Annotated[bool, PRINT_JSON] = False,
+) -> None:
+    """Print every key, its value, and the layer that the value comes from.
+
+    Lowest first: schema default, presets of dataset, model, cache and generation, recipe, config file,
+    command line.
+
+    Args:
+        as_json: Print JSON.
+    """
+    show(words, files.sources(), as_json)
+
+
+@config.command
+def reference() -> None:
+    """Print the reference of all keys and presets (Markdown)."""
+    from unmask.docgen.config import markdown
+
+    print(markdown(), end="")
 
 
 def show(words: Sequence[str], sources: Sources, as_json: bool) -> None:
@@ -27,7 +57,11 @@ def show(words: Sequence[str], sources: Sources, as_json: bool) -> None:
     found = rows(composed, method)
     if as_json:
         keys = {key: {"value": value, "layer": layer} for key, value, layer in found}
-        what = {"decoder": method.decoder, "cache": method.cache, "notes": method.notes}
+        what = {
+            "decoder": method.decoder_name,
+            "cache": method.cache_name,
+            "notes": [note.message for note in method.notes],
+        }
         print(json.dumps({**what, "keys": keys}, indent=2, ensure_ascii=False))
         return
     tell(method.notes)
@@ -63,7 +97,7 @@ def print_job(words: Sequence[str], sources: Sources) -> None:
                 tree.setdefault(group, {})[name] = value
             else:
                 tree[key] = value
-    tree["generation"] = {"strategy": method.decoder, **_knobs(tree.get("generation", {}))}
+    tree["generation"] = {"strategy": method.decoder_name, **_knobs(tree.get("generation", {}))}
     print(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="")
 
 

@@ -17,7 +17,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from unmask.errors import ConfigError, PromptError
-from unmask.evals.generation import Answer, AnswerTimer, Question, decode_all
+from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, decode_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.settings import EvalSettings, method_settings
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
 LM_EVAL_DEVICE = "cuda:0"
-AnswerQuestions = Callable[[Sequence[Question]], Mapping[str, Answer]]
-AnswerPairs = Callable[[Sequence[Pair]], Mapping[str, Answer]]
+AnswerQuestions = Callable[[Sequence[Question]], Mapping[str, EvalAnswer]]
+AnswerPairs = Callable[[Sequence[Pair]], Mapping[str, EvalAnswer]]
 
 
 @register_model("unmask")
@@ -82,11 +82,11 @@ class UnmaskLM(LM):  # type: ignore[misc]
         model.answer_pairs = answer_pairs or model.answer_pairs
         return model
 
-    def _decode(self, questions: Sequence[Question]) -> Mapping[str, Answer]:
+    def _decode(self, questions: Sequence[Question]) -> Mapping[str, EvalAnswer]:
         answers = decode_all(self.llm, questions, self.settings, AnswerTimer())
         return {answer.key: answer for answer in answers}
 
-    def _score(self, pairs: Sequence[Pair]) -> Mapping[str, Answer]:
+    def _score(self, pairs: Sequence[Pair]) -> Mapping[str, EvalAnswer]:
         answers = score_all(self.llm, pairs, self.settings, AnswerTimer(), self.check_greedy)
         return {answer.key: answer for answer in answers}
 
@@ -112,7 +112,7 @@ class UnmaskLM(LM):  # type: ignore[misc]
 
         listed: list[list[Pair]] = []
         for request in requests:
-            ids = self.llm._encode(request.args[0], special=False)
+            ids = self.llm.prompts.encode(request.args[0], special=False)
             windows = get_rolling_token_windows(
                 ids, self._prefix()[0], self.llm.spec.max_length - 1, context_len=1
             )
@@ -157,7 +157,7 @@ class UnmaskLM(LM):  # type: ignore[misc]
 
     def _encode(self, context: str) -> list[int]:
         if self.is_chat:  # the template wrote the special tokens
-            return self.llm._encode(context, special=False)
+            return self.llm.prompts.encode(context, special=False)
         return self.llm.prompt_ids(context, raw=True)
 
     def _split(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -165,7 +165,7 @@ class UnmaskLM(LM):  # type: ignore[misc]
         bare = context.rstrip()
         continuation, context = context[len(bare) :] + continuation, bare
         if not context:
-            return self._prefix(), tuple(self.llm._encode(continuation, special=False))
+            return self._prefix(), tuple(self.llm.prompts.encode(continuation, special=False))
         before, both = self._encode(context), self._encode(context + continuation)
         return tuple(before), tuple(both[len(before) :])
 
@@ -224,6 +224,6 @@ def _check_options(options: Mapping[str, object]) -> None:
             )
 
 
-def _result(answer: Answer) -> tuple[float, bool]:
+def _result(answer: EvalAnswer) -> tuple[float, bool]:
     assert answer.log_prob is not None, "an answer by likelihood"
     return answer.log_prob, bool(answer.is_greedy)

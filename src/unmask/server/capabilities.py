@@ -11,12 +11,13 @@ import typing
 from collections.abc import Set
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
+from pydantic import JsonValue, SkipValidation
 from typing_extensions import NotRequired, TypedDict
 
 from unmask import caches, decoders
 from unmask.canvas import ModelFacts, new_canvas
 from unmask.errors import ConfigError
+from unmask.method import CACHE_PREFIX, MethodSpec
 from unmask.sampling.params import SamplingParams
 from unmask.server.reply_models import Count, ReplyModel
 
@@ -38,14 +39,10 @@ class TypeFields(TypedDict):
     nullable: NotRequired[bool]
 
 
-class KnobInfo(ReplyModel):
-    """A knob of a decoder or cache; fields of its type as in `TypeFields`."""
+class KnobInfo(TypeFields):
+    """A knob of a decoder or cache."""
 
     name: str
-    type: str
-    choices: list[JsonValue] = []
-    of: str = ""
-    nullable: bool = False
     default: JsonValue
     help: str
 
@@ -73,7 +70,7 @@ class DecoderInfo(ReplyModel):
     source: str
     finds_length: bool
     wraps: bool
-    knobs: list[KnobInfo]
+    knobs: SkipValidation[list[KnobInfo]]
 
 
 class CacheInfo(ReplyModel):
@@ -88,7 +85,7 @@ class CacheInfo(ReplyModel):
     source: str
     exact: bool | None
     refused: str | None
-    knobs: list[KnobInfo]
+    knobs: SkipValidation[list[KnobInfo]]
 
 
 class Capabilities(ReplyModel):
@@ -98,20 +95,31 @@ class Capabilities(ReplyModel):
     defaults: dict[str, JsonValue]
     decoders: list[DecoderInfo]
     caches: list[CacheInfo]
-    shared: list[KnobInfo]
+    shared: SkipValidation[list[KnobInfo]]
 
 
-def capabilities(
-    llm: LLM, defaults: dict[str, JsonValue], model_id: str, max_length: int
-) -> Capabilities:
+def capabilities(llm: LLM, defaults: MethodSpec, model_id: str, max_length: int) -> Capabilities:
     """Return the capabilities of a served model; `defaults` is the server's default method."""
     return Capabilities(
         model=model_info(llm, model_id, max_length),
-        defaults=defaults,
+        defaults=method_info(defaults),
         decoders=[decoder_info(name) for name in decoders.names()],
         caches=[cache_info(name, llm) for name in caches.names()],
         shared=knob_infos(SamplingParams),
     )
+
+
+def method_info(method: MethodSpec) -> dict[str, JsonValue]:
+    """Return a method as the fields `decoder`, `knobs`, `cache` and `cache_args`, with its given values."""
+    given = {key: json_default(value) for key, value in method.given.items()}
+    knobs = {key: value for key, value in given.items() if not key.startswith(CACHE_PREFIX)}
+    inside = {k.removeprefix(CACHE_PREFIX): v for k, v in given.items() if k not in knobs}
+    return {
+        "decoder": method.decoder_name,
+        "knobs": knobs,
+        "cache": method.cache_name,
+        "cache_args": inside,
+    }
 
 
 def model_info(llm: LLM, model_id: str, max_length: int) -> ModelInfo:
@@ -171,7 +179,7 @@ def refusal(name: str, spec: ModelSpec) -> str | None:
     canvas = new_canvas([0], [True], 0, spec.mask_id)
     facts = ModelFacts(spec.vocab_size, spec.eos_id, None, spec.block_size, spec.max_length)
     try:
-        caches.make_cache(name, block_size=spec.block_size).start(canvas, facts)
+        caches.bind(caches.make_cache(name), spec.block_size).start(canvas, facts)
     except ConfigError as error:
         return str(error)
     return None
@@ -199,12 +207,12 @@ def knob_infos(cls: type[object], hidden: Set[str] = frozenset()) -> list[KnobIn
     assert dataclasses.is_dataclass(cls), "methods and sampling parameters are dataclasses"
     hints = typing.get_type_hints(cls)
     return [
-        KnobInfo(
-            name=field.name,
+        {
+            "name": field.name,
             **type_fields(hints[field.name]),
-            default=json_default(field.default),
-            help=field.metadata.get("help", ""),
-        )
+            "default": json_default(field.default),
+            "help": field.metadata.get("help", ""),
+        }
         for field in dataclasses.fields(cls)
         if field.name not in hidden and field.name not in SERVER_ONLY
     ]
@@ -224,7 +232,7 @@ def type_fields(hint: object) -> TypeFields:
 
 
 def json_default(default: object) -> JsonValue:
-    """Return a default as JSON; null for objects, such as a wrapped decoder."""
+    """Return a default, or a given value, as JSON; null for objects, such as a wrapped decoder."""
     if default is None or isinstance(default, (bool, int, float, str)):
         return default
-    return list(default) if isinstance(default, tuple) else None
+    return list(default) if isinstance(default, (tuple, list)) else None

@@ -31,7 +31,7 @@ from unmask.server.request_planner import GenerationPlan
 
 if TYPE_CHECKING:
     from unmask.engine.engine import Engine, RequestHandle, RequestUpdate
-    from unmask.engine.output_processor import Text
+    from unmask.engine.output_processor import TextDecoder
     from unmask.engine.token_text import TokenTexts
 
 log = logging.getLogger("unmask.server")
@@ -50,7 +50,7 @@ class Generation:
         self,
         engine: Engine,
         plans: list[GenerationPlan],
-        decode: Text,
+        decode: TextDecoder,
         timeout_s: float,
         request_id: str,
         arrived_s: float,
@@ -84,16 +84,9 @@ class Generation:
     def submit(self) -> None:
         """Submit all plans, or none of them.
 
-        Raises ApiError: 400 for more plans than the queue can hold, 429 if the queue is full, 503 if the
-        server is stopping or its engine has failed, 504 if planning has taken the whole timeout.
+        Raises ApiError: 429 if the queue is full, 503 if the server is stopping or its engine has failed,
+        504 if planning has taken the whole timeout.
         """
-        if len(self.answers) > self.engine.config.max_queue:
-            raise ApiError(
-                400,
-                f"{len(self.answers)} answers in one request: the queue holds at most "
-                f"{self.engine.config.max_queue}; send fewer prompts, or a smaller n",
-                code="request_too_large",
-            )
         remaining_s = self.timeout_s - self.seconds
         if remaining_s <= 0:
             raise timed_out(self.timeout_s)
@@ -187,7 +180,7 @@ class Answer:
     `finish_reason` is None until the answer is complete. `text` is the part of the text that is final.
     """
 
-    def __init__(self, plan: GenerationPlan, decode: Text) -> None:
+    def __init__(self, plan: GenerationPlan, decode: TextDecoder) -> None:
         self.plan = plan
         # an infill's reply contains the fixed tokens, special ones too
         has_fixed = plan.request.canvas.infilling and plan.start == 0

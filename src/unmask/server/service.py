@@ -45,7 +45,7 @@ class Service:
 
     def __init__(self, llm: LLM, engine: Engine, settings: ServerSettings) -> None:
         self.llm, self.engine, self.settings = llm, engine, settings
-        self.planner = Planner(llm, settings)
+        self.planner = Planner(llm, settings, engine.config.max_queue)
         self.metrics = Metrics(engine, settings.models[0])
         self.texts = TokenTexts(llm.tokenizer)
         self.is_draining = False
@@ -80,7 +80,7 @@ class Service:
 
     def timeout_s(self, requested: float | None) -> float:
         """Return the timeout of a request. Raises ApiError if it is longer than the server's."""
-        maximum = self.settings.limits.timeout_s
+        maximum = self.settings.limits.request_timeout
         if requested is not None and requested > maximum:
             raise ApiError(
                 400,

@@ -1,0 +1,183 @@
+"""Every how-to for contributors, followed as printed in a copy of the repository.
+
+A code block is: a file, when the sentence before it ends with its path ("`src/unmask/x.py`:"); a change of
+a file (`diff`: the context and the lines to add or remove); a script (`python`); or commands (`sh`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HOWTO = ROOT / "docs" / "how-to"
+IN_COPY = "UNMASK_HOWTO_COPY"
+if not HOWTO.exists() or os.environ.get(IN_COPY):
+    pytest.skip("no docs, or already in a copy", allow_module_level=True)
+
+LONG = ("make ", "unmask bench ")
+"""Commands that only the slow tests run."""
+KINDS = {"python": "script", "sh": "commands", "diff": "change"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: `kind` is file (of `path`), change (of `path`), script or commands."""
+
+    kind: str
+    text: str
+    path: str = ""
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The blocks of a page to execute, in order."""
+    text = (HOWTO / page).read_text(encoding="utf-8")
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        language, body = match[1], match[2]
+        named = re.search(r"`([\w./-]+\.\w+)`:\s*\Z", text[: match.start()])
+        if language == "diff":
+            header, _, body = body.partition("\n")
+            yield Block("change", body, header.removeprefix("--- "))
+        elif named:
+            yield Block("file", body, named[1])
+        elif language in KINDS:
+            yield Block(KINDS[language], body)
+
+
+class Copy:
+    """A copy of the repository; its commands `unmask` and `make` run the copy's code."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "unmask"
+        ignored = shutil.ignore_patterns("__pycache__", "fixtures", "*.safetensors", ".*", "site")
+        for name in ("src", "tests", "docs", "scripts", "studies", "benchmarks"):
+            shutil.copytree(ROOT / name, self.root / name, ignore=ignored)
+        for path in ROOT.iterdir():
+            if path.is_file() and not path.name.startswith(".git"):
+                shutil.copy(path, self.root)
+        (self.root / "tests" / "fixtures").symlink_to(ROOT / "tests" / "fixtures")
+        for path in [*ROOT.glob("src/**/*.safetensors"), *ROOT.glob("studies/**/*.safetensors")]:
+            (self.root / path.relative_to(ROOT)).symlink_to(path)
+        tools = self.root / ".venv" / "bin"
+        tools.mkdir(parents=True)
+        for name, module in (("python", ""), ("unmask", "-m unmask.cli.main ")):
+            script = f'#!/bin/sh\nexec "{sys.executable}" {module}"$@"\n'
+            (tools / name).write_text(script)
+            (tools / name).chmod(0o755)
+        stamp = "touch .venv/.ready-$(pwd | cksum | cut -d ' ' -f 1)"
+        subprocess.run(["sh", "-c", stamp], cwd=self.root, check=True)
+        self.environment = os.environ | {
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.root / "src"),
+            "OMP_NUM_THREADS": "1",
+            IN_COPY: "1",
+        }
+
+    def run(self, *command: str) -> str:
+        """Run a command in the copy and return its output; its failure fails the test."""
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+        return done.stdout
+
+    def pytest(self, *arguments: str) -> None:
+        """Run tests of the copy."""
+        self.run(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments)
+
+    def follow(self, page: str, *, slow: bool = False) -> list[str]:
+        """Do what a page prints; the outputs of its scripts."""
+        outputs = []
+        for block in blocks(page):
+            path = self.root / block.path
+            if block.kind == "file":
+                assert not path.exists(), f"{block.path} is there already"
+                path.write_text(block.text, encoding="utf-8")
+            elif block.kind == "change":
+                self.change(path, block.text.splitlines())
+            elif block.kind == "script":
+                outputs.append(self.run(sys.executable, "-c", block.text))
+            else:
+                for command in block.text.replace("\\\n", " ").splitlines():
+                    if slow or not command.startswith(LONG):
+                        self.run("sh", "-c", command)
+        return outputs
+
+    @staticmethod
+    def change(path: Path, lines: list[str]) -> None:
+        """Apply a change: the lines without `+` are in the file, once, and become those without `-`."""
+        before = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("+"))
+        after = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("-"))
+        text = path.read_text(encoding="utf-8")
+        assert text.count(before) == 1, f"{path}: {text.count(before)} places like\n{before}"
+        path.write_text(text.replace(before, after), encoding="utf-8")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    return Copy(tmp_path)
+
+
+PAGES = (
+    "add-a-decoder.md",
+    "add-a-cache.md",
+    "add-a-family.md",
+    "add-a-statistic.md",
+    "add-a-task.md",
+)
+TESTS = {
+    "test_house.py": "follows_the_rule",
+    "test_docs.py": "reference",
+    "test_extremes.py": "extreme_here or number_of_forwards and (leftmost or narrow)",
+    "test_leftmost.py": "its_oracle",
+    "test_properties.py": "leftmost and dual-dream",
+    "test_caches.py": "periodic and threshold",
+}
+"""Tests of the copy that the pages concern, and those of each that run here."""
+
+
+def test_the_pages_work_as_printed(copy):
+    outputs = {page: copy.follow(page) for page in PAGES}
+    check_leftmost(*outputs["add-a-decoder.md"])
+    check_periodic(*outputs["add-a-cache.md"])
+    assert outputs["add-a-family.md"] == ["orchid True\n11\n"]
+    assert outputs["add-a-statistic.md"][0].startswith("narrow ")
+    assert '"num_docs": 2' in (copy.root / "runs/eval/spelling/results.json").read_text()
+    copy.run(sys.executable, "-m", "ruff", "check", "-q", ".")
+    copy.run(sys.executable, "-m", "ruff", "format", "-q", "--check", ".")
+    copy.pytest(*(f"tests/{name}" for name in TESTS), "-k", " or ".join(TESTS.values()))
+
+
+def check_leftmost(output: str) -> None:
+    """The decoder's script: its method, its forwards, and positions from left to right."""
+    lines = output.splitlines()
+    method, forwards = lines[0].rsplit(" ", 1)
+    assert method == "leftmost(threshold=0.7)"
+    assert len(lines) == 1 + int(forwards)
+    positions = [int(p) for line in lines[1:] for p in re.findall(r"\((\d+), \d+\)", line)]
+    assert positions == sorted(positions)
+
+
+def check_periodic(output: str) -> None:
+    """The cache's script: it computes more than dual and less than none."""
+    none, ours, dual = (line.split() for line in output.splitlines())
+    assert ours[:2] == ["periodic(interval=2)", "False"]
+    assert int(dual[3]) < int(ours[3]) < int(none[3])
+
+
+def test_every_page_is_followed():
+    assert set(PAGES) == {path.name for path in HOWTO.glob("add-*.md")} - {"add-an-http-field.md"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted(path.name for path in HOWTO.glob("add-*.md")))
+def test_everything_that_a_page_prints_succeeds(page, copy):
+    copy.follow(page, slow=True)
