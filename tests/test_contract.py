@@ -15,8 +15,8 @@ from unmask import caches, decoders
 from unmask.caches.base import CachePlan, Layers
 from unmask.canvas import Ask, Bias, Credit, Edit, Reading
 from unmask.engine.request import Request
-from unmask.engine.request_builder import configure
 from unmask.errors import CacheError, ConfigError, ContractError, DecoderError
+from unmask.sampling.params import SamplingParams
 
 PROMPT, LENGTH = 3, 8
 MASK = tiny_llm().spec.mask_id
@@ -98,12 +98,11 @@ class LayeredCache(SpoiledCache):
 
 def decode(decoder=None, cache=None):
     llm = tiny_llm()
-    method = configure("vanilla", {})
     request = Request(
         canvas=llm.prompt_canvas([7, 8, 9], LENGTH),
         decoder=decoder or Spoiled(),
         cache=cache or caches.make_cache("none"),
-        sampling_params=method.sampling_params,
+        sampling_params=SamplingParams(),
         seed=0,
         stop_ids=llm.stop_ids,
         stop_at_eos=False,

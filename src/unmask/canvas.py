@@ -444,6 +444,11 @@ def ask_fault(canvas: Canvas, ask: object, vocab_size: int) -> str | None:
         return f"Ask.window={window} must be a range [start, end) within the {size} positions"
     if ask.top_v is not None and ask.top_v < 1:
         return f"Ask.top_v={ask.top_v} must be at least 1"
+    return _added_fault(ask, size, vocab_size)
+
+
+def _added_fault(ask: Ask, size: int, vocab_size: int) -> str | None:
+    """Return the first rule that an ask's bias or credit breaks, or None."""
     added: list[tuple[str, Bias | Credit, Floats]] = []
     if ask.bias is not None:
         added.append(("Ask.bias", ask.bias, ask.bias.values))
