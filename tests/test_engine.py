@@ -20,7 +20,7 @@ from unmask.attention.layered import FeatureStore
 from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine, RequestUpdate
 from unmask.engine.kv_budget import PAGED_SHARE
-from unmask.engine.lm_head import MAX_FREQUENT
+from unmask.engine.lm_head import MAX_VOCABULARIES
 from unmask.errors import CapacityError, ConfigError, EngineError, ModelError
 from unmask.kv import dense_store
 from unmask.kv.paged_store import PagedStore
@@ -326,7 +326,7 @@ def test_dense_rows_stay_in_their_budget_and_go_when_they_are_not_needed():
             assert listener.last.kind == "done"
         assert max(stats.dense_bytes for stats in seen) == 80 * 512
         assert max(stats.running for stats in seen) == 2
-        with pytest.raises(ConfigError, match="kv_bytes"):
+        with pytest.raises(ConfigError, match="kv_cache_memory_bytes"):
             engine.submit(llm.request([1], "vanilla", "dual", gen_length=101), Listener())
         assert_idle(engine)
 
@@ -351,14 +351,17 @@ def test_requests_that_can_never_run_are_refused_at_once():
 
 
 def test_only_so_many_vocabularies_that_clients_choose_are_remembered(tmp_path):
-    llm, count = model(), MAX_FREQUENT + 3
+    llm, count = model(), MAX_VOCABULARIES + 3
     file = str(tmp_path / "counts.json")
     save_background(file, {id_: 100 - id_ for id_ in range(KNOWN)})
     knobs = {"vocabulary": "frequency", "frequencies": file, "gen_length": 4, "stop_at_eos": False}
     requests = [llm.request([7], "ar", vocab_size=1 + i, **knobs) for i in range(count)]
     with Engine(llm, EngineConfig(max_num_seqs=count)) as engine:
         outputs = [listener.last.output for listener in submit_all(engine, requests)]
-        assert engine._batch.runner.lm_head.frequent.cache_info().currsize == MAX_FREQUENT
+        assert (
+            engine._batch.runner.lm_head.frequency_vocabulary.cache_info().currsize
+            == MAX_VOCABULARIES
+        )
         assert_idle(engine)
     for request, output in zip(requests[:3], outputs, strict=False):
         assert_same(output, alone(llm, request))

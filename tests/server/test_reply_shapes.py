@@ -9,6 +9,25 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ConfigDict, TypeAdapter
+
+from unmask.server.capabilities import Capabilities, KnobInfo
+from unmask.server.reply_models import (
+    CanvasPosition,
+    ChatChunk,
+    ChatCompletion,
+    ErrorReply,
+    Health,
+    InfillCompletion,
+    ModelCard,
+    ModelList,
+    TextChunk,
+    TextCompletion,
+    TokenLogprob,
+    TraceStep,
+    encode,
+)
+from unmask.server.sglang import GenerateReply, ServedModelInfo, ServerInfo
 
 RECORDED = Path(__file__).parent / "replies.json"
 CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
@@ -94,6 +113,66 @@ def test_a_reply_has_the_keys_and_values_of_the_recorded_one(client, name):
     assert [text.count(".0") for text in types] == [
         json.dumps(reply).count(".0") for reply in recorded[name]
     ], "an integer stays an integer"
+
+
+MODELS = {
+    "chat.completion": ChatCompletion,
+    "text_completion": TextCompletion,
+    "infill": InfillCompletion,
+    "chat.completion.chunk": ChatChunk,
+    "infill.chunk": TextChunk,
+    "list": ModelList,
+    "model": ModelCard,
+}
+UNCHECKED = {"content": TokenLogprob, "trace": TraceStep, "slots": CanvasPosition}
+"""Lists that the server does not validate, since they have an entry per token, forward or position."""
+
+
+def model_of(reply):
+    if isinstance(reply, list):
+        return TypeAdapter(list[GenerateReply])
+    if "usage" not in reply and reply.get("object") == "text_completion":
+        return TextChunk
+    if "object" in reply:
+        return MODELS[reply["object"]]
+    by_key = {"meta_info": GenerateReply, "error": ErrorReply, "status": Health}
+    by_key |= {"internal_states": ServerInfo, "is_generation": ServedModelInfo}
+    return next(model for key, model in by_key.items() if key in reply)
+
+
+def check_items(value):
+    """Validate the lists that the server does not, wherever they are in a reply."""
+    if isinstance(value, list):
+        for item in value:
+            check_items(item)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_items(item)
+            if key in UNCHECKED and isinstance(item, list):
+                strict = ConfigDict(strict=True, extra="forbid")
+                TypeAdapter(list[UNCHECKED[key]], config=strict).validate_json(json.dumps(item))
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_recorded_reply_fits_its_model_to_the_last_entry(name):
+    for reply in json.loads(RECORDED.read_text(encoding="utf-8"))[name]:
+        model = model_of(reply)
+        validate = (
+            model.validate_json if isinstance(model, TypeAdapter) else model.model_validate_json
+        )
+        again = json.loads(encode(validate(json.dumps(reply))))
+        assert again == reply
+        check_items(reply)
+
+
+def test_the_capabilities_fit_their_model_to_the_last_knob(client):
+    text = client.get("/v1/schema").text
+    reply = Capabilities.model_validate_json(text)
+    assert json.loads(encode(reply)) == json.loads(text)
+    knobs = TypeAdapter(list[KnobInfo], config=ConfigDict(strict=True, extra="forbid"))
+    for method in [*reply.decoders, *reply.caches]:
+        knobs.validate_json(json.dumps(method.knobs))
+    knobs.validate_json(json.dumps(reply.shared))
 
 
 def record():

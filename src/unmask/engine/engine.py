@@ -1,8 +1,8 @@
-"""The engine of a server: requests come in from any thread, one thread decodes them together.
+"""The engine of a server: requests are submitted from any thread and decoded together in one thread.
 
-Before every round of forwards (one, unless told otherwise) the batch is formed anew: who is done has left,
-who was aborted, timed out or ended by its listener leaves, and the next in the queue come in. The forward
-itself is `engine.loop.Scheduler.step`, the one that the library takes.
+The batch is re-formed before every round of forwards: aborted, timed-out and stopped requests leave, and
+queued ones are admitted; finished ones have left already. The forward itself is `Scheduler.step`, as in the
+library.
 """
 
 from __future__ import annotations
@@ -39,14 +39,13 @@ UpdateKind = Literal["step", "done", "aborted", "timeout", "error"]
 
 @dataclass(frozen=True, slots=True)
 class RequestUpdate:
-    """What became of a request: a "step" after each of its forwards, then exactly one of the others.
+    """The progress of a request: "step" after each of its forwards, then exactly one of the other kinds.
 
-    `before` and `edit`: the canvas that the forward saw and what changed (empty unless "step");
-    `canvas` as it is now. `num_settled`: positions from the left, prompt included, that are decided and
-    will not change any more. `num_cached` of them had their keys in the prefix cache. `num_queries`
-    positions were computed in `num_forwards`. `queue_s`: seconds
-    from submission to the first forward, or to now.
-    `output` comes with "done", `error` with "error".
+    `before` is the canvas that the forward saw, `edit` the change (empty unless "step"), `canvas` the
+    result. `num_settled` positions from the left, prompt included, are decided and final; `num_cached` of
+    them had their keys in the prefix cache. `num_queries` positions were computed in `num_forwards`
+    forwards. `queue_s` are the seconds from submission to the first forward, or to now. `output` comes with
+    "done", `error` with "error".
     """
 
     handle: RequestHandle
@@ -75,18 +74,17 @@ class RequestHandle:
     submitted_s: float
     deadline_s: float | None
     started_s: float | None = None
-    wish: Literal["abort", "stop"] | None = None
+    requested_end: Literal["abort", "stop"] | None = None
     wake: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def finish(self) -> None:
-        """End the request as if an end token stood there: "done", reason "stop".
+        """End the request with "done" and finish reason "stop", as after a stop string.
 
-        It takes effect at the engine's next look at the queue, so up to `steps_per_round - 1` forwards
-        later. The output is what is settled by then. For a stop string that has been found. Has no effect
-        once it is over. Callable from any thread.
+        It takes effect before the next round, up to `steps_per_round - 1` forwards later; the output has
+        the positions that are settled by then. No effect on an ended request. Thread-safe.
         """
         with self.wake:
-            self.wish = self.wish or "stop"
+            self.requested_end = self.requested_end or "stop"
             self.wake.notify()
 
     @property
@@ -97,18 +95,19 @@ class RequestHandle:
 
 
 class Engine:
-    """Decodes submitted requests in one thread, re-forming the batch before every round of forwards.
+    """A thread that decodes submitted requests in one batch, re-formed before every round of forwards.
 
     `config` sets the sizes and limits. A guided request takes two rows of a forward; a prompt longer than
     `max_num_batched_tokens` is computed in parts where the cache allows it. Requests start first come,
     first served; one that fits may overtake others that do not, until those have waited `max_wait` seconds.
     With `enable_prefix_caching`, on a block-causal model with cache block_causal, full blocks that one
-    request has computed serve others that begin alike. `steps_per_round` forwards are a round, made between
-    two looks at the queue: 1 answers soonest; with more there is less host work, and arrivals, aborts, ends
-    and timeouts wait for the round's end.
-    `on_failure`, which may be set, is called on the engine's thread when it has failed, after every waiting
-    listener was informed.
-    Start it, or use it as a context manager, which stops it. Raises ConfigError for sizes that cannot be.
+    request has computed serve others with the same prefix. A round has `steps_per_round` forwards: 1 has
+    the lowest latency; more need less host work, but arrivals, aborts, stops and timeouts wait for the end
+    of the round.
+    `on_failure`, which may be set, is called on the engine's thread when the engine has failed, after all
+    listeners were notified.
+    Call `start`, or use the engine as a context manager, which also stops it. Raises ConfigError for
+    impossible sizes.
     """
 
     def __init__(self, llm: LLM, config: EngineConfig = DEFAULT_CONFIG) -> None:
@@ -132,10 +131,10 @@ class Engine:
         self.stop()
 
     def start(self) -> None:
-        """Begin to decode. Raises EngineError when it was started before."""
+        """Start the thread. Raises EngineError for an engine that was started before."""
         with self._wake:
             if self._thread is not None:
-                raise EngineError("the engine was started before; make a new one")
+                raise EngineError("the engine was started before; create a new one")
             self._thread = threading.Thread(target=self._run, name="unmask-engine", daemon=True)
             self._accepts = True
         self._thread.start()
@@ -143,13 +142,13 @@ class Engine:
     def submit(
         self, request: Request, listener: Listener, *, deadline_s: float | None = None
     ) -> RequestHandle:
-        """Queue a request (`LLM.request` makes them).
+        """Queue a request (see `LLM.request`) and return its handle. Thread-safe.
 
-        `listener` is called on the engine's thread, after each of its forwards and once at the end: it
-        must return at once, and if it raises, its request is aborted. `deadline_s` seconds after now the
-        request ends as "timeout", wherever it stands. Raises CapacityError when the queue is full or the
-        engine is stopping, EngineError when it is dead or was never started, and ConfigError for a request
-        that can never run here.
+        `listener` is called on the engine's thread after each forward of the request and once at its end:
+        it must return immediately, and if it raises, the request is aborted. After `deadline_s` seconds the
+        request ends with "timeout". Raises CapacityError when the queue is full or the engine is stopping,
+        EngineError when it has failed or was not started, and ConfigError for a request that exceeds its
+        limits.
         """
         sequence = SequenceState.begin(request)
         self._batch.runner.check_fit(sequence)
@@ -159,14 +158,14 @@ class Engine:
         until = None if deadline_s is None else now + deadline_s
         handle = RequestHandle(sequence, listener, now, until, wake=self._wake)
         with self._wake:
-            self._check_open()
+            self._check_accepts()
             sequence.index = self._next_index
             self._next_index += 1
             self._queue.append(handle)
             self._wake.notify()
         return handle
 
-    def _check_open(self) -> None:
+    def _check_accepts(self) -> None:
         if self.failure is not None:
             raise EngineError("the engine has failed; restart the server") from self.failure
         if self._thread is None:
@@ -183,28 +182,28 @@ class Engine:
 
     @property
     def accepts(self) -> bool:
-        """Whether requests are taken: it was started, and is not stopping, stopped or dead."""
+        """Whether requests can be submitted: the engine is started, and not stopping, stopped or failed."""
         return self._accepts
 
     def abort(self, handle: RequestHandle) -> None:
-        """End a request: "aborted", at the next look at the queue (see `steps_per_round`).
+        """End a request with "aborted", before the next round of forwards.
 
-        Has no effect once it is over. Callable from any thread.
+        No effect on an ended request. Thread-safe.
         """
         with self._wake:
-            handle.wish = "abort"
+            handle.requested_end = "abort"
             self._wake.notify()
 
     @property
     def stats(self) -> EngineStats:
-        """A snapshot; counters never fall."""
+        """A snapshot of the engine's state and counters."""
         with self._wake:
             return self._counters.snapshot(
                 queued=len(self._queue), running=len(self._running), runner=self._batch.runner
             )
 
     def drain(self, timeout_s: float) -> bool:
-        """Take no more requests and wait for those there are; whether all ended in time."""
+        """Refuse new requests, wait for the accepted ones; return whether all ended within the timeout."""
         until = time.monotonic() + timeout_s
         with self._wake:
             self._accepts = False
@@ -213,7 +212,7 @@ class Engine:
             )
 
     def stop(self) -> None:
-        """End everything at once: who waits is told "aborted", the thread is gone afterwards."""
+        """End all requests with "aborted" and join the thread."""
         with self._wake:
             self._accepts, self._stops = False, True
             self._wake.notify_all()
@@ -228,38 +227,38 @@ class Engine:
                 for _ in range(self.config.steps_per_round):
                     if self._batch.active:
                         self._forward()
-        self._end_all(capture.error)
+        self._end_remaining(capture.error)
 
     def _await_work(self) -> bool:
-        """Sleep until there is something to decode, let in who fits; False at the end."""
+        """Wait until there are sequences to decode and admit requests; return False after `stop`."""
         while True:
             with self._wake:
                 if self._stops:
                     return False
-                over = self._take_over()
-                if not over and not self._queue and not self._running:
+                ending = self._ending()
+                if not ending and not self._queue and not self._running:
                     self._wake.notify_all()
                     self._wake.wait()
-            for handle, kind in over:
+            for handle, kind in ending:
                 self._end(handle, kind)
             self._admit()
             if self._running:
                 return True
 
-    def _take_over(self) -> list[tuple[RequestHandle, UpdateKind]]:
-        """Who is to leave now, and how."""
-        now, over = time.monotonic(), list[tuple[RequestHandle, UpdateKind]]()
+    def _ending(self) -> list[tuple[RequestHandle, UpdateKind]]:
+        """Return the requests to end now, with the kind of their last update."""
+        now, ending = time.monotonic(), list[tuple[RequestHandle, UpdateKind]]()
         for handle in (*self._queue, *self._running.values()):
-            if handle.wish is not None:
-                over.append((handle, "aborted" if handle.wish == "abort" else "done"))
+            if handle.requested_end is not None:
+                ending.append((handle, "aborted" if handle.requested_end == "abort" else "done"))
             elif handle.deadline_s is not None and now >= handle.deadline_s:
-                over.append((handle, "timeout"))
-        return over
+                ending.append((handle, "timeout"))
+        return ending
 
     def _admit(self) -> None:
-        """Let in who fits: the oldest first, past those that do not fit and have not waited long.
+        """Admit requests in FIFO order; one that does not fit may be overtaken for at most `max_wait`.
 
-        Who cannot be given memory, though the budget has it, ends as an error; the others go on.
+        A request whose memory cannot be allocated, although it is within the budget, ends with "error".
         """
         skipped = 0
         while True:
@@ -298,14 +297,14 @@ class Engine:
             if event.error is not None:
                 self._end(handle, "error", error=event.error)
                 continue
-            self._tell(handle, "step", event)
+            self._notify(handle, "step", event)
             if event.sequence.finish_reason is not None:
                 self._end(handle, "done")
 
     def _end(
         self, handle: RequestHandle, kind: UpdateKind, error: BaseException | None = None
     ) -> None:
-        """Free what a request holds, then tell its listener."""
+        """Free the resources of a request, then notify its listener."""
         sequence, output = handle.sequence, None
         if kind == "done":
             with ErrorCapture() as capture:
@@ -313,7 +312,7 @@ class Engine:
                 output = self.llm.output(sequence, return_trace=True)
             if capture.error is not None:
                 kind, error = "error", capture.error
-        if self.failure is None:  # freeing what a dead one holds could fail too
+        if self.failure is None:  # after a failure, freeing could fail too
             self._batch.remove(sequence)
         with self._wake:
             if handle in self._queue:
@@ -321,9 +320,9 @@ class Engine:
             self._running.pop(id(sequence), None)
             self._counters.end(kind, time.monotonic() - handle.submitted_s)
             self._wake.notify_all()
-        self._tell(handle, kind, None, output, error)
+        self._notify(handle, kind, None, output, error)
 
-    def _tell(
+    def _notify(
         self,
         handle: RequestHandle,
         kind: UpdateKind,
@@ -350,14 +349,14 @@ class Engine:
                 )
             )
         if capture.error is not None:
-            handle.wish = "abort"
+            handle.requested_end = "abort"
             self._counters.listener_errors += 1
 
-    def _end_all(self, failure: BaseException | None) -> None:
+    def _end_remaining(self, failure: BaseException | None) -> None:
         with self._wake:
             self.failure, self._accepts = failure, False
-            left = [*self._queue, *self._running.values()]
-        for handle in left:
+            handles = [*self._queue, *self._running.values()]
+        for handle in handles:
             if failure is None:
                 self._end(handle, "aborted")
             else:

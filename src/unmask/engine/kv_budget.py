@@ -1,4 +1,4 @@
-"""How much memory an engine sets aside for keys and values."""
+"""The memory budget of an engine for keys and values."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from unmask.kv.paged_store import PagedStore
 from unmask.models.transformer import Transformer
 
 PAGED_SHARE = 0.75
-"""Of the bytes, on a model that can have pages; the rest is for caches that need rows of their own."""
+"""Share of the budget for pages, on a block-causal model; the rest is for dense rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class KVBudget:
-    """Pages of a block-causal model (0: none), and bytes of dense rows."""
+    """The number of pages (0 unless the model is block-causal), and the bytes for dense rows."""
 
     num_pages: int
     dense_bytes: int
 
     @classmethod
     def of(cls, model: Transformer, max_num_seqs: int, kv_bytes: int | None) -> KVBudget:
-        """Split `kv_bytes`; None takes what `max_num_seqs` full contexts need twice over, at most half of
-        the free memory. Raises ConfigError for less than a page.
+        """Split `kv_bytes` bytes; raise ConfigError if there is no room for a page.
+
+        None: twice the size of `max_num_seqs` full contexts, at most half of the free memory.
         """
         spec = model.part
         position = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * model.dtype.itemsize
@@ -48,7 +49,7 @@ class KVBudget:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory where the model is; None where it cannot be told."""
+    """Return the free memory of a device in bytes, None if it cannot be determined."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

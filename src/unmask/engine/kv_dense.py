@@ -1,4 +1,4 @@
-"""The rows of a dense store: who has which, and how many bytes they take."""
+"""The assignment of a dense store's rows to sequences, and their size."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from unmask.kv.dense_store import DenseStore
 from unmask.models.transformer import Transformer
 
 Branch = tuple[SequenceState, bool]
-"""A sequence, and whether this row of it sees the prompt."""
+"""A sequence, and whether this row of it sees the prompt (the other row is for guidance)."""
 
 
 class DenseKV:
-    """Keys and values of sequences whose cache depends on the whole canvas: a row each, of equal width.
+    """Dense rows of keys and values, one per branch of a sequence, all of equal width.
 
-    `layered`: the layers' outputs are kept too. The store begins with `rows` and `positions` and grows with
-    what is admitted; once the last row is gone, it is what it was at the beginning.
+    With `layered`, the store has the layers' outputs too. It starts with `rows` rows of `positions`
+    positions, grows with the admitted sequences and shrinks to that size when the last one is released.
     """
 
     def __init__(
@@ -29,55 +29,57 @@ class DenseKV:
         max_bytes: int | None = None,
     ) -> None:
         self.max_bytes = max_bytes
-        self._begin, self.model, self.layered = (rows, positions), model, layered
+        self._min_shape, self.model, self.layered = (rows, positions), model, layered
         self.store = self._new()
         self.rows: list[Branch] = []
         self.widths: list[int] = []
 
     def _new(self) -> DenseStore:
-        return new_dense_store(self.model, *self._begin, self.layered)
+        return new_dense_store(self.model, *self._min_shape, self.layered)
 
     def bytes_with(self, rows: int, positions: int) -> int:
-        """Bytes when `rows` more of `positions` positions are admitted."""
-        have = (len(self.rows), max(self.widths, default=0))
-        wanted = max(have[0] + rows, self._begin[0]) * max(have[1], positions, self._begin[1])
-        return wanted * self.store.bytes_per_position
+        """Return the size in bytes after admitting `rows` more rows of `positions` positions."""
+        num_rows = max(len(self.rows) + rows, self._min_shape[0])
+        width = max(max(self.widths, default=0), positions, self._min_shape[1])
+        return num_rows * width * self.store.bytes_per_position
 
     def admit(self, sequence: SequenceState, branches: list[Branch]) -> None:
-        """Give a sequence its rows."""
+        """Assign a row to each branch of a sequence; the store grows as needed."""
         positions = sequence.request.max_positions
         self.rows.extend(branches)
         self.widths.extend([positions] * len(branches))
         self.store.reserve(max(self.widths), self._rows_to_reserve())
 
     def _rows_to_reserve(self) -> int:
-        """Twice the rows there were when more are needed, so that not every arrival copies all of them."""
-        have, needed = len(self.store.keys[0]), len(self.rows)
-        if needed <= have:
-            return have
+        """Return the number of rows to grow to: doubled within the budget, so that few arrivals copy."""
+        current, needed = len(self.store.keys[0]), len(self.rows)
+        if needed <= current:
+            return current
         row_bytes = max(self.store.positions, *self.widths) * self.store.bytes_per_position
-        most = 2 * have if self.max_bytes is None else min(2 * have, self.max_bytes // row_bytes)
+        most = 2 * current
+        if self.max_bytes is not None:
+            most = min(most, self.max_bytes // row_bytes)
         return max(needed, most)
 
     def release(self, sequence: SequenceState) -> None:
-        """Take a sequence's rows back; the last rows move into the gap."""
+        """Free a sequence's rows; the last rows move into the gaps."""
         for row in range(len(self.rows) - 1, -1, -1):
             if self.rows[row][0] is sequence:
                 last, width = self.rows.pop(), self.widths.pop()
                 if row < len(self.rows):
                     self.rows[row], self.widths[row] = last, width
                     self.store.move_row(len(self.rows), row, len(last[0].canvas))
-        if not self.rows and tuple(self.store.keys[0].shape[::2]) != self._begin:
+        if not self.rows and tuple(self.store.keys[0].shape[::2]) != self._min_shape:
             self.store = self._new()
 
     def row(self, sequence: SequenceState, sees_prompt: bool) -> int:
-        """The row of one of its branches."""
+        """Return the row of one branch of a sequence."""
         return next(
             i for i, (s, seen) in enumerate(self.rows) if s is sequence and seen == sees_prompt
         )
 
     def move(self, sequence: SequenceState, sources: Ints, targets: Ints) -> None:
-        """Move what is kept of a sequence's positions `sources` to `targets`."""
+        """Move the stored positions `sources` of a sequence to `targets`, in all of its rows."""
         self.store.reserve(len(sequence.canvas))
         for row, (other, _) in enumerate(self.rows):
             if other is sequence:

@@ -1,4 +1,4 @@
-"""The pages of the sequences that decode now: what each finds, needs, publishes and gives back."""
+"""The page tables of admitted sequences: lookup of prefixes, allocation, publication and release."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unmask.kv.paged_store import PagedStore, PageTable
 
 
 def fed_tokens(canvas: Canvas, sees_prompt: bool) -> Ints:
-    """What the network reads at each position; guidance hides the given tokens from its second row."""
+    """Return the network's input tokens `(T,)`; without `sees_prompt` (guidance) fixed ones are masked."""
     if sees_prompt:
         return canvas.tokens
     hidden: Ints = np.where(canvas.fixed, canvas.mask_id, canvas.tokens)
@@ -22,21 +22,21 @@ def fed_tokens(canvas: Canvas, sees_prompt: bool) -> Ints:
 
 
 def decided_positions(canvas: Canvas) -> int:
-    """Positions left of the first open one."""
+    """Return the number of positions left of the first open one."""
     open_ = canvas.open_positions()
     return int(open_[0]) if len(open_) else len(canvas)
 
 
 @dataclass
 class PrefixStats:
-    """Positions of admitted sequences that could have been in the pages, and those that were."""
+    """Counters of decided positions of admitted sequences, and of those found in cached pages."""
 
     num_asked: int = 0
     num_found: int = 0
 
 
 class PagedKV:
-    """Tables of sequences whose cache is pageable, one a row of the batch."""
+    """The page tables of sequences with a pageable cache, one per row of the batch."""
 
     def __init__(self, store: PagedStore) -> None:
         self.store = store
@@ -45,15 +45,15 @@ class PagedKV:
 
     @staticmethod
     def takes(sequence: SequenceState) -> bool:
-        """Whether a sequence's keys live in pages."""
+        """Return whether a sequence's keys are stored in pages."""
         return sequence.request.cache.pageable
 
     def table(self, sequence: SequenceState, sees_prompt: bool) -> PageTable:
-        """The table of one of its rows."""
+        """Return the table of one row of a sequence."""
         return self._tables[id(sequence)][0 if sees_prompt else 1]
 
     def admit(self, sequence: SequenceState, num_rows: int) -> None:
-        """Give a sequence its tables, with what others left of its beginning."""
+        """Create a sequence's tables, with the cached pages of its prefix."""
         request, canvas = sequence.request, sequence.canvas
         decided = decided_positions(canvas)
         tables = self._tables[id(sequence)] = [PageTable(self.store) for _ in range(num_rows)]
@@ -65,35 +65,35 @@ class PagedKV:
             table.truncate(known)
         self.prefix_stats.num_asked += decided * num_rows
         self.prefix_stats.num_found += known * num_rows
-        # after a preemption its own pages are found too
+        # after a preemption the sequence finds its own pages too
         sequence.num_cached = max(sequence.num_cached, sequence.num_never_computed(known))
         sequence.cache_state = request.cache.resume(
             known, request.cache.start(canvas, request.facts)
         )
 
     def num_missing(self, sequence: SequenceState, plan: CachePlan) -> int:
-        """Pages to take before the forward of `plan`."""
+        """Return the number of pages to allocate before the forward of `plan`."""
         assert plan.end is not None, "a pageable cache says what is seen"
         return sum(table.num_missing(plan.known, plan.end) for table in self._tables[id(sequence)])
 
     def reserve(self, sequence: SequenceState, plan: CachePlan) -> None:
-        """Take them; they must be available."""
+        """Allocate the pages for the forward of `plan`; they must be available."""
         assert plan.end is not None, "a pageable cache says what is seen"
         for table in self._tables[id(sequence)]:
             table.reserve(plan.known, plan.end)
 
     def publish(self, sequence: SequenceState, plan: CachePlan) -> None:
-        """After a forward and before its edit: what is final now may serve others."""
+        """Publish the pages that are final after a forward; called before its edit is applied."""
         for branch, table in enumerate(self._tables[id(sequence)]):
             table.publish(fed_tokens(sequence.canvas, branch == 0), plan.final)
 
     def release(self, sequence: SequenceState) -> None:
-        """Give all its pages back."""
+        """Release all pages of a sequence."""
         for table in self._tables.pop(id(sequence), []):
             table.truncate(0)
 
     def has_room(self, sequence: SequenceState, num_rows: int) -> bool:
-        """Whether its next forward finds pages, with one to spare for every table that grows."""
+        """Return whether pages suffice for a sequence's next forward, with one to spare for each table."""
         if not self._tables:
             return True
         block = self.store.block_size
@@ -107,7 +107,6 @@ class PagedKV:
         needed, total = num_rows * -(-positions // self.store.size), self.store.pool.total
         if needed > total:
             raise ConfigError(
-                f"a canvas of {positions} positions takes {needed} pages of cache, the engine has "
-                f"{total}; use "
-                f"cache=none, a shorter answer, or more kv_bytes"
+                f"a canvas of {positions} positions takes {needed} pages of cache, the engine has {total}; "
+                f"use cache=none, a shorter answer, or more kv_cache_memory_bytes"
             )

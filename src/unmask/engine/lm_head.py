@@ -1,4 +1,4 @@
-"""From states to proposals: which rows of the LM head each sequence needs, in parts of bounded memory.
+"""Proposals from states: the LM head over the rows that each sequence needs, in chunks of bounded memory.
 
 Letters: N logit rows, D width, V vocabulary, C columns of a packed result.
 """
@@ -22,47 +22,50 @@ from unmask.sampling.sampler import STATS, Span, Vocabulary, log_odds, propose
 from unmask.sampling.token_frequencies import load_background
 
 HEAD_CHUNK = 1 << 26
-"""Logits computed at a time: 256 MB in float32, of which sampling takes an eighth at a time."""
-MAX_FREQUENT = 32
-"""Vocabularies of frequent tokens that are remembered; clients choose their sizes."""
+"""Logits computed at a time (256 MB in float32); an eighth of it for rows that are sampled."""
+MAX_VOCABULARIES = 32
+"""Size of the cache of vocabularies of frequent tokens; clients choose their sizes."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogitRows:
-    """One sequence's logit rows: `(rows, shadows)` of the flat states that see the prompt, and that do not.
+    """The logit rows of one sequence, as indices `(rows, shadows)` into the forward's flat states.
 
-    `ask.rows` are the positions that `rows` answer; `keys` one uint64 a row.
+    `cond_rows` are those of the row that sees the prompt; `uncond_rows`, for guidance, of the one that does
+    not. The rows answer the positions `ask.rows`; `keys` has one uint64 random key for each.
     """
 
     sequence: SequenceState
     ask: Ask
-    seen: tuple[Ints, Ints]
-    blind: tuple[Ints, Ints] | None
+    cond_rows: tuple[Ints, Ints]
+    uncond_rows: tuple[Ints, Ints] | None
     keys: np.ndarray
 
     @property
-    def rule(self) -> SamplingParams:
-        """How its tokens are proposed."""
+    def params(self) -> SamplingParams:
+        """The sequence's sampling parameters."""
         return self.sequence.request.sampling_params
 
 
 class LMHead:
-    """Applies the LM head of one model."""
+    """The LM head of one model, and the sampling of its logits."""
 
     def __init__(self, model: Transformer, vocabulary: Vocabulary) -> None:
         self.model, self.vocabulary = model, vocabulary
-        self.frequent = lru_cache(MAX_FREQUENT)(partial(_most_frequent, model, vocabulary))
+        self.frequency_vocabulary = lru_cache(MAX_VOCABULARIES)(
+            partial(_frequency_vocabulary, model, vocabulary)
+        )
         self._longest: Tensor | None = None
 
     @property
     def longest_row(self) -> Tensor:
-        """The largest Euclidean norm of a row of the LM head; computed once."""
+        """The largest Euclidean norm of a row of the LM head, computed once."""
         if self._longest is None:
             self._longest = self.model.head_weight.float().norm(dim=-1).amax()
         return self._longest
 
     def propose(self, flat: Tensor, parts: list[LogitRows]) -> Tensor:
-        """Packed `(N, C)` float64: the proposals of all parts in order, then the shadows of all parts.
+        """Return the proposals of all parts in order, then the shadows of all parts: float64 `(N, C)`.
 
         `flat` `(rows, D)` are the forward's states.
         """
@@ -83,23 +86,25 @@ class LMHead:
         return packed
 
     def _vocabulary(self, part: LogitRows) -> Vocabulary:
-        """The tokens whose logits a part needs."""
-        rule = part.rule
-        if rule.vocabulary == "frequency":
-            assert rule.frequencies is not None, "checked by Proposal"
-            return self.frequent(rule.frequencies, rule.kept_tokens)
-        memory = part.sequence.sampler_state
-        found = memory.candidates
-        if found is None or found.window_end != part.ask.window[1]:
+        """Return the vocabulary whose logits a part needs."""
+        params = part.params
+        if params.vocabulary == "frequency":
+            assert params.frequencies is not None, "checked by SamplingParams"
+            return self.frequency_vocabulary(params.frequencies, params.num_tokens)
+        state = part.sequence.sampler_state
+        candidates = state.candidates
+        if candidates is None or candidates.window_end != part.ask.window[1]:
             return self.vocabulary
-        return found.vocabulary if memory.missed <= rule.max_missed else self.vocabulary
+        return candidates.vocabulary if state.missed <= params.max_missed else self.vocabulary
 
     def _chunks(
         self, parts: list[LogitRows], members: list[int], vocab_size: int
     ) -> Iterator[list[tuple[int, slice]]]:
-        """Pieces `(part, rows of it)` whose logits fit in memory together."""
-        warm = any(parts[i].rule.temperature > 0 or parts[i].ask.from_sampling for i in members)
-        most = max(1, HEAD_CHUNK // (8 if warm else 1) // vocab_size)
+        """Yield lists of pieces `(part, rows of it)` whose logits fit in memory together."""
+        is_sampled = any(
+            parts[i].params.temperature > 0 or parts[i].ask.from_sampling for i in members
+        )
+        most = max(1, HEAD_CHUNK // (8 if is_sampled else 1) // vocab_size)
         chunk: list[tuple[int, slice]] = []
         room = most
         for i in members:
@@ -127,7 +132,7 @@ class LMHead:
         packed: Tensor,
         starts: np.ndarray,
     ) -> None:
-        """Fill the packed rows of these pieces."""
+        """Fill in the packed rows of the chosen pieces."""
         pieces = [(parts[i], piece) for i, piece in chosen]
         logits = self._guided(flat, pieces, vocabulary, 0)
         missed = self._prune(flat, parts, chosen, vocabulary, logits)
@@ -147,22 +152,22 @@ class LMHead:
     def _guided(
         self, flat: Tensor, pieces: list[tuple[LogitRows, slice]], vocabulary: Vocabulary, kind: int
     ) -> Tensor:
-        """Return logits of all rows (`kind` 0) or shadows (1), guided where asked."""
-        seen = np.concatenate([part.seen[kind][piece] for part, piece in pieces])
-        logits = self._logits(flat, seen, vocabulary)
-        guided, blind, weights, row = [], [], [], 0
+        """Return the logits of all rows (`kind` 0) or shadows (1), with guidance where requested."""
+        cond_rows = np.concatenate([part.cond_rows[kind][piece] for part, piece in pieces])
+        logits = self._logits(flat, cond_rows, vocabulary)
+        guided, uncond_rows, weights, row = [], [], [], 0
         for part, piece in pieces:
-            count = len(part.seen[kind][piece])
-            if part.blind is not None:
+            count = len(part.cond_rows[kind][piece])
+            if part.uncond_rows is not None:
                 guided.append(np.arange(row, row + count))
-                blind.append(part.blind[kind][piece])
-                weights += [1 + part.rule.cfg_scale] * count
+                uncond_rows.append(part.uncond_rows[kind][piece])
+                weights += [1 + part.params.cfg_scale] * count
             row += count
         if guided:
             at = torch.from_numpy(np.concatenate(guided)).to(flat.device)
-            without = self._logits(flat, np.concatenate(blind), vocabulary)
+            uncond = self._logits(flat, np.concatenate(uncond_rows), vocabulary)
             weight = torch.tensor(weights, device=flat.device)[:, None]
-            logits[at] = without + weight * (logits[at] - without)
+            logits[at] = uncond + weight * (logits[at] - uncond)
         return logits
 
     def _logits(self, flat: Tensor, rows: Ints, vocabulary: Vocabulary) -> Tensor:
@@ -172,23 +177,25 @@ class LMHead:
         return self.model.head(states, vocabulary.token_ids).float()
 
     def _span(self, part: LogitRows, piece: slice) -> Span:
-        before = has_before = None
+        previous = has_previous = None
         if "kl" in part.ask.stats:
             uids = part.sequence.canvas.uid[part.ask.rows[piece]]
             size = self.model.spec.vocab_size
-            before, has_before = part.sequence.sampler_state.before(uids, size, self.model.device)
-        return Span(part.ask.rows[piece], part.rule, part.ask, before, has_before)
+            previous, has_previous = part.sequence.sampler_state.previous(
+                uids, size, self.model.device
+            )
+        return Span(part.ask.rows[piece], part.params, part.ask, previous, has_previous)
 
     def _keep(self, part: LogitRows, piece: slice, distributions: Tensor) -> None:
-        """Remember distributions for the next forward; a piece continues the one before it."""
-        memory = part.sequence.sampler_state
+        """Store distributions for the next forward; a part's pieces arrive in order."""
+        state = part.sequence.sampler_state
         uids = part.sequence.canvas.uid[part.ask.rows[piece]]
         if piece.start == 0:
-            memory.next_uids, memory.next_distributions = [], []
-        memory.next_uids.append(uids)
-        memory.next_distributions.append(distributions)
+            state.next_uids, state.next_distributions = [], []
+        state.next_uids.append(uids)
+        state.next_distributions.append(distributions)
         if piece.stop == len(part.ask.rows):
-            memory.turn_over()
+            state.end_forward()
 
     def _prune(
         self,
@@ -198,41 +205,41 @@ class LMHead:
         vocabulary: Vocabulary,
         logits: Tensor,
     ) -> Tensor:
-        """Choose a block's candidates after a full head, bound what a pruned head can miss."""
+        """Choose a block's candidates from whole logits; return the bounds `(N,)` on what others miss."""
         missed = torch.zeros(len(logits), dtype=torch.float64, device=flat.device)
         row = 0
         for i, piece in chosen:
             part, count = parts[i], piece.stop - piece.start
             rows = slice(row, row + count)
             row += count
-            if part.rule.vocabulary != "union":
+            if part.params.vocabulary != "union":
                 continue
             positions = part.ask.rows[piece]
-            states = flat[torch.from_numpy(part.seen[0][piece]).to(flat.device)]
+            states = flat[torch.from_numpy(part.cond_rows[0][piece]).to(flat.device)]
             uids = part.sequence.canvas.uid[positions]
-            memory = part.sequence.sampler_state
+            state = part.sequence.sampler_state
             if vocabulary is not self.vocabulary:
-                assert memory.candidates is not None, "a pruned head has candidates"
-                missed[rows] = memory.candidates.missed(
+                assert state.candidates is not None, "a pruned head has candidates"
+                missed[rows] = state.candidates.missed(
                     logits[rows], states, uids, self.longest_row, self.model.spec.vocab_size
                 ).double()
             else:
-                chosen_now = Candidates.choose(
+                candidates = Candidates.choose(
                     part.ask.window[1],
                     logits[rows],
                     states,
                     uids,
-                    part.rule.kept_tokens,
+                    part.params.num_tokens,
                     self.vocabulary,
                 )
-                before = memory.candidates if piece.start > 0 else None
-                memory.candidates = (
-                    chosen_now if before is None else before.joined(chosen_now, self.vocabulary)
+                first = state.candidates if piece.start > 0 else None
+                state.candidates = (
+                    candidates if first is None else first.merge(candidates, self.vocabulary)
                 )
         return missed
 
     def _shadows(self, flat: Tensor, parts: list[LogitRows], packed: Tensor) -> None:
-        """Log-odds of the canvas's token at each shadow whose position is decided; 0 at the others."""
+        """Fill in the log-odds of the canvas's token at each shadow of a decided position; 0 elsewhere."""
         most = max(1, HEAD_CHUNK // self.model.spec.vocab_size)
         start = 0
         for part in parts:
@@ -242,8 +249,10 @@ class LMHead:
                 chosen = decided[first : first + most]
                 only = replace(
                     part,
-                    seen=(part.seen[0], part.seen[1][chosen]),
-                    blind=None if part.blind is None else (part.blind[0], part.blind[1][chosen]),
+                    cond_rows=(part.cond_rows[0], part.cond_rows[1][chosen]),
+                    uncond_rows=None
+                    if part.uncond_rows is None
+                    else (part.uncond_rows[0], part.uncond_rows[1][chosen]),
                 )
                 logits = self._guided(flat, [(only, slice(None))], self.vocabulary, 1)
                 tokens = torch.from_numpy(canvas.tokens[shadows[chosen]]).to(flat.device)
@@ -252,11 +261,13 @@ class LMHead:
             start += len(shadows)
 
 
-def _most_frequent(model: Transformer, whole: Vocabulary, file: str, count: int) -> Vocabulary:
-    """The `count` most frequent tokens that may be proposed, and the end tokens."""
+def _frequency_vocabulary(
+    model: Transformer, whole: Vocabulary, file: str, count: int
+) -> Vocabulary:
+    """Return the vocabulary of the `count` most frequent proposable tokens and the end tokens."""
     frequency = load_background(file, model.spec.vocab_size).copy()
     ends = [id_ for id_ in (whole.eos_id, whole.turn_end_id) if id_ is not None]
     frequency[[*whole.forbidden.tolist(), *ends]] = -1.0
     ids = np.argsort(-frequency, kind="stable")[: min(count, int((frequency >= 0).sum()))]
     chosen = np.union1d(ids, np.array(ends, dtype=np.int64))
-    return whole.part(torch.from_numpy(chosen).to(model.device))
+    return whole.subset(torch.from_numpy(chosen).to(model.device))

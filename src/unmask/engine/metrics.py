@@ -1,4 +1,4 @@
-"""What an engine counts."""
+"""Counters of an engine."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.scheduler import Event
 
-RECENT = 0.9
-"""How much of the mean request time is kept when one more is known."""
+DECAY = 0.9
+"""Weight of the previous mean in the moving average of the request time."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot: what there is now, and counters since the start, which never fall.
+    """A snapshot of an engine: its present state, and monotonic counters since its start.
 
-    `queued` and `running` requests; `rows_free` of `rows_total` in the batch. `num_forwards` of the network
-    took `forward_s` seconds, host work included, computed `num_queries` positions, of which `num_answer`
-    were not of a prompt and `num_wasted` lay right of an end token (known when a request ends), and
-    committed `num_committed` tokens in `num_steps` steps of single requests. `num_preempted`: how often a
-    request lost its pages and came back.
-    Of `pages_total` (0: the model has none) `pages_free` are held by nobody, `pages_cached` of them with
-    content that a prompt may begin with; `prefix_found` of `prefix_asked` decided positions of admitted
-    requests were found there. `dense_bytes` of other caches. `ended`: requests by how they ended.
-    `listener_errors`: listeners that raised.
+    State: `queued` and `running` requests; `rows_free` of the batch's `rows_total` rows; `pages_free` of
+    `pages_total` pages are not in use (0 pages: the model has none), `pages_cached` of these hold a prefix;
+    `dense_bytes` of dense stores.
+    Counters: `num_forwards` took `forward_s` seconds, host work included, and computed `num_queries`
+    positions, `num_answer` of them behind a prompt and `num_wasted` right of an end token (counted when a
+    request ends). They committed `num_committed` tokens in `num_steps` decoder steps of single requests.
+    `num_preempted` preemptions for want of pages. `prefix_found` of `prefix_asked` decided positions of
+    admitted requests were in cached pages. `ended`: requests by the kind of their end. `listener_errors`:
+    exceptions of listeners.
     """
 
     queued: int
@@ -51,7 +51,7 @@ class EngineStats:
 
 @dataclass
 class EngineCounters:
-    """The counters; only the engine's thread changes them."""
+    """The counters, modified by the engine's thread alone; `request_s`: mean seconds per request."""
 
     num_forwards: int = 0
     num_steps: int = 0
@@ -83,17 +83,17 @@ class EngineCounters:
                     self.num_wasted += event.sequence.num_wasted
 
     def end(self, kind: str, seconds: float) -> None:
-        """Count a request that ended."""
+        """Count the end of a request."""
         self.ended[kind] += 1
         if kind == "done":
-            self.request_s = RECENT * self.request_s + (1 - RECENT) * seconds
+            self.request_s = DECAY * self.request_s + (1 - DECAY) * seconds
 
     def seconds_for(self, waiting: int, rows: int) -> float:
-        """About how long until one more would be taken, at least a second."""
+        """Estimate the seconds until another request would be accepted, at least 1."""
         return max(1.0, self.request_s * (waiting + 1) / rows)
 
     def snapshot(self, queued: int, running: int, runner: ModelRunner) -> EngineStats:
-        """The numbers as they are."""
+        """Return a snapshot of the counters and the state."""
         paging = runner.paging
         return EngineStats(
             queued=queued,

@@ -137,7 +137,8 @@ class ModelRunner:
             if needed > self.dense_bytes:
                 raise ConfigError(
                     f"a canvas of {positions} positions takes {needed} bytes of cache, the engine has "
-                    f"{self.dense_bytes} for such; use cache=none, a shorter answer, or more kv_bytes"
+                    f"{self.dense_bytes} for dense caches; use cache=none, a shorter answer, or more "
+                    f"kv_cache_memory_bytes"
                 )
 
     def admit(self, sequence: SequenceState) -> None:
@@ -291,7 +292,9 @@ class ModelRunner:
         for part in parts:
             end, shadow_end = start + len(part.ask.rows), shadow + len(part.ask.shadows)
             own = values[start:end]
-            is_plain = part.rule.temperature == part.rule.cfg_scale == 0 and part.ask.credit is None
+            is_plain = (
+                part.params.temperature == part.params.cfg_scale == 0 and part.ask.credit is None
+            )
             if is_plain and np.isnan(own[:, :2]).any():
                 raise ModelError(NOT_FINITE)
             told: list[str] = [name for name in STATS if name in part.ask.stats]

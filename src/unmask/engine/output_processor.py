@@ -1,4 +1,4 @@
-"""From a finished sequence to what the caller gets."""
+"""Outputs of ended sequences."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from unmask.engine.outputs import Output
 from unmask.engine.sequence import SequenceState
 
 
-class Text(Protocol):
-    """Text of token ids, special tokens left out unless they are among the `given` ones."""
+class TextDecoder(Protocol):
+    """A function that decodes token ids to text."""
 
     def __call__(self, ids: list[int], given: Bools | None = None) -> str:
-        """The text."""
+        """Return the text, without special tokens but those where `given` (by the prompt) is true."""
 
 
-def output_of(sequence: SequenceState, text_of: Text, return_trace: bool) -> Output:
-    """The result of a finished sequence; of one that was ended early, what was settled then."""
+def output_of(sequence: SequenceState, text_of: TextDecoder, return_trace: bool) -> Output:
+    """Return the output of a finished sequence, or the settled part of one that was stopped early."""
     assert sequence.finish_reason is not None, "the sequence is not finished"
     canvas = sequence.canvas
     ids = canvas.tokens.tolist()
@@ -55,7 +55,7 @@ def output_of(sequence: SequenceState, text_of: Text, return_trace: bool) -> Out
     )
 
 
-def _blank_texts(canvas: Canvas, text_of: Text) -> Iterator[str]:
+def _blank_texts(canvas: Canvas, text_of: TextDecoder) -> Iterator[str]:
     run: list[int] = []
     for token, fixed in zip(canvas.tokens.tolist(), canvas.fixed.tolist(), strict=True):
         if not fixed:

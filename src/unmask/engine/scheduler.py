@@ -172,7 +172,7 @@ def decide(sequence: SequenceState, reading: Reading) -> Edit:
     edit, sequence.decoder_state = request.decoder.step(canvas, sequence.decoder_state, reading)
     undecided = reading.undecided(canvas)
     if request.sampling_params.vocabulary == "adaptive":
-        sequence.sampler_state.watch(undecided.confidence, edit.tokens)
+        sequence.sampler_state.record(undecided.confidence, edit.tokens)
         edit = replace(edit, notes={"vocab_size": float(reading.top_v or 0), **edit.notes})
     if sequence.num_forwards >= request.max_forwards:
         sequence.num_forced += 1

@@ -1,9 +1,9 @@
-"""Work in a thread of its own, which is gone afterwards.
+"""Short-lived threads, and the capture of exceptions.
 
-OpenMP keeps a team of workers for every thread that has computed something in parallel, as long as that
-thread lives. Once all teams together have more workers than the machine has cores, GNU's OpenMP lets them
-sleep between two operations instead of waiting awake: an engine's forwards take half as long again.
-So in a server nothing but the engine's thread computes and stays.
+OpenMP keeps a team of workers for every live thread that has run a parallel region. Once the teams together
+have more workers than the machine has cores, GNU's OpenMP suspends them between two operations instead of
+spinning, and an engine's forwards take 1.5 times as long. So in a server, the engine's thread is the only
+long-lived thread that computes.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ Result = TypeVar("Result")
 
 
 def run_in_thread(call: Callable[[], Result]) -> Result:
-    """What `call` returns, or raises, in another thread."""
-    found: list[Result] = []
+    """Call a function in a new thread; return its result or raise its exception."""
+    results: list[Result] = []
     capture = ErrorCapture(everything=True)
 
     def run() -> None:
         with capture:
-            found.append(call())
+            results.append(call())
 
-    thread = threading.Thread(target=run, name="unmask-apart", daemon=True)
+    thread = threading.Thread(target=run, name="unmask-call", daemon=True)
     thread.start()
     thread.join()
     if capture.error is not None:
         raise capture.error
-    return found[0]
+    return results[0]
 
 
 class ErrorCapture:
@@ -40,7 +40,7 @@ class ErrorCapture:
     """
 
     def __init__(self, *, everything: bool = False) -> None:
-        self.kept: type[BaseException] = BaseException if everything else Exception
+        self.types: type[BaseException] = BaseException if everything else Exception
         self.error: BaseException | None = None
 
     def __enter__(self) -> ErrorCapture:
@@ -53,4 +53,4 @@ class ErrorCapture:
         trace: TracebackType | None,
     ) -> bool:
         self.error = error
-        return isinstance(error, self.kept)
+        return isinstance(error, self.types)

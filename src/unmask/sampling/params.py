@@ -1,4 +1,4 @@
-"""How tokens are proposed: the knobs that every decoder has."""
+"""Sampling parameters: the knobs of the proposals, common to all decoders."""
 
 from __future__ import annotations
 
@@ -10,70 +10,71 @@ from unmask.errors import ConfigError
 from unmask.knobs import knob
 
 MIN_TEMPERATURE = 1e-6
-"""The lowest above 0 (SGLang takes what is below for 0). Float32 logits of size 8 lie 1e-6 apart, so below
-it those that differ at all are a nat apart or more: little is left to draw. Far below, logits overflow."""
+"""The lowest temperature above 0 (SGLang treats lower ones as 0). Float32 logits near 8 are spaced by 1e-6,
+so at lower temperatures distinct logits differ by a nat or more and sampling is nearly greedy; far below,
+logits overflow."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How a token is proposed at a position; the same for every decoder.
+    """The parameters with which a token is proposed at a position.
 
-    `temperature`: 0 takes the likeliest token, from 1e-6 on Gumbel-max in float64. `top_p` in (0, 1] and
-    `top_k` >= 1 restrict what is sampled, in that order after the temperature (Dream's order); the
-    confidence stays the model's own. `cfg_scale` >= 0: classifier-free guidance `un + (1 + w)(cond - un)`,
-    where `un` sees the prompt masked (LLaDA, Eq. 16); 0 is off. `logits_eos_inf`: never propose
-    end-of-text. `confidence_eos_eot_inf`: give a proposed end-of-text or end-of-turn no confidence, so
-    that they are committed last; with `compat` and temperature > 0 only end-of-turn, as LLaDA's
-    published code does. `drop_after_eos`: once an end token is decided, positions right of it become
-    padding and are not computed any more, while open ones are left of it (ours; approximate: those lose
-    what they saw there).
+    `temperature`: 0 is greedy; from 1e-6 on, tokens are sampled by Gumbel-max in float64. `top_p` in (0, 1]
+    and `top_k` >= 1 restrict the sampled tokens, in that order and after the temperature (Dream's order);
+    the confidence remains that of the model's distribution. `cfg_scale` >= 0: classifier-free guidance
+    `un + (1 + w)(cond - un)`, where `un` has a masked prompt (LLaDA, arXiv:2502.09992, Eq. 16); 0 is off.
+    `logits_eos_inf`: never propose end-of-text. `confidence_eos_eot_inf`: assign a proposed end-of-text or
+    end-of-turn no confidence, so that they are committed last; with `compat` and temperature > 0 only
+    end-of-turn, as in LLaDA's published code. `drop_after_eos`: once an end token is decided, positions
+    right of it become padding and are not computed any more, even while positions left of it are open. That
+    is approximate, since these no longer attend to the dropped positions, and not from a paper.
 
-    `vocabulary` prunes what confidence is computed over, to `vocab_size` tokens: "static" the likeliest
-    at each position, "adaptive" as many of them as CadLLM's Eq. 4 says (`decoders._cadllm`), "frequency"
-    the most frequent of the file `frequencies` (nothing else is proposed, and the LM head has only those
-    rows), "union" the likeliest at any position of the block's first forward (the later LM heads have only
-    those rows; what that can miss is bounded, and a bound above `max_missed` makes the next forward a
-    full one). "none" is the whole vocabulary; None leaves it to the decoder.
+    `vocabulary` restricts the tokens over which the confidence is computed, to `vocab_size` tokens:
+    "static": the likeliest at each position. "adaptive": as "static", with the number of tokens of CadLLM's
+    Eq. 4 (`decoders.base.cadllm_controller`). "frequency": the most frequent tokens of the file
+    `frequencies`; no other token is proposed, and the LM head computes only those rows. "union": the
+    likeliest at any position of the block's first forward; later LM heads compute only those rows, and when
+    the bound on the probability of all others exceeds `max_missed`, the next forward computes all rows.
+    "none": the whole vocabulary. None: the decoder's default.
     """
 
     temperature: float = knob(
-        0.0, "0: the likeliest token; from 1e-6 on: sampled, the higher the wilder"
+        0.0, "sampling temperature, 0 or from 1e-6 on; 0 is greedy, higher is more random"
     )
     top_p: float | None = knob(
-        None, "sample among the likeliest tokens that share this probability"
+        None, "sample from the likeliest tokens whose probabilities add up to this"
     )
-    top_k: int | None = knob(None, "sample among this many likeliest tokens")
+    top_k: int | None = knob(None, "sample from this many likeliest tokens")
     cfg_scale: float = knob(
-        0.0, "weight of classifier-free guidance, 0: off; costs a second row a forward"
+        0.0, "weight of classifier-free guidance, 0 is off; costs a second row per forward"
     )
     logits_eos_inf: bool = knob(False, "never propose end-of-text")
     confidence_eos_eot_inf: bool = knob(False, "commit end-of-text and end-of-turn last")
     drop_after_eos: bool = knob(
         False,
-        "give up what lies right of a decided end token at once, not when all left of it is decided; "
-        "approximate",
+        "drop the positions right of an end token as soon as it is decided, not when all positions left of "
+        "it are; approximate",
     )
     vocabulary: Literal["none", "static", "adaptive", "frequency", "union"] | None = knob(
         None,
-        "tokens that count: none (all), static (the likeliest of a position), adaptive (as many as "
-        "CadLLM's Eq. 4 says), frequency (of a file), union (the likeliest of a block's first forward; "
-        "later LM heads have only those rows); default: as the decoder says",
+        "tokens over which confidence is computed: none (all), static (the likeliest of a position), "
+        "adaptive (their number by CadLLM's Eq. 4), frequency (the most frequent of a file), union (the "
+        "likeliest of a block's first forward; later LM heads have these rows only); default: decoder's",
     )
-    vocab_size: int | None = knob(None, "how many tokens vocabulary keeps; default: 1000")
+    vocab_size: int | None = knob(None, "number of tokens of the vocabulary option; default: 1000")
     max_missed: float = knob(
-        1.0, "vocabulary=union: probability that may be missed before the head is whole again"
+        1.0,
+        "vocabulary=union: bound on the missed probability, above which the LM head is whole again",
     )
-    frequencies: str | None = knob(None, "file of background counts, made by `unmask frequencies`")
-    compat: bool = knob(
-        False, "repeat the reference's token-changing quirks instead of the fixed rule"
-    )
+    frequencies: str | None = knob(None, "file of token counts, written by `unmask frequencies`")
+    compat: bool = knob(False, "reproduce the token-changing quirks of the reference code")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("temperature", "cfg_scale"):
             value = getattr(self, name)
             if not (value >= 0 and isfinite(value)):
-                raise ConfigError(f"{name}={value} must be a number, not negative")
+                raise ConfigError(f"{name}={value} must be a finite number, at least 0")
         if 0 < self.temperature < MIN_TEMPERATURE:
             raise ConfigError(
                 f"temperature={self.temperature} is too low to sample with; use 0 for the likeliest token, "
@@ -93,7 +94,7 @@ class SamplingParams:
             raise ConfigError(f"max_missed={self.max_missed} must be between 0 and 1")
         if self.max_missed < 1 and self.vocabulary != "union":
             raise ConfigError(
-                f"max_missed={self.max_missed} has no effect without vocabulary=union"
+                f"max_missed={self.max_missed} has no effect without vocabulary=union; leave it out"
             )
         if self.vocabulary == "union" and self.cfg_scale > 0:
             raise ConfigError(
@@ -106,6 +107,6 @@ class SamplingParams:
             )
 
     @property
-    def kept_tokens(self) -> int:
-        """`vocab_size`, or its default."""
+    def num_tokens(self) -> int:
+        """`vocab_size` or its default, in tokens."""
         return 1000 if self.vocab_size is None else self.vocab_size

@@ -1,6 +1,6 @@
-"""Counter-based randomness: a number is a function of (seed, forward, position identity, token id) alone.
+"""Counter-based random numbers: functions of (seed, forward, position identity, token id) alone.
 
-So a sample does not depend on the batch, the cache, the device or the order of requests.
+So a sample is independent of the batch, the cache, the device and the order of requests.
 
 Letters: N rows, V vocabulary.
 """
@@ -18,7 +18,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def _mix_host(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finalizer on uint64."""
+    """Apply splitmix64's finalizer to uint64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX[0])
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX[1])
     mixed: np.ndarray = x ^ (x >> np.uint64(31))
@@ -26,7 +26,7 @@ def _mix_host(x: np.ndarray) -> np.ndarray:
 
 
 def row_keys(seed: int, forward: int, uids: Ints) -> np.ndarray:
-    """One uint64 key a position."""
+    """Return one uint64 key per position, of its identity `uids`."""
     with np.errstate(over="ignore"):
         key = np.full(len(uids), seed & (2**64 - 1), dtype=np.uint64)
         for part in (np.full(len(uids), forward), uids):
@@ -35,7 +35,7 @@ def row_keys(seed: int, forward: int, uids: Ints) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray) -> Floats:
-    """One number in [0, 1) a key."""
+    """Return one float64 number in [0, 1) per key."""
     bits = _mix_host(keys ^ np.uint64(_GOLDEN)) >> np.uint64(11)
     numbers: Floats = bits.astype(np.float64) * 2.0**-53
     return numbers
@@ -54,7 +54,7 @@ def _mix_device(x: Tensor) -> Tensor:
 
 
 def gumbel(keys_N: Tensor, token_ids_V: Tensor) -> Tensor:
-    """`(N, V)` float64 Gumbel noise from int64 keys; a number depends on its key and token id alone."""
+    """Return float64 Gumbel noise `(N, V)`; each number depends on its int64 key and token id alone."""
     token = (token_ids_V.to(keys_N.device) + 1) * _signed(_GOLDEN)
     bits = (_mix_device(keys_N[:, None] + token) >> 11) & ((1 << 53) - 1)
     u = (bits.double() + 0.5) * 2.0**-53

@@ -1,4 +1,4 @@
-"""From logits to proposals: on the device, in float32, one small result a row.
+"""Proposals from logits: a token, its log-odds and statistics per row, on the device and in float32.
 
 Letters: N rows, V vocabulary.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,15 +28,15 @@ STATS: tuple[str, ...] = (
     "raw_confidence",
     "missed",
 )
-"""Columns of a packed result after the token and its log-odds; 0 where a row did not ask."""
+"""Columns of a packed result behind the token and its log-odds; 0 for rows that do not request them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The columns of the logits: their token ids, and those with a meaning to the sampler.
+    """The columns of the logits: `token_ids` (ascending), and the columns with a meaning to the sampler.
 
-    `forbidden` columns are never proposed; `eos_id` and `turn_end_id` are columns or None. `is_whole`:
-    every token has its column, so that ids are columns.
+    `forbidden` columns are never proposed; `eos_id` and `turn_end_id` are columns or None. With `is_whole`
+    every token has a column, so that ids are columns.
     """
 
     token_ids: Tensor
@@ -46,8 +45,8 @@ class Vocabulary:
     turn_end_id: int | None
     is_whole: bool = True
 
-    def part(self, ids: Tensor) -> Vocabulary:
-        """The same for logits of the tokens `ids` (ascending) alone."""
+    def subset(self, ids: Tensor) -> Vocabulary:
+        """Return the vocabulary of logits that have columns for the tokens `ids` (ascending) only."""
 
         def column(id_: int | None) -> int | None:
             if id_ is None:
@@ -62,27 +61,29 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Consecutive rows of logits that belong to one sequence: `positions`, their rule and what was asked.
+    """Consecutive rows of logits of one sequence: `positions`, their sampling parameters and their ask.
 
-    `before` `(n, V)`: the distributions at these positions in the forward before; `has_before` bool `(n,)`.
+    `previous` `(n, V)` are the distributions at these positions in the previous forward, where bool
+    `has_previous` `(n,)`.
     """
 
     positions: Ints
-    rule: SamplingParams
+    params: SamplingParams
     ask: Ask
-    before: Tensor | None = None
-    has_before: Tensor | None = None
+    previous: Tensor | None = None
+    has_previous: Tensor | None = None
 
 
-def _rows(spans: list[Span], test: Callable[[Span], Any]) -> list[int]:
-    found: list[int] = []
+def _rows(spans: list[Span], test: Callable[[Span], object]) -> list[int]:
+    """Return the rows of the spans that pass a test."""
+    rows: list[int] = []
     start = 0
     for span in spans:
         end = start + len(span.positions)
         if test(span):
-            found.extend(range(start, end))
+            rows.extend(range(start, end))
         start = end
-    return found
+    return rows
 
 
 def _per_row(spans: list[Span], rows: list[int], value: Callable[[Span], float]) -> list[float]:
@@ -93,40 +94,41 @@ def _per_row(spans: list[Span], rows: list[int], value: Callable[[Span], float])
 def propose(
     logits_NV: Tensor, spans: list[Span], keys: np.ndarray, vocabulary: Vocabulary
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Token, log-odds and statistics of every row, packed as float64 `(N, 2 + len(STATS))`.
+    """Return token, log-odds and statistics of every row, packed as float64 `(N, 2 + len(STATS))`.
 
-    One uint64 key a row. `logits_NV` is overwritten. Probabilities are normalized over all columns; ties
-    between tokens go to the lowest id. Also gives, per span that asked for "kl", its distributions.
+    `keys` are the random keys of `row_keys`, one uint64 per row. `logits_NV` is overwritten. Probabilities
+    are normalized over all columns; the lowest id wins a tie. The second result has the distributions
+    `(n, V)` of each span (by index) that requests "kl".
     """
     logits = logits_NV.float()
     packed = torch.zeros(len(logits), 2 + len(STATS), dtype=torch.float64, device=logits.device)
     _add_biases(logits, spans, vocabulary)
     _add_credit(logits, spans, vocabulary, packed)
-    no_eos = _rows(spans, lambda span: span.rule.logits_eos_inf)
+    no_eos = _rows(spans, lambda span: span.params.logits_eos_inf)
     if no_eos and vocabulary.eos_id is not None:
         logits[no_eos, vocabulary.eos_id] = -torch.inf
     _top_two(logits, spans, packed)
-    held = logits[:, vocabulary.forbidden]
+    forbidden = logits[:, vocabulary.forbidden]
     logits[:, vocabulary.forbidden] = -torch.inf
     tokens = logits.argmax(dim=-1)
     _end_is_top(tokens, spans, vocabulary, packed)
-    _sample(logits, tokens, held, spans, keys, vocabulary)
+    _sample(logits, tokens, forbidden, spans, keys, vocabulary)
     for rows, column in _suppressed_scores(spans, vocabulary):
         logits[rows, column] = -torch.inf
-    kept = _remember(logits, spans, packed)
+    distributions = _divergence(logits, spans, packed)
     top_v = _top_v_odds(logits, tokens, spans, packed)
     packed[:, 0] = vocabulary.token_ids[tokens].double()
     packed[:, 1] = _statistics(logits, tokens, spans, vocabulary, packed).double()
     if top_v is not None:
         packed[top_v[0], 1] = top_v[1].double()
-    return packed, kept
+    return packed, distributions
 
 
 def _column(name: str) -> int:
     return 2 + STATS.index(name)
 
 
-def _place(
+def _add_at(
     target: Tensor, rows: Ints, token_ids: Ints, values: Floats, vocabulary: Vocabulary
 ) -> None:
     """Add values at (row, token) in place; tokens without a column are left out."""
@@ -135,9 +137,9 @@ def _place(
     added = torch.from_numpy(values).to(device).float()
     if not vocabulary.is_whole:
         ids = vocabulary.token_ids
-        found = torch.searchsorted(ids, columns).clamp(max=len(ids) - 1)
-        added = torch.where(ids[found] == columns, added, torch.zeros_like(added))
-        columns = found
+        nearest = torch.searchsorted(ids, columns).clamp(max=len(ids) - 1)
+        added = torch.where(ids[nearest] == columns, added, torch.zeros_like(added))
+        columns = nearest
     target.index_put_((at, columns), added, accumulate=True)
 
 
@@ -154,12 +156,12 @@ def _add_biases(logits: Tensor, spans: list[Span], vocabulary: Vocabulary) -> No
                 if len(span.positions)
                 else np.zeros(0, dtype=bool)
             )
-            _place(logits, at[here] + start, bias.tokens[here], bias.values[here], vocabulary)
+            _add_at(logits, at[here] + start, bias.tokens[here], bias.values[here], vocabulary)
         start += len(span.positions)
 
 
 def _add_credit(logits: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor) -> None:
-    """dInfer's credit: see `decoders.credit`."""
+    """Add dInfer's credit to the logits, see `decoders.credit`."""
     start = 0
     for span in spans:
         end = start + len(span.positions)
@@ -174,14 +176,14 @@ def _add_credit(logits: Tensor, spans: list[Span], vocabulary: Vocabulary, packe
             at = np.searchsorted(span.positions, credit.positions).clip(max=len(span.positions) - 1)
             here = span.positions[at] == credit.positions
             amounts = torch.zeros_like(part)
-            _place(amounts, at[here], credit.tokens[here], credit.amounts[here], vocabulary)
+            _add_at(amounts, at[here], credit.tokens[here], credit.amounts[here], vocabulary)
             amounts.scatter_add_(1, raw[:, None], (p**credit.gamma)[:, None])
             part += credit.alpha * torch.log1p(amounts)
         start = end
 
 
 def _top_two(logits: Tensor, spans: list[Span], packed: Tensor) -> None:
-    """The gap between the two largest logits."""
+    """Fill in "gap", the difference of the two largest logits."""
     rows = _rows(spans, lambda span: "gap" in span.ask.stats)
     if rows:
         top = logits[rows].topk(min(2, logits.shape[-1]), dim=-1).values
@@ -189,7 +191,7 @@ def _top_two(logits: Tensor, spans: list[Span], packed: Tensor) -> None:
 
 
 def _end_is_top(tokens: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor) -> None:
-    """Whether the likeliest token, before any sampling, is the end of text."""
+    """Fill in "eos_top": is the likeliest token, before any sampling, the end of text?"""
     rows = _rows(spans, lambda span: "eos" in span.ask.stats)
     if rows and vocabulary.eos_id is not None:
         packed[rows, _column("eos_top")] = (tokens[rows] == vocabulary.eos_id).double()
@@ -198,44 +200,46 @@ def _end_is_top(tokens: Tensor, spans: list[Span], vocabulary: Vocabulary, packe
 def _sample(
     logits: Tensor,
     tokens: Tensor,
-    held: Tensor,
+    forbidden: Tensor,
     spans: list[Span],
     keys: np.ndarray,
     vocabulary: Vocabulary,
 ) -> None:
-    """Redraw the tokens of warm rows; rows that tell of the sampled distribution get its logits.
+    """Sample the tokens of rows with a temperature, and restore the `forbidden` logits, -inf until then.
 
-    On the way in, forbidden columns are -inf; on the way out they are as the model said (`held`).
+    Rows whose statistics refer to the sampling distribution get its logits.
     """
-    warm = _rows(spans, lambda span: span.rule.temperature > 0)
-    if warm:
-        tempered = _tempered(logits, warm, spans)
-        on_device = torch.from_numpy(keys[warm].view(np.int64)).to(logits.device)
+    sampled = _rows(spans, lambda span: span.params.temperature > 0)
+    if sampled:
+        tempered = _tempered(logits, sampled, spans)
+        on_device = torch.from_numpy(keys[sampled].view(np.int64)).to(logits.device)
         noisy = gumbel(on_device, vocabulary.token_ids).add_(tempered)
-        tokens[warm] = noisy.argmax(dim=-1)
-    logits[:, vocabulary.forbidden] = held
-    told = _rows(spans, lambda span: span.ask.from_sampling)
-    if told:
-        tempered = _tempered(logits, told, spans)
-        own = tokens[told][:, None]
-        heat = _per_row(spans, told, lambda span: span.rule.temperature or 1.0)
-        scale = torch.tensor(heat, dtype=torch.float64, device=logits.device)[:, None]
-        kept = logits[told].gather(1, own).double() / scale  # whatever the filters say of it
-        logits[told] = tempered.scatter_(1, own, kept).float()
+        tokens[sampled] = noisy.argmax(dim=-1)
+    logits[:, vocabulary.forbidden] = forbidden
+    tempered_rows = _rows(spans, lambda span: span.ask.from_sampling)
+    if tempered_rows:
+        tempered = _tempered(logits, tempered_rows, spans)
+        own = tokens[tempered_rows][:, None]
+        scale = _temperatures(logits, tempered_rows, spans)
+        unfiltered = logits[tempered_rows].gather(1, own).double() / scale
+        logits[tempered_rows] = tempered.scatter_(1, own, unfiltered).float()
+
+
+def _temperatures(logits: Tensor, rows: list[int], spans: list[Span]) -> Tensor:
+    values = _per_row(spans, rows, lambda span: span.params.temperature or 1.0)
+    return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
 
 
 def _tempered(logits: Tensor, rows: list[int], spans: list[Span]) -> Tensor:
-    """Float64 logits of the distribution that is sampled from: temperature, then top-p, then top-k."""
-    heat = _per_row(spans, rows, lambda span: span.rule.temperature or 1.0)
-    scale = torch.tensor(heat, dtype=torch.float64, device=logits.device)[:, None]
-    tempered = logits[rows].double() / scale
+    """Return float64 logits of the sampling distribution: temperature, then top-p, then top-k."""
+    tempered = logits[rows].double() / _temperatures(logits, rows, spans)
     _filter(tempered, rows, spans)
     return tempered
 
 
 def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
-    """Top-p, then top-k: what is not kept becomes -inf, in place. Ties at the k-th stay."""
-    top_p = _per_row(spans, rows, lambda span: span.rule.top_p or 1.0)
+    """Set the logits outside top-p, then outside top-k, to -inf, in place; ties with the k-th stay."""
+    top_p = _per_row(spans, rows, lambda span: span.params.top_p or 1.0)
     cut = [i for i, p in enumerate(top_p) if p < 1]
     if cut:
         ordered, order = tempered[cut].sort(dim=-1, descending=True, stable=True)
@@ -244,7 +248,7 @@ def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
         limit = torch.tensor([top_p[i] for i in cut], device=tempered.device)[:, None]
         ordered[before > limit] = -torch.inf
         tempered[cut] = torch.empty_like(ordered).scatter_(-1, order, ordered)
-    top_k = [int(k) for k in _per_row(spans, rows, lambda span: span.rule.top_k or 0)]
+    top_k = [int(k) for k in _per_row(spans, rows, lambda span: span.params.top_k or 0)]
     cut = [i for i, k in enumerate(top_k) if 0 < k < tempered.shape[-1]]
     if cut:
         sizes = torch.tensor([top_k[i] for i in cut], device=tempered.device)
@@ -254,55 +258,60 @@ def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
 
 
 def _suppressed_scores(spans: list[Span], vocabulary: Vocabulary) -> list[tuple[list[int], int]]:
-    """(rows, column) pairs whose probability counts as 0 in the score."""
-    rows = _rows(spans, lambda span: span.rule.confidence_eos_eot_inf)
+    """Return (rows, column) pairs whose probability counts as 0 in the confidence."""
+    rows = _rows(spans, lambda span: span.params.confidence_eos_eot_inf)
     eos_rows = _rows(
         spans,
         lambda span: (
-            span.rule.confidence_eos_eot_inf
-            and not (span.rule.compat and span.rule.temperature > 0)
+            span.params.confidence_eos_eot_inf
+            and not (span.params.compat and span.params.temperature > 0)
         ),
     )
     pairs = ((rows, vocabulary.turn_end_id), (eos_rows, vocabulary.eos_id))
     return [(chosen, column) for chosen, column in pairs if chosen and column is not None]
 
 
-def _remember(logits: Tensor, spans: list[Span], packed: Tensor) -> dict[int, Tensor]:
-    """The divergence from the forward before (KLASS, arXiv:2511.05664), and the new distributions."""
-    kept: dict[int, Tensor] = {}
+def _divergence(logits: Tensor, spans: list[Span], packed: Tensor) -> dict[int, Tensor]:
+    """Fill in "kl", the divergence from the previous forward (KLASS, arXiv:2511.05664).
+
+    Returns the new distributions by span.
+    """
+    distributions: dict[int, Tensor] = {}
     start, tiny = 0, 1e-12
     for index, span in enumerate(spans):
         end = start + len(span.positions)
         if "kl" in span.ask.stats:
             now = logits[start:end].softmax(dim=-1)
-            kept[index] = now
+            distributions[index] = now
             divergence = torch.full((end - start,), torch.inf, device=logits.device)
-            if span.before is not None and span.has_before is not None:
-                ratio = torch.log(now + tiny) - torch.log(span.before + tiny)
+            if span.previous is not None and span.has_previous is not None:
+                ratio = torch.log(now + tiny) - torch.log(span.previous + tiny)
                 known = (now * ratio).sum(dim=-1)
-                divergence = torch.where(span.has_before, known, divergence)
+                divergence = torch.where(span.has_previous, known, divergence)
             packed[start:end, _column("kl")] = divergence.double()
         start = end
-    return kept
+    return distributions
 
 
-def effective_top_v(rule: SamplingParams, ask: Ask) -> int | None:
-    """How many of a row's largest logits count (None: all): the user's word goes before the decoder's."""
-    if rule.vocabulary in (None, "adaptive"):
+def effective_top_v(params: SamplingParams, ask: Ask) -> int | None:
+    """Return the number of largest logits that count in a row (None: all).
+
+    The sampling parameters take precedence over the decoder's ask.
+    """
+    if params.vocabulary in (None, "adaptive"):
         return ask.top_v
-    return rule.kept_tokens if rule.vocabulary == "static" else None
+    return params.num_tokens if params.vocabulary == "static" else None
 
 
 def _top_v(span: Span) -> int | None:
-    everything = 1 << 30 if "top_v_entropy" in span.ask.stats else None
-    found = effective_top_v(span.rule, span.ask)
-    return everything if found is None else found
+    top_v = effective_top_v(span.params, span.ask)
+    return 1 << 30 if top_v is None and "top_v_entropy" in span.ask.stats else top_v
 
 
 def _top_v_odds(
     logits: Tensor, tokens: Tensor, spans: list[Span], packed: Tensor
 ) -> tuple[list[int], Tensor] | None:
-    """Rows that count only their V largest logits, and their log-odds: -inf for a token outside."""
+    """Return the rows that count only their V largest logits, and their log-odds; -inf outside of them."""
     rows = _rows(spans, lambda span: _top_v(span) is not None)
     if not rows:
         return None
@@ -325,10 +334,10 @@ def _top_v_odds(
 def _statistics(
     logits: Tensor, tokens: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor
 ) -> Tensor:
-    """The log-odds of the tokens, ln(p / (1 - p)); entropy, margin and p(end-of-text) where asked.
+    """Return the tokens' log-odds, ln(p / (1 - p)); fill in entropy, margin and p(end-of-text).
 
-    The odds against a token are summed without it: nothing cancels or underflows, so the order holds at
-    any distance from p = 1. Overwrites the logits.
+    The probability against a token is summed over the other tokens: nothing cancels or underflows, so the
+    order of confidences is exact at any distance from p = 1. Overwrites the logits.
     """
     own = logits.gather(-1, tokens[:, None])[:, 0]
     eos = _rows(spans, lambda span: "eos" in span.ask.stats)
@@ -370,7 +379,7 @@ def _statistics(
 
 
 def log_odds(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
-    """ln(p / (1 - p)) of one given token a row. Overwrites the logits."""
+    """Return ln(p / (1 - p)) of one token per row. Overwrites the logits."""
     own = logits_NV.gather(-1, tokens_N[:, None])[:, 0]
     others = logits_NV.scatter_(-1, tokens_N[:, None], -torch.inf)
     return own - others.logsumexp(dim=-1)

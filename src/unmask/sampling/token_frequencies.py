@@ -1,6 +1,6 @@
-"""How often each token occurs in text as such: the background that a decoder compares itself with.
+"""Background frequencies of tokens: how often each occurs in plain text, as a baseline for confidences.
 
-A file holds counts: `{"num_token": N, "p_baseline_dict": {"token id": count, ...}}`.
+A file has counts: `{"num_token": N, "p_baseline_dict": {"token id": count, ...}}`.
 Source: arXiv:2508.13021 (PC-Sampler) and the format of its published files.
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,39 +21,39 @@ from unmask.errors import ConfigError
 
 TOTAL, COUNTS = "num_token", "p_baseline_dict"
 MIN_FREQUENCY = 1e-9
-"""The least frequency that is told apart from none, here and in PC-Sampler's logarithm."""
+"""The lowest frequency that is distinguished from 0, here and in PC-Sampler's logarithm."""
 _MAX_CACHED = 8
 _ID = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def load_background(path: str | Path, vocab_size: int) -> NDArray[np.float64]:
-    """Relative frequencies `(V,)` of all token ids, read-only: count / N, and 1 / N where unseen.
+    """Return relative frequencies `(V,)` of all token ids, read-only: count / N, and 1 / N if unseen.
 
-    The unseen come on top, so the sum may exceed 1 a little. A file is read again only when it has
-    changed. Raises ConfigError for a file that is missing, broken or of another kind, for ids outside
-    the vocabulary, and for counts that are none.
+    The sum may slightly exceed 1, since unseen tokens are not part of N. The result is cached until the
+    file changes. Raises ConfigError for a file that is missing, malformed or of another kind, for ids
+    outside the vocabulary and for invalid counts.
     """
-    where = Path(path).expanduser()
+    file = Path(path).expanduser()
     try:
-        stat = where.stat()
+        stat = file.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"background file {str(path)!r} cannot be read: {reason}; `unmask frequencies` writes one"
         ) from None
-    return _load(str(where.absolute()), stat.st_mtime_ns, stat.st_size, vocab_size)
+    return _load(str(file.absolute()), stat.st_mtime_ns, stat.st_size, vocab_size)
 
 
 @lru_cache(maxsize=_MAX_CACHED)
 def _load(path: str, mtime_ns: int, size_bytes: int, vocab_size: int) -> NDArray[np.float64]:
-    """The frequencies of one state of a file; time and size only tell that state from others."""
+    """Load a file; its time and size are part of the cache key."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"background file {path!r} cannot be read ({error}); `unmask frequencies` writes one"
         ) from None
-    total, counts = _fields(path, found)
+    total, counts = _fields(path, content)
     frequencies = np.full(vocab_size, 1 / total)
     for key, count in counts.items():
         if not _ID.fullmatch(key):
@@ -77,49 +77,50 @@ def _load(path: str, mtime_ns: int, size_bytes: int, vocab_size: int) -> NDArray
     return frequencies
 
 
-def _fields(path: str, found: Any) -> tuple[int, dict[str, Any]]:
-    """N and the counts, still unchecked. Raises ConfigError."""
-    wanted = f'{{"{TOTAL}": N, "{COUNTS}": {{"token id": count}}}}'
-    if not isinstance(found, dict) or not {TOTAL, COUNTS} <= found.keys():
-        has = (
-            f"keys {sorted(found)[:5]}" if isinstance(found, dict) else f"a {type(found).__name__}"
-        )
+def _fields(path: str, content: object) -> tuple[int, dict[str, object]]:
+    """Return N and the counts, still unchecked. Raises ConfigError."""
+    expected = f'{{"{TOTAL}": N, "{COUNTS}": {{"token id": count}}}}'
+    if not isinstance(content, dict) or not {TOTAL, COUNTS} <= content.keys():
+        kind = type(content).__name__
+        actual = f"keys {sorted(content)[:5]}" if isinstance(content, dict) else f"a {kind}"
         raise ConfigError(
-            f"background file {path!r} holds {has}, not token counts; it must hold {wanted}"
+            f"background file {path!r} holds {actual}, not token counts; it must hold {expected}"
         )
-    total, counts = found[TOTAL], found[COUNTS]
+    total, counts = content[TOTAL], content[COUNTS]
     if not _is_whole(total) or total <= 0:
         raise ConfigError(
             f"background file {path!r}: {TOTAL}={total!r} must be a whole number above 0, the sum of "
             "the counts"
         )
     if not isinstance(counts, dict):
-        raise ConfigError(f"background file {path!r}: {COUNTS} must be an object; use {wanted}")
+        raise ConfigError(f"background file {path!r}: {COUNTS} must be an object; use {expected}")
     return total, counts
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def save_background(path: str | Path, counts: Mapping[int, int]) -> None:
     """Write counts in the published format, in the order of the ids; N is their sum.
 
-    Replaces a file at once or not at all. Raises ConfigError when nothing was counted, for a negative
-    id or count, and for a path that cannot be written.
+    The file is replaced atomically. Raises ConfigError when there are no counts, for a negative id or
+    count, and for a path that cannot be written.
     """
     total = sum(counts.values())
     bad = next((item for item in counts.items() if min(item) < 0), None)
     if bad is not None:
-        raise ConfigError(f"token id {bad[0]} with count {bad[1]}: neither can be negative")
+        raise ConfigError(
+            f"token id {bad[0]} with count {bad[1]}: neither may be negative; count again"
+        )
     if total == 0:
         raise ConfigError("no tokens were counted; give some text")
-    where = Path(path).expanduser()
-    part = where.with_name(where.name + f".{os.getpid()}.part")
+    file = Path(path).expanduser()
+    part = file.with_name(file.name + f".{os.getpid()}.part")
     listed = {str(int(id_)): int(count) for id_, count in sorted(counts.items())}
     try:
         part.write_text(json.dumps({TOTAL: int(total), COUNTS: listed}) + "\n", encoding="utf-8")
-        part.replace(where)
+        part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise ConfigError(
@@ -129,6 +130,6 @@ def save_background(path: str | Path, counts: Mapping[int, int]) -> None:
 
 
 def counts_of(frequencies: NDArray[np.float64]) -> dict[int, int]:
-    """Frequencies as counts out of about 1 / MIN_FREQUENCY tokens; what would be one token is unseen."""
+    """Return counts per 1 / MIN_FREQUENCY tokens; a frequency that rounds to one token counts as unseen."""
     counts = np.rint(frequencies / MIN_FREQUENCY).astype(np.int64)
     return {int(id_): int(counts[id_]) for id_ in np.flatnonzero(counts > 1)}

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Set
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
+from pydantic import JsonValue, SkipValidation
 from typing_extensions import NotRequired, TypedDict
 
 from unmask import caches, decoders
@@ -38,14 +38,10 @@ class TypeFields(TypedDict):
     nullable: NotRequired[bool]
 
 
-class KnobInfo(ReplyModel):
-    """A knob of a decoder or cache; fields of its type as in `TypeFields`."""
+class KnobInfo(TypeFields):
+    """A knob of a decoder or cache."""
 
     name: str
-    type: str
-    choices: list[JsonValue] = []
-    of: str = ""
-    nullable: bool = False
     default: JsonValue
     help: str
 
@@ -73,7 +69,7 @@ class DecoderInfo(ReplyModel):
     source: str
     finds_length: bool
     wraps: bool
-    knobs: list[KnobInfo]
+    knobs: SkipValidation[list[KnobInfo]]
 
 
 class CacheInfo(ReplyModel):
@@ -88,7 +84,7 @@ class CacheInfo(ReplyModel):
     source: str
     exact: bool | None
     refused: str | None
-    knobs: list[KnobInfo]
+    knobs: SkipValidation[list[KnobInfo]]
 
 
 class Capabilities(ReplyModel):
@@ -98,7 +94,7 @@ class Capabilities(ReplyModel):
     defaults: dict[str, JsonValue]
     decoders: list[DecoderInfo]
     caches: list[CacheInfo]
-    shared: list[KnobInfo]
+    shared: SkipValidation[list[KnobInfo]]
 
 
 def capabilities(
@@ -199,12 +195,12 @@ def knob_infos(cls: type[object], hidden: Set[str] = frozenset()) -> list[KnobIn
     assert dataclasses.is_dataclass(cls), "methods and sampling parameters are dataclasses"
     hints = typing.get_type_hints(cls)
     return [
-        KnobInfo(
-            name=field.name,
+        {
+            "name": field.name,
             **type_fields(hints[field.name]),
-            default=json_default(field.default),
-            help=field.metadata.get("help", ""),
-        )
+            "default": json_default(field.default),
+            "help": field.metadata.get("help", ""),
+        }
         for field in dataclasses.fields(cls)
         if field.name not in hidden and field.name not in SERVER_ONLY
     ]

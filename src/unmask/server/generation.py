@@ -31,7 +31,7 @@ from unmask.server.request_planner import GenerationPlan
 
 if TYPE_CHECKING:
     from unmask.engine.engine import Engine, RequestHandle, RequestUpdate
-    from unmask.engine.output_processor import Text
+    from unmask.engine.output_processor import TextDecoder
     from unmask.engine.token_text import TokenTexts
 
 log = logging.getLogger("unmask.server")
@@ -50,7 +50,7 @@ class Generation:
         self,
         engine: Engine,
         plans: list[GenerationPlan],
-        decode: Text,
+        decode: TextDecoder,
         timeout_s: float,
         request_id: str,
         arrived_s: float,
@@ -187,7 +187,7 @@ class Answer:
     `finish_reason` is None until the answer is complete. `text` is the part of the text that is final.
     """
 
-    def __init__(self, plan: GenerationPlan, decode: Text) -> None:
+    def __init__(self, plan: GenerationPlan, decode: TextDecoder) -> None:
         self.plan = plan
         # an infill's reply contains the fixed tokens, special ones too
         has_fixed = plan.request.canvas.infilling and plan.start == 0

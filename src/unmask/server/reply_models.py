@@ -7,7 +7,7 @@ decoding method in `unmask`, and `/v1/infill`.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SkipValidation
 from starlette.responses import JSONResponse
@@ -55,6 +55,7 @@ def encode(value: object, *, separators: tuple[str, str] | None = None) -> bytes
 
 
 Count = Annotated[int, Field(ge=0)]
+Choice = TypeVar("Choice", bound=ReplyModel)
 
 
 class PromptTokensDetails(ReplyModel):
@@ -158,15 +159,10 @@ class TextChoice(ReplyModel):
     trace: Trace = Field(default_factory=list)
 
 
-class InfillChoice(ReplyModel):
+class InfillChoice(TextChoice):
     """A choice of an infill: the whole text, and the texts of its blanks."""
 
-    index: Count
-    text: str
-    finish_reason: FinishReason
-    logprobs: TextLogprobs | None
     blanks: list[str]
-    trace: Trace = Field(default_factory=list)
 
 
 class ReplyHead(TypedDict):
@@ -178,43 +174,35 @@ class ReplyHead(TypedDict):
     system_fingerprint: str
 
 
-class ChatCompletion(ReplyModel):
+class Completion(ReplyModel, Generic[Choice]):
+    """A reply without a stream."""
+
+    id: str
+    object: str
+    created: Count
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
+    usage: Usage
+    unmask: MethodFields
+
+
+class ChatCompletion(Completion[ChatChoice]):
     """The reply of `POST /v1/chat/completions`."""
 
-    id: str
     object: Literal["chat.completion"]
-    created: Count
-    model: str
-    system_fingerprint: str
-    choices: list[ChatChoice]
-    usage: Usage
-    unmask: MethodFields
 
 
-class TextCompletion(ReplyModel):
+class TextCompletion(Completion[TextChoice]):
     """The reply of `POST /v1/completions`."""
 
-    id: str
     object: Literal["text_completion"]
-    created: Count
-    model: str
-    system_fingerprint: str
-    choices: list[TextChoice]
-    usage: Usage
-    unmask: MethodFields
 
 
-class InfillCompletion(ReplyModel):
+class InfillCompletion(Completion[InfillChoice]):
     """The reply of `POST /v1/infill`."""
 
-    id: str
     object: Literal["infill"]
-    created: Count
-    model: str
-    system_fingerprint: str
-    choices: list[InfillChoice]
-    usage: Usage
-    unmask: MethodFields
 
 
 class CanvasPosition(TypedDict):
@@ -248,6 +236,15 @@ class ChatDelta(ReplyModel):
     content: str | None = None
 
 
+class ChunkFields(TypedDict):
+    """Fields of a choice in every chunk; `trace` and `canvas` are absent unless they were requested."""
+
+    index: int
+    finish_reason: FinishReason | None
+    trace: NotRequired[list[TraceStep]]
+    canvas: NotRequired[StreamFrame]
+
+
 class ChatChunkChoice(ReplyModel):
     """A choice in a chunk of a chat completion."""
 
@@ -271,30 +268,29 @@ class TextChunkChoice(ReplyModel):
     canvas: SkipValidation[StreamFrame] | None = None
 
 
-class ChatChunk(ReplyModel):
+class Chunk(ReplyModel, Generic[Choice]):
+    """A server-sent event."""
+
+    id: str
+    object: str
+    created: Count
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
+    unmask: MethodFields | None = None
+    usage: Usage | None = None
+
+
+class ChatChunk(Chunk[ChatChunkChoice]):
     """A server-sent event of `POST /v1/chat/completions`."""
 
-    id: str
     object: Literal["chat.completion.chunk"]
-    created: Count
-    model: str
-    system_fingerprint: str
-    choices: list[ChatChunkChoice]
-    unmask: MethodFields | None = None
-    usage: Usage | None = None
 
 
-class TextChunk(ReplyModel):
+class TextChunk(Chunk[TextChunkChoice]):
     """A server-sent event of `POST /v1/completions` and `POST /v1/infill`."""
 
-    id: str
     object: Literal["text_completion", "infill.chunk"]
-    created: Count
-    model: str
-    system_fingerprint: str
-    choices: list[TextChunkChoice]
-    unmask: MethodFields | None = None
-    usage: Usage | None = None
 
 
 class ErrorFields(ReplyModel):

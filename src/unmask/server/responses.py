@@ -22,6 +22,7 @@ from unmask.server.reply_models import (
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
+    ChunkFields,
     InfillChoice,
     InfillCompletion,
     PromptTokensDetails,
@@ -137,100 +138,71 @@ class ReplyBuilder:
 
     def text_chunk(self, answer: Answer, text: str, num_sent: int, *, is_first: bool) -> Chunk:
         """Return a chunk of new text; log-probabilities of `num_sent` tokens were already streamed."""
-        if self.route == "chat":
-            choice = ChatChunkChoice(
-                index=answer.index,
-                delta=delta(text, is_first=is_first),
-                logprobs=self._chat_logprobs(answer, num_sent),
-                finish_reason=None,
-            )
-            return self._chunk(choice)
-        return self._chunk(
-            TextChunkChoice(
-                index=answer.index,
-                text=text,
-                logprobs=self._text_logprobs(answer, num_sent),
-                finish_reason=None,
-            )
-        )
+        fields: ChunkFields = {"index": answer.index, "finish_reason": None}
+        return self._chunk(answer, text, num_sent, fields, is_first=is_first)
 
     def canvas_chunk(self, answer: Answer, frame: StreamFrame, *, is_first: bool) -> Chunk:
         """Return a chunk with a whole canvas, whose text replaces that of all chunks before it."""
-        if self.route == "chat":
-            choice = ChatChunkChoice(
-                index=answer.index,
-                delta=delta(frame["text"], is_first=is_first),
-                logprobs=None,
-                finish_reason=None,
-                canvas=frame,
-            )
-            return self._chunk(choice)
-        return self._chunk(
-            TextChunkChoice(
-                index=answer.index,
-                text=frame["text"],
-                logprobs=None,
-                finish_reason=None,
-                canvas=frame,
-            )
-        )
+        fields: ChunkFields = {"index": answer.index, "finish_reason": None, "canvas": frame}
+        return self._chunk(answer, frame["text"], None, fields, is_first=is_first)
 
     def role_chunk(self, answer: Answer) -> Chunk:
         """Return the first chunk of a chat answer without text, which has the role alone."""
-        return self._chunk(
-            ChatChunkChoice(
-                index=answer.index,
-                delta=delta("", is_first=True),
-                logprobs=None,
-                finish_reason=None,
-            )
-        )
+        fields: ChunkFields = {"index": answer.index, "finish_reason": None}
+        return self._chunk(answer, "", None, fields, is_first=True)
 
     def last_chunk(self, answer: Answer, text: str, num_sent: int, *, is_first: bool) -> Chunk:
         """Return the chunk that completes an answer, with the rest of its text.
 
         Log-probabilities of `num_sent` tokens were already streamed.
         """
-        choice: ChatChunkChoice | TextChunkChoice
-        if self.route == "chat":
-            # vLLM's client rejects an answer none of whose chunks has content
-            has_content = bool(text) or not answer.text
-            choice = ChatChunkChoice(
-                index=answer.index,
-                delta=delta(text if has_content else None, is_first=is_first),
-                logprobs=self._chat_logprobs(answer, num_sent),
-                finish_reason=answer.finish_reason,
-                **self._trace(answer),
-            )
-        else:
-            choice = TextChunkChoice(
-                index=answer.index,
-                text=text,
-                logprobs=self._text_logprobs(answer, num_sent),
-                finish_reason=answer.finish_reason,
-                **self._trace(answer),
-            )
-            if self.route == "infill":
-                choice = choice.model_copy(update={"blanks": answer.blanks()})
-        return self._chunk(choice).model_copy(update={"unmask": answer.method()})
+        fields: ChunkFields = {"index": answer.index, "finish_reason": answer.finish_reason}
+        if self.wants_trace:
+            fields["trace"] = self._trace_steps(answer)
+        # vLLM's client rejects an answer none of whose chunks has content
+        content = text if text or not answer.text else None
+        chunk = self._chunk(answer, content, num_sent, fields, is_first=is_first)
+        return chunk.model_copy(update={"unmask": answer.method()})
 
     def usage_chunk(self, answers: Sequence[Answer]) -> Chunk:
         """Return the chunk after the last answer, which has the usage and no choices."""
-        return self._chunk(None).model_copy(update={"usage": usage(answers)})
-
-    def _chunk(self, choice: ChatChunkChoice | TextChunkChoice | None) -> Chunk:
         if self.route == "chat":
-            choices = [choice] if isinstance(choice, ChatChunkChoice) else []
-            return ChatChunk(**self._head(), object="chat.completion.chunk", choices=choices)
-        return TextChunk(
-            **self._head(),
-            object="infill.chunk" if self.route == "infill" else "text_completion",
-            choices=[choice] if isinstance(choice, TextChunkChoice) else [],
-        )
+            return ChatChunk(
+                **self._head(), object="chat.completion.chunk", choices=[], usage=usage(answers)
+            )
+        return TextChunk(**self._head(), object=self._text_object, choices=[], usage=usage(answers))
 
-    def _chat_logprobs(self, answer: Answer, num_sent: int) -> ChatLogprobs | None:
+    @property
+    def _text_object(self) -> Literal["text_completion", "infill.chunk"]:
+        return "infill.chunk" if self.route == "infill" else "text_completion"
+
+    def _chunk(
+        self,
+        answer: Answer,
+        text: str | None,
+        num_sent: int | None,
+        fields: ChunkFields,
+        *,
+        is_first: bool,
+    ) -> Chunk:
+        """Return a chunk of one choice; `num_sent` None leaves out the log-probabilities."""
+        if self.route == "chat":
+            chat_choice = ChatChunkChoice(
+                delta=delta(text, is_first=is_first),
+                logprobs=self._chat_logprobs(answer, num_sent),
+                **fields,
+            )
+            return ChatChunk(**self._head(), object="chat.completion.chunk", choices=[chat_choice])
+        choice = TextChunkChoice(
+            text=text or "", logprobs=self._text_logprobs(answer, num_sent), **fields
+        )
+        if self.route == "infill" and fields["finish_reason"] is not None:
+            choice = choice.model_copy(update={"blanks": answer.blanks()})
+        return TextChunk(**self._head(), object=self._text_object, choices=[choice])
+
+    def _chat_logprobs(self, answer: Answer, num_sent: int | None) -> ChatLogprobs | None:
         """Return the log-probabilities after the first `num_sent` tokens, or None if not requested."""
-        if not self.wants_logprobs:
+        if num_sent is None or not self.wants_logprobs:
             return None
         content: list[TokenLogprob] = []
         for item in answer.committed_tokens()[num_sent:]:
@@ -245,9 +217,9 @@ class ReplyBuilder:
             )
         return ChatLogprobs(content=content, refusal=None)
 
-    def _text_logprobs(self, answer: Answer, num_sent: int) -> TextLogprobs | None:
+    def _text_logprobs(self, answer: Answer, num_sent: int | None) -> TextLogprobs | None:
         """Return the log-probabilities after the first `num_sent` tokens, or None if not requested."""
-        if not self.wants_logprobs:
+        if num_sent is None or not self.wants_logprobs:
             return None
         tokens = answer.committed_tokens()
         texts = [self.texts.text(item.token) for item in tokens]
@@ -260,10 +232,11 @@ class ReplyBuilder:
         )
 
     def _trace(self, answer: Answer) -> TraceFields:
-        if not self.wants_trace:
-            return {}
+        return {"trace": self._trace_steps(answer)} if self.wants_trace else {}
+
+    def _trace_steps(self, answer: Answer) -> list[TraceStep]:
         trace = answer.output.trace if answer.output is not None else None
-        return {"trace": [self._trace_step(step) for step in trace or ()]}
+        return [self._trace_step(step) for step in trace or ()]
 
     def _trace_step(self, step: Step) -> TraceStep:
         def with_text(commits: Sequence[Commit]) -> list[TraceCommit]:
