@@ -140,8 +140,8 @@ TESTS = {
     "test_extremes.py": "extreme_here or number_of_forwards and (leftmost or narrow)",
     "test_leftmost.py": "its_oracle",
     "test_properties.py": "leftmost and dual-dream",
-    "test_caches.py": "periodic and threshold",
-    "server/test_request_id.py": "id",
+    "test_caches.py": "periodic and threshold and llada",
+    "server/test_request_id.py": "request_id",
 }
 """Tests of the copy that the pages concern, and those of each that run here."""
 
