@@ -2,6 +2,7 @@
 
     UnmaskError
     ├── ConfigError      an option, knob or recipe value that is not allowed
+    │   ├── ContradictionError  one option with two values
     │   └── PluginError  a decoder, cache or family file that cannot be used
     ├── ModelError       a checkpoint that cannot be found, read or understood
     ├── PromptError      a prompt that cannot be decoded (empty, no tokenizer)
@@ -27,7 +28,22 @@ class UnmaskError(Exception):
 
 
 class ConfigError(UnmaskError, ValueError):
-    """An option, knob or recipe value that is not allowed."""
+    """An option, knob or recipe value that is not allowed; `key`: its name, where it is known."""
+
+    key: str | None = None
+
+
+class ContradictionError(ConfigError):
+    """An option `key` that two sources give different values; `first` and `second` as they are written."""
+
+    def __init__(self, key: str, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second} contradict; give one of them")
+        self.key = key
+        self.texts = first, second
+
+    def __reduce__(self) -> tuple[type[ContradictionError], tuple[str | None, str, str]]:
+        """Pickle by the arguments."""
+        return type(self), (self.key, *self.texts)
 
 
 class PluginError(ConfigError):

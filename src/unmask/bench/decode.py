@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from unmask import decoders
 from unmask.bench.environment import machine
-from unmask.bench.report import BASELINE, DecodeSetting, MethodEntry, Report, ReportRow, Result
+from unmask.bench.report import BASELINE, DecodeSetting, Report, ReportRow, Result
 from unmask.demo.tasks import Example, check, held_out_set
 from unmask.errors import ConfigError
+from unmask.method import MethodSpec, Source
 from unmask.version import __version__
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Task:
 TASKS = {"word_problem": Task(64), "sudoku": Task(32, blanks=8), "countdown": Task(32)}
 
 
-Watch = Callable[[MethodEntry, int], AbstractContextManager[None]]
-"""Wraps every pass; told the entry and the repeat, 0 for the warm-up."""
+Watch = Callable[[MethodSpec, int], AbstractContextManager[None]]
+"""Wraps every pass; called with the method and the repeat, 0 for the warm-up."""
 
 
 def held_out(setting: DecodeSetting) -> list[Example]:
@@ -50,28 +50,27 @@ def held_out(setting: DecodeSetting) -> list[Example]:
         raise ConfigError(f"limit={setting.limit} is too high: {error}") from None
 
 
-def options_of(entry: MethodEntry, setting: DecodeSetting) -> dict[str, Any]:
-    """What `generate` is told for an entry; a typed knob wins over the setting's `block_length`."""
-    options: dict[str, Any] = {}
-    if "block_length" in decoders.knob_names(entry.decoder, dict(entry.knobs)):
-        options["block_length"] = setting.block_length
-    return options | dict(entry.knobs)
+def method_in(setting: DecodeSetting, method: MethodSpec, cache: str) -> MethodSpec:
+    """Return a method with a cache, and the setting's `block_length` where it gives none itself."""
+    shared = {"block_length": setting.block_length}
+    return MethodSpec.parse(
+        Source({"cache": cache}),
+        method.source(is_default=True),
+        Source(shared, is_default=True, is_soft=True),
+    )
 
 
 def decode_all(
-    llm: LLM, prompts: list[list[int]], entry: MethodEntry, cache: str, setting: DecodeSetting
+    llm: LLM, prompts: list[list[int]], method: MethodSpec, cache: str, setting: DecodeSetting
 ) -> list[Output]:
-    """One pass of an entry; it has ended when this returns, on an accelerator too."""
-    options = options_of(entry, setting)
-    if not decoders.finds_length(entry.decoder):
-        options["gen_length"] = setting.gen_length
+    """Decode all prompts by a method; the device is done when this returns."""
+    method = method_in(setting, method, cache)
     outputs = llm.generate(
         prompts,
-        entry.decoder,
-        cache,
+        method,
+        gen_length=None if method.chooses_length else setting.gen_length,
         seed=setting.seed,
         max_batch_size=setting.max_batch_size,
-        **options,
     )
     if llm.model.device.type == "cuda":
         import torch
@@ -82,20 +81,21 @@ def decode_all(
 
 def measure(
     llm: LLM,
-    entries: Sequence[MethodEntry],
+    entries: Sequence[MethodSpec],
     setting: DecodeSetting,
     examples: Sequence[Example],
-    watch: Watch = lambda entry, repeat: nullcontext(),
+    watch: Watch = lambda method, repeat: nullcontext(),
 ) -> Report:
-    """Measure the baseline and the entries on the examples.
+    """Measure the baseline and the methods `entries` on the examples.
 
-    An entry that raises ConfigError gets a row without a result. Raises the baseline's ConfigError, and
+    A method that raises ConfigError gets a row without a result. Raises the baseline's ConfigError, and
     PromptError when a prompt does not fit the model.
     """
-    assert len(set(entries)) == len(entries), "every entry once"
+    assert len({entry.label for entry in entries}) == len(entries), "every method once"
     facts = machine(llm.model.device)
     bench = _Bench(llm, setting, examples, watch)
-    passes = [_Passes(entry) for entry in dict.fromkeys((BASELINE, *entries))]
+    by_label = {method.label: method for method in (MethodSpec.parse(), *entries)}
+    passes = [_Passes(method) for method in by_label.values()]
     for item in passes:
         bench.warm_up(item)
     for repeat in range(setting.repeat):
@@ -116,9 +116,9 @@ def measure(
 
 @dataclass
 class _Passes:
-    """What is known of an entry so far."""
+    """The passes of a method so far."""
 
-    entry: MethodEntry
+    method: MethodSpec
     in_force: dict[str, Any] = dataclasses.field(default_factory=dict)
     outputs: list[Output] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
@@ -133,8 +133,12 @@ class _Passes:
         self.seconds.append(seconds)
 
     def row(self, examples: Sequence[Example]) -> ReportRow:
+        given = {key: str(value) for key, value in self.method.given.items()}
+        row = ReportRow(
+            self.method.label, self.method.decoder_name, given, self.in_force, None, self.problem
+        )
         if self.problem is not None:
-            return ReportRow(self.entry, self.in_force, None, self.problem)
+            return row
         pairs = zip(examples, self.outputs, strict=True)
         result = Result(
             right=tuple(check(example, output.text) for example, output in pairs),
@@ -144,7 +148,7 @@ class _Passes:
             seconds=tuple(self.seconds),
             is_repeatable=self.is_repeatable,
         )
-        return ReportRow(self.entry, self.in_force, result)
+        return dataclasses.replace(row, result=result)
 
 
 class _Bench:
@@ -157,15 +161,11 @@ class _Bench:
         self.prompts = [llm.prompt_ids(example.prompt) for example in examples]
 
     def warm_up(self, item: _Passes) -> None:
-        """Decode one batch, untimed, and see whether the decoder runs here at all."""
-        from unmask.engine.request_builder import configure
+        """Decode one batch, untimed, which shows whether the decoder runs here at all."""
 
         def run() -> None:
-            method = configure(item.entry.decoder, options_of(item.entry, self.setting))
-            item.in_force = dataclasses.asdict(method.sampling_params) | dataclasses.asdict(
-                method.decoder
-            )
-            self._decode(item.entry, self.prompts[: self.setting.max_batch_size])
+            item.in_force = method_in(self.setting, item.method, self.setting.cache).knobs()
+            self._decode(item.method, self.prompts[: self.setting.max_batch_size])
 
         self._watched(item, 0, run)
 
@@ -174,7 +174,7 @@ class _Bench:
 
         def run() -> None:
             began = time.perf_counter()
-            outputs = self._decode(item.entry, self.prompts)
+            outputs = self._decode(item.method, self.prompts)
             item.add(outputs, time.perf_counter() - began)
 
         if item.problem is None:
@@ -182,12 +182,12 @@ class _Bench:
 
     def _watched(self, item: _Passes, repeat: int, run: Callable[[], None]) -> None:
         try:
-            with self.watch(item.entry, repeat):
+            with self.watch(item.method, repeat):
                 run()
         except ConfigError as error:
-            if item.entry == BASELINE:
+            if item.method.label == BASELINE:
                 raise
             item.problem = str(error)
 
-    def _decode(self, entry: MethodEntry, prompts: list[list[int]]) -> list[Output]:
-        return decode_all(self.llm, prompts, entry, self.setting.cache, self.setting)
+    def _decode(self, method: MethodSpec, prompts: list[list[int]]) -> list[Output]:
+        return decode_all(self.llm, prompts, method, self.setting.cache, self.setting)

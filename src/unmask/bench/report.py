@@ -1,4 +1,4 @@
-"""What a run of `bench decode` found: measured numbers, those derived from them, both as JSON."""
+"""Results of `bench decode`: measured numbers, those derived from them, both as JSON."""
 
 from __future__ import annotations
 
@@ -12,27 +12,13 @@ STANDARD_ERRORS = 2
 """A mean difference of more than so many standard errors counts as one."""
 
 
-@dataclass(frozen=True)
-class MethodEntry:
-    """A decoder to measure, with the knobs that were typed (as text; the others have their defaults)."""
-
-    decoder: str
-    knobs: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def label(self) -> str:
-        """As it is typed: `threshold(threshold=0.8)`."""
-        inside = ", ".join(f"{key}={value}" for key, value in self.knobs)
-        return f"{self.decoder}({inside})" if inside else self.decoder
-
-
-BASELINE = MethodEntry("vanilla")
-"""One token a forward."""
+BASELINE = "vanilla"
+"""Label of the first row: one token a forward."""
 
 
 @dataclass(frozen=True)
 class DecodeSetting:
-    """What all decoders of a run share. `limit` prompts, `repeat` timed passes over them."""
+    """Settings that all decoders of a run share: `limit` prompts, `repeat` timed passes over them."""
 
     task: str = "word_problem"
     cache: str = "none"
@@ -109,7 +95,7 @@ class Comparison:
 
 
 def compare(result: Result, baseline: Result) -> Comparison:
-    """How a result differs from the baseline on the same prompts."""
+    """Compare a result with the baseline's on the same prompts."""
     pairs = zip(result.right, baseline.right, strict=True)
     changes = [int(own) - int(other) for own, other in pairs]
     count, mean = len(changes), statistics.fmean(changes)
@@ -127,9 +113,14 @@ def compare(result: Result, baseline: Result) -> Comparison:
 
 @dataclass(frozen=True)
 class ReportRow:
-    """An entry with its result, or why there is none; `in_force` are all its knobs."""
+    """A method with its result, or the problem why there is none.
 
-    entry: MethodEntry
+    `label`: the decoder with its given `knobs`, as they are written; `in_force`: all its knobs.
+    """
+
+    label: str
+    decoder: str
+    knobs: dict[str, str]
     in_force: dict[str, Any]
     result: Result | None
     problem: str | None = None
@@ -152,12 +143,12 @@ class Report:
     def baseline(self) -> Result:
         """Vanilla's result, which is always there."""
         found = self.rows[0].result
-        assert self.rows[0].entry == BASELINE, "the first row is the baseline's"
+        assert self.rows[0].label == BASELINE, "the first row is the baseline's"
         assert found is not None, "a run without a baseline is refused"
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """All numbers, measured and derived."""
+        """Return all numbers, measured and derived."""
         return {
             "unmask": self.version,
             "date": self.date,
@@ -171,9 +162,9 @@ class Report:
 
     def _row_as_json(self, row: ReportRow) -> dict[str, Any]:
         found: dict[str, Any] = {
-            "label": row.entry.label,
-            "decoder": row.entry.decoder,
-            "knobs": dict(row.entry.knobs),
+            "label": row.label,
+            "decoder": row.decoder,
+            "knobs": row.knobs,
             "in_force": row.in_force,
             "problem": row.problem,
             "result": None,
@@ -197,15 +188,22 @@ class Report:
 
 
 def from_json(found: dict[str, Any]) -> Report:
-    """The report that `Report.as_json` wrote, from what it measured; derived numbers are derived anew."""
+    """Read a report that `Report.as_json` wrote; derived numbers are derived anew."""
     rows = []
     for item in found["rows"]:
         result = item["result"]
         if result is not None:
             lists = {"right": tuple(result["right"]), "seconds": tuple(result["seconds"])}
             result = Result(**(result | lists))
-        entry = MethodEntry(item["decoder"], tuple(item["knobs"].items()))
-        rows.append(ReportRow(entry, item["in_force"], result, item["problem"]))
+        row = ReportRow(
+            label=item["label"],
+            decoder=item["decoder"],
+            knobs=item["knobs"],
+            in_force=item["in_force"],
+            result=result,
+            problem=item["problem"],
+        )
+        rows.append(row)
     return Report(
         model=found["model"],
         dtype=found["dtype"],

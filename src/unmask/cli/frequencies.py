@@ -139,7 +139,8 @@ def estimate(
 
     with LoadingView(model) as progress:
         llm = LLM(model, dtype=loading["dtype"], device=loading["device"], progress=progress)
-    counts = counts_of(estimate_frequencies(llm, seed=loading["seed"] or 0))
+    seed = loading["seed"] or 0
+    counts = counts_of(estimate_frequencies(llm.model, llm.tokenizer, seed=seed))
     save_background(target, counts)
     print(
         f"{target}: estimated by the model, {len(counts)} of {llm.spec.vocab_size} tokens above 1e-9",

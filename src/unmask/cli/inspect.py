@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unmask import decoders
-from unmask.caches.registry import describe, make_cache
+from unmask.caches.registry import bind, describe, make_cache
 from unmask.decoders.base.presets import PRESETS
 from unmask.errors import ModelError
 from unmask.models import read_config, read_spec, resolve_model
@@ -48,7 +48,7 @@ def facts(model: str) -> dict[str, Any]:
     }
     found |= from_tokenizer(folder, spec)
     found["own_sampler"] = own_sampler(spec)
-    cache = make_cache("auto", block_size=spec.block_size)
+    cache = bind(make_cache("auto"), spec.block_size)
     found["cache_auto"] = describe(cache) + (" (exact)" if cache.exact else "")
     found["weights"] = weights(folder)
     return found

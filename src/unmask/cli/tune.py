@@ -126,7 +126,7 @@ def planned(
     settings = settings_of(composed, method)
     asked = () if wanted.constraint == ("none",) else wanted.constraint
     plan = StudyPlan(
-        space=space_of(method.decoder, parse_changes(wanted.space), tuple(method.knobs)),
+        space=space_of(method.decoder_name, parse_changes(wanted.space), tuple(method.given)),
         objectives=parse_objectives(wanted.objective),
         constraints=tuple(parse_constraint(text) for text in asked),
         num_prompts=wanted.prompts,
@@ -135,7 +135,7 @@ def planned(
     )
     if composed["output"] is None:
         name = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{composed['model.name']}")
-        output = f"{RUNS}/{settings.task}-{name}-{settings.decoder}"
+        output = f"{RUNS}/{settings.task}-{name}-{settings.method.decoder_name}"
         settings = dataclasses.replace(settings, output=output)
     return settings, plan
 
