@@ -43,7 +43,7 @@ class ServeOptions:
     method: Annotated[DefaultMethodOptions, flat(METHOD)] = DefaultMethodOptions()
 
     model: Annotated[
-        str | None, Parameter(alias=("-m", "--model-path"), group=MODEL, metavar="M")
+        str | None, option("-m", "--model-path", metavar="M"), Parameter(group=MODEL)
     ] = None
     """The model, instead of as a word."""
 
