@@ -66,6 +66,7 @@ DECODERS_MAY_IMPORT = {
     "unmask.decoders",
     "unmask.errors",
     "unmask.knobs",
+    "unmask.plugins",
     "unmask.selection",
 }
 FRAME = {"__init__.py", "base.py", "protocol.py", "registry.py"}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import TypeVar
 
 from unmask.errors import PluginError
+
+Base = TypeVar("Base")
 
 
 def module_names(package: str, exclude: Sequence[str] = ()) -> list[str]:
@@ -36,6 +41,50 @@ def load_plugin(package: str, name: str, required: Sequence[str]) -> ModuleType:
             f"add them or delete this file"
         )
     return module
+
+
+def load_class(package: str, name: str, attribute: str, base: type[Base]) -> type[Base]:
+    """Import a module and return its class `attribute`, a dataclass of documented knobs below `base`.
+
+    Raises PluginError with the module's file when the class is missing, no subclass of `base`, abstract, or
+    has a knob without a help text.
+    """
+    module = load_plugin(package, name, (attribute,))
+    cls: object = vars(module)[attribute]
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise PluginError(
+            f"{module.__file__}: {attribute}={cls!r} must be a subclass of {base.__name__}; mend or delete "
+            f"this file"
+        )
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
+        raise PluginError(
+            f"{module.__file__}: {cls.__name__} defines no {missing}; add them or delete this file"
+        )
+    knobs = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    bare = [field.name for field in knobs if not field.metadata.get("help")]
+    if bare:
+        raise PluginError(
+            f"{module.__file__}: {bare[0]} of {cls.__name__} has no help text; write it as "
+            f"`{bare[0]}: TYPE = knob(DEFAULT, HELP)`, or delete this file"
+        )
+    return cls
+
+
+def usable_names(
+    package: str, exclude: Sequence[str], load: Callable[[str], object]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the modules that `load` accepts, and its PluginErrors for the others."""
+    names: list[str] = []
+    errors: dict[str, str] = {}
+    for name in module_names(package, exclude):
+        try:
+            load(name)
+        except PluginError as error:
+            errors[name] = str(error)
+        else:
+            names.append(name)
+    return names, errors
 
 
 def _path_of(package: str, name: str) -> Path:

@@ -16,7 +16,7 @@ from unmask.caches.base import (
     Observation,
     PerBlock,
 )
-from unmask.caches.registry import bind, cache_class, describe, make_cache, names
+from unmask.caches.registry import bind, broken, cache_class, describe, make_cache, names
 from unmask.knobs import knob
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "CacheProgress",
     "Observation",
     "bind",
+    "broken",
     "cache_class",
     "describe",
     "knob",

@@ -5,30 +5,41 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 
-from unmask.caches.base import AnyCache
+from unmask.caches.base import AnyCache, CachePolicy
 from unmask.errors import unknown_name
 from unmask.knobs import Source, field_names, merge, read_value, set_field, split_call
+from unmask.plugins import load_class, module_names, usable_names
 
 PACKAGE = "unmask.caches"
-NO_POLICIES = {"base", "registry"}
+NO_POLICIES = ("base", "registry")
 
 
 def names() -> list[str]:
-    """Every cache's name."""
-    modules = iter_modules(import_module(PACKAGE).__path__)
-    return sorted(item.name for item in modules if item.name not in NO_POLICIES)
+    """Return the names of all usable caches; files that cannot be used are left out (see `broken`)."""
+    return usable_names(PACKAGE, NO_POLICIES, _load)[0]
+
+
+def broken() -> dict[str, str]:
+    """Return the names of the files that cannot be used, with the reason (which names the file)."""
+    return usable_names(PACKAGE, NO_POLICIES, _load)[1]
+
+
+def cache_class(name: str) -> type[AnyCache]:
+    """Return the class of a cache.
+
+    Raises ConfigError for an unknown name, and PluginError, which is one, for a file that cannot be used.
+    """
+    if name not in module_names(PACKAGE, NO_POLICIES):
+        raise unknown_name("cache", str(name), names())
+    return _load(name)
 
 
 @cache
-def cache_class(name: str) -> type[AnyCache]:
-    """The dataclass of a cache. Raises ConfigError for an unknown name."""
-    if name not in names():
-        raise unknown_name("cache", str(name), names())
-    found: type[AnyCache] = import_module(f"{PACKAGE}.{name}").CACHE
-    return found
+def _load(name: str) -> type[AnyCache]:
+    """Import a cache's class. Raises PluginError for a file that cannot be used."""
+    cls: type[AnyCache] = load_class(PACKAGE, name, "CACHE", CachePolicy)  # type: ignore[type-abstract]
+    return cls
 
 
 def make_cache(

@@ -75,6 +75,8 @@ def all_knobs() -> str:
     lines.append("Caches (--cache C), and their knobs as words cache.KEY=VALUE:")
     for name in caches.names():
         lines += [f"  {name}", *map(_knob, dataclasses.fields(caches.cache_class(name)))]
+    broken = decoders.broken() | caches.broken()
+    lines += [f"Not usable: {name}: {reason}" for name, reason in broken.items()]
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from unmask.decoders.base.protocol import AnyDecoder, Decoder, Wrapper
 from unmask.decoders.base.scoring import Scores, Scoring
 from unmask.decoders.base.whole_blocks import WholeBlocks
 from unmask.decoders.registry import (
+    broken,
     decoder_class,
     describe,
     finds_length,
@@ -30,6 +31,7 @@ __all__ = [
     "Scoring",
     "WholeBlocks",
     "Wrapper",
+    "broken",
     "decoder_class",
     "describe",
     "finds_length",

@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
-from unmask.decoders.base.protocol import AnyDecoder, Wrapper
-from unmask.errors import ConfigError, unknown_name
+from unmask.canvas import check_statistics
+from unmask.decoders.base.protocol import AnyDecoder, Decoder, Wrapper
+from unmask.errors import ConfigError, PluginError, unknown_name
 from unmask.knobs import field_names, set_field, split_call
+from unmask.plugins import load_class, module_names, usable_names
 
 PACKAGE = "unmask.decoders"
-NO_DECODERS = {"base", "registry"}
+NO_DECODERS = ("base", "registry")
 
 
 def names() -> list[str]:
-    """Every decoder's name."""
-    modules = iter_modules(import_module(PACKAGE).__path__)
-    return sorted(item.name for item in modules if item.name not in NO_DECODERS)
+    """Return the names of all usable decoders; files that cannot be used are left out (see `broken`)."""
+    return usable_names(PACKAGE, NO_DECODERS, _load)[0]
+
+
+def broken() -> dict[str, str]:
+    """Return the names of the files that cannot be used, with the reason (which names the file)."""
+    return usable_names(PACKAGE, NO_DECODERS, _load)[1]
+
+
+def decoder_class(name: str) -> type[AnyDecoder]:
+    """Return the class of a decoder.
+
+    Raises ConfigError for an unknown name, and PluginError, which is one, for a file that cannot be used.
+    """
+    if name not in module_names(PACKAGE, NO_DECODERS):
+        raise unknown_name("decoder", str(name), names())
+    return _load(name)
 
 
 @cache
-def decoder_class(name: str) -> type[AnyDecoder]:
-    """The dataclass of a decoder. Raises ConfigError for an unknown name."""
-    if name not in names():
-        raise unknown_name("decoder", str(name), names())
-    found: type[AnyDecoder] = import_module(f"{PACKAGE}.{name}").DECODER
-    return found
+def _load(name: str) -> type[AnyDecoder]:
+    """Import a decoder's class. Raises PluginError for a file that cannot be used."""
+    cls: type[AnyDecoder] = load_class(PACKAGE, name, "DECODER", Decoder)  # type: ignore[type-abstract]
+    if issubclass(cls, Wrapper):
+        return cls
+    try:
+        check_statistics(f"{cls.__name__}.stats", cls().stats)
+    except Exception as error:
+        raise PluginError(
+            f"{sys.modules[cls.__module__].__file__}: {cls.__name__}() fails ({error}); mend or delete "
+            f"this file"
+        ) from error
+    return cls
 
 
 def finds_length(name: str) -> bool:

@@ -7,6 +7,7 @@ import inspect
 import sys
 
 from unmask import caches
+from unmask.docgen.decoders import broken_lines
 from unmask.models.spec import ModelSpec
 
 HEAD = """# Caches
@@ -55,6 +56,7 @@ def markdown() -> str:
         kept = "as inner, or 2 G A" if name == "dkv" else _formula(name)
         lines.append(f"| [`{name}`](#{name}) | {title} | {kind} | {kept} |")
     parts = [HEAD, "\n".join(lines) + "\n"]
+    parts += [f"{line}\n" for line in broken_lines(caches.broken())]
     return "\n".join([*parts, *(_section(name) for name in caches.names())])
 
 

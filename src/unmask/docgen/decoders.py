@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from unmask import caches, decoders
@@ -24,11 +25,17 @@ with the reason.
 def markdown() -> str:
     """The whole page."""
     parts = [HEAD.format(caches=", ".join(caches.names())), _overview()]
+    parts += [f"{line}\n" for line in broken_lines(decoders.broken())]
     parts += [_section(name) for name in decoders.names()]
     parts.append(
         "## Knobs of every decoder\n\n" + _knobs(dataclasses.fields(SamplingParams), set()) + "\n"
     )
     return "\n".join(parts)
+
+
+def broken_lines(broken: Mapping[str, str]) -> list[str]:
+    """Return a line for each file that cannot be used."""
+    return [f"Not usable: `{name}`: {reason}" for name, reason in broken.items()]
 
 
 def _overview() -> str:
@@ -45,11 +52,10 @@ def _docs(name: str) -> tuple[str, str, str]:
     title, _, rest = text.partition("\n\n")
     flat = " ".join(rest.split())
     match = re.search(r"Source: (.*?)(?:(?<!Eq)\. |: |$)", flat)
-    assert match is not None, f"{name} names its source"
     differs = re.search(r"Differs: (.*)$", flat)
     return (
         " ".join(title.split()).rstrip("."),
-        match[1].rstrip("."),
+        match[1].rstrip(".") if match else "-",
         differs[1] if differs else "",
     )
 
