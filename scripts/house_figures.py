@@ -460,7 +460,7 @@ def help_lines(root: Path) -> dict[str, str]:
     for command in HELP_COMMANDS:
         done = subprocess.run(
             [sys.executable, "-m", "unmask.cli.main", command, "--help"],
-            env={**os.environ, "PYTHONPATH": str(root / "src"), "COLUMNS": "120", "TERM": "dumb"},
+            env={**os.environ, "PYTHONPATH": str(root / "src"), "COLUMNS": "80", "TERM": "dumb"},
             capture_output=True,
             text=True,
             check=False,

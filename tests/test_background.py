@@ -309,7 +309,7 @@ def test_an_existing_file_is_overwritten_only_by_force(cli: Cli, tmp_path: Path)
         (["--out", "{}/o", "--model", "dmeo"], b"x", "unknown model 'dmeo'"),
         (["--out", "{}/o", "--estimate", "{}/a.txt"], b"", "--estimate reads no text"),
         (["--out", "{}/o", "--estimate", "--field", "t"], b"", "--field t has no effect"),
-        (["--out", "{}/o", "--estimate", "--seed", "x"], b"", "seed='x' must be a whole number"),
+        (["--out", "{}/o", "--estimate", "--seed", "x"], b"", "--seed x must be a whole number"),
         (["--out", "{}/o", "--estimate", "--dtype", "int3"], b"", "unknown dtype 'int3'"),
     ],
 )

@@ -121,7 +121,7 @@ def test_the_data_may_be_named_by_the_environment(gsm8k, monkeypatch, capsys):
     assert "Accuracy" in capsys.readouterr().out
     monkeypatch.delenv("UNMASK_DATA")
     assert main(["bench", "gsm8k"]) == 2
-    assert "'--data'" in capsys.readouterr().err
+    assert "--data is missing" in capsys.readouterr().err
 
 
 def test_bad_data_is_named(gsm8k, tmp_path, capsys):

@@ -354,7 +354,7 @@ def test_conversations_that_are_too_long_are_left_out(tokenizer, tmp_path):
         (["--extra-body", "[1]"], "must be a JSON object"),
         (["--extra-body", "{"], "is not JSON"),
         (["ttft:5"], "unexpected word"),
-        (["--goodput", "ttft:5", "X-Team=a"], "unexpected word"),
+        (["--goodput", "ttft:5", "X-Team=a"], "unknown goal 'X-Team=a'"),
         (["--header", "X Team=a"], "must be NAME=VALUE"),
         (["--header", "X-Team=a\r\nb"], "must be NAME=VALUE"),
         (["--header", "authorization=x", "--api-key", "y"], "give one of them"),

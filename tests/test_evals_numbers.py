@@ -20,7 +20,7 @@ from unmask.demo.tasks import check
 from unmask.errors import ConfigError
 from unmask.evals import metrics
 from unmask.evals.convergence import curve
-from unmask.evals.generation import Answer
+from unmask.evals.generation import EvalAnswer
 from unmask.evals.plots import front
 from unmask.evals.results import Results, markdown, paired
 from unmask.evals.run_folder import StoredAnswer
@@ -31,7 +31,7 @@ from unmask.view.progress import EvaluationView
 
 def stored(session: int, rank: int, seconds: float, response: int = 10) -> StoredAnswer:
     counted = Counted(prompt=5, response=response, committed=12, fastdllm=11, d2cache=8, canvas=16)
-    answer = Answer(
+    answer = EvalAnswer(
         doc=0,
         part=0,
         key="k",

@@ -22,8 +22,8 @@ import pytest
 if TYPE_CHECKING:
     import psutil
 
-from unmask.cli.serve_app import serve
-from unmask.cli.serve_replicas import RAYS_OWN
+from unmask.cli.main import make_app
+from unmask.cli.serve import RAYS_OWN
 from unmask.engine.config import EngineConfig
 from unmask.errors import ConfigError
 from unmask.server.metrics import merge_metrics
@@ -31,6 +31,11 @@ from unmask.server.metrics import merge_metrics
 PROMPT = "Tom has 3 boxes with 4 pens each. He buys 5 more pens. How many pens does he have?"
 BODY = {"model": "demo", "prompt": PROMPT, "max_tokens": 48, "decoder": "vanilla"}
 ENDED = re.compile(r'vllm:request_success_total\{finished_reason="(\w+)".*replica="(\w+)"\} (\S+)')
+
+
+def serve(**flags: object) -> None:
+    """Run `unmask serve` with flags, without the presentation of its errors."""
+    make_app()(["serve", *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())])
 
 
 @pytest.mark.parametrize(
@@ -57,9 +62,10 @@ def test_every_option_of_the_engine_reaches_the_replicas(monkeypatch: pytest.Mon
         monkeypatch.setenv(name, "")
     monkeypatch.setattr("unmask.server.replicas.run", lambda plan, *_: plans.append(plan))
     limits = {"min_replicas": 1, "max_replicas": 3, "upscale_delay": 0.0}
-    sizes = {"max_num_seqs": 5, "max_queue": 6, "max_num_batched_tokens": 7, "kv_bytes": 8}
+    sizes = {"max_num_seqs": 5, "max_queue": 6, "max_num_batched_tokens": 7}
+    sizes["kv_cache_memory_bytes"] = 8
     rounds = {"max_wait": 0.5, "steps_per_round": 4}
-    serve(port=0, prefix_caching=False, shutdown_timeout=9.0, **limits, **sizes, **rounds)
+    serve(port=0, enable_prefix_caching=False, shutdown_timeout=9.0, **limits, **sizes, **rounds)
     (plan,) = plans
     assert (plan.least, plan.most) == (1, 3)
     assert (plan.upscale_delay_s, plan.downscale_delay_s) == (0.0, 600.0)
@@ -160,7 +166,7 @@ def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
 BREAKABLE = """
 import os, sys
 from unmask.cli.main import main
-from unmask.cli.serve_replicas import RAYS_OWN
+from unmask.cli.serve import RAYS_OWN
 os.environ.update(RAYS_OWN | {"RAY_AUTH_TOKEN": "a" * 64})  # Ray reads them when it is imported
 from unmask.server import ray as replicas
 

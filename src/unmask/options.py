@@ -24,8 +24,8 @@ from unmask.knobs import convert
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-FLAT: Parameter = Parameter(name="*")
-"""Annotation of a nested dataclass: its fields are flags without a prefix."""
+NOT_A_FLAG = Parameter(parse=False)
+"""Annotation of a field that only Python sets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Bounds:
         """Raise ValueError when a value is out of bounds; None is not checked."""
         if value is None:
             return
-        if self.least is not None and value < self.least:
+        if self.least is not None and not value >= self.least:
             raise ValueError(f"must be at least {self.least:g}")
         if self.above is not None and not self.above < value < math.inf:
-            raise ValueError(f"must be above {self.above:g}")
-        if self.most is not None and value > self.most:
+            raise ValueError(f"must be a number above {self.above:g}")
+        if self.most is not None and not value <= self.most:
             raise ValueError(f"must be at most {self.most:g}")
 
 
@@ -54,10 +54,16 @@ def option(
     above: float | None = None,
     most: float | None = None,
     metavar: str | None = None,
+    env: str | None = None,
 ) -> Parameter:
-    """Return the annotation of a field that has other spellings, bounds, or its own metavar."""
+    """Return the annotation of a field that has other spellings, bounds, a metavar or a variable."""
     bounds = Bounds(least, above, most)
-    return Parameter(alias=aliases, validator=() if bounds == Bounds() else bounds, metavar=metavar)
+    return Parameter(
+        alias=aliases,
+        validator=() if bounds == Bounds() else bounds,
+        metavar=metavar,
+        env_var=env,
+    )
 
 
 def check_fields(config: DataclassInstance) -> None:

@@ -10,139 +10,261 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
 from unmask.bench.endpoint import KINDS, Endpoint, EndpointReply, kind_of, parse_headers
 from unmask.bench.latency import blocks, first_at, gaps_of, parse_goals, standard
 from unmask.bench.serve import LoadResult, Server, Traffic, measure
 from unmask.bench.workload import Workload
+from unmask.cli.options import DATA, LOAD, OUTPUT, PRINT_JSON, SERVER, flat
 from unmask.errors import ConfigError, RemoteError, UnmaskError, unknown_name
+from unmask.options import option
 from unmask.view.serving import METRICS, ServingReport
 
+KEY_VARIABLE = "UNMASK_API_KEY"
+SEVERAL = Parameter(consume_multiple=True)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """A running server."""
+
+    base_url: Annotated[str | None, option(metavar="URL")] = None
+    """The server. Default: http://HOST:PORT."""
+
+    host: Annotated[str, option(metavar="H")] = "127.0.0.1"
+    """The server's host."""
+
+    port: Annotated[int, option(metavar="P")] = 8000
+    """The server's port."""
+
+    api_key: Annotated[str | None, option(metavar="KEY", env=KEY_VARIABLE)] = None
+    """The server's key. Default: $UNMASK_API_KEY."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The requests."""
+
+    dataset_name: Annotated[str, option(metavar="D")] = "random"
+    """random (of token ids), sharegpt (a file), word_problem, sudoku or countdown."""
+
+    dataset_path: Annotated[Path | None, option(metavar="FILE")] = None
+    """ShareGPT-like JSON, for sharegpt."""
+
+    num_prompts: Annotated[int, option("--num-prompt")] = 10
+    """Number of requests."""
+
+    random_input_len: Annotated[int, option("--input-len")] = 128
+    """Maximum number of tokens of a random prompt."""
+
+    random_output_len: Annotated[
+        int | None, option("--sharegpt-output-len", "--output-len", metavar="N")
+    ] = None
+    """Maximum number of tokens of an answer. Default: 128 if random, else as the set has it."""
+
+    random_range_ratio: Annotated[float, option(metavar="R")] = 0.0
+    """Minimum random length as a share of the maximum (as in SGLang); 1: all alike."""
+
+    tokenize_prompt: bool = False
+    """Send random prompts as token ids, not as text."""
+
+    sharegpt_context_len: Annotated[int | None, option(metavar="N")] = None
+    """Leave out conversations with a longer prompt and answer."""
+
+    apply_chat_template: bool = False
+    """Send prompts in the tokenizer's chat template, as text."""
+
+    tokenizer: Annotated[str | None, option(metavar="M")] = None
+    """Bundled name, folder or hub id of the tokenizer that counts. Default: the model's name."""
+
+    seed: Annotated[int, option(metavar="S")] = 1
+    """Seed of the prompts and of the waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """The arrival of the requests, and their fields."""
+
+    request_rate: Annotated[float, option(metavar="R")] = float("inf")
+    """Requests per second; inf: all at once."""
+
+    burstiness: Annotated[float, option(metavar="B")] = 1.0
+    """1: Poisson; below: in bursts; above: even."""
+
+    max_concurrency: Annotated[int | None, option(metavar="N")] = None
+    """Maximum number of requests under way. Default: any."""
+
+    warmup_requests: Annotated[int, option("--num-warmups")] = 1
+    """Number of untimed requests before."""
+
+    disable_stream: bool = False
+    """Request answers in one piece. Blocks are not timed."""
+
+    ignore_eos: Annotated[bool | None, Parameter(negative="--disable-ignore-eos")] = None
+    """Request all tokens, past the answer's end. Default: with sglang backends only."""
+
+    temperature: Annotated[float, option(metavar="T")] = 0.0
+    """Sampling temperature; 0 is greedy."""
+
+    extra_body: Annotated[str | None, option("--extra-request-body", metavar="JSON")] = None
+    """Fields of every request: '{"decoder": "threshold"}'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """The numbers, and the files that hold them."""
+
+    goodput: Annotated[tuple[str, ...], SEVERAL, option(metavar="GOAL:MS ...")] = ()
+    """Count requests within ttft:MS, tpot:MS, e2el:MS."""
+
+    percentile_metrics: Annotated[str | None, option(metavar="LIST")] = None
+    """Metrics with further percentiles: ttft,tpot,itl,e2el."""
+
+    metric_percentiles: Annotated[str | None, option(metavar="LIST")] = None
+    """Further percentiles, such as 50,90,99."""
+
+    block_length: int = 32
+    """Number of tokens that count as a block."""
+
+    save_result: bool = False
+    """Write all numbers and texts as a JSON file."""
+
+    result_dir: Annotated[Path | None, option(metavar="FOLDER")] = None
+    """Folder of --save-result."""
+
+    result_filename: Annotated[str | None, option(metavar="NAME")] = None
+    """File name of --save-result."""
+
+    output_file: Annotated[Path | None, option(metavar="FILE")] = None
+    """Append the numbers to this file, as a line."""
+
+    output_details: bool = False
+    """With --output-file: add each request's lengths, times and text."""
+
+    tag: Annotated[str | None, option(metavar="TEXT")] = None
+    """Text beside the numbers."""
+
+    disable_tqdm: bool = False
+    """Show no progress bar."""
+
+    as_json: Annotated[bool, PRINT_JSON] = False
+    """Print JSON instead of the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchServeOptions:
-    """The flags of `unmask bench serve`, which `cli.server_flags` explains."""
+    """Options of `unmask bench serve`; SGLang's and vLLM's spellings both work."""
 
-    words: list[str] | None
-    backend: str
-    base_url: str | None
-    host: str
-    port: int
-    endpoint: str | None
-    api_key: str | None
-    header: list[str] | None
-    model: str | None
-    served_model_name: str | None
-    tokenizer: str | None
-    dataset_name: str
-    dataset_path: Path | None
-    num_prompts: int
-    input_length: int
-    output_length: int | None
-    range_ratio: float
-    as_ids: bool
-    chat_template: bool
-    context_length: int | None
-    request_rate: float
-    burstiness: float
-    max_concurrency: int | None
-    warm_ups: int
-    seed: int
-    disable_stream: bool
-    ignore_eos: bool | None
-    temperature: float
-    extra_body: str | None
-    goodput: list[str] | None
-    percentile_metrics: str | None
-    metric_percentiles: str | None
-    block_length: int
-    save_result: bool
-    result_dir: Path | None
-    result_filename: str | None
-    output_file: Path | None
-    output_details: bool
-    tag: str | None
-    disable_tqdm: bool
-    as_json: bool
+    backend: Annotated[str, option(metavar="B")] = "openai"
+    """openai (/v1/completions), openai-chat, or sglang (/generate). Also: sglang-oai, sglang-oai-chat,
+    vllm, vllm-chat."""
+
+    endpoint: Annotated[str | None, option(metavar="PATH")] = None
+    """Path of the route. Default: the backend's."""
+
+    model: Annotated[str | None, option("-m", metavar="M")] = None
+    """Name of the model there. Default: the server's first."""
+
+    served_model_name: Annotated[str | None, option(metavar="NAME")] = None
+    """Name of the model there, where --model is another one with the tokenizer that counts."""
+
+    header: Annotated[tuple[str, ...], SEVERAL, option(metavar="NAME=VALUE ...")] = ()
+    """HTTP headers of every request."""
+
+    place: Annotated[ServerOptions, flat(SERVER)] = ServerOptions()
+    data: Annotated[DataOptions, flat(DATA)] = DataOptions()
+    load: Annotated[LoadOptions, flat(LOAD)] = LoadOptions()
+    results: Annotated[ResultOptions, flat(OUTPUT)] = ResultOptions()
 
     @property
     def goals(self) -> dict[str, float]:
-        """What `--goodput` says, in ms, with the words behind it. Raises ConfigError."""
-        return parse_goals([*(self.goodput or ()), *self._words(self.goodput, is_header=False)])
+        """The goals of `--goodput` in ms. Raises ConfigError."""
+        return parse_goals(self.results.goodput)
 
     @property
     def headers(self) -> dict[str, str]:
-        """What `--header` says, with the words behind it. Raises ConfigError."""
-        return parse_headers([*(self.header or ()), *self._words(self.header, is_header=True)])
-
-    def _words(self, option: list[str] | None, *, is_header: bool) -> list[str]:
-        """Words behind an option that takes several. Raises ConfigError when it was not given."""
-        found = [word for word in self.words or () if ("=" in word) == is_header]
-        if found and not option:
-            raise ConfigError(
-                f"unexpected word {found[0]!r}; all settings of bench serve are flags"
-            )
-        return found
+        """The headers of `--header`. Raises ConfigError."""
+        return parse_headers(self.header)
 
     @property
     def server(self) -> Server:
         """Where to ask. Raises ConfigError."""
         name = self.served_model_name or self.model
-        return Server(self.base_url, self.host, self.port, name, self.api_key, self.headers)
+        return Server(
+            self.place.base_url,
+            self.place.host,
+            self.place.port,
+            name,
+            self.place.api_key,
+            self.headers,
+        )
 
     @property
     def workload(self) -> Workload:
         """What to send."""
         return Workload(
-            name=self.dataset_name,
-            path=self.dataset_path,
-            num_prompts=self.num_prompts,
-            input_length=self.input_length,
-            output_length=self.output_length,
-            range_ratio=self.range_ratio,
-            as_ids=self.as_ids,
-            chat_template=self.chat_template,
-            context_length=self.context_length,
+            name=self.data.dataset_name,
+            path=self.data.dataset_path,
+            num_prompts=self.data.num_prompts,
+            input_length=self.data.random_input_len,
+            output_length=self.data.random_output_len,
+            range_ratio=self.data.random_range_ratio,
+            as_ids=self.data.tokenize_prompt,
+            chat_template=self.data.apply_chat_template,
+            context_length=self.data.sharegpt_context_len,
         )
 
     @property
     def traffic(self) -> Traffic:
         """How to send it."""
-        return Traffic(self.request_rate, self.burstiness, self.max_concurrency, self.warm_ups)
+        return Traffic(
+            self.load.request_rate,
+            self.load.burstiness,
+            self.load.max_concurrency,
+            self.load.warmup_requests,
+        )
 
     @property
     def save(self) -> Path | None:
         """Where `--save-result` writes, in vLLM's way: folder and name, or a name with the time in it."""
-        if not self.save_result:
+        if not self.results.save_result:
             return None
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        name = self.result_filename or f"{self.backend}-{stamp}.json"
-        return (self.result_dir or Path()) / name
+        name = self.results.result_filename or f"{self.backend}-{stamp}.json"
+        return (self.results.result_dir or Path()) / name
 
 
-def serve(wanted: BenchServeOptions) -> None:
+def serve_command(*, options: Annotated[BenchServeOptions, flat()] = BenchServeOptions()) -> None:
+    """Put a running server under load: SGLang's table, with blocks, forwards and waste besides.
+
+    Exit status 1 when some requests failed.
+    """
+    serve(options)
+
+
+def serve(options: BenchServeOptions) -> None:
     """Measure and show. Exit status 1 when some requests failed."""
     import numpy as np
 
-    workload, traffic, server = wanted.workload, wanted.traffic, wanted.server
+    workload, traffic, server = options.workload, options.traffic, options.server
     workload.check()
     traffic.check()
-    make_report = _checked(wanted)
-    endpoint = _endpoint(server, wanted)
-    named = wanted.model if wanted.served_model_name else None
-    tokenizer = find_tokenizer(wanted.tokenizer or named or endpoint.model)
-    rng = np.random.RandomState(wanted.seed)
+    make_report = _checked(options)
+    endpoint = _endpoint(server, options)
+    named = options.model if options.served_model_name else None
+    tokenizer = find_tokenizer(options.data.tokenizer or named or endpoint.model)
+    rng = np.random.RandomState(options.data.seed)
     items = workload.items(tokenizer, rng)
-    with progress(len(items), is_quiet=wanted.disable_tqdm) as watch:
+    with progress(len(items), is_quiet=options.results.disable_tqdm) as watch:
         served = measure(endpoint, server.url, items, traffic, rng, server.headers, watch)
     failed = [reply.error for reply in served.replies if reply.error is not None]
     if len(failed) == len(items):
         raise RemoteError(f"all {len(items)} requests failed; the first: {failed[0]}")
     count, lengths = counter(tokenizer), [item.prompt_length for item in items]
-    accepted = served.accept_length if wanted.backend.startswith("sglang") else None
+    accepted = served.accept_length if options.backend.startswith("sglang") else None
     report = make_report(
         request_rate=traffic.request_rate,
         max_concurrency=traffic.max_concurrency,
@@ -151,80 +273,84 @@ def serve(wanted: BenchServeOptions) -> None:
             served.replies,
             served.duration_s,
             count,
-            wanted.block_length,
-            wanted.goals,
+            options.results.block_length,
+            options.goals,
             served.counters,
         ),
         num_failed=len(failed),
         first_error=failed[0] if failed else None,
-        setting=setting_of(endpoint, workload, traffic, wanted),
+        setting=setting_of(endpoint, workload, traffic, options),
     )
-    show(report, served, lengths, wanted)
+    show(report, served, lengths, options)
     if failed:
         some = f"{len(failed)} of {len(items)} requests failed; the first: {failed[0]}"
         print(f"unmask: {some}", file=sys.stderr)
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
-def _checked(wanted: BenchServeOptions) -> Callable[..., ServingReport]:
+def _checked(options: BenchServeOptions) -> Callable[..., ServingReport]:
     """What makes the report, once nothing in the wishes is wrong. Raises ConfigError."""
-    if not wanted.save_result and (wanted.result_dir or wanted.result_filename):
+    if not options.results.save_result and (
+        options.results.result_dir or options.results.result_filename
+    ):
         raise ConfigError("--result-dir and --result-filename have no effect without --save-result")
-    if wanted.output_details and wanted.output_file is None:
+    if options.results.output_details and options.results.output_file is None:
         raise ConfigError("--output-details has no effect without --output-file")
-    _ = wanted.goals
-    if wanted.block_length < 1:
-        raise ConfigError(f"block_length={wanted.block_length} must be at least 1")
-    for path in (wanted.save, wanted.output_file):
+    _ = options.goals
+    if options.results.block_length < 1:
+        raise ConfigError(f"block_length={options.results.block_length} must be at least 1")
+    for path in (options.save, options.results.output_file):
         if path is not None:
             from unmask.view.trace import check_writable
 
             check_writable(path, "result file")
     return partial(
         ServingReport,
-        backend=wanted.backend,
-        extra_percentiles=percentiles(wanted.percentile_metrics, wanted.metric_percentiles),
+        backend=options.backend,
+        extra_percentiles=percentiles(
+            options.results.percentile_metrics, options.results.metric_percentiles
+        ),
     )
 
 
-def _endpoint(server: Server, wanted: BenchServeOptions) -> Endpoint:
+def _endpoint(server: Server, options: BenchServeOptions) -> Endpoint:
     """Where the requests go; the model's name is asked for last. Raises ConfigError and RemoteError."""
-    kind, extra = kind_of(wanted.backend), extra_body(wanted.extra_body)
+    kind, extra = kind_of(options.backend), extra_body(options.load.extra_body)
     if "stream" in extra:
         raise ConfigError("extra_body: stream is a flag here; use --disable-stream")
-    if wanted.chat_template and kind == "openai-chat":
+    if options.data.apply_chat_template and kind == "openai-chat":
         raise ConfigError(
-            f"apply_chat_template: with {wanted.backend} the server does that; leave it out"
+            f"apply_chat_template: with {options.backend} the server does that; leave it out"
         )
     # SGLang's backends go on past the end unless told otherwise, vLLM's do not
-    usual = wanted.backend.startswith("sglang")
+    usual = options.backend.startswith("sglang")
     return Endpoint(
         kind=kind,
-        url=server.url + (wanted.endpoint or KINDS[kind]),
+        url=server.url + (options.endpoint or KINDS[kind]),
         model=server.model_id(),
-        ignore_eos=usual if wanted.ignore_eos is None else wanted.ignore_eos,
-        temperature=wanted.temperature,
+        ignore_eos=usual if options.load.ignore_eos is None else options.load.ignore_eos,
+        temperature=options.load.temperature,
         extra=extra,
-        stream=not wanted.disable_stream,
+        stream=not options.load.disable_stream,
     )
 
 
 def show(
-    report: ServingReport, served: LoadResult, lengths: Sequence[int], wanted: BenchServeOptions
+    report: ServingReport, served: LoadResult, lengths: Sequence[int], options: BenchServeOptions
 ) -> None:
     """Print, and write the files that were asked for."""
     found = report.as_json()
-    print(json.dumps(found) if wanted.as_json else report.table(), flush=True)
-    if wanted.save is not None:
+    print(json.dumps(found) if options.results.as_json else report.table(), flush=True)
+    if options.save is not None:
         details = {
             "output_lens": [reply.num_tokens for reply in served.replies],
             "errors": [reply.error for reply in served.replies],
             "generated_texts": [reply.text for reply in served.replies],
         }
-        _write(wanted.save, json.dumps(found | details, ensure_ascii=False), "w")
-    if wanted.output_file is not None:
-        more = details_of(served, lengths) if wanted.output_details else {}
-        _write(wanted.output_file, json.dumps(found | more), "a")
+        _write(options.save, json.dumps(found | details, ensure_ascii=False), "w")
+    if options.results.output_file is not None:
+        more = details_of(served, lengths) if options.results.output_details else {}
+        _write(options.results.output_file, json.dumps(found | more), "a")
 
 
 def details_of(served: LoadResult, lengths: Sequence[int]) -> dict[str, list[Any]]:
@@ -241,12 +367,12 @@ def details_of(served: LoadResult, lengths: Sequence[int]) -> dict[str, list[Any
 
 
 def setting_of(
-    endpoint: Endpoint, workload: Workload, traffic: Traffic, wanted: BenchServeOptions
+    endpoint: Endpoint, workload: Workload, traffic: Traffic, options: BenchServeOptions
 ) -> dict[str, Any]:
     """What was asked for, under the other clients' names where they have one."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "tag": wanted.tag,
+        "tag": options.results.tag,
         "url": endpoint.url,
         "model_id": endpoint.model,
         "dataset_name": workload.name,
@@ -255,7 +381,7 @@ def setting_of(
         "random_output_len": workload.output_length,
         "random_range_ratio": workload.range_ratio,
         "burstiness": traffic.burstiness,
-        "seed": wanted.seed,
+        "seed": options.data.seed,
         "ignore_eos": endpoint.ignore_eos,
         "temperature": endpoint.temperature,
         "extra_body": dict(endpoint.extra),

@@ -7,15 +7,101 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
 from unmask.bench import tasks
 from unmask.bench.endpoint import KINDS, Endpoint, kind_of
 from unmask.bench.serve import Server
-from unmask.cli.bench_serve import extra_body, progress
+from unmask.cli.bench_serve import ServerOptions, extra_body, progress
+from unmask.cli.options import PRINT_JSON, SERVER, flat
 from unmask.errors import ConfigError
+from unmask.options import option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Options of `unmask bench gsm8k` and `unmask bench mmlu`."""
+
+    data: Annotated[Path, option("--data-path", metavar="PATH", env="UNMASK_DATA")]
+    """The task's test file, its folder, or the folder above it. Default: $UNMASK_DATA."""
+
+    num_questions: Annotated[int, option("--num-examples")] = 200
+    """Number of questions."""
+
+    max_new_tokens: Annotated[int, option("--max-tokens")] = 512
+    """Maximum number of tokens of an answer."""
+
+    parallel: Annotated[int, option("--num-threads")] = 128
+    """Number of requests under way."""
+
+    place: Annotated[ServerOptions, flat(SERVER)] = ServerOptions()
+
+    model: Annotated[str | None, option("--served-model-name", "-m", metavar="M")] = None
+    """Name of the model there. Default: the server's first."""
+
+    temperature: Annotated[float, option(metavar="T")] = 0.0
+    """Sampling temperature; 0 is greedy."""
+
+    extra_body: Annotated[str | None, option("--extra-request-body", metavar="JSON")] = None
+    """Fields of every request: '{"decoder": "threshold"}'."""
+
+    as_json: Annotated[bool, PRINT_JSON] = False
+    """Print JSON instead of the lines."""
+
+    def server(self) -> Server:
+        """Return the server. Raises ConfigError."""
+        at = self.place
+        return Server(at.base_url, at.host, at.port, self.model, at.api_key)
+
+
+BACKEND = Parameter(metavar="B")
+
+
+def gsm8k_command(
+    *,
+    options: Annotated[TaskOptions, flat()],
+    backend: Annotated[str, BACKEND] = "openai",
+    num_shots: Annotated[int, option(least=0)] = 5,
+    shots_from: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+) -> None:
+    """Ask a running server GSM8K with few shots, as SGLang's few_shot_gsm8k does.
+
+    Args:
+        backend: openai (/v1/completions), openai-chat, or sglang (/generate).
+        num_shots: Number of solved questions before each.
+        shots_from: File of the shots, such as train.jsonl. Default: the questions' own file, as SGLang
+            does, whose first few are then asked with their answers in sight.
+    """
+    exam = _exam(options, backend)
+    gsm8k(options.server(), exam, options.data, options.num_questions, num_shots, shots_from)
+
+
+def mmlu_command(
+    *,
+    options: Annotated[TaskOptions, flat()],
+    backend: Annotated[str, BACKEND] = "openai-chat",
+    seed: Annotated[int, Parameter(metavar="S")] = 0,
+) -> None:
+    """Ask a running server a sample of MMLU, a chat turn a question, no shots.
+
+    Args:
+        backend: openai (/v1/completions), openai-chat, or sglang (/generate).
+        seed: Seed of the sample.
+    """
+    mmlu(options.server(), _exam(options, backend), options.data, options.num_questions, seed)
+
+
+def _exam(options: TaskOptions, backend: str) -> Exam:
+    return Exam(
+        backend,
+        options.max_new_tokens,
+        options.parallel,
+        options.temperature,
+        options.extra_body,
+        options.as_json,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,4 +198,4 @@ def _show(graded: tasks.TaskResult, lines: list[str], exam: Exam, facts: dict[st
     if graded.num_failed:
         some = f"{graded.num_failed} of {len(graded.replies)} requests failed"
         print(f"unmask: {some}; the first: {graded.first_error}", file=sys.stderr)
-        raise typer.Exit(1)
+        raise SystemExit(1)

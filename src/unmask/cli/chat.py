@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
+from cyclopts import Parameter
 from rich.console import Console
 
 from unmask.cli.key_value import DecodeOptions, settings, split_words
+from unmask.cli.options import DeviceOptions, flat
 from unmask.errors import ConfigError, UnmaskError, unknown_name
+from unmask.options import option
 
 if TYPE_CHECKING:
     from unmask.cli.decode import Shown
@@ -106,6 +109,62 @@ class Local:
                 view = stack.enter_context(live)
             run = decode(self.llm, canvas, wanted, method, view)
         return Said(run.output.text, run.line())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """Options of `unmask chat`."""
+
+    model: Annotated[str | None, option("-m", metavar="M")] = None
+    """Bundled name, folder or hub id; with --base-url, its name there. Default: demo, or the server's
+    first."""
+
+    base_url: Annotated[str | None, option(metavar="URL")] = None
+    """Talk to this server instead of loading a model."""
+
+    api_key: Annotated[str | None, option(metavar="KEY")] = None
+    """The server's key. Default: $UNMASK_API_KEY."""
+
+    decoder: Annotated[str | None, option("-d", metavar="D")] = None
+    """Decoding method. Default: vanilla, or the server's."""
+
+    cache: Annotated[str | None, option("-c", metavar="C")] = None
+    """Cache policy. Default: none, or the server's."""
+
+    gen_length: Annotated[int | None, option("--max-tokens", metavar="N")] = None
+    """Number of positions of an answer. Default: 128, or the server's."""
+
+    system: Annotated[str | None, option(metavar="TEXT")] = None
+    """A system message to begin with."""
+
+    seed: Annotated[int | None, option(metavar="S")] = None
+    """Seed of all randomness. Default: 0; a server draws one."""
+
+    device: Annotated[DeviceOptions, flat()] = DeviceOptions()
+
+    live: bool | None = None
+    """Draw the canvas while it is decoded. Default: on a terminal."""
+
+    fps: Annotated[float | None, option(metavar="N")] = None
+    """Maximum number of frames per second of the live canvas. Default: one per forward pass."""
+
+
+def chat(
+    *words: Annotated[
+        str, Parameter(name="KEY=VALUE", help="Knobs such as threshold=0.9 or temperature=0.5.")
+    ],
+    options: Annotated[ChatOptions, flat()] = ChatOptions(),
+) -> None:
+    """Talk with a model, here or behind a URL; piped in, every line is a turn.
+
+    At the prompt: /decoder NAME, /cache NAME, /set KNOB=VALUE, /unset KNOB, /show, /reset, /help, /quit.
+    Control-C stops an answer, Control-D ends the talk.
+    """
+    names = ("model", "decoder", "cache", "gen_length", "seed")
+    flags = {name: getattr(options, name) for name in names}
+    place = Place(options.base_url, options.api_key)
+    flags |= dataclasses.asdict(options.device)
+    run(words, flags, place, options.system, (options.live, options.fps))
 
 
 def run(

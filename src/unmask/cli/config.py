@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import App
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.eval_options import tell
+from unmask.cli.eval_options import KEY_WORDS, SourceOptions, tell
+from unmask.cli.options import PRINT_JSON, flat
 
 if TYPE_CHECKING:
     from unmask.config import Sources
+
+
+config = App(name="config", help="Show what a command would run with.")
+
+
+@config.command(name="show")
+def show_command(
+    *words: Annotated[str, KEY_WORDS],
+    files: Annotated[SourceOptions, flat()] = SourceOptions(),
+    as_json: Annotated[bool, PRINT_JSON] = False,
+) -> None:
+    """Print every key, its value, and the layer that the value comes from.
+
+    Lowest first: schema default, presets of dataset, model, cache and generation, recipe, config file,
+    command line.
+
+    Args:
+        as_json: Print JSON.
+    """
+    show(words, files.sources(), as_json)
+
+
+@config.command
+def reference() -> None:
+    """Print the reference of all keys and presets (Markdown)."""
+    from unmask.docgen.config import markdown
+
+    print(markdown(), end="")
 
 
 def show(words: Sequence[str], sources: Sources, as_json: bool) -> None:

@@ -1,16 +1,21 @@
-"""What `unmask eval`, `unmask config` and `unmask tune` share: flags as words, and the environment."""
+"""Options of `unmask eval` and `unmask tune` as words of the configuration, and its other sources."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
 from unmask.errors import ConfigError
+from unmask.options import option
+
+if TYPE_CHECKING:
+    from unmask.config import Sources
 
 KEYS = {
     "model": "model",
@@ -28,108 +33,102 @@ KEYS = {
 }
 """The key that each flag is short for."""
 
-KeyWords = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="dataset.name=gsm8k generation=klass generation.kl_threshold=0.02 ...: any key of "
-        "`unmask config show`, in Hydra's grammar.",
-        show_default=False,
-    ),
-]
-ModelWord = Annotated[
-    str | None,
-    typer.Option("--model", metavar="M", help="Preset, bundled name, folder or hub id: model=M."),
-]
-TaskWord = Annotated[
-    str | None, typer.Option("--task", metavar="T", help="What to answer: dataset.name=T.")
-]
-DataWord = Annotated[
-    str | None,
-    typer.Option(
-        "--data", metavar="DIR", help="Folder of the data files: dataset.path=DIR, or $UNMASK_DATA."
-    ),
-]
-DecoderWord = Annotated[
-    str | None,
-    typer.Option("--decoder", "-d", metavar="D", help="Method, or a preset file: generation=D."),
-]
-CacheWord = Annotated[
-    str | None, typer.Option("--cache", "-c", metavar="C", help="Cache policy: cache=C.")
-]
-LengthWord = Annotated[
-    str | None,
-    typer.Option(
-        "--gen-length", metavar="N", help="Positions to generate: generation.gen_length=N."
-    ),
-]
-LimitWord = Annotated[
-    str | None, typer.Option("--limit", metavar="N", help="Only so many examples: limit=N.")
-]
-BatchWord = Annotated[
-    str | None,
-    typer.Option("--batch-size", metavar="N", help="Prompts that share a forward: batch_size=N."),
-]
-SeedWord = Annotated[str | None, typer.Option("--seed", metavar="S", help="seed=S.")]
-DtypeWord = Annotated[str | None, typer.Option("--dtype", metavar="T", help="dtype=T.")]
-DeviceWord = Annotated[str | None, typer.Option("--device", metavar="X", help="device=X.")]
-OutputWord = Annotated[
-    str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of results: output=DIR.")
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", metavar="FILE", help="YAML of keys below the words, e.g. a run's config.yaml."
-    ),
-]
-ConfigDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--config-dir", metavar="DIR", help="Your own presets: DIR/generation/NAME.yaml and so on."
-    ),
-]
+KEY_WORDS = Parameter(
+    name="KEY=VALUE",
+    help="dataset.name=gsm8k generation=klass generation.kl_threshold=0.02 ...: any key of `unmask config "
+    "show`, in Hydra's grammar.",
+)
 
 
-def as_words(words: Sequence[str] | None, flags: Mapping[str, Any]) -> list[str]:
-    """The words, and the flags that were given as further ones."""
-    more = []
-    for name, value in flags.items():
-        if value is not None:
-            more.append(f"{KEYS[name]}={_quoted(str(value))}")
-    return [*(words or []), *more]
+@dataclass(frozen=True, kw_only=True)
+class KeyOptions:
+    """Flags that are short for keys of the configuration."""
+
+    model: Annotated[str | None, option(metavar="M")] = None
+    """Preset, bundled name, folder or hub id: model=M."""
+
+    task: Annotated[str | None, option(metavar="T")] = None
+    """Task to answer: dataset.name=T."""
+
+    data: Annotated[str | None, option(metavar="DIR")] = None
+    """Folder of the data files: dataset.path=DIR. Default: $UNMASK_DATA."""
+
+    decoder: Annotated[str | None, option("-d", metavar="D")] = None
+    """Method, or a preset file: generation=D."""
+
+    cache: Annotated[str | None, option("-c", metavar="C")] = None
+    """Cache policy: cache=C."""
+
+    gen_length: Annotated[int | None, option(metavar="N")] = None
+    """Number of positions to generate: generation.gen_length=N."""
+
+    batch_size: Annotated[int | None, option(metavar="N")] = None
+    """Number of prompts in a forward pass: batch_size=N."""
+
+    seed: Annotated[int | None, option(metavar="S")] = None
+    """Seed of all randomness: seed=S."""
+
+    dtype: Annotated[str | None, option(metavar="T")] = None
+    """Type of the weights: dtype=T."""
+
+    device: Annotated[str | None, option(metavar="X")] = None
+    """Device of the model: device=X."""
+
+    output: Annotated[str | None, option("-o", metavar="DIR")] = None
+    """Folder of the results: output=DIR."""
+
+    def words(self, words: Sequence[str]) -> list[str]:
+        """Return the words, and the flags that were given as further ones."""
+        values = {name: getattr(self, name, None) for name in KEYS}
+        flags = [
+            f"{KEYS[name]}={_quoted(str(value))}"
+            for name, value in values.items()
+            if value is not None
+        ]
+        return [*words, *flags]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Files below the words."""
+
+    config: Annotated[Path | None, option(metavar="FILE")] = None
+    """YAML file of keys, e.g. a run's config.yaml; words take precedence."""
+
+    config_dir: Annotated[Path | None, option(metavar="DIR")] = None
+    """Folder of your own presets: DIR/generation/NAME.yaml and so on."""
+
+    def sources(self) -> Sources:
+        """Return the files and the environment as sources. Raises ConfigError."""
+        from unmask.config import Sources
+
+        models, data = os.environ.get("UNMASK_MODELS"), os.environ.get("UNMASK_DATA")
+        for name, value in (("UNMASK_MODELS", models), ("UNMASK_DATA", data)):
+            if value and not Path(value).is_dir():
+                raise ConfigError(f"environment variable {name}={value!r} is not a folder")
+        return Sources(
+            config_dir=self.config_dir,
+            config_file=self.config,
+            models_folder=Path(models) if models else None,
+            data_folder=Path(data) if data else None,
+            may_run_code=os.environ.get("HF_ALLOW_CODE_EVAL") == "1",
+        )
 
 
 def _quoted(text: str) -> str:
-    """A flag's value as Hydra's grammar takes it; the shell's quotes are gone by now."""
+    """Return a value as Hydra's grammar takes it; the shell's quotes are gone by now."""
     if all(char.isalnum() or char in "_-./:%+@" for char in text):
         return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def sources(config_file: Path | None, config_dir: Path | None) -> Any:
-    """Where values come from beside the words: files, and the environment, read here alone."""
-    from unmask.config import Sources
-
-    models, data = os.environ.get("UNMASK_MODELS"), os.environ.get("UNMASK_DATA")
-    for name, value in (("UNMASK_MODELS", models), ("UNMASK_DATA", data)):
-        if value and not Path(value).is_dir():
-            raise ConfigError(f"environment variable {name}={value!r} is not a folder")
-    return Sources(
-        config_dir=config_dir,
-        config_file=config_file,
-        models_folder=Path(models) if models else None,
-        data_folder=Path(data) if data else None,
-        may_run_code=os.environ.get("HF_ALLOW_CODE_EVAL") == "1",
-    )
-
-
 def tell(notes: Sequence[str]) -> None:
-    """Notes of what was changed, on standard error; in the first process alone."""
+    """Print notes on what was changed to standard error, in the first process alone."""
     if is_first():
         for note in notes:
             print(f"unmask: note: {note}", file=sys.stderr)
 
 
 def is_first() -> bool:
-    """Whether this is the only process, or the first of those that a launcher started."""
+    """Return whether this is the only process, or the first of those that a launcher started."""
     return os.environ.get("RANK", "0") == "0"

@@ -7,15 +7,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.eval_options import is_first, tell
+from unmask.cli.eval_options import KEY_WORDS, KeyOptions, SourceOptions, is_first, tell
+from unmask.cli.options import PRINT_JSON, flat
+from unmask.errors import ConfigError
+from unmask.options import option
 from unmask.view.progress import EvaluationView
 
 if TYPE_CHECKING:
@@ -32,6 +37,46 @@ COLUMNS = (
 )
 NONE = "-"
 WIDE = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(KeyOptions):
+    """Options of `unmask eval`."""
+
+    limit: Annotated[int | None, option(metavar="N")] = None
+    """Number of examples to answer: limit=N. Default: all."""
+
+
+def evaluate(
+    *words: Annotated[str, KEY_WORDS],
+    options: Annotated[EvalOptions, flat()] = EvalOptions(),
+    files: Annotated[SourceOptions, flat()] = SourceOptions(),
+    multirun: Annotated[bool, Parameter(alias="-m")] = False,
+    cfg: Annotated[str | None, Parameter(metavar="job")] = None,
+    as_json: Annotated[bool, PRINT_JSON] = False,
+) -> None:
+    """Answer a task and measure accuracy and speed.
+
+    The keys are Hydra's: `dataset.name=gsm8k generation=klass model=llada-inst`. A run that was killed goes
+    on when the same command is given again. Code that a model writes runs only with
+    confirm_run_unsafe_code=true (or $HF_ALLOW_CODE_EVAL=1).
+
+    Args:
+        multirun: Run every combination of words that list values (a=1,2).
+        cfg: Print the configuration and stop.
+        as_json: Print one JSON object per run instead of the table.
+    """
+    said, sources = options.words(words), files.sources()
+    if cfg is None:
+        run(said, sources, multirun, as_json)
+        return
+    if cfg != "job":
+        raise ConfigError(f"--cfg {cfg}: only job is there, the configuration of the run")
+    if multirun:
+        raise ConfigError("--cfg job prints one configuration; leave -m out")
+    from unmask.cli.config import print_job
+
+    print_job(said, sources)
 
 
 def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -> None:

@@ -1,7 +1,4 @@
-"""`unmask frequencies`: background counts of tokens, from texts or from the model itself.
-
-The flags are read by `unmask --help`, so nothing heavy is imported at the top.
-"""
+"""`unmask frequencies`: background counts of tokens, from texts or from the model itself."""
 
 from __future__ import annotations
 
@@ -9,12 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
-import typer
+from cyclopts import Parameter
 
+from unmask.cli.options import DeviceOptions, flat
 from unmask.errors import ConfigError, PromptError
+from unmask.options import option
 
 DEFAULT_FIELD = "text"
 STANDARD_INPUT = Path("-")
@@ -22,27 +22,48 @@ MIN_PIECE = 1 << 16
 """Characters after which a long text is cut at the end of a line: what is tokenized at a time."""
 
 
-Files = Annotated[
-    list[Path] | None,
-    typer.Argument(
-        metavar="FILE",
-        help="Texts; .jsonl: one object with a text a line. '-' or nothing: standard input.",
-        show_default=False,
-    ),
-]
-Out = Annotated[Path | None, typer.Option("--out", metavar="OUT.json", help="Where the counts go.")]
-IsEstimate = Annotated[
-    bool, typer.Option("--estimate", help="Ask the model itself instead of counting in texts.")
-]
-Field = Annotated[
-    str | None,
-    typer.Option(
-        "--field",
-        metavar="NAME",
-        help="All input is JSON lines, with the text in this field. Default: text, in .jsonl files.",
-    ),
-]
-IsForced = Annotated[bool, typer.Option("--force", help="Overwrite OUT.json.")]
+@dataclass(frozen=True, kw_only=True)
+class FrequencyOptions:
+    """Options of `unmask frequencies`."""
+
+    out: Annotated[Path | None, option(metavar="OUT.json")] = None
+    """File of the counts."""
+
+    model: Annotated[str, option("-m", metavar="M")] = "demo"
+    """Bundled name, folder or hub id."""
+
+    estimate: bool = False
+    """Ask the model itself instead of counting in texts."""
+
+    field: Annotated[str | None, option(metavar="NAME")] = None
+    """All input is JSON lines, with the text in this field. Default: text, in .jsonl files."""
+
+    seed: Annotated[int | None, option(metavar="S")] = None
+    """Seed of --estimate. Default: 0."""
+
+    device: Annotated[DeviceOptions, flat()] = DeviceOptions()
+
+    force: bool = False
+    """Overwrite OUT.json."""
+
+
+def frequencies(
+    *files: Annotated[
+        Path,
+        Parameter(
+            name="FILE",
+            help="Texts; .jsonl: one object with a text a line. '-' or nothing: standard input.",
+        ),
+    ],
+    options: Annotated[FrequencyOptions, flat()] = FrequencyOptions(),
+) -> None:
+    """Write background counts of tokens, which some decoders take.
+
+    Seed, dtype and device are for --estimate; counting needs no more than the model's tokenizer.
+    """
+    run = estimate if options.estimate else count
+    loading = {"seed": options.seed, "dtype": options.device.dtype, "device": options.device.device}
+    run(files, options.out, options.model, options.field, loading, options.force)
 
 
 def count(
@@ -50,7 +71,7 @@ def count(
     out: Path | None,
     model: str,
     field: str | None,
-    loading: Mapping[str, str | None],
+    loading: Mapping[str, Any],
     is_forced: bool,
 ) -> None:
     """Count the tokens of texts.
@@ -99,7 +120,7 @@ def estimate(
     out: Path | None,
     model: str,
     field: str | None,
-    loading: Mapping[str, str | None],
+    loading: Mapping[str, Any],
     is_forced: bool,
 ) -> None:
     """Ask the model what it says about empty canvases."""
@@ -109,7 +130,6 @@ def estimate(
         )
     if field is not None:
         raise ConfigError(f"--field {field} has no effect with --estimate; leave it out")
-    seed = _seed(loading["seed"])
     target = _target(out, is_forced)
 
     from unmask.engine.llm import LLM
@@ -119,19 +139,12 @@ def estimate(
 
     with LoadingView(model) as progress:
         llm = LLM(model, dtype=loading["dtype"], device=loading["device"], progress=progress)
-    counts = counts_of(estimate_frequencies(llm, seed=seed))
+    counts = counts_of(estimate_frequencies(llm, seed=loading["seed"] or 0))
     save_background(target, counts)
     print(
         f"{target}: estimated by the model, {len(counts)} of {llm.spec.vocab_size} tokens above 1e-9",
         file=sys.stderr,
     )
-
-
-def _seed(text: str | None) -> int:
-    try:
-        return int(text or "0")
-    except ValueError:
-        raise ConfigError(f"seed={text!r} must be a whole number") from None
 
 
 def _target(out: Path | None, is_forced: bool) -> Path:

@@ -1,105 +1,80 @@
-"""Help pages that end with a list read from the code: knobs of the decoders, keys of the recipes."""
+"""Help pages: a plain layout for flags and commands, and short pages of decoders and caches."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
-import shutil
 import textwrap
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from typer.core import TyperCommand, TyperGroup
+if TYPE_CHECKING:
+    from cyclopts.help import HelpEntry, HelpPanel
+    from rich.console import Console, ConsoleOptions
 
-
-class Commands(TyperGroup):
-    """A group whose list of commands says what each does in full."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Every command with the first sentence of its help, over as many lines as that takes."""
-        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [(name, command.get_short_help_str(limit=200)) for name, command in found if command]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-
-class DecodeCommand(TyperCommand):
-    """A command that takes decoders' knobs."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The usual page, then every decoder with its knobs."""
-        super().format_help(ctx, formatter)
-        formatter.write(f"\n{knobs_page()}\n")
+WIDEST = 100
+LABEL_WIDTH = 26
+"""Columns of a flag with its metavar; a longer one has its text on the next line."""
+METAVARS = {"INT": "N", "FLOAT": "X", "STR": "TEXT"}
+QUIET_DEFAULTS = ("", "()", "None", "False")
+"""Defaults that a reader sees without being told."""
 
 
-class TrainCommand(TyperCommand):
-    """A command that takes recipe keys."""
+class PlainHelp:
+    """Help in two columns without frames, as wide as the terminal up to 100 columns."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The usual page, then the recipes and their keys."""
-        super().format_help(ctx, formatter)
-        from unmask.cli.train import show_recipes
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        """Print a section: its title, then a row per entry."""
+        rows = [(_label(entry), _text(entry)) for entry in panel.entries]
+        if rows:
+            lines = [f"{panel.title}:", *columns(rows, min(WIDEST, console.width))]
+            console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+            console.print()
 
-        with contextlib.redirect_stdout(io.StringIO()) as page:
-            show_recipes()
-        formatter.write(f"\n{page.getvalue()}")
+    def render_usage(self, console: Console, options: ConsoleOptions, usage: object) -> None:
+        """Print the usage line."""
+        text = str(usage).strip()
+        if text:
+            console.print(f"Usage: {text}", markup=False, highlight=False, soft_wrap=True)
+            console.print()
 
-
-COMMON = 5
-"""A knob that this many decoders explain in the same words is listed once."""
-
-
-def knobs_page() -> str:
-    """Decoders with their knobs, those of many apart, those of every one, and caches with theirs."""
-    from unmask import caches, decoders
-    from unmask.sampling.params import SamplingParams
-
-    shared = {field.name: field for field in dataclasses.fields(SamplingParams)}
-    found = {
-        name: [
-            field
-            for field in dataclasses.fields(decoders.decoder_class(name))
-            if field.name not in shared
-        ]
-        for name in decoders.names()
-    }
-    owners: dict[tuple[str, str], list[str]] = {}
-    for name, fields in found.items():
-        for field in fields:
-            owners.setdefault((field.name, field.metadata["help"]), []).append(name)
-    lines = ["Decoders, and their knobs as key=value:"]
-    common: dict[str, tuple[Any, list[str]]] = {}
-    for name, fields in found.items():
-        lines.append(f"  {name}")
-        for field in fields:
-            who = owners[field.name, field.metadata["help"]]
-            if len(who) >= COMMON:
-                common[field.name] = (field, who)
-            else:
-                lines.append(_knob(field))
-    for field, who in common.values():
-        missing = sorted(set(found) - set(who))
-        lines.append(f"  every decoder but {', '.join(missing)}" if missing else "  every decoder")
-        lines.append(_knob(field))
-    lines.append("  every decoder")
-    lines.extend(_knob(field) for field in shared.values())
-    lines.append("Caches (--cache C), and their knobs as cache.key=value:")
-    for name in caches.names():
-        lines.append(f"  {name}")
-        lines.extend(_knob(field) for field in dataclasses.fields(caches.cache_class(name)))
-    return "\n".join(lines)
+    def render_description(
+        self, console: Console, options: ConsoleOptions, description: object
+    ) -> None:
+        """Print the description, its paragraphs wrapped anew."""
+        text = str(getattr(description, "primary_renderable", description) or "")
+        for paragraph in text.split("\n\n"):
+            lines = textwrap.wrap(" ".join(paragraph.split()), min(WIDEST, console.width))
+            console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+            console.print()
 
 
-def _knob(field: dataclasses.Field[Any]) -> str:
-    return _entry(field.name, field.default, field.metadata.get("help", ""))
+def columns(rows: Iterable[tuple[str, str]], width: int, label_width: int = 0) -> list[str]:
+    """Return labels and texts side by side, wrapped to `width` columns."""
+    rows = list(rows)
+    label_width = label_width or min(LABEL_WIDTH, max(len(label) for label, _ in rows))
+    lines = []
+    for label, text in rows:
+        wrapped = textwrap.wrap(text, max(20, width - label_width - 4), break_on_hyphens=False)
+        first = wrapped.pop(0) if wrapped and len(label) <= label_width else ""
+        lines.append(f"  {label:<{label_width}}  {first}".rstrip())
+        lines += [f"{'':{label_width + 4}}{line}" for line in wrapped]
+    return lines
 
 
-def _entry(name: str, default: Any, about: str) -> str:
-    if default is None:
-        shown = "null"
-    else:
-        shown = str(default).lower() if isinstance(default, bool) else str(default)
-    width = max(40, min(100, shutil.get_terminal_size().columns - 1))
-    return textwrap.fill(
-        f"{name}={shown}: {about}", width, initial_indent=" " * 4, subsequent_indent=" " * 8
-    )
+def _label(entry: HelpEntry) -> str:
+    names = [*entry.positive_shorts, *entry.positive_names]
+    if entry.default != "False":
+        names += entry.negative_names
+    if entry.positional_label is not None:
+        return entry.positional_label
+    metavar = entry.metavar or ""
+    plain = metavar.removesuffix("...")
+    return f"{', '.join(names)} {METAVARS.get(plain, plain)}".rstrip()
+
+
+def _text(entry: HelpEntry) -> str:
+    inner = getattr(entry.description, "primary_renderable", entry.description)
+    text = " ".join(str(inner or "").split())
+    default = str(entry.default or "")
+    if default not in QUIET_DEFAULTS and "Default:" not in text:
+        text = f"{text} Default: {'on' if default == 'True' else default.removesuffix('.0')}."
+    return text

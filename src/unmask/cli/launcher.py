@@ -17,8 +17,6 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-import typer
-
 POLL_S = 0.05
 FAILED_GRACE_S = 5.0
 """How long rank 0 has to end by itself, with its own error, once another rank has failed."""
@@ -40,11 +38,11 @@ def is_follower() -> bool:
 def take(size: int, model: str, loading: Mapping[str, Any]) -> None:
     """Return where a model of `size` ranks is driven: in rank 0.
 
-    Without ranks they are started first, and typer.Exit is raised with the status of rank 0. The others
+    Without ranks they are started first, and SystemExit is raised with the status of rank 0. The others
     load their part (`loading`: what `LLM` is told), follow, and end by SystemExit. Raises ConfigError.
     """
     if size > 1 and not is_started():
-        raise typer.Exit(start(size))
+        raise SystemExit(start(size))
     if size > 1 and is_follower():
         from unmask.engine.llm import LLM
 

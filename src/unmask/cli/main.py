@@ -5,341 +5,176 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
 
-import typer
+from cyclopts import App, Group, Parameter
+from cyclopts.exceptions import CycloptsError
 
-from unmask.cli import eval_app, frequencies, launcher
-from unmask.cli.bench_commands import bench
-from unmask.cli.chat_app import chat
-from unmask.cli.flags import (
-    CacheFlag,
-    DecoderFlag,
-    DeviceFlag,
-    DtypeFlag,
-    FpsFlag,
-    JsonFlag,
-    LengthFlag,
-    LiveFlag,
-    ModelFlag,
-    QuantizeFlag,
-    RanksFlag,
-    RawFlag,
-    SeedFlag,
-    StopFlag,
-    TraceFlag,
-    Words,
-)
-from unmask.cli.help import Commands, DecodeCommand, TrainCommand
-from unmask.cli.report import report
-from unmask.cli.serve_app import serve
-from unmask.cli.serve_file import ServeCommand
+import unmask
+from unmask.cli import launcher, parsing
+from unmask.cli.help import PlainHelp
 from unmask.errors import UnmaskError
-from unmask.version import __version__
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
+MAX_MESSAGE = 2_000
+"""Characters of an error line; a longer one is cut in the middle."""
+COMMANDS = {
+    "generate": ("generate:generate", "Answer a prompt, position by position, the surest first."),
+    "infill": (
+        "generate:infill",
+        'Fill the blanks of a text: unmask infill "The {2} sat on the {1}."',
+    ),
+    "chat": (
+        "chat:chat",
+        "Talk with a model, here or behind a URL; piped in, every line is a turn.",
+    ),
+    "serve": (
+        "serve:serve",
+        "Serve a model over HTTP: OpenAI's and SGLang's routes, infilling, a page.",
+    ),
+    "eval": ("evaluate:evaluate", "Answer a task and measure accuracy and speed."),
+    "report": (
+        "report:report",
+        "Compare runs of eval: a table, and pictures of quality against speed.",
+    ),
+    "tune": ("tune:tune", "Search a decoder's knobs for speed at a quality that is kept."),
+    "bench": ("bench:bench", "Measure quality and speed."),
+    "train": (
+        "train:train",
+        "Train a model by a recipe; an interrupted run continues where it stopped.",
+    ),
+    "demo": ("commands:demo", "Watch a small model solve word problems, a Sudoku and an infill."),
+    "models": ("commands:models", "List the bundled models."),
+    "inspect": (
+        "commands:inspect",
+        "Describe a checkpoint: sizes, special ids, attention; reads no weights.",
+    ),
+    "convert": (
+        "commands:convert",
+        "Write a checkpoint with its weights in another form, bit by bit equal.",
+    ),
+    "frequencies": (
+        "frequencies:frequencies",
+        "Write background counts of tokens, which some decoders take.",
+    ),
+    "config": ("config:config", "Show what a command would run with."),
+    "decoders": (
+        "commands:decoders",
+        "Print the knobs of a decoder, or the reference of all decoders.",
+    ),
+    "caches": ("commands:caches", "Print the knobs of a cache, or the reference of all caches."),
+    "routes": (
+        "commands:routes",
+        "Print the reference of the HTTP API: routes, fields, limits, errors.",
+    ),
+    "completion": (
+        "commands:completion",
+        "Print a shell's completion script: source <(unmask completion bash).",
+    ),
+}
+"""Each command: its module below `unmask.cli` with its function or group, and its summary.
 
-app = typer.Typer(
-    name="unmask",
-    cls=Commands,
-    help="Decode, watch and train masked diffusion language models.",
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,  # rich's table cuts the names of long flags
-    pretty_exceptions_enable=False,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 100,
-        "token_normalize_func": lambda name: name.replace("_", "-"),
-    },
-)
-
-app.add_typer(bench, name="bench")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"unmask {__version__}")
-        raise typer.Exit()
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
-        ),
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command("generate", cls=DecodeCommand)
-def _generate(
-    words: Words = None,
-    model: ModelFlag = None,
-    decoder: DecoderFlag = None,
-    cache: CacheFlag = None,
-    gen_length: LengthFlag = None,
-    seed: SeedFlag = None,
-    dtype: DtypeFlag = None,
-    device: DeviceFlag = None,
-    tensor_parallel_size: RanksFlag = None,
-    quantize: QuantizeFlag = None,
-    raw: RawFlag = None,
-    stop_at_eos: StopFlag = None,
-    as_json: JsonFlag = False,
-    trace: TraceFlag = None,
-    live: LiveFlag = None,
-    fps: FpsFlag = None,
-) -> None:
-    """Answer a prompt, token by token in the order of the model's confidence."""
-    from unmask.cli import decode
-
-    flags = {
-        "model": model,
-        "decoder": decoder,
-        "cache": cache,
-        "gen_length": gen_length,
-        "seed": seed,
-        "dtype": dtype,
-        "device": device,
-        "tensor_parallel_size": tensor_parallel_size,
-        "quantization": quantize,
-        "raw": raw,
-        "stop_at_eos": stop_at_eos,
-    }
-    decode.generate(words or [], flags, decode.Shown(as_json, trace, live, fps))
+The summary is the first line of the function's docstring; here it is known without importing the module.
+"""
+ALL_HELP = "--help=all"
 
 
-@app.command("infill", cls=DecodeCommand)
-def _infill(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="TEXT | KEY=VALUE",
-            help="The text in quotes, {3} for a blank of 3 tokens, {{ and }} for braces; and knobs.",
-            show_default=False,
-        ),
-    ] = None,
-    model: ModelFlag = None,
-    decoder: DecoderFlag = None,
-    cache: CacheFlag = None,
-    seed: SeedFlag = None,
-    dtype: DtypeFlag = None,
-    device: DeviceFlag = None,
-    tensor_parallel_size: RanksFlag = None,
-    quantize: QuantizeFlag = None,
-    as_json: JsonFlag = False,
-    trace: TraceFlag = None,
-    live: LiveFlag = None,
-    fps: FpsFlag = None,
-) -> None:
-    """Fill the blanks of a text: unmask infill "The {2} sat on the {1}."
+def make_app(*, with_summaries: bool = False) -> App:
+    """Build the parser; the module of a command is imported when the command is used.
 
-    One space before a blank belongs to the blank's first token; two spaces keep one.
+    `with_summaries`: commands have the summaries of the table as their help, for the list of commands.
     """
-    from unmask.cli import decode
-
-    flags = {
-        "model": model,
-        "decoder": decoder,
-        "cache": cache,
-        "seed": seed,
-        "dtype": dtype,
-        "device": device,
-        "tensor_parallel_size": tensor_parallel_size,
-        "quantization": quantize,
-    }
-    decode.infill(words or [], flags, decode.Shown(as_json, trace, live, fps))
-
-
-app.command("chat", cls=DecodeCommand)(chat)
-app.command("serve", cls=ServeCommand)(serve)
-eval_app.register(app)
-
-
-@app.command("models")
-def _models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the bundled models."""
-    from unmask.cli import models
-
-    models.show(as_json)
+    app = App(
+        name="unmask",
+        help="Decode, watch and train masked diffusion language models.",
+        version=f"unmask {unmask.__version__}",
+        version_flags=["--version"],
+        help_flags=["--help", "-h"],
+        help_format="plaintext",
+        help_formatter=PlainHelp(),
+        group_parameters=Group("Options", sort_key=0),
+        default_parameter=Parameter(negative_iterable=(), allow_repeating=True),
+        config=[parsing.restore_dashes, parsing.take_words, parsing.take_file],
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    for number, (name, (place, summary)) in enumerate(COMMANDS.items()):
+        help_text = {"help": summary} if with_summaries else {}
+        app.command(f"unmask.cli.{place}", name=name, sort_key=number, **help_text)
+    for flag in ("--help", "--version"):
+        app[flag].group = "Options"
+    return app
 
 
-@app.command("inspect")
-def _inspect(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Bundled name, folder or hub id.")
-    ] = "demo",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say what a checkpoint is: sizes, special ids, attention, chat template; reads no weights."""
-    from unmask.cli import inspect
-
-    inspect.show(model, as_json)
-
-
-@app.command("convert")
-def _convert(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Bundled name, folder or hub id.")
-    ],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder to make.")],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--to",
-            metavar="FORM",
-            help="family (as released), unmask (as it is held in memory), stacked "
-            "(LLaDA2) or fused (LLaDA-MoE, SDAR with experts).",
-        ),
-    ],
-) -> None:
-    """Write a checkpoint with its weights in another form, bit by bit equal.
-
-    Config, tokenizer and texts go along. Nothing is overwritten.
-    """
-    from unmask.cli import models
-
-    models.run(source, target, form)
-
-
-@app.command("frequencies")
-def _frequencies(
-    files: frequencies.Files = None,
-    out: frequencies.Out = None,
-    model: ModelFlag = None,
-    is_estimate: frequencies.IsEstimate = False,
-    field: frequencies.Field = None,
-    seed: SeedFlag = None,
-    dtype: DtypeFlag = None,
-    device: DeviceFlag = None,
-    is_forced: frequencies.IsForced = False,
-) -> None:
-    """Write background counts of tokens, which some decoders take.
-
-    Seed, dtype and device are for --estimate; counting needs no more than the model's tokenizer.
-    """
-    run = frequencies.estimate if is_estimate else frequencies.count
-    loading = {"seed": seed, "dtype": dtype, "device": device}
-    run(files or [], out, model or "demo", field, loading, is_forced)
-
-
-@app.command("train", cls=TrainCommand)
-def _train(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="recipe=NAME and changes to it; nothing: list the recipes and all keys.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Train a model by a recipe; an interrupted run goes on where it stopped.
-
-    `unmask train` alone lists the recipes and their keys.
-    """
-    from unmask.cli import train
-
-    train.run(words or [])
-
-
-@app.command("demo")
-def _demo(
-    model: ModelFlag = None,
-    fps: Annotated[
-        float | None,
-        typer.Option("--fps", metavar="N", help="Most frames a second. Default: 20."),
-    ] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="As fast as the model decodes.")] = False,
-) -> None:
-    """Watch a small model solve word problems, a Sudoku and an infill."""
-    from unmask.cli import demo
-
-    demo.run(model or "demo", fps, fast)
-
-
-app.command("report")(report)
-
-
-@app.command("decoders")
-def _decoders() -> None:
-    """Print the reference of all decoders: source, knobs, defaults, what composes (Markdown)."""
-    from unmask.docgen.decoders import markdown
-
-    print(markdown(), end="")
-
-
-@app.command("caches")
-def _caches() -> None:
-    """Print the reference of all caches: source, knobs, defaults, memory (Markdown)."""
-    from unmask.docgen.caches import markdown
-
-    print(markdown(), end="")
-
-
-@app.command("routes")
-def _routes(
-    metrics: Annotated[bool, typer.Option("--metrics", help="The metrics instead.")] = False,
-) -> None:
-    """Print the reference of the HTTP API: routes, fields, streams, limits, errors (Markdown)."""
-    from unmask.cli import serve as command
-
-    command.print_routes(metrics)
-
-
-_CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
-"""click's ClickException, which newer versions of typer carry inside and older ones import."""
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    command = typer.main.get_command(app)
+def _run(arguments: Sequence[str]) -> int:
+    typed = parsing.hide_dashes(arguments)
+    asks_all = ALL_HELP in typed
+    if asks_all:
+        typed = [*typed[: typed.index(ALL_HELP)], "--help"]
+    app = make_app(with_summaries=typed[:1] in ([], ["--help"], ["-h"]))
+    if typed[:1] == ["bench"]:
+        _load_bench(app)
     try:
-        status = command.main(
-            args=None if arguments is None else list(arguments),
-            prog_name="unmask",
-            standalone_mode=False,
-        )
+        status = app(typed)
+        if asks_all:
+            _print_all(typed)
     except UnmaskError as error:
         return _fail(str(error))
-    except _CLICK_ERROR as error:
-        context = getattr(error, "ctx", None)
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())
-            return USAGE_STATUS
-        where = context.command_path if context is not None else "unmask"
-        return _fail(f"{error.format_message().rstrip('.')}; see {where} --help")
-    except (typer.Abort, KeyboardInterrupt):
+    except CycloptsError as error:
+        return _fail(parsing.message_of(error, typed))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
         return INTERRUPTED_STATUS
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         return _fail(f"the device's memory is full ({error}); use a smaller gen_length or dtype")
+    if not arguments:
+        return USAGE_STATUS
     return status if isinstance(status, int) else 0
+
+
+def _print_all(arguments: Sequence[str]) -> None:
+    """Print the long part of a help page: recipes with their keys, or methods with their knobs."""
+    if arguments[0] == "train":
+        from unmask.cli.train import show_recipes
+
+        show_recipes()
+        return
+    from unmask.cli.methods import all_knobs
+
+    print(all_knobs())
+
+
+def _load_bench(app: App) -> None:
+    """Import the commands of bench, for their summaries."""
+    for name in app["bench"]:
+        app["bench"][name]
 
 
 def _fail(message: str) -> int:
     line = " ".join(message.split())
+    if len(line) > MAX_MESSAGE:
+        line = f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"
     shown = "".join(char if char.isprintable() else "\ufffd" for char in line)
-    who = f"unmask: rank {os.environ['RANK']}" if launcher.is_follower() else "unmask"
-    print(f"{who}: error: {shown}", file=sys.stderr)
+    prefix = f"unmask: rank {os.environ['RANK']}" if launcher.is_follower() else "unmask"
+    print(f"{prefix}: error: {shown}", file=sys.stderr)
     return USAGE_STATUS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (default: this process's); returns the exit status.
+    """Run the command line (default: this process's) and return the exit status.
 
-    0 well, 2 for every mistake of the user's (one line on standard error), 130 when interrupted.
+    0 for success, 2 for every mistake of the user's (one line on standard error), 130 when interrupted.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        status = _run(arguments)
+        status = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader left. Python flushes once more at exit; give it somewhere to write.

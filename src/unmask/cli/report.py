@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
 from unmask.errors import ConfigError
 
-Runs = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="RUN...", help="Run folders of unmask eval; the first is compared with."
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="FOLDER",
-        help="Where report.md and the pictures go. Default: the first RUN's parent.",
-    ),
-]
-NoPictures = Annotated[
-    bool, typer.Option("--no-pictures", help="The table alone; nothing is written.")
-]
 
+def report(
+    *runs: Annotated[
+        str,
+        Parameter(name="RUN...", help="Run folders of unmask eval; the first is compared with."),
+    ],
+    out: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    no_pictures: bool = False,
+) -> None:
+    """Compare runs of eval: a table, and pictures of quality against speed.
 
-def report(runs: Runs, out: Out = None, no_pictures: NoPictures = False) -> None:
-    """Compare runs: a table, and pictures of quality against speed, confidence, and early answers.
+    Pictures of confidence (by forward and place) and of early answers need runs with trace=true.
 
-    Confidence (by forward and place) and early answers need runs with trace=true.
+    Args:
+        out: Folder of report.md and the pictures. Default: the first RUN's parent.
+        no_pictures: Print the table alone; nothing is written.
     """
+    if not runs:
+        raise ConfigError("no run; give at least one folder of unmask eval")
     from unmask.evals.results import read_runs
     from unmask.evals.results import report as text_of
 
@@ -56,7 +52,7 @@ def report(runs: Runs, out: Out = None, no_pictures: NoPictures = False) -> None
         print(path, file=sys.stderr)
 
 
-def draw(folders: list[str], folder: Path) -> list[Path]:
+def draw(folders: Sequence[str], folder: Path) -> list[Path]:
     """Draw what the runs allow; the pictures' paths. Raises DependencyError without matplotlib."""
     from unmask.bench.plot import need_matplotlib
     from unmask.evals import plots

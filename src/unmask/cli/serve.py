@@ -2,95 +2,84 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from unmask.cli import launcher, serve_replicas
+from unmask.cli import launcher
 from unmask.cli.key_value import WORD
+from unmask.cli.options import flat
+from unmask.cli.serve_options import ServeOptions
 from unmask.engine.config import EngineConfig
 from unmask.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
     from unmask.models.spec import ModelSpec
-    from unmask.server.settings import Access, Defaults, ServerSettings
+    from unmask.server.settings import (
+        Access,
+        Defaults,
+        ReplicaConfig,
+        ServerConfig,
+        ServerSettings,
+    )
 
+WORDS = Parameter(
+    name="MODEL | KEY=VALUE",
+    help="Bundled name, folder or hub id, and knobs of requests that set none.",
+)
 KEY_VARIABLE = "UNMASK_API_KEY"
 FAILED_STATUS = 1
 """Of a server whose engine has failed; systemd and the like then start another."""
+RAYS_OWN = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",  # Ray's own proxy, not the GPL binary beside it
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # this machine only: its ports listen on loopback
+    "RAY_AUTH_MODE": "token",  # the one port that Serve opens everywhere wants a token
+}
+UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 30.0, 600.0
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-@dataclass(frozen=True)
-class ServeOptions:
-    """The flags, as given."""
+def serve(
+    *words: Annotated[str, WORDS],
+    options: Annotated[ServeOptions, flat()] = ServeOptions(),
+) -> None:
+    """Serve a model over HTTP: OpenAI's and SGLang's routes, infilling, a page.
 
-    words: list[str] | None
-    config: Path | None
-    model: str | None
-    decoder: str | None
-    cache: str | None
-    algorithm: str | None
-    algorithm_config: Path | None
-    host: str
-    port: int
-    served_names: list[str] | None
-    max_num_seqs: int
-    max_queue: int
-    max_num_batched_tokens: int
-    max_wait: float
-    steps_per_round: int
-    kv_bytes: int | None
-    prefix_caching: bool
-    max_model_len: int | None
-    dtype: str | None
-    device: str | None
-    quantization: str | None
-    tensor_parallel_size: int
-    replicas: int | None
-    min_replicas: int | None
-    max_replicas: int | None
-    upscale_delay: float | None
-    downscale_delay: float | None
-    api_key: str | None
-    allow_unauthenticated: bool
-    allowed_hosts: list[str] | None
-    public_metrics: bool
-    public_page: bool
-    request_timeout: float
-    shutdown_timeout: float
-    max_body_bytes: int
-    log_requests: bool
-    trust_remote_code: bool
+    Requests choose decoder, cache and knobs; the values given here are their defaults. A decoder's knobs:
+    `unmask decoders NAME`.
+    """
+    run(dataclasses.replace(options, words=words))
 
 
-def run(wanted: ServeOptions) -> None:
+def run(options: ServeOptions) -> None:
     """Load, listen, serve until a signal. What can be wrong is found before the model is read.
 
-    Raises typer.Exit with `FAILED_STATUS` when the engine has failed.
+    Raises SystemExit with `FAILED_STATUS` when the engine has failed.
     """
-    if wanted.trust_remote_code:
+    if options.trust_remote_code:
         raise ConfigError(
             "--trust-remote-code has no effect: a checkpoint's own code is never run; leave it out"
         )
     need_extra()
-    model, words = split(wanted)
-    decoder, knobs = method(wanted, words)
-    access = access_of(wanted)
-    counts = serve_replicas.counts_of(wanted)
+    model, words = split(options)
+    decoder, knobs = method(options, words)
+    access = access_of(options.server)
+    counts = counts_of(options.replicas, options.load.tensor_parallel_size)
     from unmask.engine.request_builder import configure, split_cache
     from unmask.server.process import bind, server_of, url_of
 
-    check_knobs, _ = split_cache(wanted.cache or "none", None, dict(knobs), None)
+    check_knobs, _ = split_cache(options.method.cache or "none", None, dict(knobs), None)
     said = configure(decoder, check_knobs).said
     if said is not None:
         print(f"unmask: note: {said}", file=sys.stderr)
@@ -99,33 +88,31 @@ def run(wanted: ServeOptions) -> None:
 
         spec = read_spec(model)
         settings = settings_of(
-            wanted, spec, model, defaults_of(spec, wanted, decoder, knobs), access
+            options, spec, model, defaults_of(spec, options, decoder, knobs), access
         )
-        serve_replicas.run(
-            wanted, model, loading_of(wanted), engine_config(wanted), settings, counts
-        )
+        serve_replicas(options, model, settings, counts)
         return
-    launcher.take(wanted.tensor_parallel_size, model, loading_of(wanted))
-    bound = bind(wanted.host, wanted.port)
+    launcher.take(options.load.tensor_parallel_size, model, dataclasses.asdict(options.load))
+    bound = bind(options.server.host, options.server.port)
     with bound:
-        llm = load(wanted, model)
-        defaults = defaults_of(llm.spec, wanted, decoder, knobs)
-        settings = settings_of(wanted, llm.spec, model, defaults, access)
+        llm = load(options, model)
+        defaults = defaults_of(llm.spec, options, decoder, knobs)
+        settings = settings_of(options, llm.spec, model, defaults, access)
         from unmask.engine.engine import Engine
         from unmask.server.app import create_app
 
-        app = create_app(llm, Engine(llm, engine_config(wanted)), settings)
-        set_up_log(wanted.log_requests)
-        for line in facts(llm, model, settings, wanted, url_of(bound)):
+        app = create_app(llm, Engine(llm, options.engine), settings)
+        set_up_log(options.server.log_requests)
+        for line in facts(llm, model, settings, options, url_of(bound)):
             print(line, flush=True)
         server = server_of(
             app,
-            drain_timeout_s=wanted.shutdown_timeout,
+            drain_timeout_s=options.server.shutdown_timeout,
             on_ready=lambda: print("ready", flush=True),
         )
         server.run(sockets=[bound])
     if server.has_failed:
-        raise typer.Exit(FAILED_STATUS)
+        raise SystemExit(FAILED_STATUS)
 
 
 def need_extra() -> None:
@@ -156,10 +143,10 @@ def print_routes(metrics: bool) -> None:
     print(page, end="")
 
 
-def split(wanted: ServeOptions) -> tuple[str, dict[str, str]]:
+def split(options: ServeOptions) -> tuple[str, dict[str, str]]:
     """The model, and the knobs among the words. Raises ConfigError."""
-    model, knobs = wanted.model, dict[str, str]()
-    for word in wanted.words or ():
+    model, knobs = options.model, dict[str, str]()
+    for word in options.words:
         match = WORD.fullmatch(word)
         if match is not None:
             knobs[match[1].replace("-", "_")] = match[2]
@@ -170,20 +157,22 @@ def split(wanted: ServeOptions) -> tuple[str, dict[str, str]]:
     return model or "demo", knobs
 
 
-def method(wanted: ServeOptions, words: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+def method(options: ServeOptions, words: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     """The default decoder and its knobs, in our words or in SGLang's. Raises ConfigError."""
-    if wanted.algorithm is None:
-        if wanted.algorithm_config is not None:
+    if options.method.dllm_algorithm is None:
+        if options.method.dllm_algorithm_config is not None:
             raise ConfigError("--dllm-algorithm-config needs --dllm-algorithm")
-        return wanted.decoder or "vanilla", dict(words)
-    if wanted.decoder is not None:
+        return options.method.decoder or "vanilla", dict(words)
+    if options.method.decoder is not None:
         raise ConfigError(
-            f"--decoder {wanted.decoder} and --dllm-algorithm {wanted.algorithm} are two ways to say one "
-            f"thing; give one of them"
+            f"--decoder {options.method.decoder} and --dllm-algorithm {options.method.dllm_algorithm} "
+            f"are two ways to say one thing; give one of them"
         )
     from unmask.server.sglang_algorithms import from_sglang
 
-    decoder, knobs = from_sglang(wanted.algorithm, read_config(wanted.algorithm_config))
+    decoder, knobs = from_sglang(
+        options.method.dllm_algorithm, read_config(options.method.dllm_algorithm_config)
+    )
     return decoder, {**knobs, **words}
 
 
@@ -203,34 +192,33 @@ def read_config(path: Path | None) -> Mapping[str, Any] | None:
     return found
 
 
-def access_of(wanted: ServeOptions) -> Access:
-    """Who may call. Raises ConfigError for a server that others reach without a key."""
+def access_of(server: ServerConfig) -> Access:
+    """Return the access rules. Raises ConfigError for a server that others reach without a key."""
     from unmask.server.settings import Access
 
-    key = wanted.api_key if wanted.api_key is not None else os.environ.get(KEY_VARIABLE)
+    key = os.environ.get(KEY_VARIABLE) if server.api_key is None else server.api_key
     if key is not None and not key.strip():
         raise ConfigError(f"the API key is empty; leave out --api-key and unset {KEY_VARIABLE}")
     if key is not None:
         return Access(
             key_digest=Access.digest(key.strip()),
-            is_metrics_public=wanted.public_metrics,
-            is_page_public=wanted.public_page,
+            is_metrics_public=server.public_metrics,
+            is_page_public=server.public_page,
             page_token=secrets.token_urlsafe(),
         )
-    for flag, given in (("metrics", wanted.public_metrics), ("page", wanted.public_page)):
-        if given:
+    for flag, is_set in (("metrics", server.public_metrics), ("page", server.public_page)):
+        if is_set:
             raise ConfigError(f"--public-{flag} has no effect without an API key; leave it out")
-    is_local = is_loopback(wanted.host)
-    if not is_local and not wanted.allow_unauthenticated:
+    is_local = is_loopback(server.host)
+    if not is_local and not server.allow_unauthenticated:
         raise ConfigError(
-            f"--host {wanted.host} lets other machines in without an API key; set {KEY_VARIABLE} or "
-            f"--api-key, use --host 127.0.0.1, or say --allow-unauthenticated"
+            f"--host {server.host} lets other machines in without an API key; set {KEY_VARIABLE} or "
+            f"--api-key, use --host 127.0.0.1, or add --allow-unauthenticated"
         )
-    if is_local and wanted.allow_unauthenticated:
-        raise ConfigError(f"--allow-unauthenticated has no effect on --host {wanted.host}")
-    own = {*LOCAL_NAMES, wanted.host.lower()} if is_local else set[str]()
-    hosts = frozenset(own | {name.lower() for name in (wanted.allowed_hosts or ())})
-    return Access(hosts=hosts or None)
+    if is_local and server.allow_unauthenticated:
+        raise ConfigError(f"--allow-unauthenticated has no effect on --host {server.host}")
+    own = {*LOCAL_NAMES, server.host.lower()} if is_local else set[str]()
+    return Access(hosts=frozenset(own | {name.lower() for name in server.allowed_host}) or None)
 
 
 def is_loopback(host: str) -> bool:
@@ -248,7 +236,7 @@ def open_to(host: str) -> str:
     return "open" if is_loopback(host) else f"OPEN, without a key, to all who reach {host}"
 
 
-def load(wanted: ServeOptions, model: str) -> LLM:
+def load(options: ServeOptions, model: str) -> LLM:
     """The model."""
     from unmask.view.progress import LoadingView
 
@@ -256,34 +244,13 @@ def load(wanted: ServeOptions, model: str) -> LLM:
         from unmask.engine.llm import LLM
         from unmask.engine.threads import run_in_thread
 
-        return run_in_thread(lambda: LLM(model, progress=progress, **loading_of(wanted)))
-
-
-def engine_config(wanted: ServeOptions) -> EngineConfig:
-    """Return the sizes of the engine, here or in every replica."""
-    return EngineConfig(
-        max_num_seqs=wanted.max_num_seqs,
-        max_queue=wanted.max_queue,
-        max_num_batched_tokens=wanted.max_num_batched_tokens,
-        max_wait=wanted.max_wait,
-        steps_per_round=wanted.steps_per_round,
-        kv_cache_memory_bytes=wanted.kv_bytes,
-        enable_prefix_caching=wanted.prefix_caching,
-    )
-
-
-def loading_of(wanted: ServeOptions) -> dict[str, Any]:
-    """What `LLM` is told beside the model's name."""
-    return {
-        "dtype": wanted.dtype,
-        "device": wanted.device,
-        "quantization": wanted.quantization,
-        "tensor_parallel_size": wanted.tensor_parallel_size,
-    }
+        return run_in_thread(
+            lambda: LLM(model, progress=progress, **dataclasses.asdict(options.load))
+        )
 
 
 def defaults_of(
-    spec: ModelSpec, wanted: ServeOptions, decoder: str, knobs: Mapping[str, Any]
+    spec: ModelSpec, options: ServeOptions, decoder: str, knobs: Mapping[str, Any]
 ) -> Defaults:
     """What requests have that do not say otherwise; the cache is exact unless one was asked for."""
     from unmask.engine.request_builder import PREFIX
@@ -294,32 +261,28 @@ def defaults_of(
     return Defaults(
         decoder=decoder,
         knobs={key: value for key, value in knobs.items() if key not in inside},
-        cache=wanted.cache or own,
+        cache=options.method.cache or own,
         cache_args={key.removeprefix(PREFIX): value for key, value in inside.items()},
     )
 
 
 def settings_of(
-    wanted: ServeOptions, spec: ModelSpec, model: str, defaults: Defaults, access: Access
+    options: ServeOptions, spec: ModelSpec, model: str, defaults: Defaults, access: Access
 ) -> ServerSettings:
     """Everything that the app is told. Raises ConfigError."""
     from unmask.server.capabilities import refusal
-    from unmask.server.settings import Limits, ServerSettings
+    from unmask.server.settings import ServerSettings
 
     why = refusal(defaults.cache, spec)
     if why is not None:
         raise ConfigError(f"--cache {defaults.cache}: {why}")
-    if wanted.max_model_len is not None and wanted.max_model_len > spec.max_length:
+    limits = options.server.limits
+    if limits.max_model_len is not None and limits.max_model_len > spec.max_length:
         raise ConfigError(
-            f"--max-model-len {wanted.max_model_len} is more than the model's {spec.max_length}"
+            f"--max-model-len {limits.max_model_len} is more than the model's {spec.max_length}"
         )
     own = Path(model).name if Path(model).exists() else model
-    names = tuple(wanted.served_names or [own])
-    limits = Limits(
-        max_body_bytes=wanted.max_body_bytes,
-        timeout_s=wanted.request_timeout,
-        max_model_len=wanted.max_model_len,
-    )
+    names = options.server.served_model_name or (own,)
     return ServerSettings(models=names, defaults=defaults, limits=limits, access=access)
 
 
@@ -338,7 +301,7 @@ def set_up_log(log_requests: bool) -> None:
 
 
 def facts(
-    llm: LLM, model: str, settings: ServerSettings, wanted: ServeOptions, url: str
+    llm: LLM, model: str, settings: ServerSettings, options: ServeOptions, url: str
 ) -> list[str]:
     """What is served, line by line."""
     from unmask.caches.registry import describe, make_cache
@@ -357,9 +320,105 @@ def facts(
         "decoder": defaults.decoder + (f" ({knobs})" if knobs else ""),
         "cache": f"{describe(cache)} ({'exact' if cache.exact else 'approximate'})",
         "canvas": f"{limits.max_model_len or llm.spec.max_length:,} positions at most",
-        "batch": f"{wanted.max_num_seqs} sequences a forward, {wanted.max_queue} may wait",
-        "access": "API key" if settings.access.key_digest else open_to(wanted.host),
-        **({"config": str(wanted.config)} if wanted.config else {}),
+        "batch": f"{options.engine.max_num_seqs} sequences a forward, {options.engine.max_queue} may wait",
+        "access": "API key" if settings.access.key_digest else open_to(options.server.host),
+        **({"config": str(options.config)} if options.config else {}),
         "url": url,
     }
     return [f"{key:<8} {value}" for key, value in shown.items()]
+
+
+# Replicas
+
+
+def counts_of(config: ReplicaConfig, tensor_parallel_size: int) -> tuple[int, int] | None:
+    """Return the minimum and the maximum of replicas, None without any. Raises ConfigError."""
+    flags = {
+        "--replicas": config.replicas,
+        "--min-replicas": config.min_replicas,
+        "--max-replicas": config.max_replicas,
+    }
+    counts = {flag: value for flag, value in flags.items() if value is not None}
+    least, most = config.min_replicas or 1, config.max_replicas
+    delays = {"--upscale-delay": config.upscale_delay, "--downscale-delay": config.downscale_delay}
+    for flag, delay in delays.items():
+        if delay is not None and most in (None, least):
+            raise ConfigError(
+                f"{flag} {delay} has no effect on a fixed number of replicas; leave it out, or give "
+                f"--max-replicas"
+            )
+    if not counts:
+        return None
+    if tensor_parallel_size > 1:
+        raise ConfigError(
+            f"{next(iter(counts))} and --tensor-parallel-size {tensor_parallel_size}: a replica is one "
+            f"process; give one of them"
+        )
+    if config.replicas is not None:
+        if len(counts) > 1:
+            other = list(counts)[1]
+            raise ConfigError(
+                f"--replicas {config.replicas} is a fixed number and {other} {counts[other]} a limit; "
+                f"give --replicas, or --min-replicas and --max-replicas"
+            )
+        return config.replicas, config.replicas
+    if most is None:
+        raise ConfigError(f"--min-replicas {least} needs --max-replicas")
+    if least > most:
+        raise ConfigError(f"--min-replicas {least} is more than --max-replicas {most}")
+    return least, most
+
+
+def serve_replicas(
+    options: ServeOptions, model: str, settings: ServerSettings, counts: tuple[int, int]
+) -> None:
+    """Serve until a signal. Raises ConfigError and DependencyError."""
+    token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # in no file, and another one at every start
+    os.environ.update(RAYS_OWN | token)  # before ray is imported, which reads them then
+    try:
+        import ray  # noqa: F401
+        from ray import serve  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            f"--replicas needs Ray Serve ({error.name}): pip install 'unmask[serve,ray]'"
+        ) from None
+    from unmask.models import torch_device
+    from unmask.server import replicas as replicas
+
+    server, delays = options.server, options.replicas
+    port = free_port(server.host, server.port)
+    plan = replicas.ReplicaPlan(
+        model=model,
+        loading=dataclasses.asdict(options.load),
+        settings=settings,
+        engine=options.engine,
+        least=counts[0],
+        most=counts[1],
+        upscale_delay_s=UPSCALE_DELAY_S if delays.upscale_delay is None else delays.upscale_delay,
+        downscale_delay_s=(
+            DOWNSCALE_DELAY_S if delays.downscale_delay is None else delays.downscale_delay
+        ),
+        num_cpus=replicas.cpus_for(counts[1]),
+        num_gpus=int(torch_device(options.load.device).type == "cuda"),
+        drain_timeout_s=server.shutdown_timeout,
+        logs_requests=server.log_requests,
+    )
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    for key, value in {
+        "model": model,
+        "replicas": str(counts[0]) if counts[0] == counts[1] else f"{counts[0]} to {counts[1]}",
+        "access": "API key" if settings.access.key_digest else open_to(server.host),
+        **({"config": str(options.config)} if options.config else {}),
+        "url": f"http://{host}:{port}",
+    }.items():
+        print(f"{key:<8} {value}", flush=True)
+    replicas.run(plan, server.host, port, lambda: print("ready", flush=True))
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises ConfigError when it is taken."""
+    from unmask.server.process import bind
+
+    bound: socket.socket = bind(host, port)
+    with bound:
+        return int(bound.getsockname()[1])

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +25,22 @@ if TYPE_CHECKING:
     from unmask.train.loop import StepLog, Trainer
 
 INTERRUPTED_STATUS = 130
+
+
+def train(
+    *words: Annotated[
+        str,
+        Parameter(
+            name="KEY=VALUE",
+            help="recipe=NAME and changes to it; nothing: list the recipes and all keys.",
+        ),
+    ],
+) -> None:
+    """Train a model by a recipe; an interrupted run continues where it stopped.
+
+    `unmask train` alone lists the recipes and their keys.
+    """
+    run(words)
 
 
 def run(words: Sequence[str]) -> None:
@@ -42,7 +58,7 @@ def run(words: Sequence[str]) -> None:
     if interrupted is not None:
         again = shlex.join(["unmask", "train", *words])
         _note(f"interrupted; checkpoint saved in {interrupted}; to go on: {again}")
-        raise typer.Exit(INTERRUPTED_STATUS)
+        raise SystemExit(INTERRUPTED_STATUS)
     _note(f"done: the model is in {Path(recipe.output) / 'model'}")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich import box
 from rich.console import Console
@@ -18,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.eval_options import tell
+from unmask.cli.eval_options import KEY_WORDS, KeyOptions, SourceOptions, tell
+from unmask.cli.options import PRINT_JSON, SEARCH, flat
 from unmask.errors import ConfigError
-from unmask.knobs import whole
+from unmask.options import option
 
 if TYPE_CHECKING:
     from unmask.config import Sources
@@ -35,18 +36,50 @@ PICTURE = "front.png"
 WIDE = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TuneOptions:
-    """What the flags say; `plot` None: front.png, where matplotlib is installed."""
+    """Options of a search."""
 
-    objectives: tuple[str, ...]
-    constraints: tuple[str, ...]
-    space: tuple[str, ...]
-    num_trials: int
-    num_prompts: int
-    num_held_out: int
-    plot: Path | None
-    as_json: bool
+    objective: Annotated[tuple[str, ...], option(metavar="METRIC")] = ("tokens_per_forward",)
+    """Goal beside accuracy: tokens_per_forward (the same on every machine; default), tokens_per_second,
+    forwards_per_answer, latency_mean_s, ...; may be repeated. Default: tokens_per_forward."""
+
+    constraint: Annotated[tuple[str, ...], option(metavar="TEXT")] = ("accuracy>=0.99*baseline",)
+    """METRIC>=NUMBER or METRIC<=NUMBER, the number perhaps times the baseline's; 'none': none. Default:
+    'accuracy>=0.99*baseline'."""
+
+    space: Annotated[tuple[str, ...], option(metavar="KNOB=RANGE")] = ()
+    """LOW:HIGH, A,B,C or off; changes or adds to the knobs that are searched; may be repeated."""
+
+    trials: Annotated[int, option(least=1)] = 40
+    """Total number of points; a larger number continues a study."""
+
+    prompts: Annotated[int, option(least=2)] = 100
+    """Number of prompts that the search uses."""
+
+    held_out: Annotated[int, option(least=0)] = 200
+    """Number of further prompts for the check; 0 skips it."""
+
+    plot: Annotated[Path | None, option(metavar="FILE")] = None
+    """The front as .png, .svg or .pdf. Default: front.png, where matplotlib is installed."""
+
+    as_json: Annotated[bool, PRINT_JSON] = False
+    """Print all numbers as JSON."""
+
+
+def tune(
+    *words: Annotated[str, KEY_WORDS],
+    options: Annotated[TuneOptions, flat(SEARCH)] = TuneOptions(),
+    keys: Annotated[KeyOptions, flat()] = KeyOptions(),
+    files: Annotated[SourceOptions, flat()] = SourceOptions(),
+) -> None:
+    """Search a decoder's knobs for speed at a quality that is kept.
+
+    The decoder's published defaults are measured in the same run; the best point is compared with them on
+    prompts that the search did not see. preset.yaml in the output folder is a preset for generation=.
+    The same command continues a study that was stopped.
+    """
+    run(keys.words(words), files.sources(), options)
 
 
 def run(words: Sequence[str], sources: Sources, wanted: TuneOptions) -> None:
@@ -64,7 +97,7 @@ def run(words: Sequence[str], sources: Sources, wanted: TuneOptions) -> None:
     open_study(bench, plan)
     with _progress(plan) as (watch, done):
         found = search(bench, plan, watch, done)
-        held_out = outcome.check(bench, found, wanted.num_held_out, watch)
+        held_out = outcome.check(bench, found, wanted.held_out, watch)
     command = _command(words, wanted)
     made = outcome.write(bench, found, held_out, command, bench.folder)
     picture = bench.folder / PICTURE if wanted.plot is None and _can_draw() else wanted.plot
@@ -91,14 +124,13 @@ def planned(
     method = method_of(composed)
     tell(method.notes)
     settings = settings_of(composed, method)
-    for name, least in (("num_trials", 1), ("num_prompts", 2), ("num_held_out", 0)):
-        whole("--" + name.removeprefix("num_").replace("_", "-"), getattr(wanted, name), least)
+    asked = () if wanted.constraint == ("none",) else wanted.constraint
     plan = StudyPlan(
         space=space_of(method.decoder, parse_changes(wanted.space), tuple(method.knobs)),
-        objectives=parse_objectives(wanted.objectives),
-        constraints=tuple(parse_constraint(text) for text in wanted.constraints),
-        num_prompts=wanted.num_prompts,
-        num_trials=wanted.num_trials,
+        objectives=parse_objectives(wanted.objective),
+        constraints=tuple(parse_constraint(text) for text in asked),
+        num_prompts=wanted.prompts,
+        num_trials=wanted.trials,
         seed=settings.seed,
     )
     if composed["output"] is None:
@@ -174,14 +206,14 @@ def _command(words: Sequence[str], wanted: TuneOptions) -> str:
     """What to type to do this again."""
     typed = ["unmask", "tune", *words]
     for flag, values in (
-        ("--objective", wanted.objectives),
-        ("--constraint", wanted.constraints),
+        ("--objective", wanted.objective),
+        ("--constraint", wanted.constraint),
         ("--space", wanted.space),
     ):
         for value in values:
             typed += [flag, value]
-    typed += ["--trials", str(wanted.num_trials), "--prompts", str(wanted.num_prompts)]
-    return shlex.join([*typed, "--held-out", str(wanted.num_held_out)])
+    typed += ["--trials", str(wanted.trials), "--prompts", str(wanted.prompts)]
+    return shlex.join([*typed, "--held-out", str(wanted.held_out)])
 
 
 def _show(

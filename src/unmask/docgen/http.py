@@ -268,7 +268,7 @@ def limit_table() -> str:
         "characters of a stop string": protocol.MAX_STOP_CHARS,
         "bytes of a body (`--max-body-bytes`)": limits.max_body_bytes,
         "seconds for a body to arrive": f"{limits.body_timeout_s:g}",
-        "seconds of a request, queueing included (`--request-timeout`)": f"{limits.timeout_s:g}",
+        "seconds of a request, queueing included (`--request-timeout`)": f"{limits.request_timeout:g}",
         "headers, and their bytes": f"{limits.max_headers}, {limits.max_header_bytes}",
     }
     return LIMITS_HEAD + "\n".join(f"| {key} | {value} |" for key, value in rows.items()) + "\n"

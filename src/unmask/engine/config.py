@@ -16,7 +16,7 @@ class EngineConfig:
     """Maximum number of sequences in a forward pass; a guided request counts twice."""
 
     max_queue: Annotated[int, option("--max-queued-requests", least=1)] = 256
-    """Maximum number of waiting requests; further ones are refused."""
+    """Maximum number of waiting requests."""
 
     max_num_batched_tokens: Annotated[int, option(least=1)] = 8192
     """Approximate number of positions in a forward pass; longer prompts are split."""

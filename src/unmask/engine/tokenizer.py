@@ -1,20 +1,23 @@
-"""The tokenizer of a checkpoint folder, through transformers, without running the folder's code."""
+"""The tokenizer of a checkpoint folder, loaded by transformers without running the folder's code."""
 
 from __future__ import annotations
 
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from unmask.errors import ModelError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def load_tokenizer(folder: Path) -> Any | None:
-    """The folder's tokenizer, or None when it has none. Raises ModelError for an unreadable one.
 
-    `tokenizer.json` is read directly; slow files (`vocab.json`, `merges.txt`) as Qwen2's, which is what
-    Dream's own class is. The class named by the folder is never imported from it.
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Load a folder's tokenizer; None if it has none. Raises ModelError for an unreadable one.
+
+    `tokenizer.json` is read directly; slow files (`vocab.json`, `merges.txt`) are read as Qwen2's, to which
+    Dream's own class is equal. The folder's own class is never imported.
     """
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return None
@@ -22,32 +25,41 @@ def load_tokenizer(folder: Path) -> Any | None:
 
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else Qwen2Tokenizer
     try:
-        return kind.from_pretrained(str(folder))
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(folder))
     except Exception as error:  # tokenizers raises bare Exception for a broken file
         raise ModelError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    return tokenizer
 
 
-def token_id(tokenizer: Any | None, text: str | None) -> int | None:
-    """The id of one special token, or None when the tokenizer does not have it as one token."""
+def token_id(tokenizer: PreTrainedTokenizerBase | None, text: str | None) -> int | None:
+    """Return the id of a token by its text; None if the tokenizer has no such token."""
     if tokenizer is None or text is None:
         return None
-    found = tokenizer.get_vocab().get(text)
-    return None if found is None else int(found)
+    return tokenizer.get_vocab().get(text)
 
 
-KEEPING = {"ByteLevel", "Digits", "Punctuation", "Split"}
-"""Pre-tokenizers that lose no character, unless what they split at is removed."""
-MOST_COMPOSED = 4
-"""Characters that Unicode's composition makes one of at most, as of U+1F82."""
+LOSSLESS = {"ByteLevel", "Digits", "Punctuation", "Split"}
+"""Pre-tokenizers that drop no character, unless their behavior is "Removed"."""
+MAX_COMPOSED = 4
+"""Maximum number of characters that Unicode composes into one, as in U+1F82."""
+
+
+class Stage(TypedDict, total=False):
+    """A normalizer or pre-tokenizer in `tokenizer.json`; a "Sequence" contains others."""
+
+    type: str
+    behavior: str
+    pretokenizers: list[Stage]
+    normalizers: list[Stage]
 
 
 @lru_cache(maxsize=4)
-def max_token_characters(tokenizer: Any) -> int | None:
-    """How many characters of a text one token stands for at most; None where that is not known.
+def max_token_characters(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the maximum number of characters of a text per token; None if there is no bound.
 
-    Known of byte-level BPE, which writes every byte of a text: a token is as many bytes as its name has
-    characters. Not if something may vanish: spaces around a special token, an unknown byte, what a
-    normalizer or pre-tokenizer drops.
+    There is one for byte-level BPE, which encodes every byte of a text: a token has as many bytes as its
+    name has characters. There is none if characters may be dropped: spaces around a special token, unknown
+    bytes, or those that a normalizer or pre-tokenizer removes.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -59,21 +71,21 @@ def max_token_characters(tokenizer: Any) -> int | None:
     is_whole = parts["model"]["type"] == "BPE" and vocab.keys() >= set(ByteLevel.alphabet())
     if not is_whole or any(token["lstrip"] or token["rstrip"] for token in added):
         return None
-    splits, changes = pieces(parts["pre_tokenizer"]), pieces(parts["normalizer"])
+    splits, changes = stages(parts["pre_tokenizer"]), stages(parts["normalizer"])
     kinds = {split["type"] for split in splits}
     drops = any(split.get("behavior") == "Removed" for split in splits)
-    if "ByteLevel" not in kinds or not kinds <= KEEPING or drops:
+    if "ByteLevel" not in kinds or not kinds <= LOSSLESS or drops:
         return None
     if not {change["type"] for change in changes} <= {"NFC", "NFD", "NFKC", "NFKD"}:
         return None
-    return max(map(len, vocab)) * (MOST_COMPOSED if changes else 1)
+    return max(map(len, vocab)) * (MAX_COMPOSED if changes else 1)
 
 
-def pieces(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as the list that it stands for."""
-    if part is None:
+def stages(stage: Stage | None) -> list[Stage]:
+    """Return the stages of a normalizer or pre-tokenizer, flattened."""
+    if stage is None:
         return []
-    if part["type"] != "Sequence":
-        return [part]
-    inside = part.get("pretokenizers") or part.get("normalizers") or []
-    return [piece for each in inside for piece in pieces(each)]
+    if stage["type"] != "Sequence":
+        return [stage]
+    inner = stage.get("pretokenizers") or stage.get("normalizers") or []
+    return [each for part in inner for each in stages(part)]

@@ -38,7 +38,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class EvalAnswer:
     """The answer to a question, and a line of samples.jsonl.
 
     `text` ends before the end token or the first stop. `latency_s`: from admission to the batch to the last
@@ -97,7 +97,7 @@ class AnswerTimer:
 
 def decode_all(
     llm: LLM, questions: Sequence[Question], settings: EvalSettings, watch: AnswerTimer
-) -> Iterator[Answer]:
+) -> Iterator[EvalAnswer]:
     """Yield the answer to each question when it is finished, out of order if answers share forwards.
 
     Raises PromptError with the number of the document where a prompt does not fit, and ConfigError.
@@ -132,7 +132,7 @@ def decode_all(
         output = llm.output(sequence, settings.trace)
         text, counted = count(llm, sequence, output, question.stops, settings)
         decode_s, wall_s = watch.lap()
-        yield Answer(
+        yield EvalAnswer(
             doc=question.doc,
             part=question.part,
             key=question.key,

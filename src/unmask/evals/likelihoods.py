@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unmask.errors import PromptError
-from unmask.evals.generation import Answer, AnswerTimer
+from unmask.evals.generation import AnswerTimer, EvalAnswer
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import Counted
 
@@ -32,7 +32,7 @@ class Pair:
 
 def score_all(
     llm: LLM, pairs: Sequence[Pair], settings: EvalSettings, watch: AnswerTimer, check_greedy: bool
-) -> Iterator[Answer]:
+) -> Iterator[EvalAnswer]:
     """Yield the likelihood of each pair, in order; `check_greedy` also decodes each answer greedily.
 
     The latency of a pair is its share of the time of the pairs that are scored together.
@@ -57,7 +57,7 @@ def score_all(
         watch.add(seconds)
         decode_s, wall_s = watch.lap()
         for place, (pair, likelihood) in enumerate(zip(chunk, likelihoods, strict=True)):
-            yield Answer(
+            yield EvalAnswer(
                 doc=pair.doc,
                 part=pair.part,
                 key=pair.key,

@@ -17,7 +17,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from unmask.errors import ConfigError, PromptError
-from unmask.evals.generation import Answer, AnswerTimer, Question, decode_all
+from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, decode_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.settings import EvalSettings, method_settings
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
 LM_EVAL_DEVICE = "cuda:0"
-AnswerQuestions = Callable[[Sequence[Question]], Mapping[str, Answer]]
-AnswerPairs = Callable[[Sequence[Pair]], Mapping[str, Answer]]
+AnswerQuestions = Callable[[Sequence[Question]], Mapping[str, EvalAnswer]]
+AnswerPairs = Callable[[Sequence[Pair]], Mapping[str, EvalAnswer]]
 
 
 @register_model("unmask")
@@ -82,11 +82,11 @@ class UnmaskLM(LM):  # type: ignore[misc]
         model.answer_pairs = answer_pairs or model.answer_pairs
         return model
 
-    def _decode(self, questions: Sequence[Question]) -> Mapping[str, Answer]:
+    def _decode(self, questions: Sequence[Question]) -> Mapping[str, EvalAnswer]:
         answers = decode_all(self.llm, questions, self.settings, AnswerTimer())
         return {answer.key: answer for answer in answers}
 
-    def _score(self, pairs: Sequence[Pair]) -> Mapping[str, Answer]:
+    def _score(self, pairs: Sequence[Pair]) -> Mapping[str, EvalAnswer]:
         answers = score_all(self.llm, pairs, self.settings, AnswerTimer(), self.check_greedy)
         return {answer.key: answer for answer in answers}
 
@@ -224,6 +224,6 @@ def _check_options(options: Mapping[str, object]) -> None:
             )
 
 
-def _result(answer: Answer) -> tuple[float, bool]:
+def _result(answer: EvalAnswer) -> tuple[float, bool]:
     assert answer.log_prob is not None, "an answer by likelihood"
     return answer.log_prob, bool(answer.is_greedy)

@@ -17,7 +17,7 @@ from unmask.bench.environment import git_commit, machine, package_versions, peak
 from unmask.errors import ConfigError, DependencyError
 from unmask.evals import convergence, metrics
 from unmask.evals.catalog import CATALOG
-from unmask.evals.generation import Answer, AnswerTimer, Question, decode_all
+from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, decode_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.results import Results, markdown
 from unmask.evals.run_folder import (
@@ -128,26 +128,26 @@ class _Run:
     answers: list[StoredAnswer] = field(default_factory=list)
     stops: tuple[str, ...] = ()
 
-    def answer_questions(self, questions: Sequence[Question]) -> Mapping[str, Answer]:
+    def answer_questions(self, questions: Sequence[Question]) -> Mapping[str, EvalAnswer]:
         watch = AnswerTimer()
         self.stops = questions[0].stops
 
-        def work(share: list[Question]) -> Iterator[Answer]:
+        def work(share: list[Question]) -> Iterator[EvalAnswer]:
             return decode_all(self.llm, share, self.settings, watch)
 
         return self._answer(questions, work)
 
-    def answer_pairs(self, pairs: Sequence[Pair]) -> Mapping[str, Answer]:
+    def answer_pairs(self, pairs: Sequence[Pair]) -> Mapping[str, EvalAnswer]:
         watch = AnswerTimer()
 
-        def work(share: list[Pair]) -> Iterator[Answer]:
+        def work(share: list[Pair]) -> Iterator[EvalAnswer]:
             return score_all(self.llm, share, self.settings, watch, check_greedy=False)
 
         return self._answer(pairs, work)
 
     def _answer(
-        self, items: Sequence[Item], work: Callable[[list[Item]], Iterator[Answer]]
-    ) -> Mapping[str, Answer]:
+        self, items: Sequence[Item], work: Callable[[list[Item]], Iterator[EvalAnswer]]
+    ) -> Mapping[str, EvalAnswer]:
         keys = [item.key for item in items]
         assert len(set(keys)) == len(keys), "two documents with one key"
         pending = [item for item in items if item.key not in self.stored]

@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 import yaml
 
 from unmask.errors import ConfigError
-from unmask.evals.generation import Answer
+from unmask.evals.generation import EvalAnswer
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import Counted
 
@@ -92,7 +92,7 @@ def write_scores(folder: Path, samples: Sequence[Sample]) -> None:
 class StoredAnswer:
     """An answer with the start of the run (`session`, from 1) and the process (`rank`) that wrote it."""
 
-    answer: Answer
+    answer: EvalAnswer
     session: int
     rank: int
 
@@ -116,9 +116,9 @@ def read_all(folder: Path) -> dict[str, StoredAnswer]:
 
 
 def _parse(record: Mapping[str, Any]) -> StoredAnswer:
-    names = {field.name for field in fields(Answer)} - {"counted"}
+    names = {field.name for field in fields(EvalAnswer)} - {"counted"}
     rest = {key: value for key, value in record.items() if key in names}
-    answer = Answer(counted=Counted(**record["counted"]), **rest)
+    answer = EvalAnswer(counted=Counted(**record["counted"]), **rest)
     return StoredAnswer(answer, record["session"], record["rank"])
 
 
@@ -144,7 +144,7 @@ class Journal:
     def __exit__(self, *exception: object) -> None:
         os.close(self._file)
 
-    def append(self, answer: Answer) -> None:
+    def append(self, answer: EvalAnswer) -> None:
         """Write an answer and sync it to disk."""
         record = asdict(answer) | {"session": self.session, "rank": self.rank}
         record = {key: value for key, value in record.items() if value is not None}

@@ -80,7 +80,7 @@ class Service:
 
     def timeout_s(self, requested: float | None) -> float:
         """Return the timeout of a request. Raises ApiError if it is longer than the server's."""
-        maximum = self.settings.limits.timeout_s
+        maximum = self.settings.limits.request_timeout
         if requested is not None and requested > maximum:
             raise ApiError(
                 400,

@@ -7,7 +7,11 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from unmask.options import NOT_A_FLAG, check_fields, option
 
 STATIC = Path(__file__).parent / "static"
 
@@ -22,22 +26,87 @@ class Defaults:
     cache_args: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a client may use up.
+    """Resources that a client may use up."""
 
-    `max_body_bytes` of a request, which must be there within `body_timeout_s`; `timeout_s`, the longest
-    that a request may take, waiting included; `send_timeout_s` that a stream waits for a client that does
-    not read; `max_model_len` positions of a canvas, prompt included (None: the model's context).
-    """
+    max_model_len: Annotated[int | None, option("--context-length", least=2)] = None
+    """Maximum number of positions of a canvas, prompt included. Default: the model's context."""
 
-    max_body_bytes: int = 4 << 20
-    body_timeout_s: float = 30.0
-    timeout_s: float = 600.0
-    send_timeout_s: float = 60.0
-    max_headers: int = 100
-    max_header_bytes: int = 16 << 10
-    max_model_len: int | None = None
+    request_timeout: Annotated[float, option(above=0, metavar="S")] = 600.0
+    """Seconds that a request may take."""
+
+    max_body_bytes: Annotated[int, option(least=1)] = 4 << 20
+    """Maximum size of a request body."""
+
+    body_timeout_s: Annotated[float, NOT_A_FLAG] = 30.0
+    """Seconds within which a whole body must arrive."""
+
+    send_timeout_s: Annotated[float, NOT_A_FLAG] = 60.0
+    """Seconds that a stream waits for a client that does not read."""
+
+    max_headers: Annotated[int, NOT_A_FLAG] = 100
+    max_header_bytes: Annotated[int, NOT_A_FLAG] = 16 << 10
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The address of a server, its access rules, and its limits."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+
+    port: Annotated[int, option(least=0, most=65535)] = 8000
+    """Port; 0 takes a free one."""
+
+    served_model_name: Annotated[tuple[str, ...], option(metavar="NAME")] = ()
+    """Name of the model for clients; may be repeated. Default: the model's own."""
+
+    api_key: Annotated[str | None, option(metavar="KEY")] = field(default=None, repr=False)
+    """Key that clients must send. Better in the environment, as UNMASK_API_KEY."""
+
+    allow_unauthenticated: bool = False
+    """Serve other machines without a key."""
+
+    allowed_host: Annotated[tuple[str, ...], option(metavar="NAME")] = ()
+    """Host header that needs no key; may be repeated."""
+
+    public_metrics: bool = False
+    """Answer /metrics without the key."""
+
+    public_page: bool = False
+    """Show the page without the key."""
+
+    limits: Annotated[Limits, Parameter(name="*")] = Limits()
+
+    shutdown_timeout: Annotated[float, option(least=0, metavar="S")] = 30.0
+    """Seconds that running requests may take to finish after SIGTERM."""
+
+    log_requests: bool = True
+    """Log a line per request on standard error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaConfig:
+    """The number of replicas, fixed or by load."""
+
+    replicas: Annotated[int | None, option("--data-parallel-size", least=1)] = None
+    """Number of servers behind one port (extra `ray`)."""
+
+    min_replicas: Annotated[int | None, option(least=1)] = None
+    """Minimum number of replicas. Default: 1."""
+
+    max_replicas: Annotated[int | None, option(least=1)] = None
+    """Maximum number of replicas, under high load."""
+
+    upscale_delay: Annotated[float | None, option(least=0, metavar="S")] = None
+    """Seconds of high load before another. Default: 30."""
+
+    downscale_delay: Annotated[float | None, option(least=0, metavar="S")] = None
+    """Seconds of low load before one less. Default: 600."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,134 @@
+"""Short commands; what they do, with its imports, is in the modules that they name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from unmask.cli.options import PRINT_JSON
+
+
+def demo(
+    *,
+    model: Annotated[str, Parameter(alias="-m", metavar="M")] = "demo",
+    fps: Annotated[float | None, Parameter(metavar="N")] = None,
+    fast: bool = False,
+) -> None:
+    """Watch a small model solve word problems, a Sudoku and an infill.
+
+    Args:
+        model: Bundled name, folder or hub id.
+        fps: Maximum number of frames per second. Default: 20.
+        fast: Decode at full speed.
+    """
+    from unmask.cli import demo as command
+
+    command.run(model, fps, fast)
+
+
+def models(*, as_json: Annotated[bool, PRINT_JSON] = False) -> None:
+    """List the bundled models.
+
+    Args:
+        as_json: Print JSON.
+    """
+    from unmask.cli import models as command
+
+    command.show(as_json)
+
+
+def inspect(
+    model: Annotated[str, Parameter(name="MODEL")] = "demo",
+    /,
+    *,
+    as_json: Annotated[bool, PRINT_JSON] = False,
+) -> None:
+    """Describe a checkpoint: sizes, special ids, attention; reads no weights.
+
+    Args:
+        model: Bundled name, folder or hub id.
+        as_json: Print JSON.
+    """
+    from unmask.cli import inspect as command
+
+    command.show(model, as_json)
+
+
+def convert(
+    source: Annotated[str, Parameter(name="SOURCE")],
+    target: Annotated[str, Parameter(name="TARGET")],
+    /,
+    *,
+    to: Annotated[str, Parameter(metavar="FORM")],
+) -> None:
+    """Write a checkpoint with its weights in another form, bit by bit equal.
+
+    Config, tokenizer and texts are copied. Nothing is overwritten.
+
+    Args:
+        source: Bundled name, folder or hub id.
+        target: Folder to make.
+        to: family (as released), unmask (as it is held in memory), stacked (LLaDA2) or fused (LLaDA-MoE,
+            SDAR with experts).
+    """
+    from unmask.cli import models as command
+
+    command.run(source, target, to)
+
+
+def decoders(name: Annotated[str | None, Parameter(name="NAME")] = None, /) -> None:
+    """Print the knobs of a decoder, or the reference of all decoders.
+
+    Args:
+        name: The decoder. Default: the reference page (Markdown).
+    """
+    if name is None:
+        from unmask.docgen.decoders import markdown
+
+        print(markdown(), end="")
+        return
+    from unmask.cli.methods import decoder_page
+
+    print(decoder_page(name))
+
+
+def caches(name: Annotated[str | None, Parameter(name="NAME")] = None, /) -> None:
+    """Print the knobs of a cache, or the reference of all caches.
+
+    Args:
+        name: The cache. Default: the reference page (Markdown).
+    """
+    if name is None:
+        from unmask.docgen.caches import markdown
+
+        print(markdown(), end="")
+        return
+    from unmask.cli.methods import cache_page
+
+    print(cache_page(name))
+
+
+def routes(*, metrics: bool = False) -> None:
+    """Print the reference of the HTTP API: routes, fields, limits, errors.
+
+    Args:
+        metrics: Print the reference of the metrics instead.
+    """
+    from unmask.cli import serve as command
+
+    command.print_routes(metrics)
+
+
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(name="SHELL")],
+    /,
+) -> None:
+    """Print a shell's completion script: source <(unmask completion bash).
+
+    Args:
+        shell: bash, zsh or fish.
+    """
+    from unmask.cli.main import make_app
+
+    print(make_app().generate_completion(shell=shell))
