@@ -119,7 +119,7 @@ def planned(
 
     composed = compose(_with_task(words, sources), sources)
     for key in ("limit", "offset"):
-        if composed.values[key].is_given:
+        if composed.values[key].is_set:
             raise ConfigError(f"{key} has no effect here; use --prompts and --held-out")
     method = method_of(composed)
     tell(method.notes)
