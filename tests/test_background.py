@@ -16,12 +16,13 @@ import pytest
 import torch
 from tiny import FAMILIES, KNOWN, MASK, VOCAB, StubTokenizer, tiny_llm
 
-from unmask import LLM, ConfigError, PromptError
+from unmask import ConfigError, PromptError
 from unmask.cli.frequencies import pieces
 from unmask.cli.main import main
 from unmask.engine.token_frequencies import count, estimate
 from unmask.engine.tokenizer import load_tokenizer
 from unmask.models import BUNDLED, read_spec
+from unmask.models.transformer import Transformer
 from unmask.sampling.token_frequencies import counts_of, load_background, save_background
 
 
@@ -143,7 +144,7 @@ def test_the_model_s_own_is_the_mean_over_empty_canvases(
     llm.tokenizer = WithBegin() if begin else StubTokenizer()
     monkeypatch.setattr("unmask.engine.token_frequencies.MAX_POSITIONS", 30)
     monkeypatch.setattr("unmask.engine.token_frequencies.HEAD_CHUNK", 3 * VOCAB)
-    found = estimate(llm, num_canvases=9, length=12, seed=4)
+    found = estimate(llm.model, llm.tokenizer, num_canvases=9, length=12, seed=4)
 
     generator = torch.Generator().manual_seed(4)
     rows = []
@@ -160,7 +161,8 @@ def test_the_model_s_own_is_the_mean_over_empty_canvases(
 
 
 def test_no_token_is_impossible_to_the_model() -> None:
-    found = estimate(tiny_llm(sure=60), num_canvases=3, length=5)
+    llm = tiny_llm(sure=60)
+    found = estimate(llm.model, llm.tokenizer, num_canvases=3, length=5)
     assert found.min() == 1e-9
     assert found.shape == (VOCAB,)
     assert found.dtype == np.float64
@@ -168,9 +170,9 @@ def test_no_token_is_impossible_to_the_model() -> None:
 
 def test_an_estimate_repeats_itself_and_survives_the_file(tmp_path: Path) -> None:
     llm = tiny_llm()
-    found = estimate(llm, seed=1)
-    assert (estimate(llm, seed=1) == found).all()
-    assert not (estimate(llm, num_canvases=1, seed=2) == found).all()
+    found = estimate(llm.model, llm.tokenizer, seed=1)
+    assert (estimate(llm.model, llm.tokenizer, seed=1) == found).all()
+    assert not (estimate(llm.model, llm.tokenizer, num_canvases=1, seed=2) == found).all()
     save_background(tmp_path / "own.json", counts_of(found))
     loaded = load_background(tmp_path / "own.json", VOCAB)
     np.testing.assert_allclose(loaded, found, rtol=1e-3, atol=1e-9)
@@ -180,10 +182,10 @@ def test_a_canvas_longer_than_the_context_is_refused() -> None:
     llm = tiny_llm()
     llm.tokenizer = WithBegin()
     with pytest.raises(ConfigError, match="length=128 does not fit .* of 128; use 127 or less"):
-        estimate(llm, length=128)
+        estimate(llm.model, llm.tokenizer, length=128)
     with pytest.raises(ConfigError, match="num_canvases=0 must be at least 1"):
-        estimate(llm, num_canvases=0)
-    assert KNOWN < VOCAB == len(estimate(llm, num_canvases=1, length=127))
+        estimate(llm.model, llm.tokenizer, num_canvases=0)
+    assert KNOWN < VOCAB == len(estimate(llm.model, llm.tokenizer, num_canvases=1, length=127))
 
 
 # the command line
@@ -266,9 +268,9 @@ def test_the_model_is_asked_on_request(
 ) -> None:
     found: list[np.ndarray] = []
 
-    def short(llm: LLM, seed: int) -> np.ndarray:
+    def short(model: Transformer, tokenizer: Any, seed: int) -> np.ndarray:
         assert seed == 3
-        found.append(estimate(llm, num_canvases=2, length=6, seed=seed))
+        found.append(estimate(model, tokenizer, num_canvases=2, length=6, seed=seed))
         return found[0]
 
     monkeypatch.setattr("unmask.engine.token_frequencies.estimate", short)

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 
 from unmask import decoders
-from unmask.bench.decode import TASKS, held_out, measure, options_of
+from unmask.bench.decode import TASKS, held_out, measure, method_in
 from unmask.bench.plot import Box, draw, points
 from unmask.bench.report import (
     BASELINE,
     DecodeSetting,
-    MethodEntry,
     Report,
     ReportRow,
     Result,
@@ -32,11 +31,23 @@ from unmask.cli.main import main
 from unmask.demo.example import Example
 from unmask.demo.tasks import held_out_set
 from unmask.errors import ConfigError, DependencyError
+from unmask.method import MethodSpec, Source
 from unmask.models import BUNDLED
 
 EXAMPLES = [Example("drill", prompt, "", prompt) for prompt in ("1 2 3", "4 5", "6 7 8 9")]
 SMALL = DecodeSetting(task="drill", limit=3, gen_length=8, block_length=4, seed=2)
-SURE = MethodEntry("threshold", (("threshold", "0.3"),))
+
+
+def method(decoder: str = "vanilla", **knobs: str) -> MethodSpec:
+    return MethodSpec.parse(Source({"decoder": decoder, **knobs}))
+
+
+SURE = method("threshold", threshold="0.3")
+VANILLA = method()
+
+
+def row(spec: MethodSpec, in_force: dict[str, Any], *rest: Any) -> ReportRow:
+    return ReportRow(spec.label, spec.decoder_name, dict(spec.given), in_force, *rest)
 
 
 def result(right: str, seconds: tuple[float, ...] = (2.0,), tokens: int = 20) -> Result:
@@ -54,7 +65,7 @@ def report(*rows: ReportRow) -> Report:
         "accelerator": None,
         "load_average": None,
     }
-    base = ReportRow(BASELINE, {"steps": None}, result("++-+", (2.0, 4.0)))
+    base = row(VANILLA, {"steps": None}, result("++-+", (2.0, 4.0)))
     return Report("demo", "float32", "cpu", SMALL, (base, *rows), facts, "today", "0")
 
 
@@ -64,12 +75,10 @@ def report(*rows: ReportRow) -> Report:
 def test_a_row_counts_what_generate_counts(tiny: Any) -> None:
     llm = tiny()
     found = measure(llm, [SURE], SMALL, EXAMPLES)
-    assert [row.entry for row in found.rows] == [BASELINE, SURE]
+    assert [row.label for row in found.rows] == [BASELINE, SURE.label]
     for row, knobs in zip(found.rows, ({}, {"threshold": 0.3}), strict=True):
         prompts = [llm.prompt_ids(example.prompt) for example in EXAMPLES]
-        outs = llm.generate(
-            prompts, row.entry.decoder, gen_length=8, block_length=4, seed=2, **knobs
-        )
+        outs = llm.generate(prompts, row.decoder, gen_length=8, block_length=4, seed=2, **knobs)
         assert row.result is not None
         assert row.result.num_tokens == sum(len(out.token_ids) for out in outs)
         assert row.result.num_forwards == sum(out.num_forwards for out in outs)
@@ -81,7 +90,7 @@ def test_a_row_counts_what_generate_counts(tiny: Any) -> None:
 
 
 def test_a_decoder_that_cannot_run_gets_a_row_and_stops_nothing(tiny: Any) -> None:
-    bad = MethodEntry("threshold", (("block_length", "5"),))
+    bad = method("threshold", block_length="5")
     found = measure(tiny(), [bad, SURE], SMALL, EXAMPLES)
     problem, well = found.rows[1:]
     assert problem.result is None
@@ -98,12 +107,12 @@ def test_every_decoder_warms_up_and_each_repeat_starts_with_another(tiny: Any) -
     seen: list[tuple[str, int]] = []
 
     @contextmanager
-    def watch(entry: MethodEntry, repeat: int) -> Iterator[None]:
-        seen.append((entry.decoder, repeat))
+    def watch(entry: MethodSpec, repeat: int) -> Iterator[None]:
+        seen.append((entry.decoder_name, repeat))
         yield
 
     setting = dataclasses.replace(SMALL, repeat=2)
-    found = measure(tiny(), [SURE, BASELINE], setting, EXAMPLES[:1], watch)
+    found = measure(tiny(), [SURE, VANILLA], setting, EXAMPLES[:1], watch)
     names = ("vanilla", "threshold")
     assert seen == [
         *((name, 0) for name in names),
@@ -135,14 +144,16 @@ def test_a_decoder_that_chooses_the_length_is_not_told_one(
     monkeypatch.setattr(chooses, "first_length", lambda self: 8, raising=False)
     llm: Any = Recorder(tiny())
     measure(llm, [SURE], SMALL, EXAMPLES[:1])
-    assert ["gen_length" in told for told in llm.told] == [True, False, True, False]
+    assert [told["gen_length"] is not None for told in llm.told] == [True, False, True, False]
 
 
 def test_block_length_goes_to_decoders_with_blocks_and_a_typed_one_wins() -> None:
-    assert options_of(SURE, SMALL) == {"block_length": 4, "threshold": "0.3"}
-    typed = MethodEntry("threshold", (("block_length", "2"),))
-    assert options_of(typed, SMALL) == {"block_length": "2"}
-    assert options_of(MethodEntry("ar"), SMALL) == {}
+    assert method_in(SMALL, SURE, "none").decoder.block_length == 4
+    assert method_in(SMALL, SURE, "none").decoder.threshold == 0.3
+    typed = method("threshold", block_length="2")
+    assert method_in(SMALL, typed, "dual").decoder.block_length == 2
+    assert method_in(SMALL, typed, "dual").cache_name == "dual"
+    assert "block_length" not in method_in(SMALL, method("dream"), "none").knobs()
 
 
 def test_the_tasks_are_held_out_sets_and_too_high_a_limit_is_refused(
@@ -189,8 +200,8 @@ def test_rates_are_medians_and_the_speed_up_is_their_ratio() -> None:
 
 def test_json_holds_what_the_report_is_made_of() -> None:
     whole = report(
-        ReportRow(SURE, {"threshold": 0.3}, result("+--+")),
-        ReportRow(MethodEntry("x"), {}, None, "why"),
+        row(SURE, {"threshold": 0.3}, result("+--+")),
+        ReportRow("x", "x", {}, {}, None, "why"),
     )
     again = from_json(json.loads(json.dumps(whole.as_json())))
     assert again == whole
@@ -201,11 +212,11 @@ def test_json_holds_what_the_report_is_made_of() -> None:
 
 
 def test_decoders_are_names_with_or_without_knobs() -> None:
-    assert parse_decoders("all") == [MethodEntry(name) for name in decoders.names()]
+    assert parse_decoders("all") == [method(name) for name in decoders.names()]
     assert parse_decoders(" factor , threshold( block-length = 8,threshold=0.3 ),threshold") == [
-        MethodEntry("factor"),
-        MethodEntry("threshold", (("block_length", "8"), ("threshold", "0.3"))),
-        MethodEntry("threshold"),
+        method("factor"),
+        method("threshold", block_length="8", threshold="0.3"),
+        method("threshold"),
     ]
     (entry,) = parse_decoders("threshold(threshold=0.3)")
     assert parse_decoders(entry.label) == [entry]
@@ -333,8 +344,8 @@ def test_a_missing_matplotlib_names_the_extra(
 
 def test_every_decoder_with_a_result_is_a_point() -> None:
     rows = (
-        ReportRow(SURE, {}, result("+--+", (1.0, 2.0))),
-        ReportRow(MethodEntry("x"), {}, None, "why"),
+        row(SURE, {}, result("+--+", (1.0, 2.0))),
+        ReportRow("x", "x", {}, {}, None, "why"),
     )
     base, sure = points(report(*rows), "tokens_per_s")
     assert (base.label, base.is_baseline, base.y) == ("vanilla (baseline)", True, 75)
@@ -351,8 +362,8 @@ def test_boxes_overlap_in_pixels() -> None:
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_picture_is_drawn(suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the picture needs matplotlib (extra: plot)")
-    row = ReportRow(SURE, {}, result("+--+", (1.0, 2.0)))
+    sure = row(SURE, {}, result("+--+", (1.0, 2.0)))
     path = tmp_path / f"picture.{suffix}"
-    draw(report(row), path, "tokens_per_s" if suffix == "png" else "tokens_per_forward")
+    draw(report(sure), path, "tokens_per_s" if suffix == "png" else "tokens_per_forward")
     start = {"png": b"\x89PNG", "svg": b"<?xml"}[suffix]
     assert path.read_bytes().startswith(start)

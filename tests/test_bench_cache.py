@@ -8,9 +8,10 @@ import pytest
 
 from unmask import LLM
 from unmask.bench.cache import measure_caches
-from unmask.bench.report import DecodeSetting, MethodEntry
+from unmask.bench.report import DecodeSetting
 from unmask.cli.main import main
 from unmask.demo.tasks import held_out_set
+from unmask.method import MethodSpec, Source
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,9 @@ def found():
     setting = DecodeSetting(limit=2, gen_length=16, block_length=8)
     names = ["vicinity(prefix_look=999, after_look=999)", "dual", "dllm"]
     examples = held_out_set("word_problem", 2)
-    made = measure_caches(LLM("demo"), names, MethodEntry("threshold"), setting, examples)
+    made = measure_caches(
+        LLM("demo"), names, MethodSpec.parse(Source({"decoder": "threshold"})), setting, examples
+    )
     assert [item.name for item in made] == ["none", *names]
     return made
 

@@ -21,7 +21,7 @@ from unmask.caches.registry import describe, make_cache
 from unmask.canvas import Edit, apply, edited, new_canvas, places
 from unmask.docgen.caches import markdown, numbers_per_position
 from unmask.engine.request import Request
-from unmask.engine.request_builder import configure
+from unmask.engine.request_builder import parse_method
 from unmask.errors import ConfigError
 from unmask.kv.dense_store import DenseStore
 
@@ -150,16 +150,13 @@ def test_any_mixture_of_requests_on_a_block_causal_model_decodes_like_each_alone
     for _ in range(data.draw(st.integers(2, 5))):
         name, knobs = data.draw(st.sampled_from(METHODS))
         shape = {"block_length": 4} if "block_length" in decoders.knob_names(name, knobs) else {}
-        method = configure(
-            name, shape | knobs | {"temperature": data.draw(st.sampled_from([0.0, 0.8]))}
-        )
+        shared = {"temperature": data.draw(st.sampled_from([0.0, 0.8]))}
+        method = parse_method(name, knobs=shape | knobs | shared)
         prompt = data.draw(st.lists(st.integers(0, KNOWN - 1), min_size=1, max_size=9))
         requests.append(
             Request(
                 canvas=llm.prompt_canvas(prompt, data.draw(st.sampled_from([4, 8]))),
-                decoder=method.decoder,
-                cache=make_cache(data.draw(st.sampled_from(names)), None, BLOCK),
-                sampling_params=method.sampling_params,
+                method=replace(method, cache=make_cache(data.draw(st.sampled_from(names)))),
                 seed=data.draw(st.integers(0, 3)),
                 stop_ids=llm.stop_ids,
                 stop_at_eos=data.draw(st.booleans()),
@@ -310,13 +307,11 @@ class Recorder(caches.CachePolicy):
 
 
 def recorded(llm, name, knobs, cache, gen_length=16):
-    recorder = Recorder(make_cache(cache, None, llm.spec.block_size))
-    method = configure(name, knobs)
+    method = parse_method(name, cache, knobs=knobs).bind(llm.spec.block_size)
+    recorder = Recorder(method.cache)
     request = Request(
         canvas=llm.prompt_canvas([7, 8, 9], gen_length),
-        decoder=method.decoder,
-        cache=recorder,
-        sampling_params=method.sampling_params,
+        method=replace(method, cache=recorder),
         seed=0,
         stop_ids=llm.stop_ids,
         stop_at_eos=False,
@@ -387,8 +382,8 @@ def test_klass_pushes_no_history_for_rows_that_were_not_computed():
     """A position that d2cache left out for a forward begins its history anew: +inf, not a stale number."""
     llm = tiny_llm("llada", 1)
     seen = []
-    decoder = configure(
-        "klass", {"block_length": 16, "threshold": 0.05, "kl_threshold": 9.0}
+    decoder = parse_method(
+        "klass", knobs={"block_length": 16, "threshold": 0.05, "kl_threshold": 9.0}
     ).decoder
     step = type(decoder).step
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny import KNOWN, MASK, VOCAB, confidences_of, tiny_llm, trace_of, want
 
 from unmask import LLM, decoders
-from unmask.engine.request_builder import configure
 from unmask.errors import ConfigError
+from unmask.method import MethodSpec, Source
 from unmask.models.spec import ExpertSpec
 
 LLADA2 = {
@@ -384,7 +384,9 @@ def test_a_preset_is_a_decoder_with_its_knobs(preset, knobs):
     decoder = "joint_threshold" if preset == "llada2_1" else "threshold"
     assert out == llm.generate([[7]], decoder, gen_length=16, whole_blocks=True, **knobs)[0]
     assert out.method.startswith(f"{decoder}(")
-    assert preset in str(configure("vanilla", {"preset": preset}).said)
+    (note,) = MethodSpec.parse(Source({"preset": preset})).notes
+    assert (note.code, note.key) == ("preset", "preset")
+    assert preset in note.message
 
 
 def test_a_given_knob_wins_over_the_presets():

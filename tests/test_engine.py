@@ -94,7 +94,7 @@ def assert_idle(engine):
 
 def alone(llm, request):
     """What the library makes of a request."""
-    return llm.output(llm._run([request], 1)[0], True)
+    return llm.output(llm.run([request], 1)[0], True)
 
 
 def test_a_submitted_request_gives_what_the_library_gives():

@@ -24,6 +24,7 @@ from unmask.evals.run import evaluate
 from unmask.evals.run_folder import Journal, read_all
 from unmask.evals.settings import EvalSettings
 from unmask.evals.traces import replay
+from unmask.method import MethodSpec, Source
 
 DATA = Path(__file__).parent / "fixtures" / "evals"
 FAST = {"decoder": "threshold", "knobs": {"block_length": 32}, "limit": 3}
@@ -36,7 +37,8 @@ def llm() -> unmask.LLM:
 
 def run(llm: unmask.LLM, folder: Path, **settings: Any) -> Results:
     return evaluate(
-        EvalSettings(**{"task": "word_problem", "output": str(folder), **FAST, **settings}), llm=llm
+        EvalSettings.from_dict({"task": "word_problem", "output": str(folder), **FAST, **settings}),
+        llm=llm,
     )
 
 
@@ -108,7 +110,7 @@ def test_a_growing_run_asks_only_what_is_new(llm: unmask.LLM, tmp_path: Path) ->
     run(llm, tmp_path, limit=2)
     before = (tmp_path / "samples.jsonl").read_bytes()
     told: list[tuple[int, int]] = []
-    settings = EvalSettings(task="word_problem", output=str(tmp_path), **FAST)
+    settings = EvalSettings.from_dict({"task": "word_problem", "output": str(tmp_path), **FAST})
     results = evaluate(settings, lambda done, total: told.append((done, total)), llm)
     after = (tmp_path / "samples.jsonl").read_bytes()
     assert after.startswith(before)
@@ -160,7 +162,8 @@ def test_a_killed_run_goes_on_where_it_was(llm: unmask.LLM, tmp_path: Path) -> N
     }
     code = (
         "import json, sys; from unmask.evals.run import evaluate; "
-        "from unmask.evals.settings import EvalSettings; evaluate(EvalSettings(**json.loads(sys.argv[1])))"
+        "from unmask.evals.settings import EvalSettings; "
+        "evaluate(EvalSettings.from_dict(json.loads(sys.argv[1])))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, json.dumps(options)])
     path = tmp_path / "samples.jsonl"
@@ -174,7 +177,7 @@ def test_a_killed_run_goes_on_where_it_was(llm: unmask.LLM, tmp_path: Path) -> N
     stored = path.read_bytes()
     kept = stored[: stored.rfind(b"\n") + 1]
     assert kept.count(b"\n") < 8, "it was too quick to be killed"
-    results = evaluate(EvalSettings(**options), llm=llm)
+    results = evaluate(EvalSettings.from_dict(options), llm=llm)
     assert path.read_bytes().startswith(kept)
     assert sorted(json.loads(line)["doc"] for line in path.read_text().splitlines()) == [*range(8)]
     assert results.docs == tuple(range(8))
@@ -187,7 +190,7 @@ def test_two_processes_find_what_one_finds(whole: Path, tmp_path: Path) -> None:
         "import json, sys\n"
         "from unmask.evals.run import evaluate\n"
         "from unmask.evals.settings import EvalSettings\n"
-        "results = evaluate(EvalSettings(**json.loads(sys.argv[1])))\n"
+        "results = evaluate(EvalSettings.from_dict(json.loads(sys.argv[1])))\n"
         "assert len(results.docs) == 5\n"
     )
     folder = tmp_path / "two"
@@ -249,7 +252,7 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        EvalSettings(**settings)
+        EvalSettings.from_dict(settings)
 
 
 def test_what_only_shows_in_the_run_is_refused_too(llm: unmask.LLM, tmp_path: Path) -> None:
@@ -296,9 +299,8 @@ def test_a_trace_gives_the_canvases_back(
 ) -> None:
     question = Question(0, 0, "k", tuple(llm.prompt_ids("Tom has 3 pens.")), None)
     length = knobs.pop("gen_length", None)
-    settings = EvalSettings(
-        task="word_problem", decoder=decoder, knobs=knobs, gen_length=length, trace=True
-    )
+    method = MethodSpec.parse(Source({"decoder": decoder, **knobs}))
+    settings = EvalSettings(task="word_problem", method=method, gen_length=length, trace=True)
     asked = replace(question, gen_length=length)
     answer = next(iter(decode_all(llm, [asked], settings, AnswerTimer())))
     out = llm.generate("Tom has 3 pens.", decoder, gen_length=length, **knobs)[0]

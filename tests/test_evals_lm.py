@@ -42,7 +42,7 @@ def test_generate_until_is_generate_up_to_the_stop(model: UnmaskLM) -> None:
 
 
 def test_loglikelihood_is_the_engines_with_the_space_on_the_right_side(model: UnmaskLM) -> None:
-    encode = model.llm._encode
+    encode = model.llm.prompts.encode
     before, both = encode("The cat", special=True), encode("The cat sat on", special=True)
     expected = model.llm.loglikelihood(before, both[len(before) :], mc_num=8)
     found = model.loglikelihood(
@@ -72,7 +72,7 @@ def test_greedy_means_that_decoding_writes_it(model: UnmaskLM) -> None:
 def test_a_rolling_likelihood_is_the_sum_of_its_windows(model: UnmaskLM) -> None:
     text = "The small cat sat on the mat."
     begin = model._prefix()
-    ids = model.llm._encode(text, special=False)
+    ids = model.llm.prompts.encode(text, special=False)
     expected = model.llm.loglikelihood(list(begin), ids, mc_num=8)
     found = model.loglikelihood_rolling([request("loglikelihood_rolling", text)])
     assert found == pytest.approx([expected.log_prob], abs=1e-4)

@@ -90,7 +90,7 @@ def test_d2cache_counts_all_when_the_end_comes_first_or_never() -> None:
 
 def test_an_answer_is_cut_at_its_first_stop() -> None:
     llm = unmask.LLM("demo")
-    ids = llm._encode("Tom has 3 pens. Q: 4", special=False)
+    ids = llm.prompts.encode("Tom has 3 pens. Q: 4", special=False)
     text, count = cut(llm, ids, llm.decode(ids), ("Q:", " has"))
     assert text == "Tom"
     assert llm.decode(ids[:count]).startswith("Tom")

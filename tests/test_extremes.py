@@ -7,6 +7,7 @@ import torch
 from tiny import EOS, FAMILIES, KNOWN, MASK, VOCAB, tiny_llm, trace_of
 
 from unmask import ModelError, decoders
+from unmask.engine.llm import draft_by
 
 PROMPT = [7, 8, 9]
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -121,7 +122,7 @@ def test_a_speculating_forward_commits_all_that_the_decoder_inside_would(inner, 
     for seed in range(4):
         llm = tiny_llm(family, seed, sure=4.0)
         drafts = tiny_llm(family, seed, sure=4.0)
-        llm._drafters["same"] = drafts
+        llm.requests.drafters["same"] = draft_by(drafts)
         knobs = {"inner": inner, "accept_threshold": 0.2, "drafter": "same"}
         out = run(llm, "speculative", **knobs)
         plain = run(llm, inner)

@@ -13,7 +13,7 @@ import torch
 from tiny import FAMILIES, MASK, VOCAB, tiny_llm
 
 from unmask import LLM, ConfigError, PromptError
-from unmask.engine.likelihood import Likelihood, loglikelihood, stratified_counts
+from unmask.engine.likelihood import Likelihood, stratified_counts
 
 PROMPT, ANSWER = [3, 14, 15, 9, 26], [5, 35, 8]
 LONG = ([7, 1, MASK, 2, 8, 30, 11, 19], [28, 18, MASK, 45, 9, 45, 23, 53, 6, 0, 28])
@@ -66,13 +66,13 @@ def any_order(llm: LLM, prompt: list[int], answer: list[int]) -> float:
 
 
 def one(llm: LLM, prompt: Any, answer: Any, **options: Any) -> Likelihood:
-    found = loglikelihood(llm, prompt, answer, **options)
+    found = llm.loglikelihood(prompt, answer, **options)
     assert isinstance(found, Likelihood)
     return found
 
 
 def many(llm: LLM, prompts: Any, answers: Any, **options: Any) -> list[Likelihood]:
-    found = loglikelihood(llm, prompts, answers, **options)
+    found = llm.loglikelihood(prompts, answers, **options)
     assert isinstance(found, list)
     return found
 
@@ -272,7 +272,7 @@ def test_a_wrong_text_is_refused(
     prompt: Any, answer: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((PromptError, ConfigError), match=message):
-        loglikelihood(tiny_llm(), prompt, answer, **options)
+        tiny_llm().loglikelihood(prompt, answer, **options)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_wrong_text_is_refused(
 )
 def test_a_wrong_option_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        loglikelihood(tiny_llm(), [1], [2], **options)
+        tiny_llm().loglikelihood([1], [2], **options)
 
 
 @pytest.mark.parametrize(
@@ -306,4 +306,4 @@ def test_a_wrong_option_is_refused(options: dict[str, Any], message: str) -> Non
 )
 def test_lists_have_the_same_length(prompts: Any, answers: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        loglikelihood(tiny_llm(), prompts, answers)
+        tiny_llm().loglikelihood(prompts, answers)

@@ -27,6 +27,7 @@ from tiny import (
 
 import unmask
 from unmask import LLM, ConfigError, ModelError, PromptError
+from unmask.engine.llm import draft_by
 from unmask.errors import SettingWarning
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -660,7 +661,7 @@ def test_daedal_finds_the_length_and_says_so_when_told_one(tiny):
 
 def test_a_smaller_model_may_draft(tiny, monkeypatch):
     llm, small = tiny(seed=1), tiny(seed=1)
-    llm._drafters["small"] = small
+    llm.requests.drafters["small"] = draft_by(small)
     plain = llm.generate([[1, 2]], "threshold", gen_length=16, threshold=0.99)[0]
     drafted = llm.generate(
         [[1, 2]],

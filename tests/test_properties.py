@@ -32,7 +32,7 @@ from unmask.caches.registry import make_cache
 from unmask.canvas import Edit
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.request import Request
-from unmask.engine.request_builder import configure
+from unmask.engine.request_builder import parse_method
 from unmask.engine.scheduler import decode
 from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError
@@ -247,13 +247,11 @@ def test_any_mixture_of_requests_decodes_like_each_request_alone(family, data):
             "temperature": data.draw(st.sampled_from([0.0, 0.8])),
             "cfg_scale": data.draw(st.sampled_from([0.0, 0.0, 1.0])),
         }
-        method = configure(name, knobs_for(name, knobs, block_length=4) | shared)
+        method = parse_method(name, knobs=knobs_for(name, knobs, block_length=4) | shared)
         requests.append(
             Request(
                 canvas=llm.prompt_canvas(prompt, data.draw(st.sampled_from([4, 8]))),
-                decoder=method.decoder,
-                cache=make_cache(data.draw(st.sampled_from(CACHES))),
-                sampling_params=method.sampling_params,
+                method=replace(method, cache=make_cache(data.draw(st.sampled_from(CACHES)))),
                 seed=data.draw(seeds),
                 stop_ids=llm.stop_ids,
                 stop_at_eos=data.draw(st.booleans()),
@@ -336,10 +334,8 @@ class RefreshAlways(caches.CachePolicy):
 @pytest.mark.parametrize(("name", "knobs"), METHODS)
 def test_a_cache_that_refreshes_every_forward_equals_none(name, knobs, family):
     llm = model(family, 4)
-    method = configure(name, knobs_for(name, knobs, block_length=4))
+    method = parse_method(name, knobs=knobs_for(name, knobs, block_length=4))
     common = {
-        "decoder": method.decoder,
-        "proposal": method.sampling_params,
         "seed": 0,
         "stop_ids": llm.stop_ids,
         "stop_at_eos": False,
@@ -348,8 +344,8 @@ def test_a_cache_that_refreshes_every_forward_equals_none(name, knobs, family):
     canvases = [llm.prompt_canvas(prompt, 8) for prompt in PROMPTS]
     for rows in (1, 3):
         cached, plain = (
-            run(llm, [Request(canvas=c, cache=cache, **common) for c in canvases], rows)
-            for cache in (RefreshAlways(), make_cache("none"))
+            run(llm, [Request(canvas=c, method=one, **common) for c in canvases], rows)
+            for one in (replace(method, cache=RefreshAlways()), method)
         )
         for ours, wanted in zip(cached, plain, strict=True):
             assert ours.canvas.tokens.tolist() == wanted.canvas.tokens.tolist()
@@ -539,7 +535,7 @@ class Misbehaving(decoders.Decoder):
     """Wraps the threshold rule and spoils its edits."""
 
     def __init__(self, spoil, room=0):
-        self.rule = configure("threshold", {"threshold": 0.5, "block_length": 4}).decoder
+        self.rule = parse_method("threshold", knobs={"threshold": 0.5, "block_length": 4}).decoder
         self.spoil, self.room = spoil, room
 
     def max_positions(self, canvas, facts):
@@ -574,12 +570,10 @@ def endless_revision(canvas, edit):
 )
 def test_a_decoder_that_does_not_come_to_an_end_is_ended(spoil, room, most, cache, family):
     llm = model(family)
-    sampling_params = configure("threshold", {}).sampling_params
+    method = replace(parse_method("threshold", cache), decoder=Misbehaving(spoil, room))
     request = Request(
         canvas=llm.prompt_canvas([1, 2, 3], 8),
-        decoder=Misbehaving(spoil, room),
-        cache=make_cache(cache),
-        sampling_params=sampling_params,
+        method=method,
         seed=0,
         stop_ids=llm.stop_ids,
         stop_at_eos=False,

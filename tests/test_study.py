@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unmask.demo.tasks import is_held_out
-from unmask.engine.request_builder import configure
+from unmask.engine.request_builder import parse_method
 
 FOLDER = Path(__file__).parents[1] / "studies" / "cadllm"
 
@@ -43,7 +43,7 @@ def test_the_readmes_pictures_are_there(study):
 def test_every_cell_names_a_method_that_exists(study):
     for cells in study("parts").cells().values():
         for cell in cells:
-            configure(cell.method, dict(cell.options))
+            parse_method(cell.method, knobs=cell.options)
 
 
 def test_a_stored_cell_is_what_decoding_gives(study):

@@ -140,7 +140,7 @@ class Landscape:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.settings = EvalSettings("word_problem", decoder="threshold")
+        self.settings = EvalSettings.from_dict({"task": "word_problem", "decoder": "threshold"})
         self.asked = []
 
     def measure(self, knobs, offset, count, told):
@@ -284,7 +284,8 @@ def quiet_two(done, total):
 
 def test_the_outcome_is_a_preset_numbers_a_table_and_a_picture(found, tmp_path):
     bench = Landscape(tmp_path)
-    bench.settings = dataclasses.replace(bench.settings, knobs={"block_length": 16, "cache.kp": 3})
+    method = bench.settings.method.with_values({"block_length": 16, "cache": "dllm", "cache.kp": 3})
+    bench.settings = dataclasses.replace(bench.settings, method=method)
     held_out = check(bench, found, 20, quiet)
     made = write(bench, found, held_out, "unmask tune ...", tmp_path)
     assert [path.name for path in made] == ["preset.yaml", "tune.json", "tune.md"]

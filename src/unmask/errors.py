@@ -1,7 +1,8 @@
-"""What can go wrong, as one tree.
+"""The errors of the package, as one tree.
 
     UnmaskError
     ├── ConfigError      an option, knob or recipe value that is not allowed
+    │   ├── ContradictionError  one option with two values
     │   └── PluginError  a decoder, cache or family file that cannot be used
     ├── ModelError       a checkpoint that cannot be found, read or understood
     ├── PromptError      a prompt that cannot be decoded (empty, no tokenizer)
@@ -10,7 +11,10 @@
     ├── CapacityError    the engine takes no more requests now
     ├── EngineError      the engine has failed and answers nothing any more
     ├── RemoteError      a server that cannot be reached, or that refuses a request
-    └── WorkerError      another process that holds a part of the model failed
+    ├── WorkerError      another process that holds a part of the model failed
+    └── ContractError    a plug-in broke a rule of the engine: a bug of its author
+        ├── DecoderError its ask or its edit
+        └── CacheError   its plan
 
 Every message shows the value, says what is allowed and what to do. The command line prints it as one
 line and exits with status 2.
@@ -27,7 +31,22 @@ class UnmaskError(Exception):
 
 
 class ConfigError(UnmaskError, ValueError):
-    """An option, knob or recipe value that is not allowed."""
+    """An option, knob or recipe value that is not allowed; `key`: its name, where it is known."""
+
+    key: str | None = None
+
+
+class ContradictionError(ConfigError):
+    """An option `key` that two sources give different values; `first` and `second` as they are written."""
+
+    def __init__(self, key: str, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second} contradict; give one of them")
+        self.key = key
+        self.texts = first, second
+
+    def __reduce__(self) -> tuple[type[ContradictionError], tuple[str | None, str, str]]:
+        """Pickle by the arguments."""
+        return type(self), (self.key, *self.texts)
 
 
 class PluginError(ConfigError):
@@ -52,6 +71,33 @@ class DependencyError(UnmaskError, ImportError):
 
 class WorkerError(UnmaskError, RuntimeError):
     """Another process that holds a part of the model ended or does not answer."""
+
+
+class ContractError(UnmaskError, RuntimeError):
+    """A plug-in that broke a rule of the engine; `name` of the plug-in, number of the `forward`, `rule`.
+
+    `rule` states the offending value and what is allowed. Raised with and without `python -O`.
+    """
+
+    kind = "plug-in"
+
+    def __init__(self, rule: str, name: str = "", forward: int | None = None) -> None:
+        subject = f"{self.kind} {name!r}" if name else f"the {self.kind}"
+        place = "" if forward is None else f" at forward {forward}"
+        super().__init__(f"{subject} broke the contract{place}: {rule}; this is a bug in its file")
+        self.rule, self.name, self.forward = rule, name, forward
+
+
+class DecoderError(ContractError):
+    """A decoder whose ask, edit or answer breaks a rule (see `Ask`, `Edit` and `Decoder`)."""
+
+    kind = "decoder"
+
+
+class CacheError(ContractError):
+    """A cache policy whose plan breaks a rule (see `CachePlan` and `CachePolicy.plan`)."""
+
+    kind = "cache"
 
 
 class CapacityError(UnmaskError):

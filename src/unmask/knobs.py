@@ -1,4 +1,4 @@
-"""Typed `key=value` settings for dataclasses: knobs of decoders, recipe keys."""
+"""Typed `key=value` settings for dataclasses: knobs of decoders, recipe keys; sources of them, merged."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import math
 import numbers
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, ContradictionError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -37,6 +38,13 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and value < least:
         raise ConfigError(f"{name}={value} must be at least {least}")
     return int(value)
+
+
+def check_flags(**flags: object) -> None:
+    """Raise ConfigError for a flag that is neither True nor False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r} must be True or False")
 
 
 def positive(name: str, value: Any) -> float:
@@ -152,3 +160,56 @@ def split_call(text: str) -> tuple[str, dict[str, str]]:
             raise ConfigError(f"{key.strip()} is given twice in {text!r}")
         pairs[key.strip()] = value.strip()
     return name.strip(), pairs
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """Values by key, all of one origin.
+
+    `origin` names it, for listings of where a value comes from; `spelling` is how a key of it is written,
+    for errors ("--{flag}": with hyphens). The values of an `is_default` source yield to those of other
+    sources; those of other sources must agree. `is_soft`: a key is left out where the method has no knob of
+    that name.
+    """
+
+    values: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    origin: str = ""
+    spelling: str = "{key}"
+    is_default: bool = False
+    is_soft: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SourcedValue:
+    """A value and its source."""
+
+    value: object
+    source: Source
+
+    def written(self, key: str) -> str:
+        """Return `key=value` as the source writes it."""
+        name = self.source.spelling.format(key=key, flag=key.replace("_", "-"))
+        return f"{name}={self.value}"
+
+
+def merge(*sources: Source) -> dict[str, SourcedValue]:
+    """Merge sources in order of precedence.
+
+    Raises ContradictionError where two that are no defaults give a key different values.
+    """
+    merged: dict[str, SourcedValue] = {}
+    for source in sorted(sources, key=lambda source: source.is_default):
+        for key, value in source.values.items():
+            first, second = (
+                merged.setdefault(key, SourcedValue(value, source)),
+                SourcedValue(value, source),
+            )
+            if not source.is_default and not is_same(first.value, value):
+                raise ContradictionError(key, first.written(key), second.written(key))
+    return merged
+
+
+def is_same(value: object, other: object) -> bool:
+    """Return whether two values, or their texts, mean the same; true is not 1."""
+    first, second = read_value(value), read_value(other)
+    return first == second and isinstance(first, bool) == isinstance(second, bool)

@@ -14,14 +14,16 @@ from served import ANSWER, CHAT, QUESTION, gated_client, serving, wait_for
 from tiny import tiny_llm
 
 from unmask import decoders
+from unmask.method import MethodSpec, Source
 from unmask.server import process
 from unmask.server.service import MAX_PLANNING
-from unmask.server.settings import Defaults, ServerSettings
+from unmask.server.settings import ServerSettings
 
 CHAT_URL, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 BROKEN = '''"""A decoder that fails in its third step. Source: none."""
 from dataclasses import dataclass
 from unmask.decoders.threshold import Threshold
+from unmask.method import MethodSpec, Source
 
 
 @dataclass(frozen=True)
@@ -377,7 +379,9 @@ def test_metrics_never_fall_or_grow_new_series_while_requests_run(demo_llm):
 def test_the_metrics_tell_how_full_the_pages_are():
     llm = tiny_llm("llada", block_size=4)
     line = re.compile(r'^vllm:kv_cache_usage_perc\{model_name="tiny"\} (\S+)$', re.MULTILINE)
-    with gated_client(llm, ServerSettings(("tiny",), Defaults(cache="block_causal"))) as client:
+    with gated_client(
+        llm, ServerSettings(("tiny",), MethodSpec.parse(Source({"cache": "block_causal"})))
+    ) as client:
 
         def usage():
             return float(line.search(client.get("/metrics").text)[1])

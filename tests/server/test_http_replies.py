@@ -10,7 +10,8 @@ from tiny import tiny_llm
 
 from unmask import caches, decoders
 from unmask.knobs import split_call
-from unmask.server.settings import Defaults, ServerSettings
+from unmask.method import MethodSpec, Source
+from unmask.server.settings import ServerSettings
 
 CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
 SAMPLED = {"prompt": "A story about a dog: ", "temperature": 2.0, "max_tokens": 8, "steps": 4}
@@ -54,7 +55,9 @@ def test_the_usage_counts_prompt_answer_and_forwards(client, demo_llm):
 def test_what_of_the_prompt_was_cached_is_told():
     llm = tiny_llm("llada", block_size=4)
     prompt = [7] * 40
-    with gated_client(llm, ServerSettings(("tiny",), Defaults(cache="block_causal"))) as client:
+    with gated_client(
+        llm, ServerSettings(("tiny",), MethodSpec.parse(Source({"cache": "block_causal"})))
+    ) as client:
         body = {"prompt": prompt, "max_tokens": 4}
         details = [ask(client, COMPLETIONS, **body)["usage"]["prompt_tokens_details"] for _ in "ab"]
         assert details == [{"cached_tokens": 0}, {"cached_tokens": 32}]
@@ -262,7 +265,7 @@ def test_a_cache_is_used_only_when_asked_for_and_the_reply_says_if_it_is_exact(c
     plain = ask(client, CHAT_URL, **CHAT)["unmask"]
     assert (plain["cache"], plain["cache_exact"]) == ("none", True)
     told = ask(client, CHAT_URL, **CHAT, cache=name)["unmask"]
-    policy = caches.make_cache(name)
+    policy = caches.bind(caches.make_cache(name), None)
     assert told["cache"] == caches.describe(policy)
     assert told["cache_exact"] == policy.exact
 
@@ -278,7 +281,7 @@ def test_a_cache_takes_its_knobs_in_three_spellings(client):
 
 
 def test_a_greedy_request_needs_nothing_of_the_servers_sampling(demo_llm):
-    defaults = Defaults("vanilla", {"temperature": "0.9", "top_p": "0.8", "steps": "4"})
+    defaults = MethodSpec.parse(Source({"temperature": "0.9", "top_p": "0.8", "steps": "4"}))
     with gated_client(demo_llm, ServerSettings(("demo",), defaults)) as client:
         body = {"prompt": "A dog", "max_tokens": 8}
         greedy = ask(client, COMPLETIONS, **body, temperature=0)
@@ -288,7 +291,8 @@ def test_a_greedy_request_needs_nothing_of_the_servers_sampling(demo_llm):
 
 
 def test_the_servers_cache_knobs_stay_with_its_cache(demo_llm):
-    defaults = Defaults("threshold", {"threshold": 0.8}, "dkv", {"interval": "5"})
+    names = {"decoder": "threshold", "cache": "dkv"}
+    defaults = MethodSpec.parse(Source({**names, "threshold": 0.8, "cache.interval": "5"}))
     with gated_client(demo_llm, ServerSettings(("demo",), defaults)) as client:
         for change, cache in (
             ({}, "dkv(interval=5)"),

@@ -61,7 +61,7 @@ def refused(capsys):
     ],
 )
 def test_sglangs_algorithms_are_our_decoders(algorithm, config, decoder, knobs):
-    assert from_sglang(algorithm, config) == (decoder, knobs)
+    assert from_sglang(algorithm, config).values == {"decoder": decoder, **knobs}
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_a_server_is_started_from_a_file(file):
     with served("--config", path, "threshold=0.7") as (_, url, lines):
         shown = dict(line.split(maxsplit=1) for line in lines[:-1])
         assert shown["config"] == path
-        assert shown["decoder"] == "threshold (threshold=0.7)"
+        assert shown["decoder"] == "threshold(threshold=0.7)"
         assert shown["batch"].startswith("4 sequences")
         reply = ask(f"{url}/v1/completions", {"prompt": "A dog", "max_tokens": 8})
         assert reply["model"] == "mine"
@@ -430,7 +430,7 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
         shown = dict(line.split(maxsplit=1) for line in lines[:-1])
         assert shown["model"] == "demo (llada, 6,163,712 parameters), served as mine"
         assert shown["dtype"] == "float32 on cpu"
-        assert shown["decoder"] == "threshold (threshold=0.8)"
+        assert shown["decoder"] == "threshold(threshold=0.8)"
         assert shown["cache"] == "dkv(interval=5) (approximate)"
         assert shown["canvas"] == "200 positions at most"
         assert shown["access"] == "API key"

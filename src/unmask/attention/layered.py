@@ -1,4 +1,4 @@
-"""Layers that recompute only the positions whose values changed most, and reuse stored outputs elsewhere.
+"""Layers that recompute the positions with the most changed values and reuse stored outputs elsewhere.
 
 Source: dLLM-Cache, arXiv:2506.06295 (V-verify). A layer projects the values of the response; where these
 are least similar (cosine) to the stored ones, it recomputes query, key, attention and feed-forward.

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from unmask.bench.decode import decode_all
-from unmask.bench.report import DecodeSetting, MethodEntry
-from unmask.caches.registry import make_cache
+from unmask.bench.report import DecodeSetting
+from unmask.caches.registry import bind, make_cache
 from unmask.demo.tasks import Example, check
 from unmask.engine.model_runner import ForwardInput, ModelRunner
+from unmask.method import MethodSpec
 from unmask.models.transformer import topology
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class _Pass:
 def measure_caches(
     llm: LLM,
     names: Sequence[str],
-    entry: MethodEntry,
+    method: MethodSpec,
     setting: DecodeSetting,
     examples: Sequence[Example],
     watch: Callable[[str, int], AbstractContextManager[None]] = lambda name, repeat: nullcontext(),
@@ -135,18 +136,18 @@ def measure_caches(
     passes = [_Pass(name) for name in dict.fromkeys(("none", *names))]
     for item in passes:
         with watch(item.name, 0):
-            decode_all(llm, prompts[: setting.max_batch_size], entry, item.name, setting)
+            decode_all(llm, prompts[: setting.max_batch_size], method, item.name, setting)
     for repeat in range(setting.repeat):
         for item in (*passes[repeat % len(passes) :], *passes[: repeat % len(passes)]):
             with watch(item.name, repeat + 1):
                 began = time.perf_counter()
-                outputs = decode_all(llm, prompts, entry, item.name, setting)
+                outputs = decode_all(llm, prompts, method, item.name, setting)
                 item.seconds.append(time.perf_counter() - began)
                 item.outputs = item.outputs or outputs
     for item in passes[1:]:
         probed = copy.copy(llm)
         probed.make_runner = type("Probe", (Probe,), {"staleness": item.staleness})
-        decode_all(probed, prompts, entry, item.name, setting)
+        decode_all(probed, prompts, method, item.name, setting)
     return [_result(llm, item, passes[0].outputs, examples) for item in passes]
 
 
@@ -160,7 +161,7 @@ def _result(llm: LLM, item: _Pass, exact: list[Output], examples: Sequence[Examp
     divergence = 0.0 if item.name == "none" else math.nan
     return CacheResult(
         name=item.name,
-        is_exact=make_cache(item.name, None, llm.spec.block_size).exact,
+        is_exact=bind(make_cache(item.name), llm.spec.block_size).exact,
         right=tuple(check(e, o.text) for e, o in zip(examples, outputs, strict=True)),
         same_answers=sum(o.token_ids == e.token_ids for o, e in pairs) / len(pairs),
         same_tokens=equal / total,

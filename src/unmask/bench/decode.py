@@ -1,8 +1,8 @@
-"""Decoders side by side: the same held-out prompts, the same model, quality and speed of each.
+"""Comparison of decoders on the same held-out prompts and model: quality and speed of each.
 
-Times are of whole passes over the prompts, after a warm-up of every decoder. A repeat is one pass of
-each decoder, and each repeat starts with another one, so that a machine that slows down or is
-disturbed does so to all alike. Vanilla at one token a forward is always measured along.
+Times are those of whole passes over the prompts, after a warm-up of every decoder. A repeat is one pass of
+each decoder, and each repeat starts with another decoder, so that disturbances of the machine affect all of
+them. Vanilla with one token per forward is always measured as the baseline.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unmask import decoders
 from unmask.bench.environment import machine
-from unmask.bench.report import BASELINE, DecodeSetting, MethodEntry, Report, ReportRow, Result
+from unmask.bench.report import BASELINE, DecodeSetting, Report, ReportRow, Result
 from unmask.demo.tasks import Example, check, held_out_set
 from unmask.errors import ConfigError
+from unmask.method import MethodSpec, Source
 from unmask.version import __version__
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """A held-out set that takes answers to prompts: usual positions, and blank cells of a Sudoku."""
+    """A held-out set: default number of positions, and number of blank cells of a Sudoku."""
 
     gen_length: int
     blanks: int | None = None
@@ -38,40 +38,39 @@ class Task:
 TASKS = {"word_problem": Task(64), "sudoku": Task(32, blanks=8), "countdown": Task(32)}
 
 
-Watch = Callable[[MethodEntry, int], AbstractContextManager[None]]
-"""Wraps every pass; told the entry and the repeat, 0 for the warm-up."""
+Watch = Callable[[MethodSpec, int], AbstractContextManager[None]]
+"""Function that returns the context of a pass, from the method and the repeat (0: warm-up)."""
 
 
 def held_out(setting: DecodeSetting) -> list[Example]:
-    """The prompts. Raises ConfigError when the task has fewer."""
+    """Return the held-out examples of a setting. Raises ConfigError when the task has fewer."""
     try:
         return held_out_set(setting.task, setting.limit, blanks=TASKS[setting.task].blanks)
     except ValueError as error:
         raise ConfigError(f"limit={setting.limit} is too high: {error}") from None
 
 
-def options_of(entry: MethodEntry, setting: DecodeSetting) -> dict[str, Any]:
-    """What `generate` is told for an entry; a typed knob wins over the setting's `block_length`."""
-    options: dict[str, Any] = {}
-    if "block_length" in decoders.knob_names(entry.decoder, dict(entry.knobs)):
-        options["block_length"] = setting.block_length
-    return options | dict(entry.knobs)
+def method_in(setting: DecodeSetting, method: MethodSpec, cache: str) -> MethodSpec:
+    """Return a method with a cache, and with the setting's `block_length` unless it has its own."""
+    shared = {"block_length": setting.block_length}
+    return MethodSpec.parse(
+        Source({"cache": cache}),
+        method.source(is_default=True),
+        Source(shared, is_default=True, is_soft=True),
+    )
 
 
 def decode_all(
-    llm: LLM, prompts: list[list[int]], entry: MethodEntry, cache: str, setting: DecodeSetting
+    llm: LLM, prompts: list[list[int]], method: MethodSpec, cache: str, setting: DecodeSetting
 ) -> list[Output]:
-    """One pass of an entry; it has ended when this returns, on an accelerator too."""
-    options = options_of(entry, setting)
-    if not decoders.finds_length(entry.decoder):
-        options["gen_length"] = setting.gen_length
+    """Decode all prompts by a method and synchronize with the device."""
+    method = method_in(setting, method, cache)
     outputs = llm.generate(
         prompts,
-        entry.decoder,
-        cache,
+        method,
+        gen_length=None if method.chooses_length else setting.gen_length,
         seed=setting.seed,
         max_batch_size=setting.max_batch_size,
-        **options,
     )
     if llm.model.device.type == "cuda":
         import torch
@@ -82,20 +81,21 @@ def decode_all(
 
 def measure(
     llm: LLM,
-    entries: Sequence[MethodEntry],
+    entries: Sequence[MethodSpec],
     setting: DecodeSetting,
     examples: Sequence[Example],
-    watch: Watch = lambda entry, repeat: nullcontext(),
+    watch: Watch = lambda method, repeat: nullcontext(),
 ) -> Report:
-    """Measure the baseline and the entries on the examples.
+    """Measure the baseline and the methods `entries` on the examples.
 
-    An entry that raises ConfigError gets a row without a result. Raises the baseline's ConfigError, and
+    A method that raises ConfigError gets a row without a result. Raises the baseline's ConfigError, and
     PromptError when a prompt does not fit the model.
     """
-    assert len(set(entries)) == len(entries), "every entry once"
+    assert len({entry.label for entry in entries}) == len(entries), "every method once"
     facts = machine(llm.model.device)
     bench = _Bench(llm, setting, examples, watch)
-    passes = [_Passes(entry) for entry in dict.fromkeys((BASELINE, *entries))]
+    by_label = {method.label: method for method in (MethodSpec.parse(), *entries)}
+    passes = [_Passes(method) for method in by_label.values()]
     for item in passes:
         bench.warm_up(item)
     for repeat in range(setting.repeat):
@@ -116,10 +116,8 @@ def measure(
 
 @dataclass
 class _Passes:
-    """What is known of an entry so far."""
-
-    entry: MethodEntry
-    in_force: dict[str, Any] = dataclasses.field(default_factory=dict)
+    method: MethodSpec
+    in_force: dict[str, object] = dataclasses.field(default_factory=dict)
     outputs: list[Output] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     is_repeatable: bool = True
@@ -133,8 +131,12 @@ class _Passes:
         self.seconds.append(seconds)
 
     def row(self, examples: Sequence[Example]) -> ReportRow:
+        knobs = {key: str(value) for key, value in self.method.given.items()}
+        row = ReportRow(
+            self.method.label, self.method.decoder_name, knobs, self.in_force, None, self.problem
+        )
         if self.problem is not None:
-            return ReportRow(self.entry, self.in_force, None, self.problem)
+            return row
         pairs = zip(examples, self.outputs, strict=True)
         result = Result(
             right=tuple(check(example, output.text) for example, output in pairs),
@@ -144,7 +146,7 @@ class _Passes:
             seconds=tuple(self.seconds),
             is_repeatable=self.is_repeatable,
         )
-        return ReportRow(self.entry, self.in_force, result)
+        return dataclasses.replace(row, result=result)
 
 
 class _Bench:
@@ -157,24 +159,20 @@ class _Bench:
         self.prompts = [llm.prompt_ids(example.prompt) for example in examples]
 
     def warm_up(self, item: _Passes) -> None:
-        """Decode one batch, untimed, and see whether the decoder runs here at all."""
-        from unmask.engine.request_builder import configure
+        """Decode one batch without timing; records the problem of a decoder that is refused."""
 
         def run() -> None:
-            method = configure(item.entry.decoder, options_of(item.entry, self.setting))
-            item.in_force = dataclasses.asdict(method.sampling_params) | dataclasses.asdict(
-                method.decoder
-            )
-            self._decode(item.entry, self.prompts[: self.setting.max_batch_size])
+            item.in_force = method_in(self.setting, item.method, self.setting.cache).knobs()
+            self._decode(item.method, self.prompts[: self.setting.max_batch_size])
 
         self._watched(item, 0, run)
 
     def time(self, item: _Passes, repeat: int) -> None:
-        """Decode every prompt, unless the decoder does not run here."""
+        """Decode and time all prompts, unless the decoder was refused."""
 
         def run() -> None:
             began = time.perf_counter()
-            outputs = self._decode(item.entry, self.prompts)
+            outputs = self._decode(item.method, self.prompts)
             item.add(outputs, time.perf_counter() - began)
 
         if item.problem is None:
@@ -182,12 +180,12 @@ class _Bench:
 
     def _watched(self, item: _Passes, repeat: int, run: Callable[[], None]) -> None:
         try:
-            with self.watch(item.entry, repeat):
+            with self.watch(item.method, repeat):
                 run()
         except ConfigError as error:
-            if item.entry == BASELINE:
+            if item.method.label == BASELINE:
                 raise
             item.problem = str(error)
 
-    def _decode(self, entry: MethodEntry, prompts: list[list[int]]) -> list[Output]:
-        return decode_all(self.llm, prompts, entry, self.setting.cache, self.setting)
+    def _decode(self, method: MethodSpec, prompts: list[list[int]]) -> list[Output]:
+        return decode_all(self.llm, prompts, method, self.setting.cache, self.setting)

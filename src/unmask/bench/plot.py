@@ -115,7 +115,7 @@ def points(report: Report, x: str) -> list[Point]:
         middle, ends = _speed(row.result, x)
         listed.append(
             Point(
-                label=row.entry.label + (" (baseline)" if number == 0 else ""),
+                label=row.label + (" (baseline)" if number == 0 else ""),
                 x=middle,
                 x_ends=ends,
                 y=100 * row.result.accuracy,

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from unmask.bench.decode import decode_all, held_out
 from unmask.bench.environment import peak_resident_bytes
-from unmask.bench.report import DecodeSetting, MethodEntry
+from unmask.bench.report import DecodeSetting
 from unmask.demo.tasks import check
 from unmask.errors import UnmaskError, unknown_name
+from unmask.method import MethodSpec
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ class QuantizeJob:
 
     model: str
     name: str
-    entry: MethodEntry
+    method: MethodSpec
     setting: DecodeSetting
     canvases: list[list[int]] | None
 
@@ -99,7 +100,7 @@ def check_formats(names: Sequence[str]) -> None:
 def measure_formats(
     model: str,
     names: Sequence[str],
-    entry: MethodEntry,
+    method: MethodSpec,
     setting: DecodeSetting,
     watch: Callable[[str], object] = lambda name: None,
 ) -> list[FormatResult]:
@@ -114,7 +115,7 @@ def measure_formats(
     for name in dict.fromkeys(names):
         watch(name)
         canvases = None if reference is None else reference.canvases
-        job = QuantizeJob(model, name, entry, setting, canvases)
+        job = QuantizeJob(model, name, method, setting, canvases)
         try:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 output = pool.submit(run, job).result()
@@ -160,7 +161,7 @@ def run(job: QuantizeJob) -> QuantizeResult:
         began = time.perf_counter()
         llm.model(canvas)
         times.append(time.perf_counter() - began)
-    outputs = decode_all(llm, prompts, job.entry, "none", job.setting)
+    outputs = decode_all(llm, prompts, job.method, "none", job.setting)
     right = [check(item, out.text) for item, out in zip(examples, outputs, strict=True)]
     canvases = job.canvases or [
         [

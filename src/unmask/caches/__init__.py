@@ -16,7 +16,7 @@ from unmask.caches.base import (
     Observation,
     PerBlock,
 )
-from unmask.caches.registry import cache_class, describe, make_cache, names
+from unmask.caches.registry import bind, cache_class, describe, make_cache, names
 from unmask.knobs import knob
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "CachePlan",
     "CacheProgress",
     "Observation",
+    "bind",
     "cache_class",
     "describe",
     "knob",

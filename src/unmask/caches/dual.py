@@ -24,10 +24,6 @@ class Dual(PerBlock):
         True, "false is cache prefix: the suffix is computed too (the documents' spelling)"
     )
 
-    def stands_for(self, block_size: int | None) -> str | None:
-        """Return the prefix cache's name with `use_dual=false`."""
-        return None if self.use_dual else "prefix"
-
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
         """The window."""
         return np.arange(*ask.window)

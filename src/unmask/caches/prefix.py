@@ -24,10 +24,6 @@ class Prefix(PerBlock):
         False, "true is cache dual: the suffix is kept too (the documents' spelling)"
     )
 
-    def stands_for(self, block_size: int | None) -> str | None:
-        """Return the dual cache's name with `use_dual=true`."""
-        return "dual" if self.use_dual else None
-
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
         """From the first needed position to the end."""
         first = min(ask.window[0], int(rows.min(initial=ask.window[0])))

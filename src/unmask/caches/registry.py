@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any
 
 from unmask.caches.base import AnyCache
-from unmask.errors import ConfigError, unknown_name
-from unmask.knobs import field_names, read_value, set_field, split_call
+from unmask.errors import unknown_name
+from unmask.knobs import Source, field_names, merge, read_value, set_field, split_call
 
 PACKAGE = "unmask.caches"
 NO_POLICIES = {"base", "registry"}
@@ -33,40 +32,35 @@ def cache_class(name: str) -> type[AnyCache]:
 
 
 def make_cache(
-    name: str,
-    args: Mapping[str, Any] | None = None,
-    block_size: int | None = None,
-    compat: Any = None,
+    name: str, args: Mapping[str, object] | None = None, compat: object = None
 ) -> AnyCache:
-    """A cache policy by name with its knobs, e.g. `dllm(kp=50, kr=7)` or `dllm` and `args`.
+    """Build a cache policy from its name and knobs, e.g. `dllm(kp=50, kr=7)` or `dllm` and `args`.
 
-    `block_size` is the model's (see `ModelFacts`): `auto` chooses by it. `compat`, if not None, holds for a
-    policy that has such a knob and is not told otherwise. Raises ConfigError for an unknown
-    name or knob, and for values that are not allowed.
+    `compat`, if not None, holds for a policy that has such a knob unless it is among the knobs. `auto`
+    stays as it is (see `bind`). Raises ConfigError for an unknown name or knob, and for a value that is not
+    allowed.
     """
-    name, inside = split_call(name) if isinstance(name, str) else (name, {})
-    given = dict(args or {})
-    for key, value in inside.items():
-        if key in given and str(given[key]) != str(value):
-            raise ConfigError(f"{key}={value} and {key}={given[key]} contradict; give one of them")
+    name, inside = split_call(name)
+    merged = merge(Source(inside), Source(args or {}))
+    knobs = {key: value.value for key, value in merged.items()}
     cls = cache_class(name)
-    given = {**inside, **given}
     own = field_names(cls)
     if compat is not None and "compat" in own:
-        given.setdefault("compat", compat)
+        knobs.setdefault("compat", compat)
+    theirs = {key: value for key, value in knobs.items() if key not in own}
+    inner = read_value(knobs.get("inner")) if "inner" in own else None
+    if theirs and inner is None:
+        raise unknown_name(f"knob for cache {name!r}:", next(iter(theirs)), own)
+    typed = {key: set_field(cls, key, knobs[key]) for key in knobs if key in own - {"inner"}}
     if "inner" in own:
-        inner = read_value(given.get("inner"))
-        theirs = {key: value for key, value in given.items() if key not in own}
-        if inner is None and theirs:
-            raise unknown_name(f"knob for cache {name!r}:", next(iter(theirs)), own)
-        made = None if inner is None else make_cache(str(inner), theirs, block_size, compat)
-        mine = {key: set_field(cls, key, given[key]) for key in given if key in own - {"inner"}}
-        wrap: Callable[..., AnyCache] = cls
-        return wrap(inner=made, **mine)
-    for key in given:
-        if key not in own:
-            raise unknown_name(f"knob for cache {name!r}:", key, own)
-    policy = cls(**{key: set_field(cls, key, value) for key, value in given.items()})
+        policy = None if inner is None else make_cache(str(inner), theirs, compat)
+        typed["inner"] = None if policy is None else bind(policy, None)
+    build: Callable[..., AnyCache] = cls
+    return build(**typed)
+
+
+def bind(policy: AnyCache, block_size: int | None) -> AnyCache:
+    """Return the policy for a model of this block size (None: full attention); `auto` is replaced."""
     other = policy.stands_for(block_size)
     return policy if other is None else make_cache(other)
 

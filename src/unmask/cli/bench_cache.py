@@ -17,7 +17,7 @@ from unmask.bench.decode import held_out
 from unmask.bench.environment import machine
 from unmask.cli.bench_decode import parse_decoders, setting_of, split_list, write_json
 from unmask.cli.decode import load
-from unmask.cli.key_value import DEFAULTS, DecodeOptions
+from unmask.cli.key_value import DecodeOptions
 from unmask.errors import ConfigError
 
 HEAD = (
@@ -50,8 +50,8 @@ def cache(
     if names != "all":
         for name in split_list(names):
             caches.make_cache(name.strip())
-    told = dict(zip(("model", "dtype", "device"), where, strict=True))
-    llm, _ = load(DecodeOptions(**{**DEFAULTS, **told}, knobs={}))
+    model, dtype, device = where
+    llm, _ = load(DecodeOptions(model, dtype=dtype, device=device))
     chosen = _chosen(names, llm.spec.block_size)
     found = measure_caches(llm, chosen, entries[0], setting, held_out(setting), _watch)
     facts = machine(llm.model.device)

@@ -25,15 +25,15 @@ from unmask.bench.report import (
     BASELINE,
     Comparison,
     DecodeSetting,
-    MethodEntry,
     Report,
     Result,
     compare,
 )
 from unmask.cli.decode import load
-from unmask.cli.key_value import DEFAULTS, WORD, DecodeOptions
+from unmask.cli.key_value import WORD, DecodeOptions
 from unmask.errors import ConfigError, unknown_name
-from unmask.knobs import field_names, whole
+from unmask.knobs import Source, whole
+from unmask.method import MethodSpec
 
 DECODER_WORD = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 SHARED_FLAGS = ("cache", "gen_length", "max_batch_size", "seed")
@@ -69,15 +69,17 @@ def decode(wanted: BenchDecodeOptions, options: dict[str, Any]) -> None:
     setting = setting_of(options)
     entries = parse_decoders(wanted.decoders)
     _check_files(wanted)
-    told = {"model": wanted.model, "dtype": wanted.dtype, "device": wanted.device}
-    llm, _ = load(DecodeOptions(**{**DEFAULTS, **told, "cache": setting.cache}, knobs={}))
+    method = Source({"cache": setting.cache})
+    llm, _ = load(
+        DecodeOptions(wanted.model, dtype=wanted.dtype, device=wanted.device, method=method)
+    )
     examples = held_out(setting)
-    passes = len({BASELINE, *entries}) * (setting.repeat + 1)
+    passes = len({BASELINE, *(entry.label for entry in entries)}) * (setting.repeat + 1)
     with _progress(passes, setting.repeat) as watch:
         report = measure(llm, entries, setting, examples, watch)
     for row in report.rows:
         if row.result is not None and not row.result.is_repeatable:
-            _warn(f"{row.entry.label} answered differently in a repeat; the first is counted")
+            _warn(f"{row.label} answered differently in a repeat; the first is counted")
     _show(report, wanted)
 
 
@@ -92,13 +94,14 @@ def setting_of(options: dict[str, Any]) -> DecodeSetting:
     return DecodeSetting(**options)
 
 
-def parse_decoders(text: str) -> list[MethodEntry]:
-    """`"threshold, vanilla(steps=16)"` as entries; `all` stands for every decoder there is.
+def parse_decoders(text: str) -> list[MethodSpec]:
+    """Parse `"threshold, vanilla(steps=16)"` as methods; `all` stands for every decoder there is.
 
     Raises ConfigError for what cannot be read, an unknown name, one that is there twice, and typed
     knobs that the decoder refuses.
     """
-    entries: list[MethodEntry] = []
+    entries: list[MethodSpec] = []
+    labels: list[str] = []
     for word in split_list(text):
         match = DECODER_WORD.fullmatch(word)
         if match is None:
@@ -109,13 +112,13 @@ def parse_decoders(text: str) -> list[MethodEntry]:
         if match[1] == "all":
             if match[2] is not None:
                 raise ConfigError("all(...) takes no knobs; write them behind a decoder's name")
-            entries.extend(MethodEntry(name) for name in decoders.names())
+            entries += [MethodSpec.parse(Source({"decoder": n})) for n in decoders.names()]
         else:
-            entries.append(_resolved(match[1], _knobs(match[1], match[2])))
-    for number, entry in enumerate(entries):
-        if entry in entries[:number]:
+            entries.append(_parsed(match[1], _knobs(match[1], match[2])))
+    for entry in entries:
+        if entry.label in labels:
             raise ConfigError(f"decoder {entry.label} is there twice; leave one out")
-        _check_entry(entry)
+        labels.append(entry.label)
     return entries
 
 
@@ -135,12 +138,20 @@ def split_list(text: str) -> list[str]:
     return parts
 
 
-def _resolved(name: str, knobs: dict[str, str]) -> MethodEntry:
-    """The method that the words stand for, with a note when it has another name."""
-    name, resolved, said = decoders.resolve(name, dict(knobs))
-    if said is not None:
-        print(f"unmask: note: {said}", file=sys.stderr)
-    return MethodEntry(name, tuple((key, str(value)) for key, value in resolved.items()))
+def _parsed(name: str, knobs: dict[str, str]) -> MethodSpec:
+    """Return the method of a word, with its notes printed. Raises ConfigError for a shared option."""
+    own = decoders.knob_names(name)
+    for key in knobs:
+        if key in SHARED_FLAGS and key not in own:
+            flag = "--" + key.replace("_", "-")
+            raise ConfigError(
+                f"{key}={knobs[key]} in {name}(...): all decoders of a run share it; use {flag} "
+                f"{knobs[key]}"
+            )
+    method = MethodSpec.parse(Source({"decoder": name, **knobs}))
+    for note in method.notes:
+        print(f"unmask: note: {note.message}", file=sys.stderr)
+    return method
 
 
 def _knobs(name: str, inside: str | None) -> dict[str, str]:
@@ -155,20 +166,6 @@ def _knobs(name: str, inside: str | None) -> dict[str, str]:
             raise ConfigError(f"{key} is there twice in {name}(...); give it once")
         found[key] = match[2]
     return found
-
-
-def _check_entry(entry: MethodEntry) -> None:
-    own = field_names(decoders.decoder_class(entry.decoder))
-    for key, value in entry.knobs:
-        if key in SHARED_FLAGS and key not in own:
-            flag = "--" + key.replace("_", "-")
-            raise ConfigError(
-                f"{key}={value} in {entry.label}: all decoders of a run share it; use {flag} {value}"
-            )
-    if entry.knobs:
-        from unmask.engine.request_builder import configure
-
-        configure(entry.decoder, dict(entry.knobs), ())
 
 
 def _check_files(wanted: BenchDecodeOptions) -> None:
@@ -203,7 +200,7 @@ def _progress(passes: int, repeats: int) -> Iterator[Watch]:
         left = passes
 
         @contextmanager
-        def watch(entry: MethodEntry, repeat: int) -> Iterator[None]:
+        def watch(entry: MethodSpec, repeat: int) -> Iterator[None]:
             nonlocal left
             part = f"repeat {repeat} of {repeats}" if repeat else "warm-up"
             bar.update(task, description=f"{entry.label}: {part}")
@@ -247,7 +244,7 @@ def _show(report: Report, wanted: BenchDecodeOptions) -> None:
 def command(report: Report, wanted: BenchDecodeOptions) -> str:
     """What to type to measure this again, files aside."""
     flags: dict[str, Any] = {
-        "decoders": ",".join(row.entry.label for row in report.rows),
+        "decoders": ",".join(row.label for row in report.rows),
         "model": wanted.model,
         "dtype": wanted.dtype,
         "device": wanted.device,
@@ -272,13 +269,13 @@ def show_table(report: Report, console: Console) -> None:
     for row in report.rows:
         if row.result is None:
             cells = [NONE] * (len(COLUMNS) - 2) + [f"cannot run here: {row.problem}"]
-        elif row.entry == BASELINE:
+        elif row.label == BASELINE:
             cells = [*numbers(row.result), "1.00", "the baseline"]
         else:
             compared = compare(row.result, report.baseline)
             up = NONE if compared.speed_up is None else f"{compared.speed_up:.2f}"
             cells = [*numbers(row.result), up, verdict(compared)]
-        table.add_row(*(Text(cell) for cell in (row.entry.label, *cells)))
+        table.add_row(*(Text(cell) for cell in (row.label, *cells)))
     console.print(table)
     if not live:
         console.print()

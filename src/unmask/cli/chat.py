@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -16,11 +16,13 @@ from rich.console import Console
 from unmask.cli.key_value import DecodeOptions, settings, split_words
 from unmask.cli.options import DeviceOptions, flat
 from unmask.errors import ConfigError, UnmaskError, unknown_name
+from unmask.knobs import Source
 from unmask.options import option
 
 if TYPE_CHECKING:
     from unmask.cli.decode import Shown
     from unmask.engine.llm import LLM
+    from unmask.method import MethodSpec
 
 PROMPT = "> "
 DRAWN_SEED = -1
@@ -81,25 +83,26 @@ class Local:
 
     def check(self, wanted: DecodeOptions) -> None:
         """Refuse a method or a cache that does not exist or does not take these knobs."""
-        from unmask.engine.request_builder import configure, split_cache
+        self._method(wanted)
 
-        block_size = self.llm.spec.block_size
-        knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), block_size)
-        configure(wanted.decoder, knobs)
+    def _method(self, wanted: DecodeOptions) -> MethodSpec:
+        """Return the method of the options."""
+        from unmask.engine.request_builder import OPTIONS
+        from unmask.method import MethodSpec
+
+        method = MethodSpec.parse(wanted.method, gen_length=wanted.gen_length, options=OPTIONS)
+        return method.bind(self.llm.spec.block_size)
 
     def answer(
         self, messages: list[dict[str, str]], wanted: DecodeOptions, console: Console | None
     ) -> Said:
         """Decode the next turn."""
         from unmask.cli.decode import decode
-        from unmask.engine.request_builder import configure, split_cache
         from unmask.engine.token_text import TokenTexts
         from unmask.view.terminal import LiveView
 
-        knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), self.llm.spec.block_size)
-        method = configure(wanted.decoder, knobs)
-        length = self.llm.first_length(method.decoder, wanted.gen_length)
-        canvas = self.llm.prompt_canvas(self.llm.chat_ids(messages), length)
+        method = self._method(wanted)
+        canvas = self.llm.requests.canvas(self.llm.chat_ids(messages), method, wanted.gen_length)
         with ExitStack() as stack:
             view = None
             if console is not None:
@@ -206,7 +209,8 @@ def _talker(
         from unmask.cli.decode import load
 
         llm, _ = load(wanted)
-        return Local(llm, shown.fps), wanted
+        names = {"decoder": "vanilla", "cache": "none"}
+        return Local(llm, shown.fps), _changed(wanted, {**names, **wanted.method.values})
     from unmask.cli.chat_remote import Remote
 
     given = {key for source in (flags, pairs) for key, value in source.items() if value is not None}
@@ -217,11 +221,14 @@ def _talker(
     remote = Remote(place.base_url, key, shown.fps)
     return remote, dataclasses.replace(
         wanted,
-        decoder=wanted.decoder if "decoder" in given else "",
-        cache=wanted.cache if "cache" in given else "",
         model=wanted.model if "model" in given else "",
         seed=wanted.seed if "seed" in given else DRAWN_SEED,
     )
+
+
+def _changed(wanted: DecodeOptions, values: Mapping[str, object]) -> DecodeOptions:
+    """Return the options with another method."""
+    return dataclasses.replace(wanted, method=Source(values))
 
 
 @dataclass
@@ -308,25 +315,26 @@ class Session:
         elif name == "show":
             print(self._shown(), file=sys.stderr)
         else:
-            changed = self._changed(name, rest)
+            changed = self._after(name, rest)
             self.talker.check(changed)
             self.wanted = changed
         return False
 
-    def _changed(self, name: str, rest: str) -> DecodeOptions:
+    def _after(self, name: str, rest: str) -> DecodeOptions:
         """The settings after /decoder, /cache, /set or /unset."""
-        old = self.wanted
+        old, values = self.wanted, dict(self.wanted.method.values)
+        inside = {key for key in values if key == "cache" or key.startswith("cache.")}
         if name == "decoder":
-            kept = {key: value for key, value in old.knobs.items() if key.startswith("cache.")}
-            return dataclasses.replace(old, decoder=rest, knobs=kept)
+            return _changed(old, {"decoder": rest, **{key: values[key] for key in inside}})
         if name == "cache":
-            kept = {key: value for key, value in old.knobs.items() if not key.startswith("cache.")}
-            return dataclasses.replace(old, cache=rest, knobs=kept)
+            rest_of = {key: value for key, value in values.items() if key not in inside}
+            return _changed(old, {**rest_of, "cache": rest})
         if name == "unset":
-            if rest not in old.knobs:
-                raise unknown_name("changed knob", rest, old.knobs)
-            kept = {key: value for key, value in old.knobs.items() if key != rest}
-            return dataclasses.replace(old, knobs=kept)
+            knobs = values.keys() - {"decoder", "cache"}
+            if rest not in knobs:
+                raise unknown_name("changed knob", rest, knobs)
+            del values[rest]
+            return _changed(old, values)
         key, equals, value = rest.partition("=")
         key, value = key.strip().replace("-", "_"), value.strip()
         if not equals or not key:
@@ -334,15 +342,16 @@ class Session:
         if key in ("gen_length", "seed"):
             typed = settings({key: value}, {})
             return dataclasses.replace(old, **{key: getattr(typed, key)})
-        return dataclasses.replace(old, knobs={**old.knobs, key: value})
+        return _changed(old, {**values, key: value})
 
     def _shown(self) -> str:
-        found = {
-            "decoder": self.wanted.decoder or "the server's",
-            "cache": self.wanted.cache or "the server's",
+        values = {"decoder": "the server's", "cache": "the server's", **self.wanted.method.values}
+        shown = {
+            "decoder": values.pop("decoder"),
+            "cache": values.pop("cache"),
             "gen_length": self.wanted.gen_length or "as usual",
             "seed": "drawn" if self.wanted.seed == DRAWN_SEED else self.wanted.seed,
-            **self.wanted.knobs,
+            **values,
             "turns": sum(message["role"] == "user" for message in self.messages),
         }
-        return ", ".join(f"{key}={value}" for key, value in found.items())
+        return ", ".join(f"{key}={value}" for key, value in shown.items())

@@ -12,9 +12,9 @@ from unmask.bench.endpoint import reason, refusal
 from unmask.bench.serve import Server
 from unmask.cli.chat import DRAWN_SEED, Said
 from unmask.cli.key_value import DecodeOptions
-from unmask.engine.request_builder import PREFIX
 from unmask.errors import DependencyError, RemoteError, unknown_name
 from unmask.knobs import read_value
+from unmask.method import CACHE_PREFIX
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,10 +73,11 @@ class Remote:
     def check(self, wanted: DecodeOptions) -> None:
         """Refuse names that the server does not have; what they take it says itself."""
         if self.schema is None:
-            if wanted.decoder or wanted.cache:
+            if wanted.method.values.keys() & {"decoder", "cache"}:
                 raise RemoteError(f"{self.url} is not unmask's: it has no decoders to choose from")
             return
-        for kind, name in (("decoder", wanted.decoder), ("cache", wanted.cache)):
+        for kind in ("decoder", "cache"):
+            name = str(wanted.method.values.get(kind, ""))
             names = [item["name"] for item in self.schema[f"{kind}s"]]
             if name and name.partition("(")[0] not in names:
                 raise unknown_name(kind, name, names)
@@ -89,16 +90,19 @@ class Remote:
         found |= {"stream": True, "stream_options": {"include_usage": True}}
         if live and self.schema is not None:
             found["stream_mode"] = "canvas"
-        for key, value in (("decoder", wanted.decoder), ("cache", wanted.cache)):
-            if value:
-                found[key] = value
+        knobs = dict(wanted.method.values)
+        for key in ("decoder", "cache"):
+            if key in knobs:
+                found[key] = knobs.pop(key)
         if wanted.gen_length is not None:
             found["max_tokens"] = wanted.gen_length
         if wanted.seed != DRAWN_SEED:
             found["seed"] = wanted.seed
-        values = {key: read_value(value) for key, value in wanted.knobs.items()}
-        own = {key: value for key, value in values.items() if not key.startswith(PREFIX)}
-        cached = {k.removeprefix(PREFIX): v for k, v in values.items() if k.startswith(PREFIX)}
+        values = {key: read_value(value) for key, value in knobs.items()}
+        own = {key: value for key, value in values.items() if not key.startswith(CACHE_PREFIX)}
+        cached = {
+            k.removeprefix(CACHE_PREFIX): v for k, v in values.items() if k.startswith(CACHE_PREFIX)
+        }
         if self.schema is None:
             return found | own
         if own:

@@ -57,7 +57,11 @@ def show(words: Sequence[str], sources: Sources, as_json: bool) -> None:
     found = rows(composed, method)
     if as_json:
         keys = {key: {"value": value, "layer": layer} for key, value, layer in found}
-        what = {"decoder": method.decoder, "cache": method.cache, "notes": method.notes}
+        what = {
+            "decoder": method.decoder_name,
+            "cache": method.cache_name,
+            "notes": [note.message for note in method.notes],
+        }
         print(json.dumps({**what, "keys": keys}, indent=2, ensure_ascii=False))
         return
     tell(method.notes)
@@ -93,7 +97,7 @@ def print_job(words: Sequence[str], sources: Sources) -> None:
                 tree.setdefault(group, {})[name] = value
             else:
                 tree[key] = value
-    tree["generation"] = {"strategy": method.decoder, **_knobs(tree.get("generation", {}))}
+    tree["generation"] = {"strategy": method.decoder_name, **_knobs(tree.get("generation", {}))}
     print(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="")
 
 

@@ -1,4 +1,4 @@
-"""`unmask generate` and `unmask infill`: one decode, watched, written down and measured."""
+"""`unmask generate` and `unmask infill`: one decode, shown live, traced and measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from rich.console import Console
 
 from unmask.cli import launcher
 from unmask.cli.key_value import DecodeOptions, parse_blanks, read_prompt, settings, split_words
-from unmask.decoders.registry import describe
 from unmask.errors import ConfigError, SettingWarning
 from unmask.knobs import whole
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from unmask.canvas import Canvas
     from unmask.engine.llm import LLM
-    from unmask.engine.request_builder import Method
+    from unmask.method import MethodSpec
     from unmask.view.report import DecodeRun
     from unmask.view.terminal import LiveView
     from unmask.view.trace import TraceWriter
@@ -49,9 +48,7 @@ def generate(words: Sequence[str], flags: dict[str, Any], shown: Shown) -> None:
     console = live_console(shown)
     text = read_prompt(prompt)
     llm, method = load(wanted, shown.trace)
-    canvas = llm.prompt_canvas(
-        text, llm.first_length(method.decoder, wanted.gen_length), raw=wanted.raw
-    )
+    canvas = llm.requests.canvas(text, method, wanted.gen_length, raw=wanted.raw)
     _decode_and_report(llm, canvas, wanted, method, shown, console)
 
 
@@ -106,8 +103,8 @@ def loading(wanted: DecodeOptions) -> dict[str, Any]:
     }
 
 
-def load(wanted: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method]:
-    """The model and the method; what can be wrong is found before the model is read."""
+def load(wanted: DecodeOptions, trace: Path | None = None) -> tuple[LLM, MethodSpec]:
+    """Load the model and parse the method, whose errors are raised before the model is read."""
     if trace is not None:
         from unmask.view.trace import check_writable
 
@@ -116,42 +113,30 @@ def load(wanted: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method]
 
     with LoadingView(wanted.model) as progress:
         from unmask.engine.llm import LLM
-        from unmask.engine.request_builder import configure, split_cache
+        from unmask.engine.request_builder import OPTIONS
+        from unmask.method import MethodSpec
 
-        knobs, _ = split_cache(wanted.cache, None, dict(wanted.knobs), None)
-        method = configure(wanted.decoder, knobs)
+        method = MethodSpec.parse(wanted.method, gen_length=wanted.gen_length, options=OPTIONS)
         llm = LLM(wanted.model, progress=progress, **loading(wanted))
-    if method.said is not None:
-        print(f"unmask: note: {method.said}", file=sys.stderr)
+    for note in method.notes:
+        print(f"unmask: note: {note.message}", file=sys.stderr)
+    if method.notes:
         warnings.simplefilter("ignore", SettingWarning)
-    return llm, method
-
-
-def knobs_of(method: Method) -> dict[str, Any]:
-    """All knobs in force."""
-    return dataclasses.asdict(method.sampling_params) | dataclasses.asdict(method.decoder)
+    return llm, method.bind(llm.spec.block_size)
 
 
 def decode(
     llm: LLM,
     canvas: Canvas,
     wanted: DecodeOptions,
-    method: Method,
+    method: MethodSpec,
     view: LiveView | None = None,
     trace: TraceWriter | None = None,
 ) -> DecodeRun:
-    """Decode to the end; the time counted is the engine's, without drawing and writing."""
+    """Decode to the end and measure the engine's time, without drawing and writing."""
     from unmask.view.report import DecodeRun
 
-    events = llm.stream(
-        canvas,
-        wanted.decoder,
-        wanted.cache,
-        seed=wanted.seed,
-        stop_at_eos=wanted.stop_at_eos,
-        cache_args=None,
-        **wanted.knobs,
-    )
+    events = llm.stream(canvas, method, seed=wanted.seed, stop_at_eos=wanted.stop_at_eos)
     if view is not None:
         view.begin(canvas)
     seconds, last = 0.0, None
@@ -171,8 +156,8 @@ def decode(
         output=llm.output(last, False),
         seconds=seconds,
         model=wanted.model,
-        decoder=method.decoder.name,
-        knobs=knobs_of(method),
+        decoder=method.decoder_name,
+        knobs=method.knobs(),
         seed=wanted.seed,
     )
 
@@ -181,7 +166,7 @@ def _decode_and_report(
     llm: LLM,
     canvas: Canvas,
     wanted: DecodeOptions,
-    method: Method,
+    method: MethodSpec,
     shown: Shown,
     console: Console | None,
 ) -> None:
@@ -195,16 +180,16 @@ def _decode_and_report(
         if shown.trace is not None:
             header = Header(
                 model=wanted.model,
-                decoder=method.decoder.name,
-                cache=wanted.cache,
-                knobs=knobs_of(method),
+                decoder=method.decoder_name,
+                cache=method.describe_cache(),
+                knobs=method.knobs(),
                 seed=wanted.seed,
                 prompt_ids=canvas.tokens[: canvas.prompt_length].tolist(),
                 gen_length=len(canvas) - canvas.prompt_length,
                 mask_id=canvas.mask_id,
                 tokens=canvas.tokens.tolist(),
                 open=canvas.open_positions().tolist(),
-                method=describe(method.decoder),
+                method=method.describe(),
             )
             trace = stack.enter_context(TraceWriter(shown.trace, header, pieces))
         if console is not None:

@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from unmask.cli.decode import Shown, decode, live_console, load
-from unmask.cli.key_value import DEFAULTS, DecodeOptions, parse_blanks
+from unmask.cli.key_value import DecodeOptions, parse_blanks
 from unmask.demo.example import Example
 from unmask.demo.tasks import check, held_out_set
-from unmask.errors import ConfigError
+from unmask.errors import ContradictionError
+from unmask.knobs import Source
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -64,10 +65,10 @@ def items() -> list[DemoItem]:
 def run(model: str, fps: float | None, fast: bool) -> None:
     """Show every item and a table of how it went."""
     if fast and fps is not None:
-        raise ConfigError(f"--fast and --fps {fps:g} contradict; give one of them")
+        raise ContradictionError("fps", "--fast", f"--fps {fps:g}")
     console = live_console(Shown(fps=fps))
     pace = None if fast else fps or FPS
-    wanted = DecodeOptions(**{**DEFAULTS, "model": model}, knobs={})
+    wanted = DecodeOptions(model=model)
     llm, _ = load(wanted)
     size = sum(parameter.numel() for parameter in llm.model.parameters())
     plain = Console(highlight=False)
@@ -99,23 +100,21 @@ def _say(console: Console, text: str, style: str = "") -> None:
 def _decode(
     llm: LLM, item: DemoItem, wanted: DecodeOptions, console: Console | None, pace: float | None
 ) -> DecodeRun:
-    told = dataclasses.replace(
-        wanted, decoder=item.decoder, cache=item.cache, stop_at_eos=not item.infill
-    )
-    from unmask.engine.request_builder import configure
+    from unmask.method import MethodSpec
 
+    options = dataclasses.replace(wanted, stop_at_eos=not item.infill)
+    method = MethodSpec.parse(Source({"decoder": item.decoder, "cache": item.cache}))
     if item.infill:
         canvas = llm.infill_canvas(parse_blanks(item.example.prompt))
     else:
         canvas = llm.prompt_canvas(item.example.prompt, item.gen_length)
-    method = configure(told.decoder, {})
     if console is None:
-        return decode(llm, canvas, told, method)
+        return decode(llm, canvas, options, method)
     from unmask.engine.token_text import TokenTexts
     from unmask.view.terminal import LiveView
 
     with LiveView(console, TokenTexts(llm.tokenizer), llm.stop_ids, pace) as view:
-        return decode(llm, canvas, told, method, view)
+        return decode(llm, canvas, options, method, view)
 
 
 def _verdict(item: DemoItem, right: bool) -> str:

@@ -17,6 +17,9 @@ from unmask.options import option
 if TYPE_CHECKING:
     from unmask.config import Sources
 
+if TYPE_CHECKING:
+    from unmask.method import Note
+
 KEYS = {
     "model": "model",
     "task": "dataset.name",
@@ -122,11 +125,11 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def tell(notes: Sequence[str]) -> None:
+def tell(notes: Sequence[Note]) -> None:
     """Print notes on what was changed to standard error, in the first process alone."""
     if is_first():
         for note in notes:
-            print(f"unmask: note: {note}", file=sys.stderr)
+            print(f"unmask: note: {note.message}", file=sys.stderr)
 
 
 def is_first() -> bool:

@@ -52,7 +52,7 @@ def evaluate(
     options: Annotated[EvalOptions, flat()] = EvalOptions(),
     files: Annotated[SourceOptions, flat()] = SourceOptions(),
     multirun: Annotated[bool, Parameter(alias="-m")] = False,
-    cfg: Annotated[str | None, Parameter(metavar="job")] = None,
+    cfg: Annotated[str | None, option(metavar="job")] = None,
     as_json: Annotated[bool, PRINT_JSON] = False,
 ) -> None:
     """Answer a task and measure accuracy and speed.
@@ -87,7 +87,7 @@ def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -
     console = Console(highlight=False)
     results = []
     for number, settings in enumerate(runs, start=1):
-        label = f"{settings.task} {settings.decoder}"
+        label = f"{settings.task} {settings.method.decoder_name}"
         if len(runs) > 1:
             label = f"{number}/{len(runs)} {label}"
         with _progress(label) as report:
@@ -113,7 +113,7 @@ def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[Eval
         tell(method.notes)
         settings = settings_of(composed, method)
         if is_sweep and composed["output"] is not None:
-            name = f"{settings.decoder}-{settings.fingerprint()}"
+            name = f"{settings.method.decoder_name}-{settings.fingerprint()}"
             settings = dataclasses.replace(settings, output=str(Path(composed["output"]) / name))
         found.append(settings)
     return found

@@ -1,14 +1,15 @@
-"""What was typed: a prompt, flags and `key=value` words, merged into settings."""
+"""A command line's prompt, flags and `key=value` words, merged into options."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from unmask.errors import ConfigError, PromptError
+from unmask.errors import ConfigError, ContradictionError, PromptError
+from unmask.knobs import Source, merge
 
 WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 BLANK = re.compile(r"(\{\{|\}\}|\{\d+\}|[{}])")
@@ -20,39 +21,25 @@ SPELLINGS = {"quantize": "quantization"}
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Everything a decode is told, the decoder's knobs still as text."""
+    """Options of a decode; `method`: decoder, cache and knobs as they are written."""
 
-    model: str
-    decoder: str
-    cache: str
-    gen_length: int | None
-    seed: int
-    dtype: str | None
-    device: str | None
-    quantization: str | None
-    raw: bool
-    stop_at_eos: bool
-    tensor_parallel_size: int
-    knobs: dict[str, str]
+    model: str = "demo"
+    gen_length: int | None = None
+    seed: int = 0
+    dtype: str | None = None
+    device: str | None = None
+    quantization: str | None = None
+    raw: bool = False
+    stop_at_eos: bool = True
+    tensor_parallel_size: int = 1
+    method: Source = Source()
 
 
-DEFAULTS: dict[str, Any] = {
-    "model": "demo",
-    "decoder": "vanilla",
-    "cache": "none",
-    "gen_length": None,
-    "seed": 0,
-    "dtype": None,
-    "device": None,
-    "quantization": None,
-    "raw": False,
-    "stop_at_eos": True,
-    "tensor_parallel_size": 1,
-}
+DEFAULTS = {item.name: item.default for item in fields(DecodeOptions) if item.name != "method"}
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
-    """The prompt, if any, and the settings among positional words.
+    """Return the prompt, if any, and the settings among positional words.
 
     `identifier=value` is a setting, except that a first word with white space is the prompt. Raises
     ConfigError for a second prompt or a setting given twice with different values.
@@ -72,9 +59,7 @@ def split_words(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
         key = match[1].replace("-", "_")
         key = SPELLINGS.get(key, key)
         if pairs.setdefault(key, match[2]) != match[2]:
-            raise ConfigError(
-                f"{key}={pairs[key]} and {key}={match[2]} contradict; give one of them"
-            )
+            raise ContradictionError(key, f"{key}={pairs[key]}", f"{key}={match[2]}")
     return prompt, pairs
 
 
@@ -85,29 +70,24 @@ def _short(text: str) -> str:
 def settings(
     pairs: Mapping[str, str], flags: Mapping[str, Any], unused: Mapping[str, str] | None = None
 ) -> DecodeOptions:
-    """Flags (None: not given) and words in one; a word of no flag's name is a knob.
+    """Merge flags (None: not given) and words; a word of no flag's name is a knob.
 
     `unused` maps options that this command does not have to the reason. Raises ConfigError.
     """
     for key, reason in {"return_trace": "use --trace FILE", **(unused or {})}.items():
         if key in pairs:
             raise ConfigError(f"{key}={pairs[key]} is not for this command: {reason}")
-    values = dict(DEFAULTS)
-    for key, default in DEFAULTS.items():
-        given = [source[key] for source in (flags, pairs) if source.get(key) is not None]
-        typed = [_typed(key, value, default) for value in given]
-        if len(typed) == 2 and typed[0] != typed[1]:
-            flag = "--" + key.replace("_", "-")
-            raise ConfigError(
-                f"{flag} ({given[0]}) and {key}={given[1]} contradict; give one of them"
-            )
-        if typed:
-            values[key] = typed[0]
-    knobs = {key: value for key, value in pairs.items() if key not in DEFAULTS}
-    return DecodeOptions(**values, knobs=knobs)
+    own = {key: value for key, value in flags.items() if value is not None}
+    merged = merge(Source(own, spelling="--{flag}"), Source(pairs))
+    values = {
+        key: _typed(key, merged[key].value, DEFAULTS[key]) for key in DEFAULTS & merged.keys()
+    }
+    rest = {key: item.value for key, item in merged.items() if key not in DEFAULTS}
+    return DecodeOptions(**values, method=Source(rest))
 
 
-def _typed(key: str, value: Any, default: Any) -> Any:
+def _typed(key: str, value: Any, default: object) -> Any:
+    """Return a text as the type of an option. Raises ConfigError."""
     if isinstance(default, bool) and isinstance(value, str):
         if value.lower() not in SPELLED:
             raise ConfigError(f"{key}={value!r} must be true or false")
@@ -121,7 +101,7 @@ def _typed(key: str, value: Any, default: Any) -> Any:
 
 
 def read_prompt(prompt: str | None, what: str = "prompt") -> str:
-    """The prompt as typed, or standard input when it is `-` or missing and input is piped.
+    """Return the prompt, or standard input when it is `-` or missing and input is piped.
 
     Raises PromptError when there is none, or it is empty or no text.
     """
@@ -141,7 +121,7 @@ def read_prompt(prompt: str | None, what: str = "prompt") -> str:
 
 
 def parse_blanks(text: str) -> list[str | int]:
-    """`"The {3} sat"` as parts; `{{` and `}}` are braces. Raises PromptError."""
+    """Split `"The {3} sat"` into parts; `{{` and `}}` are braces. Raises PromptError."""
     parts: list[str | int] = [""]
     for piece in BLANK.split(text):
         last = parts[-1]

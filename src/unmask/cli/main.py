@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
-import unmask
 from unmask.cli import launcher, parsing
 from unmask.cli.help import PlainHelp
 from unmask.errors import UnmaskError
+from unmask.version import __version__
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
 MAX_MESSAGE = 2_000
@@ -86,7 +86,7 @@ def make_app(*, with_summaries: bool = False) -> App:
     app = App(
         name="unmask",
         help="Decode, watch and train masked diffusion language models.",
-        version=f"unmask {unmask.__version__}",
+        version=f"unmask {__version__}",
         version_flags=["--version"],
         help_flags=["--help", "-h"],
         help_format="plaintext",

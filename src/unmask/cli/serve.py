@@ -21,13 +21,14 @@ from unmask.cli.options import flat
 from unmask.cli.serve_options import ServeOptions
 from unmask.engine.config import EngineConfig
 from unmask.errors import ConfigError, DependencyError
+from unmask.knobs import Source
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
+    from unmask.method import MethodSpec
     from unmask.models.spec import ModelSpec
     from unmask.server.settings import (
         Access,
-        Defaults,
         ReplicaConfig,
         ServerConfig,
         ServerSettings,
@@ -73,30 +74,25 @@ def run(options: ServeOptions) -> None:
         )
     need_extra()
     model, words = split(options)
-    decoder, knobs = method(options, words)
+    method = method_of(options, words)
+    for note in method.notes:
+        print(f"unmask: note: {note.message}", file=sys.stderr)
     access = access_of(options.server)
     counts = counts_of(options.replicas, options.load.tensor_parallel_size)
-    from unmask.engine.request_builder import configure, split_cache
     from unmask.server.process import bind, server_of, url_of
 
-    check_knobs, _ = split_cache(options.method.cache or "none", None, dict(knobs), None)
-    said = configure(decoder, check_knobs).said
-    if said is not None:
-        print(f"unmask: note: {said}", file=sys.stderr)
     if counts is not None:
         from unmask.models import read_spec
 
         spec = read_spec(model)
-        settings = settings_of(
-            options, spec, model, defaults_of(spec, options, decoder, knobs), access
-        )
+        settings = settings_of(options, spec, model, defaults_of(spec, options, method), access)
         serve_replicas(options, model, settings, counts)
         return
     launcher.take(options.load.tensor_parallel_size, model, dataclasses.asdict(options.load))
     bound = bind(options.server.host, options.server.port)
     with bound:
         llm = load(options, model)
-        defaults = defaults_of(llm.spec, options, decoder, knobs)
+        defaults = defaults_of(llm.spec, options, method)
         settings = settings_of(options, llm.spec, model, defaults, access)
         from unmask.engine.engine import Engine
         from unmask.server.app import create_app
@@ -157,23 +153,27 @@ def split(options: ServeOptions) -> tuple[str, dict[str, str]]:
     return model or "demo", knobs
 
 
-def method(options: ServeOptions, words: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The default decoder and its knobs, in our words or in SGLang's. Raises ConfigError."""
-    if options.method.dllm_algorithm is None:
-        if options.method.dllm_algorithm_config is not None:
+def method_of(options: ServeOptions, words: Mapping[str, str]) -> MethodSpec:
+    """Return the method of requests that choose none. Raises ConfigError."""
+    from unmask.method import MethodSpec
+
+    flags = options.method
+    names = {"decoder": flags.decoder, "cache": flags.cache}
+    own = {key: name for key, name in names.items() if name is not None}
+    sources = [Source(words), Source(own, spelling="--{flag}")]
+    if flags.dllm_algorithm is None:
+        if flags.dllm_algorithm_config is not None:
             raise ConfigError("--dllm-algorithm-config needs --dllm-algorithm")
-        return options.method.decoder or "vanilla", dict(words)
-    if options.method.decoder is not None:
+        return MethodSpec.parse(*sources)
+    if flags.decoder is not None:
         raise ConfigError(
-            f"--decoder {options.method.decoder} and --dllm-algorithm {options.method.dllm_algorithm} "
-            f"are two ways to say one thing; give one of them"
+            f"--decoder {flags.decoder} and --dllm-algorithm {flags.dllm_algorithm} are two ways to say "
+            f"one thing; give one of them"
         )
     from unmask.server.sglang_algorithms import from_sglang
 
-    decoder, knobs = from_sglang(
-        options.method.dllm_algorithm, read_config(options.method.dllm_algorithm_config)
-    )
-    return decoder, {**knobs, **words}
+    config = from_sglang(flags.dllm_algorithm, read_config(flags.dllm_algorithm_config))
+    return MethodSpec.parse(*sources, config)
 
 
 def read_config(path: Path | None) -> Mapping[str, Any] | None:
@@ -249,33 +249,23 @@ def load(options: ServeOptions, model: str) -> LLM:
         )
 
 
-def defaults_of(
-    spec: ModelSpec, options: ServeOptions, decoder: str, knobs: Mapping[str, Any]
-) -> Defaults:
-    """What requests have that do not say otherwise; the cache is exact unless one was asked for."""
-    from unmask.engine.request_builder import PREFIX
-    from unmask.server.settings import Defaults
-
-    own = "none" if spec.block_size is None else "block_causal"
-    inside = {key: value for key, value in knobs.items() if key.startswith(PREFIX)}
-    return Defaults(
-        decoder=decoder,
-        knobs={key: value for key, value in knobs.items() if key not in inside},
-        cache=options.method.cache or own,
-        cache_args={key.removeprefix(PREFIX): value for key, value in inside.items()},
-    )
+def defaults_of(spec: ModelSpec, options: ServeOptions, method: MethodSpec) -> MethodSpec:
+    """Return the method of requests that choose none; its cache is exact unless one was chosen."""
+    if options.method.cache is not None or spec.block_size is None:
+        return method
+    return method.with_values({"cache": "block_causal"})
 
 
 def settings_of(
-    options: ServeOptions, spec: ModelSpec, model: str, defaults: Defaults, access: Access
+    options: ServeOptions, spec: ModelSpec, model: str, defaults: MethodSpec, access: Access
 ) -> ServerSettings:
     """Everything that the app is told. Raises ConfigError."""
     from unmask.server.capabilities import refusal
     from unmask.server.settings import ServerSettings
 
-    why = refusal(defaults.cache, spec)
+    why = refusal(defaults.cache_name, spec)
     if why is not None:
-        raise ConfigError(f"--cache {defaults.cache}: {why}")
+        raise ConfigError(f"--cache {defaults.cache_name}: {why}")
     limits = options.server.limits
     if limits.max_model_len is not None and limits.max_model_len > spec.max_length:
         raise ConfigError(
@@ -304,21 +294,17 @@ def facts(
     llm: LLM, model: str, settings: ServerSettings, options: ServeOptions, url: str
 ) -> list[str]:
     """What is served, line by line."""
-    from unmask.caches.registry import describe, make_cache
-
-    defaults, limits = settings.defaults, settings.limits
+    defaults, limits = settings.defaults.bind(llm.spec.block_size), settings.limits
     count = sum(value.numel() for value in llm.model.parameters())
     size = llm.model.ranks.size
     held = f"{count:,} parameters" + (f" in rank 0 of {size}" if size > 1 else "")
-    knobs = ", ".join(f"{key}={value}" for key, value in defaults.knobs.items())
-    cache = make_cache(defaults.cache, defaults.cache_args, llm.spec.block_size)
     names = ", ".join(settings.models)
     named = "" if names == model else f", served as {names}"
     shown = {
         "model": f"{model} ({llm.spec.family}, {held}){named}",
         "dtype": f"{str(llm.model.dtype).removeprefix('torch.')} on {llm.model.device}",
-        "decoder": defaults.decoder + (f" ({knobs})" if knobs else ""),
-        "cache": f"{describe(cache)} ({'exact' if cache.exact else 'approximate'})",
+        "decoder": defaults.label,
+        "cache": f"{defaults.describe_cache()} ({'exact' if defaults.cache.exact else 'approximate'})",
         "canvas": f"{limits.max_model_len or llm.spec.max_length:,} positions at most",
         "batch": f"{options.engine.max_num_seqs} sequences a forward, {options.engine.max_queue} may wait",
         "access": "API key" if settings.access.key_digest else open_to(options.server.host),

@@ -17,7 +17,6 @@ from unmask.decoders.registry import (
     knob_names,
     make_decoder,
     names,
-    resolve,
 )
 from unmask.knobs import knob
 
@@ -38,5 +37,4 @@ __all__ = [
     "knob_names",
     "make_decoder",
     "names",
-    "resolve",
 ]

@@ -9,10 +9,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from unmask.decoders.base.presets import with_preset
 from unmask.decoders.base.protocol import AnyDecoder, Wrapper
 from unmask.errors import ConfigError, unknown_name
-from unmask.knobs import field_names, read_value, set_field, split_call
+from unmask.knobs import field_names, set_field, split_call
 
 PACKAGE = "unmask.decoders"
 NO_DECODERS = {"base", "registry"}
@@ -38,73 +37,12 @@ def finds_length(name: str) -> bool:
     return decoder_class(name).chooses_length
 
 
-def resolve(name: str, knobs: dict[str, Any]) -> tuple[str, dict[str, Any], str | None]:
-    """The method that a name and its knobs stand for, its knobs, and what was changed (or None).
-
-    `prophet(inner=cadllm)` carries knobs in the name. `preset` is a family's own sampler (`_presets`).
-    `vanilla` with `threshold`, `factor`, `gamma` or `debias` is the founding documents' way to write
-    another method. Raises ConfigError.
-    """
-    name, inside = split_call(name)
-    for key, value in inside.items():
-        if key in knobs and str(knobs[key]) != str(value):
-            raise ConfigError(f"{key}={value} and {key}={knobs[key]} contradict; give one of them")
-    knobs = {**inside, **knobs}
-    if "preset" in knobs:
-        decoder_class(name)
-        name, knobs, told = with_preset(name, knobs)
-        if told is not None:
-            return name, knobs, told
-    cls = decoder_class(name)
-    if issubclass(cls, Wrapper):
-        own = field_names(cls)
-        wrapped, _ = split_call(str(knobs.get("inner", cls.default_inner())))
-        theirs = {key for key in knobs if key not in own and key in knob_names(wrapped)}
-        found, inner, said = resolve(
-            str(knobs.get("inner", cls.default_inner())), {key: knobs[key] for key in theirs}
-        )
-        rest = {key: value for key, value in knobs.items() if key not in theirs}
-        return name, {**rest, **inner, "inner": found}, said
-    return _by_alias(name, knobs, cls.STANDS_FOR)
-
-
-def _by_alias(
-    name: str, knobs: dict[str, Any], aliases: Mapping[str, tuple[str, Mapping[str, object]]]
-) -> tuple[str, dict[str, Any], str | None]:
-    """What the aliases among a decoder's knobs make of it."""
-    found = [key for key in aliases if key in knobs and not _is_off(knobs[key])]
-    knobs = {key: value for key, value in knobs.items() if key not in aliases or key in found}
-    if not found:
-        return name, knobs, None
-    more: dict[str, Any] = {}
-    if len(found) == 2 and "debias" in found and "gamma" not in found:
-        found.remove("debias")  # a modifier of the other rule
-        more = {"score": "pc"}
-        del knobs["debias"]
-    if len(found) > 1:
-        raise ConfigError(f"{' and '.join(found)} name different methods; give one of them")
-    target, changes = aliases[found[0]]
-    taken = knob_names(target)
-    knobs = {key: value for key, value in knobs.items() if key != found[0] or key in taken}
-    knobs |= {key: value for key, value in {**changes, **more}.items() if key not in knobs}
-    said = f"decoder {name} with {found[0]} is {target}"
-    if "steps" in knobs and "steps" not in taken:
-        said += f", which has no schedule: steps={knobs.pop('steps')} has no effect"
-    return target, knobs, said
-
-
-def _is_off(value: Any) -> bool:
-    """Whether an alias is written but switched off: null or false, not the number 0."""
-    value = read_value(value)
-    return value is None or value is False
-
-
-def knob_names(name: str, knobs: dict[str, Any] | None = None) -> set[str]:
-    """Knobs that a decoder takes, those of what it wraps included."""
+def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]:
+    """Return the knobs that a decoder takes, those of what it wraps included."""
     cls = decoder_class(name)
     own = field_names(cls)
     if not issubclass(cls, Wrapper):
-        return own | set(cls.STANDS_FOR)
+        return own
     inner, _ = split_call(str((knobs or {}).get("inner", cls.default_inner())))
     return own | knob_names(inner)
 

@@ -7,9 +7,8 @@ go to the lowest position.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from unmask.canvas import Ints, Reading
 from unmask.decoders import Block, Scheduled, Scores, WholeBlocks, knob
@@ -20,14 +19,6 @@ from unmask.selection import quota
 @dataclass(frozen=True)
 class Vanilla(WholeBlocks, Scheduled):
     """A quota a forward, by score, at random or from the left."""
-
-    STANDS_FOR: ClassVar[Mapping[str, tuple[str, Mapping[str, object]]]] = {
-        "threshold": ("threshold", {}),
-        "factor": ("factor", {}),
-        "gamma": ("eb_sampler", {"order": "confidence"}),
-        "debias": ("pc_sampler", {"lambd": 0.0}),
-    }
-    """Knobs that the founding documents write on it, the method each names, and its other knobs."""
 
     remasking: Literal["low_confidence", "random", "sequential"] = knob(
         "low_confidence", "keep the surest tokens, random ones, or the leftmost (sequential)"

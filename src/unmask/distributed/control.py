@@ -1,8 +1,8 @@
 """The control channel of a tensor-parallel model: messages from rank 0, start and end of the process group.
 
-Two process groups: tensor sums use one whose calls time out after `TIMEOUT_S`; messages use another (gloo,
-also beside GPUs) that may idle for as long as there are no requests and fails when its connections close.
-So a rank that ends also ends the others, immediately or after `TIMEOUT_S`.
+There are two process groups. Calls in the group of tensor sums time out after `TIMEOUT_S`. The group of
+messages (gloo, also beside GPUs) may idle for as long as there are no requests, and fails when its
+connections close. So a rank that ends also ends the others, immediately or after `TIMEOUT_S`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 from unmask import caches, decoders
 from unmask.errors import ConfigError
+from unmask.method import ALIASES
 from unmask.sampling.params import SamplingParams
 
 HEAD = """# Decoders
@@ -85,9 +86,9 @@ def _section(name: str) -> str:
     text = f"## {name}\n\n{inspect.getdoc(cls)}\n"
     if differs:
         text += f"\nDiffers from the source: {differs}\n"
-    aliases = cls.STANDS_FOR
+    aliases = [alias for alias in ALIASES if alias.on == name]
     if aliases:
-        written = ", ".join(f"`{key}` ({target})" for key, (target, _) in aliases.items())
+        written = ", ".join(f"`{alias.key}` ({alias.target})" for alias in aliases)
         text += f"\nWith one of these knobs it stands for another decoder: {written}.\n"
     return text + "\n" + _knobs(dataclasses.fields(cls), shared - {"frequencies", "compat"}) + "\n"
 

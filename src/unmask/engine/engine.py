@@ -175,14 +175,14 @@ class Engine:
         if len(self._queue) >= self.config.max_queue:
             wait = self._counters.seconds_for(len(self._queue), self.config.max_num_seqs)
             raise CapacityError(
-                f"{len(self._queue)} requests wait already, at most {self.config.max_queue} may; try again "
+                f"{len(self._queue)} requests are waiting, at most {self.config.max_queue} may; try again "
                 f"in {wait:.0f} s",
                 wait,
             )
 
     @property
     def accepts(self) -> bool:
-        """Whether requests can be submitted: the engine is started, and not stopping, stopped or failed."""
+        """True while requests can be submitted: after `start`, until `drain`, `stop` or a failure."""
         return self._accepts
 
     def abort(self, handle: RequestHandle) -> None:
@@ -258,7 +258,7 @@ class Engine:
     def _admit(self) -> None:
         """Admit requests in FIFO order; one that does not fit may be overtaken for at most `max_wait`.
 
-        A request whose memory cannot be allocated, although it is within the budget, ends with "error".
+        A request ends with "error" if its memory cannot be allocated although the budget allows it.
         """
         skipped = 0
         while True:

@@ -73,12 +73,12 @@ class PagedKV:
 
     def num_missing(self, sequence: SequenceState, plan: CachePlan) -> int:
         """Return the number of pages to allocate before the forward of `plan`."""
-        assert plan.end is not None, "a pageable cache says what is seen"
+        assert plan.end is not None, "a pageable cache plans an end"
         return sum(table.num_missing(plan.known, plan.end) for table in self._tables[id(sequence)])
 
     def reserve(self, sequence: SequenceState, plan: CachePlan) -> None:
         """Allocate the pages for the forward of `plan`; they must be available."""
-        assert plan.end is not None, "a pageable cache says what is seen"
+        assert plan.end is not None, "a pageable cache plans an end"
         for table in self._tables[id(sequence)]:
             table.reserve(plan.known, plan.end)
 

@@ -1,4 +1,4 @@
-"""How likely the model finds a given answer to a prompt.
+"""Log-likelihoods of given answers to prompts.
 
 Letters: C masked copies of an example, L answer tokens, S samples, B rows of a batch, T positions, D width.
 
@@ -24,21 +24,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unmask.canvas import Bools, Floats, Ints
-from unmask.engine.prompts import Prompt, prompt_list
-from unmask.engine.request_builder import flags
+from unmask.engine.prompts import Prompt, PromptEncoder, prompt_list
 from unmask.errors import ConfigError, ModelError, PromptError, unknown_name
-from unmask.knobs import whole
+from unmask.knobs import check_flags, whole
 from unmask.models.transformer import Transformer, topology
-
-if TYPE_CHECKING:
-    from unmask.engine.llm import LLM
 
 Method = Literal["monte_carlo", "chain_rule"]
 METHODS = ("monte_carlo", "chain_rule")
@@ -98,7 +94,8 @@ class _Row(NamedTuple):
 
 
 def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
-    llm: LLM,
+    model: Transformer,
+    encoder: PromptEncoder,
     prompt: Prompt | Sequence[Prompt],
     answer: Prompt | Sequence[Prompt],
     *,
@@ -109,7 +106,7 @@ def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
     batch_size: int = 32,
     raw: bool = False,
 ) -> Likelihood | list[Likelihood]:
-    """The log-likelihood of an answer, or of each answer of a list to the prompt in the same place.
+    """Return the log-likelihood of an answer, or of each answer of a list to the prompt in the same place.
 
     `prompt` as in `generate`; `answer` is text, taken without special tokens, or token ids. `mc_num`
     samples: 1 is exact for an answer of one token and very rough for others, 128 is what LLaDA
@@ -129,9 +126,9 @@ def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
         raise ConfigError(f"mc_num={mc_num} has no effect with method='chain_rule'; leave it out")
     batch_size = whole("batch_size", batch_size, 1)
     weight = _guidance(cfg_scale)
-    flags(raw=raw)
+    check_flags(raw=raw)
     prompts, answers, is_single = _pairs(prompt, answer)
-    examples = [_example(llm, *pair, raw) for pair in zip(prompts, answers, strict=True)]
+    examples = [_example(encoder, *pair, raw) for pair in zip(prompts, answers, strict=True)]
 
     copies: dict[int, _Copies] = {}
     scores: dict[int, list[float]] = {}
@@ -141,17 +138,15 @@ def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
         # The longest first: little padding, and a batch that does not fit fails at once.
         for index in sorted(range(len(examples)), key=lambda i: -len(examples[i].ids)):
             length = examples[index].num_tokens
-            if method == "monte_carlo":
-                copies[index] = _monte_carlo(length, mc_num, seed)
-            else:
-                copies[index] = _chain_rule(length)
+            is_exact = method == "chain_rule"
+            copies[index] = _chain_rule(length) if is_exact else _monte_carlo(length, mc_num, seed)
             scores[index] = []
             for masked, asked in zip(copies[index].masked, copies[index].asked, strict=True):
                 yield _Row(index, examples[index], masked, asked)
 
     waiting = rows()
     while batch := list(islice(waiting, batch_size)):
-        for row, score in zip(batch, _score(llm.model, batch, weight).tolist(), strict=True):
+        for row, score in zip(batch, _score(model, batch, weight).tolist(), strict=True):
             scores[row.place].append(score)
             if len(scores[row.place]) == len(copies[row.place].masked):
                 found[row.place] = _result(copies.pop(row.place), scores.pop(row.place))
@@ -207,17 +202,17 @@ def _answer_list(answer: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return prompt_list(answer)
 
 
-def _example(llm: LLM, prompt: Prompt, answer: Prompt, raw: bool) -> _Example:
-    before = llm.prompt_ids(prompt, raw=raw)
+def _example(encoder: PromptEncoder, prompt: Prompt, answer: Prompt, raw: bool) -> _Example:
+    before = encoder.prompt_ids(prompt, raw=raw)
     if isinstance(answer, str):
-        after = llm._encode(answer, special=False)
+        after = encoder.encode(answer, special=False)
     elif isinstance(answer, bytes) or not isinstance(answer, Sequence):
         raise PromptError(f"answer {answer!r} must be a string or a list of token ids")
     else:
-        after = llm.prompt_ids(answer) if len(answer) else []
+        after = encoder.prompt_ids(answer) if len(answer) else []
     if not after:
         raise PromptError(f"the answer {answer!r} is empty; give at least one token")
-    total, most = len(before) + len(after), llm.spec.max_length
+    total, most = len(before) + len(after), encoder.spec.max_length
     if total > most:
         raise PromptError(
             f"prompt of {len(before)} tokens + answer of {len(after)} = {total}, but the model's context "

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from unmask.canvas import Bools, Canvas, Floats, ModelFacts
+from unmask.canvas import Bools, Canvas, Floats, Ints, ModelFacts
 from unmask.distributed import tensor_parallel
 from unmask.engine.likelihood import Likelihood, loglikelihood
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.output_processor import output_of
 from unmask.engine.outputs import Output
-from unmask.engine.prompts import Messages, Prompt, prompt_list
+from unmask.engine.prompts import Messages, Prompt, PromptEncoder, prompt_list
 from unmask.engine.request import Request
-from unmask.engine.request_builder import INFILL_OPTIONS, STREAM_OPTIONS, Requests, flags
+from unmask.engine.request_builder import (
+    INFILL_OPTIONS,
+    OPTIONS,
+    STREAM_OPTIONS,
+    Draft,
+    RequestBuilder,
+    parse_method,
+)
 from unmask.engine.scheduler import Event, decode
 from unmask.engine.sequence import SequenceState
 from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
 from unmask.engine.tokenizer import load_tokenizer, token_id
 from unmask.errors import ConfigError, ModelError
-from unmask.knobs import whole
+from unmask.knobs import check_flags, whole
+from unmask.method import MethodSpec
 from unmask.models import resolve_model
 from unmask.models.packed_weights import can_pack
 from unmask.models.packed_weights import pack_weights as pack
@@ -33,10 +43,8 @@ from unmask.models.transformer import Transformer
 from unmask.models.weights import Progress
 from unmask.sampling.sampler import Vocabulary
 
-GEN_LENGTH = 128
 
-
-class LLM(Requests):
+class LLM:
     """A loaded model with its tokenizer.
 
     `model`: a bundled name ("demo"), a checkpoint folder, a hub id, or a `Transformer`. `dtype`, e.g.
@@ -93,7 +101,6 @@ class LLM(Requests):
         self.spec = self.model.spec
         self.vocabulary = self._vocabulary()
         self._background: Floats | None = None
-        self._drafters: dict[str, LLM] = {}
         self.facts = ModelFacts(
             vocab_size=self.spec.vocab_size,
             eos_id=self.vocabulary.eos_id,
@@ -105,6 +112,8 @@ class LLM(Requests):
         self._has_text = lru_cache(None)(lambda id_: bool(self.decode([id_])))
         ends = (self.vocabulary.eos_id, self.vocabulary.turn_end_id)
         self.stop_ids = frozenset(id_ for id_ in ends if id_ is not None)
+        self.prompts = PromptEncoder(self.tokenizer, self.spec, self.name)
+        self.requests = RequestBuilder(self.prompts, self.facts, self.stop_ids, self._drafter)
 
     make_runner: Callable[..., ModelRunner] = ModelRunner
     """What runs the forwards; a measurement puts its own in its place."""
@@ -127,10 +136,10 @@ class LLM(Requests):
     def generate(  # noqa: PLR0913 - the call's options are the interface
         self,
         prompts: Prompt | Sequence[Prompt],
-        decoder: str = "vanilla",
+        decoder: str | MethodSpec = "vanilla",
         cache: str = "none",
         *,
-        cache_args: Mapping[str, Any] | None = None,
+        cache_args: Mapping[str, object] | None = None,
         gen_length: int | None = None,
         seed: int = 0,
         stop_at_eos: bool = True,
@@ -148,33 +157,39 @@ class LLM(Requests):
         batch. `max_batch_size` rows share a forward. `knobs`: those of `SamplingParams` (`temperature`,
         `cfg_scale`, `vocabulary`...) and the decoder's own (`steps`, `block_length`, `threshold`...).
         `decoder` may carry some: "prophet(inner=cadllm)". `cache` takes its own in `cache_args`, as
-        knobs called `cache.NAME`, or in its name: "dllm(kp=50, kr=7)".
+        knobs called `cache.NAME`, or in its name: "dllm(kp=50, kr=7)". A `MethodSpec` as `decoder` has all
+        of them: decoder, cache and knobs.
 
         Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
         is not allowed, with the nearest name).
         """
         max_batch_size = whole("max_batch_size", max_batch_size, 1)
-        flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
-        listed = prompt_list(prompts)
-        make = self._maker(decoder, (cache, cache_args), seed, stop_at_eos, knobs)
-        decoder_ = make.method.decoder
-        length = self.first_length(decoder_, gen_length)
-        option = decoder_.length_knob
-        canvases = [self.prompt_canvas(prompt, length, raw=raw, option=option) for prompt in listed]
-        finished = self._run([make(canvas) for canvas in canvases], max_batch_size)
+        check_flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
+        method = parse_method(decoder, cache, cache_args, knobs, gen_length=gen_length)
+        template = self.requests.template(method, seed=seed, stop_at_eos=stop_at_eos)
+        canvases = [
+            self.requests.canvas(prompt, template.method, gen_length, raw=raw)
+            for prompt in prompt_list(prompts)
+        ]
+        finished = self.run([template(canvas) for canvas in canvases], max_batch_size)
         return [self.output(sequence, return_trace) for sequence in finished]
 
-    def chat(self, messages: Messages, decoder: str = "vanilla", **options: Any) -> Output:
-        """The assistant's next turn. `messages`: dicts with "role" and "content"; options as `generate`."""
+    def chat(
+        self, messages: Messages, decoder: str | MethodSpec = "vanilla", **options: Any
+    ) -> Output:
+        """Decode the assistant's next turn; `messages`: dicts with "role" and "content".
+
+        Options and errors as those of `generate`.
+        """
         return self.generate([self.chat_ids(messages)], decoder, **options)[0]
 
     def infill(
         self,
         parts: Sequence[str | int],
-        decoder: str = "vanilla",
+        decoder: str | MethodSpec = "vanilla",
         cache: str = "none",
         *,
-        cache_args: Mapping[str, Any] | None = None,
+        cache_args: Mapping[str, object] | None = None,
         seed: int = 0,
         return_trace: bool = False,
         **knobs: Any,
@@ -182,62 +197,126 @@ class LLM(Requests):
         """Fill the blanks of a text: `parts` are strings and numbers of blank tokens.
 
         `infill(["The ", 3, " sat on the mat."])`. The whole text is one block unless `block_length`
-        says otherwise. `out.text` is the whole text, `out.blanks` the fillings.
+        is given. `out.text` is the whole text, `out.blanks` the fillings.
         """
-        make = self._maker(decoder, (cache, cache_args), seed, False, knobs, INFILL_OPTIONS)
-        canvas = self.infill_canvas(parts)
-        return self.output(self._run([make(canvas)], 1)[0], return_trace)
+        method = parse_method(decoder, cache, cache_args, knobs, options=INFILL_OPTIONS)
+        template = self.requests.template(method, seed=seed, stop_at_eos=False)
+        request = template(self.infill_canvas(parts))
+        return self.output(self.run([request], 1)[0], return_trace)
 
     def stream(
         self,
         canvas: Canvas,
-        decoder: str = "vanilla",
+        decoder: str | MethodSpec = "vanilla",
         cache: str = "none",
         *,
-        cache_args: Mapping[str, Any] | None = None,
+        cache_args: Mapping[str, object] | None = None,
         seed: int = 0,
         stop_at_eos: bool = True,
         **knobs: Any,
     ) -> Iterator[Event]:
         """Decode one canvas (`prompt_canvas`, `infill_canvas`), an event a forward."""
-        make = self._maker(decoder, (cache, cache_args), seed, stop_at_eos, knobs, STREAM_OPTIONS)
-        request = make(canvas)
-        yield from self._events([request], 1)
+        method = parse_method(decoder, cache, cache_args, knobs, options=STREAM_OPTIONS)
+        template = self.requests.template(method, seed=seed, stop_at_eos=stop_at_eos)
+        yield from self.events([template(canvas)], 1)
+
+    def request(
+        self,
+        content: Prompt | Canvas,
+        decoder: str | MethodSpec = "vanilla",
+        cache: str = "none",
+        *,
+        cache_args: Mapping[str, object] | None = None,
+        gen_length: int | None = None,
+        seed: int = 0,
+        stop_at_eos: bool = True,
+        raw: bool = False,
+        **knobs: Any,
+    ) -> Request:
+        """Return one request for an engine to decode; options as those of `generate`.
+
+        `content` is a prompt, or a canvas (`prompt_canvas`, `infill_canvas`), which has its positions
+        already. Everything that can be wrong with it is found here, in the caller's thread: raises
+        PromptError and ConfigError.
+        """
+        options = STREAM_OPTIONS if isinstance(content, Canvas) else OPTIONS
+        method = parse_method(
+            decoder, cache, cache_args, knobs, gen_length=gen_length, options=options
+        )
+        return self.requests.request(
+            content, method, gen_length=gen_length, seed=seed, stop_at_eos=stop_at_eos, raw=raw
+        )
+
+    def prompt_canvas(
+        self, prompt: Prompt, gen_length: int, *, raw: bool = False, option: str = "gen_length"
+    ) -> Canvas:
+        """See `PromptEncoder.prompt_canvas`."""
+        return self.prompts.prompt_canvas(prompt, gen_length, raw=raw, option=option)
+
+    def prompt_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """See `PromptEncoder.prompt_ids`."""
+        return self.prompts.prompt_ids(prompt, raw=raw)
+
+    def chat_ids(self, messages: Messages) -> list[int]:
+        """See `PromptEncoder.chat_ids`."""
+        return self.prompts.chat_ids(messages)
+
+    def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:
+        """See `PromptEncoder.infill_canvas`."""
+        return self.prompts.infill_canvas(parts)
+
+    def middle_canvas(self, prefix: Prompt, num_blanks: int, suffix: str) -> Canvas:
+        """See `PromptEncoder.middle_canvas`."""
+        return self.prompts.middle_canvas(prefix, num_blanks, suffix)
+
+    def _drafter(self, name: str) -> Draft:
+        """Load a smaller model that guesses at open positions."""
+        small = LLM(name, dtype=self.model.dtype, device=self.model.device)
+        if small.spec.vocab_size != self.spec.vocab_size:
+            raise ConfigError(
+                f"drafter={name!r} has {small.spec.vocab_size} rows of vocabulary, the model "
+                f"{self.spec.vocab_size}; use a drafter with the same tokenizer"
+            )
+        return draft_by(small)
 
     def background(self) -> Floats:
-        """How frequent each token is in what the model says of empty canvases, `(V,)`; measured once."""
+        """Return each token's frequency in the model's output on empty canvases, `(V,)`; measured once."""
         if self._background is None:
             room = self.spec.max_length - 1
-            self._background = run_in_thread(lambda: estimate(self, length=min(64, room)))
+            length = min(64, room)
+            self._background = run_in_thread(
+                lambda: estimate(self.model, self.tokenizer, length=length)
+            )
         return self._background
 
     def loglikelihood(
-        self, prompt: Any, answer: Any, **options: Any
+        self, prompt: Prompt | Sequence[Prompt], answer: Prompt | Sequence[Prompt], **options: Any
     ) -> Likelihood | list[Likelihood]:
-        """ln p(answer | prompt) in nats: see `engine.likelihood.loglikelihood` for options and errors."""
-        return loglikelihood(self, prompt, answer, **options)
+        """Return ln p(answer | prompt) in nats; options and errors: `engine.likelihood.loglikelihood`."""
+        return loglikelihood(self.model, self.prompts, prompt, answer, **options)
 
     def output(self, sequence: SequenceState, return_trace: bool) -> Output:
-        """The result of a finished sequence."""
+        """Return the output of a finished sequence."""
         return output_of(sequence, self.decode, return_trace)
 
     def decode(self, ids: list[int], given: Bools | None = None) -> str:
-        """Text of token ids, special tokens left out; empty without a tokenizer.
+        """Return the text of token ids without special tokens; empty without a tokenizer.
 
-        `given`: which of them, from the first position of a text with blanks on, somebody wrote. What is
-        special among those is text, but for what the tokenizer itself put in front.
+        `given`: which of them, from the first position of a text with blanks on, are the text's own.
+        Special tokens among those are text, but for those that the tokenizer itself put in front.
         """
         if self.tokenizer is None:
             return ""
         if given is None:
             return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        begin = self._encode("", special=True)
+        begin = self.prompts.encode("", special=True)
         first = len(begin) if ids[: len(begin)] == begin else 0
         pairs = list(zip(ids, given[: len(ids)].tolist(), strict=True))[first:]
         kept = [id_ for id_, is_given in pairs if is_given or self._has_text(id_)]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
-    def _events(self, requests: list[Request], max_batch_size: int) -> Iterator[Event]:
+    def events(self, requests: list[Request], max_batch_size: int) -> Iterator[Event]:
+        """Decode requests, an event a forward and sequence; `max_batch_size` of them share a forward."""
         sequences = [SequenceState.begin(item, i) for i, item in enumerate(requests)]
         if not sequences:
             return
@@ -252,9 +331,33 @@ class LLM(Requests):
         )
         yield from decode(sequences, runner)
 
-    def _run(self, requests: list[Request], max_batch_size: int) -> list[SequenceState]:
+    def run(self, requests: list[Request], max_batch_size: int) -> list[SequenceState]:
+        """Decode requests to their ends, and return their sequences in order."""
         finished: dict[int, SequenceState] = {}
-        for event in self._events(requests, max_batch_size):
+        for event in self.events(requests, max_batch_size):
             if event.sequence.finish_reason is not None:
                 finished[event.sequence.index] = event.sequence
         return [finished[i] for i in range(len(requests))]
+
+
+def draft_by(small: LLM) -> Draft:
+    """Return guesses of a smaller model at all open positions, by the threshold rule."""
+    method = parse_method("threshold", knobs={"threshold": 0.7})
+    template = small.requests.template(method, stop_at_eos=False)
+
+    def draft(canvas: Canvas) -> Ints:
+        if len(canvas) > small.spec.max_length:
+            raise ConfigError(
+                f"drafter={small.name!r} has a context of {small.spec.max_length}, the canvas "
+                f"{len(canvas)} positions; use a shorter gen_length or another drafter"
+            )
+        own = replace(
+            canvas,
+            tokens=np.where(canvas.open, small.spec.mask_id, canvas.tokens),
+            mask_id=small.spec.mask_id,
+            infilling=True,
+        )
+        done = small.run([template(own)], 1)[0].canvas
+        return np.where(canvas.open, done.tokens, -1)
+
+    return draft

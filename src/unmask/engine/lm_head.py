@@ -86,7 +86,7 @@ class LMHead:
         return packed
 
     def _vocabulary(self, part: LogitRows) -> Vocabulary:
-        """Return the vocabulary whose logits a part needs."""
+        """Return the vocabulary of the logits that a part needs."""
         params = part.params
         if params.vocabulary == "frequency":
             assert params.frequencies is not None, "checked by SamplingParams"
@@ -100,7 +100,7 @@ class LMHead:
     def _chunks(
         self, parts: list[LogitRows], members: list[int], vocab_size: int
     ) -> Iterator[list[tuple[int, slice]]]:
-        """Yield lists of pieces `(part, rows of it)` whose logits fit in memory together."""
+        """Yield lists of pieces `(part, rows of it)` with logits that fit in memory together."""
         is_sampled = any(
             parts[i].params.temperature > 0 or parts[i].ask.from_sampling for i in members
         )

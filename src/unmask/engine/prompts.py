@@ -1,4 +1,4 @@
-"""From prompts, conversations and texts with blanks to canvases."""
+"""Prompts, conversations and texts with blanks as canvases."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from unmask.models.spec import ModelSpec
 Messages = list[dict[str, str]]
 
 
-class Prompts:
-    """What reads text for a model: its tokenizer (or None), sizes and name."""
+class PromptEncoder:
+    """Prompts, conversations and texts with blanks as token ids and canvases of one model.
 
-    tokenizer: Any | None
-    spec: ModelSpec
-    name: str
+    `tokenizer` may be None: then prompts are token ids. `name` of the model, for errors.
+    """
+
+    def __init__(self, tokenizer: Any | None, spec: ModelSpec, name: str) -> None:
+        self.tokenizer, self.spec, self.name = tokenizer, spec, name
 
     def prompt_canvas(
         self, prompt: Prompt, gen_length: int, *, raw: bool = False, option: str = "gen_length"
     ) -> Canvas:
-        """A prompt followed by `gen_length` open positions. Raises PromptError and ConfigError.
+        """Return a prompt followed by `gen_length` open positions.
 
-        `option` is what the caller calls the length, for the errors.
+        `option` is the caller's name of the length, for errors. Raises PromptError and ConfigError.
         """
         gen_length = whole(option, gen_length, 1)
         ids = self.prompt_ids(prompt, raw=raw)
@@ -43,7 +45,7 @@ class Prompts:
         return new_canvas([*ids, *[0] * gen_length], blanks, len(ids), self.spec.mask_id)
 
     def prompt_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
-        """Token ids of a prompt. Raises PromptError."""
+        """Return the token ids of a prompt. Raises PromptError."""
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise PromptError("the prompt is empty; give some text")
@@ -64,7 +66,7 @@ class Prompts:
         return [int(id_) for id_ in prompt]
 
     def chat_ids(self, messages: Messages) -> list[int]:
-        """A conversation in the model's chat template. Raises PromptError."""
+        """Return the token ids of a conversation in the model's chat template. Raises PromptError."""
         tokenizer = self._need_tokenizer()
         if tokenizer.chat_template is None:
             raise PromptError(
@@ -90,13 +92,13 @@ class Prompts:
         return self._encode_short(text, special=False)
 
     def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:
-        """A text with blanks as a canvas. Raises PromptError.
+        """Return a text with blanks as a canvas. Raises PromptError.
 
         A space before a blank belongs to the blank (tokens begin with their space); two spaces keep one.
         """
         if isinstance(parts, str) or not any(isinstance(part, Integral) for part in parts):
             raise PromptError("infill needs a list with at least one number of blank tokens")
-        ids: list[int] = self._encode("", special=True)
+        ids: list[int] = self.encode("", special=True)
         blanks = [False] * len(ids)
         for part, following in zip(parts, [*parts[1:], ""], strict=True):
             if isinstance(part, str):
@@ -114,7 +116,7 @@ class Prompts:
         return new_canvas(ids, blanks, blanks.index(True), self.spec.mask_id, infilling=True)
 
     def middle_canvas(self, prefix: Prompt, num_blanks: int, suffix: str) -> Canvas:
-        """A text with one blank of `num_blanks` tokens, both sides taken as they are. Raises PromptError.
+        """Return a text with one blank of `num_blanks` tokens as a canvas. Raises PromptError.
 
         A space at the end of `prefix` stays there, unlike in `infill_canvas`.
         """
@@ -137,7 +139,7 @@ class Prompts:
         return self.tokenizer
 
     def _encode_short(self, text: str, *, special: bool) -> list[int]:
-        """Token ids of a text that is to fit; one that cannot is refused unread."""
+        """Return the token ids of a text; one that cannot fit is refused before it is tokenized."""
         most = self.spec.max_length
         if len(text) > most and (one := max_token_characters(self._need_tokenizer())) is not None:
             least = -(-len(text) // one)
@@ -146,24 +148,28 @@ class Prompts:
                     f"a text of {len(text)} characters is at least {least} tokens long, but the model's "
                     f"context is {most}; shorten it"
                 )
-        return self._encode(text, special=special)
+        return self.encode(text, special=special)
 
-    def _encode(self, text: str, *, special: bool) -> list[int]:
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Return the token ids of a text, with the tokenizer's special tokens around it if `special`.
+
+        Raises PromptError.
+        """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise PromptError(
                 f"the text {text!r} holds half a character (a lone surrogate)"
             ) from None
-        found = self._need_tokenizer()(text, add_special_tokens=special)["input_ids"]
-        return [int(id_) for id_ in found]
+        ids = self._need_tokenizer()(text, add_special_tokens=special)["input_ids"]
+        return [int(id_) for id_ in ids]
 
 
 Prompt = str | Sequence[int]
 
 
 def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or several as a list. Raises PromptError."""
+    """Return one prompt or several as a list. Raises PromptError."""
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, Sequence):

@@ -1,4 +1,4 @@
-"""What is asked for, how it stands, and what came out."""
+"""A request: one sequence to decode, with its method."""
 
 from __future__ import annotations
 
@@ -7,21 +7,35 @@ from dataclasses import dataclass
 from unmask.caches.base import AnyCache
 from unmask.canvas import Canvas, ModelFacts
 from unmask.decoders.base.protocol import AnyDecoder
+from unmask.method import MethodSpec
 from unmask.sampling.params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to decode; `stop_ids` end the answer when `stop_at_eos`."""
+    """One sequence to decode by a method; `stop_ids` end the answer when `stop_at_eos`."""
 
     canvas: Canvas
-    decoder: AnyDecoder
-    cache: AnyCache
-    sampling_params: SamplingParams
+    method: MethodSpec
     seed: int
     stop_ids: frozenset[int]
     stop_at_eos: bool
     facts: ModelFacts
+
+    @property
+    def decoder(self) -> AnyDecoder:
+        """The method's decoder."""
+        return self.method.decoder
+
+    @property
+    def cache(self) -> AnyCache:
+        """The method's cache policy."""
+        return self.method.cache
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """The method's sampling parameters."""
+        return self.method.sampling_params
 
     @property
     def max_positions(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from unmask.knobs import whole
 from unmask.models.transformer import Transformer, topology
 from unmask.sampling.token_frequencies import MIN_FREQUENCY
 
-if TYPE_CHECKING:
-    from unmask.engine.llm import LLM
-
 HEAD_CHUNK = 1 << 24
 """Logits computed at a time: 64 MB in float32, and as much again for the probabilities."""
 MAX_POSITIONS = 1 << 12
@@ -28,7 +25,7 @@ MAX_POSITIONS = 1 << 12
 
 
 def count(tokenizer: Any, texts: Iterable[str]) -> dict[int, int]:
-    """How often each token id occurs in the texts, in the order of the ids; no special tokens are added.
+    """Count how often each token id occurs in texts, in the order of the ids; no special tokens are added.
 
     Texts are taken one at a time. Raises PromptError for half a character (a lone surrogate).
     """
@@ -45,9 +42,13 @@ def count(tokenizer: Any, texts: Iterable[str]) -> dict[int, int]:
 
 
 def estimate(
-    llm: LLM, num_canvases: int = 64, length: int = 64, seed: int = 0
+    model: Transformer,
+    tokenizer: Any | None,
+    num_canvases: int = 64,
+    length: int = 64,
+    seed: int = 0,
 ) -> NDArray[np.float64]:
-    """What the model says when it has read nothing: relative frequencies `(V,)`, none below 1e-9.
+    """Return the relative frequencies `(V,)` of tokens in the model's output on empty canvases, >= 1e-9.
 
     The mean probability of each token over all positions of canvases that are all masks, behind a begin
     token if the tokenizer has one. Canvases of equal length are equal, so `num_canvases` lengths are
@@ -62,11 +63,11 @@ def estimate(
     """
     num_canvases, length = whole("num_canvases", num_canvases, 1), whole("length", length, 1)
     generator = torch.Generator().manual_seed(whole("seed", seed) % 2**64)
-    begin = _begin(llm)
-    room = llm.spec.max_length - len(begin)
+    begin = _begin(tokenizer)
+    room = model.spec.max_length - len(begin)
     if length > room:
         raise ConfigError(
-            f"length={length} does not fit the model's context of {llm.spec.max_length}; use {room} or "
+            f"length={length} does not fit the model's context of {model.spec.max_length}; use {room} or "
             "less"
         )
     least = (length + 1) // 2
@@ -74,17 +75,17 @@ def estimate(
     weights = Counter(drawn.tolist())
     lengths = sorted(weights)
     batch = max(1, MAX_POSITIONS // (len(begin) + length))
-    total = np.zeros(llm.spec.vocab_size)
+    total = np.zeros(model.spec.vocab_size)
     for start in range(0, len(lengths), batch):
         chosen = lengths[start : start + batch]
-        total += _summed(llm.model, begin, chosen, [weights[item] for item in chosen])
+        total += _summed(model, begin, chosen, [weights[item] for item in chosen])
     positions = sum(item * weight for item, weight in weights.items())
     found: NDArray[np.float64] = np.maximum(total / positions, MIN_FREQUENCY)
     return found
 
 
-def _begin(llm: LLM) -> list[int]:
-    id_ = getattr(llm.tokenizer, "bos_token_id", None)
+def _begin(tokenizer: Any | None) -> list[int]:
+    id_ = getattr(tokenizer, "bos_token_id", None)
     return [] if id_ is None else [int(id_)]
 
 

@@ -102,22 +102,20 @@ def decode_all(
 
     Raises PromptError with the number of the document where a prompt does not fit, and ConfigError.
     """
-    make = llm._maker(
-        settings.decoder, (settings.cache, None), settings.seed, True, dict(settings.knobs)
-    )
+    template = llm.requests.template(settings.method, seed=settings.seed)
+    method = template.method
     requests = []
     for question in questions:
-        finds_length = make.method.decoder.chooses_length
-        asked = settings.gen_length if finds_length else question.gen_length
-        length = llm.first_length(make.method.decoder, asked)
+        length = settings.gen_length if method.chooses_length else question.gen_length
         try:
-            requests.append(make(llm.prompt_canvas(list(question.prompt_ids), length)))
+            canvas = llm.requests.canvas(list(question.prompt_ids), method, length)
         except PromptError as error:
             raise PromptError(f"document {question.doc}: {error}") from None
+        requests.append(template(canvas))
     admitted_at: dict[int, float] = {}
     timed = copy.copy(llm)
     timed.make_runner = type("_TimedRunner", (_TimedRunner,), {"admitted_at": admitted_at})
-    events = timed._events(requests, settings.batch_size)
+    events = timed.events(requests, settings.batch_size)
     while True:
         began = time.perf_counter()
         event = next(events, None)

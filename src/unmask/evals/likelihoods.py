@@ -11,6 +11,7 @@ from unmask.errors import PromptError
 from unmask.evals.generation import AnswerTimer, EvalAnswer
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import Counted
+from unmask.method import MethodSpec, Source
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -45,7 +46,7 @@ def score_all(
                 [list(pair.prompt_ids) for pair in chunk],
                 [list(pair.answer_ids) for pair in chunk],
                 mc_num=settings.mc_num,
-                cfg_scale=float(settings.knobs.get("cfg_scale", 0.0)),
+                cfg_scale=settings.method.sampling_params.cfg_scale,
                 seed=settings.seed,
                 batch_size=settings.batch_size,
             )
@@ -81,7 +82,8 @@ def is_greedy(llm: LLM, pair: Pair) -> bool:
     """
     count = len(pair.answer_ids)
     canvas = llm.prompt_canvas(list(pair.prompt_ids), count)
-    make = llm._maker("vanilla", ("none", None), 0, False, {"block_length": count, "steps": count})
-    written = llm._run([make(canvas)], 1)[0].canvas
-    tokens: list[int] = written.tokens[len(pair.prompt_ids) :].tolist()
-    return tokens == list(pair.answer_ids)
+    method = MethodSpec.parse(Source({"block_length": count, "steps": count}))
+    template = llm.requests.template(method, stop_at_eos=False)
+    written = llm.run([template(canvas)], 1)[0].canvas
+    ids: list[int] = written.tokens[len(pair.prompt_ids) :].tolist()
+    return ids == list(pair.answer_ids)

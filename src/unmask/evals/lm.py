@@ -112,7 +112,7 @@ class UnmaskLM(LM):  # type: ignore[misc]
 
         listed: list[list[Pair]] = []
         for request in requests:
-            ids = self.llm._encode(request.args[0], special=False)
+            ids = self.llm.prompts.encode(request.args[0], special=False)
             windows = get_rolling_token_windows(
                 ids, self._prefix()[0], self.llm.spec.max_length - 1, context_len=1
             )
@@ -157,7 +157,7 @@ class UnmaskLM(LM):  # type: ignore[misc]
 
     def _encode(self, context: str) -> list[int]:
         if self.is_chat:  # the template wrote the special tokens
-            return self.llm._encode(context, special=False)
+            return self.llm.prompts.encode(context, special=False)
         return self.llm.prompt_ids(context, raw=True)
 
     def _split(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -165,7 +165,7 @@ class UnmaskLM(LM):  # type: ignore[misc]
         bare = context.rstrip()
         continuation, context = context[len(bare) :] + continuation, bare
         if not context:
-            return self._prefix(), tuple(self.llm._encode(continuation, special=False))
+            return self._prefix(), tuple(self.llm.prompts.encode(continuation, special=False))
         before, both = self._encode(context), self._encode(context + continuation)
         return tuple(before), tuple(both[len(before) :])
 

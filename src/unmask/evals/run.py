@@ -12,7 +12,6 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from unmask import caches, decoders
 from unmask.bench.environment import git_commit, machine, package_versions, peak_memory_bytes
 from unmask.errors import ConfigError, DependencyError
 from unmask.evals import convergence, metrics
@@ -284,12 +283,12 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Re
     measured |= counts(run.answers, settings.batch_size)
     measured["peak_memory_bytes"] = float(peak_memory_bytes(llm.model.device))
     write_scores(settings.folder, samples)
-    make = llm._maker(settings.decoder, (settings.cache, None), 0, True, dict(settings.knobs))
+    method = settings.method.bind(llm.spec.block_size)
     return Results(
         task=settings.task,
         model=llm.name,
-        method=decoders.describe(make.method.decoder),
-        cache=caches.describe(make.cache),
+        method=method.describe(),
+        cache=method.describe_cache(),
         metrics=measured,
         docs=docs,
         right=right,
@@ -315,6 +314,7 @@ def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, object]:
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "device": str(llm.model.device),
         "family": llm.spec.family,
+        "method": json.loads(json.dumps(settings.method.bind(llm.spec.block_size).values())),
         "num_sessions": max(item.session for item in run.answers),
         "num_processes": run.group.count,
     }

@@ -1,41 +1,39 @@
-"""What an evaluation is told."""
+"""Settings of one evaluation."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from unmask.errors import ConfigError, unknown_name
 from unmask.evals.catalog import CATALOG
 from unmask.knobs import set_field, whole
+from unmask.method import MethodSpec, Source
 
 OF_THE_PART = ("limit", "offset")
-"""Settings that a run may change when it goes on: which part of the task is answered."""
+"""Settings that may change when a run is resumed: the part of the task to answer."""
 OF_NO_ANSWER = (*OF_THE_PART, "output", "resume", "confirm_run_unsafe_code")
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """One run: a task, a model, how it decodes, and where the results go.
+    """Task, model, decoding method and run folder of an evaluation.
 
-    `model`: bundled name, checkpoint folder or hub id. `knobs`: the decoder's, the proposal's and
-    `cache.NAME`, as `LLM.generate` takes them. `gen_length`, `num_fewshot`: None is the task's own. `data`:
-    the folder of the data files (docs/reference/tasks.md); bundled tasks need none. `limit` documents from
-    number `offset` on; None: all. `batch_size` answers share a forward. `chat`: put the prompt, examples
-    included, as one user turn into the model's chat template; None: if it has one. `output`: the run
-    folder. `resume`: go on with the answers that are there; False: begin anew. `mc_num`: Monte-Carlo
-    samples of a log-likelihood. `trace`: keep what each forward did, for the pictures.
+    `model`: bundled name, checkpoint folder or hub id. `gen_length`, `num_fewshot`: None: the task's
+    default. `data`: folder of the data files (docs/reference/tasks.md), not for bundled tasks. `limit`:
+    number of documents from `offset` on; None: all. `batch_size`: answers per forward. `chat`: format the
+    prompt, examples included, as one user turn of the chat template; None: if the model has one. `output`:
+    run folder. `resume`: reuse the answers in the run folder; False: delete them. `mc_num`: Monte-Carlo
+    samples of a log-likelihood. `trace`: store the trace of every answer, for the plots.
     """
 
     task: str
     model: str = "demo"
-    decoder: str = "vanilla"
-    cache: str = "none"
-    knobs: Mapping[str, Any] = field(default_factory=dict)
+    method: MethodSpec = field(default_factory=MethodSpec.parse)
     gen_length: int | None = None
     data: str | None = None
     num_fewshot: int | None = None
@@ -54,21 +52,18 @@ class EvalSettings:
     trace: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a value that is not allowed."""
+        """Raise ConfigError for a value that is not allowed."""
         for item in fields(self):
-            if item.name != "knobs":
+            if item.name != "method":
                 value = set_field(type(self), item.name, getattr(self, item.name))
                 object.__setattr__(self, item.name, value)
-        if not isinstance(self.knobs, Mapping):
-            raise ConfigError(f"knobs={self.knobs!r} must map names to values")
-        object.__setattr__(self, "knobs", dict(self.knobs))
         if self.task not in CATALOG:
             raise unknown_name("task", self.task, CATALOG)
-        for name, least in (("limit", 1), ("gen_length", 1), ("num_fewshot", 0)):
+        for name, minimum in (("limit", 1), ("gen_length", 1), ("num_fewshot", 0)):
             if getattr(self, name) is not None:
-                whole(name, getattr(self, name), least)
-        for name, least in (("offset", 0), ("batch_size", 1), ("mc_num", 1)):
-            whole(name, getattr(self, name), least)
+                whole(name, getattr(self, name), minimum)
+        for name, minimum in (("offset", 0), ("batch_size", 1), ("mc_num", 1)):
+            whole(name, getattr(self, name), minimum)
         if not self.output.strip():
             raise ConfigError("output='' names no folder; give a path, e.g. runs/eval/first")
         self._check_task()
@@ -98,19 +93,37 @@ class EvalSettings:
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
+        """Path of the run folder."""
         return Path(self.output)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Names and values, as config.yaml holds them."""
-        return asdict(self)
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvalSettings:
+        """Return the settings of names and values as config.yaml holds them. Raises ConfigError."""
+        rest = {key: value for key, value in values.items() if key != "knobs"}
+        knobs = values.get("knobs") or {}
+        if not isinstance(knobs, Mapping):
+            raise ConfigError(f"knobs={knobs!r} must map names to values")
+        names: dict[str, object] = {k: rest.pop(k) for k in ("decoder", "cache") if k in rest}
+        return cls(method=MethodSpec.parse(Source({**names, **knobs})), **rest)
 
-    def identity(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on in its folder."""
+    def as_dict(self) -> dict[str, object]:
+        """Return names and values as config.yaml holds them: the method as `decoder`, `cache`, `knobs`."""
+        method = {
+            "decoder": self.method.decoder_name,
+            "cache": self.method.cache_name,
+            "knobs": dict(self.method.given),
+        }
+        values: dict[str, object] = {}
+        for item in fields(self):
+            values |= method if item.name == "method" else {item.name: getattr(self, item.name)}
+        return values
+
+    def identity(self) -> dict[str, object]:
+        """Return the settings that must be equal to resume a run in its folder."""
         return {key: value for key, value in self.as_dict().items() if key not in OF_NO_ANSWER}
 
     def fingerprint(self) -> str:
-        """A hash of `identity`, which every stored answer carries."""
+        """Return a hash of `identity`, which every stored answer carries."""
         text = json.dumps(self.identity(), sort_keys=True, ensure_ascii=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -118,26 +131,26 @@ class EvalSettings:
 def method_settings(
     model: str, batch_size: int | str, device: str | None, given: dict[str, Any]
 ) -> EvalSettings:
-    """Settings of how to decode, from the names and texts of lm-eval's `--model_args`.
+    """Return the settings for decoding from the names and texts of lm-eval's `--model_args`.
 
     Raises ConfigError for a setting that belongs to lm-eval's own command line.
     """
     if isinstance(batch_size, str) and not batch_size.isdigit():
         raise ConfigError(f"batch_size={batch_size!r} must be a whole number of at least 1")
-    names = {"decoder", "cache", "gen_length", "seed", "dtype", "mc_num"}
-    elsewhere = {item.name for item in fields(EvalSettings)} - names
+    names = {"gen_length", "seed", "dtype", "mc_num"}
+    elsewhere = {item.name for item in fields(EvalSettings)} - names | {"knobs"}
     for key in given:
         if key in elsewhere:
             raise ConfigError(
                 f"{key}={given[key]} is not one of the model's arguments; lm-eval has an option for it"
             )
-    knobs = {key: value for key, value in given.items() if key not in names}
+    values = {key: value for key, value in given.items() if key not in names}
     own = {key: value for key, value in given.items() if key in names}
     return EvalSettings(
         task="word_problem",
         model=model,
         batch_size=int(batch_size),
         device=device,
-        knobs=knobs,
+        method=MethodSpec.parse(Source(values), options=names),
         **own,
     )

@@ -90,7 +90,7 @@ def fastdllm_tokens(llm: LLM, output: Output, stops: Seq[str], settings: EvalSet
     generated = output.canvas_ids[start:]
     if llm.spec.family != "dream":
         text = str(llm.tokenizer.decode(generated, skip_special_tokens=False))
-        generated = llm._encode(text[: _first_stop(text, stops)], special=False)
+        generated = llm.prompts.encode(text[: _first_stop(text, stops)], special=False)
     return sum(id_ != eos for id_ in generated)
 
 

@@ -78,7 +78,7 @@ class PagePool:
                 heappush(self._free, page)
 
     def publish(self, page: int, key: bytes) -> None:
-        """Make a page, whose content is final, available by its key, unless another page has that key."""
+        """Make a page with final content available by its key, unless another page has that key."""
         assert page in self._num_owners, "a published page has an owner"
         if self.prefixes and key not in self._page_of and page not in self._key_of:
             self._page_of[key], self._key_of[page] = page, key

@@ -107,13 +107,13 @@ class PageTable:
         self.store = store
         self.pages: list[int] = []
         self.page_keys: list[bytes] = []
-        """Keys of the leading pages whose content is final."""
+        """Keys of the leading pages with final content."""
         self.slots: Ints = NO_POSITIONS
         """The slot of each position in the store."""
 
     @classmethod
     def from_pages(cls, store: PagedStore, pages: list[int]) -> PageTable:
-        """Return a table of pages whose ownership is managed elsewhere (on rank 0)."""
+        """Return a table of pages with owners that are managed elsewhere (on rank 0)."""
         table = cls(store)
         table.pages = pages
         table._map_slots(0)

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmask.errors import ConfigError, ModelError, unknown_name
-from unmask.models.hf_config import Config
+from unmask.models.hf_config import Config, added_token_id
 from unmask.models.registry import Family, find_family
 from unmask.models.spec import ModelSpec
-from unmask.models.special_tokens import added_token_id
 
 if TYPE_CHECKING:
     import torch

@@ -1,10 +1,12 @@
-"""Typed access to a checkpoint's `config.json`."""
+"""Checked access to a checkpoint's `config.json`, and to the token ids that it leaves out."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from unmask.errors import ModelError
 from unmask.models.spec import ModelSpec
@@ -186,34 +188,67 @@ class HubDefaults:
 
 
 def hub_spec(
-    get: ConfigReader, family: str, default: HubDefaults, d_ff: int | None = None
+    reader: ConfigReader, family: str, default: HubDefaults, d_ff: int | None = None
 ) -> ModelSpec:
     """Build the spec of a config that spells its sizes as transformers' Llama and Qwen do.
 
     `d_ff` replaces the key `intermediate_size`. Raises ModelError.
     """
-    get.require_full_attention()
-    d_model, num_heads = get.integer("hidden_size"), get.integer("num_attention_heads")
-    num_kv_heads = get.integer("num_key_value_heads", num_heads)
+    reader.require_full_attention()
+    d_model, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+    num_kv_heads = reader.integer("num_key_value_heads", num_heads)
     width = d_model if default.head_width is None else default.head_width * num_heads
-    eos_id = get.integer("eos_token_id", default.eos_id, least=0)
-    head_dim = get.head_dim(width, num_heads, num_kv_heads)
-    rotary_dim = get.rotary_dim(head_dim)
+    eos_id = reader.integer("eos_token_id", default.eos_id, least=0)
+    head_dim = reader.head_dim(width, num_heads, num_kv_heads)
+    rotary_dim = reader.rotary_dim(head_dim)
     return ModelSpec(
         family=family,
-        vocab_size=get.integer("vocab_size"),
+        vocab_size=reader.integer("vocab_size"),
         d_model=d_model,
-        num_layers=get.integer("num_hidden_layers"),
+        num_layers=reader.integer("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        d_ff=get.integer("intermediate_size") if d_ff is None else d_ff,
+        d_ff=reader.integer("intermediate_size") if d_ff is None else d_ff,
         rotary_dim=None if rotary_dim == head_dim else rotary_dim,
-        rope_theta=get.rope_theta(default.rope_theta),
-        norm_eps=get.positive("rms_norm_eps", default.norm_eps),
-        max_length=get.integer("max_position_embeddings", default.max_length),
-        mask_id=get.integer("mask_token_id", default.mask_id, least=0),
+        rope_theta=reader.rope_theta(default.rope_theta),
+        norm_eps=reader.positive("rms_norm_eps", default.norm_eps),
+        max_length=reader.integer("max_position_embeddings", default.max_length),
+        mask_id=reader.integer("mask_token_id", default.mask_id, least=0),
         eos_id=eos_id,
-        pad_id=get.integer("pad_token_id", eos_id, least=0),
-        tie_embeddings=get.flag("tie_word_embeddings"),
+        pad_id=reader.integer("pad_token_id", eos_id, least=0),
+        tie_embeddings=reader.flag("tie_word_embeddings"),
     )
+
+
+def added_token_id(folder: Path, text: str) -> int | None:
+    """Return the id of the added token with this text, or None when no file of the folder has it.
+
+    Reads `tokenizer_config.json`, then `tokenizer.json`. Raises ModelError for files that are not JSON.
+    """
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise ModelError(f"{path}: not valid JSON ({error})") from None
+        for id_, spelled in _added(content):
+            if spelled == text:
+                return id_
+    return None
+
+
+def _added(content: object) -> Iterator[tuple[int, str]]:
+    if not isinstance(content, dict):
+        return
+    decoder, tokens = content.get("added_tokens_decoder"), content.get("added_tokens")
+    if isinstance(decoder, dict):
+        for key, item in decoder.items():
+            if str(key).isdecimal() and isinstance(item, dict):
+                yield int(key), str(item.get("content"))
+    if isinstance(tokens, list):
+        for item in tokens:
+            if isinstance(item, dict) and isinstance(item.get("id"), int):
+                yield item["id"], str(item.get("content"))

@@ -42,7 +42,7 @@ class SamplingParams:
         0.0, "sampling temperature, 0 or from 1e-6 on; 0 is greedy, higher is more random"
     )
     top_p: float | None = knob(
-        None, "sample from the likeliest tokens whose probabilities add up to this"
+        None, "sample from the likeliest tokens that have this total probability"
     )
     top_k: int | None = knob(None, "sample from this many likeliest tokens")
     cfg_scale: float = knob(

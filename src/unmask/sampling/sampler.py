@@ -207,7 +207,7 @@ def _sample(
 ) -> None:
     """Sample the tokens of rows with a temperature, and restore the `forbidden` logits, -inf until then.
 
-    Rows whose statistics refer to the sampling distribution get its logits.
+    Rows with statistics of the sampling distribution get its logits.
     """
     sampled = _rows(spans, lambda span: span.params.temperature > 0)
     if sampled:
@@ -258,7 +258,7 @@ def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
 
 
 def _suppressed_scores(spans: list[Span], vocabulary: Vocabulary) -> list[tuple[list[int], int]]:
-    """Return (rows, column) pairs whose probability counts as 0 in the confidence."""
+    """Return the (rows, column) pairs that count as probability 0 in the confidence."""
     rows = _rows(spans, lambda span: span.params.confidence_eos_eot_inf)
     eos_rows = _rows(
         spans,

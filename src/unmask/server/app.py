@@ -191,15 +191,9 @@ def add_info_routes(app: FastAPI, service: Service) -> None:
     async def model(name: str) -> Response:
         return ReplyResponse(card(service.check_model(name)))
 
-    defaults = settings.defaults
     schema = capabilities(
         service.llm,
-        {
-            "decoder": defaults.decoder,
-            "knobs": dict(defaults.knobs),
-            "cache": defaults.cache,
-            "cache_args": dict(defaults.cache_args),
-        },
+        settings.defaults,
         settings.models[0],
         service.planner.max_length,
     )

@@ -17,6 +17,7 @@ from typing_extensions import NotRequired, TypedDict
 from unmask import caches, decoders
 from unmask.canvas import ModelFacts, new_canvas
 from unmask.errors import ConfigError
+from unmask.method import CACHE_PREFIX, MethodSpec
 from unmask.sampling.params import SamplingParams
 from unmask.server.reply_models import Count, ReplyModel
 
@@ -97,17 +98,28 @@ class Capabilities(ReplyModel):
     shared: SkipValidation[list[KnobInfo]]
 
 
-def capabilities(
-    llm: LLM, defaults: dict[str, JsonValue], model_id: str, max_length: int
-) -> Capabilities:
+def capabilities(llm: LLM, defaults: MethodSpec, model_id: str, max_length: int) -> Capabilities:
     """Return the capabilities of a served model; `defaults` is the server's default method."""
     return Capabilities(
         model=model_info(llm, model_id, max_length),
-        defaults=defaults,
+        defaults=method_info(defaults),
         decoders=[decoder_info(name) for name in decoders.names()],
         caches=[cache_info(name, llm) for name in caches.names()],
         shared=knob_infos(SamplingParams),
     )
+
+
+def method_info(method: MethodSpec) -> dict[str, JsonValue]:
+    """Return a method as the fields `decoder`, `knobs`, `cache` and `cache_args`, with its given values."""
+    given = {key: json_default(value) for key, value in method.given.items()}
+    knobs = {key: value for key, value in given.items() if not key.startswith(CACHE_PREFIX)}
+    inside = {k.removeprefix(CACHE_PREFIX): v for k, v in given.items() if k not in knobs}
+    return {
+        "decoder": method.decoder_name,
+        "knobs": knobs,
+        "cache": method.cache_name,
+        "cache_args": inside,
+    }
 
 
 def model_info(llm: LLM, model_id: str, max_length: int) -> ModelInfo:
@@ -167,7 +179,7 @@ def refusal(name: str, spec: ModelSpec) -> str | None:
     canvas = new_canvas([0], [True], 0, spec.mask_id)
     facts = ModelFacts(spec.vocab_size, spec.eos_id, None, spec.block_size, spec.max_length)
     try:
-        caches.make_cache(name, block_size=spec.block_size).start(canvas, facts)
+        caches.bind(caches.make_cache(name), spec.block_size).start(canvas, facts)
     except ConfigError as error:
         return str(error)
     return None
@@ -220,7 +232,7 @@ def type_fields(hint: object) -> TypeFields:
 
 
 def json_default(default: object) -> JsonValue:
-    """Return a default as JSON; null for objects, such as a wrapped decoder."""
+    """Return a default, or a given value, as JSON; null for objects, such as a wrapped decoder."""
     if default is None or isinstance(default, (bool, int, float, str)):
         return default
-    return list(default) if isinstance(default, tuple) else None
+    return list(default) if isinstance(default, (tuple, list)) else None

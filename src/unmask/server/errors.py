@@ -100,4 +100,6 @@ def bad_request(error: UnmaskError, param: str | None = None) -> ApiError:
     code = "invalid_value" if isinstance(error, ConfigError) else "invalid_prompt"
     if isinstance(error, LengthError):
         code = "context_length_exceeded"
+    if param is None and isinstance(error, ConfigError):
+        param = error.key
     return ApiError(400, str(error), param=param, code=code)

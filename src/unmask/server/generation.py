@@ -84,16 +84,9 @@ class Generation:
     def submit(self) -> None:
         """Submit all plans, or none of them.
 
-        Raises ApiError: 400 for more plans than the queue can hold, 429 if the queue is full, 503 if the
-        server is stopping or its engine has failed, 504 if planning has taken the whole timeout.
+        Raises ApiError: 429 if the queue is full, 503 if the server is stopping or its engine has failed,
+        504 if planning has taken the whole timeout.
         """
-        if len(self.answers) > self.engine.config.max_queue:
-            raise ApiError(
-                400,
-                f"{len(self.answers)} answers in one request: the queue holds at most "
-                f"{self.engine.config.max_queue}; send fewer prompts, or a smaller n",
-                code="request_too_large",
-            )
         remaining_s = self.timeout_s - self.seconds
         if remaining_s <= 0:
             raise timed_out(self.timeout_s)

@@ -20,8 +20,9 @@ from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from unmask import caches, decoders
-from unmask.engine.request_builder import PREFIX
 from unmask.knobs import read_value
+from unmask.method import CACHE_PREFIX
+from unmask.method import knob_names as knobs_of_decoder
 from unmask.sampling.params import SamplingParams
 from unmask.server.errors import ApiError
 from unmask.server.protocol import KnobValue, KnobValues
@@ -119,7 +120,7 @@ SGLANG_SAMPLING_NEUTRAL: NeutralValues = {
 @lru_cache(maxsize=1)
 def knob_names() -> frozenset[str]:
     """Return the knobs of all decoders, including the sampling parameters."""
-    own = {name for decoder in decoders.names() for name in decoders.knob_names(decoder)}
+    own = {name for decoder in decoders.names() for name in knobs_of_decoder(decoder)}
     return frozenset(own | {field.name for field in dataclasses.fields(SamplingParams)})
 
 
@@ -131,7 +132,7 @@ def cache_knob_names() -> frozenset[str]:
         for cache in caches.names()
         for field in dataclasses.fields(caches.cache_class(cache))
     }
-    return frozenset(PREFIX + name for name in names)
+    return frozenset(CACHE_PREFIX + name for name in names)
 
 
 def parse_body(

@@ -1,17 +1,16 @@
-"""From a checked body to the sequences that the engine is to decode, everything in them checked."""
+"""Plans: the requests that the engine decodes for one HTTP request, checked in every respect."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from unmask import decoders
 from unmask.canvas import Canvas
 from unmask.engine.request import Request
-from unmask.engine.request_builder import PREFIX
-from unmask.errors import PromptError, UnmaskError
+from unmask.errors import ContradictionError, PromptError, UnmaskError
+from unmask.method import CACHE_PREFIX, MethodSpec, Source
 from unmask.server.capabilities import SERVER_ONLY
 from unmask.server.detokenizer import StopCriteria
 from unmask.server.errors import ApiError, bad_request
@@ -23,17 +22,18 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
 DEFAULT_MAX_TOKENS = 128
+DEFAULT_FIRST_LENGTH = 64
+"""Positions to begin with, of a decoder that chooses the length; fewer where `max_tokens` is less."""
 NEUTRAL_TOP_K = (-1, 0)
 SAMPLING_ONLY = ("top_p", "top_k")
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationPlan:
-    """One answer to be decoded.
+    """One answer to decode.
 
-    `index` of the choice; `prompt`: the number of the prompt that it answers; `num_prompt` tokens that are
-    given; the text is that of the positions from `start` on, `size` of them (None: all), up to what `ends`
-    it.
+    `index` of the choice; `prompt`: the number of its prompt, of `num_prompt` tokens; the text is that of
+    the positions from `start` on, `size` of them (None: all), up to what `ends` it.
     """
 
     index: int
@@ -45,27 +45,19 @@ class GenerationPlan:
     size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How to decode: names, and knobs still as they were sent."""
-
-    decoder: str
-    knobs: dict[str, Any]
-    cache: str
-    cache_args: dict[str, Any]
-    finds_length: bool
-
-
 class Planner:
-    """Makes plans for one model. All methods raise ApiError for what the model or the method refuses."""
+    """Plans for one model. All methods raise ApiError for what the model or the method refuses.
 
-    def __init__(self, llm: LLM, settings: ServerSettings) -> None:
-        self.llm, self.settings = llm, settings
+    `max_choices` in one request: what the engine's queue holds (None: any number).
+    """
+
+    def __init__(self, llm: LLM, settings: ServerSettings, max_choices: int | None = None) -> None:
+        self.llm, self.settings, self.max_choices = llm, settings, max_choices
         own = llm.spec.max_length
         self.max_length = min(own, settings.limits.max_model_len or own)
 
     def chat(self, body: ChatRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
-        """The next turn of a conversation."""
+        """Plan the next turn of a conversation."""
         roles = {"developer": "system"}
         messages = [
             {"role": roles.get(turn.role, turn.role), "content": turn.text}
@@ -78,10 +70,11 @@ class Planner:
         return self.continuations(body, [ids], knobs, "messages")
 
     def completion(self, body: CompletionRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
-        """Texts that go on, or whose middle is filled in."""
+        """Plan continuations of texts, or their middles."""
         prompts: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
         if isinstance(prompts[0], int):
             prompts = [prompts]
+        self.check_choices(body, len(prompts))
         try:
             if body.suffix:
                 return self._middles(body, prompts, knobs)
@@ -91,7 +84,7 @@ class Planner:
         return self.continuations(body, ids, knobs, "prompt")
 
     def infill(self, body: InfillRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
-        """A text with blanks."""
+        """Plan the blanks of a text."""
         try:
             canvas = self.llm.infill_canvas(body.parts)
         except PromptError as error:
@@ -102,16 +95,26 @@ class Planner:
     def continuations(
         self, body: DecodingRequest, prompts: list[list[int]], knobs: Mapping[str, Any], param: str
     ) -> list[GenerationPlan]:
-        """Answers behind prompts, which the field `param` has."""
-        way = self.way(body, knobs)
+        """Plan continuations of prompts, which the field `param` has."""
+        self.check_choices(body, len(prompts))
+        method = self.method(body, knobs)
         plans: list[GenerationPlan] = []
         for ids in prompts:
             length = self._length(len(ids), body, param)
-            option: dict[str, Any] = {"gen_length": length}
-            if way.finds_length:
-                option = self._found_length(way, body)
-            plans += self._copies(body, way, ids, len(ids), (len(ids), None), option, len(plans))
+            span, option = (len(ids), None), None if method.chooses_length else length
+            plans += self._copies(body, method, ids, (len(ids), *span), len(plans), option)
         return plans
+
+    def check_choices(self, body: DecodingRequest, num_prompts: int) -> None:
+        """Raise ApiError for more choices than the queue holds, before any of them is planned."""
+        count = num_prompts * body.choices
+        if self.max_choices is not None and count > self.max_choices:
+            raise ApiError(
+                400,
+                f"{count} answers in one request: the queue holds at most {self.max_choices}; send fewer "
+                f"prompts, or a smaller n",
+                code="request_too_large",
+            )
 
     def _middles(
         self, body: CompletionRequest, prompts: list[Any], knobs: Mapping[str, Any]
@@ -132,133 +135,137 @@ class Planner:
         size: int | None,
         knobs: Mapping[str, Any],
     ) -> list[GenerationPlan]:
-        way = self.way(body, knobs)
+        method = self.method(body, knobs)
         plans: list[GenerationPlan] = []
         for canvas, start in zip(canvases, starts, strict=True):
-            given = int(canvas.fixed.sum())
-            plans += self._copies(body, way, canvas, given, (start, size), {}, len(plans))
+            num_prompt = int(canvas.fixed.sum())
+            span = (num_prompt, start, size)
+            plans += self._copies(body, method, canvas, span, len(plans))
         return plans
 
     def _copies(
         self,
         body: DecodingRequest,
-        way: Way,
-        what: list[int] | Canvas,
-        num_prompt: int,
-        span: tuple[int, int | None],
-        option: Mapping[str, Any],
+        method: MethodSpec,
+        content: list[int] | Canvas,
+        span: tuple[int, int, int | None],
         first: int,
+        gen_length: int | None = None,
     ) -> list[GenerationPlan]:
-        """The `n` answers to one prompt; their seeds follow each other."""
+        """Plan the `n` answers to one prompt, which differ by their seeds alone.
+
+        `span`: tokens of the prompt, first position of the text, and the number of its positions.
+        """
         seed = secrets.randbits(31) if body.seed is None else body.seed
-        infills = isinstance(what, Canvas) and what.infilling
+        infills = isinstance(content, Canvas) and content.infilling
         stop_ids = frozenset[int]() if body.ignore_eos or infills else self.llm.stop_ids
         ends = StopCriteria(stop_ids, body.stops)
-        plans = []
-        for copy in range(body.choices):
-            try:
-                request = self.llm.request(
-                    what,
-                    way.decoder,
-                    way.cache,
-                    cache_args=way.cache_args,
-                    seed=seed + copy,
-                    stop_at_eos=not body.ignore_eos,
-                    **{**way.knobs, **option},
-                )
-            except UnmaskError as error:
-                raise bad_request(error) from None
-            self._check_room(request.max_positions, "the canvas", body.length_name)
-            plans.append(
-                GenerationPlan(
-                    first + copy, first // body.choices, request, num_prompt, ends, *span
-                )
-            )
-        return plans
-
-    def way(self, body: DecodingRequest, top: Mapping[str, Any]) -> Way:
-        """The method that a body and the server's defaults come to."""
-        defaults = self.settings.defaults
-        for values in (top, body.decoder_args or {}, body.cache_args or {}):
-            check_knobs(values)
-        for param, text in (
-            ("decoder", body.decoder),
-            ("cache", body.cache),
-            ("preset", body.preset),
-        ):
-            check_method_text(param, text or "")
-        given = merged(
-            ("", top),
-            ("decoder_args.", body.decoder_args or {}),
-            ("", own_knobs(body)),
-        )
-        decoder = body.decoder
-        if decoder is None:
-            decoder = defaults.decoder if body.preset is None else "vanilla"
-            if body.preset is None:
-                given = {**standing(defaults.knobs, given), **given}
-        cache_args = dict(body.cache_args or {})
-        if body.cache is None:
-            kept = {k: v for k, v in defaults.cache_args.items() if PREFIX + k not in given}
-            cache_args = {**kept, **cache_args}
-        inside = {k: v for k, v in given.items() if not k.startswith(PREFIX)}
+        num_prompt, start, size = span
         try:
-            name, resolved, said = decoders.resolve(decoder, dict(inside))
+            request = self.llm.requests.request(
+                content,
+                method,
+                gen_length=gen_length,
+                seed=seed,
+                stop_at_eos=not body.ignore_eos,
+            )
         except UnmaskError as error:
-            raise bad_request(error, "decoder") from None
-        if said is not None and "no effect" in said:
-            raise ApiError(400, said, param="steps", code="unsupported_parameter")
-        self._check_server_only(resolved)
-        cache = defaults.cache if body.cache is None else body.cache
-        return Way(decoder, given, cache, cache_args, decoders.finds_length(name))
+            raise bad_request(error) from None
+        self._check_room(request.max_positions, "the canvas", body.length_name)
+        return [
+            GenerationPlan(
+                index=first + copy,
+                prompt=first // body.choices,
+                request=replace(request, seed=seed + copy),
+                num_prompt=num_prompt,
+                ends=ends,
+                start=start,
+                size=size,
+            )
+            for copy in range(body.choices)
+        ]
 
-    def _check_server_only(self, knobs: Mapping[str, Any]) -> None:
-        """Refuse knobs that would read a file or load a model of the server's machine."""
-        for key, harmless in SERVER_ONLY.items():
-            value = knobs.get(key, harmless)
-            if value not in (harmless, self.settings.defaults.knobs.get(key, harmless)):
+    def method(self, body: DecodingRequest, top: Mapping[str, Any]) -> MethodSpec:
+        """Return the method of a body, its knobs at the `top` level, and the server's defaults."""
+        decoder_args, cache_args = body.decoder_args or {}, body.cache_args or {}
+        names = {"decoder": body.decoder, "cache": body.cache, "preset": body.preset}
+        for values in (top, decoder_args, cache_args):
+            check_knobs(values)
+        for param, text in names.items():
+            check_method_text(param, text or "")
+        for key in ("decoder", "cache", "preset"):
+            if key in decoder_args:
                 raise ApiError(
                     400,
-                    f"{key} names a file or a model on the server's machine; only who starts the server "
-                    f"sets it",
+                    f"decoder_args.{key} is no knob; use the field {key}",
+                    param=f"decoder_args.{key}",
+                    code="invalid_value",
+                )
+        sources = (
+            Source(top),
+            Source(decoder_args, spelling="decoder_args.{key}"),
+            Source({CACHE_PREFIX + key: value for key, value in cache_args.items()}),
+            Source(own_knobs(body) | {k: text for k, text in names.items() if text is not None}),
+        )
+        try:
+            method = MethodSpec.parse(*sources, *self._defaults(body, sources))
+        except UnmaskError as error:
+            raise bad_request(error) from None
+        for note in method.notes:
+            if note.code == "no_effect":
+                raise ApiError(400, note.message, param=note.key, code="unsupported_parameter")
+        self._check_server_only(method)
+        most = method.given.get("max_gen_length")
+        if method.chooses_length and body.length is not None and most != body.length:
+            first, second = f"{body.length_name}={body.length}", f"max_gen_length={most}"
+            raise bad_request(ContradictionError(body.length_name, first, second))
+        return method
+
+    def _defaults(self, body: DecodingRequest, sources: Sequence[Source]) -> tuple[Source, ...]:
+        """Return the server's defaults, of a greedy request without those that sampling alone has.
+
+        `max_tokens` bounds a decoder that chooses the length.
+        """
+        own = self.settings.defaults.source(is_default=True)
+        if any(source.values.get("temperature") == 0 for source in sources):
+            rest = {k: v for k, v in own.values.items() if k not in SAMPLING_ONLY}
+            own = replace(own, values=rest)
+        if body.length is None:
+            return (own,)
+        first = min(DEFAULT_FIRST_LENGTH, body.length)
+        bounds = {"max_gen_length": body.length, "initial_gen_length": first}
+        return own, Source(bounds, is_default=True, is_soft=True)
+
+    def _check_server_only(self, method: MethodSpec) -> None:
+        """Refuse knobs that would read a file or load a model of the server's machine."""
+        for key, harmless in SERVER_ONLY.items():
+            value = method.given.get(key, harmless)
+            if value not in (harmless, self.settings.defaults.given.get(key, harmless)):
+                raise ApiError(
+                    400,
+                    f"{key} names a file or a model on the server's machine; it is set when the server "
+                    f"starts, not by requests",
                     param=key,
                     code="unsupported_parameter",
                 )
 
     def _length(self, num_prompt: int, body: DecodingRequest, param: str) -> int:
-        """Positions to generate behind a prompt, which the field `param` has."""
-        room, asked, name = self.max_length - num_prompt, body.length, body.length_name
-        wanted = 1 if asked is None else asked
-        if wanted > room:
+        """Return the positions to generate after a prompt, which the field `param` has."""
+        room, name = self.max_length - num_prompt, body.length_name
+        least = 1 if body.length is None else body.length
+        if least > room:
             advice = f"use {name}={room} or less" if room > 0 else "shorten the prompt"
             raise ApiError(
                 400,
-                f"prompt of {num_prompt} tokens + {name}={wanted} = {num_prompt + wanted}, but the "
+                f"prompt of {num_prompt} tokens + {name}={least} = {num_prompt + least}, but the "
                 f"context is {self.max_length}; {advice}",
                 param=name if room > 0 else param,
                 code="context_length_exceeded",
             )
-        return min(DEFAULT_MAX_TOKENS, room) if asked is None else asked
-
-    def _found_length(self, way: Way, body: DecodingRequest) -> dict[str, Any]:
-        """The bounds of a decoder that finds the length itself: `max_tokens` is its most."""
-        bounds: dict[str, Any] = {}
-        asked = body.length
-        if asked is not None and "max_gen_length" not in way.knobs:
-            bounds["max_gen_length"] = asked
-            if "initial_gen_length" not in way.knobs:
-                bounds["initial_gen_length"] = min(64, asked)
-        elif asked is not None and way.knobs["max_gen_length"] != asked:
-            raise ApiError(
-                400,
-                f"{body.length_name}={asked} and max_gen_length={way.knobs['max_gen_length']} "
-                f"contradict; give one of them",
-                param=body.length_name,
-                code="invalid_value",
-            )
-        return bounds
+        return min(DEFAULT_MAX_TOKENS, room) if body.length is None else body.length
 
     def _check_room(self, size: int, what: str, param: str) -> None:
+        """Raise ApiError for a canvas that is longer than the context."""
         if size > self.max_length:
             raise ApiError(
                 400,
@@ -269,36 +276,12 @@ class Planner:
 
 
 def own_knobs(body: DecodingRequest) -> dict[str, Any]:
-    """The knobs that have a field of their own; values that change nothing are left out."""
-    found = {
+    """Return the knobs that have a field of their own, without values that change nothing."""
+    values = {
         "steps": body.steps,
         "block_length": body.block_length,
         "temperature": body.temperature,
         "top_p": None if body.top_p == 1 else body.top_p,
         "top_k": None if body.top_k in NEUTRAL_TOP_K else body.top_k,
-        "preset": body.preset,
     }
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def standing(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The server's knobs that stand beside a request's own: of a greedy one not those of sampling."""
-    is_greedy = given.get("temperature") == 0
-    return {k: v for k, v in defaults.items() if not (is_greedy and k in SAMPLING_ONLY)}
-
-
-def merged(*sources: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Several maps in one. Raises ApiError where two give a key different values."""
-    found: dict[str, Any] = {}
-    where: dict[str, str] = {}
-    for prefix, values in sources:
-        for key, value in values.items():
-            if key in found and found[key] != value:
-                raise ApiError(
-                    400,
-                    f"{where[key]}={found[key]!r} and {prefix}{key}={value!r} contradict; give one",
-                    param=key,
-                    code="invalid_value",
-                )
-            found[key], where[key] = value, prefix + key
-    return found
+    return {key: value for key, value in values.items() if value is not None}

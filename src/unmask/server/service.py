@@ -45,7 +45,7 @@ class Service:
 
     def __init__(self, llm: LLM, engine: Engine, settings: ServerSettings) -> None:
         self.llm, self.engine, self.settings = llm, engine, settings
-        self.planner = Planner(llm, settings)
+        self.planner = Planner(llm, settings, engine.config.max_queue)
         self.metrics = Metrics(engine, settings.models[0])
         self.texts = TokenTexts(llm.tokenizer)
         self.is_draining = False

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from unmask.options import NOT_A_FLAG, check_fields, option
 
+if TYPE_CHECKING:
+    from unmask.method import MethodSpec
+
 STATIC = Path(__file__).parent / "static"
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """How a request decodes that does not say otherwise: decoder and cache with their knobs."""
-
-    decoder: str = "vanilla"
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    cache: str = "none"
-    cache_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +131,23 @@ class Access:
         return hmac.compare_digest(digest, self.key_digest) and scheme.lower() == b"bearer"
 
 
+def default_method() -> MethodSpec:
+    """Return the method of a server that sets no defaults."""
+    from unmask.method import MethodSpec  # the flags of `unmask serve` are read without it
+
+    return MethodSpec.parse()
+
+
 @dataclass(frozen=True)
 class ServerSettings:
-    """All of it. `models`: the names under which the model is served, the first one in the replies."""
+    """Settings of a server.
+
+    `models`: the names under which the model is served, the first one in the replies. `defaults`: the
+    method of requests that choose none.
+    """
 
     models: tuple[str, ...]
-    defaults: Defaults = Defaults()
+    defaults: MethodSpec = field(default_factory=default_method)
     limits: Limits = Limits()
     access: Access = Access()
     static: Path = STATIC

@@ -306,7 +306,7 @@ def server_info(service: Service) -> ServerInfo:
         version=__version__,
         context_length=service.planner.max_length,
         max_running_requests=stats.rows_total,
-        dllm_algorithm=settings.defaults.decoder,
+        dllm_algorithm=settings.defaults.decoder_name,
         internal_states=[
             InternalState(
                 avg_spec_accept_length=service.metrics.tokens_per_forward,

@@ -6,13 +6,13 @@ Source: sglang 0.5.23, `srt/dllm/algorithm`; the defaults are those of its files
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from unmask import decoders
 from unmask.errors import ConfigError, unknown_name
+from unmask.knobs import Source
 
 BLOCK_SIZE, FIRST_BLOCK = "block_size", "initial_block_length"
-KNOWN: dict[str, tuple[str, Mapping[str, Any]]] = {
+KNOWN: dict[str, tuple[str, Mapping[str, object]]] = {
     "LowConfidence": ("threshold", {"threshold": 0.95}),
     "JointThreshold": (
         "joint_threshold",
@@ -26,8 +26,8 @@ REFUSED = {
 }
 
 
-def from_sglang(algorithm: str, config: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
-    """The decoder and knobs of `--dllm-algorithm` and its file's content.
+def from_sglang(algorithm: str, config: Mapping[str, object] | None) -> Source:
+    """Return the decoder and knobs of `--dllm-algorithm` and its file's content, as defaults.
 
     A decoder of ours may be named in SGLang's way too: `CadLLM` is `cadllm`, `EBSampler` is `eb_sampler`;
     its file then has its knobs. Raises ConfigError for an unknown name or key.
@@ -57,4 +57,4 @@ def from_sglang(algorithm: str, config: Mapping[str, Any] | None) -> tuple[str, 
             )
         else:
             raise unknown_name(f"key of --dllm-algorithm {algorithm}:", str(key), allowed)
-    return decoder, knobs
+    return Source({"decoder": decoder, **knobs}, spelling="--dllm-algorithm {key}", is_default=True)

@@ -50,7 +50,10 @@ class Bench:
     ) -> Measurement:
         """Evaluate documents `offset` to `offset + count`. Raises ConfigError for unsuitable knobs."""
         settings = dataclasses.replace(
-            self.settings, knobs={**self.settings.knobs, **knobs}, offset=offset, limit=count
+            self.settings,
+            method=self.settings.method.with_values(knobs),
+            offset=offset,
+            limit=count,
         )
         name = settings.fingerprint() + (f"-from-{offset}" if offset else "")
         settings = dataclasses.replace(settings, output=str(self.folder / name))

@@ -79,8 +79,8 @@ def preset(
     ]
     if held_out is not None:
         lines.append(f"# Held-out prompts, against the defaults: {sentence(held_out)}")
-    own = {k: v for k, v in bench.settings.knobs.items() if not k.startswith("cache.")}
-    knobs = {"strategy": bench.settings.decoder, **own, **best.knobs}
+    own = {k: v for k, v in bench.settings.method.given.items() if not k.startswith("cache.")}
+    knobs = {"strategy": bench.settings.method.decoder_name, **own, **best.knobs}
     return "\n".join(lines) + "\n" + yaml.safe_dump(knobs, sort_keys=False)
 
 
@@ -154,11 +154,12 @@ def markdown(bench: Bench, result: SearchResult, held_out: HeldOut | None, comma
     plan, settings = result.plan, bench.settings
     num_stopped = len(result.points) - len(result.complete)
     lines = [
-        f"# {settings.decoder} tuned on {settings.task}",
+        f"# {settings.method.decoder_name} tuned on {settings.task}",
         "",
         f"`{command}`",
         "",
-        f"Model {settings.model}, cache {settings.cache}, batch {settings.batch_size}, seed {plan.seed}. "
+        f"Model {settings.model}, cache {settings.method.cache_name}, batch {settings.batch_size}, "
+        f"seed {plan.seed}. "
         f"{len(result.points)} points, {num_stopped} of them stopped before their {plan.num_prompts} "
         f"prompts were all answered. Constraints: {', '.join(map(str, plan.constraints)) or 'none'}.",
         "",

@@ -175,7 +175,7 @@ def open_study(bench: Bench, plan: StudyPlan) -> optuna.Study:
         )
     study.set_user_attr("identity", text)
     if not study.get_trials(deepcopy=False):
-        start = start_of(plan.space, bench.settings.decoder)
+        start = start_of(plan.space, bench.settings.method.decoder_name)
         if start is not None:
             study.enqueue_trial(start)
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):

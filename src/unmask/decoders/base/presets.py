@@ -11,12 +11,8 @@ last one among them).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from unmask.errors import ConfigError, unknown_name
-
-DEFAULT_DECODER = "vanilla"
-PRESETS: dict[str, tuple[str, Mapping[str, Any]]] = {
+PRESETS: dict[str, tuple[str, Mapping[str, object]]] = {
     "llada2": (
         "threshold",
         {
@@ -48,25 +44,4 @@ PRESETS: dict[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
-"""Decoder and knobs by name; block lengths not said are the model's."""
-
-
-def with_preset(name: str, knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any], str | None]:
-    """The decoder and knobs that `preset` among the knobs stands for, and what to tell (or None).
-
-    Knobs that are given win. Raises ConfigError for an unknown preset, or one of another decoder than
-    `name` (the default decoder counts as none).
-    """
-    rest = {key: value for key, value in knobs.items() if key != "preset"}
-    preset = knobs.get("preset")
-    if preset is None or str(preset).lower() in ("null", "none"):
-        return name, rest, None
-    if preset not in PRESETS:
-        raise unknown_name("preset", str(preset), PRESETS)
-    decoder, chosen = PRESETS[preset]
-    if name not in (DEFAULT_DECODER, decoder):
-        raise ConfigError(
-            f"preset={preset} is for decoder {decoder!r}, not {name!r}; leave one of them out"
-        )
-    shown = ", ".join(f"{key}={value}" for key, value in chosen.items())
-    return decoder, {**chosen, **rest}, f"preset {preset} is {decoder}({shown})"
+"""Decoder and knobs by name; a block length that is missing is the model's."""

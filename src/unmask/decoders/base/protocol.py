@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
@@ -27,8 +26,6 @@ class Decoder(ABC, Generic[State]):
     for one that breaks a rule; only the sequence at fault ends.
     """
 
-    STANDS_FOR: ClassVar[Mapping[str, tuple[str, Mapping[str, object]]]] = {}
-    """Knobs that select another decoder: knob -> (decoder, knobs that it implies)."""
     chooses_length: ClassVar[bool] = False
     """Whether the method chooses the length of the answer; `gen_length` is refused then."""
     length_knob: ClassVar[str] = "gen_length"

@@ -43,9 +43,9 @@ DEFAULTS = HubDefaults(max_length=2048, mask_id=151666, eos_id=151643)
 
 def spec_from_config(config: Config) -> ModelSpec:
     """Build the spec of a Dream `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = ConfigReader(config, "Dream")
-    get.require(REQUIRED)
-    spec = hub_spec(get, "dream", DEFAULTS)
+    reader = ConfigReader(config, "Dream")
+    reader.require(REQUIRED)
+    spec = hub_spec(reader, "dream", DEFAULTS)
     return replace(spec, qkv_bias=True, shift_logits=True, turn_end=TURN_END)
 
 

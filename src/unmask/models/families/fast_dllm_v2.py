@@ -28,12 +28,12 @@ DEFAULTS = HubDefaults(max_length=32768, mask_id=151665, eos_id=151645)
 
 def spec_from_config(config: Config) -> ModelSpec:
     """Build the spec of a Fast-dLLM v2 `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = ConfigReader(config, "Fast-dLLM v2")
-    get.require(REQUIRED)
+    reader = ConfigReader(config, "Fast-dLLM v2")
+    reader.require(REQUIRED)
     return replace(
-        hub_spec(get, "fast_dllm_v2", DEFAULTS),
+        hub_spec(reader, "fast_dllm_v2", DEFAULTS),
         qkv_bias=True,
         shift_logits=True,
-        block_size=get.integer("bd_size", 32),
+        block_size=reader.integer("bd_size", 32),
         turn_end="<|im_end|>",
     )

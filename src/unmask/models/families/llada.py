@@ -50,41 +50,41 @@ REQUIRED: Allowed = {
 
 def spec_from_config(config: Config) -> ModelSpec:
     """Build the spec of a LLaDA `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = ConfigReader(config, "LLaDA")
-    get.require(REQUIRED)
-    d_model, num_heads = get.integer("d_model"), get.integer("n_heads")
-    multi_query = get.flag("multi_query_attention")
-    num_kv_heads = get.integer("n_kv_heads", 1 if multi_query else num_heads)
+    reader = ConfigReader(config, "LLaDA")
+    reader.require(REQUIRED)
+    d_model, num_heads = reader.integer("d_model"), reader.integer("n_heads")
+    multi_query = reader.flag("multi_query_attention")
+    num_kv_heads = reader.integer("n_kv_heads", 1 if multi_query else num_heads)
     if multi_query and num_kv_heads != 1:
         raise ModelError(
             f"config.json: multi_query_attention=True and n_kv_heads={num_kv_heads} exclude each other: "
             f"multi-query attention has 1 key/value head; correct one of them"
         )
-    head_dim = get.head_dim(d_model, num_heads, num_kv_heads)
-    get.rotary_dim(head_dim)
-    include_bias = get.flag("include_bias")
-    eos_id = get.integer("eos_token_id", 126081, least=0)
+    head_dim = reader.head_dim(d_model, num_heads, num_kv_heads)
+    reader.rotary_dim(head_dim)
+    include_bias = reader.flag("include_bias")
+    eos_id = reader.integer("eos_token_id", 126081, least=0)
     return ModelSpec(
         family="llada",
-        vocab_size=get.integer("embedding_size", get.integer("vocab_size")),
+        vocab_size=reader.integer("embedding_size", reader.integer("vocab_size")),
         d_model=d_model,
-        num_layers=get.integer("n_layers"),
+        num_layers=reader.integer("n_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        d_ff=get.integer("mlp_hidden_size", int(get.positive("mlp_ratio", 4) * d_model)),
-        rope_theta=get.rope_theta(10000.0),
-        norm_eps=get.positive("rms_norm_eps", 1e-5),
-        max_length=get.integer("max_sequence_length", 4096),
-        mask_id=get.integer("mask_token_id", 126336, least=0),
+        d_ff=reader.integer("mlp_hidden_size", int(reader.positive("mlp_ratio", 4) * d_model)),
+        rope_theta=reader.rope_theta(10000.0),
+        norm_eps=reader.positive("rms_norm_eps", 1e-5),
+        max_length=reader.integer("max_sequence_length", 4096),
+        mask_id=reader.integer("mask_token_id", 126336, least=0),
         eos_id=eos_id,
-        pad_id=get.integer("pad_token_id", eos_id, least=0),
-        qkv_bias=include_bias or get.flag("include_qkv_bias"),
+        pad_id=reader.integer("pad_token_id", eos_id, least=0),
+        qkv_bias=include_bias or reader.flag("include_qkv_bias"),
         linear_bias=include_bias,
-        norm_bias=get.flag("bias_for_layer_norm", include_bias),
-        tie_embeddings=get.flag("weight_tying"),
-        rope_fp32=get.flag("rope_full_precision", True),
-        block_size=None if config.get("block_size") is None else get.integer("block_size"),
+        norm_bias=reader.flag("bias_for_layer_norm", include_bias),
+        tie_embeddings=reader.flag("weight_tying"),
+        rope_fp32=reader.flag("rope_full_precision", True),
+        block_size=None if config.get("block_size") is None else reader.integer("block_size"),
         turn_end="<|eot_id|>",
     )
 

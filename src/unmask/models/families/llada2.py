@@ -75,57 +75,57 @@ DEFAULTS = HubDefaults(max_length=32768, mask_id=156895, eos_id=156892, norm_eps
 
 def spec_from_config(config: Config) -> ModelSpec:
     """Build the spec of a LLaDA2 `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = ConfigReader(config, "LLaDA2", rotary_share=0.5)
+    reader = ConfigReader(config, "LLaDA2", rotary_share=0.5)
     edits = [key for key in ("delete_token_id", "split_token_id") if config.get(key) is not None]
     if edits:
         raise ModelError(
             f"config.json: {edits[0]}={config[edits[0]]!r} makes this LLaDA2.2, whose tokens insert and "
             f"delete; it is not supported; supported: LLaDA2.0 and LLaDA2.1, which have no such token"
         )
-    get.require(REQUIRED)
-    pad_id = get.integer("pad_token_id", DEFAULTS.eos_id, least=0)
+    reader.require(REQUIRED)
+    pad_id = reader.integer("pad_token_id", DEFAULTS.eos_id, least=0)
     return replace(
-        hub_spec(get, "llada2", DEFAULTS),
+        hub_spec(reader, "llada2", DEFAULTS),
         eos_id=pad_id,
         pad_id=pad_id,
-        qk_norm=get.flag("use_qk_norm", True),
-        qkv_bias=get.flag("use_qkv_bias"),
-        experts=_experts(get),
-        block_size=get.integer("block_size", 32),
+        qk_norm=reader.flag("use_qk_norm", True),
+        qkv_bias=reader.flag("use_qkv_bias"),
+        experts=_experts(reader),
+        block_size=reader.integer("block_size", 32),
         turn_end="<|role_end|>",
     )
 
 
-def _experts(get: ConfigReader) -> ExpertSpec:
-    num_experts, num_groups = get.integer("num_experts"), get.integer("n_group")
+def _experts(reader: ConfigReader) -> ExpertSpec:
+    num_experts, num_groups = reader.integer("num_experts"), reader.integer("n_group")
     if num_experts % num_groups or (num_groups > 1 and num_experts < 2 * num_groups):
         raise ModelError(
             f"config.json: n_group={num_groups} cannot split num_experts={num_experts} evenly into groups "
             f"of at least 2"
         )
-    num_chosen_groups = get.integer("topk_group")
+    num_chosen_groups = reader.integer("topk_group")
     if num_chosen_groups > num_groups:
         raise ModelError(
             f"config.json: topk_group={num_chosen_groups} must not exceed n_group={num_groups}"
         )
-    num_chosen = get.integer("num_experts_per_tok")
+    num_chosen = reader.integer("num_experts_per_tok")
     if num_chosen > num_chosen_groups * (num_experts // num_groups):
         raise ModelError(
             f"config.json: num_experts_per_tok={num_chosen} is more than topk_group={num_chosen_groups} of "
             f"n_group={num_groups} groups hold of num_experts={num_experts}"
         )
-    d_ff = get.integer("moe_intermediate_size")
+    d_ff = reader.integer("moe_intermediate_size")
     return ExpertSpec(
         num_experts=num_experts,
         num_chosen=num_chosen,
         d_ff=d_ff,
         score="sigmoid",
         renormalize=num_chosen > 1,
-        scale=get.positive("routed_scaling_factor"),
+        scale=reader.positive("routed_scaling_factor"),
         num_groups=num_groups,
         num_chosen_groups=num_chosen_groups,
-        router_bias=get.flag("moe_router_enable_expert_bias", True),
+        router_bias=reader.flag("moe_router_enable_expert_bias", True),
         in_fp32=True,
-        d_shared=d_ff * get.integer("num_shared_experts", 0, least=0),
-        dense_layers=tuple(range(get.integer("first_k_dense_replace", 0, least=0))),
+        d_shared=d_ff * reader.integer("num_shared_experts", 0, least=0),
+        dense_layers=tuple(range(reader.integer("first_k_dense_replace", 0, least=0))),
     )

@@ -58,20 +58,20 @@ DEFAULTS = HubDefaults(max_length=4096, mask_id=156895, eos_id=156892, norm_eps=
 
 def spec_from_config(config: Config) -> ModelSpec:
     """Build the spec of a LLaDA-MoE `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = ConfigReader(config, "LLaDA-MoE")
-    get.require(REQUIRED)
-    experts = _experts(config, get)
-    d_ff = get.integer("dense_intermediate_size", None if experts.dense_layers else experts.d_ff)
+    reader = ConfigReader(config, "LLaDA-MoE")
+    reader.require(REQUIRED)
+    experts = _experts(config, reader)
+    d_ff = reader.integer("dense_intermediate_size", None if experts.dense_layers else experts.d_ff)
     return replace(
-        hub_spec(get, "llada_moe", DEFAULTS, d_ff),
-        qk_norm="qk_layernorm" not in config or get.flag("qk_layernorm"),
+        hub_spec(reader, "llada_moe", DEFAULTS, d_ff),
+        qk_norm="qk_layernorm" not in config or reader.flag("qk_layernorm"),
         experts=experts,
         turn_end="<|role_end|>",
     )
 
 
-def _experts(config: Config, get: ConfigReader) -> ExpertSpec:
-    num_layers = get.integer("num_hidden_layers")
+def _experts(config: Config, reader: ConfigReader) -> ExpertSpec:
+    num_layers = reader.integer("num_hidden_layers")
     kinds = config.get("moe_layer_freq")
     if kinds is None or kinds == 1:
         kinds = [1] * num_layers
@@ -91,15 +91,15 @@ def _experts(config: Config, get: ConfigReader) -> ExpertSpec:
             f"config.json: shared_expert_intermediate_size={shared!r} is not supported for LLaDA-MoE "
             f"with dense layers; supported: None"
         )
-    has_bias = get.flag("moe_router_enable_expert_bias")
+    has_bias = reader.flag("moe_router_enable_expert_bias")
     return ExpertSpec(
-        num_experts=get.integer("num_experts"),
-        num_chosen=get.at_most("num_experts_per_tok", "num_experts"),
-        d_ff=get.integer("expert_intermediate_size"),
+        num_experts=reader.integer("num_experts"),
+        num_chosen=reader.at_most("num_experts_per_tok", "num_experts"),
+        d_ff=reader.integer("expert_intermediate_size"),
         score="softmax",
         renormalize=False,
         router_bias=has_bias,
         is_bias_weighed=has_bias,
-        d_shared=get.integer("shared_expert_intermediate_size", 0, least=0),
+        d_shared=reader.integer("shared_expert_intermediate_size", 0, least=0),
         dense_layers=dense,
     )

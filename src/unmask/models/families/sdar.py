@@ -61,21 +61,21 @@ DEFAULTS = HubDefaults(
 
 def spec_from_config(config: Config) -> ModelSpec:
     """Build the spec of an SDAR `config.json`. Raises ModelError for missing or unsupported keys."""
-    get = ConfigReader(config, "SDAR")
-    get.require(REQUIRED)
-    experts = _experts(config, get)
-    d_ff = get.integer("intermediate_size", experts.d_ff if experts else None)
+    reader = ConfigReader(config, "SDAR")
+    reader.require(REQUIRED)
+    experts = _experts(config, reader)
+    d_ff = reader.integer("intermediate_size", experts.d_ff if experts else None)
     return replace(
-        hub_spec(get, "sdar", DEFAULTS, d_ff),
+        hub_spec(reader, "sdar", DEFAULTS, d_ff),
         norm_fp32=True,
         qk_norm=True,
         experts=experts,
-        block_size=get.integer("block_size", 4),
+        block_size=reader.integer("block_size", 4),
         turn_end="<|im_end|>",
     )
 
 
-def _experts(config: Config, get: ConfigReader) -> ExpertSpec | None:
+def _experts(config: Config, reader: ConfigReader) -> ExpertSpec | None:
     if architecture(config) != "SDARMoeForCausalLM" and config.get("model_type") != "sdar_moe":
         if config.get("num_experts"):
             raise ModelError(
@@ -83,16 +83,19 @@ def _experts(config: Config, get: ConfigReader) -> ExpertSpec | None:
                 f"SDARForCausalLM; supported: architectures ['SDARMoeForCausalLM']"
             )
         return None
-    num_layers, every = get.integer("num_hidden_layers"), get.integer("decoder_sparse_step", 1)
+    num_layers, every = (
+        reader.integer("num_hidden_layers"),
+        reader.integer("decoder_sparse_step", 1),
+    )
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
         raise ModelError(f"config.json: mlp_only_layers={dense!r} must be a list of layer numbers")
     return ExpertSpec(
-        num_experts=get.integer("num_experts"),
-        num_chosen=get.at_most("num_experts_per_tok", "num_experts"),
-        d_ff=get.integer("moe_intermediate_size"),
+        num_experts=reader.integer("num_experts"),
+        num_chosen=reader.at_most("num_experts_per_tok", "num_experts"),
+        d_ff=reader.integer("moe_intermediate_size"),
         score="softmax",
-        renormalize=get.flag("norm_topk_prob", True),
+        renormalize=reader.flag("norm_topk_prob", True),
         dense_layers=tuple(
             layer for layer in range(num_layers) if layer in dense or (layer + 1) % every
         ),

@@ -1,0 +1,429 @@
+"""One decoding method: decoder, cache policy and sampling parameters, parsed once from any mix of sources.
+
+`MethodSpec.parse` merges the sources, replaces aliases and presets by the decoder that they name, checks
+every name and value, and builds the decoder and the cache. Everything that decodes takes the frozen result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from unmask import caches, decoders
+from unmask.caches.base import AnyCache
+from unmask.decoders.base.presets import PRESETS
+from unmask.decoders.base.protocol import AnyDecoder, Wrapper
+from unmask.errors import ConfigError, unknown_name
+from unmask.knobs import Source, SourcedValue, field_names, merge, read_value, set_field, split_call
+from unmask.sampling.params import SamplingParams
+
+__all__ = ["CACHE_PREFIX", "MethodSpec", "Note", "NoteCode", "Source", "knob_names"]
+
+CACHE_PREFIX = "cache."
+"""Keys of the cache's knobs begin with it."""
+DEFAULT_DECODER, DEFAULT_CACHE = "vanilla", "none"
+GEN_LENGTH = 128
+"""Positions of an answer whose length nothing names."""
+
+
+NoteCode = Literal["alias", "preset", "translated", "no_effect"]
+"""Kinds of notes: a knob selected another decoder; a preset selected the decoder and its knobs; a knob of
+another project was replaced by ours; a value was dropped, since the method has nothing that it changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A difference between what was written and the method, caused by `key`."""
+
+    code: NoteCode
+    key: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class MethodAlias:
+    """A knob that selects another decoder (or cache) than `on`, the one that it is written with.
+
+    `implies`: knobs of the target. `off`: values with which the knob selects nothing.
+    """
+
+    key: str
+    on: str
+    target: str
+    implies: Mapping[str, object] = field(default_factory=dict)
+    off: tuple[object, ...] = (None, False)
+
+
+ALIASES = (
+    MethodAlias("threshold", "vanilla", "threshold"),
+    MethodAlias("factor", "vanilla", "factor"),
+    MethodAlias("gamma", "vanilla", "eb_sampler", {"order": "confidence"}),
+    MethodAlias("debias", "vanilla", "pc_sampler", {"lambd": 0.0}),
+    MethodAlias("cache.use_dual", "prefix", "dual", off=(False,)),
+    MethodAlias("cache.use_dual", "dual", "prefix", off=(True,)),
+)
+"""Fast-dLLM's and d2Cache's commands write one decoder with the knob of another."""
+MODIFIERS: Mapping[str, Mapping[str, object]] = {"debias": {"score": "pc"}}
+"""Aliases that may stand beside one other: what they then change of its decoder."""
+SPELLINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "alg": ("score", {"maskgit_plus": "confidence", "entropy": "entropy", "topk_margin": "margin"}),
+}
+"""d2Cache's knobs as ours, with the values that they have here; for decoders without a knob of the name."""
+TRANSFER = "num_transfer_tokens"
+"""d2Cache's tokens a forward, from which the number of steps follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSpec:
+    """A decoder, a cache policy and sampling parameters; immutable, shared by any number of requests.
+
+    `given`: the values that do not come from defaults, after aliases and presets, by knob (`cache.NAME`:
+    the cache's); `origins`: the origin of each of them. `cache` may be `auto` until `bind` knows the model.
+    """
+
+    decoder: AnyDecoder
+    cache: AnyCache
+    sampling_params: SamplingParams
+    notes: tuple[Note, ...] = ()
+    given: Mapping[str, object] = field(default_factory=dict, compare=False)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def parse(
+        cls, *sources: Source, gen_length: int | None = None, options: Iterable[str] = ()
+    ) -> MethodSpec:
+        """Build the method that sources, in order of precedence, describe.
+
+        Their keys: `decoder` and `cache` (names, or calls such as "prophet(inner=cadllm)"), `preset`, and
+        knobs of the decoder, of `SamplingParams` and, as `cache.NAME`, of the cache. A default source that
+        names a decoder (or a cache) yields it with its knobs to a source that names one itself.
+        `gen_length` is what `num_transfer_tokens` divides. `options`: further names that the caller takes,
+        for the listing of an error.
+
+        Raises ConfigError, for two values of one key ContradictionError.
+        """
+        merged = merge(*_standing([_expanded(source) for source in sources]))
+        name = str(merged.pop("decoder").value) if "decoder" in merged else DEFAULT_DECODER
+        cache_name = str(merged.pop("cache").value) if "cache" in merged else DEFAULT_CACHE
+        notes: list[Note] = []
+        own = {key: value for key, value in merged.items() if not key.startswith(CACHE_PREFIX)}
+        inside = {key: value for key, value in merged.items() if key not in own}
+        cache, inside = _cache(cache_name, inside, own.get("compat"))
+        try:
+            name, own = _resolve(name, own, notes, gen_length)
+        except ConfigError as error:
+            error.key = error.key or "decoder"
+            raise
+        decoder, sampling_params = _build(name, own, options)
+        given = own | inside
+        return cls(
+            decoder,
+            cache,
+            sampling_params,
+            tuple(notes),
+            {key: value.value for key, value in given.items()},
+            {key: value.source.origin for key, value in given.items()},
+        )
+
+    def bind(self, block_size: int | None) -> MethodSpec:
+        """Return the method for a model of this block size (None: full attention): `auto` is chosen."""
+        bound = caches.bind(self.cache, block_size)
+        return self if bound is self.cache else replace(self, cache=bound)
+
+    def source(self, *, is_default: bool = False) -> Source:
+        """Return the method as a source, for another method that differs from it."""
+        values = {"decoder": self.decoder_name, "cache": self.cache_name, **self.given}
+        return Source(values, is_default=is_default)
+
+    def with_values(self, values: Mapping[str, object]) -> MethodSpec:
+        """Return the method with other values of some keys. Raises ConfigError."""
+        return MethodSpec.parse(Source(values), self.source(is_default=True))
+
+    @property
+    def decoder_name(self) -> str:
+        """The decoder's name."""
+        return self.decoder.name
+
+    @property
+    def cache_name(self) -> str:
+        """The cache's name."""
+        return self.cache.name
+
+    @property
+    def label(self) -> str:
+        """The decoder with its given knobs, as they are written: `threshold(threshold=0.8)`."""
+        knobs = [f"{k}={v}" for k, v in self.given.items() if not k.startswith(CACHE_PREFIX)]
+        return f"{self.decoder_name}({', '.join(knobs)})" if knobs else self.decoder_name
+
+    def describe(self) -> str:
+        """Return the decoder as `name(knob=value, ...)`, knobs at their defaults left out."""
+        return decoders.describe(self.decoder)
+
+    def describe_cache(self) -> str:
+        """Return the cache as `name(knob=value, ...)`, knobs at their defaults left out."""
+        return caches.describe(self.cache)
+
+    def knobs(self) -> dict[str, Any]:
+        """Return the effective values of all sampling parameters and knobs of the decoder."""
+        return dataclasses.asdict(self.sampling_params) | dataclasses.asdict(self.decoder)
+
+    def values(self) -> dict[str, Any]:
+        """Return every effective value: `decoder`, `cache`, all knobs, `cache.NAME` those of the cache."""
+        inside = {f"{CACHE_PREFIX}{k}": v for k, v in dataclasses.asdict(self.cache).items()}
+        return {"decoder": self.decoder_name, "cache": self.cache_name, **self.knobs(), **inside}
+
+    def first_length(self, gen_length: int | None) -> int:
+        """Return the number of initial positions of an answer of `gen_length` (None: the default).
+
+        Raises ConfigError for a `gen_length` where the decoder chooses the length.
+        """
+        if self.chooses_length:
+            if gen_length is not None:
+                raise ConfigError(
+                    f"gen_length={gen_length} has no effect: the decoder finds the length; use "
+                    f"initial_gen_length and max_gen_length"
+                )
+            return self.decoder.first_length()
+        return GEN_LENGTH if gen_length is None else gen_length
+
+    @property
+    def chooses_length(self) -> bool:
+        """True where the decoder chooses the answer's length itself."""
+        return self.decoder.chooses_length
+
+
+def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]:
+    """Return the knobs that a decoder takes: its own, those of what it wraps, and aliases."""
+    return decoders.knob_names(name, knobs) | {a.key for a in ALIASES if a.on == name}
+
+
+def _expanded(source: Source) -> Source:
+    """Move the knobs inside `name(knob=value)` of decoder and cache to keys of their own."""
+    values = dict(source.values)
+    for key, prefix in (("decoder", ""), ("cache", CACHE_PREFIX)):
+        if key not in values:
+            continue
+        if not isinstance(values[key], str):
+            raise unknown_name(key, str(values[key]), (decoders if not prefix else caches).names())
+        values[key], inside = split_call(str(values[key]))
+        call = replace(source, values={prefix + k: v for k, v in inside.items()}, is_default=False)
+        rest = replace(source, values=values, is_default=False)
+        values = {k: v.value for k, v in merge(call, rest).items()}
+    return replace(source, values=values)
+
+
+def _standing(sources: list[Source]) -> list[Source]:
+    """Take the knobs from default sources whose decoder or cache another source replaces."""
+    named = {key for source in sources if not source.is_default for key in source.values}
+    standing = []
+    for source in sources:
+        inside = {k for k in source.values if k == "cache" or k.startswith(CACHE_PREFIX)}
+        dropped: set[str] = set()
+        if source.is_default and "decoder" in source.values and named & {"decoder", "preset"}:
+            dropped |= source.values.keys() - inside
+        if source.is_default and "cache" in inside and "cache" in named:
+            dropped |= inside
+        values = {key: value for key, value in source.values.items() if key not in dropped}
+        standing.append(replace(source, values=values))
+    return standing
+
+
+def _is_taken(name: str, key: str, knobs: Mapping[str, SourcedValue]) -> bool:
+    return key in knob_names(name, _plain(knobs)) or key in field_names(SamplingParams)
+
+
+def _plain(knobs: Mapping[str, SourcedValue]) -> dict[str, Any]:
+    return {key: value.value for key, value in knobs.items()}
+
+
+def _fitting(name: str, knobs: dict[str, SourcedValue]) -> dict[str, SourcedValue]:
+    """Drop the soft values that a decoder has no knob for."""
+    return {k: v for k, v in knobs.items() if not v.source.is_soft or _is_taken(name, k, knobs)}
+
+
+def _resolve(
+    name: str, knobs: dict[str, SourcedValue], notes: list[Note], gen_length: int | None
+) -> tuple[str, dict[str, SourcedValue]]:
+    """Replace presets, other projects' knobs and aliases by a decoder and its own knobs."""
+    origin = Source(origin=f"decoder {name}")
+    name, knobs = _with_preset(name, knobs, origin, notes)
+    cls = decoders.decoder_class(name)
+    knobs = _translated(name, _fitting(name, knobs), notes, gen_length)
+    if not issubclass(cls, Wrapper):
+        name, knobs = _by_alias(name, knobs, origin, notes)
+        return name, _fitting(name, knobs)
+    inner = knobs.get("inner", SourcedValue(cls.default_inner(), origin))
+    wrapped, inside = split_call(str(inner.value))
+    theirs = {
+        key: value
+        for key, value in knobs.items()
+        if key not in field_names(cls) and key in knob_names(wrapped)
+    }
+    call = {k: v.value for k, v in theirs.items()}
+    merge(Source(inside), Source(call))
+    theirs |= {k: SourcedValue(v, inner.source) for k, v in inside.items() if k not in theirs}
+    wrapped, resolved = _resolve(wrapped, theirs, notes, gen_length)
+    rest = {key: value for key, value in knobs.items() if key not in theirs}
+    return name, _fitting(name, {**rest, **resolved, "inner": replace(inner, value=wrapped)})
+
+
+def _with_preset(
+    name: str, knobs: dict[str, SourcedValue], origin: Source, notes: list[Note]
+) -> tuple[str, dict[str, SourcedValue]]:
+    """Replace `preset` by its decoder and knobs; knobs that are given themselves win."""
+    rest = {key: value for key, value in knobs.items() if key != "preset"}
+    preset = str(knobs["preset"].value) if "preset" in knobs else "none"
+    if preset.lower() in ("null", "none"):
+        return name, rest
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    decoders.decoder_class(name)
+    decoder, chosen = PRESETS[preset]
+    if name not in (DEFAULT_DECODER, decoder):
+        raise ConfigError(
+            f"preset={preset} is for decoder {decoder!r}, not {name!r}; leave one of them out"
+        )
+    shown = ", ".join(f"{key}={value}" for key, value in chosen.items())
+    notes.append(Note("preset", "preset", f"preset {preset} is {decoder}({shown})"))
+    return decoder, {**{k: SourcedValue(v, origin) for k, v in chosen.items()}, **rest}
+
+
+def _translated(
+    name: str, knobs: dict[str, SourcedValue], notes: list[Note], gen_length: int | None
+) -> dict[str, SourcedValue]:
+    """Replace the knobs of other projects that the decoder does not have under their names."""
+    translated = dict(knobs)
+    for key, (target, meanings) in SPELLINGS.items():
+        written = translated.get(key)
+        if written is None or _is_taken(name, key, knobs) or str(written.value) not in meanings:
+            continue
+        del translated[key]
+        value = meanings[str(written.value)]
+        _respell(translated, key, written, target, value)
+        notes.append(Note("translated", key, f"{key}={written.value} is {target}={value}"))
+    written = translated.pop(TRANSFER, None)
+    if written is None:
+        return translated
+    count = read_value(written.value)
+    is_scheduled = _is_taken(name, "steps", knobs) and not {"threshold", "factor", "gamma"} & set(
+        translated
+    )
+    if not is_scheduled and count != 1:
+        raise ConfigError(
+            f"{TRANSFER}={count}: this method has no schedule, it commits as many as its rule says and at "
+            f"least 1; use 1, or leave it out"
+        )
+    if not is_scheduled or count == 1:
+        return translated
+    if gen_length is None or not isinstance(count, int) or count < 1 or gen_length % count:
+        raise ConfigError(
+            f"{TRANSFER}={count} must divide gen_length={gen_length}; give both, or steps"
+        )
+    steps = gen_length // count
+    _respell(translated, TRANSFER, written, "steps", steps)
+    notes.append(Note("translated", TRANSFER, f"{TRANSFER}={count} is steps={steps}"))
+    return translated
+
+
+def _respell(
+    knobs: dict[str, SourcedValue], key: str, written: SourcedValue, target: str, value: object
+) -> None:
+    """Set `target` for a knob that is written as `key`; it may be given itself too, with the same value."""
+    second = knobs.get(target)
+    if second is not None and not second.source.is_soft:
+        first = Source({target: value}, spelling=f"{key}={written.value}, that is {{key}}")
+        merge(first, replace(second.source, values={target: second.value}, is_default=False))
+    knobs[target] = SourcedValue(value, written.source)
+
+
+def _by_alias(
+    name: str, knobs: dict[str, SourcedValue], origin: Source, notes: list[Note]
+) -> tuple[str, dict[str, SourcedValue]]:
+    """Replace the aliases among a decoder's knobs by the decoder that they select."""
+    aliases = {alias.key: alias for alias in ALIASES if alias.on == name}
+    active = [key for key in aliases if key in knobs and not _is_off(aliases[key], knobs[key])]
+    knobs = {key: value for key, value in knobs.items() if key not in aliases or key in active}
+    if not active:
+        return name, knobs
+    implied: dict[str, object] = {}
+    for key, changes in MODIFIERS.items():
+        if len(active) == 2 and key in active and "gamma" not in active:
+            active.remove(key)
+            implied |= changes
+            del knobs[key]
+    if len(active) > 1:
+        raise ConfigError(f"{' and '.join(active)} name different methods; give one of them")
+    alias = aliases[active[0]]
+    taken = knob_names(alias.target)
+    knobs = {key: value for key, value in knobs.items() if key != alias.key or key in taken}
+    for key, value in {**alias.implies, **implied}.items():
+        knobs.setdefault(key, SourcedValue(value, origin))
+    message = f"decoder {name} with {alias.key} is {alias.target}"
+    if "steps" in knobs and "steps" not in taken:
+        message += f", which has no schedule: steps={knobs.pop('steps').value} has no effect"
+        notes.append(Note("no_effect", "steps", message))
+    else:
+        notes.append(Note("alias", alias.key, message))
+    return alias.target, knobs
+
+
+def _is_off(alias: MethodAlias, value: SourcedValue) -> bool:
+    """Return whether an alias is written but selects nothing; the number 0 is not false."""
+    return any(read_value(value.value) is off for off in alias.off)
+
+
+def _cache(
+    name: str, knobs: dict[str, SourcedValue], compat: SourcedValue | None
+) -> tuple[AnyCache, dict[str, SourcedValue]]:
+    """Build the cache, from its knobs and the decoder's `compat`; return its knobs as well."""
+    name, knobs = _cache_by_alias(name, knobs)
+    inner = knobs.get(CACHE_PREFIX + "inner")
+    if inner is not None:
+        target, knobs = _cache_by_alias(str(inner.value), knobs)
+        knobs[CACHE_PREFIX + "inner"] = replace(inner, value=target)
+    args = {key.removeprefix(CACHE_PREFIX): value.value for key, value in knobs.items()}
+    return caches.make_cache(name, args, None if compat is None else compat.value), knobs
+
+
+def _cache_by_alias(
+    name: str, knobs: dict[str, SourcedValue]
+) -> tuple[str, dict[str, SourcedValue]]:
+    """Replace an alias among a cache's knobs by the cache that it selects."""
+    for alias in ALIASES:
+        written = knobs.get(alias.key)
+        if alias.on != name or written is None or not isinstance(read_value(written.value), bool):
+            continue
+        rest = {key: value for key, value in knobs.items() if key != alias.key}
+        return name if _is_off(alias, written) else alias.target, rest
+    return name, dict(knobs)
+
+
+def _build(
+    name: str, knobs: dict[str, SourcedValue], options: Iterable[str]
+) -> tuple[AnyDecoder, SamplingParams]:
+    """Build decoder and sampling parameters. Raises ConfigError for a knob that neither has."""
+    shared, own = field_names(SamplingParams), knob_names(name, _plain(knobs))
+    for key in knobs:
+        if key not in shared and key not in own:
+            raise _unknown_knob(name, key, {*shared, *own, *options} - {key})
+    sampling = {k: set_field(SamplingParams, k, v.value) for k, v in knobs.items() if k in shared}
+    decoder = decoders.make_decoder(name, {k: v.value for k, v in knobs.items() if k in own})
+    params = SamplingParams(**sampling)
+    decoder.check_sampling(params)
+    return decoder, params
+
+
+def _unknown_knob(decoder: str, key: str, allowed: set[str]) -> ConfigError:
+    """Return the error for a knob that a decoder does not have; it names the decoders that do."""
+    owners: dict[str, list[str]] = {}
+    for other in decoders.names():
+        for name in field_names(decoders.decoder_class(other)) - allowed:
+            owners.setdefault(name, []).append(other)
+    near = difflib.get_close_matches(key, sorted([*allowed, *owners]), n=1)
+    owner = ""
+    if near and near[0] in owners:
+        owner = f"{near[0]!r} is a knob of decoder {', '.join(owners[near[0]])}; "
+    return unknown_name(f"knob for decoder {decoder!r}:", key, allowed, owner)
