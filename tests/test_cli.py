@@ -397,7 +397,7 @@ def test_train_alone_lists_every_key_with_its_meaning(cli: Cli) -> None:
     assert status == 0
     for key in field_names(Recipe):
         assert key in out
-    assert key_help()["resume"].startswith("Go on from the newest checkpoint")
+    assert key_help()["resume"].startswith("Continue from the newest checkpoint")
 
 
 def test_generate_help_lists_every_knob(cli: Cli) -> None:

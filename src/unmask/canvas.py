@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask.errors import ConfigError, DecoderError
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 NO_POSITIONS: Ints = np.zeros(0, dtype=np.int64)
 NO_SCORES: Floats = np.zeros(0, dtype=np.float64)
@@ -83,13 +88,17 @@ def new_canvas(
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What one step decided, in positions of the canvas it saw, applied in the order of the fields.
+    """The changes of one step, in positions of the canvas before it, applied in the order of the fields.
 
     `commit` open positions get `tokens` (with `confidence` in [0, 1]); `replace` decided positions get
-    `replace_tokens`; `remask` decided positions become undecided; `delete` positions disappear; `insert`
-    lists `(position, count)`: `count` open positions before `position` (`position == len(canvas)` appends);
-    `append` are tokens that become decided positions at the end. `notes`: numbers the method chose, for the
-    trace only.
+    `replace_tokens`; `remask` decided positions become open; `delete` positions disappear; `insert` lists
+    `(position, count)`: `count` open positions before `position` (`position == len(canvas)` appends);
+    `append` are tokens that become decided positions at the end. `notes`: numbers that the method chose,
+    for the trace only.
+
+    Rules (see `edit_fault`): arrays have one dimension and the types below; positions ascend, each once,
+    within the canvas; there is one token (and confidence) for each position; the mask id is never written;
+    fixed positions stay as they are; nothing is inserted into the prompt, and once before a position.
     """
 
     commit: Ints = field(default_factory=lambda: NO_POSITIONS)
@@ -111,22 +120,15 @@ class Edit:
 
 
 def apply(canvas: Canvas, edit: Edit, step: int) -> Canvas:
-    """The canvas after an edit made by forward `step`.
+    """Return the canvas after an edit made by forward `step`. Raises DecoderError for a broken rule."""
+    rule = edit_fault(canvas, edit)
+    if rule is not None:
+        raise DecoderError(rule, forward=step)
+    return apply_checked(canvas, edit, step)
 
-    An edit that breaks the rules (commit on a decided position, touching a given one, writing the mask id)
-    is a decoder's bug and raises AssertionError.
-    """
-    assert canvas.open[edit.commit].all(), "commit on a decided position"
-    assert (edit.tokens != canvas.mask_id).all(), "the mask id was committed"
-    assert (edit.replace_tokens != canvas.mask_id).all(), "the mask id was written"
-    assert (edit.append != canvas.mask_id).all(), "the mask id was appended"
-    assert len(np.unique(edit.commit)) == len(edit.commit), "a position was committed twice"
-    assert len(edit.tokens) == len(edit.commit), "not one token a committed position"
-    for positions in (edit.replace, edit.remask, edit.delete):
-        assert not canvas.fixed[positions].any(), "a given token was edited"
-    for positions in (edit.replace, edit.remask):
-        decided_now = np.isin(positions, edit.commit) | ~canvas.open[positions]
-        assert decided_now.all(), "replace or remask on an undecided position"
+
+def apply_checked(canvas: Canvas, edit: Edit, step: int) -> Canvas:
+    """Return the canvas after an edit that breaks no rule, made by forward `step`."""
     tokens, open_, origin = canvas.tokens.copy(), canvas.open.copy(), canvas.origin.copy()
     tokens[edit.commit], open_[edit.commit], origin[edit.commit] = edit.tokens, False, step
     tokens[edit.replace], origin[edit.replace] = edit.replace_tokens, step
@@ -139,12 +141,138 @@ def apply(canvas: Canvas, edit: Edit, step: int) -> Canvas:
     return changed
 
 
+def edit_fault(canvas: Canvas, edit: object, vocab_size: int | None = None) -> str | None:
+    """Return the first rule that an edit of this canvas breaks, or None.
+
+    Token ids must be below `vocab_size`, if that is given.
+    """
+    if not isinstance(edit, Edit):
+        return f"step returned {type(edit).__name__}; it returns an Edit and the state"
+    positions = {
+        "commit": edit.commit,
+        "replace": edit.replace,
+        "remask": edit.remask,
+        "delete": edit.delete,
+    }
+    for name, values in positions.items():
+        fault = positions_fault(f"Edit.{name}", values, len(canvas))
+        if fault is None and name != "commit" and len(values) and canvas.fixed[values].any():
+            first = values[canvas.fixed[values]][0]
+            fault = f"Edit.{name} has position {first}, which is fixed; leave given tokens alone"
+        if fault is not None:
+            return fault
+    if len(edit.commit) and not canvas.open[edit.commit].all():
+        first = edit.commit[~canvas.open[edit.commit]][0]
+        return f"Edit.commit has position {first}, which is decided; commit open positions only"
+    for name in ("replace", "remask"):
+        values = positions[name]
+        undecided = canvas.open[values] & ~np.isin(values, edit.commit) if len(values) else values
+        if undecided.any():
+            return f"Edit.{name} has position {values[undecided][0]}, which is undecided"
+    return (
+        tokens_fault("Edit.tokens", edit.tokens, canvas.mask_id, vocab_size, len(edit.commit))
+        or tokens_fault(
+            "Edit.replace_tokens",
+            edit.replace_tokens,
+            canvas.mask_id,
+            vocab_size,
+            len(edit.replace),
+        )
+        or tokens_fault("Edit.append", edit.append, canvas.mask_id, vocab_size)
+        or _confidence_fault(edit)
+        or _insert_fault(canvas, edit.insert)
+        or _notes_fault(edit.notes)
+    )
+
+
+def positions_fault(name: str, values: object, size: int) -> str | None:
+    """Return what is wrong with positions of a canvas of `size`: ascending integers, each once."""
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind != "i":
+        return f"{name} is {_type_of(values)}; use an array of int64 with one dimension"
+    if not len(values):
+        return None
+    if (values[1:] <= values[:-1]).any():
+        return f"{name}={values.tolist()[:20]} must ascend, each position once"
+    if values[0] < 0 or values[-1] >= size:
+        wrong = values[0] if values[0] < 0 else values[-1]
+        return f"{name} has position {wrong}, the canvas {size} positions"
+    return None
+
+
+def tokens_fault(
+    name: str, values: object, mask_id: int, vocab_size: int | None, count: int | None = None
+) -> str | None:
+    """Return what is wrong with token ids to be written, `count` of them if that is given."""
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind != "i":
+        return f"{name} is {_type_of(values)}; use an array of int64 with one dimension"
+    if count is not None and len(values) != count:
+        return f"{name} has {len(values)} tokens for {count} positions; give one for each"
+    if not len(values):
+        return None
+    if (values == mask_id).any():
+        return f"{name} has the mask id {mask_id}; use remask to open a position again"
+    if values.min() < 0 or (vocab_size is not None and values.max() >= vocab_size):
+        wrong = values.min() if values.min() < 0 else values.max()
+        return f"{name} has id {wrong}, the vocabulary the ids 0 to {(vocab_size or 0) - 1}"
+    return None
+
+
+def _confidence_fault(edit: Edit) -> str | None:
+    values: object = edit.confidence
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind != "f":
+        return f"Edit.confidence is {_type_of(values)}; use an array of float64 with one dimension"
+    if len(values) != len(edit.commit):
+        return f"Edit.confidence has {len(values)} numbers for {len(edit.commit)} commits"
+    inside = (values >= 0) & (values <= 1)
+    if not inside.all():
+        return f"Edit.confidence has {values[~inside][0]}; confidences lie in [0, 1]"
+    return None
+
+
+def _insert_fault(canvas: Canvas, insert: object) -> str | None:
+    if not insert:
+        return None if insert == () else f"Edit.insert is {insert!r}; use a tuple of pairs"
+    if not isinstance(insert, tuple) or not all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(n, Integral) for n in pair)
+        for pair in insert
+    ):
+        return f"Edit.insert={insert!r} must hold pairs (position, count) of whole numbers"
+    places = [position for position, _ in insert]
+    if len(set(places)) < len(places):
+        return f"Edit.insert={insert!r} has two insertions before one position; add their counts"
+    if not canvas.prompt_length <= min(places) <= max(places) <= len(canvas):
+        return (
+            f"Edit.insert={insert!r} must lie between the prompt's end {canvas.prompt_length} and the "
+            f"canvas's end {len(canvas)}"
+        )
+    if min(count for _, count in insert) < 1:
+        return f"Edit.insert={insert!r} must insert at least one position each time"
+    return None
+
+
+def _notes_fault(notes: object) -> str | None:
+    numbers = isinstance(notes, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Real) for key, value in notes.items()
+    )
+    return None if numbers else f"Edit.notes={notes!r} must map names to numbers"
+
+
+def _type_of(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} with {value.ndim} dimensions"
+    return f"a {type(value).__name__}"
+
+
 def truncate(canvas: Canvas, size: int) -> Canvas:
     """The first `size` positions of a canvas."""
-    kept = {
-        name: getattr(canvas, name)[:size] for name in ("tokens", "open", "fixed", "origin", "uid")
-    }
-    return replace(canvas, **kept)
+    return replace(
+        canvas,
+        tokens=canvas.tokens[:size],
+        open=canvas.open[:size],
+        fixed=canvas.fixed[:size],
+        origin=canvas.origin[:size],
+        uid=canvas.uid[:size],
+    )
 
 
 def _append(canvas: Canvas, tokens: Ints, step: int) -> Canvas:
@@ -166,10 +294,6 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
     size = len(canvas)
     order: list[Ints] = []
     inserts = dict(edit.insert)
-    assert len(inserts) == len(edit.insert), "two insertions before one position"
-    assert all(canvas.prompt_length <= position <= size for position in inserts), (
-        "insertion in the prompt"
-    )
     kept = ~np.isin(np.arange(size), edit.delete)
     for position in range(size + 1):
         if position in inserts:
@@ -180,8 +304,8 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
     new = source < 0
     count = int(new.sum())
 
-    def gather(values: Any, fill: Any) -> Any:
-        out = np.full(len(source), fill, dtype=values.dtype)
+    def gather(values: NDArray[Scalar], fill: int) -> NDArray[Scalar]:
+        out: NDArray[Scalar] = np.full(len(source), fill, dtype=values.dtype)
         out[~new] = values[source[~new]]
         return out
 
@@ -217,7 +341,7 @@ class ModelFacts:
 
 
 Stat = Literal["entropy", "margin", "gap", "eos", "kl", "top_v_entropy"]
-"""What a reading may tell of a row beside its proposal.
+"""A statistic of a position beside its proposal.
 
 `entropy` of the distribution in nats. `margin`: ln of 1 - (p1 - p2), so that near-certain rows keep their
 order. `gap`: difference of the two largest logits. `eos`: probability of end-of-text (and `eos_top`: 1
@@ -225,6 +349,17 @@ where it is the likeliest, before sampling). `kl`: divergence in nats from the s
 of the forward before, +inf where that was not read. `top_v_entropy`: in nats, over the `top_v` largest
 logits.
 """
+STATISTICS: frozenset[str] = frozenset(get_args(Stat))
+
+
+def check_statistics(owner: str, stats: frozenset[str]) -> None:
+    """Raise ConfigError for names that are no statistic; `owner` is where they were declared."""
+    unknown = sorted(stats - STATISTICS)
+    if unknown:
+        raise ConfigError(
+            f"{owner} names the unknown statistic {unknown[0]!r}; allowed: "
+            f"{', '.join(sorted(STATISTICS))}; to add one see docs/how-to/add-a-statistic.md"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,16 +388,20 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a decoder wants from the next forward.
+    """A decoder's request to the next forward.
 
-    `rows`: positions whose prediction it reads, ascending, open or decided. `window` `[start, end)`: the
+    `rows`: positions whose prediction it reads, open or decided, at least one. `window` `[start, end)`: the
     running block; caches refresh when it moves. `needed`: positions of `rows` that must be read, where a
     cache may else choose among the window's open ones. `optional`: further positions, read if an
-    approximate cache computes them anyway, and always without one or with an exact one. `stats`: what to
-    tell beside the proposal. `top_v`: confidence over that many largest logits only. `from_sampling`: tell
-    all of the distribution that is sampled from (temperature, top_p and top_k applied) instead of the
-    model's own. `shadows`: decided positions to be predicted as if they were open, by extra queries that
-    see every position but their own; `shadows_attend`: and see each other.
+    approximate cache computes them anyway, and always without one or with an exact one. `stats`: the
+    statistics to return beside the proposals. `top_v`: confidence over that many largest logits only, at
+    least 1. `from_sampling`: confidence and statistics are of the distribution that is sampled from
+    (temperature, top_p and top_k applied) instead of the model's own. `shadows`: positions to be predicted
+    as if they were open, by shadow queries that see every position but their own; `shadows_attend`: and see
+    each other.
+
+    Positions ascend, each once, within the canvas (see `ask_fault`). Raises ConfigError for an unknown
+    statistic.
     """
 
     rows: Ints
@@ -276,6 +415,55 @@ class Ask:
     shadows_attend: bool = True
     bias: Bias | None = None
     credit: Credit | None = None
+
+    def __post_init__(self) -> None:
+        """Check the names of the statistics."""
+        if not self.stats <= STATISTICS:
+            check_statistics("Ask.stats", self.stats)
+
+
+def ask_fault(canvas: Canvas, ask: object, vocab_size: int) -> str | None:
+    """Return the first rule that an ask about this canvas breaks, or None."""
+    if not isinstance(ask, Ask):
+        return f"ask returned {type(ask).__name__}; it returns an Ask and the state"
+    size, window = len(canvas), ask.window
+    for name, values in (
+        ("rows", ask.rows),
+        ("needed", ask.needed),
+        ("optional", ask.optional),
+        ("shadows", ask.shadows),
+    ):
+        fault = positions_fault(f"Ask.{name}", values, size)
+        if fault is not None:
+            return fault
+    if not len(ask.rows):
+        return "Ask.rows is empty; ask for at least one position"
+    if len(ask.needed) and not np.isin(ask.needed, ask.rows).all():
+        return f"Ask.needed={ask.needed.tolist()[:20]} must be among Ask.rows"
+    if len(window) != 2 or not 0 <= window[0] <= window[1] <= size:
+        return f"Ask.window={window} must be a range [start, end) within the {size} positions"
+    if ask.top_v is not None and ask.top_v < 1:
+        return f"Ask.top_v={ask.top_v} must be at least 1"
+    return _added_fault(ask, size, vocab_size)
+
+
+def _added_fault(ask: Ask, size: int, vocab_size: int) -> str | None:
+    """Return the first rule that an ask's bias or credit breaks, or None."""
+    added: list[tuple[str, Bias | Credit, Floats]] = []
+    if ask.bias is not None:
+        added.append(("Ask.bias", ask.bias, ask.bias.values))
+    if ask.credit is not None:
+        added.append(("Ask.credit", ask.credit, ask.credit.amounts))
+    for name, cells, numbers in added:
+        if not len(cells.positions) == len(cells.tokens) == len(numbers):
+            return f"{name} must have one position, token and number for each entry"
+        inside = (cells.positions >= 0) & (cells.positions < size)
+        inside &= (cells.tokens >= 0) & (cells.tokens < vocab_size) & np.isfinite(numbers)
+        if not inside.all():
+            return (
+                f"{name} has a position or token that is not there, or a number that is not finite"
+            )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""The errors of the package, as one tree.
 
     UnmaskError
     ├── ConfigError      an option, knob or recipe value that is not allowed
@@ -11,7 +11,10 @@
     ├── CapacityError    the engine takes no more requests now
     ├── EngineError      the engine has failed and answers nothing any more
     ├── RemoteError      a server that cannot be reached, or that refuses a request
-    └── WorkerError      another process that holds a part of the model failed
+    ├── WorkerError      another process that holds a part of the model failed
+    └── ContractError    a plug-in broke a rule of the engine: a bug of its author
+        ├── DecoderError its ask or its edit
+        └── CacheError   its plan
 
 Every message shows the value, says what is allowed and what to do. The command line prints it as one
 line and exits with status 2.
@@ -68,6 +71,33 @@ class DependencyError(UnmaskError, ImportError):
 
 class WorkerError(UnmaskError, RuntimeError):
     """Another process that holds a part of the model ended or does not answer."""
+
+
+class ContractError(UnmaskError, RuntimeError):
+    """A plug-in that broke a rule of the engine; `name` of the plug-in, number of the `forward`, `rule`.
+
+    `rule` states the offending value and what is allowed. Raised with and without `python -O`.
+    """
+
+    kind = "plug-in"
+
+    def __init__(self, rule: str, name: str = "", forward: int | None = None) -> None:
+        subject = f"{self.kind} {name!r}" if name else f"the {self.kind}"
+        place = "" if forward is None else f" at forward {forward}"
+        super().__init__(f"{subject} broke the contract{place}: {rule}; this is a bug in its file")
+        self.rule, self.name, self.forward = rule, name, forward
+
+
+class DecoderError(ContractError):
+    """A decoder whose ask, edit or answer breaks a rule (see `Ask`, `Edit` and `Decoder`)."""
+
+    kind = "decoder"
+
+
+class CacheError(ContractError):
+    """A cache policy whose plan breaks a rule (see `CachePlan` and `CachePolicy.plan`)."""
+
+    kind = "cache"
 
 
 class CapacityError(UnmaskError):

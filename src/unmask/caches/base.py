@@ -8,7 +8,17 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from unmask.canvas import NO_POSITIONS, Ask, Canvas, Floats, Ints, ModelFacts, Reading, edited
+from unmask.canvas import (
+    NO_POSITIONS,
+    Ask,
+    Canvas,
+    Floats,
+    Ints,
+    ModelFacts,
+    Reading,
+    edited,
+    positions_fault,
+)
 
 State = TypeVar("State")
 
@@ -138,6 +148,71 @@ class CachePolicy(ABC, Generic[State]):
 
 AnyCache: TypeAlias = CachePolicy[Any]
 """A policy whatever its state, as the engine holds it."""
+
+
+def plan_fault(policy: AnyCache, canvas: Canvas, ask: Ask, rows: Ints, plan: object) -> str | None:
+    """Return the first rule of `CachePolicy.plan` that a plan breaks, or None."""
+    if not isinstance(plan, CachePlan):
+        return f"plan returned {type(plan).__name__}; it returns a CachePlan and the state"
+    size, queries = len(canvas), plan.queries
+    fault = positions_fault("CachePlan.queries", queries, size)
+    if fault is not None:
+        return fault
+    chosen = np.zeros(size, dtype=np.bool_)
+    chosen[queries] = True
+    missing = rows[~chosen[rows]]
+    if len(missing) and policy.exact:
+        return (
+            f"an exact plan must compute the rows of all asked positions; {missing[0]} is missing"
+        )
+    if len(missing):
+        required = ~canvas.open[ask.rows] | (ask.rows < ask.window[0])
+        required |= (ask.rows >= ask.window[1]) | np.isin(ask.rows, ask.needed)
+        lost = rows[required & ~chosen[rows]]
+        if len(lost):
+            return (
+                f"row {lost[0]} is missing from CachePlan.queries; it answers a position that is needed, "
+                f"decided or outside the window"
+            )
+        if len(missing) == len(rows):
+            return "CachePlan.queries has none of the rows that answer the asked positions"
+    if not policy.stores and len(queries) < size:
+        return f"a policy that stores nothing must compute all {size} positions, not {len(queries)}"
+    return _range_fault(policy, canvas, plan) or _layers_fault(policy, canvas, plan)
+
+
+def _range_fault(policy: AnyCache, canvas: Canvas, plan: CachePlan) -> str | None:
+    end = len(canvas) if plan.end is None else plan.end
+    if not 0 <= plan.known <= plan.final <= end <= len(canvas):
+        return (
+            f"CachePlan has known={plan.known}, final={plan.final}, end={plan.end}; use "
+            f"0 <= known <= final <= end <= {len(canvas)}"
+        )
+    if len(plan.queries) and plan.queries[-1] >= end:
+        return f"CachePlan.queries has position {plan.queries[-1]}, at or beyond end={end}"
+    if not policy.pageable:
+        return None
+    if plan.end is None:
+        return "CachePlan.end is None; a pageable policy sets it"
+    if int((plan.queries >= plan.known).sum()) != end - plan.known:
+        return f"CachePlan.queries must have all positions from known={plan.known} to end={end}"
+    return None
+
+
+def _layers_fault(policy: AnyCache, canvas: Canvas, plan: CachePlan) -> str | None:
+    layers = plan.layers
+    if layers is None or not policy.layered:
+        if (layers is not None) == policy.layered:
+            return None
+        has = "no layers" if layers is None else "layers"
+        return f"CachePlan has {has}, the policy's layered is {policy.layered}; let them agree"
+    if len(plan.queries) < len(canvas):
+        return f"a plan with layers must compute all {len(canvas)} positions in the first one"
+    if layers.prompt_length != canvas.prompt_length or layers.num_moved < 0:
+        return (
+            f"CachePlan.layers={layers} does not fit a prompt of {canvas.prompt_length} positions"
+        )
+    return positions_fault("CachePlan.layers.forced", layers.forced, len(canvas))
 
 
 @dataclass(frozen=True)

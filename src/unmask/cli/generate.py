@@ -12,7 +12,7 @@ from unmask.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodOptions:
+class DecodeMethodOptions:
     """Decoder, cache and seed."""
 
     decoder: Annotated[str | None, option("-d", metavar="D")] = None
@@ -26,7 +26,7 @@ class MethodOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(MethodOptions):
+class GenerateOptions(DecodeMethodOptions):
     """The method, and the length and form of the answer."""
 
     gen_length: Annotated[int | None, option(metavar="N")] = None
@@ -81,7 +81,7 @@ def infill(
             help="The text in quotes, {3} for a blank of 3 tokens, {{ and }} for braces; and knobs.",
         ),
     ],
-    method: Annotated[MethodOptions, flat(METHOD)] = MethodOptions(),
+    method: Annotated[DecodeMethodOptions, flat(METHOD)] = DecodeMethodOptions(),
     model: Model = ModelOptions(),
     show: Show = ShowOptions(),
 ) -> None:

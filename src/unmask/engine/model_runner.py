@@ -17,13 +17,13 @@ from torch import Tensor
 from unmask.attention.layered import FeatureRowMeta, FeatureStore, LayeredAttention
 from unmask.attention.packed import PackedAttention, RowMeta
 from unmask.attention.rollout import rollout
-from unmask.caches.base import CachePlan, Layers, Observation
-from unmask.canvas import NO_POSITIONS, Ask, Canvas, Floats, Ints, Reading, places
+from unmask.caches.base import CachePlan, Layers, Observation, plan_fault
+from unmask.canvas import NO_POSITIONS, Ask, Canvas, Floats, Ints, Reading, ask_fault, places
 from unmask.engine.kv_dense import Branch, DenseKV
 from unmask.engine.kv_paged import PagedKV, fed_tokens
 from unmask.engine.lm_head import LMHead, LogitRows
 from unmask.engine.sequence import SequenceState
-from unmask.errors import ConfigError, ModelError
+from unmask.errors import CacheError, ConfigError, DecoderError, ModelError
 from unmask.models.transformer import Transformer
 from unmask.sampling.rng import row_keys, uniform
 from unmask.sampling.sampler import STATS, Vocabulary, effective_top_v
@@ -199,28 +199,37 @@ class ModelRunner:
             ask = replace(ask, rows=positions)
         answering = self.row_of(ask.rows)
         plan, state = request.cache.plan(canvas, ask, answering, sequence.cache_state)
+        self._check(sequence, ask, answering, plan)
         if most is not None and len(plan.queries) > most and self.is_paged(sequence):
             ahead = request.cache.prefill(canvas, sequence.cache_state, most)
             if ahead is not None:
                 plan, sequence.cache_state = ahead
-                return ForwardInput(
-                    sequence, Ask(NO_POSITIONS, ask.window), NO_POSITIONS, plan, runs_decoder=False
-                )
+                nothing = Ask(NO_POSITIONS, ask.window)
+                self._check(sequence, nothing, NO_POSITIONS, plan)
+                return ForwardInput(sequence, nothing, NO_POSITIONS, plan, runs_decoder=False)
         sequence.cache_state = state
         plan = _without_dropped(plan, sequence.limit)
         rows = self.row_of(positions)
         computed = np.isin(rows, plan.queries)
         return ForwardInput(sequence, replace(ask, rows=positions[computed]), rows[computed], plan)
 
+    @staticmethod
+    def _check(sequence: SequenceState, ask: Ask, rows: Ints, plan: CachePlan) -> None:
+        """Raise CacheError for a plan that breaks a rule."""
+        cache = sequence.request.cache
+        rule = plan_fault(cache, sequence.canvas, ask, rows, plan)
+        if rule is not None:
+            raise CacheError(rule, cache.name, sequence.num_forwards)
+
     def _ask(self, sequence: SequenceState) -> Ask:
         """What the decoder wants read; asked once a step."""
         request, canvas = sequence.request, sequence.canvas
         if sequence.ask is None:
-            ask, sequence.decoder_state = request.decoder.ask(canvas, sequence.decoder_state)
-            for positions in (ask.rows, ask.shadows, ask.optional):
-                inside = not len(positions) or 0 <= positions[0] <= positions[-1] < len(canvas)
-                assert inside, "the decoder asks for positions that are not there"
-            sequence.ask = ask
+            ask, state = request.decoder.ask(canvas, sequence.decoder_state)
+            rule = ask_fault(canvas, ask, self.model.spec.vocab_size)
+            if rule is not None:
+                raise DecoderError(rule, request.decoder.name, sequence.num_forwards)
+            sequence.ask, sequence.decoder_state = ask, state
         ask = sequence.ask
         if request.sampling_params.vocabulary == "adaptive" and ask.top_v is None:
             size = sequence.sampler_state.adaptive_size(canvas)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from unmask.canvas import (
-    Edit,
-)
-
-if TYPE_CHECKING:
-    pass
-
+from unmask.canvas import Edit
 
 FinishReason = Literal["stop", "length"]
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unmask.caches.base import Observation
-from unmask.canvas import Canvas, Edit, Reading
+from unmask.canvas import Canvas, Edit, Reading, edit_fault
 from unmask.engine.model_runner import NOT_FINITE, ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
 from unmask.engine.threads import ErrorCapture
-from unmask.errors import ModelError
+from unmask.errors import CacheError, DecoderError, ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +166,19 @@ def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Ev
 def decide(sequence: SequenceState, reading: Reading) -> Edit:
     """The decoder's edit, with the progress guard: no step without a change, no endless revision."""
     request, canvas = sequence.request, sequence.canvas
-    assert len(reading.positions), "the cache computed none of the asked rows"
+    if not len(reading.positions):
+        raise CacheError(
+            "CachePlan.queries has none of the rows that answer the asked positions",
+            request.cache.name,
+            sequence.num_forwards,
+        )
     if np.isnan(reading.log_odds).any():
         raise ModelError(NOT_FINITE)
-    edit, sequence.decoder_state = request.decoder.step(canvas, sequence.decoder_state, reading)
+    edit, state = request.decoder.step(canvas, sequence.decoder_state, reading)
+    rule = edit_fault(canvas, edit, request.facts.vocab_size)
+    if rule is not None:
+        raise DecoderError(rule, request.decoder.name, sequence.num_forwards)
+    sequence.decoder_state = state
     undecided = reading.undecided(canvas)
     if request.sampling_params.vocabulary == "adaptive":
         sequence.sampler_state.record(undecided.confidence, edit.tokens)
@@ -180,5 +189,4 @@ def decide(sequence: SequenceState, reading: Reading) -> Edit:
     if edit.is_empty and len(undecided.positions):
         sequence.num_forced += 1
         return undecided.commit(np.argmax(undecided.log_odds, keepdims=True))
-    result: Edit = edit
-    return result
+    return edit

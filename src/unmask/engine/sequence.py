@@ -7,22 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unmask.canvas import (
-    NO_SCORES,
-    Ask,
-    Canvas,
-    Edit,
-    Floats,
-    Ints,
-    apply,
-    truncate,
-)
-
-if TYPE_CHECKING:
-    from unmask.caches.base import Observation
-    from unmask.engine.sampler_state import SamplerState
+from unmask.caches.base import Observation
+from unmask.canvas import NO_SCORES, Ask, Canvas, Edit, Floats, Ints, apply_checked, truncate
 from unmask.engine.outputs import FinishReason, Step, step_of
 from unmask.engine.request import Request
+from unmask.errors import DecoderError
+
+if TYPE_CHECKING:
+    from unmask.engine.sampler_state import SamplerState
 
 
 @dataclass
@@ -64,7 +56,14 @@ class SequenceState:
     def advance(self, edit: Edit, num_queries: int, observation: Observation) -> None:
         """Apply a step's edit, record it, tell the cache, and see whether this is the end."""
         before = self.canvas
-        self.canvas = apply(before, edit, self.num_forwards)
+        self.canvas = apply_checked(before, edit, self.num_forwards)
+        if len(self.canvas) > len(before) and len(self.canvas) > self.request.max_positions:
+            raise DecoderError(
+                f"the canvas grew to {len(self.canvas)} positions, max_positions returned "
+                f"{self.request.max_positions}",
+                self.request.decoder.name,
+                self.num_forwards,
+            )
         if self.request.sampling_params.drop_after_eos:
             edit = self._drop(edit)
         self.trace.append(step_of(edit, num_queries))
@@ -97,7 +96,12 @@ class SequenceState:
 
     def _num_lasting(self) -> int:
         """Positions from the left that the decoder will not change any more once they are decided."""
-        return self.request.decoder.num_settled(self.canvas, self.decoder_state)
+        decoder, size = self.request.decoder, len(self.canvas)
+        count = decoder.num_settled(self.canvas, self.decoder_state)
+        if not 0 <= count <= size:
+            rule = f"num_settled returned {count}; use 0 to {size}, the number of positions"
+            raise DecoderError(rule, decoder.name, self.num_forwards)
+        return count
 
     def count(self, positions: Ints, num_queries: int) -> None:
         """Remember that a forward computed these positions of the canvas, at the price of `num_queries`."""
