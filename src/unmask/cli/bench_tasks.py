@@ -1,4 +1,4 @@
-"""`unmask bench gsm8k` and `unmask bench mmlu`: a server's answers, graded, as document 000 prints them."""
+"""`unmask bench gsm8k` and `unmask bench mmlu`: grade a server's answers."""
 
 from __future__ import annotations
 
