@@ -53,7 +53,6 @@ PENDING: dict[str, tuple[str, ...]] = {
         "src/unmask/engine/",
         "src/unmask/server/",
     ),
-    "no_import_circles": ("cli.chat ",),
 }
 DECODERS_MAY_IMPORT = {
     "unmask.sampling.params",
