@@ -16,6 +16,7 @@ from unmask.caches.base import CachePlan, Layers
 from unmask.canvas import Ask, Bias, Credit, Edit, Reading
 from unmask.engine.request import Request
 from unmask.errors import CacheError, ConfigError, ContractError, DecoderError
+from unmask.method import MethodSpec
 from unmask.sampling.params import SamplingParams
 
 PROMPT, LENGTH = 3, 8
@@ -100,9 +101,9 @@ def decode(decoder=None, cache=None):
     llm = tiny_llm()
     request = Request(
         canvas=llm.prompt_canvas([7, 8, 9], LENGTH),
-        decoder=decoder or Spoiled(),
-        cache=cache or caches.make_cache("none"),
-        sampling_params=SamplingParams(),
+        method=MethodSpec(
+            decoder or Spoiled(), cache or caches.make_cache("none"), SamplingParams()
+        ),
         seed=0,
         stop_ids=llm.stop_ids,
         stop_at_eos=False,

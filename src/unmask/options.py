@@ -12,6 +12,7 @@ command line reads all of it (`cli.main`); `check_fields` applies the same types
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import typing
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ from unmask.knobs import convert
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+HAS_METAVAR = "metavar" in inspect.signature(Parameter).parameters
+"""False for cyclopts 4, the last one for Python 3.10."""
 NOT_A_FLAG = Parameter(parse=False)
 """Annotation of a field that only Python sets."""
 
@@ -58,12 +61,10 @@ def option(
 ) -> Parameter:
     """Return the annotation of a field that has other spellings, bounds, a metavar or a variable."""
     bounds = Bounds(least, above, most)
-    return Parameter(
-        alias=aliases,
-        validator=() if bounds == Bounds() else bounds,
-        metavar=metavar,
-        env_var=env,
-    )
+    checks = () if bounds == Bounds() else (bounds,)
+    if HAS_METAVAR:
+        return Parameter(alias=aliases, validator=checks, env_var=env, metavar=metavar)
+    return Parameter(alias=aliases, validator=checks, env_var=env)
 
 
 def check_fields(config: DataclassInstance) -> None:

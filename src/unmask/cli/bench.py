@@ -15,7 +15,7 @@ from unmask.cli.options import MODEL, PRINT_JSON, DeviceOptions, flat
 from unmask.errors import ConfigError
 from unmask.options import option
 
-JSON_FILE = Parameter(name="--json", metavar="FILE", allow_leading_hyphen=True)
+JSON_FILE = Parameter(name="--json", allow_leading_hyphen=True)
 """Annotation of `as_json`, a file or `-`."""
 
 bench = App(name="bench", help="Measure quality and speed.")
@@ -61,13 +61,13 @@ Model = Annotated[BenchModelOptions, flat(MODEL)]
 @bench.command
 def decode(
     *,
-    decoders: Annotated[str, Parameter(alias="-d", metavar="LIST")] = "all",
-    cache: Annotated[str, Parameter(alias="-c", metavar="C")] = "none",
+    decoders: Annotated[str, option("-d", metavar="LIST")] = "all",
+    cache: Annotated[str, option("-c", metavar="C")] = "none",
     setting: Annotated[SettingOptions, flat()] = SettingOptions(),
     model: Model = BenchModelOptions(),
-    as_json: Annotated[str | None, JSON_FILE] = None,
-    plot: Annotated[Path | None, Parameter(metavar="FILE.png")] = None,
-    plot_x: Annotated[str | None, Parameter(metavar="X")] = None,
+    as_json: Annotated[str | None, JSON_FILE, option(metavar="FILE")] = None,
+    plot: Annotated[Path | None, option(metavar="FILE.png")] = None,
+    plot_x: Annotated[str | None, option(metavar="X")] = None,
 ) -> None:
     """Compare decoders on held-out tasks of the demo model: accuracy, forwards, speed.
 
@@ -91,11 +91,11 @@ def decode(
 @bench.command(name="cache")
 def compare_caches(
     *,
-    caches: Annotated[str, Parameter(metavar="LIST")] = "all",
-    decoder: Annotated[str, Parameter(alias="-d", metavar="D")] = "vanilla",
+    caches: Annotated[str, option(metavar="LIST")] = "all",
+    decoder: Annotated[str, option("-d", metavar="D")] = "vanilla",
     setting: Annotated[SettingOptions, flat()] = SettingOptions(limit=20),
     model: Model = BenchModelOptions(),
-    as_json: Annotated[str | None, JSON_FILE] = None,
+    as_json: Annotated[str | None, JSON_FILE, option(metavar="FILE")] = None,
 ) -> None:
     """Compare caches with none: answers, staleness (KL of the read rows), queries, speed, bytes.
 
@@ -113,12 +113,12 @@ def compare_caches(
 @bench.command
 def quantize(
     *,
-    forms: Annotated[str, Parameter(metavar="LIST")] = "float32,bfloat16,int8,int8-bfloat16,int4",
-    model: Annotated[str, Parameter(alias="-m", metavar="M")] = "demo",
-    decoder: Annotated[str, Parameter(alias="-d", metavar="D")] = "threshold",
+    forms: Annotated[str, option(metavar="LIST")] = "float32,bfloat16,int8,int8-bfloat16,int4",
+    model: Annotated[str, option("-m", metavar="M")] = "demo",
+    decoder: Annotated[str, option("-d", metavar="D")] = "threshold",
     limit: int = 50,
     repeat: int = 4,
-    as_json: Annotated[str | None, JSON_FILE] = None,
+    as_json: Annotated[str | None, JSON_FILE, option(metavar="FILE")] = None,
 ) -> None:
     """Weigh a model in fewer bits (CPU): bytes, peak memory, time of a forward, agreement, accuracy.
 
@@ -157,7 +157,7 @@ def matrix(
 @bench.command
 def overhead(
     *,
-    decoders: Annotated[str, Parameter(metavar="A,B")] = "all",
+    decoders: Annotated[str, option(metavar="A,B")] = "all",
     vocab_size: int = 126464,
     width: int = 4096,
     layers: int = 2,
@@ -190,11 +190,11 @@ def head(
     *,
     width: int = 4096,
     rows: int = 32,
-    sizes: Annotated[str | None, Parameter(metavar="LIST")] = None,
+    sizes: Annotated[str | None, option(metavar="LIST")] = None,
     repeat: int = 7,
     device: Annotated[DeviceOptions, flat(MODEL)] = DeviceOptions(),
     as_json: Annotated[bool, PRINT_JSON] = False,
-    plot: Annotated[Path | None, Parameter(metavar="FILE.png")] = None,
+    plot: Annotated[Path | None, option(metavar="FILE.png")] = None,
 ) -> None:
     """Time the LM head and softmax against the size of the vocabulary, on random weights.
 

@@ -17,7 +17,7 @@ from unmask.bench.decode import held_out
 from unmask.bench.environment import machine
 from unmask.cli.bench_decode import parse_decoders, setting_of, split_list, write_json
 from unmask.cli.decode import load
-from unmask.cli.key_value import DecodeOptions
+from unmask.cli.options import DecodeOptions
 from unmask.errors import ConfigError
 
 HEAD = (
@@ -51,7 +51,7 @@ def cache(
         for name in split_list(names):
             caches.make_cache(name.strip())
     model, dtype, device = where
-    llm, _ = load(DecodeOptions(model, dtype=dtype, device=device))
+    llm, _ = load(DecodeOptions(model=model, dtype=dtype, device=device))
     chosen = _chosen(names, llm.spec.block_size)
     found = measure_caches(llm, chosen, entries[0], setting, held_out(setting), _watch)
     facts = machine(llm.model.device)

@@ -30,7 +30,8 @@ from unmask.bench.report import (
     compare,
 )
 from unmask.cli.decode import load
-from unmask.cli.key_value import WORD, DecodeOptions
+from unmask.cli.key_value import WORD
+from unmask.cli.options import DecodeOptions
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import Source, whole
 from unmask.method import MethodSpec
@@ -69,10 +70,10 @@ def decode(wanted: BenchDecodeOptions, options: dict[str, Any]) -> None:
     setting = setting_of(options)
     entries = parse_decoders(wanted.decoders)
     _check_files(wanted)
-    method = Source({"cache": setting.cache})
-    llm, _ = load(
-        DecodeOptions(wanted.model, dtype=wanted.dtype, device=wanted.device, method=method)
+    model = DecodeOptions(
+        model=wanted.model, dtype=wanted.dtype, device=wanted.device, cache=setting.cache
     )
+    llm, _ = load(model)
     examples = held_out(setting)
     passes = len({BASELINE, *(entry.label for entry in entries)}) * (setting.repeat + 1)
     with _progress(passes, setting.repeat) as watch:

@@ -85,7 +85,7 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadOptions:
+class TrafficOptions:
     """The arrival of the requests, and their fields."""
 
     request_rate: Annotated[float, option(metavar="R")] = float("inf")
@@ -176,7 +176,7 @@ class BenchServeOptions:
 
     place: Annotated[ServerOptions, flat(SERVER)] = ServerOptions()
     data: Annotated[DataOptions, flat(DATA)] = DataOptions()
-    load: Annotated[LoadOptions, flat(LOAD)] = LoadOptions()
+    load: Annotated[TrafficOptions, flat(LOAD)] = TrafficOptions()
     results: Annotated[ResultOptions, flat(OUTPUT)] = ResultOptions()
 
     @property

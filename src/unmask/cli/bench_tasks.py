@@ -1,4 +1,4 @@
-"""`unmask bench gsm8k` and `unmask bench mmlu`: a server's answers, graded, as document 000 prints them."""
+"""Commands `unmask bench gsm8k` and `unmask bench mmlu`: accuracy of a server, in SGLang's format."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
-
-from cyclopts import Parameter
 
 from unmask.bench import tasks
 from unmask.bench.endpoint import KINDS, Endpoint, kind_of
@@ -56,7 +54,7 @@ class TaskOptions:
         return Server(at.base_url, at.host, at.port, self.model, at.api_key)
 
 
-BACKEND = Parameter(metavar="B")
+BACKEND = option(metavar="B")
 
 
 def gsm8k_command(
@@ -64,7 +62,7 @@ def gsm8k_command(
     options: Annotated[TaskOptions, flat()],
     backend: Annotated[str, BACKEND] = "openai",
     num_shots: Annotated[int, option(least=0)] = 5,
-    shots_from: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    shots_from: Annotated[Path | None, option(metavar="FILE")] = None,
 ) -> None:
     """Ask a running server GSM8K with few shots, as SGLang's few_shot_gsm8k does.
 
@@ -82,7 +80,7 @@ def mmlu_command(
     *,
     options: Annotated[TaskOptions, flat()],
     backend: Annotated[str, BACKEND] = "openai-chat",
-    seed: Annotated[int, Parameter(metavar="S")] = 0,
+    seed: Annotated[int, option(metavar="S")] = 0,
 ) -> None:
     """Ask a running server a sample of MMLU, a chat turn a question, no shots.
 

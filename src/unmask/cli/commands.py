@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from unmask.cli.options import PRINT_JSON
+from unmask.options import option
 
 
 def demo(
     *,
-    model: Annotated[str, Parameter(alias="-m", metavar="M")] = "demo",
-    fps: Annotated[float | None, Parameter(metavar="N")] = None,
+    model: Annotated[str, option("-m", metavar="M")] = "demo",
+    fps: Annotated[float | None, option(metavar="N")] = None,
     fast: bool = False,
 ) -> None:
     """Watch a small model solve word problems, a Sudoku and an infill.
@@ -60,7 +61,7 @@ def convert(
     target: Annotated[str, Parameter(name="TARGET")],
     /,
     *,
-    to: Annotated[str, Parameter(metavar="FORM")],
+    to: Annotated[str, option(metavar="FORM")],
 ) -> None:
     """Write a checkpoint with its weights in another form, bit by bit equal.
 

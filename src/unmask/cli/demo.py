@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.decode import Shown, decode, live_console, load
-from unmask.cli.key_value import DecodeOptions, parse_blanks
+from unmask.cli.decode import decode, live_console, load
+from unmask.cli.key_value import parse_blanks
+from unmask.cli.options import DecodeOptions, ShowOptions
 from unmask.demo.example import Example
 from unmask.demo.tasks import check, held_out_set
 from unmask.errors import ContradictionError
@@ -66,7 +67,7 @@ def run(model: str, fps: float | None, fast: bool) -> None:
     """Show every item and a table of how it went."""
     if fast and fps is not None:
         raise ContradictionError("fps", "--fast", f"--fps {fps:g}")
-    console = live_console(Shown(fps=fps))
+    console = live_console(ShowOptions(fps=fps))
     pace = None if fast else fps or FPS
     wanted = DecodeOptions(model=model)
     llm, _ = load(wanted)

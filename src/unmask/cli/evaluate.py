@@ -52,7 +52,7 @@ def evaluate(
     options: Annotated[EvalOptions, flat()] = EvalOptions(),
     files: Annotated[SourceOptions, flat()] = SourceOptions(),
     multirun: Annotated[bool, Parameter(alias="-m")] = False,
-    cfg: Annotated[str | None, Parameter(metavar="job")] = None,
+    cfg: Annotated[str | None, option(metavar="job")] = None,
     as_json: Annotated[bool, PRINT_JSON] = False,
 ) -> None:
     """Answer a task and measure accuracy and speed.

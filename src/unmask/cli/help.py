@@ -64,9 +64,10 @@ def _label(entry: HelpEntry) -> str:
     names = [*entry.positive_shorts, *entry.positive_names]
     if entry.default != "False":
         names += entry.negative_names
-    if entry.positional_label is not None:
-        return entry.positional_label
-    metavar = entry.metavar or ""
+    label = getattr(entry, "positional_label", None)  # not in cyclopts 4, for Python 3.10
+    if label is not None:
+        return str(label)
+    metavar = str(getattr(entry, "metavar", None) or "")
     plain = metavar.removesuffix("...")
     return f"{', '.join(names)} {METAVARS.get(plain, plain)}".rstrip()
 

@@ -10,6 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from unmask.errors import ConfigError
+from unmask.options import option
 
 
 def report(
@@ -17,7 +18,7 @@ def report(
         str,
         Parameter(name="RUN...", help="Run folders of unmask eval; the first is compared with."),
     ],
-    out: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    out: Annotated[Path | None, option(metavar="FOLDER")] = None,
     no_pictures: bool = False,
 ) -> None:
     """Compare runs of eval: a table, and pictures of quality against speed.

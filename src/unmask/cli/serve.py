@@ -88,7 +88,7 @@ def run(options: ServeOptions) -> None:
         settings = settings_of(options, spec, model, defaults_of(spec, options, method), access)
         serve_replicas(options, model, settings, counts)
         return
-    launcher.take(options.load.tensor_parallel_size, model, dataclasses.asdict(options.load))
+    launcher.take(options.load.tensor_parallel_size, model, options.load.keywords())
     bound = bind(options.server.host, options.server.port)
     with bound:
         llm = load(options, model)
@@ -244,9 +244,7 @@ def load(options: ServeOptions, model: str) -> LLM:
         from unmask.engine.llm import LLM
         from unmask.engine.threads import run_in_thread
 
-        return run_in_thread(
-            lambda: LLM(model, progress=progress, **dataclasses.asdict(options.load))
-        )
+        return run_in_thread(lambda: LLM(model, progress=progress, **options.load.keywords()))
 
 
 def defaults_of(spec: ModelSpec, options: ServeOptions, method: MethodSpec) -> MethodSpec:
@@ -375,7 +373,7 @@ def serve_replicas(
     port = free_port(server.host, server.port)
     plan = replicas.ReplicaPlan(
         model=model,
-        loading=dataclasses.asdict(options.load),
+        loading=options.load.keywords(),
         settings=settings,
         engine=options.engine,
         least=counts[0],

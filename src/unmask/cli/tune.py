@@ -6,11 +6,11 @@ import dataclasses
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich import box
 from rich.console import Console
@@ -110,7 +110,7 @@ def run(words: Sequence[str], sources: Sources, wanted: TuneOptions) -> None:
 def planned(
     words: Sequence[str], sources: Sources, wanted: TuneOptions
 ) -> tuple[EvalSettings, StudyPlan]:
-    """What every point shares, and the search. Raises ConfigError before anything is loaded."""
+    """Return the settings that every point shares, and the search. Raises ConfigError before loading."""
     from unmask.config import compose, method_of
     from unmask.config.settings import settings_of
     from unmask.tune.goal import parse_constraint, parse_objectives
@@ -119,7 +119,7 @@ def planned(
 
     composed = compose(_with_task(words, sources), sources)
     for key in ("limit", "offset"):
-        if composed.values[key].is_given:
+        if composed.values[key].is_set:
             raise ConfigError(f"{key} has no effect here; use --prompts and --held-out")
     method = method_of(composed)
     tell(method.notes)
@@ -141,7 +141,7 @@ def planned(
 
 
 def _with_task(words: Sequence[str], sources: Sources) -> list[str]:
-    """The words, with the bundled word problems where no task is named."""
+    """Return the words; without a task, the bundled word problems are added."""
     from unmask.config import compose
 
     named = compose(words, sources)["dataset.name"] is not None
@@ -166,8 +166,10 @@ def _can_draw() -> bool:
 
 
 @contextmanager
-def _progress(plan: StudyPlan) -> Iterator[tuple[Any, Any]]:
-    """How a point stands and what each gave: a bar on a terminal, else a line a point."""
+def _progress(
+    plan: StudyPlan,
+) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[TrialPoint], None]]]:
+    """Show progress and results of points: a bar on a terminal, else a line per point."""
     console = Console(stderr=True, highlight=False)
     total = plan.num_trials
     names = plan.objectives
@@ -178,11 +180,11 @@ def _progress(plan: StudyPlan) -> Iterator[tuple[Any, Any]]:
         return f"point {point.number} of {total}: {numbers}" + (f"  ({state})" if state else "")
 
     if not console.is_terminal:
-        told: set[str] = set()
+        printed: set[str] = set()
 
         def note(label: str, done: int, count: int) -> None:
-            if not label.startswith("point") and label not in told:
-                told.add(label)
+            if not label.startswith("point") and label not in printed:
+                printed.add(label)
                 print(label, file=sys.stderr, flush=True)
 
         yield note, lambda point: print(line(point), file=sys.stderr, flush=True)
@@ -203,7 +205,7 @@ def _progress(plan: StudyPlan) -> Iterator[tuple[Any, Any]]:
 
 
 def _command(words: Sequence[str], wanted: TuneOptions) -> str:
-    """What to type to do this again."""
+    """Return the command that repeats this run."""
     typed = ["unmask", "tune", *words]
     for flag, values in (
         ("--objective", wanted.objective),
