@@ -1,4 +1,4 @@
-"""`unmask bench gsm8k` and `unmask bench mmlu`: grade a server's answers."""
+"""Commands `unmask bench gsm8k` and `unmask bench mmlu`: accuracy of a server, in SGLang's format."""
 
 from __future__ import annotations
 
