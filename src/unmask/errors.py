@@ -126,4 +126,4 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], owner: str = "") 
 
 
 class SettingWarning(UserWarning):
-    """A setting that the founding documents write has no effect with the method it ends up in."""
+    """A setting from a published command that has no effect with the decoder that the command selects."""

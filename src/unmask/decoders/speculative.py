@@ -1,7 +1,7 @@
 """Speculative unmasking: a cheap draft of the block, verified by the forward that is made anyway.
 
-Source: our own answer to a question of the founding documents (speculative sampling for block diffusion);
-the acceptance test is Fast-dLLM's (arXiv:2505.22618) with a lower threshold where a second opinion agrees.
+Source: our own, speculative sampling for block diffusion; the acceptance test is Fast-dLLM's
+(arXiv:2505.22618) with a lower threshold where the draft agrees.
 A drafter proposes tokens for the open positions: the continuation of an earlier place with the same last
 words (`drafter=lookup`), or a smaller model (`drafter=NAME`). A position whose draft is the model's own
 choice with confidence `accept_threshold` is committed together with whatever the wrapped decoder commits,
