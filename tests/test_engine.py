@@ -87,7 +87,7 @@ def assert_idle(engine):
     assert stats.dense_bytes == 0
     assert not engine._batch.active
     assert not engine._batch._inputs
-    assert not engine._batch._held
+    assert not engine._batch._num_deferred
     paging = engine._batch.runner.paging
     assert paging is None or not paging._tables
 

@@ -25,7 +25,7 @@ class Dual(PerBlock):
     )
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
-        """The window."""
+        """Select the window."""
         return np.arange(*ask.window)
 
 

@@ -25,7 +25,7 @@ class Prefix(PerBlock):
     )
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
-        """From the first needed position to the end."""
+        """Select from the first needed position to the end."""
         first = min(ask.window[0], int(rows.min(initial=ask.window[0])))
         return np.arange(first, len(canvas))
 

@@ -50,7 +50,7 @@ class EBSampler(Blockwise):
         return self.score_stats | {"entropy"}
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Eq. 2, with progress guaranteed."""
+        """Select by Eq. 2, at least one position."""
         return selection.entropy_budget(scores.rank, reading.stats["entropy"], self.gamma)
 
 
