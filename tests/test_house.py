@@ -42,22 +42,17 @@ FILES: Files = house.read_tree(ROOT)
 
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
-MAX_ANY_PER_1000_LINES = 9.0
-MIN_IMPERATIVE_SHARE = 0.55
+MAX_ANY_PER_1000_LINES = 5.0
+MIN_IMPERATIVE_SHARE = 0.60
 # Not clean yet: problems whose text holds one of these are let through. To be emptied and deleted.
 PENDING: dict[str, tuple[str, ...]] = {
-    "docstring_opens_with_no_question": tuple(
-        f"src/unmask/{place}"
-        for place in (
-            *("bench/", "caches/", "canvas.py", "cli/", "decoders/", "docgen/"),
-            *("engine/", "errors.py", "evals/", "sampling/", "server/"),
-        )
+    "docstring_opens_with_no_question": (
+        "src/unmask/cli/",
+        "src/unmask/decoders/registry.py",
+        "src/unmask/docgen/",
+        "src/unmask/engine/",
+        "src/unmask/server/",
     ),
-    "sources_can_be_followed": tuple(
-        f"src/unmask/{place}" for place in ("cli/", "config/", "decoders/", "errors.py")
-    ),
-    "no_import_circles": ("cli.chat ", "engine.likelihood"),
-    "class_names_are_unique": ("class Method ", "class LoadOptions ", "class MethodOptions "),
 }
 DECODERS_MAY_IMPORT = {
     "unmask.sampling.params",

@@ -1,4 +1,4 @@
-"""`unmask bench gsm8k` and `unmask bench mmlu`: a server's answers, graded, as document 000 prints them."""
+"""Commands `unmask bench gsm8k` and `unmask bench mmlu`: accuracy of a server, in SGLang's format."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 from cyclopts import Parameter
 from rich.console import Console
 
-from unmask.cli.chat_remote import DRAWN_SEED, ChatTurn
+from unmask.cli.chat_remote import DRAWN_SEED, ChatAnswer
 from unmask.cli.key_value import refuse_words, split_words
 from unmask.cli.options import DecodeOptions, DeviceOptions, ShowOptions, flat
 from unmask.errors import ConfigError, UnmaskError, unknown_name
@@ -51,7 +51,7 @@ class Speaker(Protocol):
 
     def answer(
         self, messages: list[dict[str, str]], options: DecodeOptions, console: Console | None
-    ) -> ChatTurn:
+    ) -> ChatAnswer:
         """Return the next turn, drawn live on the console, if any."""
         ...
 
@@ -83,7 +83,7 @@ class Local:
 
     def answer(
         self, messages: list[dict[str, str]], options: DecodeOptions, console: Console | None
-    ) -> ChatTurn:
+    ) -> ChatAnswer:
         """Decode the next turn."""
         from unmask.cli.decode import decode
         from unmask.engine.token_text import TokenTexts
@@ -99,7 +99,7 @@ class Local:
                 )
                 view = stack.enter_context(live)
             run = decode(self.llm, canvas, options, method, view)
-        return ChatTurn(run.output.text, run.line())
+        return ChatAnswer(run.output.text, run.line())
 
 
 @dataclass(frozen=True, kw_only=True)

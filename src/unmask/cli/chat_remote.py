@@ -25,7 +25,7 @@ DRAWN_SEED = -1
 
 
 @dataclass(frozen=True)
-class ChatTurn:
+class ChatAnswer:
     """A turn of the model, and a line of numbers about it."""
 
     text: str
@@ -125,7 +125,7 @@ class Remote:
 
     def answer(
         self, messages: list[dict[str, str]], options: DecodeOptions, console: Console | None
-    ) -> ChatTurn:
+    ) -> ChatAnswer:
         """Ask, and draw what comes. Raises RemoteError."""
         from unmask.engine.token_text import TokenTexts
         from unmask.view.terminal import LiveView, frame_status, frame_text
@@ -146,7 +146,7 @@ class Remote:
                         view.show_text(frame_text(frame), frame_status(frame))
                     elif frame is None:
                         text += (choice.get("delta") or {}).get("content") or ""
-        return ChatTurn(text, _facts(usage, time.perf_counter() - began))
+        return ChatAnswer(text, _facts(usage, time.perf_counter() - began))
 
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The stream's events. Raises RemoteError."""

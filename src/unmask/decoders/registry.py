@@ -47,7 +47,7 @@ def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]
     return own | knob_names(inner)
 
 
-def make_decoder(name: str, knobs: dict[str, Any]) -> AnyDecoder:
+def make_decoder(name: str, knobs: Mapping[str, object]) -> AnyDecoder:
     """A decoder with these knobs, all of which it has. Raises ConfigError for a wrong name or value."""
     cls = decoder_class(name)
     own = field_names(cls)
@@ -71,7 +71,7 @@ def make_decoder(name: str, knobs: dict[str, Any]) -> AnyDecoder:
     return cls(**_typed(cls, knobs))
 
 
-def _typed(cls: Any, knobs: dict[str, Any]) -> dict[str, Any]:
+def _typed(cls: type[AnyDecoder], knobs: Mapping[str, object]) -> dict[str, Any]:
     return {key: set_field(cls, key, value) for key, value in knobs.items()}
 
 
