@@ -49,7 +49,7 @@ class Canvas:
     infilling: bool = False
 
     def __len__(self) -> int:
-        """Number of positions."""
+        """Return the number of positions."""
         return len(self.tokens)
 
     @property

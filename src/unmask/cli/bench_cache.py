@@ -79,7 +79,7 @@ def cache(
 
 
 def _chosen(names: str, block_size: int | None) -> list[str]:
-    """The caches to measure; all: those that this model can have."""
+    """Return the caches to measure; all: those that this model supports."""
     if names != "all":
         return [name.strip() for name in split_list(names)]
     fitting = [name for name in caches.names() if name not in ("auto", "none")]

@@ -54,7 +54,7 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class BenchDecodeOptions:
-    """What was typed. `json` may be `-`, standard output; `plot_x` None: tokens a second."""
+    """Options of `bench decode`. `json` may be `-`, standard output; `plot_x` None: tokens per second."""
 
     decoders: str
     model: str
@@ -85,7 +85,7 @@ def decode(wanted: BenchDecodeOptions, options: dict[str, Any]) -> None:
 
 
 def setting_of(options: dict[str, Any]) -> DecodeSetting:
-    """Flags as a setting; a `gen_length` of None is the task's. Raises ConfigError."""
+    """Build a setting from flags; `gen_length` None is the task's. Raises ConfigError."""
     if options["task"] not in TASKS:
         raise unknown_name("task", options["task"], TASKS)
     if options["gen_length"] is None:
@@ -124,7 +124,7 @@ def parse_decoders(text: str) -> list[MethodSpec]:
 
 
 def split_list(text: str) -> list[str]:
-    """Parts between commas that are in no brackets."""
+    """Split at commas outside brackets."""
     parts, depth = [""], 0
     for char in text:
         depth += (char in "([{") - (char in ")]}")
@@ -188,7 +188,7 @@ def _check_files(wanted: BenchDecodeOptions) -> None:
 
 @contextmanager
 def _progress(passes: int, repeats: int) -> Iterator[Watch]:
-    """A bar on a terminal, else a line a pass; both on standard error."""
+    """Show a bar on a terminal, else a line per pass; both on standard error."""
     console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -226,7 +226,7 @@ def _warn(text: str) -> None:
 
 
 def _show(report: Report, wanted: BenchDecodeOptions) -> None:
-    """The table comes first: it survives a file that cannot be written after all."""
+    """Print the table before writing files, which may fail."""
     text = json.dumps({"command": command(report, wanted)} | report.as_json(), ensure_ascii=False)
     if wanted.json == "-":
         print(text, flush=True)
@@ -243,7 +243,7 @@ def _show(report: Report, wanted: BenchDecodeOptions) -> None:
 
 
 def command(report: Report, wanted: BenchDecodeOptions) -> str:
-    """What to type to measure this again, files aside."""
+    """Return the command that repeats this measurement, without output files."""
     flags: dict[str, Any] = {
         "decoders": ",".join(row.label for row in report.rows),
         "model": wanted.model,
@@ -259,7 +259,7 @@ def command(report: Report, wanted: BenchDecodeOptions) -> str:
 
 
 def show_table(report: Report, console: Console) -> None:
-    """On a terminal a table in its width, else one in Markdown; then the setting and the machine."""
+    """Print a table, in Markdown unless on a terminal; then the setting and the machine."""
     live = console.is_terminal
     if not live:
         console = Console(file=console.file, highlight=False, width=WIDE)
@@ -285,7 +285,7 @@ def show_table(report: Report, console: Console) -> None:
 
 
 def numbers(result: Result) -> list[str]:
-    """The cells of a result that need no baseline."""
+    """Return the cells of a result that need no baseline."""
     middle, low, high = result.tokens_per_s
     spread = f" ({low:.1f}..{high:.1f})" if len(result.seconds) > 1 else ""
     return [
@@ -298,7 +298,7 @@ def numbers(result: Result) -> list[str]:
 
 
 def verdict(compared: Comparison) -> str:
-    """Whether the accuracy differs, with the paired difference in percentage points."""
+    """Describe the paired difference in accuracy, in percentage points."""
     if compared.error is None:
         return "unknown: one prompt"
     word = "yes" if compared.is_different else "no"
@@ -306,7 +306,7 @@ def verdict(compared: Comparison) -> str:
 
 
 def facts(report: Report) -> Sequence[str]:
-    """What the numbers depend on."""
+    """Describe the setting and the machine."""
     setting, machine = report.setting, report.machine
     place = machine["accelerator"] or machine["processor"]
     busy = "" if machine["load_average"] is None else f", load {machine['load_average']} before"
@@ -323,7 +323,7 @@ def facts(report: Report) -> Sequence[str]:
 
 
 def overhead(sizes: dict[str, int], names: str) -> None:
-    """What each decoder adds to the time of its forwards, on a random model of the given sizes."""
+    """Measure the overhead of each decoder per forward, on a random model of the given sizes."""
     from unmask import decoders
 
     chosen = decoders.names() if names == "all" else [name.strip() for name in names.split(",")]

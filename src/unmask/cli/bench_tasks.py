@@ -104,7 +104,7 @@ def _exam(options: TaskOptions, backend: str) -> Exam:
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """How to ask."""
+    """Options of the questions."""
 
     backend: str
     num_tokens: int

@@ -235,7 +235,7 @@ class Session:
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
     def _lines(self) -> Iterator[str]:
-        """What is typed or piped in; empty lines are nothing."""
+        """Yield typed or piped lines; empty ones are skipped."""
         if self.is_typed:
             with suppress(ImportError):
                 import readline  # noqa: F401 - gives input() its history and its editing
@@ -295,7 +295,7 @@ class Session:
         return False
 
     def _changed(self, name: str, rest: str) -> DecodeOptions:
-        """The settings after /decoder, /cache, /set or /unset."""
+        """Return the settings after /decoder, /cache, /set or /unset."""
         old, values = self.options, dict(self.options.method.values)
         inside = {key for key in values if key == "cache" or key.startswith("cache.")}
         if name == "decoder":

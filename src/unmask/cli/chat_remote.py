@@ -97,7 +97,7 @@ class Remote:
     def body(
         self, messages: list[dict[str, str]], options: DecodeOptions, live: bool
     ) -> dict[str, Any]:
-        """The request."""
+        """Build the request."""
         found: dict[str, Any] = {"model": options.model or self.model, "messages": messages}
         found |= {"stream": True, "stream_options": {"include_usage": True}}
         if live and self.schema is not None:
@@ -149,7 +149,7 @@ class Remote:
         return ChatAnswer(text, _facts(usage, time.perf_counter() - began))
 
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The stream's events. Raises RemoteError."""
+        """Yield the stream's events. Raises RemoteError."""
         import httpx2
 
         url = f"{self.url}/v1/chat/completions"

@@ -102,13 +102,13 @@ def print_job(words: Sequence[str], sources: Sources) -> None:
 
 
 def _knobs(generation: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's knobs without the spellings that were translated into them."""
+    """Return the decoder's knobs without the aliases that were translated into them."""
     translated = ("strategy", "alg", "num_transfer_tokens")
     return {key: value for key, value in generation.items() if key not in translated}
 
 
 def spell(value: Any) -> str:
-    """A value as it is typed."""
+    """Format a value as it is typed."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -49,7 +49,7 @@ class DemoItem:
 
 
 def items() -> list[DemoItem]:
-    """The show."""
+    """Run the demonstration."""
     one, two, three = held_out_set("word_problem", 3, PICK, equations=2)
     (grid,) = held_out_set("sudoku", 1, PICK, blanks=8)
     sentence = Example("sentence", INFILL, "", INFILL)

@@ -102,7 +102,7 @@ def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -
 
 
 def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[EvalSettings]:
-    """The settings of every run; what can be wrong with one is found before the first begins."""
+    """Return the settings of every run, all checked before the first begins."""
     from unmask.config import compose, method_of, sweep
     from unmask.config.settings import settings_of
 
@@ -121,7 +121,7 @@ def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[Eval
 
 @contextmanager
 def _progress(label: str) -> Iterator[Any]:
-    """A bar with the time left on a terminal, else a line at every tenth; both on standard error."""
+    """Show a bar with the time left on a terminal, else a line at every tenth; on standard error."""
     console = Console(stderr=True, highlight=False)
     if not is_first():
         yield lambda done, total: None
@@ -149,7 +149,7 @@ def _lines(label: str) -> Any:
 
 
 def show(results: Sequence[Results], folders: Sequence[str], console: Console) -> None:
-    """A line a run, and where all its numbers are."""
+    """Print a line per run, and the folder of its results."""
     live = console.is_terminal
     if not live:
         console = Console(file=console.file, highlight=False, width=WIDE)

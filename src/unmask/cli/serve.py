@@ -140,7 +140,7 @@ def print_routes(metrics: bool) -> None:
 
 
 def split(options: ServeOptions) -> tuple[str, dict[str, str]]:
-    """The model, and the knobs among the words. Raises ConfigError."""
+    """Split the words into the model and the knobs. Raises ConfigError."""
     model, knobs = options.model, dict[str, str]()
     for word in options.words:
         match = WORD.fullmatch(word)
@@ -177,7 +177,7 @@ def method_of(options: ServeOptions, words: Mapping[str, str]) -> MethodSpec:
 
 
 def read_config(path: Path | None) -> Mapping[str, Any] | None:
-    """A YAML file's mapping. Raises ConfigError."""
+    """Read a YAML file's mapping. Raises ConfigError."""
     if path is None:
         return None
     import yaml
@@ -222,7 +222,7 @@ def access_of(server: ServerConfig) -> Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return True for an address that only this machine reaches."""
     if host == "localhost":
         return True
     try:
@@ -232,12 +232,12 @@ def is_loopback(host: str) -> bool:
 
 
 def open_to(host: str) -> str:
-    """Who may call a server without a key, as it says when it starts."""
+    """Describe the callers that a server without a key admits, for its start message."""
     return "open" if is_loopback(host) else f"OPEN, without a key, to all who reach {host}"
 
 
 def load(options: ServeOptions, model: str) -> LLM:
-    """The model."""
+    """Load the model."""
     from unmask.view.progress import LoadingView
 
     with LoadingView(model) as progress:
@@ -291,7 +291,7 @@ def set_up_log(log_requests: bool) -> None:
 def facts(
     llm: LLM, model: str, settings: ServerSettings, options: ServeOptions, url: str
 ) -> list[str]:
-    """What is served, line by line."""
+    """Return the start message, line by line."""
     defaults, limits = settings.defaults.bind(llm.spec.block_size), settings.limits
     count = sum(value.numel() for value in llm.model.parameters())
     size = llm.model.ranks.size
@@ -400,7 +400,7 @@ def serve_replicas(
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises ConfigError when it is taken."""
+    """Return the port, or a free one for 0. Raises ConfigError when it is in use."""
     from unmask.server.process import bind
 
     bound: socket.socket = bind(host, port)
