@@ -53,20 +53,20 @@ def cache(
     model, dtype, device = where
     llm, _ = load(DecodeOptions(model=model, dtype=dtype, device=device))
     chosen = _chosen(names, llm.spec.block_size)
-    found = measure_caches(llm, chosen, entries[0], setting, held_out(setting), _watch)
+    results = measure_caches(llm, chosen, entries[0], setting, held_out(setting), _watch)
     facts = machine(llm.model.device)
     report = {
         "decoder": entries[0].label,
         "model": llm.name,
         "setting": dataclasses.asdict(setting),
         "machine": facts,
-        "caches": [dataclasses.asdict(item) for item in found],
+        "caches": [dataclasses.asdict(item) for item in results],
     }
     text = json.dumps(report, ensure_ascii=False)
     if as_json == "-":
         print(text, flush=True)
         return
-    print("\n".join([HEAD, *(_row(item, found[0]) for item in found)]))
+    print("\n".join([HEAD, *(_row(item, results[0]) for item in results)]))
     print(
         f"\ndecoder {entries[0].label} | task {setting.task} | {setting.limit} held-out prompts | model "
         f"{llm.name} | gen_length {setting.gen_length} | block_length {setting.block_length} | batch "

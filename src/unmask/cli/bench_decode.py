@@ -65,13 +65,13 @@ class BenchDecodeOptions:
     plot_x: str | None
 
 
-def decode(wanted: BenchDecodeOptions, options: dict[str, Any]) -> None:
+def decode(options: BenchDecodeOptions, values: dict[str, Any]) -> None:
     """Measure, then show; what can be wrong is found before the model is read."""
-    setting = setting_of(options)
-    entries = parse_decoders(wanted.decoders)
-    _check_files(wanted)
+    setting = setting_of(values)
+    entries = parse_decoders(options.decoders)
+    _check_files(options)
     model = DecodeOptions(
-        model=wanted.model, dtype=wanted.dtype, device=wanted.device, cache=setting.cache
+        model=options.model, dtype=options.dtype, device=options.device, cache=setting.cache
     )
     llm, _ = load(model)
     examples = held_out(setting)
@@ -81,7 +81,7 @@ def decode(wanted: BenchDecodeOptions, options: dict[str, Any]) -> None:
     for row in report.rows:
         if row.result is not None and not row.result.is_repeatable:
             _warn(f"{row.label} answered differently in a repeat; the first is counted")
-    _show(report, wanted)
+    _show(report, options)
 
 
 def setting_of(options: dict[str, Any]) -> DecodeSetting:
@@ -156,29 +156,29 @@ def _parsed(name: str, knobs: dict[str, str]) -> MethodSpec:
 
 
 def _knobs(name: str, inside: str | None) -> dict[str, str]:
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for part in split_list(inside) if inside and inside.strip() else []:
         typed = "=".join(side.strip() for side in part.split("=", 1))
         match = WORD.fullmatch(typed)
         if match is None:
             raise ConfigError(f"{typed!r} in {name}(...) must be of the form key=value")
         key = match[1].replace("-", "_")
-        if key in found:
+        if key in pairs:
             raise ConfigError(f"{key} is there twice in {name}(...); give it once")
-        found[key] = match[2]
-    return found
+        pairs[key] = match[2]
+    return pairs
 
 
-def _check_files(wanted: BenchDecodeOptions) -> None:
-    if wanted.plot is None and wanted.plot_x is not None:
-        raise ConfigError(f"--plot-x {wanted.plot_x} has no effect without --plot FILE")
-    if wanted.plot is not None:
+def _check_files(options: BenchDecodeOptions) -> None:
+    if options.plot is None and options.plot_x is not None:
+        raise ConfigError(f"--plot-x {options.plot_x} has no effect without --plot FILE")
+    if options.plot is not None:
         from unmask.bench.plot import AXES, check_plot_file
 
-        if wanted.plot_x is not None and wanted.plot_x not in AXES:
-            raise unknown_name("axis of the plot", wanted.plot_x, AXES)
-        check_plot_file(wanted.plot)
-    files = {"plot": wanted.plot, "JSON": None if wanted.json in (None, "-") else wanted.json}
+        if options.plot_x is not None and options.plot_x not in AXES:
+            raise unknown_name("axis of the plot", options.plot_x, AXES)
+        check_plot_file(options.plot)
+    files = {"plot": options.plot, "JSON": None if options.json in (None, "-") else options.json}
     for what, path in files.items():
         if path is not None:
             from unmask.view.trace import check_writable
@@ -225,30 +225,30 @@ def _warn(text: str) -> None:
     print(f"unmask: warning: {text}", file=sys.stderr)
 
 
-def _show(report: Report, wanted: BenchDecodeOptions) -> None:
+def _show(report: Report, options: BenchDecodeOptions) -> None:
     """Print the table before writing files, which may fail."""
-    text = json.dumps({"command": command(report, wanted)} | report.as_json(), ensure_ascii=False)
-    if wanted.json == "-":
+    text = json.dumps({"command": command(report, options)} | report.as_json(), ensure_ascii=False)
+    if options.json == "-":
         print(text, flush=True)
     else:
         show_table(report, Console(highlight=False))
-        write_json(wanted.json, text)
+        write_json(options.json, text)
     try:
-        if wanted.plot is not None:
+        if options.plot is not None:
             from unmask.bench.plot import draw
 
-            draw(report, wanted.plot, wanted.plot_x or "tokens_per_s")
+            draw(report, options.plot, options.plot_x or "tokens_per_s")
     except OSError as error:
         raise ConfigError(f"{error.filename!r} cannot be written: {error.strerror}") from None
 
 
-def command(report: Report, wanted: BenchDecodeOptions) -> str:
+def command(report: Report, options: BenchDecodeOptions) -> str:
     """Return the command that repeats this measurement, without output files."""
     flags: dict[str, Any] = {
         "decoders": ",".join(row.label for row in report.rows),
-        "model": wanted.model,
-        "dtype": wanted.dtype,
-        "device": wanted.device,
+        "model": options.model,
+        "dtype": options.dtype,
+        "device": options.device,
     }
     flags |= vars(report.setting)
     words = ["unmask", "bench", "decode"]
@@ -350,12 +350,12 @@ def overhead(sizes: dict[str, int], names: str) -> None:
     print("| decoder | forwards | forwards' seconds | added seconds | added share |")
     print("|---|---|---|---|---|")
     for name in chosen:
-        found = measure(
+        row = measure(
             llm, name, sizes["gen_length"], sizes["prompt_length"], sizes["repeat"], sizes["batch"]
         )
         print(
-            f"| {name} | {found.num_forwards} | {found.forward_s:.2f} | {found.added_s:.3f} | "
-            f"{100 * found.share:.1f} % |",
+            f"| {name} | {row.num_forwards} | {row.forward_s:.2f} | {row.added_s:.3f} | "
+            f"{100 * row.share:.1f} % |",
             flush=True,
         )
 

@@ -180,7 +180,7 @@ def _take(
 
 
 def _show(graded: tasks.TaskResult, lines: list[str], exam: Exam, facts: dict[str, Any]) -> None:
-    found = {
+    report = {
         **facts,
         "num_questions": len(graded.replies),
         "accuracy": graded.accuracy,
@@ -192,7 +192,7 @@ def _show(graded: tasks.TaskResult, lines: list[str], exam: Exam, facts: dict[st
         "answers": [reply.text for reply in graded.replies],
         "found": list(graded.answers),
     }
-    print(json.dumps(found, ensure_ascii=False) if exam.as_json else "\n".join(lines), flush=True)
+    print(json.dumps(report, ensure_ascii=False) if exam.as_json else "\n".join(lines), flush=True)
     if graded.num_failed:
         some = f"{graded.num_failed} of {len(graded.replies)} requests failed"
         print(f"unmask: {some}; the first: {graded.first_error}", file=sys.stderr)

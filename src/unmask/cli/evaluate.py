@@ -66,9 +66,9 @@ def evaluate(
         cfg: Print the configuration and stop.
         as_json: Print one JSON object per run instead of the table.
     """
-    said, sources = options.words(words), files.sources()
+    keys, sources = options.words(words), files.sources()
     if cfg is None:
-        run(said, sources, multirun, as_json)
+        run(keys, sources, multirun, as_json)
         return
     if cfg != "job":
         raise ConfigError(f"--cfg {cfg}: only job is there, the configuration of the run")
@@ -76,7 +76,7 @@ def evaluate(
         raise ConfigError("--cfg job prints one configuration; leave -m out")
     from unmask.cli.config import print_job
 
-    print_job(said, sources)
+    print_job(keys, sources)
 
 
 def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -> None:
@@ -135,13 +135,13 @@ def _progress(label: str) -> Iterator[Any]:
 
 def _lines(label: str) -> Any:
     began = time.perf_counter()
-    told = -1
+    last = -1
 
     def report(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal last
         tenth = 10 * done // max(1, total)
-        if tenth > told:
-            told = tenth
+        if tenth > last:
+            last = tenth
             seconds = time.perf_counter() - began
             print(f"{label}: {done} of {total}, {seconds:.0f} s", file=sys.stderr, flush=True)
 

@@ -295,11 +295,11 @@ def facts(
     defaults, limits = settings.defaults.bind(llm.spec.block_size), settings.limits
     count = sum(value.numel() for value in llm.model.parameters())
     size = llm.model.ranks.size
-    held = f"{count:,} parameters" + (f" in rank 0 of {size}" if size > 1 else "")
+    parameters = f"{count:,} parameters" + (f" in rank 0 of {size}" if size > 1 else "")
     names = ", ".join(settings.models)
     named = "" if names == model else f", served as {names}"
     shown = {
-        "model": f"{model} ({llm.spec.family}, {held}){named}",
+        "model": f"{model} ({llm.spec.family}, {parameters}){named}",
         "dtype": f"{str(llm.model.dtype).removeprefix('torch.')} on {llm.model.device}",
         "decoder": defaults.label,
         "cache": f"{defaults.describe_cache()} ({'exact' if defaults.cache.exact else 'approximate'})",
