@@ -55,21 +55,22 @@ def _docs(name: str) -> tuple[str, str, str]:
 
 
 def _composes(name: str) -> str:
-    """What can be put into or around a decoder, found by trying."""
+    """List what can be put into or around a decoder, by trying."""
     cls = decoders.decoder_class(name)
     if "inner" in {field.name for field in dataclasses.fields(cls)}:
-        fitting = [other for other in decoders.names() if _works(name, inner=other)]
-        return f"inner: {', '.join(fitting)}"
-    said = [
+        inner = [other for other in decoders.names() if _works(name, inner=other)]
+        return f"inner: {', '.join(inner)}"
+    fitting = [
         knob
         for knob, value in (("score", "margin"), ("sigma", 5.0))
         if _works(name, **{knob: value})
     ]
-    said += [other for other in ("prophet", "speculative") if _works(other, inner=name)]
-    return ", ".join(said) or "-"
+    fitting += [other for other in ("prophet", "speculative") if _works(other, inner=name)]
+    return ", ".join(fitting) or "-"
 
 
-def _works(name: str, **knobs: Any) -> bool:
+def _works(name: str, **knobs: object) -> bool:
+    """Return whether a decoder with these knobs can be built."""
     if not set(knobs) <= decoders.knob_names(name):
         return False
     try:
