@@ -153,6 +153,8 @@ PAGES = (
 TESTS = {
     "test_house.py": "every_file_of_the_package",
     "test_docs.py": "reference",
+    "test_config.py": "reference_of_the_configuration",
+    "server/test_http_docs.py": "reference_of_the_routes",
     "test_extremes.py": "extreme_here or number_of_forwards and (leftmost or narrow)",
     "test_leftmost.py": "its_oracle",
     "test_properties.py": "leftmost and dual-dream",
