@@ -33,7 +33,7 @@ def decoder_class(name: str) -> type[AnyDecoder]:
 
 
 def finds_length(name: str) -> bool:
-    """Whether a decoder chooses the answer's length itself. Raises ConfigError for an unknown name."""
+    """Return True if a decoder chooses the answer's length. Raises ConfigError for an unknown name."""
     return decoder_class(name).chooses_length
 
 
@@ -48,7 +48,7 @@ def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]
 
 
 def make_decoder(name: str, knobs: Mapping[str, object]) -> AnyDecoder:
-    """A decoder with these knobs, all of which it has. Raises ConfigError for a wrong name or value."""
+    """Build a decoder from knobs. Raises ConfigError for an unknown name or knob, or a wrong value."""
     cls = decoder_class(name)
     own = field_names(cls)
     if issubclass(cls, Wrapper):
@@ -76,7 +76,7 @@ def _typed(cls: type[AnyDecoder], knobs: Mapping[str, object]) -> dict[str, Any]
 
 
 def describe(decoder: AnyDecoder) -> str:
-    """A decoder as `name(knob=value, ...)`, knobs at their defaults left out."""
+    """Format a decoder as `name(knob=value, ...)` without knobs at their defaults."""
     shown = []
     for item in dataclasses.fields(decoder):
         value = getattr(decoder, item.name)
