@@ -12,10 +12,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unmask.cli.options import LoadKeywords
 
 POLL_S = 0.05
 FAILED_GRACE_S = 5.0
@@ -35,7 +38,7 @@ def is_follower() -> bool:
     return is_started() and os.environ["RANK"] != "0"
 
 
-def take(size: int, model: str, loading: Mapping[str, Any]) -> None:
+def take(size: int, model: str, loading: LoadKeywords) -> None:
     """Return in rank 0 only, which drives a model of `size` ranks.
 
     Outside a rank, start all ranks and raise SystemExit with the status of rank 0. The other ranks load
