@@ -19,14 +19,15 @@ import torch
 
 import unmask
 from unmask import decoders
-from unmask.cli.key_value import parse_blanks, read_prompt, settings, split_words
+from unmask.cli.key_value import parse_blanks, read_prompt, split_words
 from unmask.cli.main import main
+from unmask.cli.options import DecodeOptions
 from unmask.cli.train import key_help
 from unmask.demo.tokenizer import build_tokenizer
 from unmask.demo.training_data import demo_spec
 from unmask.engine.token_text import printable
 from unmask.engine.tokenizer import load_tokenizer
-from unmask.errors import ConfigError, PromptError
+from unmask.errors import PromptError
 from unmask.knobs import field_names
 from unmask.models import BUNDLED
 from unmask.sampling.params import SamplingParams
@@ -278,7 +279,7 @@ def test_a_text_with_wrong_blanks_is_refused(text: str, says: str, cli: Cli, mod
 
 
 def test_infill_refuses_options_that_have_no_effect(cli: Cli, model: Path) -> None:
-    assert "the blanks say" in refused(cli("infill", "a {1}", "gen_length=8", "-m", model))
+    assert "the blanks give" in refused(cli("infill", "a {1}", "gen_length=8", "-m", model))
 
 
 def test_empty_standard_input_is_refused(cli: Cli, model: Path) -> None:
@@ -397,7 +398,7 @@ def test_train_alone_lists_every_key_with_its_meaning(cli: Cli) -> None:
     assert status == 0
     for key in field_names(Recipe):
         assert key in out
-    assert key_help()["resume"].startswith("Go on from the newest checkpoint")
+    assert key_help()["resume"].startswith("Continue from the newest checkpoint")
 
 
 def test_generate_help_lists_every_knob(cli: Cli) -> None:
@@ -463,10 +464,16 @@ def test_words_are_a_prompt_and_settings() -> None:
     assert split_words(["1=2"]) == ("1=2", {})
 
 
-def test_a_flag_and_a_word_may_agree() -> None:
-    assert settings({"seed": "1"}, {"seed": "01"}).seed == 1
-    with pytest.raises(ConfigError, match="contradict"):
-        settings({"decoder": "factor"}, {"decoder": "vanilla"})
+def test_a_flag_and_a_word_may_agree(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[DecodeOptions] = []
+    monkeypatch.setattr("unmask.cli.decode.generate", lambda _, found, show: options.append(found))
+    words = ("seed=1", "--seed", "01", "raw=yes", "--raw", "quantize=int8", "factor=2")
+    assert cli("generate", "x", *words).status == 0
+    (found,) = options
+    assert (found.seed, found.raw, found.quantization) == (1, True, "int8")
+    assert found.knobs == {"factor": "2"}
+    both = cli("generate", "x", "decoder=factor", "--decoder", "vanilla")
+    assert "--decoder vanilla and decoder=factor contradict" in refused(both)
 
 
 @pytest.mark.parametrize(

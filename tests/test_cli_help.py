@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from unmask.cli.bench import SERVER_COMMANDS
 from unmask.cli.main import COMMANDS, main, make_app
 from unmask.decoders.registry import decoder_class
 
@@ -44,6 +45,12 @@ def test_every_flag_is_written_in_full(page, words):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_summary_of_a_command_is_the_first_line_of_its_help(name):
     assert make_app()[name].help.splitlines()[0] == COMMANDS[name][1]
+
+
+@pytest.mark.parametrize("name", SERVER_COMMANDS)
+def test_the_summary_of_a_bench_command_is_the_first_line_of_its_docstring(name):
+    command = make_app()["bench"][name].default_command
+    assert command.__doc__.splitlines()[0] == SERVER_COMMANDS[name][1]
 
 
 @pytest.mark.parametrize("words", ["", "bench", "config"])

@@ -87,7 +87,7 @@ def assert_idle(engine):
     assert stats.dense_bytes == 0
     assert not engine._batch.active
     assert not engine._batch._inputs
-    assert not engine._batch._held
+    assert not engine._batch._num_deferred
     paging = engine._batch.runner.paging
     assert paging is None or not paging._tables
 
@@ -406,7 +406,8 @@ class Failing:
 
 def gated(llm, prompt=(7, 8), step=0, error=None, cache="none", gen_length=8):
     request = llm.request(list(prompt), "vanilla", cache, gen_length=gen_length, stop_at_eos=False)
-    return replace(request, decoder=Gate(request.decoder, step, error))
+    gate = Gate(request.decoder, step, error)
+    return replace(request, method=replace(request.method, decoder=gate))
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
@@ -667,7 +668,7 @@ def test_who_finds_no_memory_when_it_comes_in_fails_alone(monkeypatch, cfg_scale
 def test_a_cache_that_cannot_begin_gives_its_pages_back():
     llm = model("blocks", 3)
     request = llm.request([7] * 48, "vanilla", "block_causal", gen_length=4, stop_at_eos=False)
-    broken = replace(request, cache=Failing(request.cache))
+    broken = replace(request, method=replace(request.method, cache=Failing(request.cache)))
     with Engine(llm) as engine:
         first, second, third = (
             submit_all(engine, [each])[0].last for each in (request, broken, request)

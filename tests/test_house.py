@@ -42,23 +42,8 @@ FILES: Files = house.read_tree(ROOT)
 
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
-MAX_ANY_PER_1000_LINES = 9.0
-MIN_IMPERATIVE_SHARE = 0.55
-# Not clean yet: problems whose text holds one of these are let through. To be emptied and deleted.
-PENDING: dict[str, tuple[str, ...]] = {
-    "docstring_opens_with_no_question": tuple(
-        f"src/unmask/{place}"
-        for place in (
-            *("bench/", "caches/", "canvas.py", "cli/", "decoders/", "docgen/"),
-            *("engine/", "errors.py", "evals/", "sampling/", "server/"),
-        )
-    ),
-    "sources_can_be_followed": tuple(
-        f"src/unmask/{place}" for place in ("cli/", "config/", "decoders/", "errors.py")
-    ),
-    "no_import_circles": ("cli.chat ", "engine.likelihood"),
-    "class_names_are_unique": ("class Method ", "class LoadOptions ", "class MethodOptions "),
-}
+MAX_ANY_PER_1000_LINES = 5.0
+MIN_IMPERATIVE_SHARE = 0.60
 DECODERS_MAY_IMPORT = {
     "unmask.sampling.params",
     "unmask.sampling.token_frequencies",
@@ -238,11 +223,6 @@ TREE_CHECKS: list[TreeCheck] = [
 ]
 
 
-def _settled(check: str, problems: list[str]) -> list[str]:
-    pending = PENDING.get(check, ())
-    return [problem for problem in problems if not any(place in problem for place in pending)]
-
-
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_every_file_of_the_package_follows_the_rule(check: Check) -> None:
     problems = [
@@ -250,13 +230,12 @@ def test_every_file_of_the_package_follows_the_rule(check: Check) -> None:
         for path, source in FILES.items()
         for line, text in check(path, source)
     ]
-    problems = _settled(check.__name__, problems)
     assert not problems, "\n" + "\n".join(problems)
 
 
 @pytest.mark.parametrize("check", TREE_CHECKS, ids=lambda check: check.__name__)
 def test_the_package_as_a_whole_follows_the_rule(check: TreeCheck) -> None:
-    problems = _settled(check.__name__, list(check(FILES)))
+    problems = list(check(FILES))
     assert not problems, "\n" + "\n".join(problems)
 
 

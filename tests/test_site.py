@@ -40,7 +40,8 @@ def anchors(path):
 def test_every_page_is_once_in_the_navigation_and_every_entry_is_a_page():
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = list(entries(config["nav"]))
-    assert sorted(listed) == sorted(site_pages.in_site(page) for page in PAGES)
+    pages = [site_pages.in_site(page) for page in PAGES]
+    assert sorted(listed) == sorted(pages), "list every page once under `nav` in mkdocs.yml"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -66,3 +67,27 @@ def test_links_are_rewritten_for_the_site():
         site_pages.rewritten("docs/how-to/tune.md", "[a](../../README.md) [b](deploy.md)")
         == "[a](../index.md) [b](deploy.md)"
     )
+
+
+NAMING_FILES = [
+    page for page in PAGES if not page.startswith(("docs/how-to/", "docs/log", "benchmarks/"))
+]
+
+
+@pytest.mark.parametrize("page", NAMING_FILES)
+def test_every_file_that_a_page_names_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[\w-]+/)*[a-z_-]+\.(?:py|sh|toml))`", text))
+    places = (ROOT, ROOT / "src/unmask", (ROOT / page).parent, ROOT / "src/unmask/decoders")
+    missing = {name for name in named if not any((place / name).exists() for place in places)}
+    assert not missing, page
+
+
+def test_the_architecture_page_has_eight_steps_and_every_folder_on_a_floor():
+    text = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
+    assert re.findall(r"^(\d)\. \*\*", text, re.MULTILINE) == list("12345678")
+    layers = text[text.index("## Layers") : text.index("## Glossary")]
+    listed = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", layers, re.MULTILINE))))
+    package = ROOT / "src" / "unmask"
+    parts = {path.stem for path in package.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert listed == parts - {"__init__", "__pycache__", "py", "version"}

@@ -43,7 +43,7 @@ def test_the_readmes_pictures_are_there(study):
 def test_every_cell_names_a_method_that_exists(study):
     for cells in study("parts").cells().values():
         for cell in cells:
-            parse_method(cell.method, knobs=cell.options)
+            parse_method(cell.method, knobs=dict(cell.options))
 
 
 def test_a_stored_cell_is_what_decoding_gives(study):

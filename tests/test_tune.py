@@ -337,7 +337,7 @@ def test_tune_on_the_bundled_model_writes_a_preset_that_eval_takes(tmp_path, mon
         (["--decoder", "threshold", "limit=4"], "use --prompts"),
         (["--decoder", "threshold", "--constraint", "accuracy>0.9"], "cannot be read"),
         (["--decoder", "threshold", "--objective", "speed"], "unknown objective"),
-        (["--decoder", "threshold", "--trials", "0"], "--trials=0 must be at least 1"),
+        (["--decoder", "threshold", "--trials", "0"], "--trials 0 must be at least 1"),
         (["--decoder", "threshold", "--plot", "front.gif"], "must end in .png"),
         (
             ["--decoder", "threshold", "generation.threshold=0.8", "--space", "threshold=0:1"],

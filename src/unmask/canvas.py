@@ -49,7 +49,7 @@ class Canvas:
     infilling: bool = False
 
     def __len__(self) -> int:
-        """Number of positions."""
+        """Return the number of positions."""
         return len(self.tokens)
 
     @property
@@ -58,7 +58,7 @@ class Canvas:
         return int(self.open.sum())
 
     def open_positions(self, start: int = 0, end: int | None = None) -> Ints:
-        """Undecided positions in `[start, end)`, ascending."""
+        """Return the undecided positions in `[start, end)`, ascending."""
         return np.flatnonzero(self.open[start:end]) + start
 
 
@@ -70,7 +70,7 @@ def new_canvas(
     *,
     infilling: bool = False,
 ) -> Canvas:
-    """A canvas whose `blanks` are undecided and whose other tokens are given."""
+    """Build a canvas whose `blanks` are undecided and whose other tokens are fixed."""
     open_ = np.array(blanks, dtype=np.bool_)
     size = len(tokens)
     return Canvas(
@@ -114,7 +114,7 @@ class Edit:
 
     @property
     def is_empty(self) -> bool:
-        """Whether applying it changes nothing."""
+        """True if applying it changes nothing."""
         changes = (self.commit, self.replace, self.remask, self.delete, self.append)
         return not self.insert and all(len(positions) == 0 for positions in changes)
 
@@ -264,7 +264,7 @@ def _type_of(value: object) -> str:
 
 
 def truncate(canvas: Canvas, size: int) -> Canvas:
-    """The first `size` positions of a canvas."""
+    """Return the first `size` positions of a canvas."""
     return replace(
         canvas,
         tokens=canvas.tokens[:size],
@@ -276,7 +276,7 @@ def truncate(canvas: Canvas, size: int) -> Canvas:
 
 
 def _append(canvas: Canvas, tokens: Ints, step: int) -> Canvas:
-    """Decided positions at the end."""
+    """Append decided positions at the end."""
     count = len(tokens)
     return replace(
         canvas,
@@ -324,7 +324,7 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a decoder may know of the model.
+    """Facts of the model that decoders may use.
 
     `block_size` of block-causal attention or None; special ids; `max_length` of the context;
     `background()`: how frequent each token is in the model's own output (`(V,)`, measured once, when first
@@ -468,7 +468,7 @@ def _added_fault(ask: Ask, size: int, vocab_size: int) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the forward said about the asked positions, on the host; positions that were not computed are
+    """Predictions of a forward for the asked positions, on the host; positions that were not computed are
     absent.
 
     `positions` ascending; `tokens` the proposed ids (never the mask or a padded row of the vocabulary);
@@ -499,7 +499,7 @@ class Reading:
         return probability(-self.log_odds)
 
     def only(self, kept: Bools) -> Reading:
-        """The part of the reading where `kept` (one flag a position of the reading)."""
+        """Return the part of the reading where `kept` is True (one flag per position of the reading)."""
         if kept.all():
             return self
         return replace(
@@ -512,14 +512,14 @@ class Reading:
         )
 
     def undecided(self, canvas: Canvas, start: int = 0, end: int | None = None) -> Reading:
-        """The part about open positions in `[start, end)`."""
+        """Return the part about open positions in `[start, end)`."""
         limit = len(canvas) if end is None else end
         return self.only(
             canvas.open[self.positions] & (self.positions >= start) & (self.positions < limit)
         )
 
     def commit(self, chosen: Ints, notes: Mapping[str, float] | None = None) -> Edit:
-        """The edit that commits the proposals at these indices of the reading."""
+        """Return the edit that commits the proposals at these indices of the reading."""
         chosen = np.sort(chosen)
         return Edit(
             commit=self.positions[chosen],
@@ -530,13 +530,13 @@ class Reading:
 
 
 def probability(log_odds: Floats) -> Floats:
-    """p of ln(p / (1 - p))."""
+    """Return p of ln(p / (1 - p))."""
     shown: Floats = np.exp(-np.logaddexp(0.0, -log_odds))
     return shown
 
 
 def places(before: Canvas, after: Canvas) -> Ints:
-    """For each position of `after`, its place in `before`, or -1 for a new one."""
+    """Return for each position of `after` its index in `before`, or -1 for a new one."""
     if len(before) == len(after) and np.array_equal(before.uid, after.uid):
         return np.arange(len(after))
     order = np.argsort(before.uid, kind="stable")
@@ -546,7 +546,7 @@ def places(before: Canvas, after: Canvas) -> Ints:
 
 
 def edited(before: Canvas, after: Canvas) -> Bools:
-    """For each position of `after`, whether it is new or holds another token than in `before`."""
+    """Return for each position of `after` True if it is new or has another token than in `before`."""
     at = places(before, after)
     changed: Bools = (
         (at < 0) | (before.tokens[at] != after.tokens) | (before.open[at] != after.open)

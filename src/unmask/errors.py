@@ -45,7 +45,7 @@ class ContradictionError(ConfigError):
         self.texts = first, second
 
     def __reduce__(self) -> tuple[type[ContradictionError], tuple[str | None, str, str]]:
-        """Pickle by the arguments."""
+        """Return the constructor's arguments for pickle."""
         return type(self), (self.key, *self.texts)
 
 
@@ -117,7 +117,7 @@ class RemoteError(UnmaskError):
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str], owner: str = "") -> ConfigError:
-    """The error for a name that does not exist: the nearest that does, or who else has it (`owner`)."""
+    """Build the error for an unknown name, with the nearest known one or a hint (`owner`)."""
     names = sorted(allowed)
     near = [] if owner else difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -126,4 +126,4 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], owner: str = "") 
 
 
 class SettingWarning(UserWarning):
-    """A setting that the founding documents write has no effect with the method it ends up in."""
+    """A setting from a published command that has no effect with the decoder that the command selects."""

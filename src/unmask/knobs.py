@@ -19,7 +19,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def knob(default: Any, help: str, tune: tuple[float, float] | None = None) -> Any:
-    """A dataclass field with its description (unit, range, source, extremes).
+    """Declare a dataclass field with its description (unit, range, source, extremes).
 
     `tune`: the range that `unmask tune` searches, for knobs that trade quality for speed.
     """
@@ -27,12 +27,12 @@ def knob(default: Any, help: str, tune: tuple[float, float] | None = None) -> An
 
 
 def field_names(cls: type[Any]) -> set[str]:
-    """Names of a dataclass's fields."""
+    """Return the names of a dataclass's fields."""
     return {field.name for field in dataclasses.fields(cls)}
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
-    """`value` as a Python int. Raises ConfigError when it is not a whole number of at least `least`."""
+    """Return `value` as an int. Raises ConfigError when it is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ConfigError(f"{name}={value!r} must be a whole number")
     if least is not None and value < least:
@@ -48,7 +48,7 @@ def check_flags(**flags: object) -> None:
 
 
 def positive(name: str, value: Any) -> float:
-    """`value` as a float. Raises ConfigError when it is not a finite number above 0."""
+    """Return `value` as a float. Raises ConfigError when it is not a finite number above 0."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not 0 < float(value) < math.inf:
         raise ConfigError(f"{name}={value!r} must be a number above 0")
@@ -56,7 +56,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def read_value(value: Any) -> Any:
-    """A value, or what a text in YAML's spelling means (unreadable text is itself)."""
+    """Parse text as YAML; return other values, and text that is no YAML, unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -66,7 +66,7 @@ def read_value(value: Any) -> Any:
 
 
 def set_field(cls: type[Any], name: str, value: Any) -> Any:
-    """`value` (a Python value, or text in YAML's spelling) as the type of the dataclass's field `name`.
+    """Convert `value` (a Python value or YAML text) to the type of the dataclass's field `name`.
 
     Raises ConfigError with the field's name when it does not fit. Field types are int, float, bool,
     str, tuples of one of them, Literal strings, and any of these or None.
@@ -87,7 +87,7 @@ def _takes_text(hint: Any) -> bool:
 
 
 def _is_text_or_none(hint: Any) -> bool:
-    """Text stays as it is written, numbers too (a folder called 2026); only null is no text."""
+    """Return True for text or None: such text stays as written (a folder called 2026), except null."""
     return set(typing.get_args(hint)) == {str, type(None)}
 
 
@@ -115,7 +115,7 @@ def convert(name: str, hint: Any, value: Any) -> Any:
 
 
 def _widen(hint: Any, value: Any) -> Any:
-    """Numbers that mean the same in the wanted type; YAML reads 3e-3 as text."""
+    """Convert numbers without loss to the type of the hint; YAML reads 3e-3 as text."""
     if hint in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = int(value) if isinstance(value, numbers.Integral) else float(value)
     if hint is float and isinstance(value, str):
@@ -129,7 +129,7 @@ def _widen(hint: Any, value: Any) -> Any:
 
 
 def split_call(text: str) -> tuple[str, dict[str, str]]:
-    """`name(key=value, ...)` as a name and its settings; a bare name has none. Raises ConfigError.
+    """Split `name(key=value, ...)` into a name and its settings; a bare name has none. Raises ConfigError.
 
     Values may hold calls and lists of their own: commas inside brackets do not separate.
     """

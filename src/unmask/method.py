@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from unmask import caches, decoders
 from unmask.caches.base import AnyCache
@@ -166,11 +166,11 @@ class MethodSpec:
         """Return the cache as `name(knob=value, ...)`, knobs at their defaults left out."""
         return caches.describe(self.cache)
 
-    def knobs(self) -> dict[str, Any]:
+    def knobs(self) -> dict[str, object]:
         """Return the effective values of all sampling parameters and knobs of the decoder."""
         return dataclasses.asdict(self.sampling_params) | dataclasses.asdict(self.decoder)
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """Return every effective value: `decoder`, `cache`, all knobs, `cache.NAME` those of the cache."""
         inside = {f"{CACHE_PREFIX}{k}": v for k, v in dataclasses.asdict(self.cache).items()}
         return {"decoder": self.decoder_name, "cache": self.cache_name, **self.knobs(), **inside}
@@ -235,7 +235,7 @@ def _is_taken(name: str, key: str, knobs: Mapping[str, SourcedValue]) -> bool:
     return key in knob_names(name, _plain(knobs)) or key in field_names(SamplingParams)
 
 
-def _plain(knobs: Mapping[str, SourcedValue]) -> dict[str, Any]:
+def _plain(knobs: Mapping[str, SourcedValue]) -> dict[str, object]:
     return {key: value.value for key, value in knobs.items()}
 
 

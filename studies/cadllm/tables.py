@@ -118,7 +118,7 @@ def variants(store: DenseStore) -> str:
             ("CadLLM, paper", parts.PAPER),
         )
     ]
-    return compared(rows, ("task", "slots", "method"), store)
+    return compared(rows, ("task", "positions", "method"), store)
 
 
 def vocabulary(store: DenseStore) -> str:
@@ -224,7 +224,7 @@ def lengths(store: DenseStore) -> str:
             ("CadLLM, paper", parts.PAPER),
         )
     ]
-    return compared(rows, ("slots", "method"), store)
+    return compared(rows, ("positions", "method"), store)
 
 
 def dynamics(store: DenseStore) -> str:
@@ -246,7 +246,7 @@ def dynamics(store: DenseStore) -> str:
             " / ".join(f"{100 * share:.0f}" for share in found.get("in_grammar", ())) or "-",
         ])  # fmt: skip
     head = (
-        "canvas", "slots", "method", "tokens / forward", "queries / token",
+        "canvas", "positions", "method", "tokens / forward", "queries / token",
         "mean confidence: first, fifth, last tenth", "block: the same", "commits a forward: the same",
         "sentences in the grammar, %: first, second half",
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Decoders side by side: the same held-out prompts, the same model, quality and speed of each.
+"""Comparison of decoders on the same held-out prompts and model: quality and speed of each.
 
-Times are of whole passes over the prompts, after a warm-up of every decoder. A repeat is one pass of
-each decoder, and each repeat starts with another one, so that a machine that slows down or is
-disturbed does so to all alike. Vanilla at one token a forward is always measured along.
+Times are those of whole passes over the prompts, after a warm-up of every decoder. A repeat is one pass of
+each decoder, and each repeat starts with another decoder, so that disturbances of the machine affect all of
+them. Vanilla with one token per forward is always measured as the baseline.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unmask.bench.environment import machine
 from unmask.bench.report import BASELINE, DecodeSetting, Report, ReportRow, Result
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """A held-out set that takes answers to prompts: usual positions, and blank cells of a Sudoku."""
+    """A held-out set: default number of positions, and number of blank cells of a Sudoku."""
 
     gen_length: int
     blanks: int | None = None
@@ -39,11 +39,11 @@ TASKS = {"word_problem": Task(64), "sudoku": Task(32, blanks=8), "countdown": Ta
 
 
 Watch = Callable[[MethodSpec, int], AbstractContextManager[None]]
-"""Wraps every pass; called with the method and the repeat, 0 for the warm-up."""
+"""Function that returns the context of a pass, from the method and the repeat (0: warm-up)."""
 
 
 def held_out(setting: DecodeSetting) -> list[Example]:
-    """The prompts. Raises ConfigError when the task has fewer."""
+    """Return the held-out examples of a setting. Raises ConfigError when the task has fewer."""
     try:
         return held_out_set(setting.task, setting.limit, blanks=TASKS[setting.task].blanks)
     except ValueError as error:
@@ -51,7 +51,7 @@ def held_out(setting: DecodeSetting) -> list[Example]:
 
 
 def method_in(setting: DecodeSetting, method: MethodSpec, cache: str) -> MethodSpec:
-    """Return a method with a cache, and the setting's `block_length` where it gives none itself."""
+    """Return a method with a cache, and with the setting's `block_length` unless it has its own."""
     shared = {"block_length": setting.block_length}
     return MethodSpec.parse(
         Source({"cache": cache}),
@@ -63,7 +63,7 @@ def method_in(setting: DecodeSetting, method: MethodSpec, cache: str) -> MethodS
 def decode_all(
     llm: LLM, prompts: list[list[int]], method: MethodSpec, cache: str, setting: DecodeSetting
 ) -> list[Output]:
-    """Decode all prompts by a method; the device is done when this returns."""
+    """Decode all prompts by a method and synchronize with the device."""
     method = method_in(setting, method, cache)
     outputs = llm.generate(
         prompts,
@@ -116,10 +116,8 @@ def measure(
 
 @dataclass
 class _Passes:
-    """The passes of a method so far."""
-
     method: MethodSpec
-    in_force: dict[str, Any] = dataclasses.field(default_factory=dict)
+    in_force: dict[str, object] = dataclasses.field(default_factory=dict)
     outputs: list[Output] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     is_repeatable: bool = True
@@ -133,9 +131,9 @@ class _Passes:
         self.seconds.append(seconds)
 
     def row(self, examples: Sequence[Example]) -> ReportRow:
-        given = {key: str(value) for key, value in self.method.given.items()}
+        knobs = {key: str(value) for key, value in self.method.given.items()}
         row = ReportRow(
-            self.method.label, self.method.decoder_name, given, self.in_force, None, self.problem
+            self.method.label, self.method.decoder_name, knobs, self.in_force, None, self.problem
         )
         if self.problem is not None:
             return row
@@ -161,7 +159,7 @@ class _Bench:
         self.prompts = [llm.prompt_ids(example.prompt) for example in examples]
 
     def warm_up(self, item: _Passes) -> None:
-        """Decode one batch, untimed, which shows whether the decoder runs here at all."""
+        """Decode one batch without timing; records the problem of a decoder that is refused."""
 
         def run() -> None:
             item.in_force = method_in(self.setting, item.method, self.setting.cache).knobs()
@@ -170,7 +168,7 @@ class _Bench:
         self._watched(item, 0, run)
 
     def time(self, item: _Passes, repeat: int) -> None:
-        """Decode every prompt, unless the decoder does not run here."""
+        """Decode and time all prompts, unless the decoder was refused."""
 
         def run() -> None:
             began = time.perf_counter()

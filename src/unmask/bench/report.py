@@ -1,24 +1,23 @@
-"""Results of `bench decode`: measured numbers, those derived from them, both as JSON."""
+"""Results of `bench decode`: measurements, metrics derived from them, and both as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 STANDARD_ERRORS = 2
-"""A mean difference of more than so many standard errors counts as one."""
-
-
+"""Number of standard errors above which a mean difference counts as one."""
 BASELINE = "vanilla"
-"""Label of the first row: one token a forward."""
+"""Label of the first row: one token per forward."""
 
 
 @dataclass(frozen=True)
 class DecodeSetting:
-    """Settings that all decoders of a run share: `limit` prompts, `repeat` timed passes over them."""
+    """Settings common to all decoders of a run: `limit` prompts, `repeat` timed passes over them."""
 
     task: str = "word_problem"
     cache: str = "none"
@@ -32,10 +31,10 @@ class DecodeSetting:
 
 @dataclass(frozen=True)
 class Result:
-    """A decoder's pass over all prompts: counts of the first repeat, seconds of every one.
+    """Passes of a decoder over all prompts: counts of the first repeat, seconds of each.
 
-    `num_tokens` of the answers, each up to (without) its end token. `is_repeatable`: whether every
-    repeat gave the same answers.
+    `num_tokens`: tokens of the answers, end tokens excluded. `is_repeatable`: all repeats have the same
+    answers.
     """
 
     right: tuple[bool, ...]
@@ -57,33 +56,33 @@ class Result:
 
     @property
     def forwards_per_answer(self) -> float:
-        """Forwards that a prompt took, on average."""
+        """Mean number of forwards per prompt."""
         return self.num_forwards / len(self.right)
 
     @property
     def queries_per_answer(self) -> float:
-        """Positions computed for a prompt, on average."""
+        """Mean number of positions computed per prompt."""
         return self.num_queries / len(self.right)
 
     @property
     def tokens_per_forward(self) -> float:
-        """Answer tokens a forward; vanilla is below 1, since it also decides positions after the end."""
+        """Answer tokens per forward; below 1 for vanilla, which also decides positions after the end."""
         return self.num_tokens / self.num_forwards
 
     @property
     def tokens_per_s(self) -> tuple[float, float, float]:
-        """Answer tokens a second: median, lowest and highest over the repeats."""
+        """Answer tokens per second: median, minimum and maximum over the repeats."""
         rates = [self.num_tokens / seconds for seconds in self.seconds]
         return statistics.median(rates), min(rates), max(rates)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A result against the baseline's, prompt by prompt.
+    """Paired comparison of a result with the baseline.
 
-    `difference` of the accuracies with the standard error of the mean of the paired differences.
-    `is_different`: more than two standard errors; it and `error` are None with a single prompt.
-    `speed_up`: ratio of the median tokens a second, None when the baseline's answers are all empty.
+    `difference`: of the accuracies; `error`: standard error of the mean of the paired differences.
+    `is_different`: more than two standard errors; it and `error` are None for a single prompt.
+    `speed_up`: ratio of the median tokens per second, None if all answers of the baseline are empty.
     """
 
     difference: float
@@ -115,13 +114,13 @@ def compare(result: Result, baseline: Result) -> Comparison:
 class ReportRow:
     """A method with its result, or the problem why there is none.
 
-    `label`: the decoder with its given `knobs`, as they are written; `in_force`: all its knobs.
+    `label`: decoder and explicit `knobs` in the syntax of `--decoder`; `in_force`: all knobs.
     """
 
     label: str
     decoder: str
-    knobs: dict[str, str]
-    in_force: dict[str, Any]
+    knobs: Mapping[str, str]
+    in_force: Mapping[str, object]
     result: Result | None
     problem: str | None = None
 
@@ -135,20 +134,20 @@ class Report:
     device: str
     setting: DecodeSetting
     rows: tuple[ReportRow, ...]
-    machine: dict[str, Any]
+    machine: Mapping[str, object]
     date: str
     version: str
 
     @property
     def baseline(self) -> Result:
-        """Vanilla's result, which is always there."""
-        found = self.rows[0].result
+        """Result of the baseline."""
+        result = self.rows[0].result
         assert self.rows[0].label == BASELINE, "the first row is the baseline's"
-        assert found is not None, "a run without a baseline is refused"
-        return found
+        assert result is not None, "a run without a baseline is refused"
+        return result
 
-    def as_json(self) -> dict[str, Any]:
-        """Return all numbers, measured and derived."""
+    def as_json(self) -> dict[str, object]:
+        """Return measurements and derived metrics."""
         return {
             "unmask": self.version,
             "date": self.date,
@@ -160,8 +159,8 @@ class Report:
             "rows": [self._row_as_json(row) for row in self.rows],
         }
 
-    def _row_as_json(self, row: ReportRow) -> dict[str, Any]:
-        found: dict[str, Any] = {
+    def _row_as_json(self, row: ReportRow) -> dict[str, object]:
+        record: dict[str, object] = {
             "label": row.label,
             "decoder": row.decoder,
             "knobs": row.knobs,
@@ -171,7 +170,7 @@ class Report:
             "derived": None,
         }
         if row.result is None:
-            return found
+            return record
         rate, slowest, fastest = row.result.tokens_per_s
         derived = {
             "accuracy": row.result.accuracy,
@@ -184,13 +183,13 @@ class Report:
             "tokens_per_s_max": fastest,
             "against_baseline": dataclasses.asdict(compare(row.result, self.baseline)),
         }
-        return found | {"result": dataclasses.asdict(row.result), "derived": derived}
+        return record | {"result": dataclasses.asdict(row.result), "derived": derived}
 
 
-def from_json(found: dict[str, Any]) -> Report:
-    """Read a report that `Report.as_json` wrote; derived numbers are derived anew."""
+def from_json(record: Mapping[str, Any]) -> Report:
+    """Build a report from `Report.as_json`; derived metrics are computed again."""
     rows = []
-    for item in found["rows"]:
+    for item in record["rows"]:
         result = item["result"]
         if result is not None:
             lists = {"right": tuple(result["right"]), "seconds": tuple(result["seconds"])}
@@ -205,12 +204,12 @@ def from_json(found: dict[str, Any]) -> Report:
         )
         rows.append(row)
     return Report(
-        model=found["model"],
-        dtype=found["dtype"],
-        device=found["device"],
-        setting=DecodeSetting(**found["setting"]),
+        model=record["model"],
+        dtype=record["dtype"],
+        device=record["device"],
+        setting=DecodeSetting(**record["setting"]),
         rows=tuple(rows),
-        machine=found["machine"],
-        date=found["date"],
-        version=found["unmask"],
+        machine=record["machine"],
+        date=record["date"],
+        version=record["unmask"],
     )

@@ -25,7 +25,7 @@ State = TypeVar("State")
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """What the layers after the first compute, of a plan that keeps their outputs (dLLM-Cache).
+    """Positions that the layers after the first compute, for a plan that stores their outputs (dLLM-Cache).
 
     Prompt and response are wholly computed when they are due; else of the response the `num_moved`
     positions whose values moved most, and `forced` ones (ascending) of either.
@@ -38,7 +38,7 @@ class Layers:
     forced: Ints = field(default_factory=lambda: NO_POSITIONS)
 
     def num_rows(self, length: int) -> int:
-        """Positions that a layer computes, of a canvas of `length` positions."""
+        """Return the number of positions that a layer computes, of a canvas of `length` positions."""
         inside = int((self.forced < self.prompt_length).sum())
         prompt = self.prompt_length if self.prompt else inside
         size = length - self.prompt_length
@@ -48,7 +48,7 @@ class Layers:
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """Which positions the next forward computes (ascending).
+    """Positions that the next forward computes (ascending).
 
     `watched`: tell each position's importance afterwards. `layers`: the layers after the first compute
     less. Of a cache that may be paged: `known` positions from the left have their final keys already,
@@ -65,7 +65,7 @@ class CachePlan:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a forward told: the decoder's reading; the importance of each position if the plan watched.
+    """Results of a forward: the decoder's reading, and each position's importance if the plan is `watched`.
 
     `importance` sums to the number of positions (see `_rollout`).
     """
@@ -118,7 +118,7 @@ class CachePolicy(ABC, Generic[State]):
 
     @property
     def layered(self) -> bool:
-        """Whether plans have `layers`: the layers' outputs are stored beside keys and values."""
+        """True if plans have `layers`: the layers' outputs are stored beside keys and values."""
         return False
 
     def stands_for(self, block_size: int | None) -> str | None:
@@ -224,21 +224,21 @@ class Alias(CachePolicy[None]):
         """Return the name of the policy."""
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> None:
-        """Not used."""
+        """Raise NotImplementedError: the policy that it stands for is used."""
         raise NotImplementedError(f"cache {self.name!r} stands for another one; use make_cache")
 
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: None) -> tuple[CachePlan, None]:
-        """Not used."""
+        """Raise NotImplementedError: the policy that it stands for is used."""
         raise NotImplementedError(f"cache {self.name!r} stands for another one; use make_cache")
 
     def observe(self, before: Canvas, after: Canvas, observation: Observation, state: None) -> None:
-        """Not used."""
+        """Raise NotImplementedError: the policy that it stands for is used."""
         raise NotImplementedError(f"cache {self.name!r} stands for another one; use make_cache")
 
 
 @dataclass(frozen=True, slots=True)
 class CacheProgress:
-    """Where a sequence stands: end of the running block, forwards in all and since a full one.
+    """Progress of a sequence: end of the running block, forwards in total and since a full one.
 
     `stale` positions were edited since they were computed.
     """
@@ -261,17 +261,17 @@ class PerBlock(CachePolicy[CacheProgress]):
         """Return the positions to compute inside a block, in any order."""
 
     def is_due(self, ask: Ask, state: CacheProgress) -> bool:
-        """Whether everything is computed now."""
+        """Return True if all positions are computed now."""
         return state.window_end != ask.window[1]
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> CacheProgress:
-        """No block yet."""
+        """Return the state before the first block."""
         return CacheProgress()
 
     def plan(
         self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress
     ) -> tuple[CachePlan, CacheProgress]:
-        """Everything, or the cache's choice with the asked rows and the stale positions."""
+        """Plan all positions, or the policy's choice plus the asked and the stale positions."""
         due = self.is_due(ask, state)
         after = CacheProgress(
             ask.window[1], state.num_forwards + 1, 1 if due else state.num_since + 1, NO_POSITIONS

@@ -34,7 +34,7 @@ class BlockCausal(CachePolicy[Final]):
     pageable: ClassVar[bool] = True
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Final:
-        """Nothing is final. Raises ConfigError for a model that is not block-causal."""
+        """Begin with no final position. Raises ConfigError for a model that is not block-causal."""
         if facts.block_size is None:
             raise ConfigError(
                 "cache 'block_causal' is exact for block-causal models; in this one every position "
@@ -43,7 +43,7 @@ class BlockCausal(CachePolicy[Final]):
         return Final(facts.block_size)
 
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Final) -> tuple[CachePlan, Final]:
-        """Blocks from the first that is not final to the last one asked for."""
+        """Plan the blocks from the first that is not final to the last one asked for."""
         size = state.block_size
         asked = max(int(rows.max(initial=0)), int(ask.shadows.max(initial=0)))
         end = min(max((asked // size + 1) * size, state.num_final), len(canvas))
@@ -55,7 +55,7 @@ class BlockCausal(CachePolicy[Final]):
     def observe(
         self, before: Canvas, after: Canvas, observation: Observation, state: Final
     ) -> Final:
-        """Blocks from the first changed, moved or missing position on are not final."""
+        """Mark blocks from the first changed, moved or missing position on as not final."""
         common = min(len(before), len(after))
         changed = (
             (before.uid[:common] != after.uid[:common])
@@ -67,13 +67,13 @@ class BlockCausal(CachePolicy[Final]):
         return replace(state, num_final=min(state.num_final, first))
 
     def resume(self, num_positions: int, state: Final) -> Final:
-        """Whole blocks of them are final."""
+        """Mark whole computed blocks as final."""
         return replace(state, num_final=num_positions // state.block_size * state.block_size)
 
     def prefill(
         self, canvas: Canvas, state: Final, max_positions: int
     ) -> tuple[CachePlan, Final] | None:
-        """The next whole blocks of decided positions, or None if there are none."""
+        """Plan the next whole blocks of decided positions; None if there are none."""
         size = state.block_size
         end = state.num_final + max(1, max_positions // size) * size
         if end > complete_positions(canvas):
@@ -83,7 +83,7 @@ class BlockCausal(CachePolicy[Final]):
 
 
 def complete_positions(canvas: Canvas) -> int:
-    """Positions left of the first open one."""
+    """Return the number of positions before the first open one."""
     open_ = canvas.open_positions()
     return int(open_[0]) if len(open_) else len(canvas)
 

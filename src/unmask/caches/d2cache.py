@@ -74,11 +74,11 @@ class D2Cache(CachePolicy[Known]):
             raise ConfigError(f"inflate_w={self.inflate_w} must be at least 0")
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Known:
-        """Nothing is known."""
+        """Return the state before the first forward."""
         return Known()
 
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Known) -> tuple[CachePlan, Known]:
-        """Everything at first; then the selection."""
+        """Plan all positions at first, then the selection."""
         if not len(state.importance):
             return CachePlan(np.arange(len(canvas)), watched=True), state
         shift = int((rows != ask.rows).any())
@@ -95,7 +95,7 @@ class D2Cache(CachePolicy[Known]):
         return CachePlan(queries, watched=True), state
 
     def next_decoded(self, canvas: Canvas, window: tuple[int, int], state: Known) -> Ints:
-        """The open positions that are likely to be decoded next."""
+        """Select the open positions that are likely to be decoded next."""
         start, end = window
         size = max(1, end - start)
         waiting = canvas.open_positions(start)
@@ -113,7 +113,7 @@ class D2Cache(CachePolicy[Known]):
         return best
 
     def looked_at(self, chosen: Bools, importance: Floats) -> Bools:
-        """The most important of the other positions: those that share `rollout_p`, at least one."""
+        """Select the most important other positions: those that hold `rollout_p` of it, at least one."""
         others = np.flatnonzero(~chosen)
         found = np.zeros(len(chosen), dtype=np.bool_)
         if not len(others):
@@ -126,7 +126,7 @@ class D2Cache(CachePolicy[Known]):
         return found
 
     def inflated(self, chosen: Bools) -> Bools:
-        """Short gaps filled."""
+        """Fill short gaps."""
         positions = np.flatnonzero(chosen)
         gaps = np.flatnonzero(np.diff(positions) <= self.inflate_w)
         filled: Bools = chosen.copy()

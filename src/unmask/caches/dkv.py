@@ -33,7 +33,7 @@ class OpenPositions(PerBlock):
     """dKV-Cache's own choice: every open position."""
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
-        """What is undecided."""
+        """Select the undecided positions."""
         return canvas.open_positions()
 
 
@@ -72,7 +72,7 @@ class DelayedCache(CachePolicy[Delayed]):
 
     @property
     def layered(self) -> bool:
-        """Whether the policy inside keeps the layers' outputs."""
+        """True if the inner policy stores the layers' outputs."""
         return self.policy.layered
 
     @property
@@ -81,13 +81,13 @@ class DelayedCache(CachePolicy[Delayed]):
         return OpenPositions() if self.inner is None else self.inner
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Delayed:
-        """The policy's start."""
+        """Return the inner policy's first state."""
         return Delayed(self.policy.start(canvas, facts))
 
     def plan(
         self, canvas: Canvas, ask: Ask, rows: Ints, state: Delayed
     ) -> tuple[CachePlan, Delayed]:
-        """The policy's choice and the just decoded positions."""
+        """Plan the inner policy's choice plus the positions decoded last."""
         plan, inner = self.policy.plan(canvas, ask, rows, state.inner)
         interval = self.interval
         if interval is None and self.inner is None:
@@ -111,7 +111,7 @@ class DelayedCache(CachePolicy[Delayed]):
     def observe(
         self, before: Canvas, after: Canvas, observation: Observation, state: Delayed
     ) -> Delayed:
-        """As the policy."""
+        """Update the inner policy."""
         return replace(state, inner=self.policy.observe(before, after, observation, state.inner))
 
 

@@ -48,11 +48,11 @@ class DllmCache(CachePolicy[Count]):
         return True
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Count:
-        """No forward yet."""
+        """Return the state before the first forward."""
         return Count()
 
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Count) -> tuple[CachePlan, Count]:
-        """All positions have a state; the layers compute some of them."""
+        """Plan all positions; the layers compute a part of them."""
         size = len(canvas) - canvas.prompt_length
         layers = Layers(
             prompt_length=canvas.prompt_length,
@@ -67,7 +67,7 @@ class DllmCache(CachePolicy[Count]):
     def observe(
         self, before: Canvas, after: Canvas, observation: Observation, state: Count
     ) -> Count:
-        """Commits show in the values; other edits are forced."""
+        """Force edits other than commits, which show in the values."""
         at = places(before, after)
         committed = (at >= 0) & before.open[at] & ~after.open
         return replace(state, forced=np.flatnonzero(edited(before, after) & ~committed))

@@ -21,11 +21,11 @@ class Dual(PerBlock):
     """The running block is recomputed every forward; everything when the block moves."""
 
     use_dual: bool = knob(
-        True, "false is cache prefix: the suffix is computed too (the documents' spelling)"
+        True, "false is cache prefix: the suffix is computed too (Fast-dLLM's spelling)"
     )
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
-        """The window."""
+        """Select the window."""
         return np.arange(*ask.window)
 
 

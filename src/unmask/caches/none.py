@@ -22,14 +22,14 @@ class NoCache(CachePolicy[None]):
     exact: ClassVar[bool] = True
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> None:
-        """Nothing to remember."""
+        """Return an empty state."""
 
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: None) -> tuple[CachePlan, None]:
-        """Everything."""
+        """Plan all positions."""
         return CachePlan(np.arange(len(canvas))), None
 
     def observe(self, before: Canvas, after: Canvas, observation: Observation, state: None) -> None:
-        """Nothing to update."""
+        """Return the state unchanged."""
 
 
 CACHE = NoCache

@@ -21,11 +21,11 @@ class Prefix(PerBlock):
     """Block and suffix are recomputed every forward; everything when the block moves."""
 
     use_dual: bool = knob(
-        False, "true is cache dual: the suffix is kept too (the documents' spelling)"
+        False, "true is cache dual: the suffix is kept too (Fast-dLLM's spelling)"
     )
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
-        """From the first needed position to the end."""
+        """Select from the first needed position to the end."""
         first = min(ask.window[0], int(rows.min(initial=ask.window[0])))
         return np.arange(first, len(canvas))
 

@@ -77,7 +77,7 @@ def bind(policy: AnyCache, block_size: int | None) -> AnyCache:
 
 
 def describe(cache: AnyCache) -> str:
-    """A policy as `name(knob=value, ...)`, knobs at their defaults left out."""
+    """Format a policy as `name(knob=value, ...)` without knobs at their defaults."""
     shown = []
     for item in dataclasses.fields(cache):
         value = getattr(cache, item.name)

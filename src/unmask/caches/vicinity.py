@@ -38,12 +38,12 @@ class Vicinity(PerBlock):
             raise ConfigError(f"cache_update_freq={self.cache_update_freq} must be at least 1")
 
     def is_due(self, ask: Ask, state: CacheProgress) -> bool:
-        """A new block, warm-up, or the schedule."""
+        """Return True for a new block, during warm-up, or by the schedule."""
         often = self.cache_update_freq is not None and state.num_since >= self.cache_update_freq
         return super().is_due(ask, state) or state.num_forwards < self.warmup_steps or often
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
-        """The window and its surroundings."""
+        """Select the window and its surroundings."""
         size = ask.window[1] - ask.window[0] + self.prefix_look + self.after_look
         last = min(ask.window[1] + self.after_look, len(canvas))
         first = max(0, min(ask.window[0] - self.prefix_look, last - size))

@@ -218,6 +218,20 @@ def head(
     command.head(setting, as_json, plot)
 
 
-for _name in ("serve", "gsm8k", "mmlu"):
-    _module = "bench_serve" if _name == "serve" else "bench_tasks"
-    bench.command(f"unmask.cli.{_module}:{_name}_command", name=_name)
+SERVER_COMMANDS = {
+    "serve": (
+        "bench_serve:serve_command",
+        "Put a running server under load: SGLang's table, with blocks, forwards and waste besides.",
+    ),
+    "gsm8k": (
+        "bench_tasks:gsm8k_command",
+        "Ask a running server GSM8K with few shots, as SGLang's few_shot_gsm8k does.",
+    ),
+    "mmlu": (
+        "bench_tasks:mmlu_command",
+        "Ask a running server a sample of MMLU, a chat turn a question, no shots.",
+    ),
+}
+"""Commands in modules that import more, with the first line of their docstrings."""
+for _name, (_place, _summary) in SERVER_COMMANDS.items():
+    bench.command(f"unmask.cli.{_place}", name=_name, help=_summary)

@@ -17,7 +17,7 @@ from unmask.bench.decode import held_out
 from unmask.bench.environment import machine
 from unmask.cli.bench_decode import parse_decoders, setting_of, split_list, write_json
 from unmask.cli.decode import load
-from unmask.cli.key_value import DecodeOptions
+from unmask.cli.options import DecodeOptions
 from unmask.errors import ConfigError
 
 HEAD = (
@@ -51,22 +51,22 @@ def cache(
         for name in split_list(names):
             caches.make_cache(name.strip())
     model, dtype, device = where
-    llm, _ = load(DecodeOptions(model, dtype=dtype, device=device))
+    llm, _ = load(DecodeOptions(model=model, dtype=dtype, device=device))
     chosen = _chosen(names, llm.spec.block_size)
-    found = measure_caches(llm, chosen, entries[0], setting, held_out(setting), _watch)
+    results = measure_caches(llm, chosen, entries[0], setting, held_out(setting), _watch)
     facts = machine(llm.model.device)
     report = {
         "decoder": entries[0].label,
         "model": llm.name,
         "setting": dataclasses.asdict(setting),
         "machine": facts,
-        "caches": [dataclasses.asdict(item) for item in found],
+        "caches": [dataclasses.asdict(item) for item in results],
     }
     text = json.dumps(report, ensure_ascii=False)
     if as_json == "-":
         print(text, flush=True)
         return
-    print("\n".join([HEAD, *(_row(item, found[0]) for item in found)]))
+    print("\n".join([HEAD, *(_row(item, results[0]) for item in results)]))
     print(
         f"\ndecoder {entries[0].label} | task {setting.task} | {setting.limit} held-out prompts | model "
         f"{llm.name} | gen_length {setting.gen_length} | block_length {setting.block_length} | batch "
@@ -79,7 +79,7 @@ def cache(
 
 
 def _chosen(names: str, block_size: int | None) -> list[str]:
-    """The caches to measure; all: those that this model can have."""
+    """Return the caches to measure; all: those that this model supports."""
     if names != "all":
         return [name.strip() for name in split_list(names)]
     fitting = [name for name in caches.names() if name not in ("auto", "none")]

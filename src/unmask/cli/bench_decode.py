@@ -30,7 +30,8 @@ from unmask.bench.report import (
     compare,
 )
 from unmask.cli.decode import load
-from unmask.cli.key_value import WORD, DecodeOptions
+from unmask.cli.key_value import WORD
+from unmask.cli.options import DecodeOptions
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import Source, whole
 from unmask.method import MethodSpec
@@ -53,7 +54,7 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class BenchDecodeOptions:
-    """What was typed. `json` may be `-`, standard output; `plot_x` None: tokens a second."""
+    """Options of `bench decode`. `json` may be `-`, standard output; `plot_x` None: tokens per second."""
 
     decoders: str
     model: str
@@ -64,15 +65,15 @@ class BenchDecodeOptions:
     plot_x: str | None
 
 
-def decode(wanted: BenchDecodeOptions, options: dict[str, Any]) -> None:
+def decode(options: BenchDecodeOptions, values: dict[str, Any]) -> None:
     """Measure, then show; what can be wrong is found before the model is read."""
-    setting = setting_of(options)
-    entries = parse_decoders(wanted.decoders)
-    _check_files(wanted)
-    method = Source({"cache": setting.cache})
-    llm, _ = load(
-        DecodeOptions(wanted.model, dtype=wanted.dtype, device=wanted.device, method=method)
+    setting = setting_of(values)
+    entries = parse_decoders(options.decoders)
+    _check_files(options)
+    model = DecodeOptions(
+        model=options.model, dtype=options.dtype, device=options.device, cache=setting.cache
     )
+    llm, _ = load(model)
     examples = held_out(setting)
     passes = len({BASELINE, *(entry.label for entry in entries)}) * (setting.repeat + 1)
     with _progress(passes, setting.repeat) as watch:
@@ -80,11 +81,11 @@ def decode(wanted: BenchDecodeOptions, options: dict[str, Any]) -> None:
     for row in report.rows:
         if row.result is not None and not row.result.is_repeatable:
             _warn(f"{row.label} answered differently in a repeat; the first is counted")
-    _show(report, wanted)
+    _show(report, options)
 
 
 def setting_of(options: dict[str, Any]) -> DecodeSetting:
-    """Flags as a setting; a `gen_length` of None is the task's. Raises ConfigError."""
+    """Build a setting from flags; `gen_length` None is the task's. Raises ConfigError."""
     if options["task"] not in TASKS:
         raise unknown_name("task", options["task"], TASKS)
     if options["gen_length"] is None:
@@ -123,7 +124,7 @@ def parse_decoders(text: str) -> list[MethodSpec]:
 
 
 def split_list(text: str) -> list[str]:
-    """Parts between commas that are in no brackets."""
+    """Split at commas outside brackets."""
     parts, depth = [""], 0
     for char in text:
         depth += (char in "([{") - (char in ")]}")
@@ -155,29 +156,29 @@ def _parsed(name: str, knobs: dict[str, str]) -> MethodSpec:
 
 
 def _knobs(name: str, inside: str | None) -> dict[str, str]:
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for part in split_list(inside) if inside and inside.strip() else []:
         typed = "=".join(side.strip() for side in part.split("=", 1))
         match = WORD.fullmatch(typed)
         if match is None:
             raise ConfigError(f"{typed!r} in {name}(...) must be of the form key=value")
         key = match[1].replace("-", "_")
-        if key in found:
+        if key in pairs:
             raise ConfigError(f"{key} is there twice in {name}(...); give it once")
-        found[key] = match[2]
-    return found
+        pairs[key] = match[2]
+    return pairs
 
 
-def _check_files(wanted: BenchDecodeOptions) -> None:
-    if wanted.plot is None and wanted.plot_x is not None:
-        raise ConfigError(f"--plot-x {wanted.plot_x} has no effect without --plot FILE")
-    if wanted.plot is not None:
+def _check_files(options: BenchDecodeOptions) -> None:
+    if options.plot is None and options.plot_x is not None:
+        raise ConfigError(f"--plot-x {options.plot_x} has no effect without --plot FILE")
+    if options.plot is not None:
         from unmask.bench.plot import AXES, check_plot_file
 
-        if wanted.plot_x is not None and wanted.plot_x not in AXES:
-            raise unknown_name("axis of the plot", wanted.plot_x, AXES)
-        check_plot_file(wanted.plot)
-    files = {"plot": wanted.plot, "JSON": None if wanted.json in (None, "-") else wanted.json}
+        if options.plot_x is not None and options.plot_x not in AXES:
+            raise unknown_name("axis of the plot", options.plot_x, AXES)
+        check_plot_file(options.plot)
+    files = {"plot": options.plot, "JSON": None if options.json in (None, "-") else options.json}
     for what, path in files.items():
         if path is not None:
             from unmask.view.trace import check_writable
@@ -187,7 +188,7 @@ def _check_files(wanted: BenchDecodeOptions) -> None:
 
 @contextmanager
 def _progress(passes: int, repeats: int) -> Iterator[Watch]:
-    """A bar on a terminal, else a line a pass; both on standard error."""
+    """Show a bar on a terminal, else a line per pass; both on standard error."""
     console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -224,30 +225,30 @@ def _warn(text: str) -> None:
     print(f"unmask: warning: {text}", file=sys.stderr)
 
 
-def _show(report: Report, wanted: BenchDecodeOptions) -> None:
-    """The table comes first: it survives a file that cannot be written after all."""
-    text = json.dumps({"command": command(report, wanted)} | report.as_json(), ensure_ascii=False)
-    if wanted.json == "-":
+def _show(report: Report, options: BenchDecodeOptions) -> None:
+    """Print the table before writing files, which may fail."""
+    text = json.dumps({"command": command(report, options)} | report.as_json(), ensure_ascii=False)
+    if options.json == "-":
         print(text, flush=True)
     else:
         show_table(report, Console(highlight=False))
-        write_json(wanted.json, text)
+        write_json(options.json, text)
     try:
-        if wanted.plot is not None:
+        if options.plot is not None:
             from unmask.bench.plot import draw
 
-            draw(report, wanted.plot, wanted.plot_x or "tokens_per_s")
+            draw(report, options.plot, options.plot_x or "tokens_per_s")
     except OSError as error:
         raise ConfigError(f"{error.filename!r} cannot be written: {error.strerror}") from None
 
 
-def command(report: Report, wanted: BenchDecodeOptions) -> str:
-    """What to type to measure this again, files aside."""
+def command(report: Report, options: BenchDecodeOptions) -> str:
+    """Return the command that repeats this measurement, without output files."""
     flags: dict[str, Any] = {
         "decoders": ",".join(row.label for row in report.rows),
-        "model": wanted.model,
-        "dtype": wanted.dtype,
-        "device": wanted.device,
+        "model": options.model,
+        "dtype": options.dtype,
+        "device": options.device,
     }
     flags |= vars(report.setting)
     words = ["unmask", "bench", "decode"]
@@ -258,7 +259,7 @@ def command(report: Report, wanted: BenchDecodeOptions) -> str:
 
 
 def show_table(report: Report, console: Console) -> None:
-    """On a terminal a table in its width, else one in Markdown; then the setting and the machine."""
+    """Print a table, in Markdown unless on a terminal; then the setting and the machine."""
     live = console.is_terminal
     if not live:
         console = Console(file=console.file, highlight=False, width=WIDE)
@@ -284,7 +285,7 @@ def show_table(report: Report, console: Console) -> None:
 
 
 def numbers(result: Result) -> list[str]:
-    """The cells of a result that need no baseline."""
+    """Return the cells of a result that need no baseline."""
     middle, low, high = result.tokens_per_s
     spread = f" ({low:.1f}..{high:.1f})" if len(result.seconds) > 1 else ""
     return [
@@ -297,7 +298,7 @@ def numbers(result: Result) -> list[str]:
 
 
 def verdict(compared: Comparison) -> str:
-    """Whether the accuracy differs, with the paired difference in percentage points."""
+    """Describe the paired difference in accuracy, in percentage points."""
     if compared.error is None:
         return "unknown: one prompt"
     word = "yes" if compared.is_different else "no"
@@ -305,7 +306,7 @@ def verdict(compared: Comparison) -> str:
 
 
 def facts(report: Report) -> Sequence[str]:
-    """What the numbers depend on."""
+    """Describe the setting and the machine."""
     setting, machine = report.setting, report.machine
     place = machine["accelerator"] or machine["processor"]
     busy = "" if machine["load_average"] is None else f", load {machine['load_average']} before"
@@ -322,7 +323,7 @@ def facts(report: Report) -> Sequence[str]:
 
 
 def overhead(sizes: dict[str, int], names: str) -> None:
-    """What each decoder adds to the time of its forwards, on a random model of the given sizes."""
+    """Measure the overhead of each decoder per forward, on a random model of the given sizes."""
     from unmask import decoders
 
     chosen = decoders.names() if names == "all" else [name.strip() for name in names.split(",")]
@@ -349,12 +350,12 @@ def overhead(sizes: dict[str, int], names: str) -> None:
     print("| decoder | forwards | forwards' seconds | added seconds | added share |")
     print("|---|---|---|---|---|")
     for name in chosen:
-        found = measure(
+        row = measure(
             llm, name, sizes["gen_length"], sizes["prompt_length"], sizes["repeat"], sizes["batch"]
         )
         print(
-            f"| {name} | {found.num_forwards} | {found.forward_s:.2f} | {found.added_s:.3f} | "
-            f"{100 * found.share:.1f} % |",
+            f"| {name} | {row.num_forwards} | {row.forward_s:.2f} | {row.added_s:.3f} | "
+            f"{100 * row.share:.1f} % |",
             flush=True,
         )
 

@@ -40,7 +40,7 @@ def quantize(
 
         check_writable(Path(str(as_json)), "JSON file")
     resolve_model(model)
-    found = measure_formats(
+    results = measure_formats(
         model,
         forms,
         entries[0],
@@ -53,16 +53,16 @@ def quantize(
         "decoder": entries[0].label,
         "setting": dataclasses.asdict(setting),
         "machine": facts,
-        "forms": [dataclasses.asdict(item) | {"accuracy": item.accuracy} for item in found],
+        "forms": [dataclasses.asdict(item) | {"accuracy": item.accuracy} for item in results],
     }
     text = json.dumps(report, ensure_ascii=False)
     if as_json == "-":
         print(text, flush=True)
         return
-    print("\n".join([HEAD, *(_row(item, found[0]) for item in found)]))
+    print("\n".join([HEAD, *(_row(item, results[0]) for item in results)]))
     print(
         f"\nmodel {model} | decoder {entries[0].label} | {setting.limit} prompts of {setting.task} | "
-        f"{found[0].num_rows} compared rows | repeats {setting.repeat} | {facts['processor']}, "
+        f"{results[0].num_rows} compared rows | repeats {setting.repeat} | {facts['processor']}, "
         f"{facts['num_threads']} threads, load {facts['load_average']}, torch {facts['torch']}"
     )
     print(EXPLAINED)
@@ -97,8 +97,8 @@ def head(setting: dict[str, Any], as_json: bool, plot: Path | None) -> None:
         f"{facts['accelerator'] or facts['processor']}, {facts['num_threads']} thread(s)"
     )
     if as_json:
-        told = {"setting": dataclasses.asdict(chosen), "machine": facts, "rows": rows}
-        print(json.dumps(told, ensure_ascii=False))
+        report = {"setting": dataclasses.asdict(chosen), "machine": facts, "rows": rows}
+        print(json.dumps(report, ensure_ascii=False))
     else:
         print("| vocabulary | LM head ms | softmax ms | both ms |\n|---:|---:|---:|---:|")
         for row in rows:

@@ -191,7 +191,7 @@ class BenchServeOptions:
 
     @property
     def server(self) -> Server:
-        """Where to ask. Raises ConfigError."""
+        """The endpoint. Raises ConfigError."""
         name = self.served_model_name or self.model
         return Server(
             self.place.base_url,
@@ -204,7 +204,7 @@ class BenchServeOptions:
 
     @property
     def workload(self) -> Workload:
-        """What to send."""
+        """The contents of the requests."""
         return Workload(
             name=self.data.dataset_name,
             path=self.data.dataset_path,
@@ -219,7 +219,7 @@ class BenchServeOptions:
 
     @property
     def traffic(self) -> Traffic:
-        """How to send it."""
+        """The rate and the concurrency of the requests."""
         return Traffic(
             self.load.request_rate,
             self.load.burstiness,
@@ -229,7 +229,7 @@ class BenchServeOptions:
 
     @property
     def save(self) -> Path | None:
-        """Where `--save-result` writes, in vLLM's way: folder and name, or a name with the time in it."""
+        """The result file, as in vLLM: folder and name, or a name with the time; None: none."""
         if not self.results.save_result:
             return None
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
@@ -289,7 +289,7 @@ def serve(options: BenchServeOptions) -> None:
 
 
 def _checked(options: BenchServeOptions) -> Callable[..., ServingReport]:
-    """What makes the report, once nothing in the wishes is wrong. Raises ConfigError."""
+    """Check the options and return the function that makes the report. Raises ConfigError."""
     if not options.results.save_result and (
         options.results.result_dir or options.results.result_filename
     ):
@@ -314,7 +314,7 @@ def _checked(options: BenchServeOptions) -> Callable[..., ServingReport]:
 
 
 def _endpoint(server: Server, options: BenchServeOptions) -> Endpoint:
-    """Where the requests go; the model's name is asked for last. Raises ConfigError and RemoteError."""
+    """Return the endpoint; ask the server for its model's name last. Raises ConfigError, RemoteError."""
     kind, extra = kind_of(options.backend), extra_body(options.load.extra_body)
     if "stream" in extra:
         raise ConfigError("extra_body: stream is a flag here; use --disable-stream")
@@ -354,7 +354,7 @@ def show(
 
 
 def details_of(served: LoadResult, lengths: Sequence[int]) -> dict[str, list[Any]]:
-    """Each request's own numbers, under the names of SGLang's client; times in seconds."""
+    """Return the numbers of each request, under the names of SGLang's client; times in seconds."""
     replies = served.replies
     return {
         "input_lens": list(lengths),
@@ -369,7 +369,7 @@ def details_of(served: LoadResult, lengths: Sequence[int]) -> dict[str, list[Any
 def setting_of(
     endpoint: Endpoint, workload: Workload, traffic: Traffic, options: BenchServeOptions
 ) -> dict[str, Any]:
-    """What was asked for, under the other clients' names where they have one."""
+    """Return the options, under the other clients' names where they exist."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "tag": options.results.tag,
@@ -389,7 +389,7 @@ def setting_of(
 
 
 def percentiles(metrics: str | None, percents: str | None) -> dict[str, list[float]]:
-    """`ttft,tpot` and `90,99` as the percentiles to add. Raises ConfigError."""
+    """Parse `ttft,tpot` and `90,99` into the percentiles to add. Raises ConfigError."""
     names = METRICS if metrics is None else [word.strip() for word in metrics.split(",")]
     for name in names:
         if name not in METRICS:
@@ -410,7 +410,7 @@ def percentiles(metrics: str | None, percents: str | None) -> dict[str, list[flo
 
 
 def extra_body(text: str | None) -> dict[str, Any]:
-    """Fields to add to every request. Raises ConfigError."""
+    """Parse the fields to add to every request. Raises ConfigError."""
     if text is None:
         return {}
     try:
@@ -423,7 +423,7 @@ def extra_body(text: str | None) -> dict[str, Any]:
 
 
 def find_tokenizer(name: str) -> Any:
-    """The tokenizer of a bundled model, a folder or a hub id. Raises ModelError or ConfigError."""
+    """Load the tokenizer of a bundled model, a folder or a hub id. Raises ModelError or ConfigError."""
     from unmask.engine.tokenizer import load_tokenizer
     from unmask.models import resolve_model
 
@@ -439,13 +439,13 @@ def find_tokenizer(name: str) -> Any:
 
 
 def counter(tokenizer: Any) -> Callable[[str], int]:
-    """Counts the tokens of a text."""
+    """Return a function that counts the tokens of a text."""
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @contextmanager
 def progress(total: int, *, is_quiet: bool = False) -> Iterator[Callable[[EndpointReply], None]]:
-    """A bar on standard error while requests come back; nothing where that is no terminal or `is_quiet`."""
+    """Show a bar on standard error while requests run; nothing off a terminal or with `is_quiet`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

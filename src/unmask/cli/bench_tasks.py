@@ -1,4 +1,4 @@
-"""`unmask bench gsm8k` and `unmask bench mmlu`: a server's answers, graded, as document 000 prints them."""
+"""Commands `unmask bench gsm8k` and `unmask bench mmlu`: accuracy of a server, in SGLang's format."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _exam(options: TaskOptions, backend: str) -> Exam:
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """How to ask."""
+    """Options of the questions."""
 
     backend: str
     num_tokens: int
@@ -180,7 +180,7 @@ def _take(
 
 
 def _show(graded: tasks.TaskResult, lines: list[str], exam: Exam, facts: dict[str, Any]) -> None:
-    found = {
+    report = {
         **facts,
         "num_questions": len(graded.replies),
         "accuracy": graded.accuracy,
@@ -192,7 +192,7 @@ def _show(graded: tasks.TaskResult, lines: list[str], exam: Exam, facts: dict[st
         "answers": [reply.text for reply in graded.replies],
         "found": list(graded.answers),
     }
-    print(json.dumps(found, ensure_ascii=False) if exam.as_json else "\n".join(lines), flush=True)
+    print(json.dumps(report, ensure_ascii=False) if exam.as_json else "\n".join(lines), flush=True)
     if graded.num_failed:
         some = f"{graded.num_failed} of {len(graded.replies)} requests failed"
         print(f"unmask: {some}; the first: {graded.first_error}", file=sys.stderr)

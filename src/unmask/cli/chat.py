@@ -5,29 +5,31 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from unmask.cli.key_value import DecodeOptions, settings, split_words
-from unmask.cli.options import DeviceOptions, flat
+from unmask.cli.chat_remote import DRAWN_SEED, ChatAnswer
+from unmask.cli.key_value import refuse_words, split_words
+from unmask.cli.options import DecodeOptions, DeviceOptions, ShowOptions, flat
 from unmask.errors import ConfigError, UnmaskError, unknown_name
-from unmask.knobs import Source
+from unmask.knobs import set_field
 from unmask.options import option
 
 if TYPE_CHECKING:
-    from unmask.cli.decode import Shown
     from unmask.engine.llm import LLM
     from unmask.method import MethodSpec
 
 PROMPT = "> "
-DRAWN_SEED = -1
-"""A server draws the seed itself."""
-
+UNUSED_WORDS = {
+    "raw": "a conversation needs the template",
+    "stop_at_eos": "answers end there",
+    "return_trace": "use unmask generate",
+}
 HELP = {
     "decoder": "NAME: decode so from now on (its knobs begin at their defaults)",
     "cache": "NAME: with this cache from now on",
@@ -40,35 +42,21 @@ HELP = {
 }
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the model is: behind a URL, or here (None)."""
+class Speaker(Protocol):
+    """The other side of a conversation. `check` and `answer` raise UnmaskError."""
 
-    base_url: str | None = None
-    api_key: str | None = None
-
-
-@dataclass(frozen=True)
-class Said:
-    """An answer, and a line of numbers about it."""
-
-    text: str
-    facts: str
-
-
-class Talker(Protocol):
-    """What answers. `check` and `answer` raise UnmaskError."""
-
-    def check(self, wanted: DecodeOptions) -> None:
-        """Refuse settings that cannot be."""
+    def check(self, options: DecodeOptions) -> None:
+        """Refuse options that cannot be."""
         ...
 
-    def answer(self, messages: list[dict[str, str]], wanted: DecodeOptions, console: Any) -> Said:
-        """The next turn, drawn live where there is a console."""
+    def answer(
+        self, messages: list[dict[str, str]], options: DecodeOptions, console: Console | None
+    ) -> ChatAnswer:
+        """Return the next turn, drawn live on the console, if any."""
         ...
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release all resources."""
         ...
 
 
@@ -81,28 +69,28 @@ class Local:
     def close(self) -> None:
         """Nothing is held."""
 
-    def check(self, wanted: DecodeOptions) -> None:
+    def check(self, options: DecodeOptions) -> None:
         """Refuse a method or a cache that does not exist or does not take these knobs."""
-        self._method(wanted)
+        self._method(options)
 
-    def _method(self, wanted: DecodeOptions) -> MethodSpec:
+    def _method(self, options: DecodeOptions) -> MethodSpec:
         """Return the method of the options."""
         from unmask.engine.request_builder import OPTIONS
         from unmask.method import MethodSpec
 
-        method = MethodSpec.parse(wanted.method, gen_length=wanted.gen_length, options=OPTIONS)
+        method = MethodSpec.parse(options.method, gen_length=options.gen_length, options=OPTIONS)
         return method.bind(self.llm.spec.block_size)
 
     def answer(
-        self, messages: list[dict[str, str]], wanted: DecodeOptions, console: Console | None
-    ) -> Said:
+        self, messages: list[dict[str, str]], options: DecodeOptions, console: Console | None
+    ) -> ChatAnswer:
         """Decode the next turn."""
         from unmask.cli.decode import decode
         from unmask.engine.token_text import TokenTexts
         from unmask.view.terminal import LiveView
 
-        method = self._method(wanted)
-        canvas = self.llm.requests.canvas(self.llm.chat_ids(messages), method, wanted.gen_length)
+        method = self._method(options)
+        canvas = self.llm.requests.canvas(self.llm.chat_ids(messages), method, options.gen_length)
         with ExitStack() as stack:
             view = None
             if console is not None:
@@ -110,8 +98,8 @@ class Local:
                     console, TokenTexts(self.llm.tokenizer), self.llm.stop_ids, self.fps
                 )
                 view = stack.enter_context(live)
-            run = decode(self.llm, canvas, wanted, method, view)
-        return Said(run.output.text, run.line())
+            run = decode(self.llm, canvas, options, method, view)
+        return ChatAnswer(run.output.text, run.line())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,85 +151,71 @@ def chat(
     At the prompt: /decoder NAME, /cache NAME, /set KNOB=VALUE, /unset KNOB, /show, /reset, /help, /quit.
     Control-C stops an answer, Control-D ends the talk.
     """
-    names = ("model", "decoder", "cache", "gen_length", "seed")
-    flags = {name: getattr(options, name) for name in names}
-    place = Place(options.base_url, options.api_key)
-    flags |= dataclasses.asdict(options.device)
-    run(words, flags, place, options.system, (options.live, options.fps))
+    from unmask.cli.decode import live_console
 
-
-def run(
-    words: Sequence[str],
-    flags: dict[str, Any],
-    place: Place,
-    system: str | None,
-    drawn: tuple[bool | None, float | None],
-) -> None:
-    """Talk until the input ends. Piped in, the first error ends it."""
-    from unmask.cli.decode import Shown, live_console
-
-    prompt, pairs = split_words(words)
+    prompt, knobs = split_words(words)
     if prompt is not None:
         raise ConfigError(
-            f"unexpected word {prompt!r}; what you say is typed at the prompt, and a model is "
-            f"chosen with --model"
+            f"unexpected word {prompt!r}; messages are typed at the prompt, and a model is chosen with "
+            f"--model"
         )
-    wanted = settings(
-        pairs,
-        flags,
-        {"raw": "a conversation needs the template", "stop_at_eos": "answers end there"},
+    refuse_words(knobs, UNUSED_WORDS)
+    console = live_console(ShowOptions(live=options.live, fps=options.fps))
+    speaker, method = _speaker(options, knobs)
+    first = [] if options.system is None else [{"role": "system", "content": options.system}]
+    with closing(speaker):
+        Session(speaker, method, console, first).run()
+
+
+def _speaker(options: ChatOptions, knobs: Mapping[str, str]) -> tuple[Speaker, DecodeOptions]:
+    """Return the other side, with the options that it has: a server keeps its own defaults."""
+    decode = DecodeOptions(
+        decoder=options.decoder,
+        cache=options.cache,
+        gen_length=options.gen_length,
+        knobs=knobs,
+        **dataclasses.asdict(options.device),
     )
-    shown = Shown(live=drawn[0], fps=drawn[1])
-    console = live_console(shown)
-    talker, wanted = _talker(place, wanted, flags, pairs, shown)
-    begun = [{"role": "system", "content": system}] if system is not None else []
-    with closing(talker):
-        Session(talker, wanted, console, begun).run()
-
-
-def _talker(
-    place: Place, wanted: DecodeOptions, flags: dict[str, Any], pairs: dict[str, str], shown: Shown
-) -> tuple[Talker, DecodeOptions]:
-    """What answers, with the settings that it has: a server's own defaults are left to it."""
-    if place.base_url is None:
-        if place.api_key is not None:
+    if options.base_url is None:
+        if options.api_key is not None:
             raise ConfigError("--api-key has no effect without --base-url; leave it out")
         from unmask.cli.decode import load
 
-        llm, _ = load(wanted)
+        local = dataclasses.replace(
+            decode, model=options.model or decode.model, seed=options.seed or 0
+        )
+        llm, _ = load(local)
         names = {"decoder": "vanilla", "cache": "none"}
-        return Local(llm, shown.fps), _changed(wanted, {**names, **wanted.method.values})
+        return Local(llm, options.fps), _with_method(local, {**names, **local.method.values})
     from unmask.cli.chat_remote import Remote
 
-    given = {key for source in (flags, pairs) for key, value in source.items() if value is not None}
     for name in ("dtype", "device"):
-        if name in given:
+        if getattr(options.device, name) is not None:
             raise ConfigError(f"{name} has no effect with --base-url: the server has its model")
-    key = place.api_key or os.environ.get("UNMASK_API_KEY")
-    remote = Remote(place.base_url, key, shown.fps)
-    return remote, dataclasses.replace(
-        wanted,
-        model=wanted.model if "model" in given else "",
-        seed=wanted.seed if "seed" in given else DRAWN_SEED,
-    )
+    key = options.api_key or os.environ.get("UNMASK_API_KEY")
+    remote = Remote(options.base_url, key, options.fps)
+    seed = DRAWN_SEED if options.seed is None else options.seed
+    return remote, dataclasses.replace(decode, model=options.model or "", seed=seed)
 
 
-def _changed(wanted: DecodeOptions, values: Mapping[str, object]) -> DecodeOptions:
+def _with_method(options: DecodeOptions, values: Mapping[str, object]) -> DecodeOptions:
     """Return the options with another method."""
-    return dataclasses.replace(wanted, method=Source(values))
+    texts = {key: str(value) for key, value in values.items()}
+    decoder, cache = texts.pop("decoder", None), texts.pop("cache", None)
+    return dataclasses.replace(options, decoder=decoder, cache=cache, knobs=texts)
 
 
 @dataclass
 class Session:
     """One conversation with its settings."""
 
-    talker: Talker
-    wanted: DecodeOptions
+    speaker: Speaker
+    options: DecodeOptions
     console: Console | None
-    begun: list[dict[str, str]] = field(default_factory=list)
+    first: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.messages = list(self.begun)
+        self.messages = list(self.first)
         self.is_typed = sys.stdin.isatty()
 
     def run(self) -> None:
@@ -261,7 +235,7 @@ class Session:
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
     def _lines(self) -> Iterator[str]:
-        """What is typed or piped in; empty lines are nothing."""
+        """Yield typed or piped lines; empty ones are skipped."""
         if self.is_typed:
             with suppress(ImportError):
                 import readline  # noqa: F401 - gives input() its history and its editing
@@ -282,19 +256,19 @@ class Session:
     def _turn(self, text: str) -> None:
         from unmask.engine.token_text import printable
 
-        asked = [*self.messages, {"role": "user", "content": text}]
+        history = [*self.messages, {"role": "user", "content": text}]
         try:
-            said = self.talker.answer(asked, self.wanted, self.console)
+            answer = self.speaker.answer(history, self.options, self.console)
         except KeyboardInterrupt:
             if not self.is_typed:
                 raise
             print("stopped; this turn is forgotten", file=sys.stderr)
             return
-        print(printable(said.text) if sys.stdout.isatty() else said.text, flush=True)
-        if self.is_typed and said.facts:
-            print(f"[{said.facts}]", file=sys.stderr)
-        if said.text.strip():
-            self.messages = [*asked, {"role": "assistant", "content": said.text}]
+        print(printable(answer.text) if sys.stdout.isatty() else answer.text, flush=True)
+        if self.is_typed and answer.facts:
+            print(f"[{answer.facts}]", file=sys.stderr)
+        if answer.text.strip():
+            self.messages = [*history, {"role": "assistant", "content": answer.text}]
         else:
             print("(an empty answer; this turn is forgotten)", file=sys.stderr)
 
@@ -309,48 +283,47 @@ class Session:
         if name == "quit":
             return True
         if name == "reset":
-            self.messages = list(self.begun)
+            self.messages = list(self.first)
         elif name == "help":
             print("\n".join(f"/{each} {about}" for each, about in HELP.items()), file=sys.stderr)
         elif name == "show":
             print(self._shown(), file=sys.stderr)
         else:
-            changed = self._after(name, rest)
-            self.talker.check(changed)
-            self.wanted = changed
+            changed = self._changed(name, rest)
+            self.speaker.check(changed)
+            self.options = changed
         return False
 
-    def _after(self, name: str, rest: str) -> DecodeOptions:
-        """The settings after /decoder, /cache, /set or /unset."""
-        old, values = self.wanted, dict(self.wanted.method.values)
+    def _changed(self, name: str, rest: str) -> DecodeOptions:
+        """Return the settings after /decoder, /cache, /set or /unset."""
+        old, values = self.options, dict(self.options.method.values)
         inside = {key for key in values if key == "cache" or key.startswith("cache.")}
         if name == "decoder":
-            return _changed(old, {"decoder": rest, **{key: values[key] for key in inside}})
+            return _with_method(old, {"decoder": rest, **{key: values[key] for key in inside}})
         if name == "cache":
             rest_of = {key: value for key, value in values.items() if key not in inside}
-            return _changed(old, {**rest_of, "cache": rest})
+            return _with_method(old, {**rest_of, "cache": rest})
         if name == "unset":
             knobs = values.keys() - {"decoder", "cache"}
             if rest not in knobs:
                 raise unknown_name("changed knob", rest, knobs)
             del values[rest]
-            return _changed(old, values)
+            return _with_method(old, values)
         key, equals, value = rest.partition("=")
         key, value = key.strip().replace("-", "_"), value.strip()
         if not equals or not key:
             raise ConfigError(f"/set {rest}: it must be of the form KNOB=VALUE")
         if key in ("gen_length", "seed"):
-            typed = settings({key: value}, {})
-            return dataclasses.replace(old, **{key: getattr(typed, key)})
-        return _changed(old, {**values, key: value})
+            return dataclasses.replace(old, **{key: set_field(DecodeOptions, key, value)})
+        return _with_method(old, {**values, key: value})
 
     def _shown(self) -> str:
-        values = {"decoder": "the server's", "cache": "the server's", **self.wanted.method.values}
+        values = {"decoder": "the server's", "cache": "the server's", **self.options.method.values}
         shown = {
             "decoder": values.pop("decoder"),
             "cache": values.pop("cache"),
-            "gen_length": self.wanted.gen_length or "as usual",
-            "seed": "drawn" if self.wanted.seed == DRAWN_SEED else self.wanted.seed,
+            "gen_length": self.options.gen_length or "as usual",
+            "seed": "drawn" if self.options.seed == DRAWN_SEED else self.options.seed,
             **values,
             "turns": sum(message["role"] == "user" for message in self.messages),
         }

@@ -6,18 +6,30 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unmask.bench.endpoint import reason, refusal
 from unmask.bench.serve import Server
-from unmask.cli.chat import DRAWN_SEED, Said
-from unmask.cli.key_value import DecodeOptions
+from unmask.cli.options import DecodeOptions
 from unmask.errors import DependencyError, RemoteError, unknown_name
 from unmask.knobs import read_value
 from unmask.method import CACHE_PREFIX
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+DRAWN_SEED = -1
+"""A server draws the seed itself."""
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """A turn of the model, and a line of numbers about it."""
+
+    text: str
+    facts: str
 
 
 class Remote:
@@ -70,34 +82,34 @@ class Remote:
         except ValueError:
             raise RemoteError(f"{self.url}{path} answers no JSON") from None
 
-    def check(self, wanted: DecodeOptions) -> None:
+    def check(self, options: DecodeOptions) -> None:
         """Refuse names that the server does not have; what they take it says itself."""
         if self.schema is None:
-            if wanted.method.values.keys() & {"decoder", "cache"}:
+            if options.method.values.keys() & {"decoder", "cache"}:
                 raise RemoteError(f"{self.url} is not unmask's: it has no decoders to choose from")
             return
         for kind in ("decoder", "cache"):
-            name = str(wanted.method.values.get(kind, ""))
+            name = str(options.method.values.get(kind, ""))
             names = [item["name"] for item in self.schema[f"{kind}s"]]
             if name and name.partition("(")[0] not in names:
                 raise unknown_name(kind, name, names)
 
     def body(
-        self, messages: list[dict[str, str]], wanted: DecodeOptions, live: bool
+        self, messages: list[dict[str, str]], options: DecodeOptions, live: bool
     ) -> dict[str, Any]:
-        """The request."""
-        found: dict[str, Any] = {"model": wanted.model or self.model, "messages": messages}
+        """Build the request."""
+        found: dict[str, Any] = {"model": options.model or self.model, "messages": messages}
         found |= {"stream": True, "stream_options": {"include_usage": True}}
         if live and self.schema is not None:
             found["stream_mode"] = "canvas"
-        knobs = dict(wanted.method.values)
+        knobs = dict(options.method.values)
         for key in ("decoder", "cache"):
             if key in knobs:
                 found[key] = knobs.pop(key)
-        if wanted.gen_length is not None:
-            found["max_tokens"] = wanted.gen_length
-        if wanted.seed != DRAWN_SEED:
-            found["seed"] = wanted.seed
+        if options.gen_length is not None:
+            found["max_tokens"] = options.gen_length
+        if options.seed != DRAWN_SEED:
+            found["seed"] = options.seed
         values = {key: read_value(value) for key, value in knobs.items()}
         own = {key: value for key, value in values.items() if not key.startswith(CACHE_PREFIX)}
         cached = {
@@ -112,13 +124,13 @@ class Remote:
         return found
 
     def answer(
-        self, messages: list[dict[str, str]], wanted: DecodeOptions, console: Console | None
-    ) -> Said:
+        self, messages: list[dict[str, str]], options: DecodeOptions, console: Console | None
+    ) -> ChatAnswer:
         """Ask, and draw what comes. Raises RemoteError."""
         from unmask.engine.token_text import TokenTexts
         from unmask.view.terminal import LiveView, frame_status, frame_text
 
-        self.check(wanted)
+        self.check(options)
         began, text = time.perf_counter(), ""
         usage: dict[str, Any] = {}
         with ExitStack() as stack:
@@ -126,7 +138,7 @@ class Remote:
             if console is not None and self.schema is not None:
                 live = LiveView(console, TokenTexts(None), frozenset(), self.fps)
                 view = stack.enter_context(live)
-            for chunk in self._events(self.body(messages, wanted, view is not None)):
+            for chunk in self._events(self.body(messages, options, view is not None)):
                 usage = chunk.get("usage") or usage
                 for choice in chunk.get("choices", ())[:1]:
                     frame = choice.get("canvas")
@@ -134,10 +146,10 @@ class Remote:
                         view.show_text(frame_text(frame), frame_status(frame))
                     elif frame is None:
                         text += (choice.get("delta") or {}).get("content") or ""
-        return Said(text, _facts(usage, time.perf_counter() - began))
+        return ChatAnswer(text, _facts(usage, time.perf_counter() - began))
 
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The stream's events. Raises RemoteError."""
+        """Yield the stream's events. Raises RemoteError."""
         import httpx2
 
         url = f"{self.url}/v1/chat/completions"

@@ -54,9 +54,9 @@ def show(words: Sequence[str], sources: Sources, as_json: bool) -> None:
 
     composed = compose(words, sources)
     method = method_of(composed)
-    found = rows(composed, method)
+    entries = rows(composed, method)
     if as_json:
-        keys = {key: {"value": value, "layer": layer} for key, value, layer in found}
+        keys = {key: {"value": value, "layer": layer} for key, value, layer in entries}
         what = {
             "decoder": method.decoder_name,
             "cache": method.cache_name,
@@ -67,13 +67,13 @@ def show(words: Sequence[str], sources: Sources, as_json: bool) -> None:
     tell(method.notes)
     console = Console(highlight=False)
     if not console.is_terminal:
-        for row in found:
+        for row in entries:
             print("\t".join((row[0], spell(row[1]), row[2])))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("key", "value", "layer"):
         table.add_column(title, overflow="fold", no_wrap=title == "key")
-    for key, value, layer in found:
+    for key, value, layer in entries:
         quiet = "dim" if layer == "schema default" else ""
         table.add_row(*(Text(cell, quiet) for cell in (key, spell(value), layer)))
     console.print(table)
@@ -102,13 +102,13 @@ def print_job(words: Sequence[str], sources: Sources) -> None:
 
 
 def _knobs(generation: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's knobs without the spellings that were translated into them."""
+    """Return the decoder's knobs without the aliases that were translated into them."""
     translated = ("strategy", "alg", "num_transfer_tokens")
     return {key: value for key, value in generation.items() if key not in translated}
 
 
 def spell(value: Any) -> str:
-    """A value as it is typed."""
+    """Format a value as it is typed."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.decode import Shown, decode, live_console, load
-from unmask.cli.key_value import DecodeOptions, parse_blanks
+from unmask.cli.decode import decode, live_console, load
+from unmask.cli.key_value import parse_blanks
+from unmask.cli.options import DecodeOptions, ShowOptions
 from unmask.demo.example import Example
 from unmask.demo.tasks import check, held_out_set
 from unmask.errors import ContradictionError
@@ -48,7 +49,7 @@ class DemoItem:
 
 
 def items() -> list[DemoItem]:
-    """The show."""
+    """Run the demonstration."""
     one, two, three = held_out_set("word_problem", 3, PICK, equations=2)
     (grid,) = held_out_set("sudoku", 1, PICK, blanks=8)
     sentence = Example("sentence", INFILL, "", INFILL)
@@ -66,10 +67,10 @@ def run(model: str, fps: float | None, fast: bool) -> None:
     """Show every item and a table of how it went."""
     if fast and fps is not None:
         raise ContradictionError("fps", "--fast", f"--fps {fps:g}")
-    console = live_console(Shown(fps=fps))
+    console = live_console(ShowOptions(fps=fps))
     pace = None if fast else fps or FPS
-    wanted = DecodeOptions(model=model)
-    llm, _ = load(wanted)
+    base = DecodeOptions(model=model)
+    llm, _ = load(base)
     size = sum(parameter.numel() for parameter in llm.model.parameters())
     plain = Console(highlight=False)
     _say(plain, f"model {model}: {size / 1e6:.1f} M parameters on {llm.model.device}")
@@ -82,7 +83,7 @@ def run(model: str, fps: float | None, fast: bool) -> None:
         title = f"{number}. {item.title}: decoder {item.decoder}, cache {item.cache}"
         _say(plain, "\n" + title, "bold")
         _say(plain, item.example.prompt + "\n", "dim")
-        result = _decode(llm, item, wanted, console, pace)
+        result = _decode(llm, item, base, console, pace)
         right = check(item.example, result.output.text)
         _say(plain, result.output.text)
         _say(plain, _verdict(item, right), "green" if right else "red")
@@ -98,11 +99,11 @@ def _say(console: Console, text: str, style: str = "") -> None:
 
 
 def _decode(
-    llm: LLM, item: DemoItem, wanted: DecodeOptions, console: Console | None, pace: float | None
+    llm: LLM, item: DemoItem, base: DecodeOptions, console: Console | None, pace: float | None
 ) -> DecodeRun:
     from unmask.method import MethodSpec
 
-    options = dataclasses.replace(wanted, stop_at_eos=not item.infill)
+    options = dataclasses.replace(base, stop_at_eos=not item.infill)
     method = MethodSpec.parse(Source({"decoder": item.decoder, "cache": item.cache}))
     if item.infill:
         canvas = llm.infill_canvas(parse_blanks(item.example.prompt))

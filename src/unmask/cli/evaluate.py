@@ -66,9 +66,9 @@ def evaluate(
         cfg: Print the configuration and stop.
         as_json: Print one JSON object per run instead of the table.
     """
-    said, sources = options.words(words), files.sources()
+    keys, sources = options.words(words), files.sources()
     if cfg is None:
-        run(said, sources, multirun, as_json)
+        run(keys, sources, multirun, as_json)
         return
     if cfg != "job":
         raise ConfigError(f"--cfg {cfg}: only job is there, the configuration of the run")
@@ -76,7 +76,7 @@ def evaluate(
         raise ConfigError("--cfg job prints one configuration; leave -m out")
     from unmask.cli.config import print_job
 
-    print_job(said, sources)
+    print_job(keys, sources)
 
 
 def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -> None:
@@ -102,7 +102,7 @@ def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -
 
 
 def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[EvalSettings]:
-    """The settings of every run; what can be wrong with one is found before the first begins."""
+    """Return the settings of every run, all checked before the first begins."""
     from unmask.config import compose, method_of, sweep
     from unmask.config.settings import settings_of
 
@@ -121,7 +121,7 @@ def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[Eval
 
 @contextmanager
 def _progress(label: str) -> Iterator[Any]:
-    """A bar with the time left on a terminal, else a line at every tenth; both on standard error."""
+    """Show a bar with the time left on a terminal, else a line at every tenth; on standard error."""
     console = Console(stderr=True, highlight=False)
     if not is_first():
         yield lambda done, total: None
@@ -135,13 +135,13 @@ def _progress(label: str) -> Iterator[Any]:
 
 def _lines(label: str) -> Any:
     began = time.perf_counter()
-    told = -1
+    last = -1
 
     def report(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal last
         tenth = 10 * done // max(1, total)
-        if tenth > told:
-            told = tenth
+        if tenth > last:
+            last = tenth
             seconds = time.perf_counter() - began
             print(f"{label}: {done} of {total}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
@@ -149,7 +149,7 @@ def _lines(label: str) -> Any:
 
 
 def show(results: Sequence[Results], folders: Sequence[str], console: Console) -> None:
-    """A line a run, and where all its numbers are."""
+    """Print a line per run, and the folder of its results."""
     live = console.is_terminal
     if not live:
         console = Console(file=console.file, highlight=False, width=WIDE)

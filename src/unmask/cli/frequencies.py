@@ -123,7 +123,7 @@ def estimate(
     loading: Mapping[str, Any],
     is_forced: bool,
 ) -> None:
-    """Ask the model what it says about empty canvases."""
+    """Estimate frequencies from the model's predictions for empty canvases."""
     if files:
         raise ConfigError(
             f"--estimate reads no text, but {str(files[0])!r} is given; use one of both"
@@ -149,7 +149,7 @@ def estimate(
 
 
 def _target(out: Path | None, is_forced: bool) -> Path:
-    """The file to write, found wrong before any work is done."""
+    """Return the file to write. Raises ConfigError before any work is done."""
     if out is None:
         raise ConfigError("no place for the counts; give one with --out OUT.json")
     path = out.expanduser()
@@ -193,9 +193,9 @@ def _read(lines: TextIO, name: str, as_lines: bool, field: str | None) -> Iterat
 
 
 def pieces(lines: Iterable[str]) -> Iterator[str]:
-    """A text in pieces of whole lines, of at least MIN_PIECE characters but for the last.
+    """Split a text into pieces of whole lines, of at least MIN_PIECE characters except for the last.
 
-    A piece never ends within empty lines, which tokenizers like to take together.
+    A piece never ends within empty lines, which tokenizers merge.
     """
     piece: list[str] = []
     size = 0
@@ -214,20 +214,22 @@ def _json_lines(lines: Iterable[str], name: str, field: str) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            found: Any = json.loads(line)
+            record: object = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise PromptError(f"{name}, line {number} is not JSON ({error}); mend it") from None
-        if not isinstance(found, dict) or field not in found:
+        if not isinstance(record, dict) or field not in record:
             has = (
-                f"fields {', '.join(map(repr, found))}" if isinstance(found, dict) else "no object"
+                f"fields {', '.join(map(repr, record))}"
+                if isinstance(record, dict)
+                else "no object"
             )
             raise PromptError(
                 f"{name}, line {number} has no field {field!r} but {has}; name the text's field with "
                 "--field NAME"
             )
-        if not isinstance(found[field], str):
+        if not isinstance(record[field], str):
             raise PromptError(
-                f"{name}, line {number}: field {field!r} holds a {type(found[field]).__name__}, not "
+                f"{name}, line {number}: field {field!r} holds a {type(record[field]).__name__}, not "
                 "text; name the text's field with --field NAME"
             )
-        yield from pieces(found[field].splitlines(keepends=True))
+        yield from pieces(record[field].splitlines(keepends=True))

@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from unmask.cli.options import METHOD, MODEL, OUTPUT, LoadOptions, ShowOptions, flat
-from unmask.options import option
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeMethodOptions:
-    """Decoder, cache and seed."""
-
-    decoder: Annotated[str | None, option("-d", metavar="D")] = None
-    """Decoding method; `unmask decoders D` lists its knobs. Default: vanilla."""
-
-    cache: Annotated[str | None, option("-c", metavar="C")] = None
-    """Cache policy; `unmask caches C` lists its knobs. Default: none."""
-
-    seed: Annotated[int, option(metavar="S")] = 0
-    """Seed of all randomness."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions(DecodeMethodOptions):
-    """The method, and the length and form of the answer."""
-
-    gen_length: Annotated[int | None, option(metavar="N")] = None
-    """Number of positions to generate. Default: 128."""
-
-    stop_at_eos: bool = True
-    """Stop when the answer is complete."""
-
-    raw: bool = False
-    """Use the prompt as it is, without the chat template."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions(LoadOptions):
-    """The model and its place."""
-
-    model: Annotated[str, option("-m", metavar="M")] = "demo"
-    """Bundled name, folder or hub id."""
-
+from unmask.cli.key_value import split_words
+from unmask.cli.options import (
+    METHOD,
+    MODEL,
+    OUTPUT,
+    DecodeOptions,
+    GenerateOptions,
+    MethodOptions,
+    ModelOptions,
+    ShowOptions,
+    flat,
+)
 
 Model = Annotated[ModelOptions, flat(MODEL)]
 Show = Annotated[ShowOptions, flat(OUTPUT)]
@@ -70,7 +43,9 @@ def generate(
     """
     from unmask.cli import decode
 
-    decode.generate(words, asdict(method) | asdict(model), decode.Shown(**asdict(show)))
+    prompt, knobs = split_words(words)
+    options = DecodeOptions(**asdict(method), **asdict(model), knobs=knobs)
+    decode.generate(prompt, options, show)
 
 
 def infill(
@@ -81,7 +56,7 @@ def infill(
             help="The text in quotes, {3} for a blank of 3 tokens, {{ and }} for braces; and knobs.",
         ),
     ],
-    method: Annotated[DecodeMethodOptions, flat(METHOD)] = DecodeMethodOptions(),
+    method: Annotated[MethodOptions, flat(METHOD)] = MethodOptions(),
     model: Model = ModelOptions(),
     show: Show = ShowOptions(),
 ) -> None:
@@ -92,4 +67,6 @@ def infill(
     """
     from unmask.cli import decode
 
-    decode.infill(words, asdict(method) | asdict(model), decode.Shown(**asdict(show)))
+    text, knobs = split_words(words)
+    options = DecodeOptions(**asdict(method), **asdict(model), knobs=knobs, stop_at_eos=False)
+    decode.infill(text, options, show)

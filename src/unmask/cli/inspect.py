@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -19,12 +18,12 @@ from unmask.models.hf_config import architecture
 from unmask.models.spec import ModelSpec
 
 
-def facts(model: str) -> dict[str, Any]:
-    """What is known of a checkpoint, by name, in the order in which it is shown. Raises ModelError."""
+def facts(model: str) -> dict[str, object]:
+    """Return the facts of a checkpoint, by name, in the order of display. Raises ModelError."""
     folder = resolve_model(model, weights=False)
     spec = read_spec(folder)
     total, active = parameters(spec)
-    found: dict[str, Any] = {
+    facts: dict[str, object] = {
         "model": model,
         "folder": str(folder),
         "family": spec.family,
@@ -46,16 +45,16 @@ def facts(model: str) -> dict[str, Any]:
         "eos_id": spec.eos_id,
         "pad_id": spec.pad_id,
     }
-    found |= from_tokenizer(folder, spec)
-    found["own_sampler"] = own_sampler(spec)
+    facts |= from_tokenizer(folder, spec)
+    facts["own_sampler"] = own_sampler(spec)
     cache = bind(make_cache("auto"), spec.block_size)
-    found["cache_auto"] = describe(cache) + (" (exact)" if cache.exact else "")
-    found["weights"] = weights(folder)
-    return found
+    facts["cache_auto"] = describe(cache) + (" (exact)" if cache.exact else "")
+    facts["weights"] = weights(folder)
+    return facts
 
 
 def parameters(spec: ModelSpec) -> tuple[int, int]:
-    """How many numbers the network has, and how many a token is multiplied with or looked up in."""
+    """Return the number of parameters, in total and active for one token."""
     import torch
 
     from unmask.models.transformer import Transformer
@@ -71,7 +70,7 @@ def parameters(spec: ModelSpec) -> tuple[int, int]:
 
 
 def feed_forward(spec: ModelSpec) -> str:
-    """Widths in words."""
+    """Describe the widths of the feed-forward layers."""
     experts = spec.experts
     if experts is None:
         return str(spec.d_ff)
@@ -84,14 +83,14 @@ def feed_forward(spec: ModelSpec) -> str:
 
 
 def attention(spec: ModelSpec) -> str:
-    """Who sees whom, in words."""
+    """Describe the attention pattern."""
     if spec.block_size is None:
         return "full: every position sees every other"
     return f"block-causal: blocks of {spec.block_size}, from the first prompt token"
 
 
 def rope(spec: ModelSpec) -> str:
-    """Base, and how much of a head turns."""
+    """Describe RoPE: its base, and the rotated part of a head."""
     part = (
         "" if spec.rotary_dim in (None, spec.head_dim) else f", first {spec.rotary_dim} of a head"
     )
@@ -99,15 +98,15 @@ def rope(spec: ModelSpec) -> str:
 
 
 def own_sampler(spec: ModelSpec) -> str:
-    """The settings under which the family's published sampler is repeated."""
+    """Return the settings that reproduce the family's published sampler."""
     presets = [name for name in PRESETS if f"{name}_".startswith(f"{spec.family}_")]
     if presets:
         return "preset=" + " or ".join(presets)
     return f"decoder={spec.family if spec.family in decoders.names() else 'vanilla'}"
 
 
-def from_tokenizer(folder: Path, spec: ModelSpec) -> dict[str, Any]:
-    """How many tokens it knows, what ends a turn, whether it has a chat template; None without one."""
+def from_tokenizer(folder: Path, spec: ModelSpec) -> dict[str, object]:
+    """Return the tokenizer's facts (tokens, mask, end of a turn, chat template), None without one."""
     from unmask.engine.tokenizer import load_tokenizer, token_id
 
     tokenizer = load_tokenizer(folder)
@@ -125,7 +124,7 @@ def from_tokenizer(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 
 def weights(folder: Path) -> str:
-    """The files that hold them, and their dtypes, from their headers."""
+    """Describe the weight files: number, size and dtypes, from their headers."""
     from unmask.models.safetensors_files import shard_files, tensors_of
 
     try:
@@ -140,12 +139,12 @@ def weights(folder: Path) -> str:
 
 def show(model: str, as_json: bool) -> None:
     """Print the facts."""
-    found = facts(model)
+    entries = facts(model)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(entries, indent=2))
         return
     console = Console(highlight=False)
-    shown = {key.replace("_", " "): _text(key, value) for key, value in found.items()}
+    shown = {key.replace("_", " "): _text(key, value) for key, value in entries.items()}
     if not console.is_terminal:
         for key, text in shown.items():
             print(f"{key}\t{text}")
@@ -158,7 +157,7 @@ def show(model: str, as_json: bool) -> None:
     console.print(table)
 
 
-def _text(key: str, value: Any) -> str:
+def _text(key: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:

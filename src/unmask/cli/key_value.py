@@ -5,11 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
 
 from unmask.errors import ConfigError, ContradictionError, PromptError
-from unmask.knobs import Source, merge
 
 WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 BLANK = re.compile(r"(\{\{|\}\}|\{\d+\}|[{}])")
@@ -17,25 +14,6 @@ SPELLED = {"true": True, "yes": True, "on": True, "false": False, "no": False, "
 MAX_BLANK_DIGITS = 9
 SPELLINGS = {"quantize": "quantization"}
 """Older words for an option."""
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """Options of a decode; `method`: decoder, cache and knobs as they are written."""
-
-    model: str = "demo"
-    gen_length: int | None = None
-    seed: int = 0
-    dtype: str | None = None
-    device: str | None = None
-    quantization: str | None = None
-    raw: bool = False
-    stop_at_eos: bool = True
-    tensor_parallel_size: int = 1
-    method: Source = Source()
-
-
-DEFAULTS = {item.name: item.default for item in fields(DecodeOptions) if item.name != "method"}
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
@@ -67,37 +45,11 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 24 else text[:20] + "...")
 
 
-def settings(
-    pairs: Mapping[str, str], flags: Mapping[str, Any], unused: Mapping[str, str] | None = None
-) -> DecodeOptions:
-    """Merge flags (None: not given) and words; a word of no flag's name is a knob.
-
-    `unused` maps options that this command does not have to the reason. Raises ConfigError.
-    """
-    for key, reason in {"return_trace": "use --trace FILE", **(unused or {})}.items():
+def refuse_words(pairs: Mapping[str, str], reasons: Mapping[str, str]) -> None:
+    """Raise ConfigError for a word that a command does not take, with the reason by its name."""
+    for key, reason in reasons.items():
         if key in pairs:
             raise ConfigError(f"{key}={pairs[key]} is not for this command: {reason}")
-    own = {key: value for key, value in flags.items() if value is not None}
-    merged = merge(Source(own, spelling="--{flag}"), Source(pairs))
-    values = {
-        key: _typed(key, merged[key].value, DEFAULTS[key]) for key in DEFAULTS & merged.keys()
-    }
-    rest = {key: item.value for key, item in merged.items() if key not in DEFAULTS}
-    return DecodeOptions(**values, method=Source(rest))
-
-
-def _typed(key: str, value: Any, default: object) -> Any:
-    """Return a text as the type of an option. Raises ConfigError."""
-    if isinstance(default, bool) and isinstance(value, str):
-        if value.lower() not in SPELLED:
-            raise ConfigError(f"{key}={value!r} must be true or false")
-        return SPELLED[value.lower()]
-    if key in ("gen_length", "seed", "tensor_parallel_size"):
-        try:
-            return int(value)
-        except ValueError:
-            raise ConfigError(f"{key}={value!r} must be a whole number") from None
-    return value
 
 
 def read_prompt(prompt: str | None, what: str = "prompt") -> str:

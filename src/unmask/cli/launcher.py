@@ -12,34 +12,37 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unmask.cli.options import LoadKeywords
 
 POLL_S = 0.05
 FAILED_GRACE_S = 5.0
-"""How long rank 0 has to end by itself, with its own error, once another rank has failed."""
+"""Seconds that rank 0 has to end with its own error after another rank failed."""
 GRACE_S = 20.0
-"""How long ranks have to end after that, and once rank 0 has ended."""
+"""Seconds that ranks have to end after that, and after rank 0 has ended."""
 FAILED_STATUS = 1
 
 
 def is_started() -> bool:
-    """Whether this process is a rank already."""
+    """Return True if this process is a rank already."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def is_follower() -> bool:
-    """Whether this process is a rank, and not the first."""
+    """Return True if this process is a rank other than 0."""
     return is_started() and os.environ["RANK"] != "0"
 
 
-def take(size: int, model: str, loading: Mapping[str, Any]) -> None:
-    """Return where a model of `size` ranks is driven: in rank 0.
+def take(size: int, model: str, loading: LoadKeywords) -> None:
+    """Return in rank 0 only, which drives a model of `size` ranks.
 
-    Without ranks they are started first, and SystemExit is raised with the status of rank 0. The others
-    load their part (`loading`: what `LLM` is told), follow, and end by SystemExit. Raises ConfigError.
+    Outside a rank, start all ranks and raise SystemExit with the status of rank 0. The other ranks load
+    their part (`loading`: keyword arguments of `LLM`), follow, and end by SystemExit. Raises ConfigError.
     """
     if size > 1 and not is_started():
         raise SystemExit(start(size))
@@ -50,15 +53,15 @@ def take(size: int, model: str, loading: Mapping[str, Any]) -> None:
 
 
 def start(size: int, arguments: Sequence[str] | None = None) -> int:
-    """Run this command again as `size` ranks; its exit status."""
+    """Run this command again as `size` ranks; return its exit status."""
     typed = sys.argv[1:] if arguments is None else arguments
     return run([sys.executable, "-m", "unmask.cli.main", *typed], size)
 
 
 def run(command: Sequence[str], size: int) -> int:
-    """Run `size` ranks of a command; the first one's status, or 1 when another failed before it.
+    """Run `size` ranks of a command; return rank 0's status, or 1 when another failed before it.
 
-    SIGTERM goes to rank 0, which ends the others. A rank that failed ends all; what does not end is killed.
+    SIGTERM goes to rank 0, which ends the others. A failed rank ends all; one that does not end is killed.
     """
     shared = environment(size)
     ranks = [
@@ -88,7 +91,7 @@ def run(command: Sequence[str], size: int) -> int:
 
 
 def environment(size: int) -> dict[str, str]:
-    """What all ranks of one machine have in their environment, beside this process's own."""
+    """Return the environment that all ranks of one machine share, this process's included."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]

@@ -113,8 +113,6 @@ def _run(arguments: Sequence[str]) -> int:
     if asks_all:
         typed = [*typed[: typed.index(ALL_HELP)], "--help"]
     app = make_app(with_summaries=typed[:1] in ([], ["--help"], ["-h"]))
-    if typed[:1] == ["bench"]:
-        _load_bench(app)
     try:
         status = app(typed)
         if asks_all:
@@ -146,12 +144,6 @@ def _print_all(arguments: Sequence[str]) -> None:
     from unmask.cli.methods import all_knobs
 
     print(all_knobs())
-
-
-def _load_bench(app: App) -> None:
-    """Import the commands of bench, for their summaries."""
-    for name in app["bench"]:
-        app["bench"][name]
 
 
 def _fail(message: str) -> int:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from rich import box
 from rich.console import Console
@@ -17,15 +17,27 @@ from unmask.models import BUNDLED, convert_checkpoint, read_spec
 from unmask.view.progress import LoadingView
 
 ABOUT = {"demo": "word problems, 4x4 Sudoku, blanks in simple sentences"}
-"""What each is good for."""
+"""Tasks of each bundled model."""
 
 
-def listing() -> list[dict[str, Any]]:
-    """One entry a bundled model; sizes are None where the weights are not installed."""
-    found = []
+class ModelEntry(TypedDict):
+    """One bundled model; sizes are None where the weights are not installed."""
+
+    name: str
+    description: str
+    architecture: str | None
+    context: int | None
+    parameters: int | None
+    size_bytes: int | None
+    folder: str
+
+
+def listing() -> list[ModelEntry]:
+    """Return the bundled models."""
+    entries = []
     for name, folder in BUNDLED.items():
         weights = sorted(folder.glob("*.safetensors"))
-        entry: dict[str, Any] = {
+        entry: ModelEntry = {
             "name": name,
             "description": ABOUT.get(name, ""),
             "architecture": None,
@@ -37,13 +49,14 @@ def listing() -> list[dict[str, Any]]:
         if (folder / "config.json").exists():
             spec = read_spec(folder)
             sizes = f"{spec.num_layers} layers of width {spec.d_model}"
-            entry |= {"architecture": f"{spec.family}, {sizes}", "context": spec.max_length}
-        found.append(entry)
-    return found
+            entry["architecture"] = f"{spec.family}, {sizes}"
+            entry["context"] = spec.max_length
+        entries.append(entry)
+    return entries
 
 
 def _parameters(path: Path) -> int:
-    """Numbers in a safetensors file, from its header alone."""
+    """Return the number of elements in a safetensors file, from its header."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -75,14 +88,14 @@ def show(as_json: bool) -> None:
     console.print(table)
 
 
-def _size(entry: dict[str, Any]) -> str:
-    if entry["parameters"] is None:
+def _size(entry: ModelEntry) -> str:
+    if entry["parameters"] is None or entry["size_bytes"] is None:
         return "weights missing"
     return f"{entry['parameters'] / 1e6:.1f} M parameters, {entry['size_bytes'] / 1e6:.1f} MB"
 
 
 def run(source: str, target: str, form: str) -> None:
-    """Convert, and say what was written on standard error."""
+    """Convert a checkpoint; report the written files on standard error."""
     with LoadingView(source, verb="converting") as progress:
         done = convert_checkpoint(source, target, form, progress)
     files = "1 file" if done.num_files == 1 else f"{done.num_files} files"

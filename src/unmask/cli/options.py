@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from cyclopts import Group, Parameter
 
+from unmask.knobs import Source
 from unmask.options import option
 
 PRINT_JSON = Parameter(name="--json")
@@ -37,6 +39,15 @@ class DeviceOptions:
     """cpu, cuda or cuda:N. Default: cuda if available."""
 
 
+class LoadKeywords(TypedDict):
+    """Keywords of `LLM` beside the model."""
+
+    dtype: str | None
+    device: str | None
+    quantization: str | None
+    tensor_parallel_size: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions(DeviceOptions):
     """Keywords of `LLM` beside the model's name."""
@@ -46,6 +57,65 @@ class LoadOptions(DeviceOptions):
 
     tensor_parallel_size: Annotated[int, option("--tp-size", least=1)] = 1
     """Number of processes (GPUs) that hold a part of the model each."""
+
+    def keywords(self) -> LoadKeywords:
+        """Return the options as keywords of `LLM`."""
+        return {
+            "dtype": self.dtype,
+            "device": self.device,
+            "quantization": self.quantization,
+            "tensor_parallel_size": self.tensor_parallel_size,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LoadOptions):
+    """A model and its place."""
+
+    model: Annotated[str, option("-m", metavar="M")] = "demo"
+    """Bundled name, folder or hub id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """Decoder, cache and seed."""
+
+    decoder: Annotated[str | None, option("-d", metavar="D")] = None
+    """Decoding method; `unmask decoders D` lists its knobs. Default: vanilla."""
+
+    cache: Annotated[str | None, option("-c", metavar="C")] = None
+    """Cache policy; `unmask caches C` lists its knobs. Default: none."""
+
+    seed: Annotated[int, option(metavar="S")] = 0
+    """Seed of all randomness."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(MethodOptions):
+    """The method, and the length and form of the answer."""
+
+    gen_length: Annotated[int | None, option(metavar="N")] = None
+    """Number of positions to generate. Default: 128."""
+
+    stop_at_eos: bool = True
+    """Stop when the answer is complete."""
+
+    raw: bool = False
+    """Use the prompt as it is, without the chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions(GenerateOptions, ModelOptions):
+    """All options of a decode, with the knobs of its method by name (`cache.NAME`: the cache's)."""
+
+    knobs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def method(self) -> Source:
+        """Decoder, cache and knobs as one source, without those that are not given."""
+        names = {"decoder": self.decoder, "cache": self.cache}
+        chosen = {key: name for key, name in names.items() if name is not None}
+        return Source({**chosen, **self.knobs})
 
 
 @dataclass(frozen=True, kw_only=True)

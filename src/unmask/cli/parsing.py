@@ -26,7 +26,7 @@ from cyclopts.exceptions import (
 )
 
 from unmask.cli.key_value import SPELLED, WORD
-from unmask.errors import ConfigError, unknown_name
+from unmask.errors import ConfigError, ContradictionError, unknown_name
 
 if TYPE_CHECKING:
     from cyclopts.argument import Argument, ArgumentCollection
@@ -88,7 +88,7 @@ def _add_word(target: Argument, key: str, text: str) -> None:
         return
     first = target.tokens[0]
     if _plain(first) != _plain(token):
-        raise ConfigError(f"{_shown(first)} and {key}={text} contradict; give one of them")
+        raise ContradictionError(key, _shown(first), f"{key}={text}")
 
 
 def _plain(token: Token) -> str:

@@ -34,12 +34,12 @@ def report(
     from unmask.evals.results import read_runs
     from unmask.evals.results import report as text_of
 
-    found = read_runs(runs)
-    text = text_of(found)
+    loaded = read_runs(runs)
+    text = text_of(loaded)
     print(text, end="", flush=True)
     if no_pictures:
         return
-    folder = found[0].folder.absolute().parent if out is None else out
+    folder = loaded[0].folder.absolute().parent if out is None else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = draw(runs, folder)

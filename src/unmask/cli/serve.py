@@ -88,7 +88,7 @@ def run(options: ServeOptions) -> None:
         settings = settings_of(options, spec, model, defaults_of(spec, options, method), access)
         serve_replicas(options, model, settings, counts)
         return
-    launcher.take(options.load.tensor_parallel_size, model, dataclasses.asdict(options.load))
+    launcher.take(options.load.tensor_parallel_size, model, options.load.keywords())
     bound = bind(options.server.host, options.server.port)
     with bound:
         llm = load(options, model)
@@ -140,7 +140,7 @@ def print_routes(metrics: bool) -> None:
 
 
 def split(options: ServeOptions) -> tuple[str, dict[str, str]]:
-    """The model, and the knobs among the words. Raises ConfigError."""
+    """Split the words into the model and the knobs. Raises ConfigError."""
     model, knobs = options.model, dict[str, str]()
     for word in options.words:
         match = WORD.fullmatch(word)
@@ -177,7 +177,7 @@ def method_of(options: ServeOptions, words: Mapping[str, str]) -> MethodSpec:
 
 
 def read_config(path: Path | None) -> Mapping[str, Any] | None:
-    """A YAML file's mapping. Raises ConfigError."""
+    """Read a YAML file's mapping. Raises ConfigError."""
     if path is None:
         return None
     import yaml
@@ -222,7 +222,7 @@ def access_of(server: ServerConfig) -> Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return True for an address that only this machine reaches."""
     if host == "localhost":
         return True
     try:
@@ -232,21 +232,19 @@ def is_loopback(host: str) -> bool:
 
 
 def open_to(host: str) -> str:
-    """Who may call a server without a key, as it says when it starts."""
+    """Describe the callers that a server without a key admits, for its start message."""
     return "open" if is_loopback(host) else f"OPEN, without a key, to all who reach {host}"
 
 
 def load(options: ServeOptions, model: str) -> LLM:
-    """The model."""
+    """Load the model."""
     from unmask.view.progress import LoadingView
 
     with LoadingView(model) as progress:
         from unmask.engine.llm import LLM
         from unmask.engine.threads import run_in_thread
 
-        return run_in_thread(
-            lambda: LLM(model, progress=progress, **dataclasses.asdict(options.load))
-        )
+        return run_in_thread(lambda: LLM(model, progress=progress, **options.load.keywords()))
 
 
 def defaults_of(spec: ModelSpec, options: ServeOptions, method: MethodSpec) -> MethodSpec:
@@ -293,15 +291,15 @@ def set_up_log(log_requests: bool) -> None:
 def facts(
     llm: LLM, model: str, settings: ServerSettings, options: ServeOptions, url: str
 ) -> list[str]:
-    """What is served, line by line."""
+    """Return the start message, line by line."""
     defaults, limits = settings.defaults.bind(llm.spec.block_size), settings.limits
     count = sum(value.numel() for value in llm.model.parameters())
     size = llm.model.ranks.size
-    held = f"{count:,} parameters" + (f" in rank 0 of {size}" if size > 1 else "")
+    parameters = f"{count:,} parameters" + (f" in rank 0 of {size}" if size > 1 else "")
     names = ", ".join(settings.models)
     named = "" if names == model else f", served as {names}"
     shown = {
-        "model": f"{model} ({llm.spec.family}, {held}){named}",
+        "model": f"{model} ({llm.spec.family}, {parameters}){named}",
         "dtype": f"{str(llm.model.dtype).removeprefix('torch.')} on {llm.model.device}",
         "decoder": defaults.label,
         "cache": f"{defaults.describe_cache()} ({'exact' if defaults.cache.exact else 'approximate'})",
@@ -375,7 +373,7 @@ def serve_replicas(
     port = free_port(server.host, server.port)
     plan = replicas.ReplicaPlan(
         model=model,
-        loading=dataclasses.asdict(options.load),
+        loading=options.load.keywords(),
         settings=settings,
         engine=options.engine,
         least=counts[0],
@@ -402,7 +400,7 @@ def serve_replicas(
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises ConfigError when it is taken."""
+    """Return the port, or a free one for 0. Raises ConfigError when it is in use."""
     from unmask.server.process import bind
 
     bound: socket.socket = bind(host, port)

@@ -15,7 +15,7 @@ from unmask.server.settings import ReplicaConfig, ServerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefaultMethodOptions:
+class ServedMethodOptions:
     """The decoding method of requests that do not choose one."""
 
     decoder: Annotated[str | None, option("-d", metavar="D")] = None
@@ -40,7 +40,7 @@ class ServeOptions:
     config: Annotated[Path | None, option(metavar="FILE")] = None
     """YAML file of these options, and `knobs`; flags win."""
 
-    method: Annotated[DefaultMethodOptions, flat(METHOD)] = DefaultMethodOptions()
+    method: Annotated[ServedMethodOptions, flat(METHOD)] = ServedMethodOptions()
 
     model: Annotated[
         str | None, option("-m", "--model-path", metavar="M"), Parameter(group=MODEL)

@@ -8,10 +8,10 @@ import inspect
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich import box
@@ -22,6 +22,8 @@ from unmask.errors import ConfigError
 from unmask.train.recipe import Recipe, compose, presets
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from unmask.train.loop import StepLog, Trainer
 
 INTERRUPTED_STATUS = 130
@@ -44,7 +46,7 @@ def train(
 
 
 def run(words: Sequence[str]) -> None:
-    """Train; without words, list what can be said."""
+    """Train; without words, list the recipes and their keys."""
     if not words:
         show_recipes()
         return
@@ -63,7 +65,7 @@ def run(words: Sequence[str]) -> None:
 
 
 def _train(recipe: Recipe) -> Path | None:
-    """Train to the end, or to an interruption: then the checkpoint that was saved."""
+    """Train to the end; after an interruption, save a checkpoint and return its folder."""
     _note("preparing")
     from unmask.demo.training_data import DemoData, demo_spec
     from unmask.train.loop import Trainer
@@ -76,31 +78,31 @@ def _train(recipe: Recipe) -> Path | None:
         _note(f"{recipe.output} is at step {trainer.step} of {recipe.steps}: nothing left to train")
     elif trainer.step:
         _note(f"going on after step {trainer.step} of {recipe.steps} in {recipe.output}")
-    with _told_to_stop() as told, _progress(trainer) as report:
+    with _stop_signals() as signals, _progress(trainer) as report:
         for entry in trainer:
             report(entry)
-            if told and entry.step < recipe.steps:
+            if signals and entry.step < recipe.steps:
                 return trainer.save()
     return None
 
 
 def tokenizer_folder(recipe: Recipe) -> Path:
-    """The bundled tokenizer's folder, or one made in the output folder."""
+    """Return the bundled tokenizer's folder, or build one in the output folder."""
     from unmask.models import BUNDLED
 
     bundled = BUNDLED["demo"]
     if (bundled / "tokenizer.json").exists():
         return bundled
-    made = Path(recipe.output) / "tokenizer"
-    if not (made / "tokenizer.json").exists():
+    folder = Path(recipe.output) / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
         from unmask.demo.tokenizer import build_tokenizer
 
-        _note(f"building the tokenizer in {made}")
-        build_tokenizer(made)
-    return made
+        _note(f"building the tokenizer in {folder}")
+        build_tokenizer(folder)
+    return folder
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from unmask.engine.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
@@ -113,27 +115,27 @@ def _note(text: str) -> None:
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[list[int]]:
-    """A list that is no longer empty after Ctrl-C or a request to end; the second Ctrl-C ends at once."""
-    told: list[int] = []
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list; the second one raises KeyboardInterrupt."""
+    received: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if told:
+        if received:
             raise KeyboardInterrupt
-        told.append(number)
+        received.append(number)
         _note("stopping after this step (once more: at once, without a checkpoint)")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield told
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _progress(trainer: Trainer) -> Iterator[Any]:
-    """A function that shows a step: a line, and on a terminal a bar below."""
+def _progress(trainer: Trainer) -> Iterator[Callable[[StepLog], None]]:
+    """Provide a function that shows a step: a line, and on a terminal a bar below."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal or console.is_dumb_terminal:
         yield lambda entry: print(entry.line(), flush=True)
@@ -163,17 +165,17 @@ def _progress(trainer: Trainer) -> Iterator[Any]:
 
 
 def key_help() -> dict[str, str]:
-    """What each recipe key means: the string that follows the field in the class."""
+    """Return the help of each recipe key: the string that follows the field in the class."""
     (body,) = ast.parse(inspect.getsource(Recipe)).body
     assert isinstance(body, ast.ClassDef), "a recipe is a class"
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     name = ""
     for node in body.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             name = node.target.id
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name:
-            found[name] = " ".join(str(node.value.value).split())
-    return found
+            texts[name] = " ".join(str(node.value.value).split())
+    return texts
 
 
 def show_recipes() -> None:
@@ -194,7 +196,7 @@ def show_recipes() -> None:
     console.print(table, markup=False)
 
 
-def _spell(value: Any) -> str:
+def _spell(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

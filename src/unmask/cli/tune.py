@@ -6,11 +6,11 @@ import dataclasses
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich import box
 from rich.console import Console
@@ -82,35 +82,35 @@ def tune(
     run(keys.words(words), files.sources(), options)
 
 
-def run(words: Sequence[str], sources: Sources, wanted: TuneOptions) -> None:
+def run(words: Sequence[str], sources: Sources, options: TuneOptions) -> None:
     """Search, check on held-out prompts, write and show."""
-    settings, plan = planned(words, sources, wanted)
+    settings, plan = planned(words, sources, options)
     from unmask.bench.plot import check_plot_file
     from unmask.tune import outcome, plot
 
-    if wanted.plot is not None:
-        check_plot_file(wanted.plot)
+    if options.plot is not None:
+        check_plot_file(options.plot)
     bench = _bench(settings)
     from unmask.tune.study import open_study
     from unmask.tune.study import run as search
 
     open_study(bench, plan)
     with _progress(plan) as (watch, done):
-        found = search(bench, plan, watch, done)
-        held_out = outcome.check(bench, found, wanted.held_out, watch)
-    command = _command(words, wanted)
-    made = outcome.write(bench, found, held_out, command, bench.folder)
-    picture = bench.folder / PICTURE if wanted.plot is None and _can_draw() else wanted.plot
+        result = search(bench, plan, watch, done)
+        held_out = outcome.check(bench, result, options.held_out, watch)
+    command = _command(words, options)
+    files = outcome.write(bench, result, held_out, command, bench.folder)
+    picture = bench.folder / PICTURE if options.plot is None and _can_draw() else options.plot
     if picture is not None:
-        plot.draw(found, picture)
-        made.append(picture)
-    _show(bench, found, held_out, made, wanted.as_json)
+        plot.draw(result, picture)
+        files.append(picture)
+    _show(bench, result, held_out, files, options.as_json)
 
 
 def planned(
-    words: Sequence[str], sources: Sources, wanted: TuneOptions
+    words: Sequence[str], sources: Sources, options: TuneOptions
 ) -> tuple[EvalSettings, StudyPlan]:
-    """What every point shares, and the search. Raises ConfigError before anything is loaded."""
+    """Return the settings that every point shares, and the search. Raises ConfigError before loading."""
     from unmask.config import compose, method_of
     from unmask.config.settings import settings_of
     from unmask.tune.goal import parse_constraint, parse_objectives
@@ -119,18 +119,18 @@ def planned(
 
     composed = compose(_with_task(words, sources), sources)
     for key in ("limit", "offset"):
-        if composed.values[key].is_given:
+        if composed.values[key].is_set:
             raise ConfigError(f"{key} has no effect here; use --prompts and --held-out")
     method = method_of(composed)
     tell(method.notes)
     settings = settings_of(composed, method)
-    asked = () if wanted.constraint == ("none",) else wanted.constraint
+    constraints = () if options.constraint == ("none",) else options.constraint
     plan = StudyPlan(
-        space=space_of(method.decoder_name, parse_changes(wanted.space), tuple(method.given)),
-        objectives=parse_objectives(wanted.objective),
-        constraints=tuple(parse_constraint(text) for text in asked),
-        num_prompts=wanted.prompts,
-        num_trials=wanted.trials,
+        space=space_of(method.decoder_name, parse_changes(options.space), tuple(method.given)),
+        objectives=parse_objectives(options.objective),
+        constraints=tuple(parse_constraint(text) for text in constraints),
+        num_prompts=options.prompts,
+        num_trials=options.trials,
         seed=settings.seed,
     )
     if composed["output"] is None:
@@ -141,7 +141,7 @@ def planned(
 
 
 def _with_task(words: Sequence[str], sources: Sources) -> list[str]:
-    """The words, with the bundled word problems where no task is named."""
+    """Return the words; without a task, the bundled word problems are added."""
     from unmask.config import compose
 
     named = compose(words, sources)["dataset.name"] is not None
@@ -166,8 +166,10 @@ def _can_draw() -> bool:
 
 
 @contextmanager
-def _progress(plan: StudyPlan) -> Iterator[tuple[Any, Any]]:
-    """How a point stands and what each gave: a bar on a terminal, else a line a point."""
+def _progress(
+    plan: StudyPlan,
+) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[TrialPoint], None]]]:
+    """Show progress and results of points: a bar on a terminal, else a line per point."""
     console = Console(stderr=True, highlight=False)
     total = plan.num_trials
     names = plan.objectives
@@ -178,11 +180,11 @@ def _progress(plan: StudyPlan) -> Iterator[tuple[Any, Any]]:
         return f"point {point.number} of {total}: {numbers}" + (f"  ({state})" if state else "")
 
     if not console.is_terminal:
-        told: set[str] = set()
+        printed: set[str] = set()
 
         def note(label: str, done: int, count: int) -> None:
-            if not label.startswith("point") and label not in told:
-                told.add(label)
+            if not label.startswith("point") and label not in printed:
+                printed.add(label)
                 print(label, file=sys.stderr, flush=True)
 
         yield note, lambda point: print(line(point), file=sys.stderr, flush=True)
@@ -202,22 +204,26 @@ def _progress(plan: StudyPlan) -> Iterator[tuple[Any, Any]]:
         yield show, lambda point: bar.console.print(line(point), markup=False, soft_wrap=True)
 
 
-def _command(words: Sequence[str], wanted: TuneOptions) -> str:
-    """What to type to do this again."""
+def _command(words: Sequence[str], options: TuneOptions) -> str:
+    """Return the command that repeats this run."""
     typed = ["unmask", "tune", *words]
     for flag, values in (
-        ("--objective", wanted.objective),
-        ("--constraint", wanted.constraint),
-        ("--space", wanted.space),
+        ("--objective", options.objective),
+        ("--constraint", options.constraint),
+        ("--space", options.space),
     ):
         for value in values:
             typed += [flag, value]
-    typed += ["--trials", str(wanted.trials), "--prompts", str(wanted.prompts)]
-    return shlex.join([*typed, "--held-out", str(wanted.held_out)])
+    typed += ["--trials", str(options.trials), "--prompts", str(options.prompts)]
+    return shlex.join([*typed, "--held-out", str(options.held_out)])
 
 
 def _show(
-    bench: Bench, found: SearchResult, held_out: HeldOut | None, made: Sequence[Path], as_json: bool
+    bench: Bench,
+    result: SearchResult,
+    held_out: HeldOut | None,
+    files: Sequence[Path],
+    as_json: bool,
 ) -> None:
     from unmask.tune import outcome
 
@@ -229,20 +235,20 @@ def _show(
     if not live:
         console = Console(file=console.file, highlight=False, width=WIDE)
     table = Table(box=box.SIMPLE_HEAD if live else box.MARKDOWN, pad_edge=not live)
-    for title in ("", *found.plan.objectives, "knobs"):
+    for title in ("", *result.plan.objectives, "knobs"):
         table.add_column(title, overflow="fold")
-    for row in outcome.rows(found):
+    for row in outcome.rows(result):
         table.add_row(*map(Text, row))
     console.print(table)
-    if found.best is None:
+    if result.best is None:
         console.print(Text("no point keeps to what is asked; more --trials, or ask for less"))
     if held_out is not None:
         console.print(
             Text(f"held out, best against defaults: {outcome.sentence(held_out)}"), soft_wrap=True
         )
-    for path in made:
+    for path in files:
         console.print(Text(f"wrote {path}", "dim" if live else ""), soft_wrap=True)
-    if found.best is not None:
+    if result.best is not None:
         console.print(
             Text(f"use it: unmask eval generation={bench.folder / outcome.PRESET} ..."),
             soft_wrap=True,

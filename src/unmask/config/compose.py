@@ -40,7 +40,7 @@ class Value:
     layer: str
 
     @property
-    def is_given(self) -> bool:
+    def is_set(self) -> bool:
         """True unless the value is the default of the schema."""
         return self.layer != SCHEMA_DEFAULT
 
@@ -260,13 +260,13 @@ def _add_environment(values: dict[str, Value], sources: Sources) -> dict[str, Va
     """Fill in the values of the environment that no override sets."""
     filled = dict(values)
     folder = sources.models_folder
-    if folder is not None and (values["model.path"].is_soft or not values["model.path"].is_given):
+    if folder is not None and (values["model.path"].is_soft or not values["model.path"].is_set):
         for name in (values["model.name"].value, Path(str(values["model.path"].value)).name):
             if (folder / name).is_dir():
                 filled["model.path"] = Value(str(folder / name), "environment UNMASK_MODELS")
                 break
-    if sources.data_folder is not None and not values["dataset.path"].is_given:
+    if sources.data_folder is not None and not values["dataset.path"].is_set:
         filled["dataset.path"] = Value(str(sources.data_folder), "environment UNMASK_DATA")
-    if sources.may_run_code and not values["confirm_run_unsafe_code"].is_given:
+    if sources.may_run_code and not values["confirm_run_unsafe_code"].is_set:
         filled["confirm_run_unsafe_code"] = Value(True, "environment HF_ALLOW_CODE_EVAL")
     return filled

@@ -9,7 +9,7 @@ from unmask.method import CACHE_PREFIX, MethodSpec, Note, Source
 
 OPTIONS = ("gen_length", "strategy", "num_transfer_tokens")
 TRANSLATED = ("alg", "num_transfer_tokens")
-"""Keys of the schema that are other names of knobs."""
+"""Keys of the schema that are aliases of knobs."""
 
 
 def method_of(composed: Composed) -> MethodSpec:
@@ -30,7 +30,7 @@ def method_of(composed: Composed) -> MethodSpec:
 
 
 def _knobs(composed: Composed) -> dict[str, Value]:
-    """Return the knobs that are given, with d2Cache's values for "none" replaced by ours."""
+    """Return the explicit knobs, with d2Cache's values for "none" replaced by unmask's."""
     knobs = composed.group("generation")
     if "sigma" in knobs and knobs["sigma"].value in (0, 0.0):
         knobs["sigma"] = replace(knobs["sigma"], value=None)
@@ -38,7 +38,7 @@ def _knobs(composed: Composed) -> dict[str, Value]:
         del knobs["temperature"]
     for key in TRANSLATED:
         item = composed.values[f"generation.{key}"]
-        if item.is_given and item.value is not None:
+        if item.is_set and item.value is not None:
             knobs[key] = item
     inside = composed.group("cache")
     return knobs | {CACHE_PREFIX + key: item for key, item in inside.items()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unmask.config.schema import CHOICES, canonical
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, ContradictionError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser import types
@@ -113,10 +113,8 @@ def _without_repeats(overrides: Iterable[Override]) -> list[Override]:
     for override in overrides:
         first = by_key.setdefault(override.key, override)
         if (first.value, first.is_deletion) != (override.value, override.is_deletion):
-            raise ConfigError(
-                f"{first.typed_key}={first.text} and {override.typed_key}={override.text} contradict; "
-                f"give one of them"
-            )
+            texts = (f"{item.typed_key}={item.text}" for item in (first, override))
+            raise ContradictionError(override.key, *texts)
     return list(by_key.values())
 
 

@@ -24,7 +24,7 @@ class Autoregressive(Growing):
             )
 
     def growth(self, gen_length: int) -> tuple[int, int | None]:
-        """One by one."""
+        """Append one position per forward."""
         return 1, 1
 
 

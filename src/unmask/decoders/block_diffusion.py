@@ -28,7 +28,7 @@ class BlockDiffusion(Growing):
     )
 
     def growth(self, gen_length: int) -> tuple[int, int | None]:
-        """The knobs, checked. The last block may be shorter."""
+        """Check the knobs. The last block may be shorter."""
         length = min(32, gen_length) if self.block_length is None else self.block_length
         if not 1 <= length <= gen_length:
             raise ConfigError(

@@ -77,12 +77,12 @@ class CadLLM(Controller, Decoder[Control]):
         self.check_switches()
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Control:
-        """The first block."""
+        """Return the state of the first block."""
         total = int((~canvas.fixed).sum())
         return self.enter(canvas, Control(facts, 0, canvas.prompt_length, total, 1, 0))
 
     def enter(self, canvas: Canvas, state: Control) -> Control:
-        """The block after `state.end`, as long as the history says."""
+        """Return the block after `state.end`, its length set by the history."""
         start = state.end
         length = self.length(state.history, len(canvas) - start)
         end = start + length
@@ -100,7 +100,7 @@ class CadLLM(Controller, Decoder[Control]):
         )
 
     def ask(self, canvas: Canvas, state: Control) -> tuple[Ask, Control]:
-        """The block's open positions, their confidence over V_t tokens."""
+        """Ask for the block's open positions, their confidence over V_t tokens."""
         window = (state.start, state.end)
         if state.is_all_in:
             return Ask(canvas.open_positions(), window), state
@@ -125,12 +125,12 @@ class CadLLM(Controller, Decoder[Control]):
         return Ask(rows, window, stats=frozenset(stats), top_v=state.vocab_size), state
 
     def progress(self, state: Control) -> float:
-        """g_t of Eq. 4: the answer's share before the block, and the block's by its steps."""
+        """Compute g_t of Eq. 4: the answer's share before the block, plus the block's by its steps."""
         share = (state.step / state.num_steps) * ((state.end - state.start) / state.total)
         return state.done_before / state.total + share
 
     def tau_now(self, state: Control) -> float:
-        """tau_t of Eq. 5, or the fixed threshold."""
+        """Return tau_t of Eq. 5, or the fixed threshold."""
         if not self.adaptive_threshold:
             return self.tau_base if self.threshold is None else self.threshold
         if self.variant == "paper":
@@ -138,7 +138,7 @@ class CadLLM(Controller, Decoder[Control]):
         return self.tau(state.step / state.num_steps)
 
     def levels(self, state: Control, reading: Reading) -> tuple[Floats, Floats]:
-        """(rank, confidence) of each position."""
+        """Return (rank, confidence) of each position."""
         if self.confidence == "entropy":
             entropy = reading.stats["top_v_entropy"]
             return -entropy, 1.0 / (1.0 + entropy)
@@ -168,7 +168,7 @@ class CadLLM(Controller, Decoder[Control]):
         return edit, self.watch(after, reading)
 
     def choose(self, state: Control, masked: Reading, rank: Floats, level: Floats) -> Ints:
-        """The threshold rule, or one of its exceptions."""
+        """Commit by the threshold rule or one of its exceptions."""
         if self.path == "dream" and state.step == 0:
             return np.zeros(1, dtype=np.int64)
         if self.variant == "paper" and state.step >= state.num_steps - 1:
@@ -178,7 +178,7 @@ class CadLLM(Controller, Decoder[Control]):
         return selection.threshold(rank, level, state.threshold)
 
     def watch(self, state: Control, reading: Reading) -> Control:
-        """The early exit: two clear forwards of the block in a row, after a fifth of its steps."""
+        """Test the early exit: two clear forwards in a row, after a fifth of the block's steps."""
         if not self.early_exit:
             return state
         block = reading.only((reading.positions >= state.start) & (reading.positions < state.end))

@@ -47,7 +47,7 @@ class CreditDecoding(Blockwise):
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 0")
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """With the credit that is left of earlier forwards."""
+        """Ask with the remaining credit of earlier forwards as bias."""
         ask, state = super().ask(canvas, state)
         amounts = self.amounts(state)
         position_of = dict(zip(canvas.uid[ask.rows].tolist(), ask.rows.tolist(), strict=True))
@@ -71,11 +71,11 @@ class CreditDecoding(Blockwise):
         return state.memory if isinstance(state.memory, dict) else {}
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
-        """A block's credit ends with it."""
+        """Enter the next block with no credit."""
         return replace(super().next_block(canvas, state), memory=None)
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
-        """Book this forward's credit, as the forward itself did."""
+        """Update the credit with this forward's reading."""
         amounts = {key: self.credit_beta * c for key, c in self.amounts(state).items()}
         uids = canvas.uid[reading.positions].tolist()
         raw = zip(uids, reading.stats["raw_token"], reading.stats["raw_confidence"], strict=True)
@@ -85,7 +85,7 @@ class CreditDecoding(Blockwise):
         return super().step(canvas, replace(state, memory=amounts), reading)
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """The threshold rule."""
+        """Select by the threshold rule."""
         return selection.threshold(scores.rank, scores.level, self.threshold)
 
 

@@ -25,7 +25,7 @@ MAX_GEN_LENGTH = 2048
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Where the sliding block begins, whether phase 2 has begun, the most positions."""
+    """Start of the sliding block, flag of phase 2, and the maximum number of positions."""
 
     facts: ModelFacts
     cursor: int
@@ -83,11 +83,11 @@ class Daedal(Scoring, Decoder[Growth]):
             )
 
     def first_length(self) -> int:
-        """Positions to begin with."""
+        """Return the number of positions to begin with."""
         return self.initial_gen_length
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
-        """As it is; blanks inside a text have their lengths already."""
+        """Return the canvas unchanged; blanks inside a text have fixed lengths."""
         if canvas.infilling:
             raise ConfigError(
                 "decoder 'daedal' chooses the answer's length and cannot fill blanks of given lengths; use "
@@ -96,20 +96,20 @@ class Daedal(Scoring, Decoder[Growth]):
         return canvas
 
     def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """The longest the canvas may get."""
+        """Return the maximum length of the canvas."""
         room = facts.max_length - canvas.prompt_length
         most = min(self.max_gen_length or MAX_GEN_LENGTH, room)
         return canvas.prompt_length + max(most, self.initial_gen_length)
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Growth:
-        """Phase 1."""
+        """Begin phase 1."""
         self.check_scores(facts)
         if facts.eos_id is None:
             raise ConfigError("decoder 'daedal' needs a model with an end-of-text token")
         return Growth(facts, canvas.prompt_length, self.max_positions(canvas, facts))
 
     def ask(self, canvas: Canvas, state: Growth) -> tuple[Ask, Growth]:
-        """The block's open positions and the tail; the rest of the answer where it is computed anyway."""
+        """Ask for the block's open positions and the tail; for the rest of the answer if computed."""
         cursor = state.cursor
         while not canvas.open[cursor : cursor + self.block_length].any():
             cursor += self.block_length
@@ -127,7 +127,7 @@ class Daedal(Scoring, Decoder[Growth]):
         return ask, replace(state, cursor=cursor)
 
     def expected_end(self, state: Growth, reading: Reading) -> float:
-        """Mean probability of the end over the last positions that would say it; missing ones count 0."""
+        """Return the mean end probability over the last positions that predict it; missing ones count 0."""
         says_end = np.flatnonzero(reading.stats["eos_top"] > 0)[-self.num_check_last_eot :]
         return float(reading.stats["eos"][says_end].sum()) / self.num_check_last_eot
 
@@ -160,7 +160,7 @@ class Daedal(Scoring, Decoder[Growth]):
         return edit, state
 
     def expand(self, canvas: Canvas, edit: Edit, position: int, room: int) -> Edit:
-        """The position becomes `expansion_factor` masks: it stays, the others come after it.
+        """Expand the position to `expansion_factor` masks: new ones are inserted after it.
 
         What then exceeds the maximum falls off the end.
         """

@@ -34,7 +34,7 @@ class DreamState:
 
 @functools.lru_cache(maxsize=64)
 def shares(steps: int, eps: float) -> Floats:
-    """1 - s/t of every step, in float32 as published: `t` is `linspace(1, eps, steps + 1)`."""
+    """Return 1 - s/t of every step, in float32 as published: `t` is `linspace(1, eps, steps + 1)`."""
     width = np.float32((np.float32(eps) - np.float32(1)) / np.float32(steps))
     index = np.arange(steps + 1, dtype=np.float32)
     early = np.float32(1) + width * index
@@ -87,24 +87,24 @@ class Dream(Scoring, Decoder[DreamState]):
         return names.get(self.alg, "confidence")
 
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """How many steps the schedule has."""
+        """Return the number of steps in the schedule."""
         return self.steps or len(canvas) - canvas.prompt_length
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> DreamState:
-        """Before the first step."""
+        """Return the state before the first step."""
         self.check_scores(facts)
         steps = self.planned_steps(canvas, facts)
         quotas = quota_schedule(canvas.num_open, steps) if self.schedule == "even" else ()
         return DreamState(facts, 0, steps, quotas)
 
     def ask(self, canvas: Canvas, state: DreamState) -> tuple[Ask, DreamState]:
-        """Every open position."""
+        """Ask for every open position."""
         window = (canvas.prompt_length, len(canvas))
         ask = Ask(canvas.open_positions(), window, stats=self.score_stats, from_sampling=True)
         return ask, state
 
     def step(self, canvas: Canvas, state: DreamState, reading: Reading) -> tuple[Edit, DreamState]:
-        """The next step that commits something."""
+        """Run the next step that commits a position."""
         masked = reading.undecided(canvas)
         if self.schedule == "even" and self.eps != 1e-3:
             raise ConfigError(f"eps={self.eps} has no effect with schedule=even")
@@ -116,7 +116,7 @@ class Dream(Scoring, Decoder[DreamState]):
         return masked.commit(chosen), replace(state, step=step)
 
     def toss(self, coins: Floats, state: DreamState) -> tuple[Ints, int]:
-        """Positions whose coin falls below the share, and the step after.
+        """Return positions whose coin falls below the share, and the step after.
 
         When none does, the next step sees the same canvas: no forward is needed for it, and a coin that
         did not fall below p is uniform on [p, 1), so it serves again.
@@ -132,7 +132,7 @@ class Dream(Scoring, Decoder[DreamState]):
             coins = (coins - p) / (1 - p)
 
     def next_quota(self, num_open: int, state: DreamState) -> tuple[int, int]:
-        """How many to commit at the first step from now on that commits any, and the step after."""
+        """Return the count of the next step that commits any position, and the step after."""
         if self.schedule == "even":
             quotas = np.array(state.quotas[state.step : -1], dtype=np.int64)
         else:
@@ -144,7 +144,7 @@ class Dream(Scoring, Decoder[DreamState]):
         return int(quotas[some[0]]), state.step + int(some[0]) + 1
 
     def rank_or_draw(self, canvas: Canvas, state: DreamState, masked: Reading, k: int) -> Ints:
-        """The k surest, or k drawn without replacement (Gumbel top-k)."""
+        """Select the best k, or draw k without replacement (Gumbel top-k)."""
         scores = self.scores(canvas, state.facts, canvas.prompt_length, masked)
         if self.alg_temp is None:
             return quota(scores.rank, k)

@@ -13,7 +13,7 @@ from typing import Literal
 from unmask import selection
 from unmask.canvas import Ints, Reading, Stat
 from unmask.decoders import Block, Blockwise, Scores, knob
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, ContradictionError
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EBSampler(Blockwise):
         if not self.gamma >= 0:
             raise ConfigError(f"gamma={self.gamma} must be a number, at least 0")
         if self.score is not None and self.order not in ("entropy", self.score):
-            raise ConfigError(f"order={self.order} and score={self.score} contradict; give one")
+            raise ContradictionError("order", f"order={self.order}", f"score={self.score}")
 
     @property
     def effective_score(self) -> str:
@@ -50,7 +50,7 @@ class EBSampler(Blockwise):
         return self.score_stats | {"entropy"}
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Eq. 2, with progress guaranteed."""
+        """Select by Eq. 2, at least one position."""
         return selection.entropy_budget(scores.rank, reading.stats["entropy"], self.gamma)
 
 

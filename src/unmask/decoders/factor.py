@@ -30,7 +30,7 @@ class Factor(Blockwise):
             raise ConfigError(f"factor={self.factor} must be a number, at least 0")
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """The bound on the ranks, with progress guaranteed."""
+        """Select by the bound on the ranks, at least one position."""
         return selection.factor(scores.rank, scores.doubt, self.factor, compat=self.compat)
 
 

@@ -36,7 +36,7 @@ class Hierarchy(Blockwise):
             )
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Surest of each run, all the sure ones, the surest of all."""
+        """Select the best of each run, all above the threshold, and the best of all."""
         return selection.run_argmax(
             reading.positions, scores.rank, scores.level, self.low_threshold, self.threshold
         )

@@ -55,25 +55,25 @@ class JointThreshold(WholeBlocks):
             raise ConfigError(f"penalty_lambda={self.penalty_lambda} must be at least 0")
 
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """Every position may take a forward, and every block its edits and the one that changes nothing."""
+        """Bound the forwards: one a position, and for each block its edits and one without a change."""
         size = self.max_positions(canvas, facts) - canvas.prompt_length
         return size + self.num_blocks(canvas, facts) * (self.max_post_edit_steps + 1)
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
-        """The running block may be edited until it is over."""
+        """Return the number of settled positions: up to the running block until its edits are over."""
         return state.end if self.editing(state).is_over else state.start
 
     @staticmethod
     def editing(state: Block) -> Editing:
-        """The block's progress."""
+        """Return the progress of the block."""
         return state.memory if isinstance(state.memory, Editing) else Editing()
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
-        """A new block has edited nothing."""
+        """Enter the next block with no edits."""
         return replace(super().next_block(canvas, state), memory=None)
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """All positions of the block that are not given."""
+        """Ask for all positions of the block that are not fixed."""
         rows = self.rows(canvas, state)
         while self.editing(state).is_over or not len(rows):
             state = self.next_block(canvas, state)

@@ -54,7 +54,7 @@ class Klass(Scheduled):
         return self.score_stats | {"kl"}
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """The next block is read too where it is computed: its history begins before it runs."""
+        """Ask for the next block as well if it is computed: its history begins before it runs."""
         ask, state = super().ask(canvas, state)
         following = canvas.open_positions(state.end, min(2 * state.end - state.start, len(canvas)))
         return replace(ask, optional=following), state
@@ -75,7 +75,7 @@ class Klass(Scheduled):
         return super().step(canvas, replace(state, memory=history), marked)
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """All ready positions, else the quota."""
+        """Select all stable and confident positions, else the quota."""
         if block.step >= self.kl_history_length - 1:
             ready = (reading.stats["stable"] > 0) & (scores.level > self.threshold)
             if ready.any():

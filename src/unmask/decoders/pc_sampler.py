@@ -34,11 +34,11 @@ class PCSampler(Scheduled):
             raise ConfigError(f"frequencies={self.frequencies} has no effect with debias=false")
 
     def _informativeness(self, facts: ModelFacts, reading: Reading) -> Floats:
-        """Without calibration, p alone."""
+        """Return p itself without calibration."""
         return super()._informativeness(facts, reading) if self.debias else reading.confidence
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """This forward's quota."""
+        """Select this forward's quota."""
         return quota(scores.rank, self.quota_of(block))
 
 

@@ -76,17 +76,17 @@ class Prophet(Wrapper[Watch]):
             )
 
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """As the decoder inside, and one more."""
+        """Bound the forwards by the inner decoder's, plus one."""
         return 1 + self.inner.max_forwards(canvas, facts)
 
     def num_settled(self, canvas: Canvas, state: Watch) -> int:
-        """As the decoder inside, until all is decided."""
+        """Return the inner decoder's number of settled positions; all once everything is committed."""
         if state.is_all_in and canvas.num_open == 0:
             return len(canvas)
         return super().num_settled(canvas, state)
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Watch:
-        """Also check that the answer lies in the canvas."""
+        """Begin the inner decoder; check that the answer lies in the canvas."""
         if not len(self.span(canvas)):
             raise ConfigError(
                 f"answer_start={self.answer_start} is beyond the {len(canvas) - canvas.prompt_length} "
@@ -96,14 +96,14 @@ class Prophet(Wrapper[Watch]):
         return Watch(self.inner.start(canvas, facts), facts, ends)
 
     def span(self, canvas: Canvas) -> Ints:
-        """The answer's positions."""
+        """Return the positions of the answer."""
         if self.answer_start is None:
             return np.flatnonzero(~canvas.fixed)
         first = canvas.prompt_length + self.answer_start
         return np.arange(first, min(first + self.answer_length, len(canvas)))
 
     def ask(self, canvas: Canvas, state: Watch) -> tuple[Ask, Watch]:
-        """What the decoder inside asks, the answer, and where it costs nothing the whole canvas."""
+        """Ask for the inner decoder's positions, the answer, and the whole canvas if it is computed."""
         ask, inner = self.inner.ask(canvas, state.inner)
         span, open_ = self.span(canvas), canvas.open_positions()
         if self.answer_start is None:
@@ -121,7 +121,7 @@ class Prophet(Wrapper[Watch]):
         return extended, replace(state, inner=inner, asked=asked)
 
     def threshold(self, canvas: Canvas, state: Watch) -> float:
-        """The gap to reach, by the share of the steps that are done."""
+        """Return the required gap at this share of the steps."""
         planned = self.planned_steps(canvas, state.facts)
         if planned is not None:
             progress = (state.num_forwards + 1) / planned
@@ -131,7 +131,7 @@ class Prophet(Wrapper[Watch]):
         return early if progress < 0.33 else middle if progress < 0.67 else late
 
     def step(self, canvas: Canvas, state: Watch, reading: Reading) -> tuple[Edit, Watch]:
-        """All in, or what the decoder inside does."""
+        """Commit the whole answer, or step the inner decoder."""
         masked = reading.undecided(canvas)
         everything = np.arange(len(masked.positions))
         if state.is_all_in:

@@ -55,7 +55,7 @@ def _load(name: str) -> type[AnyDecoder]:
 
 
 def finds_length(name: str) -> bool:
-    """Whether a decoder chooses the answer's length itself. Raises ConfigError for an unknown name."""
+    """Return True if a decoder chooses the answer's length. Raises ConfigError for an unknown name."""
     return decoder_class(name).chooses_length
 
 
@@ -69,8 +69,8 @@ def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]
     return own | knob_names(inner)
 
 
-def make_decoder(name: str, knobs: dict[str, Any]) -> AnyDecoder:
-    """A decoder with these knobs, all of which it has. Raises ConfigError for a wrong name or value."""
+def make_decoder(name: str, knobs: Mapping[str, object]) -> AnyDecoder:
+    """Build a decoder from knobs. Raises ConfigError for an unknown name or knob, or a wrong value."""
     cls = decoder_class(name)
     own = field_names(cls)
     if issubclass(cls, Wrapper):
@@ -93,12 +93,12 @@ def make_decoder(name: str, knobs: dict[str, Any]) -> AnyDecoder:
     return cls(**_typed(cls, knobs))
 
 
-def _typed(cls: Any, knobs: dict[str, Any]) -> dict[str, Any]:
+def _typed(cls: type[AnyDecoder], knobs: Mapping[str, object]) -> dict[str, Any]:
     return {key: set_field(cls, key, value) for key, value in knobs.items()}
 
 
 def describe(decoder: AnyDecoder) -> str:
-    """A decoder as `name(knob=value, ...)`, knobs at their defaults left out."""
+    """Format a decoder as `name(knob=value, ...)` without knobs at their defaults."""
     shown = []
     for item in dataclasses.fields(decoder):
         value = getattr(decoder, item.name)

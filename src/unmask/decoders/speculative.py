@@ -1,7 +1,7 @@
 """Speculative unmasking: a cheap draft of the block, verified by the forward that is made anyway.
 
-Source: our own answer to a question of the founding documents (speculative sampling for block diffusion);
-the acceptance test is Fast-dLLM's (arXiv:2505.22618) with a lower threshold where a second opinion agrees.
+Source: our own, speculative sampling for block diffusion; the acceptance test is Fast-dLLM's
+(arXiv:2505.22618) with a lower threshold where the draft agrees.
 A drafter proposes tokens for the open positions: the continuation of an earlier place with the same last
 words (`drafter=lookup`), or a smaller model (`drafter=NAME`). A position whose draft is the model's own
 choice with confidence `accept_threshold` is committed together with whatever the wrapped decoder commits,
@@ -66,7 +66,7 @@ class Speculative(Wrapper[Guess]):
         return None if self.drafter == "lookup" else self.drafter
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Guess:
-        """Before the first draft."""
+        """Return the state before the first draft."""
         if self.drafter != "lookup" and facts.draft is None:
             raise ConfigError(
                 f"drafter={self.drafter!r} was not loaded; use drafter=lookup, or LLM.generate, which "
@@ -75,7 +75,7 @@ class Speculative(Wrapper[Guess]):
         return Guess(self.inner.start(canvas, facts), facts)
 
     def ask(self, canvas: Canvas, state: Guess) -> tuple[Ask, Guess]:
-        """What the decoder inside asks; a new block gets a draft."""
+        """Ask for the inner decoder's positions; draft a new block."""
         ask, inner = self.inner.ask(canvas, state.inner)
         state = replace(state, inner=inner)
         if self.drafter == "lookup":
@@ -92,7 +92,7 @@ class Speculative(Wrapper[Guess]):
         return ask, replace(state, window_end=ask.window[1], draft=draft)
 
     def step(self, canvas: Canvas, state: Guess, reading: Reading) -> tuple[Edit, Guess]:
-        """The decoder's own edit, and every agreeing draft."""
+        """Return the inner decoder's edit plus every draft token that agrees."""
         edit, inner = self.inner.step(canvas, state.inner, reading)
         draft = state.draft or {}
         masked = reading.undecided(canvas)
@@ -119,7 +119,7 @@ class Speculative(Wrapper[Guess]):
 
 
 def lookup(canvas: Canvas, rows: Ints, ngram: int) -> Ints:
-    """The continuation of the latest earlier place that ends like the text before each run of masks.
+    """Return the continuation of the latest earlier match of the text before each run of masks.
 
     One token a position of the canvas, -1 where nothing is proposed. Only decided text is looked at.
     """

@@ -64,7 +64,7 @@ class Threshold(WholeBlocks):
             )
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """Also check that the model has blocks where that is needed."""
+        """Check the canvas, and that the model has blocks if they are required."""
         if self.first_alone and facts.block_size is None:
             raise ConfigError(
                 "first_alone=True has no effect: in this model every position sees every "
@@ -73,11 +73,11 @@ class Threshold(WholeBlocks):
         return self.scheduled(canvas, super().start(canvas, facts))
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
-        """The block after a full one."""
+        """Enter the block after a full one."""
         return self.scheduled(canvas, super().next_block(canvas, state))
 
     def scheduled(self, canvas: Canvas, block: Block) -> Block:
-        """A block with its least commits, of a whole aligned one or of the positions that are open."""
+        """Return a block with its minimum of commits, of a whole aligned block or of the open positions."""
         steps = self.block_steps
         if steps is None:
             return block
@@ -91,7 +91,7 @@ class Threshold(WholeBlocks):
         return replace(block, quotas=quotas)
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Algorithm 1's rule, with progress guaranteed."""
+        """Select by Algorithm 1, at least one position."""
         size = block.facts.block_size
         if self.first_alone and size is not None and reading.positions[0] % size == 0:
             return np.zeros(1, dtype=np.int64)

@@ -41,7 +41,7 @@ class Vanilla(WholeBlocks, Scheduled):
         return self.score if self.remasking == "low_confidence" else self.remasking
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """This forward's quota."""
+        """Select this forward's quota."""
         return quota(scores.rank, self.quota_of(block))
 
 

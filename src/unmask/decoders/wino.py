@@ -50,17 +50,17 @@ class Wino(Blockwise):
                 raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
-        """The running block may still change."""
+        """Return the number of settled positions: those before the running block until it is full."""
         full = not canvas.open[: state.end].any()
         return state.end if full else state.start
 
     def decided(self, canvas: Canvas, block: Block) -> Ints:
-        """Positions of the block that may be taken back."""
+        """Return the positions of the block that may be remasked."""
         inside: Ints = np.arange(block.start, block.end)
         return inside[~canvas.open[inside] & ~canvas.fixed[inside]]
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """The block's open positions, and its shadow once there is something to verify."""
+        """Ask for the block's open positions, and for shadow queries once there is a commit to verify."""
         ask, state = super().ask(canvas, state)
         decided = self.decided(canvas, state)
         shadows = NO_POSITIONS
@@ -69,7 +69,7 @@ class Wino(Blockwise):
         return replace(ask, shadows=shadows, shadows_attend=self.shadows == "block"), state
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
-        """Each block begins with its own count of accepts."""
+        """Enter the next block with a new count of accepts."""
         return replace(super().next_block(canvas, state), memory=None)
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
@@ -91,7 +91,7 @@ class Wino(Blockwise):
         return edit, replace(state, step=state.step + 1, memory=len(sure))
 
     def verify(self, canvas: Canvas, state: Block, reading: Reading, before: int) -> Ints:
-        """Decided positions that the rest does not bear out, the worst ones, at most `before` - 1."""
+        """Return decided positions of low verified probability, the worst first, at most `before` - 1."""
         decided = self.decided(canvas, state)
         if not len(decided):
             return NO_POSITIONS

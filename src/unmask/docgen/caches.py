@@ -32,7 +32,7 @@ a cache computes are computed, and how many tokens of the answer are the same. A
 
 
 def numbers_per_position(name: str, spec: ModelSpec) -> int:
-    """Numbers that a cache keeps of a position in one layer."""
+    """Return the number of elements that a cache stores per position and layer."""
     if not caches.cache_class(name).stores:
         return 0
     keys = 2 * spec.num_kv_heads * spec.head_dim
@@ -46,7 +46,7 @@ def _formula(name: str) -> str:
 
 
 def markdown() -> str:
-    """The whole page of policies."""
+    """Render the page of policies."""
     lines = ["| cache | what it does | result | kept a position and layer |", "|---|---|---|---|"]
     names = [name for name in caches.names() if name != "auto"]
     for name in names:

@@ -23,7 +23,7 @@ with the reason.
 
 
 def markdown() -> str:
-    """The whole page."""
+    """Render the page."""
     parts = [HEAD.format(caches=", ".join(caches.names())), _overview()]
     parts += [f"{line}\n" for line in broken_lines(decoders.broken())]
     parts += [_section(name) for name in decoders.names()]
@@ -47,7 +47,7 @@ def _overview() -> str:
 
 
 def _docs(name: str) -> tuple[str, str, str]:
-    """(first line, source with equation, what differs) of a decoder's file."""
+    """Return (first line, source with equation, differences) of a decoder's file."""
     text = inspect.getdoc(sys.modules[decoders.decoder_class(name).__module__]) or ""
     title, _, rest = text.partition("\n\n")
     flat = " ".join(rest.split())
@@ -61,21 +61,22 @@ def _docs(name: str) -> tuple[str, str, str]:
 
 
 def _composes(name: str) -> str:
-    """What can be put into or around a decoder, found by trying."""
+    """Return the options and wrappers that combine with a decoder, by trying them."""
     cls = decoders.decoder_class(name)
     if "inner" in {field.name for field in dataclasses.fields(cls)}:
-        fitting = [other for other in decoders.names() if _works(name, inner=other)]
-        return f"inner: {', '.join(fitting)}"
-    said = [
+        inner = [other for other in decoders.names() if _works(name, inner=other)]
+        return f"inner: {', '.join(inner)}"
+    fitting = [
         knob
         for knob, value in (("score", "margin"), ("sigma", 5.0))
         if _works(name, **{knob: value})
     ]
-    said += [other for other in ("prophet", "speculative") if _works(other, inner=name)]
-    return ", ".join(said) or "-"
+    fitting += [other for other in ("prophet", "speculative") if _works(other, inner=name)]
+    return ", ".join(fitting) or "-"
 
 
-def _works(name: str, **knobs: Any) -> bool:
+def _works(name: str, **knobs: object) -> bool:
+    """Return whether a decoder with these knobs can be built."""
     if not set(knobs) <= decoders.knob_names(name):
         return False
     try:

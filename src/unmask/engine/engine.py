@@ -158,14 +158,15 @@ class Engine:
         until = None if deadline_s is None else now + deadline_s
         handle = RequestHandle(sequence, listener, now, until, wake=self._wake)
         with self._wake:
-            self._check_accepts()
+            self.check_accepts()
             sequence.index = self._next_index
             self._next_index += 1
             self._queue.append(handle)
             self._wake.notify()
         return handle
 
-    def _check_accepts(self) -> None:
+    def check_accepts(self) -> None:
+        """Raise CapacityError or EngineError where `submit` would refuse any request now."""
         if self.failure is not None:
             raise EngineError("the engine has failed; restart the server") from self.failure
         if self._thread is None:

@@ -183,7 +183,7 @@ def _pairs(
 
 
 def _is_one(given: object) -> bool:
-    """Whether it is one text or one list of ids, not a list of such."""
+    """Return True for one text or one list of ids, False for a list of them."""
     if isinstance(given, (str, bytes)):
         return True
     return isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Integral)
@@ -273,7 +273,7 @@ def _standard_error(values: Floats) -> float | None:
 
 @torch.inference_mode()
 def _score(model: Transformer, batch: list[_Row], weight: float) -> Floats:
-    """The summed log-probabilities `(B,)` of the asked tokens of each row."""
+    """Sum the log-probabilities of the asked tokens of each row, `(B,)`."""
     spec, device = model.spec, model.device
     lengths = np.array([len(row.example.ids) for row in batch])
     width = int(lengths.max())

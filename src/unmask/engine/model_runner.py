@@ -1,7 +1,7 @@
-"""One forward for many sequences, each with its own queries.
+"""One forward of many sequences, each with its own queries.
 
-The runner packs the planned queries, runs the network once, applies the LM head to the asked rows only,
-and brings the proposals to the host in a single transfer.
+The runner packs the planned queries, runs the network once, applies the LM head to the requested rows only,
+and copies the proposals to the host in a single transfer.
 
 Letters: N queries of all rows or logit rows of all sequences, D width, C columns of a reading, T positions.
 """
@@ -48,7 +48,7 @@ class ForwardInput:
     runs_decoder: bool = True
 
     def num_queries(self, num_layers: int) -> int:
-        """Positions that the forward computes for it, shadows included; the layers' mean if they differ."""
+        """Return the number of positions to compute, with shadow queries; a mean if the layers differ."""
         if self.plan.layers is None:
             return len(self.plan.queries) + len(self.ask.shadows)
         rows = self.plan.layers.num_rows(len(self.plan.queries))
@@ -57,12 +57,11 @@ class ForwardInput:
 
 
 class ModelRunner:
-    """Runs forwards of one model for the sequences that were admitted.
+    """The forwards of one model for up to `max_rows` rows; a guided sequence takes two rows.
 
-    `max_rows` sequences of at most `max_positions` positions; guided sequences take two rows. `store` and
-    `features`: caches that keep keys and values, or the layers' outputs too, are among them, and memory is
-    set aside. Else it grows with what is admitted, up to `dense_bytes`. `paging`: pageable caches
-    live there.
+    With `store`, or `features` for layer outputs too, a dense store for `max_rows` rows of `max_positions`
+    positions is allocated now. Otherwise dense stores grow with the admitted sequences, up to `dense_bytes`
+    bytes. `paging` has the pages of sequences with a pageable cache.
     """
 
     def __init__(
@@ -86,28 +85,28 @@ class ModelRunner:
             layered: DenseKV(model, *size, layered=layered, max_bytes=dense_bytes)
             for layered, size in begin.items()
         }
-        """Rows of caches that keep the layers' outputs too (True), or keys and values alone."""
+        """Dense stores by `layered`: with the layers' outputs (True), or of keys and values alone."""
         self.metas: list[Branch] = []
-        """Every admitted sequence's rows."""
+        """The rows of all admitted sequences."""
 
     @staticmethod
     def rows_of(sequence: SequenceState) -> int:
-        """Rows of the batch that a sequence takes."""
+        """Return the number of rows of the batch that a sequence takes."""
         return 2 if sequence.request.sampling_params.cfg_scale > 0 else 1
 
     def is_paged(self, sequence: SequenceState) -> bool:
-        """Whether its keys and values live in pages."""
+        """Return whether a sequence's keys and values are stored in pages."""
         return self.paging is not None and self.paging.takes(sequence)
 
     def _dense(self, sequence: SequenceState) -> DenseKV | None:
-        """Where its keys and values live, if they are kept and not in pages."""
+        """Return the dense store of a sequence; None if it has pages or no cache."""
         cache = sequence.request.cache
         if not cache.stores or self.is_paged(sequence):
             return None
         return self.dense[cache.layered]
 
     def has_room(self, sequence: SequenceState) -> bool:
-        """Whether it can be admitted now."""
+        """Return whether a sequence can be admitted now."""
         rows, dense = self.rows_of(sequence), self._dense(sequence)
         if len(self.metas) + rows > self.max_rows:
             return False
@@ -116,11 +115,11 @@ class ModelRunner:
         if dense is None or self.dense_bytes is None:
             return True
         other = self.dense[not dense.layered]
-        wanted = dense.bytes_with(rows, sequence.request.max_positions) + other.bytes_with(0, 0)
-        return wanted <= self.dense_bytes
+        needed = dense.bytes_with(rows, sequence.request.max_positions) + other.bytes_with(0, 0)
+        return needed <= self.dense_bytes
 
     def check_fit(self, sequence: SequenceState) -> None:
-        """Raise ConfigError for a sequence that has no room even alone."""
+        """Raise ConfigError for a sequence that does not fit even alone."""
         rows, dense, positions = (
             self.rows_of(sequence),
             self._dense(sequence),
@@ -142,7 +141,7 @@ class ModelRunner:
                 )
 
     def admit(self, sequence: SequenceState) -> None:
-        """Give a sequence its rows."""
+        """Assign rows and memory to a sequence."""
         branches = [(sequence, branch == 0) for branch in range(self.rows_of(sequence))]
         self.metas.extend(branches)
         dense = self._dense(sequence)
@@ -152,7 +151,7 @@ class ModelRunner:
             self.paging.admit(sequence, len(branches))
 
     def release(self, sequence: SequenceState) -> None:
-        """Take a sequence's rows back."""
+        """Free the rows and the memory of a sequence."""
         self.metas = [meta for meta in self.metas if meta[0] is not sequence]
         dense = self._dense(sequence)
         if dense is not None:
@@ -161,9 +160,9 @@ class ModelRunner:
             self.paging.release(sequence)
 
     def follow(self, sequence: SequenceState, before: Canvas) -> None:
-        """Move what is kept of a sequence along with its positions, after an edit.
+        """Move a sequence's stored keys and values with its positions, after an edit.
 
-        In pages nothing moves: what an edit moved is not final any more.
+        In pages nothing moves: moved positions are not final any more.
         """
         dense = self._dense(sequence)
         if dense is None or np.array_equal(before.uid, sequence.canvas.uid[: len(before)]):
@@ -173,7 +172,7 @@ class ModelRunner:
         dense.move(sequence, sources[targets], targets)
 
     def cache_bytes(self, sequence: SequenceState) -> int:
-        """Bytes that a sequence's cache needs for its canvas as it is."""
+        """Return the size of a sequence's cache for its present canvas, in bytes."""
         if not sequence.request.cache.stores:
             return 0
         dense = self._dense(sequence)
@@ -181,17 +180,17 @@ class ModelRunner:
         return store.bytes_per_position * len(sequence.canvas) * self.rows_of(sequence)
 
     def row_of(self, positions: Ints) -> Ints:
-        """The position whose row answers each position."""
+        """Return the position of the logit row that answers each position."""
         answering: Ints = (
             np.maximum(positions - 1, 0) if self.model.spec.shift_logits else positions
         )
         return answering
 
-    def prepare(self, sequence: SequenceState, most: int | None = None) -> ForwardInput:
-        """Ask the decoder, then let the cache plan the forward that answers it.
+    def prepare(self, sequence: SequenceState, max_queries: int | None = None) -> ForwardInput:
+        """Return a sequence's next input: the decoder's ask and the cache's plan that answers it.
 
-        Where that would compute more than `most` positions and the cache can work ahead, it is a part of
-        the prompt instead.
+        If the plan exceeds `max_queries` positions and the cache can prefill, the input is a part of the
+        prompt instead.
         """
         request, canvas, ask = sequence.request, sequence.canvas, self._ask(sequence)
         positions = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
@@ -200,8 +199,8 @@ class ModelRunner:
         answering = self.row_of(ask.rows)
         plan, state = request.cache.plan(canvas, ask, answering, sequence.cache_state)
         self._check(sequence, ask, answering, plan)
-        if most is not None and len(plan.queries) > most and self.is_paged(sequence):
-            ahead = request.cache.prefill(canvas, sequence.cache_state, most)
+        if max_queries is not None and len(plan.queries) > max_queries and self.is_paged(sequence):
+            ahead = request.cache.prefill(canvas, sequence.cache_state, max_queries)
             if ahead is not None:
                 plan, sequence.cache_state = ahead
                 nothing = Ask(NO_POSITIONS, ask.window)
@@ -222,7 +221,7 @@ class ModelRunner:
             raise CacheError(rule, cache.name, sequence.num_forwards)
 
     def _ask(self, sequence: SequenceState) -> Ask:
-        """What the decoder wants read; asked once a step."""
+        """Return the decoder's ask, requested once per decoder step."""
         request, canvas = sequence.request, sequence.canvas
         if sequence.ask is None:
             ask, state = request.decoder.ask(canvas, sequence.decoder_state)
@@ -247,10 +246,10 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, inputs: list[ForwardInput]) -> list[Observation]:
-        """Run the network once for some admitted sequences; what was seen, an input each.
+        """Run the network once for some admitted sequences; return one observation per input.
 
-        Raises ModelError when the network's states, or the proposals of a sequence that has no knob to make
-        them so, are not finite.
+        Raises ModelError when the network's states are not finite, or the proposals of a sequence without
+        temperature, guidance or credit.
         """
         by_id = {id(item.sequence): item for item in inputs}
         metas = [
@@ -266,18 +265,18 @@ class ModelRunner:
             states[id(item.sequence), sees_prompt] = (at, shadows)
         parts = []
         for item in inputs:
-            observation, blind = (
-                states.get((id(item.sequence), branch)) for branch in (True, False)
-            )
-            assert observation is not None, "every sequence has a row that sees its prompt"
+            cond, uncond = (states.get((id(item.sequence), branch)) for branch in (True, False))
+            assert cond is not None, "every sequence has a row that sees its prompt"
             item.sequence.num_logit_rows += (len(item.rows) + len(item.ask.shadows)) * (
-                1 if blind is None else 2
+                1 if uncond is None else 2
             )
-            parts.append(LogitRows(item.sequence, item.ask, observation, blind, self._keys(item)))
+            parts.append(LogitRows(item.sequence, item.ask, cond, uncond, self._keys(item)))
         packed = self.lm_head.propose(flat_ND, parts)
-        told = [tensor.double() for tensor in importance.values()]
+        importances = [tensor.double() for tensor in importance.values()]
         finite = flat_ND.isfinite().all().double()[None]
-        numbers = torch.cat((packed.flatten(), finite, *told)).cpu().numpy()  # the one transfer
+        numbers = (
+            torch.cat((packed.flatten(), finite, *importances)).cpu().numpy()
+        )  # the one transfer
         values = numbers[: packed.numel()].reshape(packed.shape)
         if not numbers[packed.numel()]:
             raise ModelError(NOT_FINITE)
@@ -295,7 +294,7 @@ class ModelRunner:
         ]
 
     def _readings(self, parts: list[LogitRows], values: np.ndarray) -> list[Reading]:
-        """Rows of `values`: the proposals of all parts, then the shadows of all parts."""
+        """Return the readings; rows of `values`: the proposals of all parts, then the shadows of all."""
         readings: list[Reading] = []
         start, shadow = 0, sum(len(part.ask.rows) for part in parts)
         for part in parts:
@@ -306,12 +305,12 @@ class ModelRunner:
             )
             if is_plain and np.isnan(own[:, :2]).any():
                 raise ModelError(NOT_FINITE)
-            told: list[str] = [name for name in STATS if name in part.ask.stats]
-            told += ["eos_top"] if "eos" in told else []
+            names: list[str] = [name for name in STATS if name in part.ask.stats]
+            names += ["eos_top"] if "eos" in names else []
             if part.ask.credit is not None:
-                told += ["raw_token", "raw_confidence"]
+                names += ["raw_token", "raw_confidence"]
             if part.sequence.request.sampling_params.vocabulary == "union":
-                told.append("missed")
+                names.append("missed")
                 column = own[:, 2 + STATS.index("missed")]
                 part.sequence.sampler_state.missed = float(column.max(initial=0.0))
             readings.append(
@@ -320,7 +319,7 @@ class ModelRunner:
                     tokens=own[:, 0].astype(np.int64),
                     log_odds=own[:, 1].copy(),
                     uniform=uniform(part.keys),
-                    stats={name: own[:, 2 + STATS.index(name)].copy() for name in told},
+                    stats={name: own[:, 2 + STATS.index(name)].copy() for name in names},
                     shadow_log_odds=values[shadow:shadow_end, 1].copy(),
                     top_v=effective_top_v(part.sequence.request.sampling_params, part.ask),
                 )
@@ -336,10 +335,10 @@ class ModelRunner:
     def _states(
         self, metas: list[tuple[ForwardInput, bool]]
     ) -> tuple[Tensor, list[int], dict[int, Tensor]]:
-        """Final states `(N, D)`, where each lane's begin, and `(T,)` importances of watched sequences.
+        """Return final states `(N, D)`, the first state of each row, and importances `(T,)` by sequence.
 
-        A lane's states are those of its plan's queries, then those of its shadows. Lanes whose layers
-        differ in what they compute go through the network apart.
+        A row's states are those of its plan's queries, then those of its shadow queries. Rows with a plan
+        for their layers go through the network in a forward of their own.
         """
         starts, states, start = [0] * len(metas), list[Tensor](), 0
         importance: dict[int, Tensor] = {}
@@ -351,11 +350,11 @@ class ModelRunner:
             if not chosen:
                 continue
             parts = {i: self._row_meta(*metas[i]) for i in chosen}
-            chosen.sort(key=lambda i: (parts[i].shape, parts[i].row))  # equal shapes share a run
-            made = [parts[i] for i in chosen]
-            backend = self._backend(made, [metas[i][0].plan.layers for i in chosen])
+            chosen.sort(key=lambda i: (parts[i].shape, parts[i].row))  # equal shapes share a group
+            row_metas = [parts[i] for i in chosen]
+            backend = self._backend(row_metas, [metas[i][0].plan.layers for i in chosen])
             ids = np.concatenate([self._ids(*metas[i]) for i in chosen])
-            position_ids = np.concatenate([meta.position_ids for meta in made])
+            position_ids = np.concatenate([meta.position_ids for meta in row_metas])
             states.append(
                 self.model.hidden(
                     torch.from_numpy(ids).to(device),
@@ -363,7 +362,7 @@ class ModelRunner:
                     backend=backend,
                 )
             )
-            for i, meta in zip(chosen, made, strict=True):
+            for i, meta in zip(chosen, row_metas, strict=True):
                 starts[i] = start
                 start += len(meta.position_ids)
                 if meta.needs_weights:
@@ -372,13 +371,15 @@ class ModelRunner:
                     importance[id(metas[i][0].sequence)] = shares
         return torch.cat(states) if len(states) > 1 else states[0], starts, importance
 
-    def _backend(self, made: list[RowMeta], layers: list[Layers | None]) -> PackedAttention:
-        """How the queries of these rows, all layered or none, meet keys and values."""
+    def _backend(self, row_metas: list[RowMeta], layers: list[Layers | None]) -> PackedAttention:
+        """Return the attention backend of these rows, all with layer plans or none."""
         block_size, device = self.model.spec.block_size, self.model.device
-        items = [FeatureRowMeta(a, b) for a, b in zip(made, layers, strict=True) if b is not None]
+        items = [
+            FeatureRowMeta(a, b) for a, b in zip(row_metas, layers, strict=True) if b is not None
+        ]
         if not items:
             return PackedAttention(
-                made, self.dense[False].store, block_size, device, self.model.ranks
+                row_metas, self.dense[False].store, block_size, device, self.model.ranks
             )
         features = self.dense[True].store
         assert isinstance(features, FeatureStore), "layered plans have their store"
@@ -402,14 +403,14 @@ class ModelRunner:
         )
 
     def _ids(self, item: ForwardInput, sees_prompt: bool) -> Ints:
-        """The tokens of a lane's queries and shadows."""
+        """Return the tokens of a row's queries and shadow queries."""
         tokens = fed_tokens(item.sequence.canvas, sees_prompt)[item.plan.queries]
         masks = np.full(len(item.ask.shadows), self.model.spec.mask_id, dtype=np.int64)
         return np.concatenate((tokens, masks))
 
 
 def _without_dropped(plan: CachePlan, limit: int | None) -> CachePlan:
-    """The plan without the positions from `limit` on; whole where layers differ or importances are told."""
+    """Return a plan without positions from `limit` on; unchanged if it has layers or needs importances."""
     if limit is None or plan.layers is not None or plan.watched:
         return plan
     end = limit if plan.end is None else min(plan.end, limit)

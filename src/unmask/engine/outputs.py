@@ -21,7 +21,7 @@ class Commit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one forward changed.
+    """Changes of one forward.
 
     `committed` in position order; `replaced` likewise (decided before); `remasked` positions; `inserted`
     `(position, count)` pairs; `deleted` positions; `appended` tokens; `num_queries` positions computed by
@@ -39,7 +39,7 @@ class Step:
 
 
 def step_of(edit: Edit, num_queries: int) -> Step:
-    """The trace entry of an edit."""
+    """Build the trace entry of an edit."""
     commits = zip(edit.commit.tolist(), edit.tokens.tolist(), edit.confidence.tolist(), strict=True)
     replaced = zip(edit.replace.tolist(), edit.replace_tokens.tolist(), strict=True)
     return Step(

@@ -1,4 +1,4 @@
-"""The one decoding loop. Library, command line, evaluation and server all drive it."""
+"""The decoding loop of the library, the command line, the evaluation and the server."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from unmask.errors import CacheError, DecoderError, ModelError
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One sequence after one forward: the canvas it had, the edit, the sequence as it is now.
+    """The result of a forward for one sequence: the canvas before it, the edit, and the sequence.
 
-    `error`: what its own decoder or cache raised; the sequence has left, unfinished, and the edit is empty.
+    `error` is an exception of the sequence's own decoder or cache; the sequence has then left the batch,
+    unfinished, and the edit is empty.
     """
 
     before: Canvas
@@ -31,45 +32,45 @@ class Event:
 
 
 class Scheduler:
-    """Sequences that decode together, whatever their decoders, caches, lengths and steps.
+    """The batch of sequences that decode together, with any mix of decoders, caches, lengths and steps.
 
-    It is formed anew before every forward: sequences come and go between two steps, and no row knows of
-    the others. A forward computes about `max_tokens` positions (None: no limit): who does not fit
-    is held, and goes first the next time; a sequence that exceeds it alone goes alone. When pages run
-    out, the youngest sequences that hold any leave (`preempted`) and may be admitted again: their keys are
-    computed anew from the canvas, which gives the same ones, so only caches with pages are ever preempted.
+    Sequences enter and leave between two forwards, and their results do not depend on each other. A forward
+    computes about `max_tokens` positions (None: no limit); a sequence that does not fit is deferred and has
+    priority in the next forward, and one that exceeds the limit alone runs alone. When pages run out, the
+    youngest sequences with pages are moved to `preempted` and may be admitted again. Their keys are then
+    recomputed from the canvas with equal results, so only sequences with pages are preempted.
     """
 
     def __init__(self, runner: ModelRunner, max_tokens: int | None = None) -> None:
         self.runner, self.max_tokens = runner, max_tokens
         self.active: list[SequenceState] = []
-        """By age: `SequenceState.index`."""
+        """The admitted sequences, the oldest (by `SequenceState.index`) first."""
         self.preempted: list[SequenceState] = []
         self.num_computed = 0
-        """Positions that the last step computed."""
+        """Number of positions that the last step computed."""
         self.num_answer = 0
-        """Those of them that are not of a prompt."""
+        """Number of those that are not part of a prompt."""
         self._inputs: dict[int, ForwardInput] = {}
-        self._held: dict[int, int] = {}
+        self._num_deferred: dict[int, int] = {}
 
     def has_room(self, sequence: SequenceState) -> bool:
-        """Whether it can be admitted now."""
+        """Return whether a sequence can be admitted now."""
         return self.runner.has_room(sequence)
 
     def admit(self, sequence: SequenceState) -> None:
-        """Let a sequence take part from the next forward on."""
+        """Add a sequence to the batch, from the next forward on."""
         self.runner.admit(sequence)
         insort(self.active, sequence, key=lambda each: each.index)
 
     def remove(self, sequence: SequenceState) -> None:
-        """Let a sequence leave, finished or not, and free what it held."""
+        """Remove a sequence from the batch, finished or not, and free its memory."""
         self.active = [other for other in self.active if other is not sequence]
         self.runner.release(sequence)
         self._inputs.pop(id(sequence), None)
-        self._held.pop(id(sequence), None)
+        self._num_deferred.pop(id(sequence), None)
 
     def step(self) -> list[Event]:
-        """One forward; who finishes or fails leaves at once."""
+        """Run one forward; finished and failed sequences leave the batch immediately."""
         events, self.num_computed, self.num_answer = self._plan(), 0, 0
         inputs = self._choose()
         if not inputs:
@@ -84,7 +85,7 @@ class Scheduler:
         return events
 
     def _plan(self) -> list[Event]:
-        """Give every sequence its input, and the pages for it; who fails leaves."""
+        """Prepare every sequence's input and reserve its pages; sequences that fail leave the batch."""
         failed = []
         for sequence in list(self.active):
             if id(sequence) not in self._inputs:
@@ -106,24 +107,24 @@ class Scheduler:
         self.preempted.append(sequence)
 
     def _choose(self) -> list[ForwardInput]:
-        """The inputs of this forward: those held before, then by age, as long as they fit."""
+        """Return the inputs of this forward: deferred ones first, then by age, as long as they fit."""
         chosen, room = list[ForwardInput](), self.max_tokens
-        for sequence in sorted(self.active, key=lambda each: -self._held.get(id(each), 0)):
+        for sequence in sorted(self.active, key=lambda each: -self._num_deferred.get(id(each), 0)):
             item = self._inputs[id(sequence)]
             cost = self._cost(item)
             if room is not None:
                 if chosen and cost > room:
-                    self._held[id(sequence)] = self._held.get(id(sequence), 0) + 1
+                    self._num_deferred[id(sequence)] = self._num_deferred.get(id(sequence), 0) + 1
                     continue
                 room -= cost
             chosen.append(item)
         for item in chosen:
             del self._inputs[id(item.sequence)]
-            self._held.pop(id(item.sequence), None)
+            self._num_deferred.pop(id(item.sequence), None)
         return chosen
 
     def _cost(self, item: ForwardInput) -> int:
-        """Positions that an input computes."""
+        """Return the number of positions that an input computes, over all of its rows."""
         num_layers = self.runner.model.spec.num_layers
         return item.num_queries(num_layers) * self.runner.rows_of(item.sequence)
 
@@ -147,11 +148,11 @@ class Scheduler:
 
 
 def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Event]:
-    """Decode sequences to their ends, as many at a time as the runner holds.
+    """Decode sequences until all are finished, as many at a time as the runner admits.
 
-    A finished one leaves at once and the next is admitted before the following forward. Ends: every
-    forward commits at least one position of every sequence or is followed by one that does, and past
-    `max_forwards` each commits all it read. What one sequence raises is raised here.
+    Finished sequences are replaced before the next forward. The loop terminates: every forward commits at
+    least one position of every sequence or is followed by one that does, and past `max_forwards` each
+    commits all positions of its reading. An exception of one sequence is raised.
     """
     queue, batch = deque(waiting), Scheduler(runner)
     while queue or batch.active:
@@ -164,7 +165,7 @@ def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Ev
 
 
 def decide(sequence: SequenceState, reading: Reading) -> Edit:
-    """The decoder's edit, with the progress guard: no step without a change, no endless revision."""
+    """Return the decoder's edit; force progress where it commits nothing or revises without end."""
     request, canvas = sequence.request, sequence.canvas
     if not len(reading.positions):
         raise CacheError(

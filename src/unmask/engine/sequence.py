@@ -45,7 +45,7 @@ class SequenceState:
 
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> SequenceState:
-        """A sequence before its first forward. Raises ConfigError when the decoder's knobs misfit."""
+        """Build a sequence before its first forward. Raises ConfigError for knobs that do not fit."""
         from unmask.engine.sampler_state import SamplerState
 
         canvas = request.decoder.first_canvas(request.canvas, request.facts)
@@ -75,12 +75,12 @@ class SequenceState:
         self._check_end()
 
     def stop_position(self) -> int | None:
-        """The first decided stop token of the answer, if nothing left of it is open or may change."""
+        """Return the position of the first decided stop token, if no earlier one is open or may change."""
         end, start = self._first_end(), self.canvas.prompt_length
         return None if end is None or len(self.canvas.open_positions(start, end)) else end
 
     def _first_end(self) -> int | None:
-        """The first decided stop token of the answer that will not change any more."""
+        """Return the first decided stop token of the answer that cannot change any more."""
         start, end = self.canvas.prompt_length, self._num_lasting()
         ids = np.fromiter(self.request.stop_ids, dtype=np.int64)
         decided = ~self.canvas.open[start:end]

@@ -15,21 +15,20 @@ from unmask.knobs import set_field, whole
 from unmask.method import MethodSpec, Source
 
 OF_THE_PART = ("limit", "offset")
-"""Settings that a run may change when it goes on: which part of the task is answered."""
+"""Settings that may change when a run is resumed: the part of the task to answer."""
 OF_NO_ANSWER = (*OF_THE_PART, "output", "resume", "confirm_run_unsafe_code")
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """One run: a task, a model, its decoding method, and where the results go.
+    """Task, model, decoding method and run folder of an evaluation.
 
-    `model`: bundled name, checkpoint folder or hub id. `gen_length`, `num_fewshot`: None is the task's
-    own. `data`: the folder of the data files (docs/reference/tasks.md); bundled tasks need none.
-    `limit` documents from number `offset` on; None: all. `batch_size` answers share a forward. `chat`:
-    put the prompt, examples included, as one user turn into the model's chat template; None: if it has
-    one. `output`: the run folder. `resume`: go on with the answers that are there; False: begin anew.
-    `mc_num`: Monte-Carlo samples of a log-likelihood. `trace`: keep what each forward did, for the
-    pictures.
+    `model`: bundled name, checkpoint folder or hub id. `gen_length`, `num_fewshot`: None: the task's
+    default. `data`: folder of the data files (docs/reference/tasks.md), not for bundled tasks. `limit`:
+    number of documents from `offset` on; None: all. `batch_size`: answers per forward. `chat`: format the
+    prompt, examples included, as one user turn of the chat template; None: if the model has one. `output`:
+    run folder. `resume`: reuse the answers in the run folder; False: delete them. `mc_num`: Monte-Carlo
+    samples of a log-likelihood. `trace`: store the trace of every answer, for the plots.
     """
 
     task: str
@@ -53,18 +52,18 @@ class EvalSettings:
     trace: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a value that is not allowed."""
+        """Raise ConfigError for a value that is not allowed."""
         for item in fields(self):
             if item.name != "method":
                 value = set_field(type(self), item.name, getattr(self, item.name))
                 object.__setattr__(self, item.name, value)
         if self.task not in CATALOG:
             raise unknown_name("task", self.task, CATALOG)
-        for name, least in (("limit", 1), ("gen_length", 1), ("num_fewshot", 0)):
+        for name, minimum in (("limit", 1), ("gen_length", 1), ("num_fewshot", 0)):
             if getattr(self, name) is not None:
-                whole(name, getattr(self, name), least)
-        for name, least in (("offset", 0), ("batch_size", 1), ("mc_num", 1)):
-            whole(name, getattr(self, name), least)
+                whole(name, getattr(self, name), minimum)
+        for name, minimum in (("offset", 0), ("batch_size", 1), ("mc_num", 1)):
+            whole(name, getattr(self, name), minimum)
         if not self.output.strip():
             raise ConfigError("output='' names no folder; give a path, e.g. runs/eval/first")
         self._check_task()
@@ -94,7 +93,7 @@ class EvalSettings:
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
+        """Path of the run folder."""
         return Path(self.output)
 
     @classmethod
@@ -107,21 +106,20 @@ class EvalSettings:
         names: dict[str, object] = {k: rest.pop(k) for k in ("decoder", "cache") if k in rest}
         return cls(method=MethodSpec.parse(Source({**names, **knobs})), **rest)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return names and values as config.yaml holds them: the method as `decoder`, `cache`, `knobs`."""
         method = {
             "decoder": self.method.decoder_name,
             "cache": self.method.cache_name,
             "knobs": dict(self.method.given),
         }
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         for item in fields(self):
-            own = method if item.name == "method" else {item.name: getattr(self, item.name)}
-            values |= own
+            values |= method if item.name == "method" else {item.name: getattr(self, item.name)}
         return values
 
-    def identity(self) -> dict[str, Any]:
-        """Return the settings that must be the same for a run to go on in its folder."""
+    def identity(self) -> dict[str, object]:
+        """Return the settings that must be equal to resume a run in its folder."""
         return {key: value for key, value in self.as_dict().items() if key not in OF_NO_ANSWER}
 
     def fingerprint(self) -> str:
@@ -133,7 +131,7 @@ class EvalSettings:
 def method_settings(
     model: str, batch_size: int | str, device: str | None, given: dict[str, Any]
 ) -> EvalSettings:
-    """Return the settings that the names and texts of lm-eval's `--model_args` describe.
+    """Return the settings for decoding from the names and texts of lm-eval's `--model_args`.
 
     Raises ConfigError for a setting that belongs to lm-eval's own command line.
     """

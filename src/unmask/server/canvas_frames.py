@@ -34,7 +34,7 @@ class Confidences:
         self._by_uid: dict[int, float] = {}
 
     def apply(self, before: Canvas, edit: Edit) -> None:
-        """RequestUpdate the confidences with an edit of the canvas `before`."""
+        """Update the confidences with an edit of the canvas `before`."""
         for uid in before.uid[edit.replace].tolist() + before.uid[edit.remask].tolist():
             self._by_uid.pop(uid, None)
         replaced = set(edit.replace.tolist())

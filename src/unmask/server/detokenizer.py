@@ -15,7 +15,7 @@ from typing import Literal
 from unmask.canvas import Canvas
 
 REPLACEMENT = "\ufffd"
-"""What a tokenizer decodes an incomplete character to."""
+"""The decoded text of an incomplete character."""
 
 Decode = Callable[[list[int]], str]
 

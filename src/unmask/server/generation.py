@@ -105,16 +105,7 @@ class Generation:
                 self._handles.append(handle)
         except UnmaskError as error:
             self.abort()
-            raise self._submit_error(error) from None
-
-    def _submit_error(self, error: UnmaskError) -> ApiError:
-        if isinstance(error, CapacityError):
-            if not self.engine.accepts:
-                return server_stopping()
-            return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
-        if isinstance(error, EngineError):
-            return engine_dead()
-        return bad_request(error)
+            raise submit_error(error, self.engine) from None
 
     def abort(self) -> None:
         """Abort the answers that are not complete."""
@@ -334,3 +325,14 @@ class TokenTimings:
         if self.first_s is None or self.last_s is None or self.num_tokens < 2:
             return None
         return (self.last_s - self.first_s) / (self.num_tokens - 1)
+
+
+def submit_error(error: UnmaskError, engine: Engine) -> ApiError:
+    """Return the reply to a request that the engine refuses."""
+    if isinstance(error, CapacityError):
+        if not engine.accepts:
+            return server_stopping()
+        return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
+    if isinstance(error, EngineError):
+        return engine_dead()
+    return bad_request(error)

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic.fields import FieldInfo
 
+from unmask.errors import ContradictionError
+
 MAX_N = 16
 MAX_PROMPTS = 64
 MAX_STOPS = 16
@@ -258,9 +260,8 @@ class ChatRequest(DecodingRequest):
     def _check_pairs(self) -> ChatRequest:
         both = self.max_tokens, self.max_completion_tokens
         if None not in both and both[0] != both[1]:
-            raise ValueError(
-                f"max_tokens={both[0]} and max_completion_tokens={both[1]} contradict; give one"
-            )
+            texts = f"max_tokens={both[0]}", f"max_completion_tokens={both[1]}"
+            raise ContradictionError("max_tokens", *texts)
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
         if self.diffusing and not self.stream:

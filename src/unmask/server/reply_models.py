@@ -19,7 +19,7 @@ from unmask.engine.outputs import FinishReason
 class ReplyModel(BaseModel):
     """A body that the server sends. Fields that are left unset are absent from the JSON.
 
-    Construction validates, about 1 us per model. Lists with an entry per token or position hold TypedDicts
+    Construction validates, in a few microseconds. Lists with an entry per token or position hold TypedDicts
     and are neither validated nor copied: they would double the time of a canvas stream.
     """
 
@@ -27,7 +27,8 @@ class ReplyModel(BaseModel):
 
     def set_fields(self) -> dict[str, object]:
         """Return the fields that are set, in their order; nested models stay models."""
-        return {key: value for key, value in self.__dict__.items() if key in self.model_fields_set}
+        is_set = self.model_fields_set.__contains__
+        return {key: value for key, value in self.__dict__.items() if is_set(key)}
 
 
 class ReplyResponse(JSONResponse):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unmask.canvas import Canvas
+from unmask.engine.prompts import Prompt, prompt_list
 from unmask.engine.request import Request
 from unmask.errors import ContradictionError, PromptError, UnmaskError
 from unmask.method import CACHE_PREFIX, MethodSpec, Source
@@ -56,7 +57,7 @@ class Planner:
         own = llm.spec.max_length
         self.max_length = min(own, settings.limits.max_model_len or own)
 
-    def chat(self, body: ChatRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
+    def chat(self, body: ChatRequest, knobs: Mapping[str, object]) -> list[GenerationPlan]:
         """Plan the next turn of a conversation."""
         roles = {"developer": "system"}
         messages = [
@@ -69,11 +70,11 @@ class Planner:
             raise bad_request(error, "messages") from None
         return self.continuations(body, [ids], knobs, "messages")
 
-    def completion(self, body: CompletionRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
+    def completion(
+        self, body: CompletionRequest, knobs: Mapping[str, object]
+    ) -> list[GenerationPlan]:
         """Plan continuations of texts, or their middles."""
-        prompts: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
-        if isinstance(prompts[0], int):
-            prompts = [prompts]
+        prompts = prompt_list(body.prompt)
         self.check_choices(body, len(prompts))
         try:
             if body.suffix:
@@ -83,7 +84,7 @@ class Planner:
             raise bad_request(error, "prompt") from None
         return self.continuations(body, ids, knobs, "prompt")
 
-    def infill(self, body: InfillRequest, knobs: Mapping[str, Any]) -> list[GenerationPlan]:
+    def infill(self, body: InfillRequest, knobs: Mapping[str, object]) -> list[GenerationPlan]:
         """Plan the blanks of a text."""
         try:
             canvas = self.llm.infill_canvas(body.parts)
@@ -93,7 +94,11 @@ class Planner:
         return self._plans(body, [canvas], [0], None, knobs)
 
     def continuations(
-        self, body: DecodingRequest, prompts: list[list[int]], knobs: Mapping[str, Any], param: str
+        self,
+        body: DecodingRequest,
+        prompts: list[list[int]],
+        knobs: Mapping[str, object],
+        param: str,
     ) -> list[GenerationPlan]:
         """Plan continuations of prompts, which the field `param` has."""
         self.check_choices(body, len(prompts))
@@ -117,7 +122,7 @@ class Planner:
             )
 
     def _middles(
-        self, body: CompletionRequest, prompts: list[Any], knobs: Mapping[str, Any]
+        self, body: CompletionRequest, prompts: list[Prompt], knobs: Mapping[str, object]
     ) -> list[GenerationPlan]:
         assert body.suffix is not None, "without a suffix there is no middle"
         size = body.length or DEFAULT_MAX_TOKENS
@@ -133,7 +138,7 @@ class Planner:
         canvases: list[Canvas],
         starts: list[int],
         size: int | None,
-        knobs: Mapping[str, Any],
+        knobs: Mapping[str, object],
     ) -> list[GenerationPlan]:
         method = self.method(body, knobs)
         plans: list[GenerationPlan] = []
@@ -185,7 +190,7 @@ class Planner:
             for copy in range(body.choices)
         ]
 
-    def method(self, body: DecodingRequest, top: Mapping[str, Any]) -> MethodSpec:
+    def method(self, body: DecodingRequest, top: Mapping[str, object]) -> MethodSpec:
         """Return the method of a body, its knobs at the `top` level, and the server's defaults."""
         decoder_args, cache_args = body.decoder_args or {}, body.cache_args or {}
         names = {"decoder": body.decoder, "cache": body.cache, "preset": body.preset}
@@ -275,7 +280,7 @@ class Planner:
             )
 
 
-def own_knobs(body: DecodingRequest) -> dict[str, Any]:
+def own_knobs(body: DecodingRequest) -> dict[str, object]:
     """Return the knobs that have a field of their own, without values that change nothing."""
     values = {
         "steps": body.steps,

@@ -14,8 +14,9 @@ from pydantic import JsonValue
 from sse_starlette import EventSourceResponse
 
 from unmask.engine.token_text import TokenTexts
+from unmask.errors import UnmaskError
 from unmask.server.errors import ApiError, engine_dead, sanitize, server_stopping, timed_out
-from unmask.server.generation import Generation
+from unmask.server.generation import Generation, submit_error
 from unmask.server.metrics import Metrics
 from unmask.server.protocol import DecodingRequest, StreamOptions
 from unmask.server.reply_models import ReplyResponse, ServerState
@@ -72,11 +73,18 @@ class Service:
         return "draining" if self.is_draining else "ok"
 
     def check_open(self) -> None:
-        """Raise ApiError (503) if new requests are refused."""
+        """Raise ApiError if new requests are refused: 503, or 429 while the queue is full.
+
+        Asked before a request is planned, which takes time.
+        """
         if self.state == "failed":
             raise engine_dead()
         if self.state == "draining":
             raise server_stopping()
+        try:
+            self.engine.check_accepts()
+        except UnmaskError as error:
+            raise submit_error(error, self.engine) from None
 
     def timeout_s(self, requested: float | None) -> float:
         """Return the timeout of a request. Raises ApiError if it is longer than the server's."""

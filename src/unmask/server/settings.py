@@ -1,4 +1,4 @@
-"""What a server is told when it starts."""
+"""Settings of a server."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class ReplicaConfig:
 
 @dataclass(frozen=True)
 class Access:
-    """Who may call.
+    """Access control.
 
     `key_digest`: SHA-256 of the key (None: none is asked for). `page_token`: a random text that a browser
     keeps once it has shown the key, and loads the page's files with (None: browsers get no page that asks
@@ -119,11 +119,11 @@ class Access:
 
     @staticmethod
     def digest(key: str) -> bytes:
-        """What is kept of a key."""
+        """Return the digest of a key, which is stored in its place."""
         return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
     def admits(self, authorization: bytes | None) -> bool:
-        """Whether an `Authorization` header has the key; takes the same time for every wrong one."""
+        """Return True if an `Authorization` header has the key, in constant time."""
         if self.key_digest is None:
             return True
         scheme, _, key = (authorization or b"").partition(b" ")

@@ -27,7 +27,7 @@ def chunk_event(generation: Generation, chunk: ChatChunk | TextChunk, *, with_us
 
 
 class SentState:
-    """How much of an answer was sent: `is_first` until a chunk was, `num_tokens` with log-probabilities."""
+    """Progress of a stream: `is_first` until a chunk was sent, `num_tokens` sent with log-probabilities."""
 
     def __init__(self) -> None:
         self.is_first, self.num_tokens = True, 0

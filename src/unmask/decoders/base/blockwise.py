@@ -57,11 +57,11 @@ class Blockwise(Scoring, Decoder[Block]):
 
     @staticmethod
     def is_aligned(canvas: Canvas, facts: ModelFacts) -> bool:
-        """Whether blocks are counted from the prompt's first token."""
+        """Return True if blocks are counted from the prompt's first token."""
         return facts.block_size is not None and not canvas.infilling
 
     def length_of(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """The block length in force: the knob, or its default for this canvas."""
+        """Return the block length: the knob, or its default for this canvas."""
         if self.block_length is not None:
             return self.block_length
         size = len(canvas) - canvas.prompt_length
@@ -73,14 +73,14 @@ class Blockwise(Scoring, Decoder[Block]):
         return fitting[-1] if fitting else size
 
     def num_blocks(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """How many blocks the answer takes."""
+        """Return the number of blocks of the answer."""
         length = self.length_of(canvas, facts)
         first = canvas.prompt_length // length * length
         start = first if self.is_aligned(canvas, facts) else canvas.prompt_length
         return -(-(len(canvas) - start) // length)
 
     def enter(self, canvas: Canvas, start: int, facts: ModelFacts) -> Block:
-        """The block at `start`."""
+        """Return the state of the block at `start`."""
         length = self.length_of(canvas, facts)
         aligned = self.is_aligned(canvas, facts)
         end = (start // length + 1) * length if aligned else start + length
@@ -103,7 +103,7 @@ class Blockwise(Scoring, Decoder[Block]):
         return self.enter(canvas, canvas.prompt_length, facts)
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """Every open position left of the block's end; full blocks are left behind."""
+        """Ask for every open position before the block's end; full blocks are passed."""
         rows = canvas.open_positions(0, state.end)
         while len(rows) == 0:
             state = self.next_block(canvas, state)
@@ -112,7 +112,7 @@ class Blockwise(Scoring, Decoder[Block]):
         return Ask(rows, window, stats=self.stats), state
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
-        """The block after a full one."""
+        """Enter the block after a full one."""
         found = self.enter(canvas, state.end, state.facts)
         return dataclasses.replace(found, memory=state.memory, limit=state.limit)
 
@@ -141,13 +141,13 @@ class Scheduled(Blockwise):
     )
 
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """How many forwards the schedule has."""
+        """Return the number of forwards in the schedule."""
         if self.block_steps is not None:
             return self.block_steps * self.num_blocks(canvas, facts)
         return len(canvas) - canvas.prompt_length if self.steps is None else self.steps
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """Also check that `steps` can be split."""
+        """Check the canvas, and that `steps` can be split among its blocks."""
         size = len(canvas) - canvas.prompt_length
         block = super().start(canvas, facts)
         length, blocks = self.length_of(canvas, facts), self.num_blocks(canvas, facts)
@@ -165,7 +165,7 @@ class Scheduled(Blockwise):
         return block
 
     def enter(self, canvas: Canvas, start: int, facts: ModelFacts) -> Block:
-        """A block with its quotas: of the positions open when it begins, or of a whole aligned one."""
+        """Return a block with its quotas: of its open positions, or of a whole aligned block."""
         block = super().enter(canvas, start, facts)
         count = len(canvas.open_positions(start, block.end))
         steps = self.block_steps
@@ -183,7 +183,7 @@ class Scheduled(Blockwise):
 
     @staticmethod
     def quota_of(block: Block) -> int:
-        """How many positions this forward of the block commits; 1 past the schedule."""
+        """Return the number of positions to commit in this forward; 1 past the schedule."""
         return block.quotas[block.step] if block.step < len(block.quotas) else 1
 
 

@@ -94,20 +94,20 @@ class Controller:
                     raise ConfigError(f"{name}={value} has no effect with {switch}=false")
 
     def recent(self, history: Sequence[float]) -> float:
-        """The mean confidence that blocks and steps follow."""
+        """Return the mean confidence that sets block sizes and steps."""
         if self.variant == "paper":
             return float(np.mean(history[-5:]))
         return float(np.mean(np.array(history[-2:], dtype=np.float32), dtype=np.float32))
 
     def length(self, history: Sequence[float], remaining: int) -> int:
-        """Eq. 2: between B_min and B_max in proportion to the confidence; at most `remaining`."""
+        """Compute Eq. 2: from B_min to B_max in proportion to the confidence, at most `remaining`."""
         if not history or not self.adaptive_blocks:
             return max(1, min(self.initial_block_length, remaining))
         grown = self.min_block + int((self.max_block - self.min_block) * self.recent(history))
         return max(1, min(max(self.min_block, min(grown, self.max_block)), remaining))
 
     def step_budget(self, history: Sequence[float], block_length: int) -> int:
-        """Eq. 3: between S_base and S_max against the confidence."""
+        """Compute Eq. 3: from S_max down to S_base as the confidence rises."""
         if not history or not self.adaptive_steps:
             return self.initial_steps
         doubt = 1 - min(max(self.recent(history), 0.0), 1.0)
@@ -118,7 +118,7 @@ class Controller:
         return max(1, int(steps * block_length / self.initial_block_length))
 
     def tau(self, progress: float) -> float:
-        """Eq. 5: from tau_base at progress 0 to tau_min at 1."""
+        """Compute Eq. 5: from tau_base at progress 0 to tau_min at 1."""
         if not self.adaptive_threshold:
             return self.tau_base
         return max(self.tau_min, self.tau_base * (1 - progress) + self.tau_min * progress)
@@ -126,7 +126,7 @@ class Controller:
     def vocabulary(
         self, history: Sequence[float], committed: Sequence[int], progress: float
     ) -> int:
-        """Eq. 4: wide at first and in doubt, narrow when sure, wide again when ids repeat."""
+        """Compute Eq. 4: wide at first and at low confidence, narrow at high, wide when ids repeat."""
         if not self.adaptive_vocab_size:
             return FIXED_VOCABULARY
         size = 0.9 * self.initial_vocab_size
@@ -147,7 +147,7 @@ class Controller:
 
 
 def repetition(committed: Sequence[int]) -> float:
-    """How much the last committed ids repeat, in [0, 1].
+    """Measure the repetition of the last committed ids, in [0, 1].
 
     1: the last four are equal. Else the longest n of 2 to 4 whose last n ids equal the n before, over 8. 0
     while fewer than eight are known.

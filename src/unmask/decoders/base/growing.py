@@ -18,7 +18,7 @@ from unmask.selection import quota, quota_schedule
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How long the canvas may get, and how many forwards a whole block takes (None: its positions)."""
+    """Maximum length of the canvas, and forwards per whole block (None: its number of positions)."""
 
     total: int
     length: int
@@ -39,7 +39,7 @@ class Growing(Scoring, Decoder[Block]):
         return True
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
-        """The prompt and one block."""
+        """Return a canvas of the prompt and one block."""
         if canvas.infilling:
             raise ConfigError(
                 f"decoder {self.name!r} grows the answer at its end and cannot fill blanks inside a text; "
@@ -49,7 +49,7 @@ class Growing(Scoring, Decoder[Block]):
         return truncate(canvas, min(len(canvas), canvas.prompt_length + length))
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """The first block, of a canvas that is still whole."""
+        """Return the state of the first block."""
         self.check_scores(facts)
         length, steps = self.growth(len(canvas) - canvas.prompt_length)
         return self._enter(canvas.prompt_length, Extent(len(canvas), length, steps), facts)
@@ -67,7 +67,7 @@ class Growing(Scoring, Decoder[Block]):
         return state.memory
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """The open positions of the last block."""
+        """Ask for the open positions of the last block."""
         while not canvas.open[state.start : state.end].any():
             state = self._enter(state.end, self.extent(state), state.facts)
         rows = canvas.open_positions(state.start, state.end)

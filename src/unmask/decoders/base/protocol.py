@@ -77,12 +77,12 @@ class Decoder(ABC, Generic[State]):
 
     @property
     def whole_blocks(self) -> bool:
-        """Whether `first_canvas` appends positions beyond the answer, which are cut off at its end."""
+        """True if `first_canvas` appends positions beyond the answer, which are cut off at its end."""
         return False
 
     @property
     def grows(self) -> bool:
-        """Whether edits of this method insert or append positions."""
+        """True if edits of this method insert or append positions."""
         return self.chooses_length
 
     @property
@@ -199,57 +199,57 @@ class Wrapper(Decoder[Wrapped], Generic[Wrapped]):
 
     @property
     def stats(self) -> frozenset[Stat]:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.stats
 
     @property
     def effective_score(self) -> str:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.effective_score
 
     @property
     def whole_blocks(self) -> bool:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.whole_blocks
 
     @property
     def grows(self) -> bool:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.grows
 
     @property
     def draft_model(self) -> str | None:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.draft_model
 
     def check_sampling(self, params: SamplingParams) -> None:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         self.inner.check_sampling(params)
 
     def first_length(self) -> int:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.first_length()
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.first_canvas(canvas, facts)
 
     def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.max_positions(canvas, facts)
 
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.max_forwards(canvas, facts)
 
     def num_settled(self, canvas: Canvas, state: Wrapped) -> int:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.num_settled(canvas, state.inner)
 
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int | None:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.planned_steps(canvas, facts)
 
     def extend(self, canvas: Canvas, state: Wrapped, edit: Edit) -> Edit:
-        """As the wrapped decoder."""
+        """Forward to the wrapped decoder."""
         return self.inner.extend(canvas, state.inner, edit)

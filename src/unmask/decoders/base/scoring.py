@@ -1,4 +1,4 @@
-"""How sure: scores of a reading's positions, and what modifies them. Decoders inherit the knobs.
+"""Scores of a reading's positions and their modifiers. Decoders inherit the knobs.
 
 Sources: LLaDA, arXiv:2502.09992 (confidence); Dream (margin, entropy); PC-Sampler, arXiv:2508.13021,
 Eq. 3 to 6 (calibrated confidence, position weight); d2Cache, arXiv:2509.23094, Eq. 3 (certainty prior).
@@ -102,7 +102,7 @@ class Scoring:
         return wanted.get(self.effective_score, frozenset())
 
     def scores(self, canvas: Canvas, facts: ModelFacts, start: int, reading: Reading) -> Scores:
-        """Scores of a reading's positions; offsets count from `start`."""
+        """Score a reading's positions; offsets count from `start`."""
         name = self.effective_score
         if name == "random":
             found = Scores(reading.uniform, reading.confidence, reading.doubt)
@@ -130,7 +130,7 @@ class Scoring:
         )
 
     def _calibrated(self, facts: ModelFacts, start: int, reading: Reading) -> Scores:
-        """PC-Sampler: ln min(alpha, -p ln f) - lambd * offset. In logs nothing underflows."""
+        """Compute the PC-Sampler score ln min(alpha, -p ln f) - lambd * offset; logs avoid underflow."""
         with np.errstate(divide="ignore"):
             calibrated = np.log(np.minimum(self.clip_alpha, self._informativeness(facts, reading)))
         rank = calibrated - self.lambd * (reading.positions - start)
@@ -138,7 +138,7 @@ class Scoring:
         return Scores(rank, level, 1.0 - level)
 
     def _informativeness(self, facts: ModelFacts, reading: Reading) -> Floats:
-        """p of each proposal times its surprisal in the background."""
+        """Return p of each proposal times its surprisal in the background."""
         if self.frequencies is not None:
             frequency = load_background(self.frequencies, facts.vocab_size)
         elif facts.background is not None:

@@ -28,24 +28,24 @@ class WholeBlocks(Blockwise):
     )
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
-        """With the surplus."""
+        """Return a canvas with the surplus positions appended."""
         surplus = self._surplus(canvas, facts)
         if not surplus:
             return canvas
         return apply(canvas, Edit(insert=((len(canvas), surplus),)), -1)
 
     def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """As `first_canvas`; nothing is added later."""
+        """Return the length of `first_canvas`; no positions are added later."""
         return len(canvas) + self._surplus(canvas, facts)
 
     def _surplus(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """Positions to add, as far as the context allows."""
+        """Return the number of positions to add, limited by the context."""
         if not self.whole_blocks or facts.block_size is None or canvas.infilling:
             return 0
         return max(0, min(-len(canvas) % facts.block_size, facts.max_length - len(canvas)))
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """Also check that there are blocks to fill; the answer ends where the given canvas does."""
+        """Begin the first block, if the model has blocks; the answer ends with the given canvas."""
         if self.whole_blocks and (facts.block_size is None or canvas.infilling):
             why = (
                 "a text with blanks has its length"
@@ -60,13 +60,13 @@ class WholeBlocks(Blockwise):
         return dataclasses.replace(block, limit=len(canvas))
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
-        """What the rule selects; the surplus goes when the answer is full."""
+        """Commit what the rule selects; drop the surplus when the answer is full."""
         edit, after = super().step(canvas, state, reading)
         return self.cut(canvas, after, edit), after
 
     @staticmethod
     def cut(canvas: Canvas, state: Block, edit: Edit) -> Edit:
-        """The edit, without the surplus if it fills the answer."""
+        """Return the edit, without the surplus if it fills the answer."""
         if state.limit is None or len(canvas) <= state.limit:
             return edit
         if not np.isin(canvas.open_positions(0, state.limit), edit.commit).all():
