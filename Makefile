@@ -58,8 +58,10 @@ test-all: $(STAMP) ## run every test, the slow ones too; installs Ray (500 MB) a
 	@$(PY) -c 'import ray, schemathesis' 2>/dev/null || { \
 		echo '==> installing Ray Serve and schemathesis, which some slow tests need'; \
 		$(PIP) $(TORCH_INDEX) -e '.[fuzz,ray]'; }
-	@echo '==> running every test'
-	@$(PY) -m pytest -m "" $(PYTEST_ARGS)
+	@echo '==> 1/2 running the fast tests in $(WORKERS) processes of one thread'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	@echo '==> 2/2 running the slow tests one after the other: they measure time and memory'
+	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, formatting and types; changes nothing
 	@echo '==> ruff check'
