@@ -222,7 +222,7 @@ def _layers_fault(policy: AnyCache, canvas: Canvas, plan: CachePlan) -> str | No
 
 @dataclass(frozen=True)
 class Alias(CachePolicy[None]):
-    """An alias of other policies, chosen by `stands_for`; `make_cache` and `bind` replace it."""
+    """An alias of other policies, chosen by `stands_for`; `bind` replaces it before it is used."""
 
     @abstractmethod
     def stands_for(self, block_size: int | None) -> str:
