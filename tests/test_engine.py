@@ -17,6 +17,7 @@ from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
 from unmask.attention.layered import FeatureStore
+from unmask.decoders.vanilla import Vanilla
 from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine, RequestUpdate
 from unmask.engine.kv_budget import PAGED_SHARE
@@ -338,7 +339,7 @@ def test_requests_that_can_never_run_are_refused_at_once():
     ) as engine:
         with pytest.raises(ConfigError, match="2 rows"):
             engine.submit(llm.request([1], cfg_scale=1.0, gen_length=4), Listener())
-        with pytest.raises(ConfigError, match="takes 4 pages of cache, the engine has 2"):
+        with pytest.raises(ConfigError, match="takes 4 pages of cache, but the engine has 2"):
             engine.submit(llm.request([1] * 33, "ar", "block_causal", gen_length=16), Listener())
         with pytest.raises(ConfigError, match="deadline_s=0"):
             engine.submit(llm.request([1], gen_length=4), Listener(), deadline_s=0)
@@ -389,6 +390,13 @@ class Gate:
                 raise self.error
         self.count += 1
         return self.decoder.step(canvas, state, reading)
+
+
+class Unsettled(Vanilla):
+    """A decoder that breaks a rule which the engine checks after the forward."""
+
+    def num_settled(self, canvas, state):
+        return "all"
 
 
 class Failing:
@@ -567,6 +575,21 @@ def test_an_exception_in_one_decoder_fails_that_request_alone():
             assert engine.failure is None
 
 
+@pytest.mark.parametrize("stop_at_eos", [False, True])
+def test_a_decoder_without_a_number_of_settled_positions_fails_that_request_alone(stop_at_eos):
+    llm = model()
+    broken = llm.request([7, 8], "vanilla", gen_length=8, stop_at_eos=stop_at_eos)
+    decoder = Unsettled(block_length=8)
+    broken = replace(broken, method=replace(broken.method, decoder=decoder))
+    other = llm.request([3], "threshold", gen_length=8)
+    with Engine(llm) as engine:
+        listeners = submit_all(engine, [other, broken])
+        assert listeners[1].last.kind == "error"
+        assert "num_settled returned all" in str(listeners[1].last.error)
+        assert_same(listeners[0].last.output, alone(llm, other))
+        assert_idle(engine)
+
+
 def test_a_listener_that_raises_loses_its_request_and_nothing_else():
     llm = model()
 
@@ -711,7 +734,7 @@ def test_stopping_tells_who_waits_and_leaves_no_thread():
     with pytest.raises(EngineError, match="not started"):
         engine.submit(llm.request([1], gen_length=4), Listener())
     engine.start()
-    with pytest.raises(EngineError, match="started before"):
+    with pytest.raises(EngineError, match="started already"):
         engine.start()
     listeners = submit_all(engine, [first, llm.request([1], gen_length=4)])
     assert first.decoder.reached.wait(WAIT_S)

@@ -18,7 +18,17 @@ from unmask.attention.layered import FeatureRowMeta, FeatureStore, LayeredAttent
 from unmask.attention.packed import PackedAttention, RowMeta
 from unmask.attention.rollout import rollout
 from unmask.caches.base import CachePlan, Layers, Observation, plan_fault
-from unmask.canvas import NO_POSITIONS, Ask, Canvas, Floats, Ints, Reading, ask_fault, places
+from unmask.canvas import (
+    NO_POSITIONS,
+    Ask,
+    Canvas,
+    Floats,
+    Ints,
+    Reading,
+    ask_fault,
+    pair_fault,
+    places,
+)
 from unmask.engine.kv_dense import Branch, DenseKV
 from unmask.engine.kv_paged import PagedKV, fed_tokens
 from unmask.engine.lm_head import LMHead, LogitRows
@@ -194,10 +204,14 @@ class ModelRunner:
         """
         request, canvas, ask = sequence.request, sequence.canvas, self._ask(sequence)
         positions = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
-        if request.cache.exact:  # without a cache all of them are there
+        if request.cache.exact:  # without a cache all rows are computed
             ask = replace(ask, rows=positions)
         answering = self.row_of(ask.rows)
-        plan, state = request.cache.plan(canvas, ask, answering, sequence.cache_state)
+        answer = request.cache.plan(canvas, ask, answering, sequence.cache_state)
+        rule = pair_fault("plan", "a CachePlan", answer)
+        if rule is not None:
+            raise CacheError(rule, request.cache.name, sequence.num_forwards)
+        plan, state = answer
         self._check(sequence, ask, answering, plan)
         if max_queries is not None and len(plan.queries) > max_queries and self.is_paged(sequence):
             ahead = request.cache.prefill(canvas, sequence.cache_state, max_queries)
@@ -224,11 +238,13 @@ class ModelRunner:
         """Return the decoder's ask, requested once per decoder step."""
         request, canvas = sequence.request, sequence.canvas
         if sequence.ask is None:
-            ask, state = request.decoder.ask(canvas, sequence.decoder_state)
-            rule = ask_fault(canvas, ask, self.model.spec.vocab_size)
+            answer = request.decoder.ask(canvas, sequence.decoder_state)
+            rule = pair_fault("ask", "an Ask", answer) or ask_fault(
+                canvas, answer[0], self.model.spec.vocab_size
+            )
             if rule is not None:
                 raise DecoderError(rule, request.decoder.name, sequence.num_forwards)
-            sequence.ask, sequence.decoder_state = ask, state
+            sequence.ask, sequence.decoder_state = answer
         ask = sequence.ask
         if request.sampling_params.vocabulary == "adaptive" and ask.top_v is None:
             size = sequence.sampler_state.adaptive_size(canvas)
@@ -397,9 +413,9 @@ class ModelRunner:
             shadows=shadows,
             shadows_attend=item.ask.shadows_attend,
             is_cached=sequence.request.cache.stores,
-            needs_weights=plan.watched and sees_prompt,
+            needs_weights=plan.needs_importance and sees_prompt,
             table=self.paging.table(sequence, sees_prompt) if paged and self.paging else None,
-            write_from=plan.known,
+            write_from=plan.num_stored,
         )
 
     def _ids(self, item: ForwardInput, sees_prompt: bool) -> Ints:
@@ -411,7 +427,7 @@ class ModelRunner:
 
 def _without_dropped(plan: CachePlan, limit: int | None) -> CachePlan:
     """Return a plan without positions from `limit` on; unchanged if it has layers or needs importances."""
-    if limit is None or plan.layers is not None or plan.watched:
+    if limit is None or plan.layers is not None or plan.needs_importance:
         return plan
     end = limit if plan.end is None else min(plan.end, limit)
     return replace(plan, queries=plan.queries[plan.queries < limit], end=end)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unmask.caches.base import Observation
-from unmask.canvas import Canvas, Edit, Reading, edit_fault
+from unmask.canvas import Canvas, Edit, Reading, edit_fault, pair_fault
 from unmask.engine.model_runner import NOT_FINITE, ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
 from unmask.engine.threads import ErrorCapture
@@ -94,7 +94,7 @@ class Scheduler:
                 if capture.error is not None:
                     self.remove(sequence)
                     failed.append(Event(sequence.canvas, Edit(), sequence, capture.error))
-        for sequence in list(self.active):  # the oldest first: it always finds room
+        for sequence in list(self.active):  # the oldest first: its pages always suffice
             while id(sequence) in self._inputs and not self.runner.reserve_pages(
                 self._inputs[id(sequence)]
             ):
@@ -165,7 +165,7 @@ def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Ev
 
 
 def decide(sequence: SequenceState, reading: Reading) -> Edit:
-    """Return the decoder's edit; force progress where it commits nothing or revises without end."""
+    """Return the decoder's edit; force progress if it commits nothing or revises for too long."""
     request, canvas = sequence.request, sequence.canvas
     if not len(reading.positions):
         raise CacheError(
@@ -175,11 +175,13 @@ def decide(sequence: SequenceState, reading: Reading) -> Edit:
         )
     if np.isnan(reading.log_odds).any():
         raise ModelError(NOT_FINITE)
-    edit, state = request.decoder.step(canvas, sequence.decoder_state, reading)
-    rule = edit_fault(canvas, edit, request.facts.vocab_size)
+    answer = request.decoder.step(canvas, sequence.decoder_state, reading)
+    rule = pair_fault("step", "an Edit", answer) or edit_fault(
+        canvas, answer[0], request.facts.vocab_size
+    )
     if rule is not None:
         raise DecoderError(rule, request.decoder.name, sequence.num_forwards)
-    sequence.decoder_state = state
+    edit, sequence.decoder_state = answer
     undecided = reading.undecided(canvas)
     if request.sampling_params.vocabulary == "adaptive":
         sequence.sampler_state.record(undecided.confidence, edit.tokens)
