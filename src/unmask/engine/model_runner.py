@@ -204,7 +204,7 @@ class ModelRunner:
         """
         request, canvas, ask = sequence.request, sequence.canvas, self._ask(sequence)
         positions = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
-        if request.cache.exact:  # without a cache all of them are there
+        if request.cache.exact:  # without a cache all rows are computed
             ask = replace(ask, rows=positions)
         answering = self.row_of(ask.rows)
         answer = request.cache.plan(canvas, ask, answering, sequence.cache_state)
@@ -413,9 +413,9 @@ class ModelRunner:
             shadows=shadows,
             shadows_attend=item.ask.shadows_attend,
             is_cached=sequence.request.cache.stores,
-            needs_weights=plan.watched and sees_prompt,
+            needs_weights=plan.needs_importance and sees_prompt,
             table=self.paging.table(sequence, sees_prompt) if paged and self.paging else None,
-            write_from=plan.known,
+            write_from=plan.num_stored,
         )
 
     def _ids(self, item: ForwardInput, sees_prompt: bool) -> Ints:
@@ -427,7 +427,7 @@ class ModelRunner:
 
 def _without_dropped(plan: CachePlan, limit: int | None) -> CachePlan:
     """Return a plan without positions from `limit` on; unchanged if it has layers or needs importances."""
-    if limit is None or plan.layers is not None or plan.watched:
+    if limit is None or plan.layers is not None or plan.needs_importance:
         return plan
     end = limit if plan.end is None else min(plan.end, limit)
     return replace(plan, queries=plan.queries[plan.queries < limit], end=end)

@@ -47,7 +47,7 @@ REQUIRED: Allowed = {
     "clip_qkv": (None,),
     "hidden_act": ("silu",),
     "moe_router_score_function": ("softmax", None),
-    "router_num_group": (None, 1, -2),  # -2: their class's word for none
+    "router_num_group": (None, 1, -2),  # -2 stands for none in the released class
     "router_topk_group": (None, 1, -2),
     "use_sliding_window": (False, None),
 }
