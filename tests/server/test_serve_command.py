@@ -334,7 +334,8 @@ def test_help_needs_no_file(capsys):
 
 
 def test_every_start_has_a_page_token_of_its_own(wanted, monkeypatch):
-    from unmask.cli.serve import KEY_VARIABLE, access_of
+    from unmask.cli.options import KEY_VARIABLE
+    from unmask.cli.serve import access_of
 
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from unmask.bench.report import DecodeSetting
 from unmask.cli.options import MODEL, PRINT_JSON, DeviceOptions, flat
 from unmask.errors import ConfigError
 from unmask.options import option
@@ -33,25 +34,25 @@ class BenchModelOptions(DeviceOptions):
 class SettingOptions:
     """The setting that all methods of a comparison share."""
 
-    task: Annotated[str, option(metavar="T")] = "word_problem"
+    task: Annotated[str, option(metavar="T")] = DecodeSetting.task
     """word_problem, sudoku or countdown."""
 
-    limit: int = 50
+    limit: int = DecodeSetting.limit
     """Number of prompts."""
 
     gen_length: Annotated[int | None, option(metavar="N")] = None
     """Number of positions to generate. Default: 64; puzzles: 32."""
 
-    block_length: int = 32
+    block_length: int = DecodeSetting.block_length
     """Positions per block, where there are blocks."""
 
-    repeat: int = 1
+    repeat: int = DecodeSetting.repeat
     """Number of timed passes."""
 
-    max_batch_size: int = 1
+    max_batch_size: int = DecodeSetting.max_batch_size
     """Number of rows in a forward pass."""
 
-    seed: Annotated[int, option(metavar="S")] = 0
+    seed: Annotated[int, option(metavar="S")] = DecodeSetting.seed
     """Seed of the decoding."""
 
 

@@ -18,12 +18,11 @@ from unmask.bench.endpoint import KINDS, Endpoint, EndpointReply, kind_of, parse
 from unmask.bench.latency import blocks, first_at, gaps_of, parse_goals, standard
 from unmask.bench.serve import LoadResult, Server, Traffic, measure
 from unmask.bench.workload import Workload
-from unmask.cli.options import DATA, LOAD, OUTPUT, PRINT_JSON, SERVER, flat
+from unmask.cli.options import DATA, KEY_VARIABLE, LOAD, OUTPUT, PRINT_JSON, SERVER, flat
 from unmask.errors import ConfigError, RemoteError, UnmaskError, unknown_name
 from unmask.options import option
 from unmask.view.serving import METRICS, ServingReport
 
-KEY_VARIABLE = "UNMASK_API_KEY"
 SEVERAL = Parameter(consume_multiple=True)
 
 
@@ -34,10 +33,10 @@ class ServerOptions:
     base_url: Annotated[str | None, option(metavar="URL")] = None
     """The server. Default: http://HOST:PORT."""
 
-    host: Annotated[str, option(metavar="H")] = "127.0.0.1"
+    host: Annotated[str, option(metavar="H")] = Server.host
     """The server's host."""
 
-    port: Annotated[int, option(metavar="P")] = 8000
+    port: Annotated[int, option(metavar="P")] = Server.port
     """The server's port."""
 
     api_key: Annotated[str | None, option(metavar="KEY", env=KEY_VARIABLE)] = None
@@ -48,16 +47,16 @@ class ServerOptions:
 class DataOptions:
     """The requests."""
 
-    dataset_name: Annotated[str, option(metavar="D")] = "random"
+    dataset_name: Annotated[str, option(metavar="D")] = Workload.name
     """random (of token ids), sharegpt (a file), word_problem, sudoku or countdown."""
 
     dataset_path: Annotated[Path | None, option(metavar="FILE")] = None
     """ShareGPT-like JSON, for sharegpt."""
 
-    num_prompts: Annotated[int, option("--num-prompt")] = 10
+    num_prompts: Annotated[int, option("--num-prompt")] = Workload.num_prompts
     """Number of requests."""
 
-    random_input_len: Annotated[int, option("--input-len")] = 128
+    random_input_len: Annotated[int, option("--input-len")] = Workload.input_length
     """Maximum number of tokens of a random prompt."""
 
     random_output_len: Annotated[
@@ -65,7 +64,7 @@ class DataOptions:
     ] = None
     """Maximum number of tokens of an answer. Default: 128 if random, else as the set has it."""
 
-    random_range_ratio: Annotated[float, option(metavar="R")] = 0.0
+    random_range_ratio: Annotated[float, option(metavar="R")] = Workload.range_ratio
     """Minimum random length as a share of the maximum (as in SGLang); 1: all alike."""
 
     tokenize_prompt: bool = False

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from unmask.cli.chat_remote import DRAWN_SEED, ChatAnswer
 from unmask.cli.key_value import refuse_words, split_words
-from unmask.cli.options import DecodeOptions, DeviceOptions, ShowOptions, flat
+from unmask.cli.options import KEY_VARIABLE, DecodeOptions, DeviceOptions, ShowOptions, flat
 from unmask.errors import ConfigError, UnmaskError, unknown_name
 from unmask.knobs import set_field
 from unmask.options import option
@@ -180,19 +180,20 @@ def _speaker(options: ChatOptions, knobs: Mapping[str, str]) -> tuple[Speaker, D
         if options.api_key is not None:
             raise ConfigError("--api-key has no effect without --base-url; leave it out")
         from unmask.cli.decode import load
+        from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
 
         local = dataclasses.replace(
             decode, model=options.model or decode.model, seed=options.seed or 0
         )
         llm, _ = load(local)
-        names = {"decoder": "vanilla", "cache": "none"}
+        names = {"decoder": DEFAULT_DECODER, "cache": DEFAULT_CACHE}
         return Local(llm, options.fps), _with_method(local, {**names, **local.method.values})
     from unmask.cli.chat_remote import Remote
 
     for name in ("dtype", "device"):
         if getattr(options.device, name) is not None:
             raise ConfigError(f"{name} has no effect with --base-url: the server has its model")
-    key = options.api_key or os.environ.get("UNMASK_API_KEY")
+    key = options.api_key or os.environ.get(KEY_VARIABLE)
     remote = Remote(options.base_url, key, options.fps)
     seed = DRAWN_SEED if options.seed is None else options.seed
     return remote, dataclasses.replace(decode, model=options.model or "", seed=seed)

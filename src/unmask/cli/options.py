@@ -12,6 +12,8 @@ from cyclopts import Group, Parameter
 from unmask.knobs import Source
 from unmask.options import option
 
+KEY_VARIABLE = "UNMASK_API_KEY"
+"""Environment variable of a server's key."""
 PRINT_JSON = Parameter(name="--json")
 """Annotation of `as_json`."""
 METHOD, MODEL, ENGINE, SERVER, REPLICAS, OUTPUT, DATA, LOAD, SEARCH = (

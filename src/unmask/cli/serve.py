@@ -17,7 +17,7 @@ from cyclopts import Parameter
 
 from unmask.cli import launcher
 from unmask.cli.key_value import WORD
-from unmask.cli.options import flat
+from unmask.cli.options import KEY_VARIABLE, flat
 from unmask.cli.serve_options import ServeOptions
 from unmask.engine.config import EngineConfig
 from unmask.errors import ConfigError, DependencyError
@@ -38,7 +38,6 @@ WORDS = Parameter(
     name="MODEL | KEY=VALUE",
     help="Bundled name, folder or hub id, and knobs of requests that set none.",
 )
-KEY_VARIABLE = "UNMASK_API_KEY"
 FAILED_STATUS = 1
 """Of a server whose engine has failed; systemd and the like then start another."""
 RAYS_OWN = {

@@ -34,7 +34,7 @@ from unmask.engine.token_frequencies import estimate
 from unmask.engine.tokenizer import load_tokenizer, token_id
 from unmask.errors import ConfigError, ModelError
 from unmask.knobs import check_flags, whole
-from unmask.method import MethodSpec
+from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER, MethodSpec
 from unmask.models import resolve_model
 from unmask.models.packed_weights import can_pack
 from unmask.models.packed_weights import pack_weights as pack
@@ -138,8 +138,8 @@ class LLM:
     def generate(  # noqa: PLR0913 - the call's options are the interface
         self,
         prompts: Prompt | Sequence[Prompt],
-        decoder: str | MethodSpec = "vanilla",
-        cache: str = "none",
+        decoder: str | MethodSpec = DEFAULT_DECODER,
+        cache: str = DEFAULT_CACHE,
         *,
         cache_args: Mapping[str, object] | None = None,
         gen_length: int | None = None,
@@ -177,7 +177,7 @@ class LLM:
         return [self.output(sequence, return_trace) for sequence in finished]
 
     def chat(
-        self, messages: Messages, decoder: str | MethodSpec = "vanilla", **options: Any
+        self, messages: Messages, decoder: str | MethodSpec = DEFAULT_DECODER, **options: Any
     ) -> Output:
         """Decode the assistant's next turn; `messages` are dicts with "role" and "content".
 
@@ -188,8 +188,8 @@ class LLM:
     def infill(
         self,
         parts: Sequence[str | int],
-        decoder: str | MethodSpec = "vanilla",
-        cache: str = "none",
+        decoder: str | MethodSpec = DEFAULT_DECODER,
+        cache: str = DEFAULT_CACHE,
         *,
         cache_args: Mapping[str, object] | None = None,
         seed: int = 0,
@@ -209,8 +209,8 @@ class LLM:
     def stream(
         self,
         canvas: Canvas,
-        decoder: str | MethodSpec = "vanilla",
-        cache: str = "none",
+        decoder: str | MethodSpec = DEFAULT_DECODER,
+        cache: str = DEFAULT_CACHE,
         *,
         cache_args: Mapping[str, object] | None = None,
         seed: int = 0,
@@ -225,8 +225,8 @@ class LLM:
     def request(
         self,
         content: Prompt | Canvas,
-        decoder: str | MethodSpec = "vanilla",
-        cache: str = "none",
+        decoder: str | MethodSpec = DEFAULT_DECODER,
+        cache: str = DEFAULT_CACHE,
         *,
         cache_args: Mapping[str, object] | None = None,
         gen_length: int | None = None,

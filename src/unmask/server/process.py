@@ -24,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from unmask.errors import ConfigError
 from unmask.server.service import Service
+from unmask.server.settings import ServerConfig
 
 if TYPE_CHECKING:
     import asyncio
@@ -155,7 +156,7 @@ def url_of(bound: socket.socket) -> str:
 def server_of(
     app: FastAPI,
     *,
-    drain_timeout_s: float = 30.0,
+    drain_timeout_s: float = ServerConfig.shutdown_timeout,
     on_ready: Callable[[], None] = lambda: None,
 ) -> ServerProcess:
     """Return the server of an app; its `run(sockets=[bound])` serves until a signal or a failure."""

@@ -11,7 +11,7 @@ from unmask.canvas import Canvas
 from unmask.engine.prompts import Prompt, prompt_list
 from unmask.engine.request import Request
 from unmask.errors import ContradictionError, PromptError, UnmaskError
-from unmask.method import CACHE_PREFIX, MethodSpec, Source
+from unmask.method import CACHE_PREFIX, GEN_LENGTH, MethodSpec, Source
 from unmask.server.capabilities import SERVER_ONLY
 from unmask.server.detokenizer import StopCriteria
 from unmask.server.errors import ApiError, bad_request
@@ -22,7 +22,6 @@ from unmask.server.settings import ServerSettings
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
-DEFAULT_MAX_TOKENS = 128
 DEFAULT_FIRST_LENGTH = 64
 """Positions to begin with, of a decoder that chooses the length; fewer where `max_tokens` is less."""
 NEUTRAL_TOP_K = (-1, 0)
@@ -125,7 +124,7 @@ class Planner:
         self, body: CompletionRequest, prompts: list[Prompt], knobs: Mapping[str, object]
     ) -> list[GenerationPlan]:
         assert body.suffix is not None, "without a suffix there is no middle"
-        size = body.length or DEFAULT_MAX_TOKENS
+        size = body.length or GEN_LENGTH
         canvases = [self.llm.middle_canvas(one, size, body.suffix) for one in prompts]
         for canvas in canvases:
             self._check_room(len(canvas), "prompt, answer and suffix", body.length_name)
@@ -267,7 +266,7 @@ class Planner:
                 param=name if room > 0 else param,
                 code="context_length_exceeded",
             )
-        return min(DEFAULT_MAX_TOKENS, room) if body.length is None else body.length
+        return min(GEN_LENGTH, room) if body.length is None else body.length
 
     def _check_room(self, size: int, what: str, param: str) -> None:
         """Raise ApiError for a canvas that is longer than the context."""
