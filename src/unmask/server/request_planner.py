@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unmask.canvas import Canvas
 from unmask.engine.prompts import Prompt, prompt_list
 from unmask.engine.request import Request
-from unmask.errors import ContradictionError, PromptError, UnmaskError
+from unmask.errors import ConfigError, ContradictionError, PromptError, UnmaskError
 from unmask.method import CACHE_PREFIX, MethodSpec, Source
 from unmask.server.capabilities import SERVER_ONLY
 from unmask.server.detokenizer import StopCriteria
@@ -215,6 +215,9 @@ class Planner:
         try:
             method = MethodSpec.parse(*sources, *self._defaults(body, sources))
         except UnmaskError as error:
+            key = error.key if isinstance(error, ConfigError) else None
+            if key in SERVER_ONLY and key not in self.settings.defaults.given:
+                raise server_only(key) from None
             raise bad_request(error) from None
         for note in method.notes:
             if note.code == "no_effect":
@@ -246,13 +249,7 @@ class Planner:
         for key, harmless in SERVER_ONLY.items():
             value = method.given.get(key, harmless)
             if value not in (harmless, self.settings.defaults.given.get(key, harmless)):
-                raise ApiError(
-                    400,
-                    f"{key} names a file or a model on the server's machine; it is set when the server "
-                    f"starts, not by requests",
-                    param=key,
-                    code="unsupported_parameter",
-                )
+                raise server_only(key)
 
     def _length(self, num_prompt: int, body: DecodingRequest, param: str) -> int:
         """Return the positions to generate after a prompt, which the field `param` has."""
@@ -290,3 +287,12 @@ def own_knobs(body: DecodingRequest) -> dict[str, object]:
         "top_k": None if body.top_k in NEUTRAL_TOP_K else body.top_k,
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def server_only(key: str) -> ApiError:
+    """Return the error for a knob that requests may not set."""
+    message = (
+        f"{key} names a file or a model on the server's machine; it is set when the server starts, "
+        f"not by requests"
+    )
+    return ApiError(400, message, param=key, code="unsupported_parameter")

@@ -114,10 +114,12 @@ class Decoder(ABC, Generic[State]):
             )
         reads = params.vocabulary == "frequency" or self.effective_score == "pc"
         if params.frequencies is not None and not reads:
-            raise ConfigError(
+            error = ConfigError(
                 f"frequencies={params.frequencies} has no effect here; use score=pc, decoder pc_sampler "
                 f"or vocabulary=frequency, or leave it out"
             )
+            error.key = "frequencies"
+            raise error
 
     def first_length(self) -> int:
         """Return the number of positions to begin with, of a decoder that chooses the length."""
