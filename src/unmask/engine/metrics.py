@@ -17,7 +17,7 @@ class EngineStats:
     """A snapshot of an engine: its present state, and monotonic counters since its start.
 
     State: `queued` and `running` requests; `rows_free` of the batch's `rows_total` rows; `pages_free` of
-    `pages_total` pages are not in use (0 pages: the model has none), `pages_cached` of these hold a prefix;
+    `pages_total` pages are not in use (0 pages: the model has none), `pages_cached` of these are cached;
     `dense_bytes` of dense stores.
     Counters: `num_forwards` took `forward_s` seconds, host work included, and computed `num_queries`
     positions, `num_answer` of them behind a prompt and `num_wasted` right of an end token (counted when a

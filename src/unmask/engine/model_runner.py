@@ -47,7 +47,7 @@ NOT_FINITE = (
 class ForwardInput:
     """One sequence's part of a forward; `rows` are the logit rows that answer `ask`.
 
-    Asked positions whose row the plan does not compute are left out, so the decoder never sees them. With
+    Asked positions whose row the plan does not compute are missing from the reading. With
     `runs_decoder` False the forward only computes keys and values of a part of the prompt.
     """
 
@@ -137,7 +137,7 @@ class ModelRunner:
         )
         if rows > self.max_rows:
             raise ConfigError(
-                f"a guided request takes {rows} rows, the batch has {self.max_rows}; use cfg_scale=0"
+                f"a guided request takes {rows} rows, but the batch has {self.max_rows}; use cfg_scale=0"
             )
         if self.paging is not None and self.is_paged(sequence):
             self.paging.check_fit(sequence, rows)
@@ -145,7 +145,7 @@ class ModelRunner:
             needed = rows * positions * dense.store.bytes_per_position
             if needed > self.dense_bytes:
                 raise ConfigError(
-                    f"a canvas of {positions} positions takes {needed} bytes of cache, the engine has "
+                    f"a canvas of {positions} positions takes {needed} bytes of cache, but the engine has "
                     f"{self.dense_bytes} for dense caches; use cache=none, a shorter answer, or more "
                     f"kv_cache_memory_bytes"
                 )
@@ -282,7 +282,7 @@ class ModelRunner:
         parts = []
         for item in inputs:
             cond, uncond = (states.get((id(item.sequence), branch)) for branch in (True, False))
-            assert cond is not None, "every sequence has a row that sees its prompt"
+            assert cond is not None, "every sequence has a row with its prompt"
             item.sequence.num_logit_rows += (len(item.rows) + len(item.ask.shadows)) * (
                 1 if uncond is None else 2
             )

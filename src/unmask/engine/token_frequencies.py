@@ -35,7 +35,7 @@ def count(tokenizer: Any, texts: Iterable[str]) -> dict[int, int]:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise PromptError(
-                f"the text {text[:40]!r} holds half a character (a lone surrogate); mend or drop it"
+                f"the text {text[:40]!r} contains half a character (a lone surrogate); correct or remove it"
             ) from None
         counts.update(tokenizer(text, add_special_tokens=False)["input_ids"])
     return {int(id_): counts[id_] for id_ in sorted(counts)}

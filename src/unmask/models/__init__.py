@@ -74,7 +74,7 @@ def _download(model_id: str, weights: bool) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"no folder {model_id!r} here, and the hub did not give it: {reason}"
+            f"no folder {model_id!r}, and downloading it from the hub failed: {reason}"
         ) from None
 
 

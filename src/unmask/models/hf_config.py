@@ -138,17 +138,17 @@ class ConfigReader:
         }
         if self.config.get("rotary_dim") is not None:
             values[f"rotary_dim={self.integer('rotary_dim')}"] = self.integer("rotary_dim")
-        listing = ", ".join(f"{key} says {value}" for key, value in values.items())
+        listing = ", ".join(f"{key} means {value}" for key, value in values.items())
         if len(set(values.values())) > 1:
             problem = "they must agree"
         elif self.rotary_share is None and set(values.values()) - {head_dim}:
-            problem = f"in {self.family} all of them turn"
+            problem = f"{self.family} rotates all of them"
         else:
             default = int(head_dim * (self.rotary_share or 1))
             rotated = next(iter(values.values()), default)
             if rotated % 2 == 0 and 0 < rotated <= head_dim:
                 return rotated
-            listing = listing or f"{rotated} turn by default"
+            listing = listing or f"{rotated} are rotated by default"
             problem = f"must be even, 2 to {head_dim}"
         raise ModelError(f"config.json: of {head_dim} dimensions of a head, {listing}; {problem}")
 

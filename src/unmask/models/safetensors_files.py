@@ -62,7 +62,7 @@ def shard_files(folder: Path) -> list[Path]:
             f"{folder}: only pickle weights found ({pickles[0]}); unpickling runs code, so unmask reads "
             f"safetensors only. Convert the checkpoint first, e.g. with safetensors.torch.save_file"
         )
-    raise ModelError(f"{folder}: no {SINGLE} and no {INDEX}; give a folder that holds weights")
+    raise ModelError(f"{folder}: no {SINGLE} and no {INDEX}; give a folder with weights")
 
 
 def _shard_names(index: Path) -> list[str]:

@@ -40,7 +40,7 @@ def load_weights(
     """Fill a model that was built on the meta device.
 
     Elements are read from the file into their parameter, with buffers of a few megabytes. One of several
-    ranks reads its part only, in whole rows. Raises ModelError naming every
+    ranks reads only its part, but complete rows. Raises ModelError naming every
     tensor that is unmapped, missing, stored twice or misshapen, before any weight is read.
     """
     shapes = shapes_of(model)
@@ -169,7 +169,7 @@ def _is_stored(experts: set[int | None], expert: int | None) -> bool:
 
 def _misfits(tensor: TensorEntry, shape: Shape) -> list[str]:
     if tensor.shape != shape:
-        return [f"misshapen: {tensor.name} is {tensor.shape}, the config says {shape}"]
+        return [f"misshapen: {tensor.name} is {tensor.shape}, the config requires {shape}"]
     if tensor.kind not in DTYPES:
         return [f"ill-typed: {tensor.name} is {tensor.kind}, not {', '.join(DTYPES)}"]
     return []

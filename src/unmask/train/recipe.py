@@ -14,7 +14,7 @@ from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, set_field
 
 LONGEST_ROW = 128
-"""Tokens that the longest example may take (a drill of 12 equations)."""
+"""Maximum number of tokens of an example (a drill of 12 equations)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Recipe:
     level_steps: tuple[int, ...] = (200, 600, 1200)
     """Steps at which the curriculum reaches level 2, 3 (the hardest) and 4 (the final mixture)."""
     mix: tuple[float, ...] = (0.62, 0.15, 0.12, 0.11)
-    """Shares of word problems, Sudoku, Countdown and sentences; drills take from the first three."""
+    """Shares of word problems, Sudoku, Countdown and sentences; drills replace rows of the first three."""
     random_length: float = 0.01
     # objective
     stratified: bool = True

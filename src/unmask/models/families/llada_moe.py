@@ -1,4 +1,4 @@
-"""LLaDA-MoE 7B-A1B: bidirectional, 64 experts of which a token takes 8, q/k norm.
+"""LLaDA-MoE 7B-A1B: bidirectional, 64 experts of which each token uses 8, q/k norm.
 
 Source: arXiv:2509.24389 and the released configuration. Traps: `model_type` is dense LLaDA's, so the
 architecture or the key `num_experts` decides; the weights of the chosen experts are never renormalized
