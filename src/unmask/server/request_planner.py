@@ -215,9 +215,9 @@ class Planner:
         try:
             method = MethodSpec.parse(*sources, *self._defaults(body, sources))
         except UnmaskError as error:
-            key = error.key if isinstance(error, ConfigError) else None
-            if key in SERVER_ONLY and key not in self.settings.defaults.given:
-                raise server_only(key) from None
+            knob = error.key if isinstance(error, ConfigError) else None
+            if knob in SERVER_ONLY and knob not in self.settings.defaults.given:
+                raise server_only(knob) from None
             raise bad_request(error) from None
         for note in method.notes:
             if note.code == "no_effect":
