@@ -1,4 +1,4 @@
-"""Find cache policies by name and build them from their knobs."""
+"""Registry of the cache policies: find them by name, and build them from their knobs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def names() -> list[str]:
 
 
 def broken() -> dict[str, str]:
-    """Return the names of the files that cannot be used, with the reason (which names the file)."""
+    """Return the reason for each file that cannot be used, by its name; the reason gives the path."""
     return usable_names(PACKAGE, NO_POLICIES, _load)[1]
 
 
 def cache_class(name: str) -> type[AnyCache]:
     """Return the class of a cache.
 
-    Raises ConfigError for an unknown name, and PluginError, which is one, for a file that cannot be used.
+    Raises ConfigError for an unknown name, and its subclass PluginError for a file that cannot be used.
     """
     if name not in module_names(PACKAGE, NO_POLICIES):
         raise unknown_name("cache", str(name), names())
@@ -47,9 +47,8 @@ def make_cache(
 ) -> AnyCache:
     """Build a cache policy from its name and knobs, e.g. `dllm(kp=50, kr=7)` or `dllm` and `args`.
 
-    `compat`, if not None, holds for a policy that has such a knob unless it is among the knobs. `auto`
-    stays as it is (see `bind`). Raises ConfigError for an unknown name or knob, and for a value that is not
-    allowed.
+    `compat`, if not None, is the default of a knob of this name. `auto` is not resolved (see `bind`).
+    Raises ConfigError for an unknown name or knob, and for a value that is not allowed.
     """
     name, inside = split_call(name)
     merged = merge(Source(inside), Source(args or {}))
@@ -58,32 +57,33 @@ def make_cache(
     own = field_names(cls)
     if compat is not None and "compat" in own:
         knobs.setdefault("compat", compat)
-    theirs = {key: value for key, value in knobs.items() if key not in own}
+    inner_knobs = {key: value for key, value in knobs.items() if key not in own}
     inner = read_value(knobs.get("inner")) if "inner" in own else None
-    if theirs and inner is None:
-        raise unknown_name(f"knob for cache {name!r}:", next(iter(theirs)), own)
+    if inner_knobs and inner is None:
+        raise unknown_name(f"knob for cache {name!r}:", next(iter(inner_knobs)), own)
     typed = {key: set_field(cls, key, knobs[key]) for key in knobs if key in own - {"inner"}}
     if "inner" in own:
-        policy = None if inner is None else make_cache(str(inner), theirs, compat)
+        policy = None if inner is None else make_cache(str(inner), inner_knobs, compat)
         typed["inner"] = None if policy is None else bind(policy, None)
     build: Callable[..., AnyCache] = cls
     return build(**typed)
 
 
 def bind(policy: AnyCache, block_size: int | None) -> AnyCache:
-    """Return the policy for a model of this block size (None: full attention); `auto` is replaced."""
+    """Return the policy with `auto` resolved for a model of this block size (None: full attention)."""
     other = policy.stands_for(block_size)
     return policy if other is None else make_cache(other)
 
 
 def describe(cache: AnyCache) -> str:
     """Format a policy as `name(knob=value, ...)` without knobs at their defaults."""
-    shown = []
-    for item in dataclasses.fields(cache):
-        value = getattr(cache, item.name)
-        if item.name == "inner":
-            shown += [] if value is None else [f"inner={describe(value)}"]
-        elif value != item.default:
-            shown.append(f"{item.name}={value}")
-    name = cache.name
-    return f"{name}({', '.join(shown)})" if shown else name
+    values = dataclasses.asdict(cache) | vars(cache)  # the inner policy itself, not its fields
+    inner = values.get("inner")
+    if isinstance(inner, CachePolicy):
+        values["inner"] = describe(inner)
+    knobs = [
+        f"{field.name}={values[field.name]}"
+        for field in dataclasses.fields(cache)
+        if values[field.name] != field.default
+    ]
+    return f"{cache.name}({', '.join(knobs)})" if knobs else cache.name
