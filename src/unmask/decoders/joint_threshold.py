@@ -69,7 +69,8 @@ class JointThreshold(WholeBlocks):
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
         """Return the number of settled positions: those of blocks that have ended."""
-        return state.end if self.editing(state).is_over else state.start
+        settled = state.end if self.editing(state).is_over else state.start
+        return min(settled, len(canvas))  # the canvas is cut at the end of the answer
 
     @staticmethod
     def editing(state: Block) -> Editing:
