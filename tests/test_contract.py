@@ -43,21 +43,24 @@ class Spoiled(decoders.Decoder):
 
     ask_: object = None
     edit: object = None
-    settled: int | None = None
+    settled: object = None
     at: int = 1
+    pair: bool = True
 
     def start(self, canvas, facts):
         return 0
 
     def ask(self, canvas, state):
         if state == self.at and self.ask_ is not None:
-            return self.ask_, state
+            return (self.ask_, state) if self.pair else self.ask_
         return Ask(canvas.open_positions(), (canvas.prompt_length, len(canvas))), state
 
     def step(self, canvas, state, reading: Reading):
         edit = reading.undecided(canvas).commit(np.zeros(1, dtype=np.int64))
         if state == self.at and self.edit is not None:
             edit = self.edit
+            if not self.pair:
+                return edit
         return edit, state + 1
 
     def num_settled(self, canvas, state):
@@ -222,7 +225,26 @@ def test_the_other_fields_of_an_ask_have_rules_too(more, rule):
     assert rule in caught.value.rule
 
 
-@pytest.mark.parametrize("count", [-1, 12])
+@pytest.mark.parametrize(
+    ("spoiled", "rule"),
+    [
+        (Spoiled(ask_=(), pair=False), "ask returned tuple; it returns an Ask and the state"),
+        (Spoiled(edit=3, pair=False), "step returned int; it returns an Edit and the state"),
+    ],
+)
+def test_a_method_returns_the_state_too(spoiled, rule):
+    with pytest.raises(DecoderError) as caught:
+        decode(spoiled)
+    assert caught.value.rule == rule
+
+
+def test_the_first_canvas_is_a_canvas(monkeypatch):
+    monkeypatch.setattr(Spoiled, "first_canvas", lambda *_: None)
+    with pytest.raises(DecoderError, match="first_canvas returned NoneType"):
+        decode()
+
+
+@pytest.mark.parametrize("count", [-1, 12, "all", 2.5])
 def test_settled_positions_are_positions_of_the_canvas(count):
     with pytest.raises(DecoderError, match=f"num_settled returned {count}"):
         decode(Spoiled(settled=count))

@@ -17,6 +17,7 @@ from tiny import EOS, KNOWN, tiny_llm, trace_of, want
 
 from unmask import caches, decoders
 from unmask.attention.layered import FeatureStore
+from unmask.decoders.vanilla import Vanilla
 from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine, RequestUpdate
 from unmask.engine.kv_budget import PAGED_SHARE
@@ -391,6 +392,13 @@ class Gate:
         return self.decoder.step(canvas, state, reading)
 
 
+class Unsettled(Vanilla):
+    """A decoder that breaks a rule which the engine checks after the forward."""
+
+    def num_settled(self, canvas, state):
+        return "all"
+
+
 class Failing:
     """A cache that raises when it is told what is known already."""
 
@@ -565,6 +573,21 @@ def test_an_exception_in_one_decoder_fails_that_request_alone():
                 assert_same(listener.last.output, alone(llm, request))
             assert_idle(engine)
             assert engine.failure is None
+
+
+@pytest.mark.parametrize("stop_at_eos", [False, True])
+def test_a_decoder_without_a_number_of_settled_positions_fails_that_request_alone(stop_at_eos):
+    llm = model()
+    broken = llm.request([7, 8], "vanilla", gen_length=8, stop_at_eos=stop_at_eos)
+    decoder = Unsettled(block_length=8)
+    broken = replace(broken, method=replace(broken.method, decoder=decoder))
+    other = llm.request([3], "threshold", gen_length=8)
+    with Engine(llm) as engine:
+        listeners = submit_all(engine, [other, broken])
+        assert listeners[1].last.kind == "error"
+        assert "num_settled returned all" in str(listeners[1].last.error)
+        assert_same(listeners[0].last.output, alone(llm, other))
+        assert_idle(engine)
 
 
 def test_a_listener_that_raises_loses_its_request_and_nothing_else():

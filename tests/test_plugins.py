@@ -17,6 +17,7 @@ from unmask.decoders import Blockwise, Decoder
 FILES = {
     "syntax": ("def broken(:\n", "SyntaxError"),
     "import": ("import no_such_module\n", "no_such_module"),
+    "exits": ("raise SystemExit(3)\n", "SystemExit: 3"),
     "raises": ("raise RuntimeError('half-written')\n", "half-written"),
     "empty": ("", "defines no {attribute}"),
     "missing": ("class Other:\n    pass\n", "defines no {attribute}"),

@@ -422,6 +422,13 @@ class Ask:
             check_statistics("Ask.stats", self.stats)
 
 
+def pair_fault(method: str, kind: str, answer: object) -> str | None:
+    """Return what is wrong with the answer of a plug-in's method: a pair of a `kind` and the state."""
+    if isinstance(answer, tuple) and len(answer) == 2:
+        return None
+    return f"{method} returned {type(answer).__name__}; it returns {kind} and the state"
+
+
 def ask_fault(canvas: Canvas, ask: object, vocab_size: int) -> str | None:
     """Return the first rule that an ask about this canvas breaks, or None."""
     if not isinstance(ask, Ask):

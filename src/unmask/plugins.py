@@ -29,7 +29,7 @@ def load_plugin(package: str, name: str, required: Sequence[str]) -> ModuleType:
     """
     try:
         module = import_module(f"{package}.{name}")
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may exit when it is imported
         path = _path_of(package, name)
         raise PluginError(
             f"{path}: cannot be imported ({type(error).__name__}: {error}); mend or delete this file"

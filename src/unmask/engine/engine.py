@@ -295,10 +295,13 @@ class Engine:
             self._batch.preempted.clear()
         for event in events:
             handle = self._running[id(event.sequence)]
-            if event.error is not None:
-                self._end(handle, "error", error=event.error)
+            with ErrorCapture() as capture:
+                num_settled = event.sequence.num_settled
+            error = event.error or capture.error
+            if error is not None:
+                self._end(handle, "error", error=error)
                 continue
-            self._notify(handle, "step", event)
+            self._notify(handle, "step", num_settled, event)
             if event.sequence.finish_reason is not None:
                 self._end(handle, "done")
 
@@ -306,13 +309,14 @@ class Engine:
         self, handle: RequestHandle, kind: UpdateKind, error: BaseException | None = None
     ) -> None:
         """Free the resources of a request, then notify its listener."""
-        sequence, output = handle.sequence, None
-        if kind == "done":
-            with ErrorCapture() as capture:
+        sequence, output, num_settled = handle.sequence, None, 0
+        with ErrorCapture() as capture:
+            num_settled = sequence.num_settled
+            if kind == "done":
                 sequence.finish_reason = sequence.finish_reason or "stop"
                 output = self.llm.output(sequence, return_trace=True)
-            if capture.error is not None:
-                kind, error = "error", capture.error
+        if kind == "done" and capture.error is not None:
+            kind, error = "error", capture.error
         if self.failure is None:  # after a failure, freeing could fail too
             self._batch.remove(sequence)
         with self._wake:
@@ -321,12 +325,13 @@ class Engine:
             self._running.pop(id(sequence), None)
             self._counters.end(kind, time.monotonic() - handle.submitted_s)
             self._wake.notify_all()
-        self._notify(handle, kind, None, output, error)
+        self._notify(handle, kind, num_settled, None, output, error)
 
     def _notify(
         self,
         handle: RequestHandle,
         kind: UpdateKind,
+        num_settled: int,
         event: Event | None,
         output: Output | None = None,
         error: BaseException | None = None,
@@ -340,7 +345,7 @@ class Engine:
                     canvas=sequence.canvas,
                     before=sequence.canvas if event is None else event.before,
                     edit=Edit() if event is None else event.edit,
-                    num_settled=sequence.num_settled,
+                    num_settled=num_settled,
                     num_forwards=sequence.num_forwards,
                     num_queries=sequence.num_queries,
                     num_cached=sequence.num_cached,

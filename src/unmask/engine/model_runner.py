@@ -18,7 +18,17 @@ from unmask.attention.layered import FeatureRowMeta, FeatureStore, LayeredAttent
 from unmask.attention.packed import PackedAttention, RowMeta
 from unmask.attention.rollout import rollout
 from unmask.caches.base import CachePlan, Layers, Observation, plan_fault
-from unmask.canvas import NO_POSITIONS, Ask, Canvas, Floats, Ints, Reading, ask_fault, places
+from unmask.canvas import (
+    NO_POSITIONS,
+    Ask,
+    Canvas,
+    Floats,
+    Ints,
+    Reading,
+    ask_fault,
+    pair_fault,
+    places,
+)
 from unmask.engine.kv_dense import Branch, DenseKV
 from unmask.engine.kv_paged import PagedKV, fed_tokens
 from unmask.engine.lm_head import LMHead, LogitRows
@@ -197,7 +207,11 @@ class ModelRunner:
         if request.cache.exact:  # without a cache all of them are there
             ask = replace(ask, rows=positions)
         answering = self.row_of(ask.rows)
-        plan, state = request.cache.plan(canvas, ask, answering, sequence.cache_state)
+        answer = request.cache.plan(canvas, ask, answering, sequence.cache_state)
+        rule = pair_fault("plan", "a CachePlan", answer)
+        if rule is not None:
+            raise CacheError(rule, request.cache.name, sequence.num_forwards)
+        plan, state = answer
         self._check(sequence, ask, answering, plan)
         if max_queries is not None and len(plan.queries) > max_queries and self.is_paged(sequence):
             ahead = request.cache.prefill(canvas, sequence.cache_state, max_queries)
@@ -224,11 +238,13 @@ class ModelRunner:
         """Return the decoder's ask, requested once per decoder step."""
         request, canvas = sequence.request, sequence.canvas
         if sequence.ask is None:
-            ask, state = request.decoder.ask(canvas, sequence.decoder_state)
-            rule = ask_fault(canvas, ask, self.model.spec.vocab_size)
+            answer = request.decoder.ask(canvas, sequence.decoder_state)
+            rule = pair_fault("ask", "an Ask", answer) or ask_fault(
+                canvas, answer[0], self.model.spec.vocab_size
+            )
             if rule is not None:
                 raise DecoderError(rule, request.decoder.name, sequence.num_forwards)
-            sequence.ask, sequence.decoder_state = ask, state
+            sequence.ask, sequence.decoder_state = answer
         ask = sequence.ask
         if request.sampling_params.vocabulary == "adaptive" and ask.top_v is None:
             size = sequence.sampler_state.adaptive_size(canvas)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unmask.caches.base import Observation
-from unmask.canvas import Canvas, Edit, Reading, edit_fault
+from unmask.canvas import Canvas, Edit, Reading, edit_fault, pair_fault
 from unmask.engine.model_runner import NOT_FINITE, ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
 from unmask.engine.threads import ErrorCapture
@@ -175,11 +175,13 @@ def decide(sequence: SequenceState, reading: Reading) -> Edit:
         )
     if np.isnan(reading.log_odds).any():
         raise ModelError(NOT_FINITE)
-    edit, state = request.decoder.step(canvas, sequence.decoder_state, reading)
-    rule = edit_fault(canvas, edit, request.facts.vocab_size)
+    answer = request.decoder.step(canvas, sequence.decoder_state, reading)
+    rule = pair_fault("step", "an Edit", answer) or edit_fault(
+        canvas, answer[0], request.facts.vocab_size
+    )
     if rule is not None:
         raise DecoderError(rule, request.decoder.name, sequence.num_forwards)
-    sequence.decoder_state = state
+    edit, sequence.decoder_state = answer
     undecided = reading.undecided(canvas)
     if request.sampling_params.vocabulary == "adaptive":
         sequence.sampler_state.record(undecided.confidence, edit.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +50,9 @@ class SequenceState:
         from unmask.engine.sampler_state import SamplerState
 
         canvas = request.decoder.first_canvas(request.canvas, request.facts)
+        if not isinstance(canvas, Canvas):
+            rule = f"first_canvas returned {type(canvas).__name__}; it returns a Canvas"
+            raise DecoderError(rule, request.decoder.name, 0)
         state = request.decoder.start(request.canvas, request.facts)
         cached = request.cache.start(canvas, request.facts)
         return cls(request, canvas, state, cached, SamplerState(), index)
@@ -98,7 +102,7 @@ class SequenceState:
         """Positions from the left that the decoder will not change any more once they are decided."""
         decoder, size = self.request.decoder, len(self.canvas)
         count = decoder.num_settled(self.canvas, self.decoder_state)
-        if not 0 <= count <= size:
+        if not isinstance(count, Integral) or not 0 <= count <= size:
             rule = f"num_settled returned {count}; use 0 to {size}, the number of positions"
             raise DecoderError(rule, decoder.name, self.num_forwards)
         return count

@@ -15,7 +15,14 @@ from unmask.caches.registry import describe as describe_cache
 from unmask.canvas import Canvas
 from unmask.decoders.registry import describe as describe_decoder
 from unmask.engine.outputs import FinishReason, Output
-from unmask.errors import CapacityError, ConfigError, EngineError, PromptError, UnmaskError
+from unmask.errors import (
+    CapacityError,
+    ConfigError,
+    ContractError,
+    EngineError,
+    PromptError,
+    UnmaskError,
+)
 from unmask.server.canvas_frames import Confidences, canvas_frame
 from unmask.server.detokenizer import TextStream
 from unmask.server.errors import (
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
     from unmask.engine.token_text import TokenTexts
 
 log = logging.getLogger("unmask.server")
+
+FAILED = "decoding this request failed; the log has the reason"
 
 
 class Generation:
@@ -154,7 +163,7 @@ class Generation:
         if isinstance(update.error, (ConfigError, PromptError)):
             return bad_request(update.error)
         log.error("%s decoding failed", self.log_id, exc_info=update.error)
-        return ApiError(500, "decoding this request failed; the log has the reason", code="failed")
+        return ApiError(500, FAILED, code="failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,4 +344,7 @@ def submit_error(error: UnmaskError, engine: Engine) -> ApiError:
         return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
     if isinstance(error, EngineError):
         return engine_dead()
+    if isinstance(error, ContractError):
+        log.error("a request cannot be decoded", exc_info=error)
+        return ApiError(500, FAILED, code="failed")
     return bad_request(error)
