@@ -691,5 +691,5 @@ def test_a_policy_describes_itself_so_that_it_can_be_made_again():
 
 def test_plans_are_values():
     plan = CachePlan(np.arange(3))
-    assert replace(plan, watched=True).watched
-    assert not plan.watched
+    assert replace(plan, needs_importance=True).needs_importance
+    assert not plan.needs_importance

@@ -65,8 +65,8 @@ def test_every_published_command_is_a_run_of_its_task(command, tmp_path):
     assert settings.model == str(tmp_path / "llada-inst")
     assert settings.data == str(tmp_path)
     assert settings.chat is True
-    assert settings.gen_length == (None if settings.decoder == "daedal" else 256)
-    assert settings.batch_size == (8 if settings.decoder == "daedal" else 1)
+    assert settings.gen_length == (None if settings.method.decoder_name == "daedal" else 256)
+    assert settings.batch_size == (8 if settings.method.decoder_name == "daedal" else 1)
 
 
 LENGTHS = ("generation.gen_length=", "generation.steps=")

@@ -149,11 +149,11 @@ def test_config_tokenizer_and_texts_go_along_but_no_code(source, tmp_path):
 def test_nothing_is_overwritten(source, tmp_path):
     folder = source("sdar")
     before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         convert_checkpoint(folder, folder, "unmask")
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         convert_checkpoint(folder, file, "unmask")
     assert (folder / "model.safetensors").read_bytes() == before
     assert file.read_text() == "mine"
@@ -213,6 +213,6 @@ def test_the_command_converts_and_says_what_it_wrote(source, tmp_path, capsys):
     assert err.startswith(f"{target}: ")
     assert err.endswith(" MB, 1 file\n")
     assert main(["convert", folder, target, "--to", "fused"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert main(["convert", folder, target + "2", "--to", "fusd"]) == 2
     assert "did you mean 'fused'?" in capsys.readouterr().err

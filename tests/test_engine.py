@@ -339,7 +339,7 @@ def test_requests_that_can_never_run_are_refused_at_once():
     ) as engine:
         with pytest.raises(ConfigError, match="2 rows"):
             engine.submit(llm.request([1], cfg_scale=1.0, gen_length=4), Listener())
-        with pytest.raises(ConfigError, match="takes 4 pages of cache, the engine has 2"):
+        with pytest.raises(ConfigError, match="takes 4 pages of cache, but the engine has 2"):
             engine.submit(llm.request([1] * 33, "ar", "block_causal", gen_length=16), Listener())
         with pytest.raises(ConfigError, match="deadline_s=0"):
             engine.submit(llm.request([1], gen_length=4), Listener(), deadline_s=0)
@@ -734,7 +734,7 @@ def test_stopping_tells_who_waits_and_leaves_no_thread():
     with pytest.raises(EngineError, match="not started"):
         engine.submit(llm.request([1], gen_length=4), Listener())
     engine.start()
-    with pytest.raises(EngineError, match="started before"):
+    with pytest.raises(EngineError, match="started already"):
         engine.start()
     listeners = submit_all(engine, [first, llm.request([1], gen_length=4)])
     assert first.decoder.reached.wait(WAIT_S)

@@ -246,7 +246,7 @@ def test_a_size_that_is_no_count_is_refused(size: object) -> None:
 
 
 def test_a_loaded_model_is_not_split() -> None:
-    with pytest.raises(ConfigError, match="tensor_parallel_size belong to loading"):
+    with pytest.raises(ConfigError, match="tensor_parallel_size have no effect on a loaded model"):
         LLM(tiny_model(), tensor_parallel_size=2)
 
 

@@ -32,10 +32,10 @@ def test_four_bits_need_bfloat16_and_widths_that_split(monkeypatch):
     with pytest.raises(ConfigError, match=r"float32 weights on cpu.*dtype='bfloat16'"):
         quantize_weights(tiny_model("llada"), "int4")
     odd = tiny_model("llada", d_ff=40).bfloat16()
-    with pytest.raises(ConfigError, match=r"ffn.gate takes 32 numbers and gives 40.*32 and 16"):
+    with pytest.raises(ConfigError, match=r"ffn.gate takes 32 numbers and returns 40.*32 and 16"):
         quantize_weights(odd, "int4")
     narrow = tiny_model("llada", d_ff=48).bfloat16()
-    with pytest.raises(ConfigError, match=r"ffn.down takes 48 numbers and gives 32"):
+    with pytest.raises(ConfigError, match=r"ffn.down takes 48 numbers and returns 32"):
         quantize_weights(narrow, "int4")
     monkeypatch.setitem(sys.modules, "torchao.prototype.quantization.int4", None)
     with pytest.raises(DependencyError, match="torchao"):

@@ -386,7 +386,7 @@ def test_starting_weights_of_other_sizes_are_refused_by_name(tmp_path, tokenizer
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["steps=3"], "say which recipe"),
+        (["steps=3"], "no recipe; add one"),
         (["recipe=demo-blocks", "shift_logits=true"], "cannot be trained with shift_logits=true"),
         (["recipe=demo-blocks", "block_size=0"], "block_size=0 must be at least 1"),
         (["recipe=dmo"], "did you mean 'demo'"),

@@ -141,6 +141,9 @@ def file(tmp_path):
     [
         ("prot: 1", "unknown option 'prot': did you mean 'port'"),
         ("max_que: 1", "did you mean 'max-queue'"),
+        ("no-log-requests: true", "did you mean 'log-requests'"),
+        ("words: [a]", "unknown option 'words'"),
+        ("max-headers: 3", "unknown option 'max-headers'"),
         ("port: eight", "port: must be a whole number, 'eight' is not"),
         ("port: true", "port: must be a whole number, True is not"),
         ("port: 8000.0", "port: must be a whole number"),

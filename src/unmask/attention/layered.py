@@ -2,7 +2,7 @@
 
 Source: dLLM-Cache, arXiv:2506.06295 (V-verify). A layer projects the values of the response; where these
 are least similar (cosine) to the stored ones, it recomputes query, key, attention and feed-forward.
-Everywhere else it adds its stored outputs. So every position has a state, some of them stale.
+Everywhere else it adds its stored outputs. So every position has a state, though some states are stale.
 
 Letters: N queries of all rows, n positions and shadow queries of one row, m of them recomputed, D width,
 H query heads, A head width.
@@ -47,7 +47,7 @@ class FeatureStore(DenseStore):
 
 @dataclass(frozen=True, slots=True)
 class FeatureRowMeta:
-    """A row of the forward and the positions that its layers recompute."""
+    """A row of a forward, and the positions that its layers recompute."""
 
     meta: RowMeta
     layers: Layers

@@ -61,7 +61,7 @@ class RowMeta:
         )
 
     def can_follow(self, previous: RowMeta) -> bool:
-        """Return whether the row can be in one group with the row before it."""
+        """Return whether the row can join the group of the row before it."""
         is_free = self.table is not None or not self.is_cached
         return self.shape == previous.shape and (is_free or self.row == previous.row + 1)
 
@@ -92,7 +92,7 @@ class RowGroup:
     def keys_and_values(
         self, store: DenseStore | None, layer: int, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Store the queries' keys and values `(b, n, G, A)`; return all that are visible, `(b, G, K, A)`.
+        """Store the queries' keys and values `(b, n, G, A)`; return those to attend to, `(b, G, K, A)`.
 
         Those of paged rows were written by `PackedAttention.attend`.
         """

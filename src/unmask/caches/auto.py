@@ -1,6 +1,7 @@
 """The cache that fits the model: `block_causal` where it can be exact, else `vicinity`.
 
-Source: our measurement (docs/log.md, "What caches save"): vicinity strays least from no cache.
+Source: our measurement (docs/log.md, "What caches save"): of the approximate caches, vicinity
+differs least from no cache.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from unmask.caches.base import Alias
 
 @dataclass(frozen=True)
 class Auto(Alias):
-    """Stands for another policy."""
+    """A name for the policy that suits the model."""
 
     def stands_for(self, block_size: int | None) -> str:
         """Return the policy for a model with this block size."""

@@ -27,8 +27,8 @@ State = TypeVar("State")
 class Layers:
     """Positions that the layers after the first compute, for a plan that stores their outputs (dLLM-Cache).
 
-    Prompt and response are wholly computed when they are due; else of the response the `num_moved`
-    positions whose values moved most, and `forced` ones (ascending) of either.
+    With `prompt` or `response`, that part is computed completely. Otherwise only `forced` positions
+    (ascending) are and, of the response, the `num_moved` positions with the most changed values.
     """
 
     prompt_length: int
@@ -38,7 +38,7 @@ class Layers:
     forced: Ints = field(default_factory=lambda: NO_POSITIONS)
 
     def num_rows(self, length: int) -> int:
-        """Return the number of positions that a layer computes, of a canvas of `length` positions."""
+        """Return the number of positions that a layer computes for a canvas of `length` positions."""
         inside = int((self.forced < self.prompt_length).sum())
         prompt = self.prompt_length if self.prompt else inside
         size = length - self.prompt_length
@@ -48,26 +48,27 @@ class Layers:
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """Positions that the next forward computes (ascending).
+    """The positions `queries` (ascending) that the next forward computes.
 
-    `watched`: tell each position's importance afterwards. `layers`: the layers after the first compute
-    less. Of a cache that may be paged: `known` positions from the left have their final keys already,
-    `final` have them after the forward; `end`: no query sees the positions from there on.
+    `needs_importance` requests each position's importance in the observation. With `layers`, the layers
+    after the first compute fewer positions. Pageable policies also set: `num_stored`, the number of leading
+    positions whose final keys are stored already; `num_final`, their number after the forward; and `end`,
+    the first position that no query attends to.
     """
 
     queries: Ints
-    watched: bool = False
+    needs_importance: bool = False
     layers: Layers | None = None
-    known: int = 0
-    final: int = 0
+    num_stored: int = 0
+    num_final: int = 0
     end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Results of a forward: the decoder's reading, and each position's importance if the plan is `watched`.
+    """Results of a forward: the decoder's reading, and the importances if the plan `needs_importance`.
 
-    `importance` sums to the number of positions (see `_rollout`).
+    `importance` has one value per position; they sum to the number of positions (`attention/rollout.py`).
     """
 
     reading: Reading
@@ -76,11 +77,12 @@ class Observation:
 
 @dataclass(frozen=True)
 class CachePolicy(ABC, Generic[State]):
-    """A cache policy: the positions that each forward computes; pure functions of one sequence.
+    """A cache policy: the choice of the positions that each forward computes.
 
-    An instance holds knobs only and is shared by all requests; what changes lives in the `State`. A policy
-    must define `start`, `plan` and `observe`. The engine checks every plan and raises `CacheError` for one
-    that breaks a rule; only the sequence at fault ends.
+    Its methods are pure functions of one sequence. An instance has only knobs and is shared by all
+    requests; a sequence's progress is in the `State`. A policy must define `start`, `plan` and `observe`.
+    The engine checks every plan and raises `CacheError` for one that breaks a rule, which ends that
+    sequence alone.
     """
 
     stores: ClassVar[bool] = True
@@ -88,72 +90,72 @@ class CachePolicy(ABC, Generic[State]):
     exact: ClassVar[bool] = False
     """Whether decoding with the policy equals decoding without a cache."""
     pageable: ClassVar[bool] = False
-    """Whether keys are final once their block is and depend on the positions to their left alone, so that
-    they may lie in pages that requests share. Such a policy defines `resume` and sets `known`, `final` and
+    """Whether the keys of a final block are final and depend only on the positions up to its end, so that
+    requests can share them in pages. Such a policy defines `resume` and sets `num_stored`, `num_final` and
     `end` of its plans."""
 
     @abstractmethod
     def start(self, canvas: Canvas, facts: ModelFacts) -> State:
-        """Return the state before the first forward. Raises ConfigError where the policy cannot be used."""
+        """Return the state before the first forward. Raises ConfigError for an unsuitable model."""
 
     @abstractmethod
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: State) -> tuple[CachePlan, State]:
         """Return the positions to compute; `rows[i]` is the position whose logits answer `ask.rows[i]`.
 
-        The queries must contain the rows of needed positions, of decided ones and of those outside the
-        window, and at least one row in any case; the decoder does not see positions whose rows are missing.
-        An exact policy must compute all rows.
+        The queries must contain the rows of all asked positions that are needed, decided or outside the
+        window, and at least one row. Other rows may be missing: the decoder then does not see these
+        positions in this forward. An exact policy must compute all rows.
         """
 
     @abstractmethod
     def observe(
         self, before: Canvas, after: Canvas, observation: Observation, state: State
     ) -> State:
-        """Return the state after a forward and the edit that it led to (the canvas before and after it)."""
+        """Return the state after a forward and its edit, which turned the canvas `before` into `after`."""
 
     @property
     def name(self) -> str:
-        """The policy's name: that of its file."""
+        """The policy's name, which is the name of its file."""
         return type(self).__module__.rpartition(".")[2]
 
     @property
     def layered(self) -> bool:
-        """True if plans have `layers`: the layers' outputs are stored beside keys and values."""
+        """True if plans have `layers`; the layers' outputs are then stored beside keys and values."""
         return False
 
     def stands_for(self, block_size: int | None) -> str | None:
-        """Return the name of the policy that this one is another name for; None (the default): itself.
+        """Return the policy that this one is an alias of, by name; None (the default) for no alias.
 
         `block_size` is the model's (see `ModelFacts`).
         """
         return None
 
     def resume(self, num_positions: int, state: State) -> State:
-        """Return the state when the keys of the first `num_positions` are in the store already.
+        """Return the state for a sequence whose first `num_positions` positions have stored keys.
 
-        Called for a pageable policy after `start`, whoever computed them.
+        Called for a pageable policy after `start`; another request may have computed the keys.
         """
         return state
 
     def prefill(
         self, canvas: Canvas, state: State, max_positions: int
     ) -> tuple[CachePlan, State] | None:
-        """Return a plan that computes about `max_positions` decided positions ahead of their use.
+        """Return a plan for about `max_positions` decided positions, to compute a long prompt in parts.
 
-        Nothing is read from such a forward: a long prompt is computed in parts. Called for a pageable
-        policy whose plan exceeds the limit of a forward. Default: None, the plan runs as it is.
+        The decoder gets no reading of such a forward. Called for a pageable policy whose plan exceeds the
+        limit of a forward. With None, the default, the plan runs as it is.
         """
         return None
 
 
 AnyCache: TypeAlias = CachePolicy[Any]
-"""A policy whatever its state, as the engine holds it."""
+"""A policy with any type of state, as the engine uses it."""
 
 
 def plan_fault(policy: AnyCache, canvas: Canvas, ask: Ask, rows: Ints, plan: object) -> str | None:
     """Return the first rule of `CachePolicy.plan` that a plan breaks, or None."""
     if not isinstance(plan, CachePlan):
-        return f"plan returned {type(plan).__name__}; it returns a CachePlan and the state"
+        return f"plan returned {type(plan).__name__}; it must return a CachePlan and the state"
     size, queries = len(canvas), plan.queries
     fault = positions_fault("CachePlan.queries", queries, size)
     if fault is not None:
@@ -183,10 +185,10 @@ def plan_fault(policy: AnyCache, canvas: Canvas, ask: Ask, rows: Ints, plan: obj
 
 def _range_fault(policy: AnyCache, canvas: Canvas, plan: CachePlan) -> str | None:
     end = len(canvas) if plan.end is None else plan.end
-    if not 0 <= plan.known <= plan.final <= end <= len(canvas):
+    if not 0 <= plan.num_stored <= plan.num_final <= end <= len(canvas):
         return (
-            f"CachePlan has known={plan.known}, final={plan.final}, end={plan.end}; use "
-            f"0 <= known <= final <= end <= {len(canvas)}"
+            f"CachePlan has num_stored={plan.num_stored}, num_final={plan.num_final}, end={plan.end}; use "
+            f"0 <= num_stored <= num_final <= end <= {len(canvas)}"
         )
     if len(plan.queries) and plan.queries[-1] >= end:
         return f"CachePlan.queries has position {plan.queries[-1]}, at or beyond end={end}"
@@ -194,8 +196,8 @@ def _range_fault(policy: AnyCache, canvas: Canvas, plan: CachePlan) -> str | Non
         return None
     if plan.end is None:
         return "CachePlan.end is None; a pageable policy sets it"
-    if int((plan.queries >= plan.known).sum()) != end - plan.known:
-        return f"CachePlan.queries must have all positions from known={plan.known} to end={end}"
+    if int((plan.queries >= plan.num_stored).sum()) != end - plan.num_stored:
+        return f"CachePlan.queries must have all positions from num_stored={plan.num_stored} to end={end}"
     return None
 
 
@@ -205,9 +207,12 @@ def _layers_fault(policy: AnyCache, canvas: Canvas, plan: CachePlan) -> str | No
         if (layers is not None) == policy.layered:
             return None
         has = "no layers" if layers is None else "layers"
-        return f"CachePlan has {has}, the policy's layered is {policy.layered}; let them agree"
+        return f"CachePlan has {has}, but the policy's layered is {policy.layered}; they must agree"
     if len(plan.queries) < len(canvas):
-        return f"a plan with layers must compute all {len(canvas)} positions in the first one"
+        return (
+            f"CachePlan.queries has {len(plan.queries)} positions; a plan with layers must have all "
+            f"{len(canvas)} positions"
+        )
     if layers.prompt_length != canvas.prompt_length or layers.num_moved < 0:
         return (
             f"CachePlan.layers={layers} does not fit a prompt of {canvas.prompt_length} positions"
@@ -217,30 +222,36 @@ def _layers_fault(policy: AnyCache, canvas: Canvas, plan: CachePlan) -> str | No
 
 @dataclass(frozen=True)
 class Alias(CachePolicy[None]):
-    """A name for other policies, chosen by `stands_for`; it is never used itself."""
+    """An alias of other policies, chosen by `stands_for`; `bind` replaces it before it is used."""
 
     @abstractmethod
     def stands_for(self, block_size: int | None) -> str:
-        """Return the name of the policy."""
+        """Return the name of the policy to use."""
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> None:
-        """Raise NotImplementedError: the policy that it stands for is used."""
-        raise NotImplementedError(f"cache {self.name!r} stands for another one; use make_cache")
+        """Raise NotImplementedError; an alias must be resolved by `bind` first."""
+        raise NotImplementedError(
+            f"cache {self.name!r} is an alias; resolve it with unmask.caches.bind"
+        )
 
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: None) -> tuple[CachePlan, None]:
-        """Raise NotImplementedError: the policy that it stands for is used."""
-        raise NotImplementedError(f"cache {self.name!r} stands for another one; use make_cache")
+        """Raise NotImplementedError; an alias must be resolved by `bind` first."""
+        raise NotImplementedError(
+            f"cache {self.name!r} is an alias; resolve it with unmask.caches.bind"
+        )
 
     def observe(self, before: Canvas, after: Canvas, observation: Observation, state: None) -> None:
-        """Raise NotImplementedError: the policy that it stands for is used."""
-        raise NotImplementedError(f"cache {self.name!r} stands for another one; use make_cache")
+        """Raise NotImplementedError; an alias must be resolved by `bind` first."""
+        raise NotImplementedError(
+            f"cache {self.name!r} is an alias; resolve it with unmask.caches.bind"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class CacheProgress:
-    """Progress of a sequence: end of the running block, forwards in total and since a full one.
+    """Progress of a sequence: end of the running block, forwards in total and since the last full one.
 
-    `stale` positions were edited since they were computed.
+    `stale` positions were edited after they were computed.
     """
 
     window_end: int | None = None
@@ -253,7 +264,7 @@ class CacheProgress:
 class PerBlock(CachePolicy[CacheProgress]):
     """A cache that computes everything when the running block moves, and `queries` in between.
 
-    Positions that an edit changed or brought are computed in the next forward, wherever they are.
+    Positions that an edit changed or inserted are computed in the next forward, wherever they are.
     """
 
     @abstractmethod
@@ -261,7 +272,7 @@ class PerBlock(CachePolicy[CacheProgress]):
         """Return the positions to compute inside a block, in any order."""
 
     def is_due(self, ask: Ask, state: CacheProgress) -> bool:
-        """Return True if all positions are computed now."""
+        """Return whether the next forward computes all positions."""
         return state.window_end != ask.window[1]
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> CacheProgress:
@@ -286,5 +297,5 @@ class PerBlock(CachePolicy[CacheProgress]):
     def observe(
         self, before: Canvas, after: Canvas, observation: Observation, state: CacheProgress
     ) -> CacheProgress:
-        """Note what changed."""
+        """Record the edited positions."""
         return replace(state, stale=np.flatnonzero(edited(before, after)))

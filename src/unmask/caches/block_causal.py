@@ -1,9 +1,10 @@
 """The exact cache of block-causal models: a block's keys and values are final once the block is.
 
 Source: block diffusion, arXiv:2503.09573; LLaDA2.0, arXiv:2512.15745. Blocks are the model's, counted from
-the first prompt token. A forward computes the blocks that are not final yet, up to the last one asked
-for, so a finished block's last forward is also the next one's first, and what lies to the right, which
-nobody sees, is never computed. Exact for every decoder: an edit of a final block takes its finality back.
+the first prompt token. A forward computes the blocks that are not final yet, up to the last block with an
+asked position. So the last forward of a block is also the first one of the next, and positions further to
+the right, to which no query attends, are not computed. Exact for every decoder: an edited block is not
+final any more.
 """
 
 from __future__ import annotations
@@ -19,43 +20,45 @@ from unmask.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Final:
-    """The model's block size, and how many positions from the left are final."""
+class FinalPrefix:
+    """The model's block size, and the number of leading positions that are final."""
 
     block_size: int
     num_final: int = 0
 
 
 @dataclass(frozen=True)
-class BlockCausal(CachePolicy[Final]):
-    """Append-only, but for revisions."""
+class BlockCausal(CachePolicy[FinalPrefix]):
+    """A cache that only grows, except after revisions."""
 
     exact: ClassVar[bool] = True
     pageable: ClassVar[bool] = True
 
-    def start(self, canvas: Canvas, facts: ModelFacts) -> Final:
+    def start(self, canvas: Canvas, facts: ModelFacts) -> FinalPrefix:
         """Begin with no final position. Raises ConfigError for a model that is not block-causal."""
         if facts.block_size is None:
             raise ConfigError(
-                "cache 'block_causal' is exact for block-causal models; in this one every position "
-                "sees every other, so no key is ever final: use vicinity, dual, or auto"
+                "cache 'block_causal' needs a block-causal model; in this one every position attends to "
+                "every other, so no key is ever final: use vicinity, dual, or auto"
             )
-        return Final(facts.block_size)
+        return FinalPrefix(facts.block_size)
 
-    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Final) -> tuple[CachePlan, Final]:
-        """Plan the blocks from the first that is not final to the last one asked for."""
+    def plan(
+        self, canvas: Canvas, ask: Ask, rows: Ints, state: FinalPrefix
+    ) -> tuple[CachePlan, FinalPrefix]:
+        """Plan the blocks from the first that is not final to the last with an asked position."""
         size = state.block_size
         asked = max(int(rows.max(initial=0)), int(ask.shadows.max(initial=0)))
         end = min(max((asked // size + 1) * size, state.num_final), len(canvas))
         queries = np.union1d(np.arange(min(state.num_final, end), end), rows)
         final = max(state.num_final, min(complete_positions(canvas), end) // size * size)
-        plan = CachePlan(queries, known=state.num_final, final=final, end=end)
+        plan = CachePlan(queries, num_stored=state.num_final, num_final=final, end=end)
         return plan, replace(state, num_final=final)
 
     def observe(
-        self, before: Canvas, after: Canvas, observation: Observation, state: Final
-    ) -> Final:
-        """Mark blocks from the first changed, moved or missing position on as not final."""
+        self, before: Canvas, after: Canvas, observation: Observation, state: FinalPrefix
+    ) -> FinalPrefix:
+        """Mark the blocks from the first changed, moved or deleted position on as not final."""
         common = min(len(before), len(after))
         changed = (
             (before.uid[:common] != after.uid[:common])
@@ -66,19 +69,21 @@ class BlockCausal(CachePolicy[Final]):
         first = first // state.block_size * state.block_size
         return replace(state, num_final=min(state.num_final, first))
 
-    def resume(self, num_positions: int, state: Final) -> Final:
-        """Mark whole computed blocks as final."""
+    def resume(self, num_positions: int, state: FinalPrefix) -> FinalPrefix:
+        """Mark the completely computed blocks as final."""
         return replace(state, num_final=num_positions // state.block_size * state.block_size)
 
     def prefill(
-        self, canvas: Canvas, state: Final, max_positions: int
-    ) -> tuple[CachePlan, Final] | None:
+        self, canvas: Canvas, state: FinalPrefix, max_positions: int
+    ) -> tuple[CachePlan, FinalPrefix] | None:
         """Plan the next whole blocks of decided positions; None if there are none."""
         size = state.block_size
         end = state.num_final + max(1, max_positions // size) * size
         if end > complete_positions(canvas):
             return None
-        plan = CachePlan(np.arange(state.num_final, end), known=state.num_final, final=end, end=end)
+        plan = CachePlan(
+            np.arange(state.num_final, end), num_stored=state.num_final, num_final=end, end=end
+        )
         return plan, replace(state, num_final=end)
 
 

@@ -1,12 +1,13 @@
-"""d2Cache: after the first forward only what is about to be decoded and what the rest looks at.
+"""d2Cache: recompute the positions likely to be decoded next and those with the most attention.
 
-Source: d2Cache, arXiv:2509.23094 (Eq. 3: certainty prior). A forward computes the `current_k` open
-positions of the largest confidence times certainty density (the running block's first), the positions that
-the last edit changed, the positions of the largest attention rollout that share `rollout_p` of it, and gaps
-up to `inflate_w` between them. Approximate; positions that were not computed are not decoded. Differs from
-the published code: confidences are those of the last time a position was read (there, and with
-`compat=True`, of the first), one never read counts with the mean; rows of a batch are not topped up to
-equal numbers; what a decoder must see (an answer's span, decided positions, the tail) is computed too.
+Source: d2Cache, arXiv:2509.23094 (Eq. 3: certainty prior). After a full first forward, each one computes
+the `current_k` open positions with the largest product of confidence and certainty density (those of the
+running block first), the positions that the last edit changed, the positions with the largest attention
+rollout, which together have the share `rollout_p` of it, and gaps up to `inflate_w` between all of these.
+Approximate; positions that are not computed are not decoded. Differs from the published code: a position's
+confidence is that of its last reading (there, and with `compat=True`, of its first), and the mean if it was
+never read; rows of a batch are not padded to equal numbers of queries; positions that the decoder needs (an
+answer's span, decided positions, the tail) are computed too.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from unmask.selection import certainty_density, ranking
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """Of every position its last confidence (nan: never read) and importance; positions edited since."""
+class D2CacheState:
+    """Each position's last confidence (nan: never read) and importance; positions edited since."""
 
     confidence: Floats = field(default_factory=lambda: NO_SCORES)
     importance: Floats = field(default_factory=lambda: NO_SCORES)
@@ -43,23 +44,26 @@ class Known:
 
 
 @dataclass(frozen=True)
-class D2Cache(CachePolicy[Known]):
-    """Two-stage selection."""
+class D2Cache(CachePolicy[D2CacheState]):
+    """A cache that selects by expected decoding order, then by attention rollout."""
 
     rollout_p: float = knob(
         0.1,
-        "share of the attention rollout whose positions are recomputed, in [0, 1]; 1: every position",
+        "share of the attention rollout that the recomputed positions have, in [0, 1]; 1: all positions",
     )
     current_k: int = knob(
-        32, "open positions that are recomputed, at least 1; gen_length: all of them"
+        32, "number of open positions that are recomputed, at least 1; gen_length: all of them"
     )
     sigma: float = knob(
-        10.0, "width in positions of the certainty prior, > 0; small: near decided text only"
+        10.0,
+        "width of the certainty prior in positions, > 0; small values favor positions near decided ones",
     )
-    inflate_w: int = knob(4, "gaps up to this distance are filled; 0: none")
+    inflate_w: int = knob(
+        4, "recompute gaps between selected positions up to this distance; 0: none"
+    )
     compat: bool = knob(
         False,
-        "a position keeps the confidence of the first forward that read it, as in the published code",
+        "use the confidence of a position's first reading instead of its last, as in the published code",
     )
 
     def __post_init__(self) -> None:
@@ -73,14 +77,16 @@ class D2Cache(CachePolicy[Known]):
         if self.inflate_w < 0:
             raise ConfigError(f"inflate_w={self.inflate_w} must be at least 0")
 
-    def start(self, canvas: Canvas, facts: ModelFacts) -> Known:
+    def start(self, canvas: Canvas, facts: ModelFacts) -> D2CacheState:
         """Return the state before the first forward."""
-        return Known()
+        return D2CacheState()
 
-    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Known) -> tuple[CachePlan, Known]:
-        """Plan all positions at first, then the selection."""
+    def plan(
+        self, canvas: Canvas, ask: Ask, rows: Ints, state: D2CacheState
+    ) -> tuple[CachePlan, D2CacheState]:
+        """Plan all positions for the first forward, the selection afterwards."""
         if not len(state.importance):
-            return CachePlan(np.arange(len(canvas)), watched=True), state
+            return CachePlan(np.arange(len(canvas)), needs_importance=True), state
         shift = int((rows != ask.rows).any())
         inside = (ask.rows >= ask.window[0]) & (ask.rows < ask.window[1])
         free = canvas.open[ask.rows] & inside & ~np.isin(ask.rows, ask.needed)
@@ -90,11 +96,11 @@ class D2Cache(CachePolicy[Known]):
         if free.any() and not chosen[rows[free]].any():
             chosen[rows[free][0]] = True
         chosen[state.stale] = True
-        chosen |= self.looked_at(chosen, state.importance)
-        queries = np.flatnonzero(self.inflated(chosen))
-        return CachePlan(queries, watched=True), state
+        chosen |= self.most_attended(chosen, state.importance)
+        queries = np.flatnonzero(self.fill_gaps(chosen))
+        return CachePlan(queries, needs_importance=True), state
 
-    def next_decoded(self, canvas: Canvas, window: tuple[int, int], state: Known) -> Ints:
+    def next_decoded(self, canvas: Canvas, window: tuple[int, int], state: D2CacheState) -> Ints:
         """Select the open positions that are likely to be decoded next."""
         start, end = window
         size = max(1, end - start)
@@ -112,21 +118,21 @@ class D2Cache(CachePolicy[Known]):
         best: Ints = near[ranking(score)[: self.current_k]]
         return best
 
-    def looked_at(self, chosen: Bools, importance: Floats) -> Bools:
-        """Select the most important other positions: those that hold `rollout_p` of it, at least one."""
+    def most_attended(self, chosen: Bools, importance: Floats) -> Bools:
+        """Select the most important other positions with the share `rollout_p` in total, at least one."""
         others = np.flatnonzero(~chosen)
-        found = np.zeros(len(chosen), dtype=np.bool_)
+        selected = np.zeros(len(chosen), dtype=np.bool_)
         if not len(others):
-            return found
+            return selected
         order = others[ranking(importance[others])]
         if self.rollout_p < 1:
             shares = np.cumsum(importance[order]) / max(float(importance[order].sum()), 1e-9)
             order = order[: max(1, int((shares <= self.rollout_p).sum()))]
-        found[order] = True
-        return found
+        selected[order] = True
+        return selected
 
-    def inflated(self, chosen: Bools) -> Bools:
-        """Fill short gaps."""
+    def fill_gaps(self, chosen: Bools) -> Bools:
+        """Add the positions in gaps of at most `inflate_w`."""
         positions = np.flatnonzero(chosen)
         gaps = np.flatnonzero(np.diff(positions) <= self.inflate_w)
         filled: Bools = chosen.copy()
@@ -135,22 +141,22 @@ class D2Cache(CachePolicy[Known]):
         return filled
 
     def observe(
-        self, before: Canvas, after: Canvas, observation: Observation, state: Known
-    ) -> Known:
-        """Remember what was read and looked at, and what changed."""
-        assert observation.importance is not None, "the plan watched"
+        self, before: Canvas, after: Canvas, observation: Observation, state: D2CacheState
+    ) -> D2CacheState:
+        """Record confidences, importances and edited positions."""
+        assert observation.importance is not None, "plans need importances"
         confidence = np.full(len(before), np.nan)
         if len(state.confidence) == len(before):
             confidence = state.confidence.copy()
-        told = observation.reading.undecided(before)
-        fresh = np.isnan(confidence[told.positions]) | (not self.compat)
-        confidence[told.positions[fresh]] = told.confidence[fresh]
+        reading = observation.reading.undecided(before)
+        fresh = np.isnan(confidence[reading.positions]) | (not self.compat)
+        confidence[reading.positions[fresh]] = reading.confidence[fresh]
         at = places(before, after)
-        kept = at >= 0
+        exists = at >= 0
         return replace(
             state,
-            confidence=np.where(kept, confidence[at], np.nan),
-            importance=np.where(kept, observation.importance[at], 0.0),
+            confidence=np.where(exists, confidence[at], np.nan),
+            importance=np.where(exists, observation.importance[at], 0.0),
             stale=np.flatnonzero(edited(before, after)),
         )
 

@@ -1,10 +1,10 @@
-"""dKV-Cache: what was just decoded is computed once more before it is kept.
+"""dKV-Cache: recompute a decoded position for `delay` more forwards before its keys are reused.
 
-Source: dKV-Cache, arXiv:2505.15781 (one-step delayed caching with a refresh interval). Alone it computes
-every open position and those decoded in the last `delay` forwards, and everything every `interval` forwards
-and for a new block. With `inner` it is that policy, whose choice gains the just decoded positions (and a
-full forward every `interval`, when one is given). Approximate. Differs: the second forward may reuse
-already.
+Source: dKV-Cache, arXiv:2505.15781 (one-step delayed caching with a refresh interval). Without `inner`, a
+forward computes every open position and those decoded in the last `delay` forwards; every `interval`
+forwards and for a new block it computes everything. With `inner`, it computes the positions that this
+policy selects and those decoded in the last `delay` forwards, and everything every `interval` forwards if
+that is set. Approximate. Differs: reuse begins with the second forward.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class OpenPositions(PerBlock):
 
 
 @dataclass(frozen=True, slots=True)
-class Delayed:
-    """The policy's state; forwards in all and since a full one."""
+class DelayedState:
+    """The inner policy's state; forwards in total and since the last full one."""
 
     inner: object
     num_forwards: int = 0
@@ -47,15 +47,16 @@ class Delayed:
 
 
 @dataclass(frozen=True)
-class DelayedCache(CachePolicy[Delayed]):
+class DelayedCache(CachePolicy[DelayedState]):
     """A policy whose committed positions stay in the queries for `delay` forwards."""
 
     inner: AnyCache | None = knob(
-        None, "the policy that is delayed, e.g. dual or dllm; null: every open position"
+        None, "the policy to delay, e.g. dual or dllm; null: one that computes every open position"
     )
-    delay: int = knob(1, "forwards for which a committed position is still computed, at least 1")
+    delay: int = knob(1, "number of forwards that still compute a committed position, at least 1")
     interval: int | None = knob(
-        None, "most forwards from one full one to the next; 1: always; default: 4, with inner never"
+        None,
+        "a full forward at least every so many forwards; 1: always; null: 4, or never with inner",
     )
 
     def __post_init__(self) -> None:
@@ -72,22 +73,22 @@ class DelayedCache(CachePolicy[Delayed]):
 
     @property
     def layered(self) -> bool:
-        """True if the inner policy stores the layers' outputs."""
+        """True if the inner policy's plans have `layers`."""
         return self.policy.layered
 
     @property
     def policy(self) -> AnyCache:
-        """The policy inside."""
+        """The inner policy, or the default one."""
         return OpenPositions() if self.inner is None else self.inner
 
-    def start(self, canvas: Canvas, facts: ModelFacts) -> Delayed:
+    def start(self, canvas: Canvas, facts: ModelFacts) -> DelayedState:
         """Return the inner policy's first state."""
-        return Delayed(self.policy.start(canvas, facts))
+        return DelayedState(self.policy.start(canvas, facts))
 
     def plan(
-        self, canvas: Canvas, ask: Ask, rows: Ints, state: Delayed
-    ) -> tuple[CachePlan, Delayed]:
-        """Plan the inner policy's choice plus the positions decoded last."""
+        self, canvas: Canvas, ask: Ask, rows: Ints, state: DelayedState
+    ) -> tuple[CachePlan, DelayedState]:
+        """Plan the inner policy's queries and the recently decoded positions."""
         plan, inner = self.policy.plan(canvas, ask, rows, state.inner)
         interval = self.interval
         if interval is None and self.inner is None:
@@ -105,12 +106,12 @@ class DelayedCache(CachePolicy[Delayed]):
             queries = everything if due else np.union1d(plan.queries, recent)
             full = len(queries) == len(canvas)
             plan = replace(plan, queries=queries)
-        after = Delayed(inner, state.num_forwards + 1, 1 if full else state.num_since + 1)
+        after = DelayedState(inner, state.num_forwards + 1, 1 if full else state.num_since + 1)
         return replace(plan, layers=layers), after
 
     def observe(
-        self, before: Canvas, after: Canvas, observation: Observation, state: Delayed
-    ) -> Delayed:
+        self, before: Canvas, after: Canvas, observation: Observation, state: DelayedState
+    ) -> DelayedState:
         """Update the inner policy."""
         return replace(state, inner=self.policy.observe(before, after, observation, state.inner))
 

@@ -1,9 +1,10 @@
-"""dLLM-Cache: keys, values and layer outputs are kept, and renewed where the values moved.
+"""dLLM-Cache: store keys, values and layer outputs; recompute them where the values changed most.
 
-Source: dLLM-Cache, arXiv:2506.06295. The prompt is computed every `kp` forwards, the response every `kr`,
-and in between the share `rou` of the response whose values turned most, layer by layer (the first layer
-always wholly). Approximate; every position has a logit row, some of them old. Differs: what an edit
-inserts, replaces or masks again is computed in the next forward; rows of a batch keep their own count.
+Source: dLLM-Cache, arXiv:2506.06295. The prompt is computed every `kp` forwards and the response every
+`kr`. In between, each layer computes the share `rou` of the response whose values changed most in direction
+(the first layer always computes all). Approximate; every position has a logit row, some of them stale.
+Differs: positions that an edit inserts, replaces or remasks are computed in the next forward; each row of a
+batch counts its own forwards.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ from unmask.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
-    """Forwards made, and positions that the next one must compute."""
+class DllmState:
+    """The number of forwards, and positions that the next one must compute."""
 
     num_forwards: int = 0
     forced: Ints = field(default_factory=lambda: NO_POSITIONS)
 
 
 @dataclass(frozen=True)
-class DllmCache(CachePolicy[Count]):
-    """Two refresh intervals and a share."""
+class DllmCache(CachePolicy[DllmState]):
+    """A cache of layer outputs with refresh intervals for prompt and response."""
 
-    kp: int = knob(50, "forwards from one computation of the prompt to the next, at least 1")
-    kr: int = knob(2, "forwards from one computation of the response to the next; 1: every forward")
-    rou: float = knob(0.25, "share of the response computed in between, in [0, 1]; 1: all of it")
+    kp: int = knob(50, "compute the whole prompt every so many forwards, at least 1")
+    kr: int = knob(2, "compute the whole response every so many forwards; 1: always")
+    rou: float = knob(
+        0.25, "share of the response to compute in the other forwards, in [0, 1]; 1: all of it"
+    )
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -44,15 +47,17 @@ class DllmCache(CachePolicy[Count]):
 
     @property
     def layered(self) -> bool:
-        """The layers' outputs are stored."""
+        """True: plans have `layers`."""
         return True
 
-    def start(self, canvas: Canvas, facts: ModelFacts) -> Count:
+    def start(self, canvas: Canvas, facts: ModelFacts) -> DllmState:
         """Return the state before the first forward."""
-        return Count()
+        return DllmState()
 
-    def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: Count) -> tuple[CachePlan, Count]:
-        """Plan all positions; the layers compute a part of them."""
+    def plan(
+        self, canvas: Canvas, ask: Ask, rows: Ints, state: DllmState
+    ) -> tuple[CachePlan, DllmState]:
+        """Plan all positions; the layers after the first compute a part of them."""
         size = len(canvas) - canvas.prompt_length
         layers = Layers(
             prompt_length=canvas.prompt_length,
@@ -61,13 +66,13 @@ class DllmCache(CachePolicy[Count]):
             num_moved=int(self.rou * size),
             forced=state.forced,
         )
-        after = Count(state.num_forwards + 1)
+        after = DllmState(state.num_forwards + 1)
         return CachePlan(np.arange(len(canvas)), layers=layers), after
 
     def observe(
-        self, before: Canvas, after: Canvas, observation: Observation, state: Count
-    ) -> Count:
-        """Force edits other than commits, which show in the values."""
+        self, before: Canvas, after: Canvas, observation: Observation, state: DllmState
+    ) -> DllmState:
+        """Record the edited positions to force; commits are left to the comparison of values."""
         at = places(before, after)
         committed = (at >= 0) & before.open[at] & ~after.open
         return replace(state, forced=np.flatnonzero(edited(before, after) & ~committed))

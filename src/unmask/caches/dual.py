@@ -1,8 +1,8 @@
-"""Fast-dLLM's dual cache: prefix and suffix are computed once per block, only the block every forward.
+"""Fast-dLLM's dual cache: compute prefix and suffix once per block, the block in every forward.
 
-Source: arXiv:2505.22618, Section 3.1. Approximate: both sides' keys and values are those of the
+Source: arXiv:2505.22618, Section 3.1. Approximate: keys and values of prefix and suffix are those of the
 block's first forward. Differs: on models with shifted logits the queries start one position earlier; rows
-that a decoder needs outside the block, and what an edit changes there, are computed too.
+that a decoder needs outside the block, and positions that an edit changes there, are computed too.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from unmask.canvas import Ask, Canvas, Ints
 
 @dataclass(frozen=True)
 class Dual(PerBlock):
-    """The running block is recomputed every forward; everything when the block moves."""
+    """A cache that recomputes the running block, and everything when the block moves."""
 
     use_dual: bool = knob(
-        True, "false is cache prefix: the suffix is computed too (Fast-dLLM's spelling)"
+        True, "false: cache prefix, which also recomputes the suffix (Fast-dLLM's option)"
     )
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
-        """Select the window."""
+        """Return the positions of the running block."""
         return np.arange(*ask.window)
 
 

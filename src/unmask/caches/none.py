@@ -1,6 +1,6 @@
 """No cache: every forward computes every position.
 
-Source: the definition; every reference's uncached path.
+Source: the definition; every reference implementation without its cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unmask.canvas import Ask, Canvas, Ints, ModelFacts
 
 @dataclass(frozen=True)
 class NoCache(CachePolicy[None]):
-    """Exact, and the reference for every other policy."""
+    """No cache; the reference for every other policy."""
 
     stores: ClassVar[bool] = False
     exact: ClassVar[bool] = True

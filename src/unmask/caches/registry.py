@@ -16,19 +16,19 @@ NO_POLICIES = ("base", "registry")
 
 
 def names() -> list[str]:
-    """Return the names of all usable caches; files that cannot be used are left out (see `broken`)."""
+    """Return the names of all usable caches; for the other files see `broken`."""
     return usable_names(PACKAGE, NO_POLICIES, _load)[0]
 
 
 def broken() -> dict[str, str]:
-    """Return the names of the files that cannot be used, with the reason (which names the file)."""
+    """Return the modules that cannot be used, with the reason, which names the file."""
     return usable_names(PACKAGE, NO_POLICIES, _load)[1]
 
 
 def cache_class(name: str) -> type[AnyCache]:
     """Return the class of a cache.
 
-    Raises ConfigError for an unknown name, and PluginError, which is one, for a file that cannot be used.
+    Raises ConfigError for an unknown name and its subclass PluginError for a file that cannot be used.
     """
     if name not in module_names(PACKAGE, NO_POLICIES):
         raise unknown_name("cache", str(name), names())
@@ -47,9 +47,8 @@ def make_cache(
 ) -> AnyCache:
     """Build a cache policy from its name and knobs, e.g. `dllm(kp=50, kr=7)` or `dllm` and `args`.
 
-    `compat`, if not None, holds for a policy that has such a knob unless it is among the knobs. `auto`
-    stays as it is (see `bind`). Raises ConfigError for an unknown name or knob, and for a value that is not
-    allowed.
+    `compat`, if not None, is the default of the policy's knob `compat`, if it has one. `auto` is resolved
+    later (see `bind`). Raises ConfigError for an unknown name or knob, and for a value that is not allowed.
     """
     name, inside = split_call(name)
     merged = merge(Source(inside), Source(args or {}))
@@ -71,7 +70,7 @@ def make_cache(
 
 
 def bind(policy: AnyCache, block_size: int | None) -> AnyCache:
-    """Return the policy for a model of this block size (None: full attention); `auto` is replaced."""
+    """Return the policy for a model of this block size (None: full attention), with `auto` resolved."""
     other = policy.stands_for(block_size)
     return policy if other is None else make_cache(other)
 

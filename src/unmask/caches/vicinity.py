@@ -1,9 +1,10 @@
-"""dInfer's vicinity refresh: the running block and what is near it, every forward.
+"""dInfer's vicinity refresh: compute the running block and the positions near it in every forward.
 
-Source: dInfer, arXiv:2510.08666 (vicinity refresh). Approximate: the rest is as old as the last full
-forward. `prefix_look=0 after_look=0 warmup_steps=0` is the dual cache. Differs: near the ends the window
-slides instead of shrinking, so that its size stays; a full forward is also the block's first (the
-published one runs the window once more); warm-up forwards fill the cache.
+Source: dInfer, arXiv:2510.08666 (vicinity refresh). Approximate: keys and values of all other positions
+are those of the last full forward. With `prefix_look=0 after_look=0 warmup_steps=0` it equals cache dual.
+Differs: near the ends of the canvas the window slides instead of shrinking, so that its size is constant; a
+full forward is also the block's first one (the published code computes the window once more); warm-up
+forwards fill the cache.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True)
 class Vicinity(PerBlock):
-    """A window around the block; everything when the block moves, and every `cache_update_freq`."""
+    """A cache that recomputes a window around the block, and everything when the block moves."""
 
-    prefix_look: int = knob(16, "positions left of the block that are recomputed too; 0: none")
-    after_look: int = knob(16, "positions right of the block that are recomputed too; 0: none")
-    warmup_steps: int = knob(0, "full forwards at the beginning; dInfer's scripts use 4")
+    prefix_look: int = knob(16, "number of positions left of the block to recompute; 0: none")
+    after_look: int = knob(16, "number of positions right of the block to recompute; 0: none")
+    warmup_steps: int = knob(0, "number of full forwards at the beginning; dInfer's scripts use 4")
     cache_update_freq: int | None = knob(
-        None, "most forwards from one full one to the next, at least 1 (always); null: one a block"
+        None, "a full forward at least every so many forwards; 1: always; null: once per block only"
     )
 
     def __post_init__(self) -> None:
@@ -38,12 +39,12 @@ class Vicinity(PerBlock):
             raise ConfigError(f"cache_update_freq={self.cache_update_freq} must be at least 1")
 
     def is_due(self, ask: Ask, state: CacheProgress) -> bool:
-        """Return True for a new block, during warm-up, or by the schedule."""
+        """Return True for a new block, during warm-up and every `cache_update_freq` forwards."""
         often = self.cache_update_freq is not None and state.num_since >= self.cache_update_freq
         return super().is_due(ask, state) or state.num_forwards < self.warmup_steps or often
 
     def queries(self, canvas: Canvas, ask: Ask, rows: Ints, state: CacheProgress) -> Ints:
-        """Select the window and its surroundings."""
+        """Return the running block and its vicinity."""
         size = ask.window[1] - ask.window[0] + self.prefix_look + self.after_look
         last = min(ask.window[1] + self.after_look, len(canvas))
         first = max(0, min(ask.window[0] - self.prefix_look, last - size))

@@ -106,9 +106,16 @@ def _shown(token: Token) -> str:
 
 
 def _option(arguments: ArgumentCollection, key: str) -> Argument | None:
-    """Return the option of a name, with - or _."""
+    """Return the option of a name, with - or _; its negative flag is no name of it."""
     name = f"--{key.replace('_', '-')}"
-    return next((item for item in arguments if name in item.names), None)
+    return next((item for item in arguments if name in _names(item)), None)
+
+
+def _names(argument: Argument) -> set[str]:
+    """Return the names by which a word or a file sets an option."""
+    if argument.parameter.parse is False:
+        return set()
+    return set(argument.names) - set(argument.negatives)
 
 
 # A configuration file
@@ -191,7 +198,7 @@ def _named(arguments: ArgumentCollection, key: str, file: Path) -> Argument:
         raise _wrong(file, key, "belongs on the command line; leave it out")
     option = _option(arguments, key)
     if option is None:
-        known = [name[2:] for item in arguments for name in item.names if name.startswith("--")]
+        known = [name[2:] for item in arguments for name in _names(item) if name.startswith("--")]
         error = unknown_name("option", key, {KNOBS, *known} - {*NOT_IN_FILES})
         raise ConfigError(f"--config {file}: {error}")
     return option

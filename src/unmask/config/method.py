@@ -51,4 +51,4 @@ def _one_rule(name: str, knobs: dict[str, Value]) -> tuple[dict[str, Value], tup
         return knobs, ()
     message = f"factor={rules[1]} takes the place of threshold={rules[0]}"
     rest = {key: value for key, value in knobs.items() if key != "threshold"}
-    return rest, (Note("no_effect", "threshold", message),)
+    return rest, (Note("translated", "threshold", message),)

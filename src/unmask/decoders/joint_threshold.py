@@ -61,7 +61,8 @@ class JointThreshold(WholeBlocks):
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
         """Return the number of settled positions: up to the running block until its edits are over."""
-        return state.end if self.editing(state).is_over else state.start
+        settled = state.end if self.editing(state).is_over else state.start
+        return min(settled, len(canvas))  # the canvas is cut at the end of the answer
 
     @staticmethod
     def editing(state: Block) -> Editing:

@@ -52,7 +52,7 @@ class Wino(Blockwise):
     def num_settled(self, canvas: Canvas, state: Block) -> int:
         """Return the number of settled positions: those before the running block until it is full."""
         full = not canvas.open[: state.end].any()
-        return state.end if full else state.start
+        return min(state.end if full else state.start, len(canvas))
 
     def decided(self, canvas: Canvas, block: Block) -> Ints:
         """Return the positions of the block that may be remasked."""

@@ -28,7 +28,7 @@ Mutation = Literal["reserve", "move_row", "move_positions", "grow", "copy"]
 
 
 class MessageError(ValueError):
-    """A value that cannot be serialized, or bytes that are no message."""
+    """A value that cannot be serialized, or bytes that are not a message."""
 
 
 @dataclass(frozen=True, slots=True)

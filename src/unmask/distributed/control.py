@@ -53,7 +53,7 @@ class ControlChannel:
         with self._lock:
             if self._is_broken:
                 raise WorkerError(
-                    "an earlier operation of this tensor-parallel model failed and its ranks are out of "
+                    "an earlier operation of this tensor-parallel model failed, so its ranks are out of "
                     "step; start all ranks again"
                 )
             try:
@@ -83,7 +83,7 @@ class ControlChannel:
         return envelope
 
     def _broadcast(self, data: Bytes | None) -> Bytes:
-        """Send (rank 0) or receive (None) one message, preceded by its size in bytes."""
+        """Send one message, preceded by its size in bytes; receive one if `data` is None (rank > 0)."""
         from torch import distributed
 
         first = np.zeros(FIRST_BYTES, dtype=np.uint8)

@@ -41,7 +41,7 @@ UpdateKind = Literal["step", "done", "aborted", "timeout", "error"]
 class RequestUpdate:
     """The progress of a request: "step" after each of its forwards, then exactly one of the other kinds.
 
-    `before` is the canvas that the forward saw, `edit` the change (empty unless "step"), `canvas` the
+    `before` is the canvas before the forward, `edit` the change (empty unless "step"), `canvas` the
     result. `num_settled` positions from the left, prompt included, are decided and final; `num_cached` of
     them had their keys in the prefix cache. `num_queries` positions were computed in `num_forwards`
     forwards. `queue_s` are the seconds from submission to the first forward, or to now. `output` comes with
@@ -104,8 +104,10 @@ class Engine:
     request has computed serve others with the same prefix. A round has `steps_per_round` forwards: 1 has
     the lowest latency; more need less host work, but arrivals, aborts, stops and timeouts wait for the end
     of the round.
-    `on_failure`, which may be set, is called on the engine's thread when the engine has failed, after all
-    listeners were notified.
+
+    The attribute `on_failure` may be set to a function that is called on the engine's thread when the
+    engine has failed, after all listeners were notified.
+
     Call `start`, or use the engine as a context manager, which also stops it. Raises ConfigError for
     impossible sizes.
     """
@@ -131,10 +133,10 @@ class Engine:
         self.stop()
 
     def start(self) -> None:
-        """Start the thread. Raises EngineError for an engine that was started before."""
+        """Start the thread. Raises EngineError if it was started already."""
         with self._wake:
             if self._thread is not None:
-                raise EngineError("the engine was started before; create a new one")
+                raise EngineError("the engine was started already; create a new one")
             self._thread = threading.Thread(target=self._run, name="unmask-engine", daemon=True)
             self._accepts = True
         self._thread.start()
@@ -147,8 +149,8 @@ class Engine:
         `listener` is called on the engine's thread after each forward of the request and once at its end:
         it must return immediately, and if it raises, the request is aborted. After `deadline_s` seconds the
         request ends with "timeout". Raises CapacityError when the queue is full or the engine is stopping,
-        EngineError when it has failed or was not started, and ConfigError for a request that exceeds its
-        limits.
+        EngineError when it has failed or was not started, and ConfigError for a request that exceeds the
+        engine's limits.
         """
         sequence = SequenceState.begin(request)
         self._batch.runner.check_fit(sequence)
@@ -166,13 +168,13 @@ class Engine:
         return handle
 
     def check_accepts(self) -> None:
-        """Raise CapacityError or EngineError where `submit` would refuse any request now."""
+        """Raise CapacityError or EngineError if `submit` would refuse any request now."""
         if self.failure is not None:
             raise EngineError("the engine has failed; restart the server") from self.failure
         if self._thread is None:
             raise EngineError("the engine was not started; call start()")
         if not self._accepts:
-            raise CapacityError("the engine is stopping and takes no more requests", 1.0)
+            raise CapacityError("the engine is stopping and accepts no more requests", 1.0)
         if len(self._queue) >= self.config.max_queue:
             wait = self._counters.seconds_for(len(self._queue), self.config.max_num_seqs)
             raise CapacityError(
@@ -374,7 +376,7 @@ class Engine:
 
 
 def _runner(llm: LLM, config: EngineConfig) -> ModelRunner:
-    """Return a runner with memory that grows up to its budget."""
+    """Return a runner with memory that grows up to the budget of `config`."""
     model = llm.model
     budget = KVBudget.of(model, config.max_num_seqs, config.kv_cache_memory_bytes)
     paging = None

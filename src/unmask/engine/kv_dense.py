@@ -9,7 +9,7 @@ from unmask.kv.dense_store import DenseStore
 from unmask.models.transformer import Transformer
 
 Branch = tuple[SequenceState, bool]
-"""A sequence, and whether this row of it sees the prompt (the other row is for guidance)."""
+"""A sequence, and whether this row includes the prompt (the other row, for guidance, masks it)."""
 
 
 class DenseKV:
@@ -51,7 +51,7 @@ class DenseKV:
         self.store.reserve(max(self.widths), self._rows_to_reserve())
 
     def _rows_to_reserve(self) -> int:
-        """Return the number of rows to grow to: doubled within the budget, so that few arrivals copy."""
+        """Return the number of rows to grow to: doubled within the budget, so that few admissions copy."""
         current, needed = len(self.store.keys[0]), len(self.rows)
         if needed <= current:
             return current
@@ -75,7 +75,9 @@ class DenseKV:
     def row(self, sequence: SequenceState, sees_prompt: bool) -> int:
         """Return the row of one branch of a sequence."""
         return next(
-            i for i, (s, seen) in enumerate(self.rows) if s is sequence and seen == sees_prompt
+            i
+            for i, (other, prompt) in enumerate(self.rows)
+            if other is sequence and prompt == sees_prompt
         )
 
     def move(self, sequence: SequenceState, sources: Ints, targets: Ints) -> None:

@@ -29,10 +29,10 @@ def decided_positions(canvas: Canvas) -> int:
 
 @dataclass
 class PrefixStats:
-    """Counters of decided positions of admitted sequences, and of those found in cached pages."""
+    """Counts of decided positions of admitted sequences, and of those that were in cached pages."""
 
-    num_asked: int = 0
-    num_found: int = 0
+    num_positions: int = 0
+    num_hits: int = 0
 
 
 class PagedKV:
@@ -57,35 +57,37 @@ class PagedKV:
         request, canvas = sequence.request, sequence.canvas
         decided = decided_positions(canvas)
         tables = self._tables[id(sequence)] = [PageTable(self.store) for _ in range(num_rows)]
-        known = min(
+        num_cached = min(
             table.match_prefix(fed_tokens(canvas, branch == 0)[:decided])
             for branch, table in enumerate(tables)
         )
         for table in tables:
-            table.truncate(known)
-        self.prefix_stats.num_asked += decided * num_rows
-        self.prefix_stats.num_found += known * num_rows
-        # after a preemption the sequence finds its own pages too
-        sequence.num_cached = max(sequence.num_cached, sequence.num_never_computed(known))
+            table.truncate(num_cached)
+        self.prefix_stats.num_positions += decided * num_rows
+        self.prefix_stats.num_hits += num_cached * num_rows
+        # after a preemption, the cached pages may be the sequence's own
+        sequence.num_cached = max(sequence.num_cached, sequence.num_never_computed(num_cached))
         sequence.cache_state = request.cache.resume(
-            known, request.cache.start(canvas, request.facts)
+            num_cached, request.cache.start(canvas, request.facts)
         )
 
     def num_missing(self, sequence: SequenceState, plan: CachePlan) -> int:
         """Return the number of pages to allocate before the forward of `plan`."""
-        assert plan.end is not None, "a pageable cache plans an end"
-        return sum(table.num_missing(plan.known, plan.end) for table in self._tables[id(sequence)])
+        assert plan.end is not None, "plans of a pageable cache have an end"
+        return sum(
+            table.num_missing(plan.num_stored, plan.end) for table in self._tables[id(sequence)]
+        )
 
     def reserve(self, sequence: SequenceState, plan: CachePlan) -> None:
         """Allocate the pages for the forward of `plan`; they must be available."""
-        assert plan.end is not None, "a pageable cache plans an end"
+        assert plan.end is not None, "plans of a pageable cache have an end"
         for table in self._tables[id(sequence)]:
-            table.reserve(plan.known, plan.end)
+            table.reserve(plan.num_stored, plan.end)
 
     def publish(self, sequence: SequenceState, plan: CachePlan) -> None:
         """Publish the pages that are final after a forward; called before its edit is applied."""
         for branch, table in enumerate(self._tables[id(sequence)]):
-            table.publish(fed_tokens(sequence.canvas, branch == 0), plan.final)
+            table.publish(fed_tokens(sequence.canvas, branch == 0), plan.num_final)
 
     def release(self, sequence: SequenceState) -> None:
         """Release all pages of a sequence."""
@@ -93,7 +95,7 @@ class PagedKV:
             table.truncate(0)
 
     def has_room(self, sequence: SequenceState, num_rows: int) -> bool:
-        """Return whether pages suffice for a sequence's next forward, with one to spare for each table."""
+        """Return whether there are pages for a sequence's next forward and one more for each table."""
         if not self._tables:
             return True
         block = self.store.block_size
@@ -107,6 +109,6 @@ class PagedKV:
         needed, total = num_rows * -(-positions // self.store.size), self.store.pool.total
         if needed > total:
             raise ConfigError(
-                f"a canvas of {positions} positions takes {needed} pages of cache, the engine has {total}; "
-                f"use cache=none, a shorter answer, or more kv_cache_memory_bytes"
+                f"a canvas of {positions} positions takes {needed} pages of cache, but the engine has "
+                f"{total}; use cache=none, a shorter answer, or more kv_cache_memory_bytes"
             )

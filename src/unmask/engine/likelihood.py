@@ -1,4 +1,4 @@
-"""Log-likelihoods of given answers to prompts.
+"""Log-likelihoods of answers given their prompts.
 
 Letters: C masked copies of an example, L answer tokens, S samples, B rows of a batch, T positions, D width.
 
@@ -7,14 +7,15 @@ answer tokens, chosen without replacement, are masked. Its expectation is the mo
 likelihood: the mean over all orders in which the answer can be decoded one token at a time.
 Source: arXiv:2502.09992, Eq. 6 and Algorithm 3 (LLaDA), with the counts of `get_log_likelihood.py`,
 spread evenly over 1..L from a random phase. Differs:
-- The counts are spread over all samples, not anew over every batch, so that neither `mc_num` nor the
+- The counts are spread over all samples, not over every batch anew, so that neither `mc_num` nor the
   result depends on the batch size.
-- Halves round up. Rounded to even, some counts come up more often than others, a bias of the estimate.
-- What is masked is marked, not recognized by its id: an answer or a prompt may hold the mask token.
-- Log-probabilities are float32 whatever the model's dtype (there: the model's), their sums float64.
-- Equal masks are computed once, which changes nothing but the cost.
+- Halves round up. Rounding to even makes some counts more frequent than others, which biases the estimate.
+- Masked positions are marked instead of recognized by their id: prompts and answers may contain the mask
+  token.
+- Log-probabilities are float32 for any dtype of the model (there: the model's dtype), their sums float64.
+- Equal masks are computed once, which reduces the cost only.
 
-`chain_rule`: the one order from left to right, exactly; every later token is masked.
+`chain_rule`: the exact value for the order from left to right; all later tokens are masked.
 """
 
 from __future__ import annotations
@@ -47,11 +48,10 @@ HEAD_CHUNK = 1 << 24
 class Likelihood:
     """The log-likelihood of one answer.
 
-    `log_prob`: nats, the whole answer given the prompt. `num_tokens`: tokens of the answer.
-    `num_forwards`: different masked copies of the example that the network read; how they were batched
-    does not matter, and a guided copy counts once though it takes two rows. `standard_error`: of
-    `log_prob` in nats, 0 where it is exact (chain rule, a single token), None where one sample tells
-    nothing about it.
+    `log_prob`: that of the whole answer given the prompt, in nats. `num_tokens`: tokens of the answer.
+    `num_forwards`: number of different masked copies of the example that were computed, in batches of any
+    size; a guided copy counts once, although it takes two rows. `standard_error`: that of `log_prob` in
+    nats; 0 if it is exact (chain rule, a single token), None for a single sample.
     """
 
     log_prob: float
@@ -61,7 +61,7 @@ class Likelihood:
 
 
 class _Example(NamedTuple):
-    """Prompt and answer in one; the answer begins at `start`."""
+    """The token ids of prompt and answer; the answer begins at `start`."""
 
     ids: Ints
     start: int
@@ -72,25 +72,25 @@ class _Example(NamedTuple):
 
 
 class _Copies(NamedTuple):
-    """The copies of an example that the network reads: bool `(C, L)`, what is masked, what is asked.
+    """The copies of an example to compute: the tokens to mask and those to score, both bool `(C, L)`.
 
-    `samples` are the copy of each sample `(S,)`, `counts` its number of masks `(S,)`; None: the copies
-    add up.
+    `samples[s]` is the copy of sample s, `counts[s]` its number of masks; None if the scores of the copies
+    are summed instead.
     """
 
     masked: Bools
-    asked: Bools
+    scored: Bools
     samples: Ints | None = None
     counts: Ints | None = None
 
 
 class _Row(NamedTuple):
-    """One copy of the example at this place of the list."""
+    """One copy of the example at index `number`."""
 
-    place: int
+    number: int
     example: _Example
     masked: Bools
-    asked: Bools
+    scored: Bools
 
 
 def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
@@ -106,18 +106,18 @@ def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
     batch_size: int = 32,
     raw: bool = False,
 ) -> Likelihood | list[Likelihood]:
-    """Return the log-likelihood of an answer, or of each answer of a list to the prompt in the same place.
+    """Return the log-likelihood of an answer, or those of a list of answers to a list of prompts.
 
-    `prompt` as in `generate`; `answer` is text, taken without special tokens, or token ids. `mc_num`
-    samples: 1 is exact for an answer of one token and very rough for others, 128 is what LLaDA
-    reports; the cost grows with it up to the number of different masks. `cfg_scale`: guidance as in
-    `generate`, 0 is off. `seed` draws the masks of each example from a CPU generator of its own:
-    the result does not depend on the other examples or on `batch_size`, the copies that share a
-    forward (beyond the rounding of other matrix shapes). Probabilities are over the model's whole
-    vocabulary. `chain_rule` draws nothing and takes one copy a token.
+    `prompt` is as in `generate`; `answer` is ids, or text encoded without special tokens. `mc_num` is
+    the number of samples: 1 is exact for an answer of one token and very rough for others, LLaDA's results
+    use 128; the cost grows with it up to the number of different masks. `cfg_scale` is guidance as in
+    `generate`, 0 for none. The masks of each example are drawn by a CPU generator of its own, seeded with
+    `seed`: apart from the rounding of different matrix shapes, the result does not depend on the other
+    examples or on `batch_size`, the number of copies in a forward. Probabilities are over the model's whole
+    vocabulary. `chain_rule` draws nothing and computes one copy per token.
 
     Raises PromptError (empty, too long, ids outside the vocabulary), ConfigError (any other value that
-    is not allowed) and ModelError (logits that are no numbers).
+    is not allowed) and ModelError (logits that are not finite).
     """
     if method not in METHODS:
         raise unknown_name("method", str(method), METHODS)
@@ -132,25 +132,25 @@ def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
 
     copies: dict[int, _Copies] = {}
     scores: dict[int, list[float]] = {}
-    found: dict[int, Likelihood] = {}
+    likelihoods: dict[int, Likelihood] = {}
 
     def rows() -> Iterator[_Row]:
-        # The longest first: little padding, and a batch that does not fit fails at once.
+        # the longest first: little padding, and a batch that does not fit fails at once
         for index in sorted(range(len(examples)), key=lambda i: -len(examples[i].ids)):
             length = examples[index].num_tokens
             is_exact = method == "chain_rule"
             copies[index] = _chain_rule(length) if is_exact else _monte_carlo(length, mc_num, seed)
             scores[index] = []
-            for masked, asked in zip(copies[index].masked, copies[index].asked, strict=True):
-                yield _Row(index, examples[index], masked, asked)
+            for masked, scored in zip(copies[index].masked, copies[index].scored, strict=True):
+                yield _Row(index, examples[index], masked, scored)
 
     waiting = rows()
     while batch := list(islice(waiting, batch_size)):
         for row, score in zip(batch, _score(model, batch, weight).tolist(), strict=True):
-            scores[row.place].append(score)
-            if len(scores[row.place]) == len(copies[row.place].masked):
-                found[row.place] = _result(copies.pop(row.place), scores.pop(row.place))
-    results = [found[index] for index in range(len(examples))]
+            scores[row.number].append(score)
+            if len(scores[row.number]) == len(copies[row.number].masked):
+                likelihoods[row.number] = _result(copies.pop(row.number), scores.pop(row.number))
+    results = [likelihoods[index] for index in range(len(examples))]
     return results[0] if is_single else results
 
 
@@ -164,7 +164,7 @@ def _guidance(cfg_scale: float) -> float:
 def _pairs(
     prompt: Prompt | Sequence[Prompt], answer: Prompt | Sequence[Prompt]
 ) -> tuple[list[Prompt], list[Prompt], bool]:
-    """Prompts and answers, as many of each, and whether one was given rather than a list."""
+    """Return equally many prompts and answers, and whether they are single ones instead of lists."""
     is_single = _is_one(prompt)
     empty_answer = isinstance(answer, Sequence) and not len(answer)
     if is_single and (_is_one(answer) or empty_answer):
@@ -182,11 +182,11 @@ def _pairs(
     return prompts, answers, False
 
 
-def _is_one(given: object) -> bool:
+def _is_one(value: object) -> bool:
     """Return True for one text or one list of ids, False for a list of them."""
-    if isinstance(given, (str, bytes)):
+    if isinstance(value, (str, bytes)):
         return True
-    return isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Integral)
+    return isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], Integral)
 
 
 def _number(items: list[Prompt], is_single: bool, name: str) -> str:
@@ -222,9 +222,9 @@ def _example(encoder: PromptEncoder, prompt: Prompt, answer: Prompt, raw: bool) 
 
 
 def stratified_counts(length: int, mc_num: int, phase: int) -> Ints:
-    """Numbers of masked tokens `(S,)` in 1..L, evenly spread from `phase` in 1..L on.
+    """Return numbers of masked tokens `(S,)` in 1..L, evenly spread from `phase` in 1..L on.
 
-    With a uniform phase each count is uniform by itself, which is what makes the estimate unbiased.
+    With a uniform phase each count alone is uniform, which makes the estimate unbiased.
     """
     steps = np.arange(mc_num, dtype=np.int64)
     counts: Ints = (phase - 1 + (2 * steps * length + mc_num) // (2 * mc_num)) % length + 1
@@ -261,9 +261,10 @@ def _result(copies: _Copies, scores: list[float]) -> Likelihood:
 
 
 def _standard_error(values: Floats) -> float | None:
-    """Of the mean of samples in the order of their counts; None for fewer than two.
+    """Return the standard error of the mean of samples in the order of their counts; None for one sample.
 
-    From the differences of neighbors: what the counts explain is stratified away, so it is no error.
+    It is estimated from the differences of neighbors: the counts are stratified, so the variance that they
+    explain is no error of the mean.
     """
     if len(values) < 2:
         return None
@@ -273,13 +274,13 @@ def _standard_error(values: Floats) -> float | None:
 
 @torch.inference_mode()
 def _score(model: Transformer, batch: list[_Row], weight: float) -> Floats:
-    """Sum the log-probabilities of the asked tokens of each row, `(B,)`."""
+    """Return the summed log-probabilities of the tokens to score in each row, `(B,)`."""
     spec, device = model.spec, model.device
     lengths = np.array([len(row.example.ids) for row in batch])
     width = int(lengths.max())
     ids = np.zeros((len(batch), width), dtype=np.int64)
     blind = np.zeros((len(batch), width), dtype=np.int64)
-    asked, targets, owners = [], [], []
+    rows, targets, owners = [], [], []
     for meta, row in enumerate(batch):
         example = row.example
         answer = example.ids[example.start :]
@@ -288,10 +289,10 @@ def _score(model: Transformer, batch: list[_Row], weight: float) -> Floats:
         ids[meta, example.start : end] = np.where(row.masked, spec.mask_id, answer)
         blind[meta, :end] = ids[meta, :end]
         blind[meta, : example.start] = spec.mask_id
-        positions = example.start + np.flatnonzero(row.asked)
-        # A prompt is never empty: the row before the answer exists.
-        asked.append(meta * width + positions - (1 if spec.shift_logits else 0))
-        targets.append(answer[row.asked])
+        positions = example.start + np.flatnonzero(row.scored)
+        # a prompt is never empty, so the row before the answer exists
+        rows.append(meta * width + positions - (1 if spec.shift_logits else 0))
+        targets.append(answer[row.scored])
         owners.append(np.full(len(positions), meta))
     if weight > 0:
         ids, lengths = np.concatenate((ids, blind)), np.concatenate((lengths, lengths))
@@ -304,35 +305,35 @@ def _score(model: Transformer, batch: list[_Row], weight: float) -> Floats:
     )
     half = states_BTD[: len(batch)].flatten(0, 1)
     without = states_BTD[len(batch) :].flatten(0, 1) if weight > 0 else None
-    found = _log_probs(
-        model, (half, without), np.concatenate(asked), np.concatenate(targets), weight
+    log_probs = _log_probs(
+        model, (half, without), np.concatenate(rows), np.concatenate(targets), weight
     )
-    sums = np.bincount(np.concatenate(owners), weights=found, minlength=len(batch))
+    sums = np.bincount(np.concatenate(owners), weights=log_probs, minlength=len(batch))
     return sums.astype(np.float64)
 
 
 def _log_probs(
     model: Transformer,
     states: tuple[Tensor, Tensor | None],
-    asked: Ints,
+    rows: Ints,
     targets: Ints,
     weight: float,
 ) -> Floats:
-    """`ln p` of one target a row, the head applied to the asked rows of `states` in bounded chunks."""
+    """Return `ln p` of the target of each of `rows` of `states`, in chunks of bounded memory."""
     seeing, blind = states
-    rows, wanted = (torch.from_numpy(item).to(seeing.device) for item in (asked, targets))
+    indices, ids = (torch.from_numpy(item).to(seeing.device) for item in (rows, targets))
     chunk = max(1, HEAD_CHUNK // model.spec.vocab_size)
     parts = []
     for start in range(0, len(rows), chunk):
-        at, target = rows[start : start + chunk], wanted[start : start + chunk]
+        at, target = indices[start : start + chunk], ids[start : start + chunk]
         logits = model.head(seeing[at]).float()
         if blind is not None:
             without = model.head(blind[at]).float()
             logits = without + (1 + weight) * (logits - without)
         parts.append(logits.log_softmax(dim=-1).gather(-1, target[:, None])[:, 0])
-    found: Floats = torch.cat(parts).double().cpu().numpy()
-    if np.isnan(found).any():
+    log_probs: Floats = torch.cat(parts).double().cpu().numpy()
+    if np.isnan(log_probs).any():
         raise ModelError(
             "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
         )
-    return found
+    return log_probs

@@ -49,14 +49,15 @@ class LLM:
 
     `model`: a bundled name ("demo"), a checkpoint folder, a hub id, or a `Transformer`. `dtype`, e.g.
     "float32" (the CPU's default) or "bfloat16"; `device`, e.g. "cpu" or "cuda". `tokenizer` overrides
-    the folder's. `pack_weights` keeps the large weights a second time in the layout of the CPU's float32
-    kernels, which makes forwards of few positions 2 to 4 times as fast; None: where half of the free memory
-    holds them. `progress` is told the bytes of the weights that were read and those there are.
-    `quantization="int8"`, or "int4" with dtype="bfloat16" on a CPU, keeps the blocks' weights in so many
-    bits (extra `quantize`; dense models; not packed).
-    `tensor_parallel_size` processes, started by torchrun, hold a part each; the call returns on rank 0, and
-    ends the other processes when rank 0 is done. Raises ModelError and ConfigError like `load_model`, and
-    DependencyError.
+    the folder's. `pack_weights` adds a copy of large weights in the layout of the CPU's float32 kernels,
+    which makes forwards of few positions 2 to 4 times as fast; None: if it fits half of the free memory.
+    `progress(done, total)` is called with bytes as the weights are read. `quantization` "int8", or "int4"
+    with dtype="bfloat16" on a CPU, stores the blocks' weights in 8 or 4 bits (extra `quantize`; models
+    without experts; not packed).
+
+    With `tensor_parallel_size` > 1, so many processes, started by torchrun, have a part of the model each;
+    the call returns on rank 0 only, and the other processes end with it. Raises ModelError and ConfigError
+    like `load_model`, and DependencyError.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class LLM:
         if isinstance(model, Transformer):
             if dtype is not None or device is not None or tensor_parallel_size != 1:
                 raise ConfigError(
-                    "dtype, device and tensor_parallel_size belong to loading; this model is loaded"
+                    "dtype, device and tensor_parallel_size have no effect on a loaded model; leave "
+                    "them out"
                 )
             self.name, self.model, self.tokenizer = "model", model, tokenizer
         else:
@@ -116,7 +118,7 @@ class LLM:
         self.requests = RequestBuilder(self.prompts, self.facts, self.stop_ids, self._drafter)
 
     make_runner: Callable[..., ModelRunner] = ModelRunner
-    """What runs the forwards; a measurement puts its own in its place."""
+    """The class that runs the forwards; measurements replace it."""
 
     def _vocabulary(self) -> Vocabulary:
         rows = self.spec.vocab_size
@@ -150,15 +152,15 @@ class LLM:
     ) -> list[Output]:
         """Decode an answer to every prompt, in order.
 
-        `prompts`: a string, strings, or lists of token ids (used as given). A string is one user turn in
-        the model's chat template when it has one; `raw=True` takes it as plain text. `gen_length`
-        positions are generated (128 by default; decoder daedal finds its own); `stop_at_eos` ends early
-        when an end token has everything before it. `seed` fixes all randomness of a request, whatever the
-        batch. `max_batch_size` rows share a forward. `knobs`: those of `SamplingParams` (`temperature`,
-        `cfg_scale`, `vocabulary`...) and the decoder's own (`steps`, `block_length`, `threshold`...).
-        `decoder` may carry some: "prophet(inner=cadllm)". `cache` takes its own in `cache_args`, as
-        knobs called `cache.NAME`, or in its name: "dllm(kp=50, kr=7)". A `MethodSpec` as `decoder` has all
-        of them: decoder, cache and knobs.
+        `prompts`: a string, a list of strings, or lists of token ids, which are used unchanged. A string is
+        one user turn in the model's chat template if it has one; with `raw=True` it is plain text.
+        `gen_length` positions are generated (default 128; decoder daedal chooses the number itself); with
+        `stop_at_eos`, decoding ends early when all positions before an end token are decided. `seed` fixes
+        all randomness of a request in any batch. Up to `max_batch_size` rows share a forward. `knobs` are
+        those of `SamplingParams` (`temperature`, `cfg_scale`, `vocabulary`...) and the decoder's own
+        (`steps`, `block_length`, `threshold`...); `decoder` may include some: "prophet(inner=cadllm)".
+        Knobs of the cache are in `cache_args`, called `cache.NAME`, or part of its name: "dllm(kp=50,
+        kr=7)". A `MethodSpec` as `decoder` has all of these: decoder, cache and knobs.
 
         Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
         is not allowed, with the nearest name).
@@ -177,7 +179,7 @@ class LLM:
     def chat(
         self, messages: Messages, decoder: str | MethodSpec = "vanilla", **options: Any
     ) -> Output:
-        """Decode the assistant's next turn; `messages`: dicts with "role" and "content".
+        """Decode the assistant's next turn; `messages` are dicts with "role" and "content".
 
         Options and errors as those of `generate`.
         """
@@ -196,8 +198,8 @@ class LLM:
     ) -> Output:
         """Fill the blanks of a text: `parts` are strings and numbers of blank tokens.
 
-        `infill(["The ", 3, " sat on the mat."])`. The whole text is one block unless `block_length`
-        is given. `out.text` is the whole text, `out.blanks` the fillings.
+        Example: `infill(["The ", 3, " sat on the mat."])`. The whole text is one block without
+        `block_length`. The output's `text` is the whole text, its `blanks` are the filled texts.
         """
         method = parse_method(decoder, cache, cache_args, knobs, options=INFILL_OPTIONS)
         template = self.requests.template(method, seed=seed, stop_at_eos=False)
@@ -215,7 +217,7 @@ class LLM:
         stop_at_eos: bool = True,
         **knobs: Any,
     ) -> Iterator[Event]:
-        """Decode one canvas (`prompt_canvas`, `infill_canvas`), an event a forward."""
+        """Decode one canvas (of `prompt_canvas` or `infill_canvas`); yield an event per forward."""
         method = parse_method(decoder, cache, cache_args, knobs, options=STREAM_OPTIONS)
         template = self.requests.template(method, seed=seed, stop_at_eos=stop_at_eos)
         yield from self.events([template(canvas)], 1)
@@ -235,9 +237,8 @@ class LLM:
     ) -> Request:
         """Return one request for an engine to decode; options as those of `generate`.
 
-        `content` is a prompt, or a canvas (`prompt_canvas`, `infill_canvas`), which has its positions
-        already. Everything that can be wrong with it is found here, in the caller's thread: raises
-        PromptError and ConfigError.
+        `content` is a prompt, or a canvas (of `prompt_canvas` or `infill_canvas`), which has its positions
+        already. All checks are done here, in the caller's thread. Raises PromptError and ConfigError.
         """
         options = STREAM_OPTIONS if isinstance(content, Canvas) else OPTIONS
         method = parse_method(
@@ -270,7 +271,7 @@ class LLM:
         return self.prompts.middle_canvas(prefix, num_blanks, suffix)
 
     def _drafter(self, name: str) -> Draft:
-        """Load a smaller model that guesses at open positions."""
+        """Return the drafter of a smaller model, loaded by name; see `draft_by`."""
         small = LLM(name, dtype=self.model.dtype, device=self.model.device)
         if small.spec.vocab_size != self.spec.vocab_size:
             raise ConfigError(
@@ -299,24 +300,24 @@ class LLM:
         """Return the output of a finished sequence."""
         return output_of(sequence, self.decode, return_trace)
 
-    def decode(self, ids: list[int], given: Bools | None = None) -> str:
+    def decode(self, ids: list[int], fixed: Bools | None = None) -> str:
         """Return the text of token ids without special tokens; empty without a tokenizer.
 
-        `given`: which of them, from the first position of a text with blanks on, are the text's own.
-        Special tokens among those are text, but for those that the tokenizer itself put in front.
+        For an infilled text, `ids` starts at its first position and `fixed` is True for the tokens of the
+        prompt. Special tokens among these are included, except for those that the tokenizer prepended.
         """
         if self.tokenizer is None:
             return ""
-        if given is None:
+        if fixed is None:
             return str(self.tokenizer.decode(ids, skip_special_tokens=True))
         begin = self.prompts.encode("", special=True)
         first = len(begin) if ids[: len(begin)] == begin else 0
-        pairs = list(zip(ids, given[: len(ids)].tolist(), strict=True))[first:]
-        kept = [id_ for id_, is_given in pairs if is_given or self._has_text(id_)]
-        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+        pairs = list(zip(ids, fixed[: len(ids)].tolist(), strict=True))[first:]
+        visible = [id_ for id_, is_fixed in pairs if is_fixed or self._has_text(id_)]
+        return str(self.tokenizer.decode(visible, skip_special_tokens=False))
 
     def events(self, requests: list[Request], max_batch_size: int) -> Iterator[Event]:
-        """Decode requests, an event a forward and sequence; `max_batch_size` of them share a forward."""
+        """Decode requests, up to `max_batch_size` in a forward; yield an event per forward and sequence."""
         sequences = [SequenceState.begin(item, i) for i, item in enumerate(requests)]
         if not sequences:
             return
@@ -332,7 +333,7 @@ class LLM:
         yield from decode(sequences, runner)
 
     def run(self, requests: list[Request], max_batch_size: int) -> list[SequenceState]:
-        """Decode requests to their ends, and return their sequences in order."""
+        """Decode requests and return their finished sequences in order."""
         finished: dict[int, SequenceState] = {}
         for event in self.events(requests, max_batch_size):
             if event.sequence.finish_reason is not None:
@@ -341,15 +342,15 @@ class LLM:
 
 
 def draft_by(small: LLM) -> Draft:
-    """Return guesses of a smaller model at all open positions, by the threshold rule."""
+    """Return a function that proposes tokens for all open positions, decoded with the smaller model."""
     method = parse_method("threshold", knobs={"threshold": 0.7})
     template = small.requests.template(method, stop_at_eos=False)
 
     def draft(canvas: Canvas) -> Ints:
         if len(canvas) > small.spec.max_length:
             raise ConfigError(
-                f"drafter={small.name!r} has a context of {small.spec.max_length}, the canvas "
-                f"{len(canvas)} positions; use a shorter gen_length or another drafter"
+                f"drafter={small.name!r} has a context of {small.spec.max_length}, but the canvas "
+                f"has {len(canvas)} positions; use a shorter gen_length or another drafter"
             )
         own = replace(
             canvas,

@@ -31,8 +31,8 @@ MAX_VOCABULARIES = 32
 class LogitRows:
     """The logit rows of one sequence, as indices `(rows, shadows)` into the forward's flat states.
 
-    `cond_rows` are those of the row that sees the prompt; `uncond_rows`, for guidance, of the one that does
-    not. The rows answer the positions `ask.rows`; `keys` has one uint64 random key for each.
+    `cond_rows` are those of the row with the prompt; `uncond_rows`, for guidance, of the one without.
+    The rows answer the positions `ask.rows`; `keys` has one uint64 random key for each.
     """
 
     sequence: SequenceState
@@ -109,7 +109,7 @@ class LMHead:
         room = most
         for i in members:
             start, total = 0, len(parts[i].ask.rows)
-            if room < total <= most and chunk:  # keep together what fits
+            if room < total <= most and chunk:  # pieces that fit stay together
                 yield chunk
                 chunk, room = [], most
             while start < total:

@@ -17,12 +17,12 @@ class EngineStats:
     """A snapshot of an engine: its present state, and monotonic counters since its start.
 
     State: `queued` and `running` requests; `rows_free` of the batch's `rows_total` rows; `pages_free` of
-    `pages_total` pages are not in use (0 pages: the model has none), `pages_cached` of these hold a prefix;
+    `pages_total` pages are not in use (0 pages: the model has none), `pages_cached` of these are cached;
     `dense_bytes` of dense stores.
     Counters: `num_forwards` took `forward_s` seconds, host work included, and computed `num_queries`
     positions, `num_answer` of them behind a prompt and `num_wasted` right of an end token (counted when a
     request ends). They committed `num_committed` tokens in `num_steps` decoder steps of single requests.
-    `num_preempted` preemptions for want of pages. `prefix_found` of `prefix_asked` decided positions of
+    `num_preempted` preemptions for lack of pages. `prefix_found` of `prefix_asked` decided positions of
     admitted requests were in cached pages. `ended`: requests by the kind of their end. `listener_errors`:
     exceptions of listeners.
     """
@@ -51,7 +51,7 @@ class EngineStats:
 
 @dataclass
 class EngineCounters:
-    """The counters, modified by the engine's thread alone; `request_s`: mean seconds per request."""
+    """The counters, modified on the engine's thread only; `request_s` is the mean seconds per request."""
 
     num_forwards: int = 0
     num_steps: int = 0
@@ -111,8 +111,8 @@ class EngineCounters:
             pages_total=0 if paging is None else paging.store.pool.total,
             pages_free=0 if paging is None else paging.store.pool.num_available,
             pages_cached=0 if paging is None else paging.store.pool.num_cached,
-            prefix_asked=0 if paging is None else paging.prefix_stats.num_asked,
-            prefix_found=0 if paging is None else paging.prefix_stats.num_found,
+            prefix_asked=0 if paging is None else paging.prefix_stats.num_positions,
+            prefix_found=0 if paging is None else paging.prefix_stats.num_hits,
             dense_bytes=sum(rows.bytes_with(0, 0) for rows in runner.dense.values()),
             ended=dict(self.ended),
             listener_errors=self.listener_errors,

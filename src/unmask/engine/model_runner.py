@@ -47,7 +47,7 @@ NOT_FINITE = (
 class ForwardInput:
     """One sequence's part of a forward; `rows` are the logit rows that answer `ask`.
 
-    Asked positions whose row the plan does not compute are left out, so the decoder never sees them. With
+    Asked positions whose row the plan does not compute are missing from the reading. With
     `runs_decoder` False the forward only computes keys and values of a part of the prompt.
     """
 
@@ -137,7 +137,7 @@ class ModelRunner:
         )
         if rows > self.max_rows:
             raise ConfigError(
-                f"a guided request takes {rows} rows, the batch has {self.max_rows}; use cfg_scale=0"
+                f"a guided request takes {rows} rows, but the batch has {self.max_rows}; use cfg_scale=0"
             )
         if self.paging is not None and self.is_paged(sequence):
             self.paging.check_fit(sequence, rows)
@@ -145,7 +145,7 @@ class ModelRunner:
             needed = rows * positions * dense.store.bytes_per_position
             if needed > self.dense_bytes:
                 raise ConfigError(
-                    f"a canvas of {positions} positions takes {needed} bytes of cache, the engine has "
+                    f"a canvas of {positions} positions takes {needed} bytes of cache, but the engine has "
                     f"{self.dense_bytes} for dense caches; use cache=none, a shorter answer, or more "
                     f"kv_cache_memory_bytes"
                 )
@@ -204,7 +204,7 @@ class ModelRunner:
         """
         request, canvas, ask = sequence.request, sequence.canvas, self._ask(sequence)
         positions = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
-        if request.cache.exact:  # without a cache all of them are there
+        if request.cache.exact:  # without a cache all rows are computed
             ask = replace(ask, rows=positions)
         answering = self.row_of(ask.rows)
         answer = request.cache.plan(canvas, ask, answering, sequence.cache_state)
@@ -282,7 +282,7 @@ class ModelRunner:
         parts = []
         for item in inputs:
             cond, uncond = (states.get((id(item.sequence), branch)) for branch in (True, False))
-            assert cond is not None, "every sequence has a row that sees its prompt"
+            assert cond is not None, "every sequence has a row with its prompt"
             item.sequence.num_logit_rows += (len(item.rows) + len(item.ask.shadows)) * (
                 1 if uncond is None else 2
             )
@@ -413,9 +413,9 @@ class ModelRunner:
             shadows=shadows,
             shadows_attend=item.ask.shadows_attend,
             is_cached=sequence.request.cache.stores,
-            needs_weights=plan.watched and sees_prompt,
+            needs_weights=plan.needs_importance and sees_prompt,
             table=self.paging.table(sequence, sees_prompt) if paged and self.paging else None,
-            write_from=plan.known,
+            write_from=plan.num_stored,
         )
 
     def _ids(self, item: ForwardInput, sees_prompt: bool) -> Ints:
@@ -427,7 +427,7 @@ class ModelRunner:
 
 def _without_dropped(plan: CachePlan, limit: int | None) -> CachePlan:
     """Return a plan without positions from `limit` on; unchanged if it has layers or needs importances."""
-    if limit is None or plan.layers is not None or plan.watched:
+    if limit is None or plan.layers is not None or plan.needs_importance:
         return plan
     end = limit if plan.end is None else min(plan.end, limit)
     return replace(plan, queries=plan.queries[plan.queries < limit], end=end)

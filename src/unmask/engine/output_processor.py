@@ -15,8 +15,8 @@ from unmask.engine.sequence import SequenceState
 class TextDecoder(Protocol):
     """A function that decodes token ids to text."""
 
-    def __call__(self, ids: list[int], given: Bools | None = None) -> str:
-        """Return the text, without special tokens but those where `given` (by the prompt) is true."""
+    def __call__(self, ids: list[int], fixed: Bools | None = None) -> str:
+        """Return the text without special tokens, except for those where `fixed` is True."""
 
 
 def output_of(sequence: SequenceState, text_of: TextDecoder, return_trace: bool) -> Output:

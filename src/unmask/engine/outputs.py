@@ -25,7 +25,7 @@ class Step:
 
     `committed` in position order; `replaced` likewise (decided before); `remasked` positions; `inserted`
     `(position, count)` pairs; `deleted` positions; `appended` tokens; `num_queries` positions computed by
-    the forward; `notes`: numbers the method chose for it (a controller's block length, threshold...).
+    the forward; `notes`: numbers that the decoder chose for it (a controller's block length, threshold...).
     """
 
     committed: tuple[Commit, ...]
@@ -60,15 +60,15 @@ class Output:
 
     `text` and `token_ids`: the generated part up to (without) the first end-of-text or end-of-turn token;
     for an infill, `text` is the whole filled text and `token_ids` the filled tokens. `canvas_ids`:
-    prompt and the whole generated part. `num_forwards` of the network (a guided one counts once),
-    `num_queries` positions computed in all of them, `num_logit_rows` rows of the LM head.
+    prompt and the whole generated part. `num_forwards`: forwards of the network (a guided one counts once).
+    `num_queries`: positions computed in all of them. `num_logit_rows`: rows of the LM head.
     `finish_reason`: "stop" (an end token) or "length" (the canvas is full). `trace[k]`: what forward k
     changed, only with return_trace. `blanks`: the filled texts of an infill. `cache`: the policy
-    and its knobs, as `auto` chose it; `cache_exact`: whether it equals decoding without one; `cache_bytes`:
-    what its tensors held for this sequence at most. `method`: the decoder and its knobs, as resolved.
-    `num_forced`: forwards in which the loop's guard decided instead of the decoder, which changed nothing
-    or went on for too long. `num_wasted`: those of `num_queries` that lay right of the end token.
-    `num_cached`: positions whose keys were there from another request (an engine's prefix cache).
+    and its knobs, with `auto` resolved; `cache_exact`: whether it equals decoding without a cache;
+    `cache_bytes`: maximum size of the sequence's part of it. `method`: the decoder and its resolved knobs.
+    `num_forced`: forwards in which the scheduler decided because the decoder changed nothing or exceeded
+    the maximum number of forwards. `num_wasted`: part of `num_queries` that lay right of the end token.
+    `num_cached`: positions whose keys another request had computed (an engine's prefix cache).
     """
 
     text: str

@@ -53,7 +53,7 @@ class PromptEncoder:
                 return self._encode_short(prompt, special=True)
             return self.chat_ids([{"role": "user", "content": prompt}])
         if raw:
-            raise ConfigError("raw=True is for text; token ids are always used as given")
+            raise ConfigError("raw=True is for text; token ids are always used unchanged")
         if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
             raise PromptError(f"prompt {prompt!r} must be a string or a list of token ids")
         if not prompt:
@@ -94,7 +94,7 @@ class PromptEncoder:
     def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:
         """Return a text with blanks as a canvas. Raises PromptError.
 
-        A space before a blank belongs to the blank (tokens begin with their space); two spaces keep one.
+        A space before a blank is left out, as tokens begin with their space; of two spaces, one stays.
         """
         if isinstance(parts, str) or not any(isinstance(part, Integral) for part in parts):
             raise PromptError("infill needs a list with at least one number of blank tokens")
@@ -159,7 +159,7 @@ class PromptEncoder:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise PromptError(
-                f"the text {text!r} holds half a character (a lone surrogate)"
+                f"the text {text!r} contains half a character (a lone surrogate); remove it"
             ) from None
         ids = self._need_tokenizer()(text, add_special_tokens=special)["input_ids"]
         return [int(id_) for id_ in ids]

@@ -39,11 +39,11 @@ class Request:
 
     @property
     def max_positions(self) -> int:
-        """The most positions the canvas may grow to."""
+        """The maximum number of positions of the canvas."""
         return self.decoder.max_positions(self.canvas, self.facts)
 
     @property
     def max_forwards(self) -> int:
-        """The loop's bound: past it every forward commits all it reads."""
+        """The number of forwards after which each further one commits its whole reading."""
         usual = 2 * (self.max_positions - self.canvas.prompt_length) + 64
         return max(usual, self.decoder.max_forwards(self.canvas, self.facts))

@@ -19,9 +19,9 @@ from unmask.sampling.token_frequencies import load_background
 INFILL_OPTIONS = ("decoder", "preset", "cache", "cache_args", "seed", "return_trace")
 STREAM_OPTIONS = ("decoder", "preset", "cache", "cache_args", "seed", "stop_at_eos")
 OPTIONS = (*INFILL_OPTIONS, "gen_length", "stop_at_eos", "raw", "max_batch_size")
-"""Options of `infill`, `stream` and `generate` beside the knobs, for the listings of errors."""
+"""Options of `generate` besides the knobs, like those of `infill` and `stream` above; listed in errors."""
 Draft = Callable[[Canvas], Ints]
-"""A guess at the open positions of a canvas: one token id a position, -1 for none."""
+"""A function that proposes tokens for a canvas: one token id per position, -1 for none."""
 
 
 def parse_method(
@@ -33,7 +33,7 @@ def parse_method(
     gen_length: int | None = None,
     options: tuple[str, ...] = OPTIONS,
 ) -> MethodSpec:
-    """Return the method of Python's keyword arguments; a `MethodSpec` is returned as it is.
+    """Return the method of Python's keyword arguments; a `MethodSpec` is returned unchanged.
 
     Raises ConfigError for names and values that are not allowed, and for arguments beside a `MethodSpec`.
     """
@@ -55,7 +55,7 @@ def parse_method(
 
 @dataclass(frozen=True, slots=True)
 class RequestTemplate:
-    """Everything of a request but its canvas."""
+    """All parts of a request except its canvas."""
 
     method: MethodSpec
     seed: int
@@ -64,7 +64,7 @@ class RequestTemplate:
     facts: ModelFacts
 
     def __call__(self, canvas: Canvas) -> Request:
-        """Return the request of a canvas."""
+        """Return the request for a canvas."""
         return Request(
             canvas=canvas,
             method=self.method,
@@ -79,7 +79,7 @@ class RequestBuilder:
     """Requests for one model.
 
     `make_drafter` loads a smaller model by name or folder for speculative decoding and returns its guesses;
-    `drafters`: those of the loaded models, by name.
+    `drafters` has those of the models loaded so far, by name.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class RequestBuilder:
     ) -> RequestTemplate:
         """Bind a method to the model, and return a template of requests.
 
-        Warns of values that have no effect. Raises ConfigError for what the model does not allow.
+        Warns of values without effect. Raises ConfigError for a method that the model does not allow.
         """
         seed, method = whole("seed", seed), method.bind(self.spec.block_size)
         for note in method.notes:
@@ -138,7 +138,7 @@ class RequestBuilder:
         stop_at_eos: bool = True,
         raw: bool = False,
     ) -> Request:
-        """Return a request, checked as far as that is possible before the first forward.
+        """Return a request, after all checks that are possible before the first forward.
 
         `content` is a prompt, or a canvas, which has its positions already. Raises PromptError and
         ConfigError.
@@ -149,8 +149,7 @@ class RequestBuilder:
         if isinstance(content, Canvas):
             if gen_length is not None or raw:
                 raise ConfigError(
-                    f"gen_length={gen_length}, raw={raw} have no effect on a canvas, which has them; "
-                    f"leave them out"
+                    f"gen_length={gen_length}, raw={raw} have no effect on a canvas; leave them out"
                 )
             canvas = content
         else:

@@ -36,7 +36,7 @@ class SamplerState:
     next_distributions: list[Tensor] = field(default_factory=list)
 
     def adaptive_size(self, canvas: Canvas) -> int:
-        """Return the number of tokens that count in the next forward (CadLLM, Eq. 4)."""
+        """Return the size of the vocabulary of the next forward (CadLLM, Eq. 4)."""
         total = max(1, int((~canvas.fixed).sum()))
         progress = (total - canvas.num_open) / total
         return CONTROLLER.vocabulary(self.history, self.committed, progress)

@@ -94,7 +94,7 @@ class Scheduler:
                 if capture.error is not None:
                     self.remove(sequence)
                     failed.append(Event(sequence.canvas, Edit(), sequence, capture.error))
-        for sequence in list(self.active):  # the oldest first: it always finds room
+        for sequence in list(self.active):  # the oldest first: its pages always suffice
             while id(sequence) in self._inputs and not self.runner.reserve_pages(
                 self._inputs[id(sequence)]
             ):
@@ -165,7 +165,7 @@ def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Ev
 
 
 def decide(sequence: SequenceState, reading: Reading) -> Edit:
-    """Return the decoder's edit; force progress where it commits nothing or revises without end."""
+    """Return the decoder's edit; force progress if it commits nothing or revises for too long."""
     request, canvas = sequence.request, sequence.canvas
     if not len(reading.positions):
         raise CacheError(

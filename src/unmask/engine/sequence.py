@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SequenceState:
-    """A request on its way; only the loop changes it."""
+    """The state of a request while it is decoded; only the scheduler changes it."""
 
     request: Request
     canvas: Canvas
@@ -36,17 +36,17 @@ class SequenceState:
     num_preempted: int = 0
     cache_bytes: int = 0
     ask: Ask | None = None
-    """What the decoder asked of the next forward, until that is made."""
+    """The decoder's ask of the next forward; None before it is requested."""
     trace: list[Step] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     computed: Floats = field(default_factory=lambda: NO_SCORES)
-    """How often each position was computed, by its identity."""
+    """The number of times that each position was computed, by its identity."""
     limit: int | None = None
-    """Positions from there on are dropped: padding that no forward needs to compute."""
+    """Positions from here on are padding that no forward needs to compute."""
 
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> SequenceState:
-        """Build a sequence before its first forward. Raises ConfigError for knobs that do not fit."""
+        """Build a sequence before its first forward. Raises ConfigError for knobs that do not suit it."""
         from unmask.engine.sampler_state import SamplerState
 
         canvas = request.decoder.first_canvas(request.canvas, request.facts)
@@ -58,7 +58,7 @@ class SequenceState:
         return cls(request, canvas, state, cached, SamplerState(), index)
 
     def advance(self, edit: Edit, num_queries: int, observation: Observation) -> None:
-        """Apply a step's edit, record it, tell the cache, and see whether this is the end."""
+        """Apply a step's edit, record it, update the cache's state, and check for the end."""
         before = self.canvas
         self.canvas = apply_checked(before, edit, self.num_forwards)
         if len(self.canvas) > len(before) and len(self.canvas) > self.request.max_positions:
@@ -88,18 +88,18 @@ class SequenceState:
         start, end = self.canvas.prompt_length, self._num_lasting()
         ids = np.fromiter(self.request.stop_ids, dtype=np.int64)
         decided = ~self.canvas.open[start:end]
-        found = np.flatnonzero(decided & np.isin(self.canvas.tokens[start:end], ids))
-        return start + int(found[0]) if len(found) else None
+        ends = np.flatnonzero(decided & np.isin(self.canvas.tokens[start:end], ids))
+        return start + int(ends[0]) if len(ends) else None
 
     @property
     def num_settled(self) -> int:
-        """Positions from the left, prompt included, that are decided and will not change any more."""
+        """The number of leading positions, prompt included, that are decided and final."""
         open_ = self.canvas.open_positions()
         first = int(open_[0]) if len(open_) else len(self.canvas)
         return min(first, self._num_lasting())
 
     def _num_lasting(self) -> int:
-        """Positions from the left that the decoder will not change any more once they are decided."""
+        """Return the number of leading positions that the decoder will not change once they are decided."""
         decoder, size = self.request.decoder, len(self.canvas)
         count = decoder.num_settled(self.canvas, self.decoder_state)
         if not isinstance(count, Integral) or not 0 <= count <= size:
@@ -108,7 +108,7 @@ class SequenceState:
         return count
 
     def count(self, positions: Ints, num_queries: int) -> None:
-        """Remember that a forward computed these positions of the canvas, at the price of `num_queries`."""
+        """Count a forward that computed these positions of the canvas with `num_queries` queries."""
         missing = self.canvas.next_uid - len(self.computed)
         if missing > 0:
             self.computed = np.concatenate((self.computed, np.zeros(missing)))
@@ -117,23 +117,21 @@ class SequenceState:
             self.computed[self.canvas.uid[positions]] += num_queries / len(positions)
 
     def num_never_computed(self, num_positions: int) -> int:
-        """Those of the first positions that no forward has computed for this sequence."""
+        """Return how many of the first positions no forward has computed for this sequence."""
         uids = self.canvas.uid[:num_positions]
         own = uids[uids < len(self.computed)]
         return num_positions - int((self.computed[own] > 0).sum())
 
     @property
     def num_wasted(self) -> int:
-        """Positions computed right of the end token, of `num_queries`; 0 without one."""
+        """The part of `num_queries` spent right of the end token; 0 without an end token."""
         canvas = self.canvas
         end = None if canvas.infilling else self.stop_position()
         if end is None:
             return 0
         right = canvas.uid[end + 1 :]
-        known = right[
-            right < len(self.computed)
-        ]  # the last edit's own positions were never computed
-        return round(float(self.computed[known].sum()))
+        counted = right[right < len(self.computed)]  # without positions of the last edit
+        return round(float(self.computed[counted].sum()))
 
     def _check_end(self) -> None:
         ends_early = self.request.stop_at_eos and not self.canvas.infilling
@@ -147,7 +145,7 @@ class SequenceState:
             self.finish_reason = "stop" if self.stop_position() is not None else "length"
 
     def _drop(self, edit: Edit) -> Edit:
-        """Give up the positions right of an end token; the edit, which notes how many of them were open."""
+        """Drop the positions right of an end token; note in the edit how many of them were open."""
         end = self._first_end()
         self.limit = None if end is None else end + 1
         if self.limit is None:

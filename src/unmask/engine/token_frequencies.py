@@ -1,4 +1,4 @@
-"""Background frequencies of tokens: counted in texts, or asked of the model itself.
+"""Background frequencies of tokens: counted in texts, or estimated with the model.
 
 Letters: B canvases of a batch, T positions, D width, V vocabulary.
 """
@@ -21,13 +21,13 @@ from unmask.sampling.token_frequencies import MIN_FREQUENCY
 HEAD_CHUNK = 1 << 24
 """Logits computed at a time: 64 MB in float32, and as much again for the probabilities."""
 MAX_POSITIONS = 1 << 12
-"""Positions of a forward, as long as that holds a canvas at all."""
+"""Maximum number of positions of a forward, unless a single canvas is longer."""
 
 
 def count(tokenizer: Any, texts: Iterable[str]) -> dict[int, int]:
     """Count how often each token id occurs in texts, in the order of the ids; no special tokens are added.
 
-    Texts are taken one at a time. Raises PromptError for half a character (a lone surrogate).
+    Texts are read one at a time. Raises PromptError for half a character (a lone surrogate).
     """
     counts: Counter[int] = Counter()
     for text in texts:
@@ -35,7 +35,7 @@ def count(tokenizer: Any, texts: Iterable[str]) -> dict[int, int]:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise PromptError(
-                f"the text {text[:40]!r} holds half a character (a lone surrogate); mend or drop it"
+                f"the text {text[:40]!r} contains half a character (a lone surrogate); correct or remove it"
             ) from None
         counts.update(tokenizer(text, add_special_tokens=False)["input_ids"])
     return {int(id_): counts[id_] for id_ in sorted(counts)}
@@ -50,16 +50,15 @@ def estimate(
 ) -> NDArray[np.float64]:
     """Return the relative frequencies `(V,)` of tokens in the model's output on empty canvases, >= 1e-9.
 
-    The mean probability of each token over all positions of canvases that are all masks, behind a begin
-    token if the tokenizer has one. Canvases of equal length are equal, so `num_canvases` lengths are
-    drawn from `length / 2 ..= length` (rounded up; by a CPU generator of `seed`): a single canvas
-    gives what the model says of texts of one length, many average over how its answer changes with
-    the length. Each drawn position weighs the same; equal lengths are computed once. A `length` near that
-    of the texts to be decoded fits best: long canvases are mostly end-of-text.
+    They are the mean probabilities over all positions of canvases of masks, after a begin token if the
+    tokenizer has one. The `num_canvases` lengths are drawn from `length / 2` (rounded up) to `length`,
+    inclusive, by a CPU generator with `seed`, since the model's output depends on the length. Each position
+    has the same weight; equal lengths are computed once. Choose a `length` near that of the texts to
+    decode: long canvases are mostly end-of-text.
 
-    Probabilities are float32 over the whole vocabulary, as in sampling, their sum float64. What is
-    below 1e-9 is set to it, so that the sum may exceed 1 by V * 1e-9. Raises ConfigError, and ModelError
-    for logits that are no numbers.
+    Probabilities are float32 over the whole vocabulary, as in sampling, their sum float64. Lower values are
+    raised to 1e-9, so that the sum may exceed 1 by V * 1e-9. Raises ConfigError, and ModelError for logits
+    that are not finite.
     """
     num_canvases, length = whole("num_canvases", num_canvases, 1), whole("length", length, 1)
     generator = torch.Generator().manual_seed(whole("seed", seed) % 2**64)
@@ -80,8 +79,8 @@ def estimate(
         chosen = lengths[start : start + batch]
         total += _summed(model, begin, chosen, [weights[item] for item in chosen])
     positions = sum(item * weight for item, weight in weights.items())
-    found: NDArray[np.float64] = np.maximum(total / positions, MIN_FREQUENCY)
-    return found
+    frequencies: NDArray[np.float64] = np.maximum(total / positions, MIN_FREQUENCY)
+    return frequencies
 
 
 def _begin(tokenizer: Any | None) -> list[int]:
@@ -93,7 +92,7 @@ def _begin(tokenizer: Any | None) -> list[int]:
 def _summed(
     model: Transformer, begin: list[int], lengths: list[int], weights: list[int]
 ) -> NDArray[np.float64]:
-    """Probabilities `(V,)` summed over the masks of one canvas a length, each times its weight."""
+    """Return probabilities `(V,)`, summed over the masks of one canvas per length, times its weight."""
     spec, device = model.spec, model.device
     first, width = len(begin), len(begin) + max(lengths)
     ids = torch.full((len(lengths), width), spec.mask_id, device=device)

@@ -24,7 +24,7 @@ MOVED_AT_ONCE = 64
 class DenseStore:
     """Keys and values `(rows, G, positions, A)` per layer.
 
-    The positions behind a canvas's last one hold the keys and values of shadow queries, for one forward.
+    The positions after the end of a canvas hold the keys and values of shadow queries for one forward.
     """
 
     def __init__(

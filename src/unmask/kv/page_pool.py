@@ -1,7 +1,8 @@
-"""Ownership of the pages of a pool, and the lookup of cached pages by the prefix they hold.
+"""Ownership of the pages of a pool, and the lookup of cached pages by their prefix.
 
-A page is in exactly one state: free, in use (by one owner or more), or cached (without an owner, but its
-content is found by a key). When no free page is left, the least recently used cached page is evicted.
+A page is in exactly one state: free, in use (by one owner or more), or cached (without an owner, but with
+content that can be looked up by a key). When no free page is left, the least recently used cached page is
+evicted.
 
 Source: paged attention, arXiv:2309.06180. The key is a hash chain over full pages, so it identifies the
 page's tokens and all tokens before them.
@@ -18,12 +19,12 @@ from unmask.canvas import Ints
 
 
 def page_key(previous: bytes, tokens: Ints) -> bytes:
-    """Return the key of a page of `tokens` behind the page with key `previous`."""
+    """Return the key of a page of `tokens` that follows the page with key `previous`."""
     return blake2b(previous + tokens.astype("<i8").tobytes(), digest_size=16).digest()
 
 
 class PagePool:
-    """The states and owners of `total` pages. Without `prefixes`, no page is found by its key."""
+    """The states and owners of `total` pages. Without `prefixes`, no page is cached."""
 
     def __init__(self, total: int, *, prefixes: bool = True) -> None:
         self.total, self.prefixes = total, prefixes

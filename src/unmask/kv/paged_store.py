@@ -134,40 +134,40 @@ class PageTable:
         return len(self.pages) * size
 
     def truncate(self, num_positions: int) -> None:
-        """Release the pages behind the first `num_positions` positions."""
+        """Release the pages after those of the first `num_positions` positions."""
         num_pages = -(-num_positions // self.store.size)
         self.store.pool.release(self.pages[num_pages:])
         del self.pages[num_pages:], self.page_keys[num_pages:]
         self.slots = self.slots[: num_pages * self.store.size]
 
-    def num_missing(self, known: int, end: int) -> int:
-        """Return the number of pages to allocate before the positions `[known, end)` can be written."""
-        first = known // self.store.size
+    def num_missing(self, start: int, end: int) -> int:
+        """Return the number of pages to allocate before the positions `[start, end)` can be written."""
+        first = start // self.store.size
         shared = sum(not self.store.pool.is_writable(page) for page in self.pages[first:])
         return shared + max(0, -(-end // self.store.size) - len(self.pages))
 
-    def reserve(self, known: int, end: int) -> None:
-        """Allocate pages so that the positions `[known, end)` are writable; shared ones are copied.
+    def reserve(self, start: int, end: int) -> None:
+        """Allocate pages so that the positions `[start, end)` are writable; shared ones are copied.
 
         `num_missing` pages must be available.
         """
-        store, first = self.store, known // self.store.size
+        store, first = self.store, start // self.store.size
         del self.page_keys[first:]
         for i in range(first, len(self.pages)):
             page = self.pages[i]
             if not store.pool.is_writable(page):
                 self.pages[i] = store.allocate()
-                if i == first and known % store.size:
+                if i == first and start % store.size:
                     store.copy(page, self.pages[i])
                 store.pool.release([page])
         while len(self.pages) * store.size < end:
             self.pages.append(store.allocate())
         self._map_slots(first)
 
-    def publish(self, tokens: Ints, final: int) -> None:
-        """Publish the full pages of the first `final` positions, which hold `tokens`."""
+    def publish(self, tokens: Ints, num_final: int) -> None:
+        """Publish the full pages of the first `num_final` positions, which contain `tokens`."""
         size = self.store.size
-        for i in range(len(self.page_keys), final // size):
+        for i in range(len(self.page_keys), num_final // size):
             previous = self.page_keys[-1] if self.page_keys else self.store.root_key
             self.page_keys.append(page_key(previous, tokens[i * size : (i + 1) * size]))
             self.store.pool.publish(self.pages[i], self.page_keys[-1])

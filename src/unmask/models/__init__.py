@@ -52,7 +52,7 @@ def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ModelError(f"model {text!r} is a file; give the folder that holds config.json")
+        raise ModelError(f"model {text!r} is a file; give the folder that contains config.json")
     looks_like_id = text.count("/") == 1 and not text.startswith((".", "~", "/"))
     if not looks_like_id:
         raise unknown_model(text)
@@ -74,7 +74,7 @@ def _download(model_id: str, weights: bool) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"no folder {model_id!r} here, and the hub did not give it: {reason}"
+            f"no folder {model_id!r}, and downloading it from the hub failed: {reason}"
         ) from None
 
 
@@ -159,8 +159,8 @@ def load_model(
     `model` is a bundled name, a folder or a hub id; `dtype` e.g. "float32" or "bfloat16"; `device` e.g.
     "cpu" or "cuda". `progress(done, total)` is called with bytes as they are read. Weights are read
     straight into their parameters: the peak of memory is their size and a few megabytes. `make` builds the
-    empty network when it is one rank's part (`distributed.tensor_parallel`). Raises ModelError (missing,
-    unsupported, pickled or ill-fitting checkpoint) and ConfigError (dtype, device).
+    empty network; `distributed.tensor_parallel` passes one that builds a rank's part. Raises ModelError
+    (missing, unsupported, pickled or ill-fitting checkpoint) and ConfigError (dtype, device).
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Conversion of a checkpoint to another layout: the same numbers under other names, joined or split.
+"""Conversion of a checkpoint to another layout: the same values under other names, joined or split.
 
 Every tensor of the target is assembled from the files of the source, a shard at a time: the memory needed
 is one shard's, not the model's. Nothing is rounded: a tensor stays in its stored type.
@@ -27,9 +27,9 @@ from unmask.models.weight_names import NameMap, Shape, StoredName, layout, own_n
 from unmask.models.weights import Fit, Progress, check_tied, fit, shapes_of
 
 SHARD_BYTES = 4_000_000_000
-"""Size beyond which a new shard begins; one tensor is never split."""
+"""Maximum size of a shard, unless one tensor is larger."""
 COPIED = ("*.json", "*.jinja", "*.md", "vocab*", "merges.txt", "LICENSE*", "NOTICE*")
-"""Other files that are copied; Python code is not, for it is never run."""
+"""Patterns of other files to copy; Python code is left out, as it is never run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Converted:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A run of one parameter's numbers: from `start` on, `count`, in a stored tensor from `first` on."""
+    """`count` elements of a parameter from `start` on, stored in a tensor from element `first` on."""
 
     start: int
     count: int
@@ -81,19 +81,17 @@ def convert(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Converted:
-    """Write the second of two folders from the first, with its weights in `form`.
+    """Write the second of two `folders` from the first, with its weights in `form`.
 
     `network` is the source's, on the meta device. The target appears complete or not at all; a stored copy
-    of a tied head is left out. Raises ConfigError (form, a target that is there) and
+    of a tied head is left out. Raises ConfigError (form, a target that exists) and
     ModelError (a source that does not fit its config; tensors of different types to be joined).
     """
     source, target = folders
     shapes = shapes_of(network)
     names = form_names(family, form, shapes)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(
-            f"{target} is there already and is not overwritten; choose another folder"
-        )
+        raise ConfigError(f"{target} exists already and is not overwritten; choose another folder")
     fitting = fit(source, shapes, family.names, network.spec.tie_embeddings)
     pieces = _pieces(fitting, shapes)
     shards = _shards(list(_plan(pieces, shapes, names)), shard_bytes)
@@ -117,7 +115,7 @@ def convert(
 
 
 def _pieces(fitting: Fit, shapes: Mapping[str, Shape]) -> dict[str, list[_Piece]]:
-    """Return the stored runs of every parameter's numbers, in order."""
+    """Return the stored pieces of every parameter, in order."""
     result: dict[str, list[_Piece]] = {name: [] for name in shapes}
     for tensor, place in fitting.pairs:
         first = 0
@@ -128,7 +126,7 @@ def _pieces(fitting: Fit, shapes: Mapping[str, Shape]) -> dict[str, list[_Piece]
 
 
 def _overlaps(pieces: list[_Piece], start: int, count: int) -> Iterator[tuple[_Piece, int, int]]:
-    """Yield the pieces that hold a run of a parameter, with its first and end index in the parameter."""
+    """Yield the pieces that overlap a run of a parameter, with the first and end index of the overlap."""
     at = bisect_right(pieces, start, key=lambda piece: piece.start) - 1
     while at < len(pieces) and pieces[at].start < start + count:
         piece = pieces[at]
@@ -221,7 +219,7 @@ def _write(
             if progress is not None:
                 progress(done, total)
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # safetensors writes for the owner only
+        (folder / file).chmod(0o644)  # safetensors makes files that only the owner may read
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

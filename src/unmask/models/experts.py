@@ -1,7 +1,7 @@
-"""Feed-forward layers: SwiGLU, or a few of many small ones (mixture of experts).
+"""Feed-forward layers: SwiGLU, or a mixture of experts (a few of many small SwiGLUs per token).
 
-Only chosen experts are computed: tokens are sorted by expert, and each chosen expert multiplies its own
-tokens once. The choice must be known on the host: one synchronization a layer.
+Only chosen experts are computed: tokens are sorted by expert, and each chosen expert processes its tokens
+in one product. The host needs the choice, which takes one synchronization per layer.
 
 Source: routers of LLaDA-MoE (arXiv:2509.24389), Qwen3-MoE (arXiv:2505.09388), LLaDA2 (arXiv:2512.15745).
 
@@ -19,7 +19,7 @@ from unmask.models.spec import ExpertSpec, ModelSpec
 
 
 def feed_forward(spec: ModelSpec, layer: int, ranks: Ranks = ALONE) -> nn.Module:
-    """Build the feed-forward half of block `layer`."""
+    """Build the feed-forward part of block `layer`."""
     if spec.experts is None or layer in spec.experts.dense_layers:
         return FeedForward(spec.d_model, spec.d_ff, spec.linear_bias, ranks)
     return Experts(spec.d_model, spec.experts, ranks)
@@ -39,7 +39,9 @@ class FeedForward(nn.Module):
         """Compute `down(silu(gate) * up)`, summed over the ranks."""
         if torch.is_grad_enabled():
             return self.ranks.sum(self.down(F.silu(self.gate(x)) * self.up(x)))
-        inner = F.silu(self.gate(x), inplace=True).mul_(self.up(x))  # no third copy of that width
+        inner = F.silu(self.gate(x), inplace=True).mul_(
+            self.up(x)
+        )  # in place, to save a third tensor of this size
         return self.ranks.sum(self.down(inner))
 
 

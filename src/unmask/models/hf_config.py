@@ -12,7 +12,7 @@ from unmask.errors import ModelError
 from unmask.models.spec import ModelSpec
 
 PLAIN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-"""Keys that a nested mapping about RoPE may have."""
+"""Allowed keys of a nested mapping with RoPE parameters."""
 Config = Mapping[str, object]
 """A parsed `config.json`; values are checked as they are read."""
 Allowed = Mapping[str, tuple[object, ...]]
@@ -20,7 +20,7 @@ Allowed = Mapping[str, tuple[object, ...]]
 
 
 def architecture(config: Config) -> str | None:
-    """Return the first of a config's `architectures`; None when it names none."""
+    """Return the first of a config's `architectures`; None if there is none."""
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else None
 
@@ -35,7 +35,7 @@ class ConfigReader:
         self.config, self.family, self.rotary_share = config, family, rotary_share
 
     def require(self, allowed: Allowed) -> None:
-        """Refuse values that would change the network in an unsupported way; a missing key is fine."""
+        """Raise ModelError for a value that is not allowed; a missing key is accepted."""
         for key, values in allowed.items():
             if key in self.config and self.config[key] not in values:
                 raise ModelError(
@@ -83,7 +83,7 @@ class ConfigReader:
         return value
 
     def _nested(self) -> dict[str, Config]:
-        """Return the mappings about RoPE that newer files nest, by key; other kinds are refused."""
+        """Return the nested RoPE mappings of newer files by key. Raises ModelError for other RoPE kinds."""
         result: dict[str, Config] = {}
         for key in ("rope_parameters", "rope_scaling"):
             value = self.config.get(key)
@@ -111,7 +111,7 @@ class ConfigReader:
         }
 
     def rope_theta(self, default: float) -> float:
-        """Return `rope_theta`, of the top level or (newer files) of `rope_parameters`; all must agree."""
+        """Return `rope_theta` of the top level or, in newer files, of `rope_parameters`; all must agree."""
         values = self._rope_values("rope_theta")
         if len(set(values.values())) > 1:
             listing = ", ".join(f"{key}={value}" for key, value in values.items())
@@ -128,9 +128,9 @@ class ConfigReader:
     def rotary_dim(self, head_dim: int) -> int:
         """Return the number of a head's dimensions that RoPE rotates.
 
-        It is `rotary_dim`, or `partial_rotary_factor` (top level or nested) of the head, or the family's
-        share. Raises ModelError for an odd number, one beyond the head, a part of the head in a family
-        that rotates all of it, or keys that disagree.
+        It is `rotary_dim`, or the share `partial_rotary_factor` (top level or nested) of the head, or the
+        family's share. Raises ModelError for an odd number, one larger than the head, a part of the head in
+        a family that rotates all of it, or keys that disagree.
         """
         values = {
             f"{key}={factor}": int(head_dim * factor)
@@ -138,22 +138,22 @@ class ConfigReader:
         }
         if self.config.get("rotary_dim") is not None:
             values[f"rotary_dim={self.integer('rotary_dim')}"] = self.integer("rotary_dim")
-        listing = ", ".join(f"{key} says {value}" for key, value in values.items())
+        listing = ", ".join(f"{key} means {value}" for key, value in values.items())
         if len(set(values.values())) > 1:
             problem = "they must agree"
         elif self.rotary_share is None and set(values.values()) - {head_dim}:
-            problem = f"in {self.family} all of them turn"
+            problem = f"{self.family} rotates all of them"
         else:
             default = int(head_dim * (self.rotary_share or 1))
             rotated = next(iter(values.values()), default)
             if rotated % 2 == 0 and 0 < rotated <= head_dim:
                 return rotated
-            listing = listing or f"{rotated} turn by default"
+            listing = listing or f"{rotated} are rotated by default"
             problem = f"must be even, 2 to {head_dim}"
         raise ModelError(f"config.json: of {head_dim} dimensions of a head, {listing}; {problem}")
 
     def require_full_attention(self) -> None:
-        """Refuse `layer_types` other than full attention."""
+        """Raise ModelError for `layer_types` other than full attention."""
         kinds = self.config.get("layer_types")
         are_full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
         if kinds is not None and not are_full:
@@ -190,7 +190,7 @@ class HubDefaults:
 def hub_spec(
     reader: ConfigReader, family: str, default: HubDefaults, d_ff: int | None = None
 ) -> ModelSpec:
-    """Build the spec of a config that spells its sizes as transformers' Llama and Qwen do.
+    """Build the spec of a config with the keys of transformers' Llama and Qwen.
 
     `d_ff` replaces the key `intermediate_size`. Raises ModelError.
     """
@@ -222,7 +222,7 @@ def hub_spec(
 
 
 def added_token_id(folder: Path, text: str) -> int | None:
-    """Return the id of the added token with this text, or None when no file of the folder has it.
+    """Return the id of the added token with this text; None if no file of the folder has it.
 
     Reads `tokenizer_config.json`, then `tokenizer.json`. Raises ModelError for files that are not JSON.
     """

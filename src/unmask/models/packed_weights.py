@@ -1,9 +1,10 @@
 """Copies of weights, packed in the layout of the CPU's matrix kernels.
 
-A product with few rows is bound by reading the weights, and the plain kernels pack them anew every time: on
-two AVX2 cores, 17 rows times a 126464 x 1024 head take 95 ms, packed once 26 ms. A layer of 64 experts of
-1024 x 512, 8 a token, took 0.7 of its time for 32 tokens and 0.94 for 8, but 1.14 for one: a single row is
-multiplied with the plain weights (medians of 11 in turns, one thread, on a machine with other load).
+The time of a product with few rows is that of reading the weights, and the plain kernels pack them anew in
+each call: on two AVX2 cores, 17 rows times a 126464 x 1024 head take 95 ms, with packed weights 26 ms. A
+layer of 64 experts of 1024 x 512, 8 per token, takes 0.7 of its time for 32 tokens and 0.94 for 8, but 1.14
+for one, so a single row is multiplied with the plain weights (medians of 11 alternating runs, one thread,
+on a machine with other load).
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from torch._ops import _OpNamespace
 
 LEAST_ELEMENTS = 1 << 16
-"""Smallest matrix that is packed: on two AVX512 cores, 43 rows of 768 x 256 take 0.6 of their time and of
-256 x 256 the same, 512 rows 0.8 and 0.9."""
+"""Smallest matrix that is packed. On two AVX512 cores, 43 rows times 768 x 256 or 256 x 256 take 0.6 of the
+time of plain weights, 512 rows 0.8 and 0.9."""
 ROWS_HINT = 32
 """Number of rows for which the kernels choose the layout; any number can be multiplied."""
 EXPERT_ROWS_HINT = 8
-"""The same for an expert, which multiplies a part of the rows."""
+"""The same for an expert, which processes a part of the rows."""
 LEAST_EXPERT_ROWS = 2
 """Smallest number of rows for which an expert's packed copy is faster."""
 
@@ -60,7 +61,7 @@ class PackedStack(Stack):
         self.version = plain.weight._version
 
     def times(self, expert: int, x: Tensor) -> Tensor:
-        """Compute `x W^T` with one expert's matrix; unpacked for a single row and where a layer does so."""
+        """Compute `x W^T` with one expert's matrix; unpacked for a single row and as in `PackedLinear`."""
         if len(x) < LEAST_EXPERT_ROWS or not _is_usable(self.weight, self.version, x):
             return super().times(expert, x)
         out: Tensor = _ops()._linear_pointwise(x, self.packed[expert], None, "none", [], "")

@@ -35,16 +35,16 @@ def quantize_weights(model: Transformer, kind: str) -> int:
     """Quantize the linear layers of the blocks in place; return the bytes of all weights afterwards.
 
     Each plain weight stays until it is replaced: the peak of memory is that of the plain model. Raises
-    ConfigError (kind, a model with experts, which are no linear layers to torchao, int4 in another dtype,
-    on another device or with widths that do not divide) and DependencyError (no torchao, or one without
-    the format).
+    ConfigError (kind; a model with experts, which torchao cannot quantize; int4 in another dtype, on
+    another device or with widths that are no multiples) and DependencyError (no torchao, or one without the
+    format).
     """
     if kind not in KINDS:
         raise unknown_name("quantize", kind, KINDS)
     if model.spec.experts is not None:
         raise ConfigError(
-            f"quantization={kind!r} would leave the experts of {model.spec.family} as they are, and most "
-            f"weights are theirs; leave it out, or use dtype='bfloat16'"
+            f"quantization={kind!r} does not quantize experts, which have most weights of "
+            f"{model.spec.family}; leave it out, or use dtype='bfloat16'"
         )
     if kind == "int4":
         _check_int4(model)
@@ -104,7 +104,7 @@ def _check_int4(model: Transformer) -> None:
             continue
         if module.in_features % GROUP or module.out_features % ROWS:
             raise ConfigError(
-                f"quantization='int4': {name} takes {module.in_features} numbers and gives "
+                f"quantization='int4': {name} takes {module.in_features} numbers and returns "
                 f"{module.out_features}, which must be multiples of {GROUP} and {ROWS}; use "
                 "quantization='int8'"
             )

@@ -37,7 +37,7 @@ class Family:
 
 
 def family_of(module: ModuleType) -> Family:
-    """Return a family module's definitions. Raises PluginError for ones of a wrong type."""
+    """Return a family module's definitions. Raises PluginError for a definition of the wrong type."""
     for name in ("ARCHITECTURES", "MODEL_TYPES"):
         value = getattr(module, name)
         if not (isinstance(value, tuple) and all(isinstance(each, str) for each in value)):
@@ -66,7 +66,7 @@ def _load_families() -> tuple[list[Family], list[str]]:
 
 
 def find_family(config: Config, folder: Path) -> Family:
-    """Return the family that a parsed `config.json` names. Raises ModelError when none fits."""
+    """Return the family of a parsed `config.json`. Raises ModelError if there is none."""
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list):
         raise ModelError(f"{folder}: architectures={architectures!r} must be a list")

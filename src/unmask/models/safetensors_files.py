@@ -1,7 +1,7 @@
 """Safetensors files: the offsets of their tensors, and reads straight into a target tensor.
 
 Nothing is mapped into memory: the pages of a mapped file count as the process's until it is closed, and
-would be a second copy beside stacked, split or converted weights.
+would be a second copy next to stacked, split or converted weights.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def shard_files(folder: Path) -> list[Path]:
             f"{folder}: only pickle weights found ({pickles[0]}); unpickling runs code, so unmask reads "
             f"safetensors only. Convert the checkpoint first, e.g. with safetensors.torch.save_file"
         )
-    raise ModelError(f"{folder}: no {SINGLE} and no {INDEX}; give a folder that holds weights")
+    raise ModelError(f"{folder}: no {SINGLE} and no {INDEX}; give a folder with weights")
 
 
 def _shard_names(index: Path) -> list[str]:
@@ -137,5 +137,5 @@ def _fill(file: BinaryIO, target: Tensor, tensor: TensorEntry) -> None:
     while rest:
         count = file.readinto(rest)  # type: ignore[attr-defined]
         if not count:
-            raise ModelError(f"{tensor.path}: ends inside of {tensor.name}; fetch the file again")
+            raise ModelError(f"{tensor.path}: ends inside {tensor.name}; download the file again")
         rest = rest[count:]

@@ -36,7 +36,7 @@ class ExpertSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One masked-diffusion transformer, independent of the family's spelling of it.
+    """One masked-diffusion transformer, independent of the family's config.
 
     Network: `vocab_size` rows of the embedding (may exceed the tokenizer), `d_model`, `num_layers`,
     `num_heads` / `num_kv_heads` of `head_dim`, SwiGLU of `d_ff` (or `experts`), RMSNorm `norm_eps`,

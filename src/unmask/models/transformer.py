@@ -207,7 +207,7 @@ class Transformer(nn.Module):
         """Return the final normed states `(..., D)` of tokens `ids` at `position_ids` (of equal shapes).
 
         Without `backend` both are `(B, T)`, rows attend to themselves and `visible` is a bool
-        `(B or 1, 1, T, T)`, None for full attention. With a backend, both have the shape that it takes.
+        `(B or 1, 1, T, T)`, None for full attention. With a backend, both have the shape that it requires.
         `each` collects the input of every block and then the result.
         """
         backend = Dense(visible) if backend is None else backend

@@ -40,7 +40,7 @@ def load_weights(
     """Fill a model that was built on the meta device.
 
     Elements are read from the file into their parameter, with buffers of a few megabytes. One of several
-    ranks reads its part only, except that of a row it reads the whole. Raises ModelError naming every
+    ranks reads only its part, but complete rows. Raises ModelError naming every
     tensor that is unmapped, missing, stored twice or misshapen, before any weight is read.
     """
     shapes = shapes_of(model)
@@ -72,7 +72,7 @@ def shapes_of(model: Transformer) -> dict[str, Shape]:
 
 
 def _whole_shapes(model: Transformer) -> dict[str, Shape]:
-    """Return the shapes of the parameters of the whole model."""
+    """Return the shapes of the parameters of the whole model, of which this is one rank's part."""
     with torch.device("meta"):
         return shapes_of(Transformer(model.spec))
 
@@ -169,7 +169,7 @@ def _is_stored(experts: set[int | None], expert: int | None) -> bool:
 
 def _misfits(tensor: TensorEntry, shape: Shape) -> list[str]:
     if tensor.shape != shape:
-        return [f"misshapen: {tensor.name} is {tensor.shape}, the config says {shape}"]
+        return [f"misshapen: {tensor.name} is {tensor.shape}, the config requires {shape}"]
     if tensor.kind not in DTYPES:
         return [f"ill-typed: {tensor.name} is {tensor.kind}, not {', '.join(DTYPES)}"]
     return []
@@ -202,4 +202,4 @@ def save_weights(model: Transformer, path: Path, names: NameMap, dtype: torch.dt
             ]
             tensors[name] = torch.cat(parts, dim=place.row_dim).to(dtype).cpu().contiguous()
     save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors writes for the owner only
+    path.chmod(0o644)  # safetensors makes files that only the owner may read

@@ -185,7 +185,7 @@ class Answer:
         # an infill's reply contains the fixed tokens, special ones too
         has_fixed = plan.request.canvas.infilling and plan.start == 0
         fixed = plan.request.canvas.fixed if has_fixed else None
-        self.stream = TextStream(partial(decode, given=fixed), plan.ends, plan.start, plan.size)
+        self.stream = TextStream(partial(decode, fixed=fixed), plan.ends, plan.start, plan.size)
         self.confidences = Confidences()
         self.canvas: Canvas = plan.request.canvas
         self.num_forwards, self.num_queries, self.num_settled, self.num_cached = 0, 0, 0, 0

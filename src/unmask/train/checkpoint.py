@@ -24,8 +24,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 def export(model: Transformer, tokenizer_folder: Path, folder: Path, dtype: torch.dtype) -> None:
     """Write a complete checkpoint folder in its family's Hugging Face format (LLaDA's or Dream's).
 
-    Dream ends a turn with another token text: the written tokenizer spells the spec's `turn_end` so,
-    under the same id.
+    Dream ends a turn with a token of another text: in the written tokenizer, the token `turn_end` of the
+    spec has that text and the same id.
     """
     folder.mkdir(parents=True, exist_ok=True)
     family = dream if model.spec.family == "dream" else llada
@@ -105,6 +105,6 @@ def restore(model: Transformer, optimizers: Optimizers, folder: Path) -> int:
     progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     if "step" not in progress:
         raise ModelError(
-            f"{folder}: progress.json holds no step; delete the folder to resume earlier"
+            f"{folder}: progress.json has no step; delete this folder to resume from an earlier one"
         )
     return int(progress["step"])

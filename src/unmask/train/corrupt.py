@@ -92,12 +92,12 @@ def block_state(
     tail_share: float = 0.2,
     t_B1: Tensor | None = None,
 ) -> Noisy:
-    """Corrupt rows into states of semi-autoregressive decoding: known, a half-open block, all masked.
+    """Corrupt rows into states of semi-autoregressive decoding: decided, a partly masked block, all masked.
 
-    Per row, a cut is drawn in the response: tokens left of it are known, the next `block_length` (one
+    Per row, a cut is drawn in the response: tokens left of it are unmasked, the next `block_length` (one
     number, or `(B, 1)`) are masked with probability p, all later ones are masked. The block's masked
     tokens share weight `1 - tail_share`, those after it `tail_share`. `t_B1` fixes p; at 1 only the
-    prefix is known, as in decoding from left to right.
+    prefix is unmasked, as in decoding from left to right.
     """
     rows, length = ids_BT.shape
     order = response_BT.long().cumsum(-1) - 1
@@ -154,7 +154,7 @@ def block_noise(
 def row_losses(
     logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, masked_BT: Tensor
 ) -> Tensor:
-    """Return each row's `sum(weight * cross-entropy)` over its masked tokens, `(B,)` float32.
+    """Return the sum of weight times cross-entropy over each row's masked tokens, `(B,)` float32.
 
     The N logits are those of the True positions of `masked_BT`, in order; the published loss is the mean
     over the rows.

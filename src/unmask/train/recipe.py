@@ -1,4 +1,4 @@
-"""Training recipes: every number of a run, read from a preset and `key=value` words."""
+"""Training recipes: all settings of a run, read from a preset and `key=value` words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, set_field
 
 LONGEST_ROW = 128
-"""Tokens that the longest example may take (a drill of 12 equations)."""
+"""Maximum number of tokens of an example (a drill of 12 equations)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Recipe:
     max_length: int = 1024
     rope_theta: float = 10000.0
     shift_logits: bool = False
-    """Dream's shape: the row before a position predicts it; attention layers have biases."""
+    """As in Dream, the row before a position predicts it, and attention layers have biases."""
     block_size: int | None = None
     """Block-causal attention in blocks of this many positions, from the first token; default:
     bidirectional attention."""
@@ -55,9 +55,9 @@ class Recipe:
     """... and from step `drill_steps` on."""
     drill_steps: int = 1000
     level_steps: tuple[int, ...] = (200, 600, 1200)
-    """Steps at which the curriculum goes to level 2, 3 (the hardest) and 4 (the final mixture)."""
+    """Steps at which the curriculum reaches level 2, 3 (the hardest) and 4 (the final mixture)."""
     mix: tuple[float, ...] = (0.62, 0.15, 0.12, 0.11)
-    """Shares of word problems, Sudoku, Countdown and sentences; drills take from the first three."""
+    """Shares of word problems, Sudoku, Countdown and sentences; drills replace rows of the first three."""
     random_length: float = 0.01
     # objective
     stratified: bool = True
@@ -95,7 +95,7 @@ class Recipe:
     """Continue from the newest checkpoint in `output`; false: such a folder is an error."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for numbers that cannot be trained with."""
+        """Raise ConfigError for values that cannot be used in training."""
         for allowed, (names, fits) in _RANGES.items():
             for name in names:
                 if not fits(getattr(self, name)):
@@ -171,7 +171,9 @@ def compose(words: list[str]) -> Recipe:
     """Build the recipe of `recipe=NAME key=value...`. Raises ConfigError for unknown or ill-typed keys."""
     pairs = dict(split_word(word) for word in words)
     if "recipe" not in pairs:
-        raise ConfigError(f"say which recipe, e.g. recipe=demo; there are: {', '.join(presets())}")
+        raise ConfigError(
+            f"no recipe; add one, e.g. recipe=demo; there are: {', '.join(presets())}"
+        )
     name = pairs["recipe"]
     if name not in presets():
         raise unknown_name("recipe", name, presets())
@@ -194,24 +196,24 @@ def split_word(word: str) -> tuple[str, str]:
 
 
 MAY_CHANGE = ("output", "init", "steps", "decay_steps", "checkpoint_every", "compile", "resume")
-"""Keys that a resumed run may change: places and durations, nothing that changes the numbers."""
+"""Keys that a resumed run may change: folders, durations and speed, nothing that changes the training."""
 
 
 def same_recipe(recipe: Recipe, saved: Path) -> None:
-    """Raise ConfigError when the saved run, to be resumed, began with other numbers."""
+    """Raise ConfigError if the saved run, to be resumed, began with other values."""
     before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.exists() else {}
     for key in sorted(field_names(Recipe) - set(MAY_CHANGE)):
         now = getattr(recipe, key)
         then = set_field(Recipe, key, before[key]) if key in before else now
         if then != now:
             raise ConfigError(
-                f"{key}={now} but the run in {recipe.output!r} was begun with {key}={then}; use that, or "
+                f"{key}={now} but the run in {recipe.output!r} began with {key}={then}; use that, or "
                 f"another output folder"
             )
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the recipe as YAML that `compose` understands."""
+    """Write the recipe as YAML that `compose` can read."""
     values = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(recipe).items()

@@ -18,7 +18,7 @@ NAMES: tuple[tuple[str, str], ...] = ()
 
 
 def spec_from_config(config: Config) -> NoReturn:
-    """Refuse the model. Raises ModelError."""
+    """Raise ModelError: the model is not supported."""
     raise ModelError(
         "DiffusionGemma is not supported: it has no mask token (its canvas starts as random tokens), and "
         "unmask decodes masked diffusion only; use transformers' DiffusionGemmaForBlockDiffusion"

@@ -1,4 +1,4 @@
-"""LLaDA-MoE 7B-A1B: bidirectional, 64 experts of which a token takes 8, q/k norm.
+"""LLaDA-MoE 7B-A1B: bidirectional, 64 experts of which each token uses 8, q/k norm.
 
 Source: arXiv:2509.24389 and the released configuration. Traps: `model_type` is dense LLaDA's, so the
 architecture or the key `num_experts` decides; the weights of the chosen experts are never renormalized
@@ -47,7 +47,7 @@ REQUIRED: Allowed = {
     "clip_qkv": (None,),
     "hidden_act": ("silu",),
     "moe_router_score_function": ("softmax", None),
-    "router_num_group": (None, 1, -2),  # -2: their class's word for none
+    "router_num_group": (None, 1, -2),  # -2 stands for none in the released class
     "router_topk_group": (None, 1, -2),
     "use_sliding_window": (False, None),
 }
