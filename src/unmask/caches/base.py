@@ -86,11 +86,11 @@ class CachePolicy(ABC, Generic[State]):
     """
 
     stores: ClassVar[bool] = True
-    """Whether keys and values are stored between forwards."""
+    """True if keys and values are stored between forwards."""
     exact: ClassVar[bool] = False
-    """Whether decoding with the policy equals decoding without a cache."""
+    """True if decoding with the policy equals decoding without a cache."""
     pageable: ClassVar[bool] = False
-    """Whether the keys of a final block are final and depend only on the positions up to its end, so that
+    """True if the keys of a final block are final and depend only on the positions up to its end, so that
     requests can share them in pages. Such a policy defines `resume` and sets `num_stored`, `num_final` and
     `end` of its plans."""
 

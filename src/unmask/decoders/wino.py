@@ -20,7 +20,7 @@ from unmask.errors import ConfigError
 
 LEAST, MOST, SHARE = 5, 20, 0.7
 FIRST_ACCEPT = 30
-"""What counts as the accepts before a block's first forward."""
+"""Number of accepts assumed before a block's first forward."""
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ class Decoder(ABC, Generic[State]):
     """
 
     chooses_length: ClassVar[bool] = False
-    """Whether the method chooses the length of the answer; `gen_length` is refused then."""
+    """True if the method chooses the length of the answer; `gen_length` is refused then."""
     length_knob: ClassVar[str] = "gen_length"
     """The knob to lower when the prompt and the first canvas exceed the model's context."""
     reads_sampling: ClassVar[bool] = False
-    """Whether scores are of the distribution that is sampled from (temperature, top_p and top_k applied):
+    """True if scores are of the distribution that is sampled from (temperature, top_p and top_k applied):
     top_p and top_k take effect at temperature 0 as well."""
 
     @abstractmethod
