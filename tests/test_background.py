@@ -294,11 +294,11 @@ def test_an_existing_file_is_overwritten_only_by_force(cli: Cli, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "stdin", "message"),
     [
-        ([], b"x", "give one with --out OUT.json"),
+        ([], b"x", "name one with --out OUT.json"),
         (["--out", "{}/no/a.json"], b"x", "there is no folder"),
         (["--out", "{}"], b"x", "it is a folder"),
         (["--out", "{}/o", "{}/none.txt"], b"", "none.txt' cannot be read: No such file"),
-        (["--out", "{}/o", "{}/a.txt", "{}/a.txt"], b"", "is given twice"),
+        (["--out", "{}/o", "{}/a.txt", "{}/a.txt"], b"", "is listed twice"),
         (["--out", "{}/o"], b"", "the texts are empty"),
         (["--out", "{}/o"], b"\xff", "standard input is not UTF-8 text"),
         (["--out", "{}/o", "--field", "t"], b"{", "standard input, line 1 is not JSON"),
