@@ -23,7 +23,7 @@ def settings_of(composed: Composed, method: MethodSpec | None = None) -> EvalSet
     method = method_of(composed) if method is None else method
     task = composed["dataset.name"]
     if task is None:
-        raise ConfigError(f"no task; say dataset.name=NAME, one of {', '.join(sorted(CATALOG))}")
+        raise ConfigError(f"no task; set dataset.name=NAME, one of {', '.join(sorted(CATALOG))}")
     known = CATALOG.get(task)
     data = composed.values["dataset.path"]
     if data.layer.startswith("environment") and known is not None and not known.needs_data:

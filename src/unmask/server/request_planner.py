@@ -1,4 +1,4 @@
-"""Plans: the requests that the engine decodes for one HTTP request, checked in every respect."""
+"""Plans: validated engine requests for the answers to one HTTP request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_TOKENS = 128
 DEFAULT_FIRST_LENGTH = 64
-"""Positions to begin with, of a decoder that chooses the length; fewer where `max_tokens` is less."""
+"""Initial number of positions for a decoder that chooses the length; at most `max_tokens`."""
 NEUTRAL_TOP_K = (-1, 0)
 SAMPLING_ONLY = ("top_p", "top_k")
 
@@ -33,8 +33,8 @@ SAMPLING_ONLY = ("top_p", "top_k")
 class GenerationPlan:
     """One answer to decode.
 
-    `index` of the choice; `prompt`: the number of its prompt, of `num_prompt` tokens; the text is that of
-    the positions from `start` on, `size` of them (None: all), up to what `ends` it.
+    `index`: of the choice; `prompt`: index of its prompt, which has `num_prompt` tokens. The text is that
+    of `size` positions (None: all) from `start` on, until one of `ends`.
     """
 
     index: int
@@ -49,7 +49,7 @@ class GenerationPlan:
 class Planner:
     """Plans for one model. All methods raise ApiError for what the model or the method refuses.
 
-    `max_choices` in one request: what the engine's queue holds (None: any number).
+    `max_choices`: maximum number of choices of a request, the size of the engine's queue (None: no limit).
     """
 
     def __init__(self, llm: LLM, settings: ServerSettings, max_choices: int | None = None) -> None:
@@ -100,7 +100,7 @@ class Planner:
         knobs: Mapping[str, object],
         param: str,
     ) -> list[GenerationPlan]:
-        """Plan continuations of prompts, which the field `param` has."""
+        """Plan continuations of prompts, of the field `param`."""
         self.check_choices(body, len(prompts))
         method = self.method(body, knobs)
         plans: list[GenerationPlan] = []
@@ -252,7 +252,7 @@ class Planner:
                 raise server_only(key)
 
     def _length(self, num_prompt: int, body: DecodingRequest, param: str) -> int:
-        """Return the positions to generate after a prompt, which the field `param` has."""
+        """Return the positions to generate after a prompt, of the field `param`."""
         room, name = self.max_length - num_prompt, body.length_name
         least = 1 if body.length is None else body.length
         if least > room:
