@@ -27,6 +27,7 @@ from unmask.bench.report import (
     from_json,
 )
 from unmask.cli.bench_decode import COLUMNS, parse_decoders, setting_of
+from unmask.cli.bench_options import SettingOptions
 from unmask.cli.main import main
 from unmask.demo.example import Example
 from unmask.demo.tasks import held_out_set
@@ -161,9 +162,8 @@ def test_the_tasks_are_held_out_sets_and_too_high_a_limit_is_refused(
 ) -> None:
     for task in TASKS:
         assert len(held_out(DecodeSetting(task=task, limit=2))) == 2
-    options = dataclasses.asdict(SMALL) | {"task": "sudoku", "gen_length": None}
-    assert setting_of(options).gen_length == 32
-    assert setting_of(options | {"gen_length": 16}).gen_length == 16
+    assert setting_of(SettingOptions(task="sudoku")).gen_length == 32
+    assert setting_of(SettingOptions(task="sudoku", gen_length=16)).gen_length == 16
     (puzzle,) = held_out(DecodeSetting(task="sudoku", limit=1))
     assert puzzle == held_out_set("sudoku", 1, blanks=8)[0]
     monkeypatch.setattr("unmask.demo.tasks.PATIENCE", 1)
@@ -227,13 +227,13 @@ MISTAKES = [
     (("--decoders", "threshold(treshold=1)"), "did you mean 'threshold'"),
     (("--decoders", "threshold(threshold=2)"), "between 0 and 1"),
     (("--decoders", "threshold(0.3)"), "key=value"),
-    (("--decoders", "threshold(threshold=0.3"), "brackets do not match"),
-    (("--decoders", "threshold)("), "brackets do not match"),
-    (("--decoders", "factor,,threshold"), "cannot be read"),
-    (("--decoders", ""), "cannot be read"),
+    (("--decoders", "threshold(threshold=0.3"), "unbalanced brackets"),
+    (("--decoders", "threshold)("), "unbalanced brackets"),
+    (("--decoders", "factor,,threshold"), "cannot be parsed"),
+    (("--decoders", ""), "cannot be parsed"),
     (("--decoders", "all(steps=2)"), "takes no knobs"),
-    (("--decoders", "all,factor"), "factor is there twice"),
-    (("--decoders", "vanilla(steps=2, steps=4)"), "steps is there twice"),
+    (("--decoders", "all,factor"), "factor is listed twice"),
+    (("--decoders", "vanilla(steps=2, steps=4)"), "steps is set twice"),
     (("--decoders", "threshold(gen_length=8)"), "use --gen-length 8"),
     (("--task", "word-problem"), "did you mean 'word_problem'"),
     (("--task", "sentence"), "allowed: countdown, sudoku, word_problem"),

@@ -82,7 +82,7 @@ def test_a_server_of_another_make_gives_text(say):
         assert "stream_mode" not in mock.log[0]
         status, _, err = say(["/decoder klass"], *words)
         assert status == 2
-        assert "is not unmask's" in err
+        assert "is not an unmask server" in err
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_a_server_of_another_make_gives_text(say):
         (["/decoder treshold"], (), "did you mean 'threshold'"),
         (["/sett x=1"], (), "did you mean '/set'"),
         (["/set threshold"], (), "KNOB=VALUE"),
-        (["/decoder"], (), "is not complete"),
-        (["/reset now"], (), "has too much"),
+        (["/decoder"], (), "/decoder needs an argument"),
+        (["/reset now"], (), "/reset takes no argument"),
         (["/unset threshold"], (), "unknown changed knob"),
         (["/set gen_length=x"], (), "whole number"),
         (["hello"], ("gen_length=0",), "gen_length"),

@@ -237,7 +237,7 @@ def test_a_refused_decode_leaves_no_trace_file(cli: Cli, model: Path, tmp_path: 
         (("x", "kl_threshold=0.9"), "'kl_threshold' is a knob of decoder klass"),
         (("x", "threshold=0.9", "factor=1"), "name different methods"),
         (("x", "-d", "daedal", "--gen-length", "8"), "initial_gen_length"),
-        (("x", "-d", "prophet(inner=ar)"), "fixed length"),
+        (("x", "-d", "prophet(inner=ar)"), "constant length"),
         (("x", "canvas=1"), "unknown knob"),
         (("x", "threshold=high", "-d", "threshold"), "threshold='high' must be a number"),
         (("x", "steps=1.5"), "steps"),

@@ -61,6 +61,14 @@ def test_cfg_job_prints_what_config_takes_again(run, tmp_path):
     assert yaml.safe_load(again) == yaml.safe_load(out)
 
 
+def test_cfg_job_keeps_a_knob_that_selects_another_cache(run):
+    keys = ["cache=prefix", "cache.use_dual=true"]
+    _, out, _ = run("eval", "--cfg", "job", "dataset.name=word_problem", *keys)
+    assert yaml.safe_load(out)["cache"] == {"name": "prefix", "use_dual": True}
+    _, out, _ = run("config", "show", *keys)
+    assert "cache.use_dual\ttrue\tcommand line" in out.splitlines()
+
+
 def test_flags_are_short_for_keys(run):
     flags = ["--model", "demo", "--task", "sudoku", "--decoder", "klass", "--cache", "dual"]
     flags += ["--gen-length", "32", "--limit", "2", "--batch-size", "2", "--seed", "3", "-o", "a b"]

@@ -228,7 +228,7 @@ def test_presets_may_be_files_and_models_folders(tmp_path):
 def test_a_preset_of_a_user_must_not_hide_one_of_ours(tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "dual.yaml").write_text("name: dual\n")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         said("seed=1", config_dir=tmp_path)
     with pytest.raises(ConfigError, match="is not a folder"):
         said("seed=1", config_dir=tmp_path / "none")
@@ -270,7 +270,7 @@ def test_the_same_words_name_the_same_folder_and_others_another():
 
 def test_a_task_is_needed_to_evaluate():
     with pytest.raises(
-        ConfigError, match=r"no task; say dataset\.name=NAME, one of .*word_problem"
+        ConfigError, match=r"no task; set dataset\.name=NAME, one of .*word_problem"
     ):
         settings_of(said("seed=1"))
 

@@ -237,7 +237,7 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
     [
         ({"task": "gsm9k"}, "did you mean 'gsm8k'"),
         ({"task": "gsm8k"}, "needs data=FOLDER with gsm8k/train.jsonl"),
-        ({"task": "gsm8k", "data": "/no/such/folder"}, "is no folder"),
+        ({"task": "gsm8k", "data": "/no/such/folder"}, "is not a folder"),
         ({"task": "word_problem", "data": "."}, "has no effect: task=word_problem is bundled"),
         ({"task": "humaneval", "data": "."}, "confirm_run_unsafe_code=true"),
         ({"task": "word_problem", "num_fewshot": 3}, "num_fewshot=3 has no effect"),

@@ -377,7 +377,7 @@ def test_a_server_with_a_key_asks_for_it(visit, page):
     page.set(key="secret")
     tab = visit(page, expected=("401",))
     tab.wait_for_selector("#trouble:visible")
-    assert "wants an API key" in tab.locator("#trouble").inner_text()
+    assert "requires an API key" in tab.locator("#trouble").inner_text()
     tab.keyboard.type("secret")
     tab.keyboard.press("Enter")
     ready(tab)

@@ -64,7 +64,7 @@ def test_accuracy_is_always_sought():
     assert parse_objectives(["accuracy", "num_queries"]) == ("accuracy", "num_queries")
     with pytest.raises(ConfigError, match="did you mean 'tokens_per_second'"):
         parse_objectives(["tokens_per_s"])
-    with pytest.raises(ConfigError, match="is there twice"):
+    with pytest.raises(ConfigError, match="occurs twice"):
         parse_objectives(["accuracy", "accuracy"])
 
 
@@ -111,7 +111,7 @@ def test_a_space_is_the_ranges_of_the_knobs_with_changes():
         ("threshold", ["score=margin:pc"], "score"),
         ("threshold", ["threshold"], "must be KNOB=LOW:HIGH"),
         ("threshold", ["sigma=off"], "is not searched anyway"),
-        ("threshold", ["sigma=1:2", "sigma=2:3"], "is there twice"),
+        ("threshold", ["sigma=1:2", "sigma=2:3"], "is set twice"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(decoder, change, message):

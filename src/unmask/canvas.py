@@ -1,8 +1,8 @@
 """The canvas of one sequence, and the edits that change it.
 
-Everything here lives on the host, is per sequence and is a value: `apply(canvas, edit, step)` returns a new
-canvas, so a decode *is* its list of edits. Whether a position is undecided is a flag (`open`), never a
-comparison with the mask id: a prompt may contain the mask's id as ordinary text.
+All types here are immutable, belong to one sequence and are kept on the host: `apply(canvas, edit, step)`
+returns a new canvas, so a decode *is* its list of edits. Undecided positions are marked by a flag (`open`),
+not by the mask id, since a prompt may contain the mask id as ordinary text.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ NO_SCORES: Floats = np.zeros(0, dtype=np.float64)
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """All that is true of a sequence between two forwards; every array has one entry a position.
+    """The state of a sequence between two forwards. Arrays have one entry per position.
 
-    `tokens` (the mask id where open, for the network's input only), `open` (undecided), `fixed` (given,
-    never edited), `origin` (the forward that committed the token, -1 for given or open ones), `uid` (a
-    position's identity, which survives insertion and deletion), `prompt_length` (positions before it are
-    the prompt), `mask_id`, `next_uid` (identities are never given twice), `infilling` (blanks in a given
-    text, not a continuation).
+    `tokens`: ids, at open positions the mask id (as input of the network only). `open`: undecided. `fixed`:
+    part of the request, never edited. `origin`: the forward that committed the token, -1 for fixed and open
+    positions. `uid`: identity of the position, unchanged by insertions and deletions. `prompt_length`:
+    positions before it are the prompt. `next_uid`: the next unused identity. `infilling`: the open
+    positions are blanks in a text, not a continuation of a prompt.
     """
 
     tokens: Ints
@@ -90,15 +90,14 @@ def new_canvas(
 class Edit:
     """The changes of one step, in positions of the canvas before it, applied in the order of the fields.
 
-    `commit` open positions get `tokens` (with `confidence` in [0, 1]); `replace` decided positions get
-    `replace_tokens`; `remask` decided positions become open; `delete` positions disappear; `insert` lists
-    `(position, count)`: `count` open positions before `position` (`position == len(canvas)` appends);
-    `append` are tokens that become decided positions at the end. `notes`: numbers that the method chose,
-    for the trace only.
+    `commit`: open positions that get `tokens`, with `confidence` in [0, 1]. `replace`: decided positions
+    that get `replace_tokens`. `remask`: decided positions that become open. `delete`: positions to remove.
+    `insert`: pairs `(position, count)`, for `count` open positions before `position` (`len(canvas)`: at the
+    end). `append`: tokens of new decided positions at the end. `notes`: numbers for the trace only.
 
-    Rules (see `edit_fault`): arrays have one dimension and the types below; positions ascend, each once,
-    within the canvas; there is one token (and confidence) for each position; the mask id is never written;
-    fixed positions stay as they are; nothing is inserted into the prompt, and once before a position.
+    Rules (see `edit_fault`): arrays have one dimension and the types below; positions ascend, are unique
+    and lie within the canvas; each has one token (and confidence); the mask id is never written; fixed
+    positions do not change; nothing is inserted into the prompt, and at most one pair names a position.
     """
 
     commit: Ints = field(default_factory=lambda: NO_POSITIONS)
@@ -114,21 +113,21 @@ class Edit:
 
     @property
     def is_empty(self) -> bool:
-        """True if applying it changes nothing."""
+        """True if the edit changes nothing."""
         changes = (self.commit, self.replace, self.remask, self.delete, self.append)
         return not self.insert and all(len(positions) == 0 for positions in changes)
 
 
 def apply(canvas: Canvas, edit: Edit, step: int) -> Canvas:
-    """Return the canvas after an edit made by forward `step`. Raises DecoderError for a broken rule."""
-    rule = edit_fault(canvas, edit)
-    if rule is not None:
-        raise DecoderError(rule, forward=step)
+    """Return the canvas after an edit by forward `step`. Raises DecoderError if the edit breaks a rule."""
+    fault = edit_fault(canvas, edit)
+    if fault is not None:
+        raise DecoderError(fault, forward=step)
     return apply_checked(canvas, edit, step)
 
 
 def apply_checked(canvas: Canvas, edit: Edit, step: int) -> Canvas:
-    """Return the canvas after an edit that breaks no rule, made by forward `step`."""
+    """Return the canvas after an edit by forward `step` that is known to break no rule."""
     tokens, open_, origin = canvas.tokens.copy(), canvas.open.copy(), canvas.origin.copy()
     tokens[edit.commit], open_[edit.commit], origin[edit.commit] = edit.tokens, False, step
     tokens[edit.replace], origin[edit.replace] = edit.replace_tokens, step
@@ -142,9 +141,9 @@ def apply_checked(canvas: Canvas, edit: Edit, step: int) -> Canvas:
 
 
 def edit_fault(canvas: Canvas, edit: object, vocab_size: int | None = None) -> str | None:
-    """Return the first rule that an edit of this canvas breaks, or None.
+    """Return a description of the first rule that an edit of this canvas breaks, or None.
 
-    Token ids must be below `vocab_size`, if that is given.
+    Token ids must be below `vocab_size`, if it is not None.
     """
     if not isinstance(edit, Edit):
         return f"step returned {type(edit).__name__}; it returns an Edit and the state"
@@ -158,7 +157,7 @@ def edit_fault(canvas: Canvas, edit: object, vocab_size: int | None = None) -> s
         fault = positions_fault(f"Edit.{name}", values, len(canvas))
         if fault is None and name != "commit" and len(values) and canvas.fixed[values].any():
             first = values[canvas.fixed[values]][0]
-            fault = f"Edit.{name} has position {first}, which is fixed; leave given tokens alone"
+            fault = f"Edit.{name} has position {first}, which is fixed; edit other positions only"
         if fault is not None:
             return fault
     if len(edit.commit) and not canvas.open[edit.commit].all():
@@ -186,34 +185,34 @@ def edit_fault(canvas: Canvas, edit: object, vocab_size: int | None = None) -> s
 
 
 def positions_fault(name: str, values: object, size: int) -> str | None:
-    """Return what is wrong with positions of a canvas of `size`: ascending integers, each once."""
+    """Return the fault of positions in a canvas of `size`, or None for ascending, unique integers."""
     if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind != "i":
         return f"{name} is {_type_of(values)}; use an array of int64 with one dimension"
     if not len(values):
         return None
     if (values[1:] <= values[:-1]).any():
-        return f"{name}={values.tolist()[:20]} must ascend, each position once"
+        return f"{name}={values.tolist()[:20]} must ascend, without duplicates"
     if values[0] < 0 or values[-1] >= size:
-        wrong = values[0] if values[0] < 0 else values[-1]
-        return f"{name} has position {wrong}, the canvas {size} positions"
+        outside = values[0] if values[0] < 0 else values[-1]
+        return f"{name} has position {outside}; the canvas has {size} positions, 0 to {size - 1}"
     return None
 
 
 def tokens_fault(
     name: str, values: object, mask_id: int, vocab_size: int | None, count: int | None = None
 ) -> str | None:
-    """Return what is wrong with token ids to be written, `count` of them if that is given."""
+    """Return the fault of token ids to write, or None; there must be `count`, if it is not None."""
     if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind != "i":
         return f"{name} is {_type_of(values)}; use an array of int64 with one dimension"
     if count is not None and len(values) != count:
-        return f"{name} has {len(values)} tokens for {count} positions; give one for each"
+        return f"{name} has {len(values)} tokens for {count} positions; give one per position"
     if not len(values):
         return None
     if (values == mask_id).any():
         return f"{name} has the mask id {mask_id}; use remask to open a position again"
     if values.min() < 0 or (vocab_size is not None and values.max() >= vocab_size):
-        wrong = values.min() if values.min() < 0 else values.max()
-        return f"{name} has id {wrong}, the vocabulary the ids 0 to {(vocab_size or 0) - 1}"
+        outside = values.min() if values.min() < 0 else values.max()
+        return f"{name} has id {outside}; the vocabulary has the ids 0 to {(vocab_size or 0) - 1}"
     return None
 
 
@@ -237,10 +236,10 @@ def _insert_fault(canvas: Canvas, insert: object) -> str | None:
         for pair in insert
     ):
         return f"Edit.insert={insert!r} must hold pairs (position, count) of whole numbers"
-    places = [position for position, _ in insert]
-    if len(set(places)) < len(places):
+    positions = [position for position, _ in insert]
+    if len(set(positions)) < len(positions):
         return f"Edit.insert={insert!r} has two insertions before one position; add their counts"
-    if not canvas.prompt_length <= min(places) <= max(places) <= len(canvas):
+    if not canvas.prompt_length <= min(positions) <= max(positions) <= len(canvas):
         return (
             f"Edit.insert={insert!r} must lie between the prompt's end {canvas.prompt_length} and the "
             f"canvas's end {len(canvas)}"
@@ -290,15 +289,15 @@ def _append(canvas: Canvas, tokens: Ints, step: int) -> Canvas:
 
 
 def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
-    """Delete and insert positions; identities of the others are kept."""
+    """Delete and insert positions; the others retain their identities."""
     size = len(canvas)
     order: list[Ints] = []
     inserts = dict(edit.insert)
-    kept = ~np.isin(np.arange(size), edit.delete)
+    remains = ~np.isin(np.arange(size), edit.delete)
     for position in range(size + 1):
         if position in inserts:
             order.append(np.full(inserts[position], -1, dtype=np.int64))
-        if position < size and kept[position]:
+        if position < size and remains[position]:
             order.append(np.array([position], dtype=np.int64))
     source = np.concatenate(order) if order else NO_POSITIONS
     new = source < 0
@@ -326,9 +325,9 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
 class ModelFacts:
     """Facts of the model that decoders may use.
 
-    `block_size` of block-causal attention or None; special ids; `max_length` of the context;
-    `background()`: how frequent each token is in the model's own output (`(V,)`, measured once, when first
-    called); `draft(canvas)`: a cheap guess at the open positions, one token a position and -1 for none.
+    `block_size`: of block-causal attention, None for full attention. `max_length`: of the context.
+    `background()`: the frequency of each token in the model's own output, `(V,)`, measured at the first
+    call. `draft(canvas)`: cheap predictions of the open positions, one token per position, -1 for none.
     """
 
     vocab_size: int
@@ -341,19 +340,19 @@ class ModelFacts:
 
 
 Stat = Literal["entropy", "margin", "gap", "eos", "kl", "top_v_entropy"]
-"""A statistic of a position beside its proposal.
+"""A statistic of a position, in addition to its proposal.
 
-`entropy` of the distribution in nats. `margin`: ln of 1 - (p1 - p2), so that near-certain rows keep their
-order. `gap`: difference of the two largest logits. `eos`: probability of end-of-text (and `eos_top`: 1
-where it is the likeliest, before sampling). `kl`: divergence in nats from the same position's distribution
-of the forward before, +inf where that was not read. `top_v_entropy`: in nats, over the `top_v` largest
-logits.
+`entropy`: of the distribution, in nats. `margin`: ln(1 - (p1 - p2)), which keeps the order of near-certain
+positions. `gap`: difference of the two largest logits. `eos`: probability of end-of-text (with `eos_top`: 1
+where it is the likeliest token before sampling). `kl`: divergence in nats from the position's distribution
+in the previous forward, +inf where it was not read. `top_v_entropy`: entropy in nats over the `top_v`
+largest logits.
 """
 STATISTICS: frozenset[str] = frozenset(get_args(Stat))
 
 
 def check_statistics(owner: str, stats: frozenset[str]) -> None:
-    """Raise ConfigError for names that are no statistic; `owner` is where they were declared."""
+    """Raise ConfigError for an unknown statistic; `owner` is the name of the set, for the message."""
     unknown = sorted(stats - STATISTICS)
     if unknown:
         raise ConfigError(
@@ -364,7 +363,7 @@ def check_statistics(owner: str, stats: frozenset[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """Numbers added to logits: at `positions`, of `tokens`, by `values` (equal lengths)."""
+    """Additions to logits: `values[i]` for token `tokens[i]` at position `positions[i]`."""
 
     positions: Ints
     tokens: Ints
@@ -373,9 +372,9 @@ class Bias:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Evidence from earlier forwards: `amounts` at (`positions`, `tokens`); see `decoders.credit`.
+    """Credit from earlier forwards: `amounts[i]` for `tokens[i]` at `positions[i]`; see `decoders.credit`.
 
-    The forward first adds `p ** gamma` for its own likeliest token, then `alpha * ln(1 + amount)` to the
+    The forward adds `p ** gamma` to the credit of its likeliest token, then `alpha * ln(1 + amount)` to the
     logits.
     """
 
@@ -390,18 +389,17 @@ class Credit:
 class Ask:
     """A decoder's request to the next forward.
 
-    `rows`: positions whose prediction it reads, open or decided, at least one. `window` `[start, end)`: the
-    running block; caches refresh when it moves. `needed`: positions of `rows` that must be read, where a
-    cache may else choose among the window's open ones. `optional`: further positions, read if an
-    approximate cache computes them anyway, and always without one or with an exact one. `stats`: the
-    statistics to return beside the proposals. `top_v`: confidence over that many largest logits only, at
-    least 1. `from_sampling`: confidence and statistics are of the distribution that is sampled from
-    (temperature, top_p and top_k applied) instead of the model's own. `shadows`: positions to be predicted
-    as if they were open, by shadow queries that see every position but their own; `shadows_attend`: and see
-    each other.
+    `rows`: positions to read, open or decided, at least one. `window` `[start, end)`: the running block;
+    caches refresh when it moves. `needed`: those of `rows` that must be computed; of the others, a cache
+    may compute only some. `optional`: further positions, read if an approximate cache computes them anyway,
+    and always without a cache or with an exact one. `stats`: statistics to return with the proposals.
+    `top_v`: compute the confidence over this many largest logits only, at least 1. `from_sampling`: compute
+    confidence and statistics from the sampling distribution, after temperature, top_p and top_k, instead of
+    the model's own. `shadows`: positions to predict as if they were open, by shadow queries, which attend
+    to every position but their own and, with `shadows_attend`, to each other.
 
-    Positions ascend, each once, within the canvas (see `ask_fault`). Raises ConfigError for an unknown
-    statistic.
+    Positions ascend, are unique and lie within the canvas (see `ask_fault`). Raises ConfigError for an
+    unknown statistic.
     """
 
     rows: Ints
@@ -430,7 +428,7 @@ def pair_fault(method: str, kind: str, answer: object) -> str | None:
 
 
 def ask_fault(canvas: Canvas, ask: object, vocab_size: int) -> str | None:
-    """Return the first rule that an ask about this canvas breaks, or None."""
+    """Return a description of the first rule that an ask for this canvas breaks, or None."""
     if not isinstance(ask, Ask):
         return f"ask returned {type(ask).__name__}; it returns an Ask and the state"
     size, window = len(canvas), ask.window
@@ -455,36 +453,33 @@ def ask_fault(canvas: Canvas, ask: object, vocab_size: int) -> str | None:
 
 
 def _added_fault(ask: Ask, size: int, vocab_size: int) -> str | None:
-    """Return the first rule that an ask's bias or credit breaks, or None."""
-    added: list[tuple[str, Bias | Credit, Floats]] = []
+    """Return a description of the first rule that the bias or credit of an ask breaks, or None."""
+    additions: list[tuple[str, Bias | Credit, Floats]] = []
     if ask.bias is not None:
-        added.append(("Ask.bias", ask.bias, ask.bias.values))
+        additions.append(("Ask.bias", ask.bias, ask.bias.values))
     if ask.credit is not None:
-        added.append(("Ask.credit", ask.credit, ask.credit.amounts))
-    for name, cells, numbers in added:
+        additions.append(("Ask.credit", ask.credit, ask.credit.amounts))
+    for name, cells, numbers in additions:
         if not len(cells.positions) == len(cells.tokens) == len(numbers):
             return f"{name} must have one position, token and number for each entry"
         inside = (cells.positions >= 0) & (cells.positions < size)
         inside &= (cells.tokens >= 0) & (cells.tokens < vocab_size) & np.isfinite(numbers)
         if not inside.all():
-            return (
-                f"{name} has a position or token that is not there, or a number that is not finite"
-            )
+            return f"{name} has a position or token out of range, or a number that is not finite"
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Predictions of a forward for the asked positions, on the host; positions that were not computed are
-    absent.
+    """Predictions of a forward, on the host, for the requested positions that were computed.
 
-    `positions` ascending; `tokens` the proposed ids (never the mask or a padded row of the vocabulary);
-    `log_odds` = ln(p / (1 - p)) of the proposal's probability p in float32 resolution near 1 too, so
-    that near-certain tokens keep their order; -inf where the score was suppressed. `uniform` holds one
-    number in [0, 1) per position, drawn from (seed, forward, position identity). `stats`: what was asked
-    for. With `Credit`, `stats` also has the model's own choice before it (`raw_token`, `raw_confidence`).
-    `shadow_log_odds`: of the canvas's token at each shadow. `top_v`: how many tokens shared the confidence,
-    None for all.
+    `positions` ascend. `tokens`: proposed ids, never the mask or a padded row of the vocabulary.
+    `log_odds`: ln(p / (1 - p)) for the probability p of the proposal, so that near-certain tokens keep
+    their order; -inf where the score is suppressed. `uniform`: a random number in [0, 1) per position, a
+    function of (seed, forward, position identity). `stats`: the requested statistics; with `Credit` also
+    the model's likeliest token without it (`raw_token`, `raw_confidence`). `shadow_log_odds`: of the
+    canvas's token at each shadow. `top_v`: number of tokens over which the confidence was computed, None
+    for all.
     """
 
     positions: Ints
@@ -497,29 +492,29 @@ class Reading:
 
     @property
     def confidence(self) -> Floats:
-        """p of each proposal, in [0, 1]."""
+        """Probability p of each proposal, in [0, 1]."""
         return probability(self.log_odds)
 
     @property
     def doubt(self) -> Floats:
-        """1 - p of each proposal, exact where p rounds to 1."""
+        """1 - p of each proposal, accurate where p rounds to 1."""
         return probability(-self.log_odds)
 
-    def only(self, kept: Bools) -> Reading:
-        """Return the part of the reading where `kept` is True (one flag per position of the reading)."""
-        if kept.all():
+    def only(self, selected: Bools) -> Reading:
+        """Return the part of the reading where `selected`, a flag per position, is True."""
+        if selected.all():
             return self
         return replace(
             self,
-            positions=self.positions[kept],
-            tokens=self.tokens[kept],
-            log_odds=self.log_odds[kept],
-            uniform=self.uniform[kept],
-            stats={name: values[kept] for name, values in self.stats.items()},
+            positions=self.positions[selected],
+            tokens=self.tokens[selected],
+            log_odds=self.log_odds[selected],
+            uniform=self.uniform[selected],
+            stats={name: values[selected] for name, values in self.stats.items()},
         )
 
     def undecided(self, canvas: Canvas, start: int = 0, end: int | None = None) -> Reading:
-        """Return the part about open positions in `[start, end)`."""
+        """Return the part of the reading for open positions in `[start, end)`."""
         limit = len(canvas) if end is None else end
         return self.only(
             canvas.open[self.positions] & (self.positions >= start) & (self.positions < limit)
@@ -537,23 +532,23 @@ class Reading:
 
 
 def probability(log_odds: Floats) -> Floats:
-    """Return p of ln(p / (1 - p))."""
-    shown: Floats = np.exp(-np.logaddexp(0.0, -log_odds))
-    return shown
+    """Return p for log-odds ln(p / (1 - p))."""
+    p: Floats = np.exp(-np.logaddexp(0.0, -log_odds))
+    return p
 
 
 def places(before: Canvas, after: Canvas) -> Ints:
-    """Return for each position of `after` its index in `before`, or -1 for a new one."""
+    """Return the index in `before` of each position of `after`, or -1 for a new position."""
     if len(before) == len(after) and np.array_equal(before.uid, after.uid):
         return np.arange(len(after))
     order = np.argsort(before.uid, kind="stable")
     at = np.minimum(np.searchsorted(before.uid, after.uid, sorter=order), len(before) - 1)
-    found: Ints = np.where(before.uid[order[at]] == after.uid, order[at], -1)
-    return found
+    indices: Ints = np.where(before.uid[order[at]] == after.uid, order[at], -1)
+    return indices
 
 
 def edited(before: Canvas, after: Canvas) -> Bools:
-    """Return for each position of `after` True if it is new or has another token than in `before`."""
+    """Return a flag per position of `after`: True if it is new, or its token or state has changed."""
     at = places(before, after)
     changed: Bools = (
         (at < 0) | (before.tokens[at] != after.tokens) | (before.open[at] != after.open)

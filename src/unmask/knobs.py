@@ -1,4 +1,4 @@
-"""Typed `key=value` settings for dataclasses: knobs of decoders, recipe keys; sources of them, merged."""
+"""Typed `key=value` settings of dataclasses (knobs, recipe keys), and the merging of their sources."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def knob(default: Any, help: str, tune: tuple[float, float] | None = None) -> Any:
-    """Declare a dataclass field with its description (unit, range, source, extremes).
+    """Declare a dataclass field with a help text: effect, unit, range, both extremes.
 
-    `tune`: the range that `unmask tune` searches, for knobs that trade quality for speed.
+    `tune` is the range that `unmask tune` searches, for knobs that trade quality for speed.
     """
     return dataclasses.field(default=default, metadata={"help": help, "tune": tune})
 
@@ -56,7 +56,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def read_value(value: Any) -> Any:
-    """Parse text as YAML; return other values, and text that is no YAML, unchanged."""
+    """Parse text as YAML; return other values, and text that is not valid YAML, unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -68,8 +68,8 @@ def read_value(value: Any) -> Any:
 def set_field(cls: type[Any], name: str, value: Any) -> Any:
     """Convert `value` (a Python value or YAML text) to the type of the dataclass's field `name`.
 
-    Raises ConfigError with the field's name when it does not fit. Field types are int, float, bool,
-    str, tuples of one of them, Literal strings, and any of these or None.
+    Raises ConfigError with the field's name for a value of another type. Field types are int, float, bool,
+    str, tuples of one of them, Literal strings, and unions of any of these with None.
     """
     hint = typing.get_type_hints(cls)[name]
     if isinstance(value, str) and _is_text_or_none(hint):
@@ -87,14 +87,14 @@ def _takes_text(hint: Any) -> bool:
 
 
 def _is_text_or_none(hint: Any) -> bool:
-    """Return True for text or None: such text stays as written (a folder called 2026), except null."""
+    """Return True for `str | None`, where text such as a folder called 2026 is not parsed, except null."""
     return set(typing.get_args(hint)) == {str, type(None)}
 
 
 def convert(name: str, hint: Any, value: Any) -> Any:
-    """Return `value` as the type `hint`. Raises ConfigError with the name when it does not fit."""
+    """Return `value` as the type `hint`. Raises ConfigError with the name for a value of another type."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(origin):  # a wrapped decoder or cache, still a name here
+    if dataclasses.is_dataclass(origin):  # a wrapped decoder or cache, at this point still a name
         return value
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
@@ -115,7 +115,7 @@ def convert(name: str, hint: Any, value: Any) -> Any:
 
 
 def _widen(hint: Any, value: Any) -> Any:
-    """Convert numbers without loss to the type of the hint; YAML reads 3e-3 as text."""
+    """Convert numbers to the type of the hint where nothing is lost; YAML reads 3e-3 as text."""
     if hint in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = int(value) if isinstance(value, numbers.Integral) else float(value)
     if hint is float and isinstance(value, str):
@@ -129,12 +129,12 @@ def _widen(hint: Any, value: Any) -> Any:
 
 
 def split_call(text: str) -> tuple[str, dict[str, str]]:
-    """Split `name(key=value, ...)` into a name and its settings; a bare name has none. Raises ConfigError.
+    """Split `name(key=value, ...)` into name and settings; `name` alone has none. Raises ConfigError.
 
-    Values may hold calls and lists of their own: commas inside brackets do not separate.
+    Values may contain calls and lists: commas inside brackets do not separate.
     """
-    name, opened, rest = text.strip().partition("(")
-    if not opened:
+    name, bracket, rest = text.strip().partition("(")
+    if not bracket:
         return name, {}
     if not rest.endswith(")"):
         raise ConfigError(f"{text!r} is not of the form name(key=value, ...)")
@@ -164,12 +164,11 @@ def split_call(text: str) -> tuple[str, dict[str, str]]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """Values by key, all of one origin.
+    """Values by key, from one origin.
 
-    `origin` names it, for listings of where a value comes from; `spelling` is how a key of it is written,
-    for errors ("--{flag}": with hyphens). The values of an `is_default` source yield to those of other
-    sources; those of other sources must agree. `is_soft`: a key is left out where the method has no knob of
-    that name.
+    `origin` names it in listings of values. `spelling` is the form of its keys in errors: "{key}", or
+    "{flag}" with hyphens. Values of an `is_default` source give way to those of other sources; the values
+    of all other sources must agree. With `is_soft`, keys that are not knobs of the method are ignored.
     """
 
     values: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -187,15 +186,15 @@ class SourcedValue:
     source: Source
 
     def written(self, key: str) -> str:
-        """Return `key=value` as the source writes it."""
+        """Return `key=value` in the spelling of the source."""
         name = self.source.spelling.format(key=key, flag=key.replace("_", "-"))
         return f"{name}={self.value}"
 
 
 def merge(*sources: Source) -> dict[str, SourcedValue]:
-    """Merge sources in order of precedence.
+    """Merge sources, in order of precedence.
 
-    Raises ContradictionError where two that are no defaults give a key different values.
+    Raises ContradictionError for a key with different values in two sources that are not defaults.
     """
     merged: dict[str, SourcedValue] = {}
     for source in sorted(sources, key=lambda source: source.is_default):
@@ -210,6 +209,6 @@ def merge(*sources: Source) -> dict[str, SourcedValue]:
 
 
 def is_same(value: object, other: object) -> bool:
-    """Return whether two values, or their texts, mean the same; true is not 1."""
+    """Return True if two values, parsed if they are text, are equal; true does not equal 1."""
     first, second = read_value(value), read_value(other)
     return first == second and isinstance(first, bool) == isinstance(second, bool)

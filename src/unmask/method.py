@@ -1,7 +1,8 @@
-"""One decoding method: decoder, cache policy and sampling parameters, parsed once from any mix of sources.
+"""The decoding method: decoder, cache policy and sampling parameters, parsed once from several sources.
 
-`MethodSpec.parse` merges the sources, replaces aliases and presets by the decoder that they name, checks
-every name and value, and builds the decoder and the cache. Everything that decodes takes the frozen result.
+`MethodSpec.parse` merges the sources, replaces aliases and presets by the decoders that they stand for,
+checks every name and value, and builds the decoder and the cache. All code that decodes takes the immutable
+result.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from unmask.sampling.params import SamplingParams
 __all__ = ["CACHE_PREFIX", "MethodSpec", "Note", "NoteCode", "Source", "knob_names"]
 
 CACHE_PREFIX = "cache."
-"""Keys of the cache's knobs begin with it."""
+"""Prefix of the keys of the cache's knobs."""
 DEFAULT_DECODER, DEFAULT_CACHE = "vanilla", "none"
 GEN_LENGTH = 128
-"""Positions of an answer whose length nothing names."""
+"""Default length of an answer, in positions."""
 
 
 NoteCode = Literal["alias", "preset", "translated", "no_effect"]
-"""Kinds of notes: a knob selected another decoder; a preset selected the decoder and its knobs; a knob of
-another project was replaced by ours; a value was dropped, since the method has nothing that it changes."""
+"""Kinds of notes: a knob selected another decoder; a preset set the decoder and its knobs; a knob of
+another project was translated; a value without effect on the method was dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A difference between what was written and the method, caused by `key`."""
+    """A difference between the written settings and the method, caused by `key`."""
 
     code: NoteCode
     key: str
@@ -45,9 +46,9 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class MethodAlias:
-    """A knob that selects another decoder (or cache) than `on`, the one that it is written with.
+    """A knob that, written with decoder (or cache) `on`, selects `target` instead.
 
-    `implies`: knobs of the target. `off`: values with which the knob selects nothing.
+    `implies`: knobs of the target that it sets. `off`: values of the knob that select nothing.
     """
 
     key: str
@@ -65,23 +66,23 @@ ALIASES = (
     MethodAlias("cache.use_dual", "prefix", "dual", off=(False,)),
     MethodAlias("cache.use_dual", "dual", "prefix", off=(True,)),
 )
-"""Fast-dLLM's and d2Cache's commands write one decoder with the knob of another."""
+"""Aliases of the commands of Fast-dLLM and d2Cache, where a knob selects the method."""
 MODIFIERS: Mapping[str, Mapping[str, object]] = {"debias": {"score": "pc"}}
-"""Aliases that may stand beside one other: what they then change of its decoder."""
+"""Aliases that may be combined with one other, and the knobs that they then set of its target."""
 SPELLINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "alg": ("score", {"maskgit_plus": "confidence", "entropy": "entropy", "topk_margin": "margin"}),
 }
-"""d2Cache's knobs as ours, with the values that they have here; for decoders without a knob of the name."""
+"""d2Cache's knobs: our knob and values, for decoders that have no knob of d2Cache's name."""
 TRANSFER = "num_transfer_tokens"
-"""d2Cache's tokens a forward, from which the number of steps follows."""
+"""d2Cache's knob for the number of tokens per forward, from which the number of steps follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
     """A decoder, a cache policy and sampling parameters; immutable, shared by any number of requests.
 
-    `given`: the values that do not come from defaults, after aliases and presets, by knob (`cache.NAME`:
-    the cache's); `origins`: the origin of each of them. `cache` may be `auto` until `bind` knows the model.
+    `given`: the values that are not defaults, after aliases and presets, by knob (`cache.NAME` for the
+    cache); `origins`: the origin of each. `cache` may be `auto`, until `bind` resolves it for a model.
     """
 
     decoder: AnyDecoder
@@ -95,17 +96,17 @@ class MethodSpec:
     def parse(
         cls, *sources: Source, gen_length: int | None = None, options: Iterable[str] = ()
     ) -> MethodSpec:
-        """Build the method that sources, in order of precedence, describe.
+        """Build the method from sources in order of precedence.
 
-        Their keys: `decoder` and `cache` (names, or calls such as "prophet(inner=cadllm)"), `preset`, and
-        knobs of the decoder, of `SamplingParams` and, as `cache.NAME`, of the cache. A default source that
-        names a decoder (or a cache) yields it with its knobs to a source that names one itself.
-        `gen_length` is what `num_transfer_tokens` divides. `options`: further names that the caller takes,
-        for the listing of an error.
+        Their keys are `decoder` and `cache` (names, or calls such as "prophet(inner=cadllm)"), `preset`,
+        and the knobs of the decoder, of `SamplingParams` and, as `cache.NAME`, of the cache. If a source
+        names a decoder (or a cache), that of a default source is ignored, along with its knobs.
+        `gen_length` is needed to convert `num_transfer_tokens` to steps. `options`: further names that the
+        caller accepts, listed in errors.
 
-        Raises ConfigError, for two values of one key ContradictionError.
+        Raises ConfigError; for two values of one key, its subclass ContradictionError.
         """
-        merged = merge(*_standing([_expanded(source) for source in sources]))
+        merged = merge(*_without_replaced([_expanded(source) for source in sources]))
         name = str(merged.pop("decoder").value) if "decoder" in merged else DEFAULT_DECODER
         cache_name = str(merged.pop("cache").value) if "cache" in merged else DEFAULT_CACHE
         notes: list[Note] = []
@@ -129,17 +130,17 @@ class MethodSpec:
         )
 
     def bind(self, block_size: int | None) -> MethodSpec:
-        """Return the method for a model of this block size (None: full attention): `auto` is chosen."""
+        """Return the method with cache `auto` resolved for this block size (None: full attention)."""
         bound = caches.bind(self.cache, block_size)
         return self if bound is self.cache else replace(self, cache=bound)
 
     def source(self, *, is_default: bool = False) -> Source:
-        """Return the method as a source, for another method that differs from it."""
+        """Return the method as a source, from which another method can be derived."""
         values = {"decoder": self.decoder_name, "cache": self.cache_name, **self.given}
         return Source(values, is_default=is_default)
 
     def with_values(self, values: Mapping[str, object]) -> MethodSpec:
-        """Return the method with other values of some keys. Raises ConfigError."""
+        """Return a copy with other values for some keys. Raises ConfigError."""
         return MethodSpec.parse(Source(values), self.source(is_default=True))
 
     @property
@@ -154,7 +155,7 @@ class MethodSpec:
 
     @property
     def label(self) -> str:
-        """The decoder with its given knobs, as they are written: `threshold(threshold=0.8)`."""
+        """The decoder with its non-default knobs as written, e.g. `threshold(threshold=0.8)`."""
         knobs = [f"{k}={v}" for k, v in self.given.items() if not k.startswith(CACHE_PREFIX)]
         return f"{self.decoder_name}({', '.join(knobs)})" if knobs else self.decoder_name
 
@@ -171,19 +172,19 @@ class MethodSpec:
         return dataclasses.asdict(self.sampling_params) | dataclasses.asdict(self.decoder)
 
     def values(self) -> dict[str, object]:
-        """Return every effective value: `decoder`, `cache`, all knobs, `cache.NAME` those of the cache."""
+        """Return all effective values: `decoder`, `cache` and every knob (`cache.NAME`: of the cache)."""
         inside = {f"{CACHE_PREFIX}{k}": v for k, v in dataclasses.asdict(self.cache).items()}
         return {"decoder": self.decoder_name, "cache": self.cache_name, **self.knobs(), **inside}
 
     def first_length(self, gen_length: int | None) -> int:
-        """Return the number of initial positions of an answer of `gen_length` (None: the default).
+        """Return the initial length of the answer for a `gen_length` (None: the default).
 
         Raises ConfigError for a `gen_length` where the decoder chooses the length.
         """
         if self.chooses_length:
             if gen_length is not None:
                 raise ConfigError(
-                    f"gen_length={gen_length} has no effect: the decoder finds the length; use "
+                    f"gen_length={gen_length} has no effect: the decoder chooses the length; use "
                     f"initial_gen_length and max_gen_length"
                 )
             return self.decoder.first_length()
@@ -191,17 +192,17 @@ class MethodSpec:
 
     @property
     def chooses_length(self) -> bool:
-        """True where the decoder chooses the answer's length itself."""
+        """True if the decoder chooses the length of the answer."""
         return self.decoder.chooses_length
 
 
 def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]:
-    """Return the knobs that a decoder takes: its own, those of what it wraps, and aliases."""
+    """Return the names of a decoder's knobs: its own, those of a wrapped decoder, and aliases."""
     return decoders.knob_names(name, knobs) | {a.key for a in ALIASES if a.on == name}
 
 
 def _expanded(source: Source) -> Source:
-    """Move the knobs inside `name(knob=value)` of decoder and cache to keys of their own."""
+    """Split `name(knob=value)` of decoder and cache into the name and separate keys."""
     values = dict(source.values)
     for key, prefix in (("decoder", ""), ("cache", CACHE_PREFIX)):
         if key not in values:
@@ -215,10 +216,10 @@ def _expanded(source: Source) -> Source:
     return replace(source, values=values)
 
 
-def _standing(sources: list[Source]) -> list[Source]:
-    """Take the knobs from default sources whose decoder or cache another source replaces."""
+def _without_replaced(sources: list[Source]) -> list[Source]:
+    """Remove a decoder or cache, with its knobs, from default sources where another source replaces it."""
     named = {key for source in sources if not source.is_default for key in source.values}
-    standing = []
+    effective = []
     for source in sources:
         inside = {k for k in source.values if k == "cache" or k.startswith(CACHE_PREFIX)}
         dropped: set[str] = set()
@@ -227,8 +228,8 @@ def _standing(sources: list[Source]) -> list[Source]:
         if source.is_default and "cache" in inside and "cache" in named:
             dropped |= inside
         values = {key: value for key, value in source.values.items() if key not in dropped}
-        standing.append(replace(source, values=values))
-    return standing
+        effective.append(replace(source, values=values))
+    return effective
 
 
 def _is_taken(name: str, key: str, knobs: Mapping[str, SourcedValue]) -> bool:
@@ -240,7 +241,7 @@ def _plain(knobs: Mapping[str, SourcedValue]) -> dict[str, object]:
 
 
 def _fitting(name: str, knobs: dict[str, SourcedValue]) -> dict[str, SourcedValue]:
-    """Drop the soft values that a decoder has no knob for."""
+    """Return the knobs without soft values for which the decoder has no knob."""
     return {k: v for k, v in knobs.items() if not v.source.is_soft or _is_taken(name, k, knobs)}
 
 
@@ -257,23 +258,23 @@ def _resolve(
         return name, _fitting(name, knobs)
     inner = knobs.get("inner", SourcedValue(cls.default_inner(), origin))
     wrapped, inside = split_call(str(inner.value))
-    theirs = {
+    inner_knobs = {
         key: value
         for key, value in knobs.items()
         if key not in field_names(cls) and key in knob_names(wrapped)
     }
-    call = {k: v.value for k, v in theirs.items()}
-    merge(Source(inside), Source(call))
-    theirs |= {k: SourcedValue(v, inner.source) for k, v in inside.items() if k not in theirs}
-    wrapped, resolved = _resolve(wrapped, theirs, notes, gen_length)
-    rest = {key: value for key, value in knobs.items() if key not in theirs}
+    merge(Source(inside), Source(_plain(inner_knobs)))  # raises for contradictions
+    for key, value in inside.items():
+        inner_knobs.setdefault(key, SourcedValue(value, inner.source))
+    wrapped, resolved = _resolve(wrapped, inner_knobs, notes, gen_length)
+    rest = {key: value for key, value in knobs.items() if key not in inner_knobs}
     return name, _fitting(name, {**rest, **resolved, "inner": replace(inner, value=wrapped)})
 
 
 def _with_preset(
     name: str, knobs: dict[str, SourcedValue], origin: Source, notes: list[Note]
 ) -> tuple[str, dict[str, SourcedValue]]:
-    """Replace `preset` by its decoder and knobs; knobs that are given themselves win."""
+    """Replace `preset` by its decoder and knobs; explicit knobs take precedence."""
     rest = {key: value for key, value in knobs.items() if key != "preset"}
     preset = str(knobs["preset"].value) if "preset" in knobs else "none"
     if preset.lower() in ("null", "none"):
@@ -284,7 +285,7 @@ def _with_preset(
     decoder, chosen = PRESETS[preset]
     if name not in (DEFAULT_DECODER, decoder):
         raise ConfigError(
-            f"preset={preset} is for decoder {decoder!r}, not {name!r}; leave one of them out"
+            f"preset={preset} selects decoder {decoder!r}, not {name!r}; leave one of them out"
         )
     shown = ", ".join(f"{key}={value}" for key, value in chosen.items())
     notes.append(Note("preset", "preset", f"preset {preset} is {decoder}({shown})"))
@@ -294,7 +295,7 @@ def _with_preset(
 def _translated(
     name: str, knobs: dict[str, SourcedValue], notes: list[Note], gen_length: int | None
 ) -> dict[str, SourcedValue]:
-    """Replace the knobs of other projects that the decoder does not have under their names."""
+    """Translate the knobs of other projects, unless the decoder has knobs of these names."""
     translated = dict(knobs)
     for key, (target, meanings) in SPELLINGS.items():
         written = translated.get(key)
@@ -313,8 +314,8 @@ def _translated(
     )
     if not is_scheduled and count != 1:
         raise ConfigError(
-            f"{TRANSFER}={count}: this method has no schedule, it commits as many as its rule says and at "
-            f"least 1; use 1, or leave it out"
+            f"{TRANSFER}={count}: this method has no schedule, its rule determines the tokens per "
+            f"forward, at least 1; use 1, or leave it out"
         )
     if not is_scheduled or count == 1:
         return translated
@@ -331,11 +332,11 @@ def _translated(
 def _respell(
     knobs: dict[str, SourcedValue], key: str, written: SourcedValue, target: str, value: object
 ) -> None:
-    """Set `target` for a knob that is written as `key`; it may be given itself too, with the same value."""
-    second = knobs.get(target)
-    if second is not None and not second.source.is_soft:
-        first = Source({target: value}, spelling=f"{key}={written.value}, that is {{key}}")
-        merge(first, replace(second.source, values={target: second.value}, is_default=False))
+    """Set `target` for a knob written as `key`. Raises ContradictionError if `target` has another value."""
+    direct = knobs.get(target)
+    if direct is not None and not direct.source.is_soft:
+        translation = Source({target: value}, spelling=f"{key}={written.value}, that is {{key}}")
+        merge(translation, replace(direct.source, values={target: direct.value}, is_default=False))
     knobs[target] = SourcedValue(value, written.source)
 
 
@@ -355,7 +356,7 @@ def _by_alias(
             implied |= changes
             del knobs[key]
     if len(active) > 1:
-        raise ConfigError(f"{' and '.join(active)} name different methods; give one of them")
+        raise ConfigError(f"{' and '.join(active)} name different methods; use one of them")
     alias = aliases[active[0]]
     taken = knob_names(alias.target)
     knobs = {key: value for key, value in knobs.items() if key != alias.key or key in taken}
@@ -371,14 +372,14 @@ def _by_alias(
 
 
 def _is_off(alias: MethodAlias, value: SourcedValue) -> bool:
-    """Return whether an alias is written but selects nothing; the number 0 is not false."""
+    """Return True for a value with which the alias selects nothing; the number 0 is not false."""
     return any(read_value(value.value) is off for off in alias.off)
 
 
 def _cache(
     name: str, knobs: dict[str, SourcedValue], compat: SourcedValue | None
 ) -> tuple[AnyCache, dict[str, SourcedValue]]:
-    """Build the cache, from its knobs and the decoder's `compat`; return its knobs as well."""
+    """Build the cache from its knobs and the decoder's `compat`; return it with its knobs."""
     name, knobs = _cache_by_alias(name, knobs)
     inner = knobs.get(CACHE_PREFIX + "inner")
     if inner is not None:
@@ -404,7 +405,7 @@ def _cache_by_alias(
 def _build(
     name: str, knobs: dict[str, SourcedValue], options: Iterable[str]
 ) -> tuple[AnyDecoder, SamplingParams]:
-    """Build decoder and sampling parameters. Raises ConfigError for a knob that neither has."""
+    """Build the decoder and the sampling parameters. Raises ConfigError for a knob of neither."""
     shared, own = field_names(SamplingParams), knob_names(name, _plain(knobs))
     for key in knobs:
         if key not in shared and key not in own:
@@ -417,7 +418,7 @@ def _build(
 
 
 def _unknown_knob(decoder: str, key: str, allowed: set[str]) -> ConfigError:
-    """Return the error for a knob that a decoder does not have; it names the decoders that do."""
+    """Return the error for an unknown knob, with the decoders that have a knob of a similar name."""
     owners: dict[str, list[str]] = {}
     for other in decoders.names():
         for name in field_names(decoders.decoder_class(other)) - allowed:

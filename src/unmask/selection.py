@@ -1,7 +1,8 @@
-"""Selection rules: from scores of candidates to the positions to commit.
+"""Selection rules: from the scores of candidates to the positions to commit.
 
-Scores are one number per candidate, in ascending position order; larger is more certain. Every rule breaks
-ties towards the lowest position and chooses at least one of a non-empty set of candidates.
+There is one score per candidate, in ascending order of position; larger is more confident. Rules return
+indices of candidates. Every rule breaks ties in favor of the lowest position, and selects at least one of a
+non-empty set of candidates.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from unmask.canvas import Bools, Floats, Ints
 
 
 def quota_schedule(num_open: int, steps: int) -> tuple[int, ...]:
-    """Return the number of positions to commit in each of `steps` forwards: even, larger numbers first.
+    """Return the number of positions to commit in each of `steps` forwards: even, the remainder first.
 
-    Source: LLaDA `get_num_transfer_tokens`. Sums to `num_open`; ends in zeros when steps > num_open.
+    They sum to `num_open`; the last ones are 0 when steps > num_open. Source: `get_num_transfer_tokens` of
+    LLaDA.
     """
-    base, more = divmod(num_open, steps)
-    return tuple(base + (t < more) for t in range(steps))
+    base, remainder = divmod(num_open, steps)
+    return tuple(base + (t < remainder) for t in range(steps))
 
 
 def ranking(scores: Floats) -> Ints:
@@ -29,16 +31,16 @@ def ranking(scores: Floats) -> Ints:
 
 
 def quota(scores: Floats, k: int) -> Ints:
-    """Select the `k` candidates of the highest scores, or all when there are fewer."""
+    """Select the `k` candidates with the highest scores, or all when there are fewer."""
     return ranking(scores)[: max(1, k)]
 
 
 def threshold(
     scores: Floats, confidence: Floats, tau: float, least: int = 1, *, strict: bool = False
 ) -> Ints:
-    """Select all candidates with `confidence >= tau`, or the best `least` when those are fewer.
+    """Select all candidates with `confidence >= tau`, or the `least` best ones when fewer have it.
 
-    `strict`: with `confidence > tau`. Source: Fast-dLLM, arXiv:2505.22618, Algorithm 1; with `least`,
+    `strict`: `confidence > tau` instead. Source: Fast-dLLM, arXiv:2505.22618, Algorithm 1; with `least`,
     LLaDA2.0, arXiv:2512.15745.
     """
     passed = np.flatnonzero(confidence > tau if strict else confidence >= tau)
@@ -48,36 +50,36 @@ def threshold(
 def factor(scores: Floats, doubt: Floats, phi: float, *, compat: bool = False) -> Ints:
     """Select the longest run of top ranks r = 1, 2... with `(r + 1) * doubt_(r) < phi`, at least one.
 
-    Source: Fast-dLLM, arXiv:2505.22618, Theorem 1 and its factor rule. `compat` reproduces the
-    published loop, which also commits a last rank that fails (and so always both of two candidates).
+    Source: Fast-dLLM, arXiv:2505.22618, Theorem 1 and its factor rule. `compat` reproduces the published
+    loop, which also commits the last rank when only this one fails (so always both of two candidates).
     """
     order = ranking(scores)
     ranks = np.arange(1, len(order) + 1)
-    holds = (ranks + 1) * doubt[order] < phi
-    holds[0] = True
-    length = len(order) if holds.all() else int(np.argmin(holds))
+    within = (ranks + 1) * doubt[order] < phi
+    within[0] = True
+    length = len(order) if within.all() else int(np.argmin(within))
     if compat and length == len(order) - 1:
         length += 1
     return order[:length]
 
 
 def entropy_budget(scores: Floats, entropy: Floats, gamma: float) -> Ints:
-    """Select the longest run of top ranks whose entropies, without the largest, sum to at most `gamma`.
+    """Select the longest run of top ranks with sum(entropy) - max(entropy) <= `gamma`, at least one.
 
-    Source: EB-Sampler, arXiv:2505.24857, Eq. 2. At least one.
+    Source: EB-Sampler, arXiv:2505.24857, Eq. 2.
     """
     order = ranking(scores)
-    ordered = entropy[order]
-    shared = np.cumsum(ordered) - np.maximum.accumulate(ordered)
+    ranked = entropy[order]
+    shared = np.cumsum(ranked) - np.maximum.accumulate(ranked)
     return order[: max(1, int((shared <= gamma).sum()))]
 
 
 def run_argmax(
     positions: Ints, scores: Floats, confidence: Floats, low: float, high: float
 ) -> Ints:
-    """Select the best of every run of adjacent positions if above `low`, all above `high`, the best of all.
+    """Select the best of each run of adjacent positions if above `low`, all above `high`, the best of all.
 
-    Source: dInfer, hierarchical decoding. Indices ascend.
+    The indices ascend. Source: dInfer, arXiv:2510.08666, hierarchical decoding.
     """
     chosen = confidence > high
     starts = np.flatnonzero(np.diff(positions, prepend=positions[0] - 2) != 1)
@@ -98,13 +100,13 @@ def _kernel(sigma: float, reach: int) -> Floats:
 
 
 def certainty_density(known: Bools, positions: Ints, sigma: float, reach: int) -> Floats:
-    """Return the share of a Gaussian around each position that lies on decided positions, in [0, 1].
+    """Return the share of a Gaussian around each position that covers decided positions, in [0, 1].
 
-    The Gaussian is cut at `reach` positions. Positions left of the canvas count as decided, those right of
-    it like the last position. Source: d2Cache, arXiv:2509.23094, Eq. 3.
+    The Gaussian is truncated at `reach` positions. Positions left of the canvas count as decided, those
+    right of it have the state of the last one. Source: d2Cache, arXiv:2509.23094, Eq. 3.
     """
     right = np.full(reach, bool(known[-1]) if len(known) else False)
     line = np.concatenate((np.ones(reach, dtype=bool), known, right)).astype(np.float64)
-    everywhere = np.convolve(line, _kernel(sigma, reach), mode="valid")
-    density: Floats = everywhere[positions]
+    densities = np.convolve(line, _kernel(sigma, reach), mode="valid")
+    density: Floats = densities[positions]
     return density

@@ -170,6 +170,8 @@ def test_a_knob_without_effect_is_refused(client):
         {"decoder": "speculative", "drafter": "/etc"},
         {"decoder": "speculative(drafter=/etc)"},
         {"decoder": "pc_sampler", "frequencies": "/etc/passwd"},
+        {"frequencies": "/etc/passwd"},
+        {"decoder": "threshold(frequencies=/etc/passwd)"},
         {"vocabulary": "frequency", "decoder_args": {"frequencies": "/etc/passwd"}},
         {"decoder": "speculative", "decoder_args": {"inner": "threshold", "drafter": "demo"}},
     ],
@@ -177,6 +179,8 @@ def test_a_knob_without_effect_is_refused(client):
 def test_a_client_can_not_make_the_server_read_a_file_or_load_a_model(client, knobs):
     error = error_of(client.post(CHAT_URL, json={**CHAT, **knobs}))
     assert "when the server starts" in error["message"]
+    assert error["param"] in ("drafter", "frequencies")
+    assert error["code"] == "unsupported_parameter"
 
 
 LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]"

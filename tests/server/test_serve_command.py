@@ -91,7 +91,7 @@ def test_other_machines_need_a_key_or_a_flag(refused, monkeypatch, host):
 def test_who_lets_everybody_in_is_told_so():
     from unmask.cli.serve import open_to
 
-    assert "to all who reach 0.0.0.0" in open_to("0.0.0.0")
+    assert "to all clients that reach 0.0.0.0" in open_to("0.0.0.0")
     assert open_to("127.0.0.1") == open_to("::1") == "open"
 
 
@@ -100,12 +100,12 @@ def test_who_lets_everybody_in_is_told_so():
     [
         (["--trust-remote-code"], "never run"),
         (["--dllm-algorithm-config", "x.yaml"], "needs --dllm-algorithm"),
-        (["--dllm-algorithm", "CadLLM", "--decoder", "wino"], "two ways"),
+        (["--dllm-algorithm", "CadLLM", "--decoder", "wino"], "both choose the decoder"),
         (["--dllm-algorithm", "CadLLM", "--dllm-algorithm-config", "/nowhere"], "cannot be read"),
         (["demo", "--model-path", "other"], "two models"),
         (["--public-metrics"], "no effect without an API key"),
         (["--public-page"], "no effect without an API key"),
-        (["--allow-unauthenticated"], "no effect on --host 127.0.0.1"),
+        (["--allow-unauthenticated"], "no effect with --host 127.0.0.1"),
         (["--api-key", " "], "the API key is empty"),
         (["--decoder", "treshold"], "did you mean 'threshold'"),
         (["--decoder", "threshold", "treshold=1"], "did you mean 'threshold'"),
@@ -157,11 +157,11 @@ def file(tmp_path):
         ("served-model-name: [a, 1]", "served-model-name: must be a text, 1 is not"),
         ("served-model-name: []", "served-model-name: is an empty list"),
         ("dllm-algorithm-config: 3", "dllm-algorithm-config: must be a text"),
-        ("port: 1\nport: 2", "port: stands there twice"),
+        ("port: 1\nport: 2", "port: occurs twice"),
         ("tp-size: 1\ntensor_parallel_size: 2", "the same option as tp-size"),
         ("config: x", "config: belongs on the command line"),
         ("knobs: 4", "knobs: must map knobs to values"),
-        ("knobs: {a b: 4}", "'a b' is no knob's name"),
+        ("knobs: {a b: 4}", "'a b' is not the name of a knob"),
         ("decoder: threshold\nknobs: {treshold: 1}", "did you mean 'threshold'"),
         ("decoder: treshold", "did you mean 'threshold'"),
         ("- a", "must hold lines"),

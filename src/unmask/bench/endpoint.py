@@ -303,8 +303,10 @@ class _ReplyReader:
                 self.arrivals.append(Arrival(now, text))
 
     def reply(self, error: str | None) -> EndpointReply:
-        """Return the reply; a stream without its end mark counts as broken off."""
-        error = error or self.error or (None if self.is_done else "the answer was broken off")
+        """Return the reply; a stream without its end mark is an error."""
+        error = (
+            error or self.error or (None if self.is_done else "the answer broke off before its end")
+        )
         return EndpointReply(
             sent_at_s=self.sent_at,
             latency_s=self.latency,

@@ -153,9 +153,7 @@ class Server:
         if self.api_key is None:
             return dict(self.more_headers)
         if any(name.lower() == "authorization" for name in self.more_headers):
-            raise ConfigError(
-                "the key and the header Authorization are one thing; give one of them"
-            )
+            raise ConfigError("the API key sets the header Authorization too; give one of them")
         return {"Authorization": f"Bearer {self.api_key}", **self.more_headers}
 
     @property

@@ -70,7 +70,7 @@ def gsm8k(
     if len(records) < num_questions or len(examples) < num_shots:
         raise ConfigError(
             f"{path} has {len(records)} questions; num_questions={num_questions} and "
-            f"num_shots={num_shots} want more"
+            f"num_shots={num_shots} need more; lower them"
         )
     shots = "".join(_gsm8k_text(each) + f" {each['answer']}\n\n" for each in examples[:num_shots])
     questions = []

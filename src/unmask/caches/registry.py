@@ -1,4 +1,4 @@
-"""Find cache policies by name and build them from their knobs."""
+"""Registry of the cache policies: find them by name, and build them from their knobs."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def make_cache(
     own = field_names(cls)
     if compat is not None and "compat" in own:
         knobs.setdefault("compat", compat)
-    theirs = {key: value for key, value in knobs.items() if key not in own}
+    inner_knobs = {key: value for key, value in knobs.items() if key not in own}
     inner = read_value(knobs.get("inner")) if "inner" in own else None
-    if theirs and inner is None:
-        raise unknown_name(f"knob for cache {name!r}:", next(iter(theirs)), own)
+    if inner_knobs and inner is None:
+        raise unknown_name(f"knob for cache {name!r}:", next(iter(inner_knobs)), own)
     typed = {key: set_field(cls, key, knobs[key]) for key in knobs if key in own - {"inner"}}
     if "inner" in own:
-        policy = None if inner is None else make_cache(str(inner), theirs, compat)
+        policy = None if inner is None else make_cache(str(inner), inner_knobs, compat)
         typed["inner"] = None if policy is None else bind(policy, None)
     build: Callable[..., AnyCache] = cls
     return build(**typed)
@@ -77,12 +77,13 @@ def bind(policy: AnyCache, block_size: int | None) -> AnyCache:
 
 def describe(cache: AnyCache) -> str:
     """Format a policy as `name(knob=value, ...)` without knobs at their defaults."""
-    shown = []
-    for item in dataclasses.fields(cache):
-        value = getattr(cache, item.name)
-        if item.name == "inner":
-            shown += [] if value is None else [f"inner={describe(value)}"]
-        elif value != item.default:
-            shown.append(f"{item.name}={value}")
-    name = cache.name
-    return f"{name}({', '.join(shown)})" if shown else name
+    values = dataclasses.asdict(cache) | vars(cache)  # the inner policy itself, not its fields
+    inner = values.get("inner")
+    if isinstance(inner, CachePolicy):
+        values["inner"] = describe(inner)
+    knobs = [
+        f"{field.name}={values[field.name]}"
+        for field in dataclasses.fields(cache)
+        if values[field.name] != field.default
+    ]
+    return f"{cache.name}({', '.join(knobs)})" if knobs else cache.name

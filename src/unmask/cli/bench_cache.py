@@ -1,4 +1,4 @@
-"""`unmask bench cache`: caches side by side, as a table or JSON."""
+"""`unmask bench cache`: comparison of caches, as a table or JSON."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from unmask import caches
 from unmask.bench.cache import CacheResult, measure_caches
 from unmask.bench.decode import held_out
 from unmask.bench.environment import machine
-from unmask.cli.bench_decode import parse_decoders, setting_of, split_list, write_json
+from unmask.cli.bench_decode import check_json, one_decoder, setting_of, split_list, write_json
+from unmask.cli.bench_options import BenchModelOptions, SettingOptions
 from unmask.cli.decode import load
 from unmask.cli.options import DecodeOptions
-from unmask.errors import ConfigError
 
 HEAD = (
     "| cache | | right | same answers | same tokens | KL, nats | same top | forwards | queries | "
@@ -34,29 +32,23 @@ EXPLAINED = (
 def cache(
     names: str,
     decoder: str,
-    where: tuple[str, str | None, str | None],
-    options: dict[str, Any],
+    model: BenchModelOptions,
+    options: SettingOptions,
     as_json: str | None,
 ) -> None:
-    """Measure, then show; what can be wrong is found before the model is read."""
+    """Compare caches and print the result. Options are checked before the model is loaded."""
     setting = setting_of(options)
-    entries = parse_decoders(decoder)
-    if len(entries) != 1:
-        raise ConfigError(f"--decoder {decoder}: give one decoder; its caches are what is compared")
-    if as_json not in (None, "-"):
-        from unmask.view.trace import check_writable
-
-        check_writable(Path(str(as_json)), "JSON file")
+    method = one_decoder(decoder, "caches")
+    check_json(as_json)
     if names != "all":
         for name in split_list(names):
             caches.make_cache(name.strip())
-    model, dtype, device = where
-    llm, _ = load(DecodeOptions(model=model, dtype=dtype, device=device))
+    llm, _ = load(DecodeOptions(**dataclasses.asdict(model)))
     chosen = _chosen(names, llm.spec.block_size)
-    results = measure_caches(llm, chosen, entries[0], setting, held_out(setting), _watch)
+    results = measure_caches(llm, chosen, method, setting, held_out(setting), _watch)
     facts = machine(llm.model.device)
     report = {
-        "decoder": entries[0].label,
+        "decoder": method.label,
         "model": llm.name,
         "setting": dataclasses.asdict(setting),
         "machine": facts,
@@ -68,7 +60,7 @@ def cache(
         return
     print("\n".join([HEAD, *(_row(item, results[0]) for item in results)]))
     print(
-        f"\ndecoder {entries[0].label} | task {setting.task} | {setting.limit} held-out prompts | model "
+        f"\ndecoder {method.label} | task {setting.task} | {setting.limit} held-out prompts | model "
         f"{llm.name} | gen_length {setting.gen_length} | block_length {setting.block_length} | batch "
         f"{setting.max_batch_size} | seed {setting.seed} | repeats {setting.repeat} | "
         f"{facts['accelerator'] or facts['processor']}, {facts['num_threads']} threads, torch "
@@ -79,7 +71,7 @@ def cache(
 
 
 def _chosen(names: str, block_size: int | None) -> list[str]:
-    """Return the caches to measure; all: those that this model supports."""
+    """Return the names of the caches to measure; "all" stands for those that the model supports."""
     if names != "all":
         return [name.strip() for name in split_list(names)]
     fitting = [name for name in caches.names() if name not in ("auto", "none")]
@@ -98,7 +90,7 @@ def _row(item: CacheResult, none: CacheResult) -> str:
 
 
 def matrix(limit: int, gen_length: int) -> None:
-    """Run every decoder with every cache on the bundled model and on two random ones; a Markdown page."""
+    """Run every decoder with every cache on the bundled model and two random ones; print Markdown."""
     from unmask.bench.matrix import matrix, small_llm, table
     from unmask.demo.tasks import held_out_set
     from unmask.docgen.caches import MATRIX_HEAD

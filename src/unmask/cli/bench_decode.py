@@ -1,7 +1,8 @@
-"""`unmask bench decode`: decoders side by side, as a table, JSON and a picture."""
+"""`unmask bench decode`: comparison of decoders, as a table, JSON and a plot."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -11,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -29,12 +29,14 @@ from unmask.bench.report import (
     Result,
     compare,
 )
+from unmask.cli.bench_options import BenchModelOptions, OverheadOptions, SettingOptions
 from unmask.cli.decode import load
 from unmask.cli.key_value import WORD
 from unmask.cli.options import DecodeOptions
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import Source, whole
 from unmask.method import MethodSpec
+from unmask.view.trace import check_writable
 
 DECODER_WORD = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 SHARED_FLAGS = ("cache", "gen_length", "max_batch_size", "seed")
@@ -53,53 +55,64 @@ NONE = "-"
 
 
 @dataclass(frozen=True)
-class BenchDecodeOptions:
-    """Options of `bench decode`. `json` may be `-`, standard output; `plot_x` None: tokens per second."""
+class BenchOutputs:
+    """Files of `bench decode`. `json` may be `-`, standard output; `plot_x` None: tokens per second."""
 
-    decoders: str
-    model: str
-    dtype: str | None
-    device: str | None
     json: str | None
     plot: Path | None
     plot_x: str | None
 
 
-def decode(options: BenchDecodeOptions, values: dict[str, Any]) -> None:
-    """Measure, then show; what can be wrong is found before the model is read."""
-    setting = setting_of(values)
-    entries = parse_decoders(options.decoders)
-    _check_files(options)
-    model = DecodeOptions(
-        model=options.model, dtype=options.dtype, device=options.device, cache=setting.cache
-    )
-    llm, _ = load(model)
+def decode(
+    names: str,
+    model: BenchModelOptions,
+    options: SettingOptions,
+    cache: str,
+    outputs: BenchOutputs,
+) -> None:
+    """Compare decoders and print the result. Options are checked before the model is loaded."""
+    setting = setting_of(options, cache)
+    entries = parse_decoders(names)
+    _check_files(outputs)
+    llm, _ = load(DecodeOptions(**dataclasses.asdict(model), cache=cache))
     examples = held_out(setting)
     passes = len({BASELINE, *(entry.label for entry in entries)}) * (setting.repeat + 1)
     with _progress(passes, setting.repeat) as watch:
         report = measure(llm, entries, setting, examples, watch)
     for row in report.rows:
         if row.result is not None and not row.result.is_repeatable:
-            _warn(f"{row.label} answered differently in a repeat; the first is counted")
-    _show(report, options)
+            _warn(
+                f"{row.label} had other answers in a later repeat; the accuracy is that of the first"
+            )
+    _show(report, model, outputs)
 
 
-def setting_of(options: dict[str, Any]) -> DecodeSetting:
-    """Build a setting from flags; `gen_length` None is the task's. Raises ConfigError."""
-    if options["task"] not in TASKS:
-        raise unknown_name("task", options["task"], TASKS)
-    if options["gen_length"] is None:
-        options = options | {"gen_length": TASKS[options["task"]].gen_length}
+def setting_of(options: SettingOptions, cache: str = "none") -> DecodeSetting:
+    """Build a setting from flags; `gen_length` None stands for that of the task. Raises ConfigError."""
+    if options.task not in TASKS:
+        raise unknown_name("task", options.task, TASKS)
+    length = TASKS[options.task].gen_length if options.gen_length is None else options.gen_length
+    setting = DecodeSetting(**vars(options) | {"gen_length": length, "cache": cache})
     for key in ("limit", "gen_length", "block_length", "repeat", "max_batch_size"):
-        whole(key, options[key], 1)
-    return DecodeSetting(**options)
+        whole(key, getattr(setting, key), 1)
+    return setting
+
+
+def one_decoder(text: str, compared: str) -> MethodSpec:
+    """Parse the only decoder of a comparison of something else. Raises ConfigError."""
+    entries = parse_decoders(text)
+    if len(entries) != 1:
+        raise ConfigError(
+            f"--decoder {text}: give one decoder, with which all {compared} are compared"
+        )
+    return entries[0]
 
 
 def parse_decoders(text: str) -> list[MethodSpec]:
-    """Parse `"threshold, vanilla(steps=16)"` as methods; `all` stands for every decoder there is.
+    """Parse `"threshold, vanilla(steps=16)"` as methods; `all` stands for every decoder.
 
-    Raises ConfigError for what cannot be read, an unknown name, one that is there twice, and typed
-    knobs that the decoder refuses.
+    Raises ConfigError for a syntax error, an unknown or repeated name, and knobs that the decoder
+    refuses.
     """
     entries: list[MethodSpec] = []
     labels: list[str] = []
@@ -107,24 +120,24 @@ def parse_decoders(text: str) -> list[MethodSpec]:
         match = DECODER_WORD.fullmatch(word)
         if match is None:
             raise ConfigError(
-                f"decoder {word.strip()!r} cannot be read; write name or name(key=value, key=value), "
-                f"with a comma between two"
+                f"decoder {word.strip()!r} cannot be parsed; write name or name(key=value, key=value), "
+                f"separated by commas"
             )
         if match[1] == "all":
             if match[2] is not None:
-                raise ConfigError("all(...) takes no knobs; write them behind a decoder's name")
+                raise ConfigError("all(...) takes no knobs; write them after the name of a decoder")
             entries += [MethodSpec.parse(Source({"decoder": n})) for n in decoders.names()]
         else:
             entries.append(_parsed(match[1], _knobs(match[1], match[2])))
     for entry in entries:
         if entry.label in labels:
-            raise ConfigError(f"decoder {entry.label} is there twice; leave one out")
+            raise ConfigError(f"decoder {entry.label} is listed twice; leave one out")
         labels.append(entry.label)
     return entries
 
 
 def split_list(text: str) -> list[str]:
-    """Split at commas outside brackets."""
+    """Split a text at commas outside of brackets. Raises ConfigError for unbalanced brackets."""
     parts, depth = [""], 0
     for char in text:
         depth += (char in "([{") - (char in ")]}")
@@ -135,18 +148,18 @@ def split_list(text: str) -> list[str]:
         else:
             parts[-1] += char
     if depth:
-        raise ConfigError(f"brackets do not match in {text!r}; every ( needs its )")
+        raise ConfigError(f"unbalanced brackets in {text!r}; close every bracket")
     return parts
 
 
 def _parsed(name: str, knobs: dict[str, str]) -> MethodSpec:
-    """Return the method of a word, with its notes printed. Raises ConfigError for a shared option."""
+    """Return the method of a word and print its notes. Raises ConfigError for a shared option."""
     own = decoders.knob_names(name)
     for key in knobs:
         if key in SHARED_FLAGS and key not in own:
             flag = "--" + key.replace("_", "-")
             raise ConfigError(
-                f"{key}={knobs[key]} in {name}(...): all decoders of a run share it; use {flag} "
+                f"{key}={knobs[key]} in {name}(...): this option applies to all decoders; use {flag} "
                 f"{knobs[key]}"
             )
     method = MethodSpec.parse(Source({"decoder": name, **knobs}))
@@ -164,31 +177,33 @@ def _knobs(name: str, inside: str | None) -> dict[str, str]:
             raise ConfigError(f"{typed!r} in {name}(...) must be of the form key=value")
         key = match[1].replace("-", "_")
         if key in pairs:
-            raise ConfigError(f"{key} is there twice in {name}(...); give it once")
+            raise ConfigError(f"{key} is set twice in {name}(...); set it once")
         pairs[key] = match[2]
     return pairs
 
 
-def _check_files(options: BenchDecodeOptions) -> None:
-    if options.plot is None and options.plot_x is not None:
-        raise ConfigError(f"--plot-x {options.plot_x} has no effect without --plot FILE")
-    if options.plot is not None:
+def check_json(path: str | None) -> None:
+    """Raise ConfigError if the file of `--json` cannot be written; `-` and None always can."""
+    if path not in (None, "-"):
+        check_writable(Path(path), "JSON file")
+
+
+def _check_files(outputs: BenchOutputs) -> None:
+    if outputs.plot is None and outputs.plot_x is not None:
+        raise ConfigError(f"--plot-x {outputs.plot_x} has no effect without --plot FILE")
+    if outputs.plot is not None:
         from unmask.bench.plot import AXES, check_plot_file
 
-        if options.plot_x is not None and options.plot_x not in AXES:
-            raise unknown_name("axis of the plot", options.plot_x, AXES)
-        check_plot_file(options.plot)
-    files = {"plot": options.plot, "JSON": None if options.json in (None, "-") else options.json}
-    for what, path in files.items():
-        if path is not None:
-            from unmask.view.trace import check_writable
-
-            check_writable(Path(path), f"{what} file")
+        if outputs.plot_x is not None and outputs.plot_x not in AXES:
+            raise unknown_name("axis of the plot", outputs.plot_x, AXES)
+        check_plot_file(outputs.plot)
+        check_writable(outputs.plot, "plot file")
+    check_json(outputs.json)
 
 
 @contextmanager
 def _progress(passes: int, repeats: int) -> Iterator[Watch]:
-    """Show a bar on a terminal, else a line per pass; both on standard error."""
+    """Show a progress bar on a terminal, else print a line per pass; both on standard error."""
     console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -225,32 +240,32 @@ def _warn(text: str) -> None:
     print(f"unmask: warning: {text}", file=sys.stderr)
 
 
-def _show(report: Report, options: BenchDecodeOptions) -> None:
-    """Print the table before writing files, which may fail."""
-    text = json.dumps({"command": command(report, options)} | report.as_json(), ensure_ascii=False)
-    if options.json == "-":
+def _show(report: Report, model: BenchModelOptions, outputs: BenchOutputs) -> None:
+    """Print the table, then write the files: writing may fail."""
+    text = json.dumps({"command": command(report, model)} | report.as_json(), ensure_ascii=False)
+    if outputs.json == "-":
         print(text, flush=True)
     else:
         show_table(report, Console(highlight=False))
-        write_json(options.json, text)
+        write_json(outputs.json, text)
     try:
-        if options.plot is not None:
+        if outputs.plot is not None:
             from unmask.bench.plot import draw
 
-            draw(report, options.plot, options.plot_x or "tokens_per_s")
+            draw(report, outputs.plot, outputs.plot_x or "tokens_per_s")
     except OSError as error:
         raise ConfigError(f"{error.filename!r} cannot be written: {error.strerror}") from None
 
 
-def command(report: Report, options: BenchDecodeOptions) -> str:
+def command(report: Report, model: BenchModelOptions) -> str:
     """Return the command that repeats this measurement, without output files."""
-    flags: dict[str, Any] = {
+    flags: dict[str, object] = {
         "decoders": ",".join(row.label for row in report.rows),
-        "model": options.model,
-        "dtype": options.dtype,
-        "device": options.device,
+        "model": model.model,
+        "dtype": model.dtype,
+        "device": model.device,
+        **vars(report.setting),
     }
-    flags |= vars(report.setting)
     words = ["unmask", "bench", "decode"]
     for key, value in flags.items():
         if value is not None:
@@ -259,7 +274,7 @@ def command(report: Report, options: BenchDecodeOptions) -> str:
 
 
 def show_table(report: Report, console: Console) -> None:
-    """Print a table, in Markdown unless on a terminal; then the setting and the machine."""
+    """Print the table (Markdown unless on a terminal), the setting and the machine."""
     live = console.is_terminal
     if not live:
         console = Console(file=console.file, highlight=False, width=WIDE)
@@ -322,37 +337,34 @@ def facts(report: Report) -> Sequence[str]:
     )
 
 
-def overhead(sizes: dict[str, int], names: str) -> None:
+def overhead(sizes: OverheadOptions, names: str) -> None:
     """Measure the overhead of each decoder per forward, on a random model of the given sizes."""
     from unmask import decoders
 
     chosen = decoders.names() if names == "all" else [name.strip() for name in names.split(",")]
     for name in chosen:
         decoders.decoder_class(name)
-    for key, value in sizes.items():
+    for key, value in vars(sizes).items():
         if value < 1:
             raise ConfigError(f"{key}={value} must be at least 1")
-    if sizes["vocab_size"] < 1024 or sizes["width"] % 64:
+    if sizes.vocab_size < 1024 or sizes.width % 64:
         raise ConfigError(
-            f"vocab_size={sizes['vocab_size']} must be at least 1024, width={sizes['width']} a multiple "
-            f"of 64"
+            f"vocab_size={sizes.vocab_size} must be at least 1024, width={sizes.width} a multiple of 64"
         )
     import torch
 
     from unmask.bench.overhead import measure, random_llm
 
-    llm = random_llm(sizes["vocab_size"], sizes["width"], sizes["layers"], torch.bfloat16)
+    llm = random_llm(sizes.vocab_size, sizes.width, sizes.layers, torch.bfloat16)
     print(
-        f"random LLaDA: vocabulary {sizes['vocab_size']}, width {sizes['width']}, "
-        f"{sizes['layers']} layers, bfloat16, {torch.get_num_threads()} threads; prompt "
-        f"{sizes['prompt_length']}, gen_length {sizes['gen_length']}, batch {sizes['batch']}"
+        f"random LLaDA: vocabulary {sizes.vocab_size}, width {sizes.width}, {sizes.layers} layers, "
+        f"bfloat16, {torch.get_num_threads()} threads; prompt {sizes.prompt_length}, gen_length "
+        f"{sizes.gen_length}, batch {sizes.batch}"
     )
     print("| decoder | forwards | forwards' seconds | added seconds | added share |")
     print("|---|---|---|---|---|")
     for name in chosen:
-        row = measure(
-            llm, name, sizes["gen_length"], sizes["prompt_length"], sizes["repeat"], sizes["batch"]
-        )
+        row = measure(llm, name, sizes.gen_length, sizes.prompt_length, sizes.repeat, sizes.batch)
         print(
             f"| {name} | {row.num_forwards} | {row.forward_s:.2f} | {row.added_s:.3f} | "
             f"{100 * row.share:.1f} % |",
@@ -361,7 +373,7 @@ def overhead(sizes: dict[str, int], names: str) -> None:
 
 
 def write_json(path: str | None, text: str) -> None:
-    """Write a measurement's JSON to a file, if one is asked for. Raises ConfigError."""
+    """Write JSON to a file; None: do nothing. Raises ConfigError."""
     if path is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""`unmask bench quantize`: a model's weights in fewer bits, as a table or JSON."""
+"""`unmask bench quantize` and `unmask bench head`: tables or JSON."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from unmask.bench.environment import machine
+from unmask.bench.head import HeadSetting, measure_head
 from unmask.bench.quantize import FormatResult, check_formats, measure_formats
-from unmask.cli.bench_decode import parse_decoders, setting_of, split_list, write_json
+from unmask.cli.bench_decode import check_json, one_decoder, setting_of, split_list, write_json
+from unmask.cli.bench_options import SettingOptions
 from unmask.errors import ConfigError
 from unmask.models import resolve_model
 
@@ -19,38 +20,33 @@ HEAD = (
     "| right |\n" + "|---" * 9 + "|"
 )
 EXPLAINED = (
-    "peak: what loading and a forward took at most, over a process that had imported everything | forward: "
-    "one canvas, median | same top, KL: to the first form, at masked positions of its answers | right: "
+    "peak: of loading and one forward, above a process with all modules imported | forward: of one "
+    "canvas, median | same top, KL: to the first form, at masked positions of its answers | right: "
     "held-out answers"
 )
 
 
 def quantize(
-    model: str, names: str, decoder: str, options: dict[str, Any], as_json: str | None
+    model: str, names: str, decoder: str, options: SettingOptions, as_json: str | None
 ) -> None:
-    """Measure, then show; what can be wrong is found before a model is read."""
+    """Compare weight formats and print the result. Options are checked before a model is loaded."""
     setting = setting_of(options)
-    entries = parse_decoders(decoder)
-    if len(entries) != 1:
-        raise ConfigError(f"--decoder {decoder}: give one decoder; the forms are what is compared")
+    method = one_decoder(decoder, "formats")
     forms = [name.strip() for name in split_list(names)]
     check_formats(forms)
-    if as_json not in (None, "-"):
-        from unmask.view.trace import check_writable
-
-        check_writable(Path(str(as_json)), "JSON file")
+    check_json(as_json)
     resolve_model(model)
     results = measure_formats(
         model,
         forms,
-        entries[0],
+        method,
         setting,
         lambda name: print(f"measuring {name}", file=sys.stderr, flush=True),
     )
     facts = machine("cpu")
     report = {
         "model": model,
-        "decoder": entries[0].label,
+        "decoder": method.label,
         "setting": dataclasses.asdict(setting),
         "machine": facts,
         "forms": [dataclasses.asdict(item) | {"accuracy": item.accuracy} for item in results],
@@ -61,7 +57,7 @@ def quantize(
         return
     print("\n".join([HEAD, *(_row(item, results[0]) for item in results)]))
     print(
-        f"\nmodel {model} | decoder {entries[0].label} | {setting.limit} prompts of {setting.task} | "
+        f"\nmodel {model} | decoder {method.label} | {setting.limit} prompts of {setting.task} | "
         f"{results[0].num_rows} compared rows | repeats {setting.repeat} | {facts['processor']}, "
         f"{facts['num_threads']} threads, load {facts['load_average']}, torch {facts['torch']}"
     )
@@ -80,24 +76,20 @@ def _row(item: FormatResult, first: FormatResult) -> str:
     )
 
 
-def head(setting: dict[str, Any], as_json: bool, plot: Path | None) -> None:
-    """Measure, and print a Markdown table or JSON."""
-    from unmask.bench.environment import machine
-    from unmask.bench.head import HeadSetting, measure_head
-
+def head(setting: HeadSetting, as_json: bool, plot: Path | None) -> None:
+    """Time the LM head and print a Markdown table or JSON."""
     if plot is not None:
         from unmask.bench.plot import check_plot_file
 
         check_plot_file(plot)
-    chosen = HeadSetting(**setting)
-    rows = measure_head(chosen)
-    facts = machine(chosen.device)
+    rows = measure_head(setting)
+    facts = machine(setting.device)
     where = (
-        f"{chosen.rows} rows of width {chosen.width}, {chosen.dtype} on "
+        f"{setting.rows} rows of width {setting.width}, {setting.dtype} on "
         f"{facts['accelerator'] or facts['processor']}, {facts['num_threads']} thread(s)"
     )
     if as_json:
-        report = {"setting": dataclasses.asdict(chosen), "machine": facts, "rows": rows}
+        report = {"setting": dataclasses.asdict(setting), "machine": facts, "rows": rows}
         print(json.dumps(report, ensure_ascii=False))
     else:
         print("| vocabulary | LM head ms | softmax ms | both ms |\n|---:|---:|---:|---:|")
@@ -107,7 +99,7 @@ def head(setting: dict[str, Any], as_json: bool, plot: Path | None) -> None:
                 f"| {row['vocab_size']:.0f} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |"
             )
         print(
-            f"\n{where}, median of {chosen.repeat}, torch {facts['torch']}, load {facts['load_average']}"
+            f"\n{where}, median of {setting.repeat}, torch {facts['torch']}, load {facts['load_average']}"
         )
     if plot is not None:
         from unmask.evals.plots import draw_head

@@ -31,16 +31,16 @@ class ServerOptions:
     """A running server."""
 
     base_url: Annotated[str | None, option(metavar="URL")] = None
-    """The server. Default: http://HOST:PORT."""
+    """URL of the server. Default: http://HOST:PORT."""
 
     host: Annotated[str, option(metavar="H")] = Server.host
-    """The server's host."""
+    """Host of the server."""
 
     port: Annotated[int, option(metavar="P")] = Server.port
-    """The server's port."""
+    """Port of the server."""
 
     api_key: Annotated[str | None, option(metavar="KEY", env=KEY_VARIABLE)] = None
-    """The server's key. Default: $UNMASK_API_KEY."""
+    """API key of the server. Default: $UNMASK_API_KEY."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,10 @@ class DataOptions:
     """The requests."""
 
     dataset_name: Annotated[str, option(metavar="D")] = Workload.name
-    """random (of token ids), sharegpt (a file), word_problem, sudoku or countdown."""
+    """Prompts: random (token ids), sharegpt (a file), word_problem, sudoku or countdown."""
 
     dataset_path: Annotated[Path | None, option(metavar="FILE")] = None
-    """ShareGPT-like JSON, for sharegpt."""
+    """JSON file of conversations in ShareGPT's format, for sharegpt."""
 
     num_prompts: Annotated[int, option("--num-prompt")] = Workload.num_prompts
     """Number of requests."""
@@ -62,89 +62,89 @@ class DataOptions:
     random_output_len: Annotated[
         int | None, option("--sharegpt-output-len", "--output-len", metavar="N")
     ] = None
-    """Maximum number of tokens of an answer. Default: 128 if random, else as the set has it."""
+    """Maximum number of tokens of an answer. Default: 128 for random, else that of the data set."""
 
     random_range_ratio: Annotated[float, option(metavar="R")] = Workload.range_ratio
-    """Minimum random length as a share of the maximum (as in SGLang); 1: all alike."""
+    """Minimum random length as a share of the maximum, as in SGLang; 1: all equal."""
 
     tokenize_prompt: bool = False
     """Send random prompts as token ids, not as text."""
 
     sharegpt_context_len: Annotated[int | None, option(metavar="N")] = None
-    """Leave out conversations with a longer prompt and answer."""
+    """Skip conversations with more tokens, answer included. Default: skip none."""
 
     apply_chat_template: bool = False
-    """Send prompts in the tokenizer's chat template, as text."""
+    """Format prompts with the tokenizer's chat template and send them as text."""
 
     tokenizer: Annotated[str | None, option(metavar="M")] = None
-    """Bundled name, folder or hub id of the tokenizer that counts. Default: the model's name."""
+    """Tokenizer that counts tokens: bundled name, folder or hub id. Default: the model's."""
 
     seed: Annotated[int, option(metavar="S")] = 1
-    """Seed of the prompts and of the waits."""
+    """Seed of the prompts and of the arrival times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrafficOptions:
-    """The arrival of the requests, and their fields."""
+    """The arrival times of the requests, and their fields."""
 
     request_rate: Annotated[float, option(metavar="R")] = float("inf")
-    """Requests per second; inf: all at once."""
+    """Mean number of requests per second; inf sends all at once."""
 
     burstiness: Annotated[float, option(metavar="B")] = 1.0
-    """1: Poisson; below: in bursts; above: even."""
+    """Arrivals: 1 is a Poisson process, below 1 more bursty, above 1 more regular."""
 
     max_concurrency: Annotated[int | None, option(metavar="N")] = None
-    """Maximum number of requests under way. Default: any."""
+    """Maximum number of concurrent requests. Default: unlimited."""
 
     warmup_requests: Annotated[int, option("--num-warmups")] = 1
-    """Number of untimed requests before."""
+    """Number of untimed requests before the benchmark."""
 
     disable_stream: bool = False
-    """Request answers in one piece. Blocks are not timed."""
+    """Do not stream answers; blocks are then not timed."""
 
     ignore_eos: Annotated[bool | None, Parameter(negative="--disable-ignore-eos")] = None
-    """Request all tokens, past the answer's end. Default: with sglang backends only."""
+    """Generate all tokens, also after the end token. Default: with sglang backends only."""
 
     temperature: Annotated[float, option(metavar="T")] = 0.0
     """Sampling temperature; 0 is greedy."""
 
     extra_body: Annotated[str | None, option("--extra-request-body", metavar="JSON")] = None
-    """Fields of every request: '{"decoder": "threshold"}'."""
+    """Additional fields of every request, such as '{"decoder": "threshold"}'."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultOptions:
-    """The numbers, and the files that hold them."""
+    """The reported numbers, and their files."""
 
     goodput: Annotated[tuple[str, ...], SEVERAL, option(metavar="GOAL:MS ...")] = ()
-    """Count requests within ttft:MS, tpot:MS, e2el:MS."""
+    """Report requests per second within all of ttft:MS, tpot:MS, e2el:MS."""
 
     percentile_metrics: Annotated[str | None, option(metavar="LIST")] = None
-    """Metrics with further percentiles: ttft,tpot,itl,e2el."""
+    """Metrics to report --metric-percentiles of: ttft,tpot,itl,e2el. Default: all."""
 
     metric_percentiles: Annotated[str | None, option(metavar="LIST")] = None
     """Further percentiles, such as 50,90,99."""
 
     block_length: int = 32
-    """Number of tokens that count as a block."""
+    """Number of tokens per block in block metrics."""
 
     save_result: bool = False
     """Write all numbers and texts as a JSON file."""
 
     result_dir: Annotated[Path | None, option(metavar="FOLDER")] = None
-    """Folder of --save-result."""
+    """Folder of --save-result. Default: the current one."""
 
     result_filename: Annotated[str | None, option(metavar="NAME")] = None
-    """File name of --save-result."""
+    """File name of --save-result. Default: backend and time."""
 
     output_file: Annotated[Path | None, option(metavar="FILE")] = None
-    """Append the numbers to this file, as a line."""
+    """Append the numbers to this file, as one JSON line."""
 
     output_details: bool = False
     """With --output-file: add each request's lengths, times and text."""
 
     tag: Annotated[str | None, option(metavar="TEXT")] = None
-    """Text beside the numbers."""
+    """Text that is stored with the numbers."""
 
     disable_tqdm: bool = False
     """Show no progress bar."""
@@ -158,20 +158,20 @@ class BenchServeOptions:
     """Options of `unmask bench serve`; SGLang's and vLLM's spellings both work."""
 
     backend: Annotated[str, option(metavar="B")] = "openai"
-    """openai (/v1/completions), openai-chat, or sglang (/generate). Also: sglang-oai, sglang-oai-chat,
-    vllm, vllm-chat."""
+    """API: openai (/v1/completions), openai-chat, or sglang (/generate). Aliases: sglang-oai,
+    sglang-oai-chat, vllm, vllm-chat."""
 
     endpoint: Annotated[str | None, option(metavar="PATH")] = None
-    """Path of the route. Default: the backend's."""
+    """Path of the route. Default: that of the backend."""
 
     model: Annotated[str | None, option("-m", metavar="M")] = None
-    """Name of the model there. Default: the server's first."""
+    """Name of the model on the server. Default: the first that it lists."""
 
     served_model_name: Annotated[str | None, option(metavar="NAME")] = None
-    """Name of the model there, where --model is another one with the tokenizer that counts."""
+    """Name of the model on the server, if --model only names the tokenizer."""
 
     header: Annotated[tuple[str, ...], SEVERAL, option(metavar="NAME=VALUE ...")] = ()
-    """HTTP headers of every request."""
+    """Additional HTTP headers of every request."""
 
     place: Annotated[ServerOptions, flat(SERVER)] = ServerOptions()
     data: Annotated[DataOptions, flat(DATA)] = DataOptions()
@@ -228,7 +228,7 @@ class BenchServeOptions:
 
     @property
     def save(self) -> Path | None:
-        """The result file, as in vLLM: folder and name, or a name with the time; None: none."""
+        """The file of `--save-result`, by default named after backend and time; None: no file."""
         if not self.results.save_result:
             return None
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
@@ -237,15 +237,15 @@ class BenchServeOptions:
 
 
 def serve_command(*, options: Annotated[BenchServeOptions, flat()] = BenchServeOptions()) -> None:
-    """Put a running server under load: SGLang's table, with blocks, forwards and waste besides.
+    """Load-test a running server; print SGLang's table, with rows for blocks, forwards and waste.
 
-    Exit status 1 when some requests failed.
+    The exit status is 1 if some requests fail.
     """
     serve(options)
 
 
 def serve(options: BenchServeOptions) -> None:
-    """Measure and show. Exit status 1 when some requests failed."""
+    """Run the benchmark and print its report. Raises SystemExit(1) if some requests fail."""
     import numpy as np
 
     workload, traffic, server = options.workload, options.traffic, options.server
@@ -253,8 +253,8 @@ def serve(options: BenchServeOptions) -> None:
     traffic.check()
     make_report = _checked(options)
     endpoint = _endpoint(server, options)
-    named = options.model if options.served_model_name else None
-    tokenizer = find_tokenizer(options.data.tokenizer or named or endpoint.model)
+    tokenizer_model = options.model if options.served_model_name else None
+    tokenizer = find_tokenizer(options.data.tokenizer or tokenizer_model or endpoint.model)
     rng = np.random.RandomState(options.data.seed)
     items = workload.items(tokenizer, rng)
     with progress(len(items), is_quiet=options.results.disable_tqdm) as watch:
@@ -288,7 +288,7 @@ def serve(options: BenchServeOptions) -> None:
 
 
 def _checked(options: BenchServeOptions) -> Callable[..., ServingReport]:
-    """Check the options and return the function that makes the report. Raises ConfigError."""
+    """Check the options and return a function that builds the report. Raises ConfigError."""
     if not options.results.save_result and (
         options.results.result_dir or options.results.result_filename
     ):
@@ -313,15 +313,15 @@ def _checked(options: BenchServeOptions) -> Callable[..., ServingReport]:
 
 
 def _endpoint(server: Server, options: BenchServeOptions) -> Endpoint:
-    """Return the endpoint; ask the server for its model's name last. Raises ConfigError, RemoteError."""
+    """Return the endpoint, requesting the model's name last. Raises ConfigError, RemoteError."""
     kind, extra = kind_of(options.backend), extra_body(options.load.extra_body)
     if "stream" in extra:
-        raise ConfigError("extra_body: stream is a flag here; use --disable-stream")
+        raise ConfigError("extra_body: the field stream is set by a flag; use --disable-stream")
     if options.data.apply_chat_template and kind == "openai-chat":
         raise ConfigError(
             f"apply_chat_template: with {options.backend} the server does that; leave it out"
         )
-    # SGLang's backends go on past the end unless told otherwise, vLLM's do not
+    # As in their own clients: SGLang's backends ignore the end token by default.
     usual = options.backend.startswith("sglang")
     return Endpoint(
         kind=kind,
@@ -337,19 +337,19 @@ def _endpoint(server: Server, options: BenchServeOptions) -> Endpoint:
 def show(
     report: ServingReport, served: LoadResult, lengths: Sequence[int], options: BenchServeOptions
 ) -> None:
-    """Print, and write the files that were asked for."""
-    found = report.as_json()
-    print(json.dumps(found) if options.results.as_json else report.table(), flush=True)
+    """Print the report and write the requested files."""
+    content = report.as_json()
+    print(json.dumps(content) if options.results.as_json else report.table(), flush=True)
     if options.save is not None:
         details = {
             "output_lens": [reply.num_tokens for reply in served.replies],
             "errors": [reply.error for reply in served.replies],
             "generated_texts": [reply.text for reply in served.replies],
         }
-        _write(options.save, json.dumps(found | details, ensure_ascii=False), "w")
+        _write(options.save, json.dumps(content | details, ensure_ascii=False), "w")
     if options.results.output_file is not None:
         more = details_of(served, lengths) if options.results.output_details else {}
-        _write(options.results.output_file, json.dumps(found | more), "a")
+        _write(options.results.output_file, json.dumps(content | more), "a")
 
 
 def details_of(served: LoadResult, lengths: Sequence[int]) -> dict[str, list[Any]]:
@@ -393,7 +393,7 @@ def percentiles(metrics: str | None, percents: str | None) -> dict[str, list[flo
     for name in names:
         if name not in METRICS:
             raise unknown_name("metric", name, METRICS)
-    found = []
+    values = []
     usual = "99" if metrics else ""
     for word in (usual if percents is None else percents).split(","):
         if not word.strip():
@@ -404,8 +404,8 @@ def percentiles(metrics: str | None, percents: str | None) -> dict[str, list[flo
             value = -1.0
         if not 0 <= value <= 100:
             raise ConfigError(f"metric_percentiles={word!r} must be numbers from 0 to 100")
-        found.append(value)
-    return dict.fromkeys(names, found)
+        values.append(value)
+    return dict.fromkeys(names, values)
 
 
 def extra_body(text: str | None) -> dict[str, Any]:
@@ -413,12 +413,12 @@ def extra_body(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        found = json.loads(text)
+        fields = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"extra_body={text!r} is not JSON ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise ConfigError(f"extra_body={text!r} must be a JSON object")
-    return found
+    return fields
 
 
 def find_tokenizer(name: str) -> Any:
@@ -427,14 +427,14 @@ def find_tokenizer(name: str) -> Any:
     from unmask.models import resolve_model
 
     try:
-        found = load_tokenizer(resolve_model(name, weights=False))
+        tokenizer = load_tokenizer(resolve_model(name, weights=False))
     except UnmaskError as error:
         raise ConfigError(
             f"no tokenizer for {name!r} ({error}); give one with --tokenizer"
         ) from None
-    if found is None:
+    if tokenizer is None:
         raise ConfigError(f"{name!r} has no tokenizer; give one with --tokenizer")
-    return found
+    return tokenizer
 
 
 def counter(tokenizer: Any) -> Callable[[str], int]:
@@ -444,7 +444,7 @@ def counter(tokenizer: Any) -> Callable[[str], int]:
 
 @contextmanager
 def progress(total: int, *, is_quiet: bool = False) -> Iterator[Callable[[EndpointReply], None]]:
-    """Show a bar on standard error while requests run; nothing off a terminal or with `is_quiet`."""
+    """Show a progress bar on standard error, if that is a terminal and not `is_quiet`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -23,7 +23,7 @@ class TaskOptions:
     """Options of `unmask bench gsm8k` and `unmask bench mmlu`."""
 
     data: Annotated[Path, option("--data-path", metavar="PATH", env="UNMASK_DATA")]
-    """The task's test file, its folder, or the folder above it. Default: $UNMASK_DATA."""
+    """The task's data file, its folder, or the parent of that folder. Default: $UNMASK_DATA."""
 
     num_questions: Annotated[int, option("--num-examples")] = 200
     """Number of questions."""
@@ -32,21 +32,21 @@ class TaskOptions:
     """Maximum number of tokens of an answer."""
 
     parallel: Annotated[int, option("--num-threads")] = 128
-    """Number of requests under way."""
+    """Maximum number of concurrent requests."""
 
     place: Annotated[ServerOptions, flat(SERVER)] = ServerOptions()
 
     model: Annotated[str | None, option("--served-model-name", "-m", metavar="M")] = None
-    """Name of the model there. Default: the server's first."""
+    """Name of the model on the server. Default: the first that it lists."""
 
     temperature: Annotated[float, option(metavar="T")] = 0.0
     """Sampling temperature; 0 is greedy."""
 
     extra_body: Annotated[str | None, option("--extra-request-body", metavar="JSON")] = None
-    """Fields of every request: '{"decoder": "threshold"}'."""
+    """Additional fields of every request, such as '{"decoder": "threshold"}'."""
 
     as_json: Annotated[bool, PRINT_JSON] = False
-    """Print JSON instead of the lines."""
+    """Print one JSON object instead of lines of text."""
 
     def server(self) -> Server:
         """Return the server. Raises ConfigError."""
@@ -64,13 +64,13 @@ def gsm8k_command(
     num_shots: Annotated[int, option(least=0)] = 5,
     shots_from: Annotated[Path | None, option(metavar="FILE")] = None,
 ) -> None:
-    """Ask a running server GSM8K with few shots, as SGLang's few_shot_gsm8k does.
+    """Evaluate a running server on few-shot GSM8K, as SGLang's few_shot_gsm8k does.
 
     Args:
-        backend: openai (/v1/completions), openai-chat, or sglang (/generate).
-        num_shots: Number of solved questions before each.
-        shots_from: File of the shots, such as train.jsonl. Default: the questions' own file, as SGLang
-            does, whose first few are then asked with their answers in sight.
+        backend: API: openai (/v1/completions), openai-chat, or sglang (/generate).
+        num_shots: Number of solved examples in each prompt.
+        shots_from: File of the examples, such as train.jsonl. Default: the test file, as in SGLang, so that
+            the first questions are asked with their own answers in the prompt.
     """
     exam = _exam(options, backend)
     gsm8k(options.server(), exam, options.data, options.num_questions, num_shots, shots_from)
@@ -82,10 +82,10 @@ def mmlu_command(
     backend: Annotated[str, BACKEND] = "openai-chat",
     seed: Annotated[int, option(metavar="S")] = 0,
 ) -> None:
-    """Ask a running server a sample of MMLU, a chat turn a question, no shots.
+    """Evaluate a running server on a sample of MMLU, zero-shot, one chat turn per question.
 
     Args:
-        backend: openai (/v1/completions), openai-chat, or sglang (/generate).
+        backend: API: openai (/v1/completions), openai-chat, or sglang (/generate).
         seed: Seed of the sample.
     """
     mmlu(options.server(), _exam(options, backend), options.data, options.num_questions, seed)
@@ -104,7 +104,7 @@ def _exam(options: TaskOptions, backend: str) -> Exam:
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """Options of the questions."""
+    """Options of the requests, common to all tasks."""
 
     backend: str
     num_tokens: int
@@ -117,7 +117,7 @@ class Exam:
 def gsm8k(
     server: Server, exam: Exam, data: Path, num_questions: int, num_shots: int, shots: Path | None
 ) -> None:
-    """Ask GSM8K; Accuracy, Invalid, Latency and Output throughput."""
+    """Evaluate GSM8K; print accuracy, invalid answers, latency and throughput."""
     _check_counts(num_questions, num_shots)
     questions = tasks.gsm8k(data, num_questions, num_shots, shots)
     stops = list(tasks.GSM8K_STOPS)
@@ -132,7 +132,7 @@ def gsm8k(
 
 
 def mmlu(server: Server, exam: Exam, data: Path, num_questions: int, seed: int) -> None:
-    """Ask MMLU; Total latency and Score, then what GSM8K also prints."""
+    """Evaluate MMLU; print latency, score, invalid answers and throughput."""
     _check_counts(num_questions, 0)
     questions = tasks.mmlu(data, num_questions, seed)
     graded = _take(server, exam, questions, tasks.answer_letter, [])

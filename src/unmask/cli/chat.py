@@ -1,4 +1,4 @@
-"""`unmask chat`: a conversation at the prompt, or a turn a line from a pipe."""
+"""`unmask chat`: a conversation, interactive or with one turn per line of piped input."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 
 PROMPT = "> "
 UNUSED_WORDS = {
-    "raw": "a conversation needs the template",
-    "stop_at_eos": "answers end there",
+    "raw": "a conversation needs the chat template",
+    "stop_at_eos": "an answer always ends at its end token",
     "return_trace": "use unmask generate",
 }
 HELP = {
-    "decoder": "NAME: decode so from now on (its knobs begin at their defaults)",
-    "cache": "NAME: with this cache from now on",
+    "decoder": "NAME: change the decoder (its knobs start at their defaults)",
+    "cache": "NAME: change the cache",
     "set": "KNOB=VALUE: change a knob, or gen_length or seed",
-    "unset": "KNOB: back to its default",
+    "unset": "KNOB: reset a knob to its default",
     "show": "the settings",
-    "reset": "forget the conversation",
+    "reset": "discard the conversation",
     "help": "this list",
-    "quit": "end (as Control-D does)",
+    "quit": "end the conversation, like Control-D",
 }
 
 
 class Speaker(Protocol):
-    """The other side of a conversation. `check` and `answer` raise UnmaskError."""
+    """The model of a conversation. `check` and `answer` raise UnmaskError."""
 
     def check(self, options: DecodeOptions) -> None:
-        """Refuse options that cannot be."""
+        """Check the options."""
         ...
 
     def answer(
         self, messages: list[dict[str, str]], options: DecodeOptions, console: Console | None
     ) -> ChatAnswer:
-        """Return the next turn, drawn live on the console, if any."""
+        """Return the next turn, drawn live on the console if there is one."""
         ...
 
     def close(self) -> None:
@@ -67,10 +67,10 @@ class Local:
         self.llm, self.fps = llm, fps
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to release."""
 
     def check(self, options: DecodeOptions) -> None:
-        """Refuse a method or a cache that does not exist or does not take these knobs."""
+        """Raise ConfigError for an unknown decoder, cache or knob, and for an invalid value."""
         self._method(options)
 
     def _method(self, options: DecodeOptions) -> MethodSpec:
@@ -107,29 +107,29 @@ class ChatOptions:
     """Options of `unmask chat`."""
 
     model: Annotated[str | None, option("-m", metavar="M")] = None
-    """Bundled name, folder or hub id; with --base-url, its name there. Default: demo, or the server's
-    first."""
+    """Bundled name, folder or hub id; with --base-url, a name on the server. Default: demo, or the first of
+    the server."""
 
     base_url: Annotated[str | None, option(metavar="URL")] = None
-    """Talk to this server instead of loading a model."""
+    """Address of a server to use instead of loading a model."""
 
     api_key: Annotated[str | None, option(metavar="KEY")] = None
-    """The server's key. Default: $UNMASK_API_KEY."""
+    """API key of the server. Default: $UNMASK_API_KEY."""
 
     decoder: Annotated[str | None, option("-d", metavar="D")] = None
-    """Decoding method. Default: vanilla, or the server's."""
+    """Decoding method. Default: vanilla, or that of the server."""
 
     cache: Annotated[str | None, option("-c", metavar="C")] = None
-    """Cache policy. Default: none, or the server's."""
+    """Cache policy. Default: none, or that of the server."""
 
     gen_length: Annotated[int | None, option("--max-tokens", metavar="N")] = None
-    """Number of positions of an answer. Default: 128, or the server's."""
+    """Number of positions of an answer. Default: 128, or that of the server."""
 
     system: Annotated[str | None, option(metavar="TEXT")] = None
-    """A system message to begin with."""
+    """System message of the conversation. Default: none."""
 
     seed: Annotated[int | None, option(metavar="S")] = None
-    """Seed of all randomness. Default: 0; a server draws one."""
+    """Seed of all randomness. Default: 0, or random on a server."""
 
     device: Annotated[DeviceOptions, flat()] = DeviceOptions()
 
@@ -146,10 +146,10 @@ def chat(
     ],
     options: Annotated[ChatOptions, flat()] = ChatOptions(),
 ) -> None:
-    """Talk with a model, here or behind a URL; piped in, every line is a turn.
+    """Chat with a local model or a server; of piped input, every line is a turn.
 
     At the prompt: /decoder NAME, /cache NAME, /set KNOB=VALUE, /unset KNOB, /show, /reset, /help, /quit.
-    Control-C stops an answer, Control-D ends the talk.
+    Control-C stops an answer, Control-D ends the conversation.
     """
     from unmask.cli.decode import live_console
 
@@ -168,7 +168,7 @@ def chat(
 
 
 def _speaker(options: ChatOptions, knobs: Mapping[str, str]) -> tuple[Speaker, DecodeOptions]:
-    """Return the other side, with the options that it has: a server keeps its own defaults."""
+    """Return the local or remote model, and the options; defaults of a server are left open."""
     decode = DecodeOptions(
         decoder=options.decoder,
         cache=options.cache,
@@ -192,7 +192,9 @@ def _speaker(options: ChatOptions, knobs: Mapping[str, str]) -> tuple[Speaker, D
 
     for name in ("dtype", "device"):
         if getattr(options.device, name) is not None:
-            raise ConfigError(f"{name} has no effect with --base-url: the server has its model")
+            raise ConfigError(
+                f"{name} has no effect with --base-url, where the server has loaded the model; leave it out"
+            )
     key = options.api_key or os.environ.get(KEY_VARIABLE)
     remote = Remote(options.base_url, key, options.fps)
     seed = DRAWN_SEED if options.seed is None else options.seed
@@ -222,7 +224,7 @@ class Session:
     def run(self) -> None:
         """Take turns until the input ends or /quit."""
         if self.is_typed:
-            print("Talk; /help lists the commands, Control-D ends.", file=sys.stderr)
+            print("/help lists the commands, Control-D ends the conversation.", file=sys.stderr)
         for line in self._lines():
             try:
                 if line.startswith("/"):
@@ -243,7 +245,7 @@ class Session:
         while True:
             try:
                 line = input(PROMPT) if self.is_typed else sys.stdin.readline()
-                line.encode()  # in the C locale wrong bytes arrive as lone surrogates
+                line.encode()  # in the C locale, invalid bytes arrive as lone surrogates
             except EOFError:
                 print(file=sys.stderr)
                 return
@@ -263,7 +265,7 @@ class Session:
         except KeyboardInterrupt:
             if not self.is_typed:
                 raise
-            print("stopped; this turn is forgotten", file=sys.stderr)
+            print("stopped; this turn is discarded", file=sys.stderr)
             return
         print(printable(answer.text) if sys.stdout.isatty() else answer.text, flush=True)
         if self.is_typed and answer.facts:
@@ -271,16 +273,17 @@ class Session:
         if answer.text.strip():
             self.messages = [*history, {"role": "assistant", "content": answer.text}]
         else:
-            print("(an empty answer; this turn is forgotten)", file=sys.stderr)
+            print("(empty answer; this turn is discarded)", file=sys.stderr)
 
     def _command(self, text: str) -> bool:
-        """Do what a command says; True ends the talk. Raises ConfigError."""
+        """Execute a command; return True to end the conversation. Raises ConfigError."""
         name, _, rest = text.strip().partition(" ")
         rest = rest.strip()
         if name not in HELP:
             raise unknown_name("command", f"/{name}", [f"/{each}" for each in HELP])
         if (name in ("decoder", "cache", "set", "unset")) != bool(rest):
-            raise ConfigError(f"/{name} is not complete, or has too much; /{name} {HELP[name]}")
+            problem = "takes no argument" if rest else "needs an argument"
+            raise ConfigError(f"/{name} {problem}; /{name} {HELP[name]}")
         if name == "quit":
             return True
         if name == "reset":
@@ -313,7 +316,7 @@ class Session:
         key, equals, value = rest.partition("=")
         key, value = key.strip().replace("-", "_"), value.strip()
         if not equals or not key:
-            raise ConfigError(f"/set {rest}: it must be of the form KNOB=VALUE")
+            raise ConfigError(f"/set {rest}: must be of the form KNOB=VALUE")
         if key in ("gen_length", "seed"):
             return dataclasses.replace(old, **{key: set_field(DecodeOptions, key, value)})
         return _with_method(old, {**values, key: value})
@@ -323,8 +326,8 @@ class Session:
         shown = {
             "decoder": values.pop("decoder"),
             "cache": values.pop("cache"),
-            "gen_length": self.options.gen_length or "as usual",
-            "seed": "drawn" if self.options.seed == DRAWN_SEED else self.options.seed,
+            "gen_length": self.options.gen_length or "default",
+            "seed": "random" if self.options.seed == DRAWN_SEED else self.options.seed,
             **values,
             "turns": sum(message["role"] == "user" for message in self.messages),
         }

@@ -1,4 +1,4 @@
-"""The answers of a server for `unmask chat`, live where it can send its canvas."""
+"""Client of a server for `unmask chat`; draws the canvas live if the server streams it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 DRAWN_SEED = -1
-"""A server draws the seed itself."""
+"""Value of `seed` for a seed that the server draws."""
 
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """A turn of the model, and a line of numbers about it."""
+    """A turn of the model, and its statistics as a line of text."""
 
     text: str
     facts: str
@@ -53,7 +53,7 @@ class Remote:
         try:
             self.schema = self._get("/v1/schema")
         except RemoteError:
-            self.schema = None  # a server of another make: text only, and its own decoding
+            self.schema = None  # not an unmask server: it streams text only and has no decoders
 
     def close(self) -> None:
         """Close the connections."""
@@ -83,10 +83,13 @@ class Remote:
             raise RemoteError(f"{self.url}{path} answers no JSON") from None
 
     def check(self, options: DecodeOptions) -> None:
-        """Refuse names that the server does not have; what they take it says itself."""
+        """Raise for decoders and caches that the server lacks; it checks their knobs itself."""
         if self.schema is None:
             if options.method.values.keys() & {"decoder", "cache"}:
-                raise RemoteError(f"{self.url} is not unmask's: it has no decoders to choose from")
+                raise RemoteError(
+                    f"{self.url} is not an unmask server and has no decoders to choose from; leave decoder "
+                    f"and cache out"
+                )
             return
         for kind in ("decoder", "cache"):
             name = str(options.method.values.get(kind, ""))
@@ -97,36 +100,36 @@ class Remote:
     def body(
         self, messages: list[dict[str, str]], options: DecodeOptions, live: bool
     ) -> dict[str, Any]:
-        """Build the request."""
-        found: dict[str, Any] = {"model": options.model or self.model, "messages": messages}
-        found |= {"stream": True, "stream_options": {"include_usage": True}}
+        """Return the body of a request."""
+        body: dict[str, Any] = {"model": options.model or self.model, "messages": messages}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
         if live and self.schema is not None:
-            found["stream_mode"] = "canvas"
+            body["stream_mode"] = "canvas"
         knobs = dict(options.method.values)
         for key in ("decoder", "cache"):
             if key in knobs:
-                found[key] = knobs.pop(key)
+                body[key] = knobs.pop(key)
         if options.gen_length is not None:
-            found["max_tokens"] = options.gen_length
+            body["max_tokens"] = options.gen_length
         if options.seed != DRAWN_SEED:
-            found["seed"] = options.seed
+            body["seed"] = options.seed
         values = {key: read_value(value) for key, value in knobs.items()}
         own = {key: value for key, value in values.items() if not key.startswith(CACHE_PREFIX)}
         cached = {
             k.removeprefix(CACHE_PREFIX): v for k, v in values.items() if k.startswith(CACHE_PREFIX)
         }
         if self.schema is None:
-            return found | own
+            return body | own
         if own:
-            found["decoder_args"] = own
+            body["decoder_args"] = own
         if cached:
-            found["cache_args"] = cached
-        return found
+            body["cache_args"] = cached
+        return body
 
     def answer(
         self, messages: list[dict[str, str]], options: DecodeOptions, console: Console | None
     ) -> ChatAnswer:
-        """Ask, and draw what comes. Raises RemoteError."""
+        """Request an answer and draw its canvas. Raises RemoteError."""
         from unmask.engine.token_text import TokenTexts
         from unmask.view.terminal import LiveView, frame_status, frame_text
 
@@ -164,15 +167,15 @@ class Remote:
                         continue
                     if data == "[DONE]":
                         return
-                    found = json.loads(data)
-                    if found.get("error"):
-                        error = found["error"]
-                        told = error.get("message", error) if isinstance(error, dict) else error
-                        raise RemoteError(f"{self.url}: {told}")
-                    yield found
+                    chunk = json.loads(data)
+                    if chunk.get("error"):
+                        error = chunk["error"]
+                        message = error.get("message", error) if isinstance(error, dict) else error
+                        raise RemoteError(f"{self.url}: {message}")
+                    yield chunk
         except (httpx2.HTTPError, ValueError) as error:
             raise RemoteError(f"{self.url}: {reason(error)}") from None
-        raise RemoteError(f"{self.url}: the answer was broken off")
+        raise RemoteError(f"{self.url}: the answer broke off before its end")
 
 
 def _facts(usage: dict[str, Any], seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Short commands; what they do, with its imports, is in the modules that they name."""
+"""Short commands; the modules that they import in their bodies do the work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def demo(
     Args:
         model: Bundled name, folder or hub id.
         fps: Maximum number of frames per second. Default: 20.
-        fast: Decode at full speed.
+        fast: Decode at full speed, without waiting between frames.
     """
     from unmask.cli import demo as command
 
@@ -45,7 +45,7 @@ def inspect(
     *,
     as_json: Annotated[bool, PRINT_JSON] = False,
 ) -> None:
-    """Describe a checkpoint: sizes, special ids, attention; reads no weights.
+    """Describe a checkpoint (sizes, special ids, attention) without reading weights.
 
     Args:
         model: Bundled name, folder or hub id.
@@ -63,15 +63,15 @@ def convert(
     *,
     to: Annotated[str, option(metavar="FORM")],
 ) -> None:
-    """Write a checkpoint with its weights in another form, bit by bit equal.
+    """Convert a checkpoint to another layout of its weights, without changing a value.
 
-    Config, tokenizer and texts are copied. Nothing is overwritten.
+    Configuration, tokenizer and text files are copied. Existing files are never overwritten.
 
     Args:
         source: Bundled name, folder or hub id.
-        target: Folder to make.
-        to: family (as released), unmask (as it is held in memory), stacked (LLaDA2) or fused (LLaDA-MoE,
-            SDAR with experts).
+        target: Folder to create.
+        to: Layout: family (as released), unmask (as in memory), stacked (LLaDA2) or fused (LLaDA-MoE, SDAR
+            with experts).
     """
     from unmask.cli import models as command
 
@@ -82,7 +82,7 @@ def decoders(name: Annotated[str | None, Parameter(name="NAME")] = None, /) -> N
     """Print the knobs of a decoder, or the reference of all decoders.
 
     Args:
-        name: The decoder. Default: the reference page (Markdown).
+        name: Name of a decoder. Default: the reference page of all (Markdown).
     """
     if name is None:
         from unmask.docgen.decoders import markdown
@@ -98,7 +98,7 @@ def caches(name: Annotated[str | None, Parameter(name="NAME")] = None, /) -> Non
     """Print the knobs of a cache, or the reference of all caches.
 
     Args:
-        name: The cache. Default: the reference page (Markdown).
+        name: Name of a cache. Default: the reference page of all (Markdown).
     """
     if name is None:
         from unmask.docgen.caches import markdown

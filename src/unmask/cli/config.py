@@ -1,4 +1,4 @@
-"""`unmask config`: what a command would run with, and where each value comes from."""
+"""`unmask config`: the configuration of a command, and the origin of each value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unmask.config import Sources
 
 
-config = App(name="config", help="Show what a command would run with.")
+config = App(name="config", help="Show the configuration that a command would use.")
 
 
 @config.command(name="show")
@@ -28,10 +28,10 @@ def show_command(
     files: Annotated[SourceOptions, flat()] = SourceOptions(),
     as_json: Annotated[bool, PRINT_JSON] = False,
 ) -> None:
-    """Print every key, its value, and the layer that the value comes from.
+    """Print every key with its value and the layer that sets it.
 
-    Lowest first: schema default, presets of dataset, model, cache and generation, recipe, config file,
-    command line.
+    Layers, lowest first: schema default, presets of dataset, model, cache and generation, recipe, config
+    file, command line.
 
     Args:
         as_json: Print JSON.
@@ -108,7 +108,7 @@ def _knobs(generation: dict[str, Any]) -> dict[str, Any]:
 
 
 def spell(value: Any) -> str:
-    """Format a value as it is typed."""
+    """Format a value as on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):

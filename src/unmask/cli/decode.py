@@ -30,7 +30,7 @@ UNUSED_WORDS = {"return_trace": "use --trace FILE"}
 UNUSED_IN_INFILL = UNUSED_WORDS | {
     "gen_length": "the blanks give the number of tokens",
     "stop_at_eos": "every blank is filled",
-    "raw": "the text is always taken as it is",
+    "raw": "infill never applies the chat template",
 }
 
 
@@ -56,7 +56,7 @@ def infill(text: str | None, options: DecodeOptions, show: ShowOptions) -> None:
 
 
 def live_console(show: ShowOptions) -> Console | None:
-    """Return the console of the live canvas, if any. Raises ConfigError for contradicting options."""
+    """Return the console of the live canvas, None without it. Raises ConfigError for contradictions."""
     if show.fps is not None and not 0 < show.fps <= 1000:
         raise ConfigError(f"fps={show.fps:g} must be above 0 and at most 1000")
     streams = (sys.stdout, sys.stderr) if show.live else (sys.stdout,)
@@ -66,7 +66,7 @@ def live_console(show: ShowOptions) -> Console | None:
         places = places[-1:]
     usable = [console for console in places if not console.is_dumb_terminal]
     if show.live and not usable:
-        raise ConfigError("--live needs a terminal that can be redrawn; leave it out")
+        raise ConfigError("--live needs a terminal that can move its cursor; leave it out")
     if not is_live or not usable:
         if show.fps is not None:
             raise ConfigError("--fps has no effect without the live canvas; leave it out")
@@ -75,12 +75,12 @@ def live_console(show: ShowOptions) -> Console | None:
 
 
 def take_rank(options: DecodeOptions) -> None:
-    """Start the ranks of a model that is spread over several processes; see `launcher.take`."""
+    """Start the ranks of a model that is sharded over several processes; see `launcher.take`."""
     launcher.take(options.tensor_parallel_size, options.model, options.keywords())
 
 
 def load(options: DecodeOptions, trace: Path | None = None) -> tuple[LLM, MethodSpec]:
-    """Load the model and parse the method, whose errors are raised before the model is read."""
+    """Parse the method, then load the model, so that errors of the method come first."""
     if trace is not None:
         from unmask.view.trace import check_writable
 
@@ -109,7 +109,7 @@ def decode(
     view: LiveView | None = None,
     trace: TraceWriter | None = None,
 ) -> DecodeRun:
-    """Decode to the end and measure the engine's time, without drawing and writing."""
+    """Decode to the end and measure the time of the engine, without that of drawing and writing."""
     from unmask.view.report import DecodeRun
 
     events = llm.stream(canvas, method, seed=options.seed, stop_at_eos=options.stop_at_eos)
@@ -127,7 +127,7 @@ def decode(
             trace.step(last.num_forwards - 1, last.trace[-1])
         if view is not None:
             view.show(event)
-    assert last is not None, "a canvas with an open position takes a forward at least"
+    assert last is not None, "a canvas with an open position takes at least one forward"
     return DecodeRun(
         output=llm.output(last, False),
         seconds=seconds,

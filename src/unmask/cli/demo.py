@@ -1,4 +1,4 @@
-"""`unmask demo`: the bundled model at work, each answer checked."""
+"""`unmask demo`: the bundled model on sample tasks, with each answer checked."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ PENS = Example(
 )
 INFILL = "The {2} sat on the mat."
 PICK = 7
-"""Seed of the held-out problems shown."""
+"""Seed that draws the displayed held-out problems."""
 
 
 @dataclass(frozen=True)
 class DemoItem:
-    """One thing to show: a task (with blanks in the prompt when `infill`) and how it is decoded."""
+    """An item of the demonstration: a task and its decoding method. `infill`: the prompt has blanks."""
 
     title: str
     example: Example
@@ -64,7 +64,7 @@ def items() -> list[DemoItem]:
 
 
 def run(model: str, fps: float | None, fast: bool) -> None:
-    """Show every item and a table of how it went."""
+    """Show every item, then a table of the results."""
     if fast and fps is not None:
         raise ContradictionError("fps", "--fast", f"--fps {fps:g}")
     console = live_console(ShowOptions(fps=fps))
@@ -120,7 +120,9 @@ def _decode(
 
 def _verdict(item: DemoItem, right: bool) -> str:
     if item.infill:
-        return "✓ a sensible sentence" if right else "✗ wrong: not a sentence that it was taught"
+        return (
+            "✓ a sensible sentence" if right else "✗ wrong: not a sentence of the training grammar"
+        )
     if right:
         return "✓ right"
     answer = item.example.answer

@@ -1,4 +1,4 @@
-"""Options of `unmask eval` and `unmask tune` as words of the configuration, and its other sources."""
+"""Options that `unmask eval` and `unmask tune` share: configuration keys, and their sources."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEYS = {
     "device": "device",
     "output": "output",
 }
-"""The key that each flag is short for."""
+"""Configuration key of each flag."""
 
 KEY_WORDS = Parameter(
     name="KEY=VALUE",
@@ -45,7 +45,7 @@ KEY_WORDS = Parameter(
 
 @dataclass(frozen=True, kw_only=True)
 class KeyOptions:
-    """Flags that are short for keys of the configuration."""
+    """Flags that are abbreviations of configuration keys."""
 
     model: Annotated[str | None, option(metavar="M")] = None
     """Preset, bundled name, folder or hub id: model=M."""
@@ -81,7 +81,7 @@ class KeyOptions:
     """Folder of the results: output=DIR."""
 
     def words(self, words: Sequence[str]) -> list[str]:
-        """Return the words, and the flags that were given as further ones."""
+        """Return the words, followed by the flags that are set, as overrides."""
         values = {name: getattr(self, name, None) for name in KEYS}
         flags = [
             f"{KEYS[name]}={_quoted(str(value))}"
@@ -93,13 +93,13 @@ class KeyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Files below the words."""
+    """Configuration files; words take precedence over them."""
 
     config: Annotated[Path | None, option(metavar="FILE")] = None
-    """YAML file of keys, e.g. a run's config.yaml; words take precedence."""
+    """YAML file of keys, such as config.yaml of a run; words take precedence."""
 
     config_dir: Annotated[Path | None, option(metavar="DIR")] = None
-    """Folder of your own presets: DIR/generation/NAME.yaml and so on."""
+    """Folder of your own presets, such as DIR/generation/NAME.yaml."""
 
     def sources(self) -> Sources:
         """Return the files and the environment as sources. Raises ConfigError."""
@@ -119,19 +119,19 @@ class SourceOptions:
 
 
 def _quoted(text: str) -> str:
-    """Return a value as Hydra's grammar takes it; the shell's quotes are gone by now."""
+    """Return a value in Hydra's grammar, quoted again where necessary: the shell removed the quotes."""
     if all(char.isalnum() or char in "_-./:%+@" for char in text):
         return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def tell(notes: Sequence[Note]) -> None:
-    """Print notes on what was changed to standard error, in the first process alone."""
+    """Print notes on changed values to standard error, in the first process only."""
     if is_first():
         for note in notes:
             print(f"unmask: note: {note.message}", file=sys.stderr)
 
 
 def is_first() -> bool:
-    """Return whether this is the only process, or the first of those that a launcher started."""
+    """Return True if this process is the only one, or the first of those that a launcher started."""
     return os.environ.get("RANK", "0") == "0"

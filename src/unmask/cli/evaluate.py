@@ -1,4 +1,4 @@
-"""`unmask eval`: one evaluation, or one after the other for every combination of a sweep."""
+"""`unmask eval`: one evaluation, or one for every combination of a sweep."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def evaluate(
     cfg: Annotated[str | None, option(metavar="job")] = None,
     as_json: Annotated[bool, PRINT_JSON] = False,
 ) -> None:
-    """Answer a task and measure accuracy and speed.
+    """Evaluate a task: accuracy and speed.
 
-    The keys are Hydra's: `dataset.name=gsm8k generation=klass model=llada-inst`. A run that was killed goes
-    on when the same command is given again. Code that a model writes runs only with
-    confirm_run_unsafe_code=true (or $HF_ALLOW_CODE_EVAL=1).
+    The keys are Hydra's: `dataset.name=gsm8k generation=klass model=llada-inst`. The same command
+    resumes an interrupted run. Code that a model writes runs only with confirm_run_unsafe_code=true (or
+    $HF_ALLOW_CODE_EVAL=1).
 
     Args:
         multirun: Run every combination of words that list values (a=1,2).
         cfg: Print the configuration and stop.
-        as_json: Print one JSON object per run instead of the table.
+        as_json: Print one JSON object per run instead of a table.
     """
     keys, sources = options.words(words), files.sources()
     if cfg is None:
@@ -102,11 +102,11 @@ def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -
 
 
 def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[EvalSettings]:
-    """Return the settings of every run, all checked before the first begins."""
+    """Return the settings of all runs, checked before the first one starts."""
     from unmask.config import compose, method_of, sweep
     from unmask.config.settings import settings_of
 
-    found = []
+    runs = []
     for combination in sweep(words) if is_sweep else [list(words)]:
         composed = compose(combination, sources)
         method = method_of(composed)
@@ -115,13 +115,13 @@ def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[Eval
         if is_sweep and composed["output"] is not None:
             name = f"{settings.method.decoder_name}-{settings.fingerprint()}"
             settings = dataclasses.replace(settings, output=str(Path(composed["output"]) / name))
-        found.append(settings)
-    return found
+        runs.append(settings)
+    return runs
 
 
 @contextmanager
 def _progress(label: str) -> Iterator[Any]:
-    """Show a bar with the time left on a terminal, else a line at every tenth; on standard error."""
+    """Show a bar on a terminal, else print a line at every tenth; both on standard error."""
     console = Console(stderr=True, highlight=False)
     if not is_first():
         yield lambda done, total: None

@@ -1,4 +1,4 @@
-"""`unmask frequencies`: background counts of tokens, from texts or from the model itself."""
+"""`unmask frequencies`: background token frequencies, counted in texts or estimated by the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unmask.options import option
 DEFAULT_FIELD = "text"
 STANDARD_INPUT = Path("-")
 MIN_PIECE = 1 << 16
-"""Characters after which a long text is cut at the end of a line: what is tokenized at a time."""
+"""Minimum number of characters per tokenizer call; a long text is split after the next line end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +27,16 @@ class FrequencyOptions:
     """Options of `unmask frequencies`."""
 
     out: Annotated[Path | None, option(metavar="OUT.json")] = None
-    """File of the counts."""
+    """JSON file to write the counts to; required."""
 
     model: Annotated[str, option("-m", metavar="M")] = "demo"
     """Bundled name, folder or hub id."""
 
     estimate: bool = False
-    """Ask the model itself instead of counting in texts."""
+    """Estimate by the model's predictions instead of counting tokens of texts."""
 
     field: Annotated[str | None, option(metavar="NAME")] = None
-    """All input is JSON lines, with the text in this field. Default: text, in .jsonl files."""
+    """Read all input as JSON lines with the text in this field. Default: text, in .jsonl files only."""
 
     seed: Annotated[int | None, option(metavar="S")] = None
     """Seed of --estimate. Default: 0."""
@@ -44,7 +44,7 @@ class FrequencyOptions:
     device: Annotated[DeviceOptions, flat()] = DeviceOptions()
 
     force: bool = False
-    """Overwrite OUT.json."""
+    """Overwrite an existing OUT.json."""
 
 
 def frequencies(
@@ -52,14 +52,14 @@ def frequencies(
         Path,
         Parameter(
             name="FILE",
-            help="Texts; .jsonl: one object with a text a line. '-' or nothing: standard input.",
+            help="Text files; .jsonl: one JSON object per line. Default, and '-': standard input.",
         ),
     ],
     options: Annotated[FrequencyOptions, flat()] = FrequencyOptions(),
 ) -> None:
-    """Write background counts of tokens, which some decoders take.
+    """Count background token frequencies, for `frequencies=` of the decoders that debias.
 
-    Seed, dtype and device are for --estimate; counting needs no more than the model's tokenizer.
+    --seed, --dtype and --device need --estimate; counting only uses the model's tokenizer.
     """
     run = estimate if options.estimate else count
     loading = {"seed": options.seed, "dtype": options.device.dtype, "device": options.device.device}
@@ -76,9 +76,9 @@ def count(
 ) -> None:
     """Count the tokens of texts.
 
-    A file that ends with .jsonl is JSON lines, every file is when `field` is given. Long texts are cut
-    between lines, so a few tokens that would span a cut are counted as two. `loading`: seed, dtype and
-    device, which `estimate` alone takes.
+    Files named *.jsonl, and all files if `field` is set, are read as JSON lines. Long texts are split
+    between lines, so a token that would span a split is counted as two. `loading`: seed, dtype and
+    device; an error unless None, since only `estimate` has a use for them.
     """
     for name, value in loading.items():
         if value is not None:
@@ -87,9 +87,9 @@ def count(
     sources = list(files) or [STANDARD_INPUT]
     if not files and sys.stdin.isatty():
         raise PromptError("no text; give files, pipe text in, or use --estimate")
-    twice = next((path for path in sources if sources.count(path) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"file {str(twice)!r} is given twice; give it once")
+    repeated = next((path for path in sources if sources.count(path) > 1), None)
+    if repeated is not None:
+        raise ConfigError(f"file {str(repeated)!r} is listed twice; list it once")
 
     from unmask.engine.token_frequencies import count as count_tokens
     from unmask.engine.tokenizer import load_tokenizer
@@ -99,7 +99,7 @@ def count(
     folder = resolve_model(model)
     vocab_size, tokenizer = read_spec(folder).vocab_size, load_tokenizer(folder)
     if tokenizer is None:
-        raise PromptError(f"model {model!r} has no tokenizer to count with; use --estimate")
+        raise PromptError(f"model {model!r} has no tokenizer, which counting needs; use --estimate")
     counts = count_tokens(tokenizer, _texts(sources, field))
     if not counts:
         raise PromptError("the texts are empty; nothing was written")
@@ -126,7 +126,7 @@ def estimate(
     """Estimate frequencies from the model's predictions for empty canvases."""
     if files:
         raise ConfigError(
-            f"--estimate reads no text, but {str(files[0])!r} is given; use one of both"
+            f"--estimate reads no text, but {str(files[0])!r} is given; leave out one of the two"
         )
     if field is not None:
         raise ConfigError(f"--field {field} has no effect with --estimate; leave it out")
@@ -151,13 +151,13 @@ def estimate(
 def _target(out: Path | None, is_forced: bool) -> Path:
     """Return the file to write. Raises ConfigError before any work is done."""
     if out is None:
-        raise ConfigError("no place for the counts; give one with --out OUT.json")
+        raise ConfigError("no output file; name one with --out OUT.json")
     path = out.expanduser()
     folder = path.absolute().parent
     if path.is_dir():
         reason = "it is a folder; give a path to a file"
     elif not folder.is_dir():
-        reason = f"there is no folder {str(folder)!r}; make it or give another path"
+        reason = f"there is no folder {str(folder)!r}; create it or give another path"
     elif path.exists() and not is_forced:
         reason = "it exists; use --force to overwrite it"
     elif not os.access(folder, os.W_OK):
@@ -216,15 +216,15 @@ def _json_lines(lines: Iterable[str], name: str, field: str) -> Iterator[str]:
         try:
             record: object = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise PromptError(f"{name}, line {number} is not JSON ({error}); mend it") from None
+            raise PromptError(f"{name}, line {number} is not JSON ({error}); correct it") from None
         if not isinstance(record, dict) or field not in record:
-            has = (
+            content = (
                 f"fields {', '.join(map(repr, record))}"
                 if isinstance(record, dict)
                 else "no object"
             )
             raise PromptError(
-                f"{name}, line {number} has no field {field!r} but {has}; name the text's field with "
+                f"{name}, line {number} has no field {field!r} but {content}; name the text's field with "
                 "--field NAME"
             )
         if not isinstance(record[field], str):

@@ -37,9 +37,9 @@ def generate(
     model: Model = ModelOptions(),
     show: Show = ShowOptions(),
 ) -> None:
-    """Answer a prompt, position by position, the surest first.
+    """Generate the answer to a prompt, in any order of positions.
 
-    An option may be a word too: seed=3 is --seed 3. All knobs of all methods: --help=all.
+    Options can also be words: seed=3 is --seed 3. All knobs of all methods: --help=all.
     """
     from unmask.cli import decode
 

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 WIDEST = 100
 LABEL_WIDTH = 26
-"""Columns of a flag with its metavar; a longer one has its text on the next line."""
+"""Maximum width of a flag with its metavar; the text of a longer one starts on the next line."""
 METAVARS = {"INT": "N", "FLOAT": "X", "STR": "TEXT"}
 QUIET_DEFAULTS = ("", "()", "None", "False")
-"""Defaults that a reader sees without being told."""
+"""Defaults that are not printed."""
 
 
 class PlainHelp:

@@ -1,4 +1,4 @@
-"""`unmask inspect MODEL`: what a checkpoint is, from its small files; no weights are read."""
+"""`unmask inspect`: facts of a checkpoint, from its configuration and the headers of its weights."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def own_sampler(spec: ModelSpec) -> str:
 
 
 def from_tokenizer(folder: Path, spec: ModelSpec) -> dict[str, object]:
-    """Return the tokenizer's facts (tokens, mask, end of a turn, chat template), None without one."""
+    """Return the tokenizer's facts (tokens, mask, end of a turn, chat template); None if it is missing."""
     from unmask.engine.tokenizer import load_tokenizer, token_id
 
     tokenizer = load_tokenizer(folder)

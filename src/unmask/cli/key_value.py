@@ -13,7 +13,7 @@ BLANK = re.compile(r"(\{\{|\}\}|\{\d+\}|[{}])")
 SPELLED = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 MAX_BLANK_DIGITS = 9
 SPELLINGS = {"quantize": "quantization"}
-"""Older words for an option."""
+"""Older spellings of options."""
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
@@ -30,7 +30,7 @@ def split_words(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
             if prompt is not None:
                 raise ConfigError(
                     f"unexpected word {word!r} after the prompt {_short(prompt)}; put the prompt in "
-                    f"quotes, settings are of the form key=value"
+                    f"quotes and write settings as key=value"
                 )
             prompt = word
             continue
@@ -46,7 +46,7 @@ def _short(text: str) -> str:
 
 
 def refuse_words(pairs: Mapping[str, str], reasons: Mapping[str, str]) -> None:
-    """Raise ConfigError for a word that a command does not take, with the reason by its name."""
+    """Raise ConfigError for settings that a command does not have; `reasons` by name."""
     for key, reason in reasons.items():
         if key in pairs:
             raise ConfigError(f"{key}={pairs[key]} is not for this command: {reason}")
@@ -68,7 +68,7 @@ def read_prompt(prompt: str | None, what: str = "prompt") -> str:
     if any(0xD800 <= ord(char) < 0xE000 for char in prompt):
         raise PromptError(f"the {what} is not UTF-8 text")
     if not prompt.strip():
-        raise PromptError(f"the {what} is empty; give some text")
+        raise PromptError(f"the {what} is empty; it needs at least one character")
     return prompt
 
 

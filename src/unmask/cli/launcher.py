@@ -1,4 +1,4 @@
-"""One command as several processes of this machine, for a model that is spread over them.
+"""Launcher of the ranks of a sharded model, as processes of this machine.
 
 `torchrun` does the same, on several machines too; this is for when it was not used. Its ranks talk over the
 loopback interface only.
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 POLL_S = 0.05
 FAILED_GRACE_S = 5.0
-"""Seconds that rank 0 has to end with its own error after another rank failed."""
+"""Seconds that rank 0 has to exit with its own error after another rank has failed."""
 GRACE_S = 20.0
-"""Seconds that ranks have to end after that, and after rank 0 has ended."""
+"""Seconds that the other ranks have to exit after rank 0 has."""
 FAILED_STATUS = 1
 
 
@@ -39,7 +39,7 @@ def is_follower() -> bool:
 
 
 def take(size: int, model: str, loading: LoadKeywords) -> None:
-    """Return in rank 0 only, which drives a model of `size` ranks.
+    """Start the ranks of a model of `size` ranks; return in rank 0 only.
 
     Outside a rank, start all ranks and raise SystemExit with the status of rank 0. The other ranks load
     their part (`loading`: keyword arguments of `LLM`), follow, and end by SystemExit. Raises ConfigError.

@@ -1,4 +1,4 @@
-"""The `unmask` command. Imports nothing heavy, so that help and errors of typing are quick."""
+"""The `unmask` command. Imports nothing heavy, so that help and errors in the command line are fast."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
 MAX_MESSAGE = 2_000
 """Characters of an error line; a longer one is cut in the middle."""
 COMMANDS = {
-    "generate": ("generate:generate", "Answer a prompt, position by position, the surest first."),
+    "generate": (
+        "generate:generate",
+        "Generate the answer to a prompt, in any order of positions.",
+    ),
     "infill": (
         "generate:infill",
         'Fill the blanks of a text: unmask infill "The {2} sat on the {1}."',
     ),
     "chat": (
         "chat:chat",
-        "Talk with a model, here or behind a URL; piped in, every line is a turn.",
+        "Chat with a local model or a server; of piped input, every line is a turn.",
     ),
     "serve": (
         "serve:serve",
-        "Serve a model over HTTP: OpenAI's and SGLang's routes, infilling, a page.",
+        "Serve a model over HTTP: OpenAI's and SGLang's routes, infilling, a playground.",
     ),
-    "eval": ("evaluate:evaluate", "Answer a task and measure accuracy and speed."),
+    "eval": ("evaluate:evaluate", "Evaluate a task: accuracy and speed."),
     "report": (
         "report:report",
-        "Compare runs of eval: a table, and pictures of quality against speed.",
+        "Compare runs of `eval`: a table, and plots of quality against speed.",
     ),
-    "tune": ("tune:tune", "Search a decoder's knobs for speed at a quality that is kept."),
-    "bench": ("bench:bench", "Measure quality and speed."),
+    "tune": ("tune:tune", "Search a decoder's knobs for speed without loss of quality."),
+    "bench": ("bench:bench", "Benchmark decoders, caches, kernels and servers."),
     "train": (
         "train:train",
         "Train a model by a recipe; an interrupted run continues where it stopped.",
@@ -46,17 +49,17 @@ COMMANDS = {
     "models": ("commands:models", "List the bundled models."),
     "inspect": (
         "commands:inspect",
-        "Describe a checkpoint: sizes, special ids, attention; reads no weights.",
+        "Describe a checkpoint (sizes, special ids, attention) without reading weights.",
     ),
     "convert": (
         "commands:convert",
-        "Write a checkpoint with its weights in another form, bit by bit equal.",
+        "Convert a checkpoint to another layout of its weights, without changing a value.",
     ),
     "frequencies": (
         "frequencies:frequencies",
-        "Write background counts of tokens, which some decoders take.",
+        "Count background token frequencies, for `frequencies=` of the decoders that debias.",
     ),
-    "config": ("config:config", "Show what a command would run with."),
+    "config": ("config:config", "Show the configuration that a command would use."),
     "decoders": (
         "commands:decoders",
         "Print the knobs of a decoder, or the reference of all decoders.",
@@ -73,7 +76,7 @@ COMMANDS = {
 }
 """Each command: its module below `unmask.cli` with its function or group, and its summary.
 
-The summary is the first line of the function's docstring; here it is known without importing the module.
+The summary is the first line of the function's docstring, here available without an import.
 """
 ALL_HELP = "--help=all"
 

@@ -13,7 +13,7 @@ from unmask.knobs import field_names
 from unmask.sampling.params import SamplingParams
 
 SHARED_BY = 5
-"""A knob that this many decoders explain in the same words is listed once."""
+"""Number of decoders with the same help for a knob from which it is listed once, as common."""
 
 
 def decoder_page(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`unmask models`: what ships with the package, read without loading it."""
+"""`unmask models` and `unmask convert`: the bundled models, and conversion of checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ABOUT = {"demo": "word problems, 4x4 Sudoku, blanks in simple sentences"}
 
 
 class ModelEntry(TypedDict):
-    """One bundled model; sizes are None where the weights are not installed."""
+    """A bundled model; sizes are None if its weights are not installed."""
 
     name: str
     description: str

@@ -32,17 +32,17 @@ def flat(section: Group | None = None) -> Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """The kind and the place of a model's numbers."""
+    """The dtype and the device of a model's weights."""
 
     dtype: Annotated[str | None, option(metavar="T")] = None
-    """float32, bfloat16 or float16. Default: float32 on a CPU, else bfloat16."""
+    """Compute type: float32, bfloat16 or float16. Default: float32 on a CPU, else bfloat16."""
 
     device: Annotated[str | None, option(metavar="X")] = None
     """cpu, cuda or cuda:N. Default: cuda if available."""
 
 
 class LoadKeywords(TypedDict):
-    """Keywords of `LLM` beside the model."""
+    """Keyword arguments of `LLM` besides the model."""
 
     dtype: str | None
     device: str | None
@@ -52,16 +52,16 @@ class LoadKeywords(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions(DeviceOptions):
-    """Keywords of `LLM` beside the model's name."""
+    """Keyword arguments of `LLM` besides the model's name."""
 
     quantization: Annotated[str | None, option("--quantize", metavar="Q")] = None
-    """int8, or int4 (CPU, bfloat16); extra `quantize`."""
+    """Quantize to int8, or int4 (CPU, bfloat16); extra `quantize`. Default: off."""
 
     tensor_parallel_size: Annotated[int, option("--tp-size", least=1)] = 1
-    """Number of processes (GPUs) that hold a part of the model each."""
+    """Number of processes (GPUs) over which the model is sharded."""
 
     def keywords(self) -> LoadKeywords:
-        """Return the options as keywords of `LLM`."""
+        """Return the options as keyword arguments of `LLM`."""
         return {
             "dtype": self.dtype,
             "device": self.device,
@@ -72,7 +72,7 @@ class LoadOptions(DeviceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(LoadOptions):
-    """A model and its place."""
+    """A model and how it is loaded."""
 
     model: Annotated[str, option("-m", metavar="M")] = "demo"
     """Bundled name, folder or hub id."""
@@ -83,10 +83,10 @@ class MethodOptions:
     """Decoder, cache and seed."""
 
     decoder: Annotated[str | None, option("-d", metavar="D")] = None
-    """Decoding method; `unmask decoders D` lists its knobs. Default: vanilla."""
+    """Decoding method; `unmask decoders D` prints its knobs. Default: vanilla."""
 
     cache: Annotated[str | None, option("-c", metavar="C")] = None
-    """Cache policy; `unmask caches C` lists its knobs. Default: none."""
+    """Cache policy; `unmask caches C` prints its knobs. Default: none."""
 
     seed: Annotated[int, option(metavar="S")] = 0
     """Seed of all randomness."""
@@ -100,7 +100,7 @@ class GenerateOptions(MethodOptions):
     """Number of positions to generate. Default: 128."""
 
     stop_at_eos: bool = True
-    """Stop when the answer is complete."""
+    """Stop at the end of the answer; otherwise decode every position."""
 
     raw: bool = False
     """Use the prompt as it is, without the chat template."""
@@ -108,13 +108,13 @@ class GenerateOptions(MethodOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions(GenerateOptions, ModelOptions):
-    """All options of a decode, with the knobs of its method by name (`cache.NAME`: the cache's)."""
+    """All options of a decode; `knobs` by name, those of the cache as `cache.NAME`."""
 
     knobs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def method(self) -> Source:
-        """Decoder, cache and knobs as one source, without those that are not given."""
+        """The decoder, cache and knobs that are set, as one source."""
         names = {"decoder": self.decoder, "cache": self.cache}
         chosen = {key: name for key, name in names.items() if name is not None}
         return Source({**chosen, **self.knobs})
@@ -125,10 +125,10 @@ class ShowOptions:
     """Presentation of a decode."""
 
     as_json: Annotated[bool, PRINT_JSON] = False
-    """Print one JSON object instead of the text."""
+    """Print text, ids, statistics and settings as one JSON object."""
 
     trace: Annotated[Path | None, option(metavar="FILE")] = None
-    """Write the changes of every forward pass as JSON lines."""
+    """Write the edits of every forward pass to this file, as JSON lines."""
 
     live: bool | None = None
     """Draw the canvas while it is decoded. Default: on a terminal."""

@@ -1,4 +1,4 @@
-"""Sources of options beside the flags, and errors of the command line as one line.
+"""Sources of options besides the flags, and one-line errors of the command line.
 
 The parser (`cyclopts`) fills each option from the flags; the functions here then add what a configuration
 file (`serve --config FILE`) or a word (`generate seed=3`) holds.
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from cyclopts.argument import Argument, ArgumentCollection
 
 DASH = "\0-"
-"""Stand-in for the argument `-`, which the parser takes for an option; no argument can hold a NUL."""
+"""Stand-in for the argument `-`, which the parser would read as an option; no argument has a NUL."""
 WORD_COMMANDS = ("generate", "infill", "chat")
-"""Commands with options that may be words too."""
+"""Commands whose options can also be words."""
 FLAGS_ONLY = ("as_json", "trace", "live", "fps", "base_url", "api_key", "system")
 KNOBS, SECRET = "knobs", "api_key"
 NOT_IN_FILES = ("config", "help")
@@ -58,9 +58,9 @@ def restore_dashes(app: App, commands: Sequence[str], arguments: ArgumentCollect
 
 
 def take_words(app: App, commands: Sequence[str], arguments: ArgumentCollection) -> None:
-    """Move words `option=value` to their options, for commands that take them.
+    """Assign words `option=value` to their options, in `WORD_COMMANDS`.
 
-    A word of another name is a knob and stays. Raises ConfigError where flag and word differ.
+    Other words are knobs and stay. Raises ConfigError for a flag and a word that differ.
     """
     if not commands or commands[0] not in WORD_COMMANDS:
         return
@@ -122,14 +122,14 @@ def _names(argument: Argument) -> set[str]:
 
 
 def take_file(app: App, commands: Sequence[str], arguments: ArgumentCollection) -> None:
-    """Add the options that the file of `serve --config` holds, below those that were typed.
+    """Add the options of the file of `serve --config`; typed options take precedence.
 
         model: /srv/unmask/model
         decoder: threshold
         knobs: {threshold: 0.9}
         max-num-seqs: 16
 
-    A key is a long name of an option, with - or _. Raises ConfigError for a file that cannot be read and
+    A key is the long name of an option, with - or _. Raises ConfigError for a file that cannot be read and
     for a key or a value that does not fit.
     """
     config = _option(arguments, "config")
@@ -175,7 +175,7 @@ def read_file(file: Path) -> dict[str, object]:
     keys = [key.value for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
-            raise _wrong(file, key, "stands there twice; leave one out")
+            raise _wrong(file, key, "occurs twice; leave one out")
     return {str(key): value for key, value in content.items()}
 
 
@@ -188,7 +188,7 @@ def knob_words(value: object, file: Path) -> list[str]:
         text = knob if isinstance(knob, str) else json.dumps(knob, default=str)
         words.append(f"{key}={text}")
         if WORD.fullmatch(words[-1]) is None:
-            raise _wrong(file, KNOBS, f"{key!r} is no knob's name")
+            raise _wrong(file, KNOBS, f"{key!r} is not the name of a knob")
     return words
 
 
@@ -196,16 +196,16 @@ def _named(arguments: ArgumentCollection, key: str, file: Path) -> Argument:
     """Return the option of a key. Raises ConfigError with the nearest name."""
     if key.replace("_", "-") in NOT_IN_FILES:
         raise _wrong(file, key, "belongs on the command line; leave it out")
-    found = _option(arguments, key)
-    if found is None:
+    option = _option(arguments, key)
+    if option is None:
         known = [name[2:] for item in arguments for name in _names(item) if name.startswith("--")]
         error = unknown_name("option", key, {KNOBS, *known} - {*NOT_IN_FILES})
         raise ConfigError(f"--config {file}: {error}")
-    return found
+    return option
 
 
 def _tokens(target: Argument, key: str, value: object, file: Path) -> Iterator[Token]:
-    """Yield a value as the parser takes it. Raises ConfigError when its type is not the option's."""
+    """Yield a value as tokens of the parser. Raises ConfigError if its type is not that of the option."""
     hints = [hint for hint in get_args(target.hint) or (target.hint,) if hint is not type(None)]
     if get_origin(target.hint) is tuple:
         values = value if isinstance(value, list) else [value]
@@ -233,7 +233,7 @@ def _wrong(file: str | Path, key: str, problem: str) -> ConfigError:
 
 
 def message_of(error: CycloptsError, arguments: Sequence[str]) -> str:
-    """Return the error of a command line as one sentence with a place to read on."""
+    """Return the error of a command line as one sentence that refers to the help."""
     chain = " ".join(["unmask", *(error.command_chain or ())])
     return f"{_problem(error, arguments)}; see {chain} --help"
 
@@ -254,7 +254,7 @@ def _problem(error: CycloptsError, arguments: Sequence[str]) -> str:
     if isinstance(error, ValidationError) and error.argument and error.argument.tokens:
         return _located(error.argument.tokens[0], error.exception_message)
     if isinstance(error, RepeatArgumentError):
-        return f"{error.token.keyword} is given twice; give it once"
+        return f"{error.token.keyword} occurs twice; give it once"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         if error.keyword is None:
             return f"{error.argument.name} is missing; give it"
@@ -263,7 +263,7 @@ def _problem(error: CycloptsError, arguments: Sequence[str]) -> str:
 
 
 def _located(token: Token, problem: str) -> str:
-    """Return a problem behind the option, as it was written."""
+    """Return a problem after the option and value as they were typed."""
     if token.source == "word":
         return f"{token.keyword}={token.value!r} {problem}"
     if token.source not in ("", "cli"):

@@ -1,4 +1,4 @@
-"""`unmask report`: runs of `unmask eval` side by side."""
+"""`unmask report`: comparison of runs of `unmask eval`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from unmask.options import option
 def report(
     *runs: Annotated[
         str,
-        Parameter(name="RUN...", help="Run folders of unmask eval; the first is compared with."),
+        Parameter(name="RUN...", help="Run folders of `unmask eval`; the first is the reference."),
     ],
     out: Annotated[Path | None, option(metavar="FOLDER")] = None,
     no_pictures: bool = False,
 ) -> None:
-    """Compare runs of eval: a table, and pictures of quality against speed.
+    """Compare runs of `eval`: a table, and plots of quality against speed.
 
-    Pictures of confidence (by forward and place) and of early answers need runs with trace=true.
+    Plots of confidence and of early answers need runs with trace=true.
 
     Args:
-        out: Folder of report.md and the pictures. Default: the first RUN's parent.
-        no_pictures: Print the table alone; nothing is written.
+        out: Folder of report.md and the plots. Default: the parent of the first RUN.
+        no_pictures: Only print the table; write no files.
     """
     if not runs:
-        raise ConfigError("no run; give at least one folder of unmask eval")
+        raise ConfigError("no runs; give at least one run folder of `unmask eval`")
     from unmask.evals.results import read_runs
     from unmask.evals.results import report as text_of
 
@@ -54,7 +54,7 @@ def report(
 
 
 def draw(folders: Sequence[str], folder: Path) -> list[Path]:
-    """Draw what the runs allow; the pictures' paths. Raises DependencyError without matplotlib."""
+    """Draw the plots for which the runs have data; return their paths. Raises DependencyError."""
     from unmask.bench.plot import need_matplotlib
     from unmask.evals import plots
     from unmask.evals.results import read_runs

@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
 WORDS = Parameter(
     name="MODEL | KEY=VALUE",
-    help="Bundled name, folder or hub id, and knobs of requests that set none.",
+    help="Model (bundled name, folder or hub id); default knobs.",
 )
 FAILED_STATUS = 1
-"""Of a server whose engine has failed; systemd and the like then start another."""
+"""Exit status after a failure of the engine, by which a supervisor such as systemd restarts the server."""
 RAYS_OWN = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # Ray's own proxy, not the GPL binary beside it
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # this machine only: its ports listen on loopback
-    "RAY_AUTH_MODE": "token",  # the one port that Serve opens everywhere wants a token
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # ports listen on loopback only
+    "RAY_AUTH_MODE": "token",  # the port that Serve opens on all interfaces requires a token
 }
 UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 30.0, 600.0
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -54,16 +54,16 @@ def serve(
     *words: Annotated[str, WORDS],
     options: Annotated[ServeOptions, flat()] = ServeOptions(),
 ) -> None:
-    """Serve a model over HTTP: OpenAI's and SGLang's routes, infilling, a page.
+    """Serve a model over HTTP: OpenAI's and SGLang's routes, infilling, a playground.
 
-    Requests choose decoder, cache and knobs; the values given here are their defaults. A decoder's knobs:
-    `unmask decoders NAME`.
+    Requests may choose decoder, cache and knobs; the values set here are their defaults. `unmask decoders
+    NAME` lists the knobs of a decoder.
     """
     run(dataclasses.replace(options, words=words))
 
 
 def run(options: ServeOptions) -> None:
-    """Load, listen, serve until a signal. What can be wrong is found before the model is read.
+    """Load the model and serve until a signal. Options are checked before the model is loaded.
 
     Raises SystemExit with `FAILED_STATUS` when the engine has failed.
     """
@@ -124,7 +124,7 @@ def need_extra() -> None:
 
 
 def print_routes(metrics: bool) -> None:
-    """Print the reference page, or that of the metrics; they are the same for every model."""
+    """Print the reference page of the routes or of the metrics, which do not depend on the model."""
     need_extra()
     from unmask.docgen.http import markdown, metrics_markdown
     from unmask.engine.engine import Engine
@@ -148,12 +148,12 @@ def split(options: ServeOptions) -> tuple[str, dict[str, str]]:
         elif model is None or model == word:
             model = word
         else:
-            raise ConfigError(f"{word!r} and {model!r} are two models; give one of them")
+            raise ConfigError(f"{word!r} and {model!r} are two models; name one")
     return model or "demo", knobs
 
 
 def method_of(options: ServeOptions, words: Mapping[str, str]) -> MethodSpec:
-    """Return the method of requests that choose none. Raises ConfigError."""
+    """Return the default method of requests. Raises ConfigError."""
     from unmask.method import MethodSpec
 
     flags = options.method
@@ -166,8 +166,8 @@ def method_of(options: ServeOptions, words: Mapping[str, str]) -> MethodSpec:
         return MethodSpec.parse(*sources)
     if flags.decoder is not None:
         raise ConfigError(
-            f"--decoder {flags.decoder} and --dllm-algorithm {flags.dllm_algorithm} are two ways to say "
-            f"one thing; give one of them"
+            f"--decoder {flags.decoder} and --dllm-algorithm {flags.dllm_algorithm} both choose "
+            f"the decoder; leave one of them out"
         )
     from unmask.server.sglang_algorithms import from_sglang
 
@@ -182,17 +182,17 @@ def read_config(path: Path | None) -> Mapping[str, Any] | None:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"--dllm-algorithm-config {path} cannot be read: {reason}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ConfigError(f"--dllm-algorithm-config {path} must hold key: value lines")
-    return found
+    return content
 
 
 def access_of(server: ServerConfig) -> Access:
-    """Return the access rules. Raises ConfigError for a server that others reach without a key."""
+    """Return the access rules. Raises ConfigError for an unprotected public server."""
     from unmask.server.settings import Access
 
     key = os.environ.get(KEY_VARIABLE) if server.api_key is None else server.api_key
@@ -211,17 +211,19 @@ def access_of(server: ServerConfig) -> Access:
     is_local = is_loopback(server.host)
     if not is_local and not server.allow_unauthenticated:
         raise ConfigError(
-            f"--host {server.host} lets other machines in without an API key; set {KEY_VARIABLE} or "
+            f"--host {server.host} accepts other machines without an API key; set {KEY_VARIABLE} or "
             f"--api-key, use --host 127.0.0.1, or add --allow-unauthenticated"
         )
     if is_local and server.allow_unauthenticated:
-        raise ConfigError(f"--allow-unauthenticated has no effect on --host {server.host}")
+        raise ConfigError(
+            f"--allow-unauthenticated has no effect with --host {server.host}; leave it out"
+        )
     own = {*LOCAL_NAMES, server.host.lower()} if is_local else set[str]()
     return Access(hosts=frozenset(own | {name.lower() for name in server.allowed_host}) or None)
 
 
 def is_loopback(host: str) -> bool:
-    """Return True for an address that only this machine reaches."""
+    """Return True for an address that is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -232,7 +234,7 @@ def is_loopback(host: str) -> bool:
 
 def open_to(host: str) -> str:
     """Describe the callers that a server without a key admits, for its start message."""
-    return "open" if is_loopback(host) else f"OPEN, without a key, to all who reach {host}"
+    return "open" if is_loopback(host) else f"OPEN, without a key, to all clients that reach {host}"
 
 
 def load(options: ServeOptions, model: str) -> LLM:
@@ -247,7 +249,7 @@ def load(options: ServeOptions, model: str) -> LLM:
 
 
 def defaults_of(spec: ModelSpec, options: ServeOptions, method: MethodSpec) -> MethodSpec:
-    """Return the method of requests that choose none; its cache is exact unless one was chosen."""
+    """Return the default method; block-causal models have their exact cache unless one is chosen."""
     if options.method.cache is not None or spec.block_size is None:
         return method
     return method.with_values({"cache": "block_causal"})
@@ -256,7 +258,7 @@ def defaults_of(spec: ModelSpec, options: ServeOptions, method: MethodSpec) -> M
 def settings_of(
     options: ServeOptions, spec: ModelSpec, model: str, defaults: MethodSpec, access: Access
 ) -> ServerSettings:
-    """Everything that the app is told. Raises ConfigError."""
+    """Return the settings of the app. Raises ConfigError."""
     from unmask.server.capabilities import refusal
     from unmask.server.settings import ServerSettings
 
@@ -266,7 +268,8 @@ def settings_of(
     limits = options.server.limits
     if limits.max_model_len is not None and limits.max_model_len > spec.max_length:
         raise ConfigError(
-            f"--max-model-len {limits.max_model_len} is more than the model's {spec.max_length}"
+            f"--max-model-len {limits.max_model_len} is more than the model's {spec.max_length}; "
+            f"lower it or leave it out"
         )
     own = Path(model).name if Path(model).exists() else model
     names = options.server.served_model_name or (own,)
@@ -274,7 +277,7 @@ def settings_of(
 
 
 def set_up_log(log_requests: bool) -> None:
-    """Log lines on standard error."""
+    """Log to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name, level in (
@@ -303,7 +306,7 @@ def facts(
         "decoder": defaults.label,
         "cache": f"{defaults.describe_cache()} ({'exact' if defaults.cache.exact else 'approximate'})",
         "canvas": f"{limits.max_model_len or llm.spec.max_length:,} positions at most",
-        "batch": f"{options.engine.max_num_seqs} sequences a forward, {options.engine.max_queue} may wait",
+        "batch": f"{options.engine.max_num_seqs} sequences a forward, queue of {options.engine.max_queue}",
         "access": "API key" if settings.access.key_digest else open_to(options.server.host),
         **({"config": str(options.config)} if options.config else {}),
         "url": url,
@@ -315,7 +318,7 @@ def facts(
 
 
 def counts_of(config: ReplicaConfig, tensor_parallel_size: int) -> tuple[int, int] | None:
-    """Return the minimum and the maximum of replicas, None without any. Raises ConfigError."""
+    """Return the minimum and maximum number of replicas, None without replicas. Raises ConfigError."""
     flags = {
         "--replicas": config.replicas,
         "--min-replicas": config.min_replicas,
@@ -327,7 +330,7 @@ def counts_of(config: ReplicaConfig, tensor_parallel_size: int) -> tuple[int, in
     for flag, delay in delays.items():
         if delay is not None and most in (None, least):
             raise ConfigError(
-                f"{flag} {delay} has no effect on a fixed number of replicas; leave it out, or give "
+                f"{flag} {delay} has no effect on a fixed number of replicas; leave it out, or add "
                 f"--max-replicas"
             )
     if not counts:
@@ -342,7 +345,7 @@ def counts_of(config: ReplicaConfig, tensor_parallel_size: int) -> tuple[int, in
             other = list(counts)[1]
             raise ConfigError(
                 f"--replicas {config.replicas} is a fixed number and {other} {counts[other]} a limit; "
-                f"give --replicas, or --min-replicas and --max-replicas"
+                f"use --replicas, or --min-replicas and --max-replicas"
             )
         return config.replicas, config.replicas
     if most is None:
@@ -356,8 +359,8 @@ def serve_replicas(
     options: ServeOptions, model: str, settings: ServerSettings, counts: tuple[int, int]
 ) -> None:
     """Serve until a signal. Raises ConfigError and DependencyError."""
-    token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # in no file, and another one at every start
-    os.environ.update(RAYS_OWN | token)  # before ray is imported, which reads them then
+    token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # drawn at every start and never stored
+    os.environ.update(RAYS_OWN | token)  # before the import of ray, which reads them
     try:
         import ray  # noqa: F401
         from ray import serve  # noqa: F401

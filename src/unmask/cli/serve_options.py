@@ -1,4 +1,4 @@
-"""Options of `unmask serve`; a YAML file may hold them too (`--config`, read by `cli.parsing`)."""
+"""Options of `unmask serve`, as flags or in a YAML file (`--config`, read by `cli.parsing`)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class ServedMethodOptions:
     """The decoding method of requests that do not choose one."""
 
     decoder: Annotated[str | None, option("-d", metavar="D")] = None
-    """Decoder of requests that choose none. Default: vanilla."""
+    """Default decoder of requests. Default: vanilla."""
 
     cache: Annotated[str | None, option("-c", metavar="C")] = None
-    """Cache of such requests. Default: block_causal where the model is, else none."""
+    """Default cache of requests. Default: block_causal for block-causal models, else none."""
 
     dllm_algorithm: Annotated[str | None, option(metavar="A")] = None
-    """The decoder by its name in SGLang."""
+    """SGLang's name of the default decoder."""
 
     dllm_algorithm_config: Annotated[Path | None, option(metavar="FILE")] = None
-    """YAML file of that algorithm's knobs."""
+    """YAML file with the knobs of --dllm-algorithm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,14 @@ class ServeOptions:
     words: Annotated[tuple[str, ...], NOT_A_FLAG] = ()
 
     config: Annotated[Path | None, option(metavar="FILE")] = None
-    """YAML file of these options, and `knobs`; flags win."""
+    """YAML file of options and `knobs`; flags take precedence."""
 
     method: Annotated[ServedMethodOptions, flat(METHOD)] = ServedMethodOptions()
 
     model: Annotated[
         str | None, option("-m", "--model-path", metavar="M"), Parameter(group=MODEL)
     ] = None
-    """The model, instead of as a word."""
+    """The model, as a flag instead of a word."""
 
     load: Annotated[LoadOptions, flat(MODEL)] = LoadOptions()
     server: Annotated[ServerConfig, flat(SERVER)] = ServerConfig()

@@ -1,4 +1,4 @@
-"""`unmask train`: a recipe, watched and interruptible."""
+"""`unmask train`: training by a recipe, with progress and clean interruption."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def train(
         str,
         Parameter(
             name="KEY=VALUE",
-            help="recipe=NAME and changes to it; nothing: list the recipes and all keys.",
+            help="recipe=NAME and changed keys. Default: list the recipes and all keys.",
         ),
     ],
 ) -> None:
@@ -116,14 +116,14 @@ def _note(text: str) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list; the second one raises KeyboardInterrupt."""
+    """Collect SIGINT and SIGTERM in a list; the second signal raises KeyboardInterrupt."""
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        _note("stopping after this step (once more: at once, without a checkpoint)")
+        _note("stopping after this step; a second signal stops immediately, without a checkpoint")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -135,7 +135,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _progress(trainer: Trainer) -> Iterator[Callable[[StepLog], None]]:
-    """Provide a function that shows a step: a line, and on a terminal a bar below."""
+    """Yield a function that prints a line per step, and on a terminal updates a bar below."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal or console.is_dumb_terminal:
         yield lambda entry: print(entry.line(), flush=True)

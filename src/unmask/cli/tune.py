@@ -41,30 +41,31 @@ class TuneOptions:
     """Options of a search."""
 
     objective: Annotated[tuple[str, ...], option(metavar="METRIC")] = ("tokens_per_forward",)
-    """Goal beside accuracy: tokens_per_forward (the same on every machine; default), tokens_per_second,
+    """Objective besides accuracy: tokens_per_forward (independent of the machine), tokens_per_second,
     forwards_per_answer, latency_mean_s, ...; may be repeated. Default: tokens_per_forward."""
 
     constraint: Annotated[tuple[str, ...], option(metavar="TEXT")] = ("accuracy>=0.99*baseline",)
-    """METRIC>=NUMBER or METRIC<=NUMBER, the number perhaps times the baseline's; 'none': none. Default:
+    """METRIC>=NUMBER or METRIC<=NUMBER, where NUMBER may end in *baseline; 'none': no constraint. Default:
     'accuracy>=0.99*baseline'."""
 
     space: Annotated[tuple[str, ...], option(metavar="KNOB=RANGE")] = ()
-    """LOW:HIGH, A,B,C or off; changes or adds to the knobs that are searched; may be repeated."""
+    """Range of a searched knob: LOW:HIGH, A,B,C, or off to keep its default; may be repeated."""
 
     trials: Annotated[int, option(least=1)] = 40
-    """Total number of points; a larger number continues a study."""
+    """Total number of points; a larger number continues the study."""
 
     prompts: Annotated[int, option(least=2)] = 100
-    """Number of prompts that the search uses."""
+    """Number of prompts of the search."""
 
     held_out: Annotated[int, option(least=0)] = 200
-    """Number of further prompts for the check; 0 skips it."""
+    """Number of further prompts for the final comparison; 0 skips it."""
 
     plot: Annotated[Path | None, option(metavar="FILE")] = None
-    """The front as .png, .svg or .pdf. Default: front.png, where matplotlib is installed."""
+    """Plot of the Pareto front (.png, .svg or .pdf). Default: front.png in the output folder, if matplotlib
+    is installed."""
 
     as_json: Annotated[bool, PRINT_JSON] = False
-    """Print all numbers as JSON."""
+    """Print all numbers as JSON instead of the table."""
 
 
 def tune(
@@ -73,17 +74,17 @@ def tune(
     keys: Annotated[KeyOptions, flat()] = KeyOptions(),
     files: Annotated[SourceOptions, flat()] = SourceOptions(),
 ) -> None:
-    """Search a decoder's knobs for speed at a quality that is kept.
+    """Search a decoder's knobs for speed without loss of quality.
 
     The decoder's published defaults are measured in the same run; the best point is compared with them on
-    prompts that the search did not see. preset.yaml in the output folder is a preset for generation=.
-    The same command continues a study that was stopped.
+    prompts that are not part of the search. preset.yaml in the output folder is a preset for generation=.
+    Repeating the command continues an interrupted study.
     """
     run(keys.words(words), files.sources(), options)
 
 
 def run(words: Sequence[str], sources: Sources, options: TuneOptions) -> None:
-    """Search, check on held-out prompts, write and show."""
+    """Run the search, compare on held-out prompts, write the files and print the result."""
     settings, plan = planned(words, sources, options)
     from unmask.bench.plot import check_plot_file
     from unmask.tune import outcome, plot
@@ -176,7 +177,7 @@ def _progress(
 
     def line(point: TrialPoint) -> str:
         numbers = "  ".join(f"{name} {point.metrics[name]:.4g}" for name in names)
-        state = point.given_up or ("" if point.is_feasible else "misses what is asked")
+        state = point.given_up or ("" if point.is_feasible else "violates a constraint")
         return f"point {point.number} of {total}: {numbers}" + (f"  ({state})" if state else "")
 
     if not console.is_terminal:
@@ -241,7 +242,9 @@ def _show(
         table.add_row(*map(Text, row))
     console.print(table)
     if result.best is None:
-        console.print(Text("no point keeps to what is asked; more --trials, or ask for less"))
+        console.print(
+            Text("no point satisfies the constraints; increase --trials or relax --constraint")
+        )
     if held_out is not None:
         console.print(
             Text(f"held out, best against defaults: {outcome.sentence(held_out)}"), soft_wrap=True

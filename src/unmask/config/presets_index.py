@@ -96,7 +96,7 @@ class Library:
             for file in sorted((folder / group).glob("*.yaml")):
                 name, count = file.stem, count + 1
                 if (group, name) in self.presets:
-                    raise ConfigError(f"{file}: {group}={name} is there already; rename the file")
+                    raise ConfigError(f"{file}: {group}={name} exists already; rename the file")
                 self._add(read_preset(name, group, _text(file), str(file)))
         if not count:
             raise ConfigError(

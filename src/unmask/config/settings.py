@@ -23,7 +23,7 @@ def settings_of(composed: Composed, method: MethodSpec | None = None) -> EvalSet
     method = method_of(composed) if method is None else method
     task = composed["dataset.name"]
     if task is None:
-        raise ConfigError(f"no task; say dataset.name=NAME, one of {', '.join(sorted(CATALOG))}")
+        raise ConfigError(f"no task; set dataset.name=NAME, one of {', '.join(sorted(CATALOG))}")
     known = CATALOG.get(task)
     data = composed.values["dataset.path"]
     if data.layer.startswith("environment") and known is not None and not known.needs_data:
@@ -91,11 +91,14 @@ def rows(composed: Composed, method: MethodSpec) -> list[tuple[str, Any, str]]:
     knobs = {k: v for k, v in method.given.items() if not k.startswith(CACHE_PREFIX)}
     own |= {key: value for key, value in knobs.items() if key not in own}
     inside = {f"{CACHE_PREFIX}{k}": v for k, v in defaults_of(type(method.cache)).items()}
-    inside |= {key: value for key, value in method.given.items() if key not in knobs}
+    written = {CACHE_PREFIX + key: item for key, item in composed.group("cache").items()}
+    given = {**method.given, **{key: item.value for key, item in written.items()}}
+    origins = {**method.origins, **{key: item.layer for key, item in written.items()}}
+    inside |= {key: value for key, value in given.items() if key.startswith(CACHE_PREFIX)}
     for prefix, values in (("generation.", own), ("", inside)):
         for name, default in values.items():
-            value = method.given.get(name, default)
-            listed.append((prefix + name, value, method.origins.get(name, SCHEMA_DEFAULT)))
+            value, layer = given.get(name, default), origins.get(name, SCHEMA_DEFAULT)
+            listed.append((prefix + name, value, layer))
     order = {group: i for i, group in enumerate(("", "model", "dataset", "generation", "cache"))}
     return sorted(listed, key=lambda row: order[row[0].rpartition(".")[0]])
 

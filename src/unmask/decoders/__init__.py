@@ -1,7 +1,7 @@
-"""Decoding methods: one paper, one file; the file's name is the decoder's name.
+"""Decoding methods, one file per paper; a decoder has the name of its file.
 
-Import the pieces of a method from here (`Blockwise`, `Scoring`, `knob`, ...). To add one, write the file
-and define `DECODER` in it: docs/how-to/add-a-decoder.md.
+A method imports its building blocks from here (`Blockwise`, `Scoring`, `knob`, ...). To add one, write a
+file that defines `DECODER`: docs/how-to/add-a-decoder.md.
 """
 
 from __future__ import annotations

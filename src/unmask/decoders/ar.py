@@ -1,7 +1,7 @@
-"""Autoregressive sampling: one mask at the end, filled, then the next.
+"""Autoregressive sampling: a single mask is appended at the end and filled, then the next.
 
-Source: LLaDA, arXiv:2502.09992, Appendix B.4. The slowest and the most familiar order; it is block
-diffusion with blocks of one position.
+Source: LLaDA, arXiv:2502.09992, Appendix B.4. It equals block diffusion with blocks of one position, and
+needs one forward per token.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True)
 class Autoregressive(Growing):
-    """The answer grows by a position."""
+    """Growth by one position per forward."""
 
     def __post_init__(self) -> None:
-        """Refuse scores: there is never a choice between positions."""
+        """Reject scores: there is never a choice between positions."""
         if self.score != "confidence" or self.sigma is not None:
             raise ConfigError(
                 "score and sigma have no effect on decoder ar: it has one open position"

@@ -1,8 +1,8 @@
-"""Block diffusion sampling: whole blocks are appended one after another, each denoised when it is there.
+"""Block diffusion sampling: blocks are appended one after another, and each is denoised before the next.
 
-Source: LLaDA, arXiv:2502.09992, Appendix B.4; BD3-LM, arXiv:2503.09573. Unlike decoder vanilla with
-blocks, masks of later blocks do not exist, so the canvas is as short as it can be. Blocks of one position
-are autoregressive sampling.
+Source: LLaDA, arXiv:2502.09992, Appendix B.4; BD3-LM, arXiv:2503.09573. Unlike in decoder vanilla
+with blocks, the masks of later blocks do not exist yet, so the canvas is as short as possible. Blocks of
+one position are autoregressive sampling.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True)
 class BlockDiffusion(Growing):
-    """The answer grows by `block_length` masks."""
+    """Growth by blocks of `block_length` masks."""
 
     block_length: int | None = knob(
         None,
-        "positions to grow by, 1 (autoregressive) to gen_length; default: 32, or gen_length if less",
+        "positions per block; 1: autoregressive, gen_length: a single block; default: 32, or gen_length if "
+        "that is less",
     )
     steps: int | None = knob(
         None,
-        "forwards in all, a multiple of the number of blocks; default: gen_length (a token each)",
+        "total forwards, a multiple of the number of blocks; few: many tokens per forward; default: "
+        "gen_length (one token per forward)",
     )
 
     def growth(self, gen_length: int) -> tuple[int, int | None]:
-        """Check the knobs. The last block may be shorter."""
+        """Check the knobs; return the block length and the forwards per block (the last may be shorter)."""
         length = min(32, gen_length) if self.block_length is None else self.block_length
         if not 1 <= length <= gen_length:
             raise ConfigError(

@@ -1,10 +1,11 @@
-"""CadLLM: block, steps, vocabulary and threshold adapted from the model's own confidence.
+"""CadLLM: block length, steps, vocabulary and threshold adapted to the model's confidence.
 
-Source: arXiv:2512.07173, Algorithm 1 and Eq. 2 to 5; the controller and how paper and code differ are in
-`_cadllm`. A block's positions are committed when their confidence among the V_t likeliest tokens reaches
-tau_t, at least the surest. Differs: V_t never exceeds the vocabulary; the mask is never proposed (the
-published loop then hangs); without the adaptive threshold tau_base holds (the reference falls back to one
-token a forward, which `compat=True` repeats); inside a block-causal model a block ends with the model's.
+Source: arXiv:2512.07173, Algorithm 1 and Eq. 2 to 5. The controller, with the differences of paper and
+code, is in `base/cadllm_controller.py`. Positions of a block are committed when their confidence among the
+V_t likeliest tokens reaches tau_t, and always the most confident one. Differs: V_t never exceeds the
+vocabulary; the mask is never proposed (it makes the published loop hang); without the adaptive threshold
+tau_base applies (the reference falls back to one token per forward, as `compat=True` does); in a
+block-causal model, a block ends at the latest where the model's block ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ EXIT_MARGIN, EXIT_CONFIDENCE, EXIT_PATIENCE, EXIT_AFTER = 0.3, 0.6, 2, 0.2
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """One sequence's history and running block `[start, end)`."""
+    """History of a sequence, and its running block `[start, end)`."""
 
     facts: ModelFacts
     start: int
@@ -44,34 +45,41 @@ class Control:
 
 @dataclass(frozen=True)
 class CadLLM(Controller, Decoder[Control]):
-    """Threshold decoding under the controller."""
+    """Threshold decoding with the controller's parameters."""
 
     threshold: float | None = knob(
-        None, "fixed threshold in [0, 1] with adaptive_threshold=false; default: tau_base"
+        None,
+        "with adaptive_threshold=false: the fixed threshold, in [0, 1]; 0: the whole block at once, 1: "
+        "mostly one token per forward; default: tau_base",
     )
     confidence: Literal["softmax", "entropy"] = knob(
-        "softmax", "the proposal's share of the V_t likeliest tokens, or 1 / (1 + their entropy)"
+        "softmax",
+        "over the V_t likeliest tokens: probability of the proposal (softmax), or 1 / (1 + their entropy) "
+        "(entropy)",
     )
     path: Literal["llada", "dream"] = knob(
         "llada",
-        "dream: as the authors' Dream code, a block's first forward commits its first position alone and "
-        "is no evidence",
+        "dream: as in the authors' code for Dream, the first forward of a block commits only its first "
+        "position and does not enter the history; llada: all forwards are alike",
     )
     early_exit: bool = knob(
-        False, "commit everything once a block has been clear (margin 0.3, confidence 0.6) twice"
+        False,
+        "commit all open positions after two forwards in a row in which the block's mean margin exceeds "
+        "0.3 and its mean confidence 0.6",
     )
     compat: bool = knob(
-        False, "with adaptive_threshold=false and no threshold: one token a forward, as published"
+        False,
+        "with adaptive_threshold=false and no threshold: one token per forward, like the published code",
     )
 
     def __post_init__(self) -> None:
-        """Check the ranges and what has no effect."""
+        """Check the ranges, and that every knob has an effect."""
         self.check()
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold={self.threshold} must be between 0 and 1")
         if self.threshold is not None and self.adaptive_threshold:
             raise ConfigError(
-                f"threshold={self.threshold} has no effect with the adaptive threshold; say "
+                f"threshold={self.threshold} has no effect with the adaptive threshold; set "
                 f"adaptive_threshold=false too"
             )
         self.check_switches()
@@ -100,7 +108,7 @@ class CadLLM(Controller, Decoder[Control]):
         )
 
     def ask(self, canvas: Canvas, state: Control) -> tuple[Ask, Control]:
-        """Ask for the block's open positions, their confidence over V_t tokens."""
+        """Ask for the block's open positions, with confidence over V_t tokens."""
         window = (state.start, state.end)
         if state.is_all_in:
             return Ask(canvas.open_positions(), window), state
@@ -119,13 +127,13 @@ class CadLLM(Controller, Decoder[Control]):
         if self.early_exit:
             stats.add("margin")
         window = (min(window[0], int(rows[0])), window[1])
-        if self.early_exit:  # it looks at the whole block
+        if self.early_exit:  # its test averages over the whole block
             inside = np.arange(state.start, state.end)
             rows = np.union1d(rows, inside[~canvas.fixed[inside]])
         return Ask(rows, window, stats=frozenset(stats), top_v=state.vocab_size), state
 
     def progress(self, state: Control) -> float:
-        """Compute g_t of Eq. 4: the answer's share before the block, plus the block's by its steps."""
+        """Compute g_t of Eq. 4: the share before the block, plus the block's share by its steps."""
         share = (state.step / state.num_steps) * ((state.end - state.start) / state.total)
         return state.done_before / state.total + share
 
@@ -138,14 +146,14 @@ class CadLLM(Controller, Decoder[Control]):
         return self.tau(state.step / state.num_steps)
 
     def levels(self, state: Control, reading: Reading) -> tuple[Floats, Floats]:
-        """Return (rank, confidence) of each position."""
+        """Return rank and confidence of each position."""
         if self.confidence == "entropy":
             entropy = reading.stats["top_v_entropy"]
             return -entropy, 1.0 / (1.0 + entropy)
         return reading.log_odds, reading.confidence
 
     def step(self, canvas: Canvas, state: Control, reading: Reading) -> tuple[Edit, Control]:
-        """Commit, and remember how sure the block was before."""
+        """Commit, and add the block's mean confidence to the history."""
         masked = reading.undecided(canvas, end=len(canvas) if state.is_all_in else state.end)
         if state.is_all_in or not len(masked.positions):
             return masked.commit(np.arange(len(masked.positions)), {"all_in": 1.0}), state
@@ -168,7 +176,7 @@ class CadLLM(Controller, Decoder[Control]):
         return edit, self.watch(after, reading)
 
     def choose(self, state: Control, masked: Reading, rank: Floats, level: Floats) -> Ints:
-        """Commit by the threshold rule or one of its exceptions."""
+        """Select by the threshold rule or one of its exceptions."""
         if self.path == "dream" and state.step == 0:
             return np.zeros(1, dtype=np.int64)
         if self.variant == "paper" and state.step >= state.num_steps - 1:
@@ -178,7 +186,7 @@ class CadLLM(Controller, Decoder[Control]):
         return selection.threshold(rank, level, state.threshold)
 
     def watch(self, state: Control, reading: Reading) -> Control:
-        """Test the early exit: two clear forwards in a row, after a fifth of the block's steps."""
+        """Test for the early exit: two clear forwards in a row, after a fifth of the block's steps."""
         if not self.early_exit:
             return state
         block = reading.only((reading.positions >= state.start) & (reading.positions < state.end))

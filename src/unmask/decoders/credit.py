@@ -1,8 +1,9 @@
-"""dInfer's credit decoding: a token that keeps being proposed gains the credit to be committed.
+"""dInfer's credit decoding: a token that is proposed repeatedly gains credit and is committed earlier.
 
-Source: CreditDecoding, arXiv:2510.06133, Eq. 4 to 6, as in dInfer. Per position and token a credit C is
-kept: C := beta C, plus p^gamma for the forward's likeliest token; logits gain alpha ln(1 + C), then the
-threshold rule. Differs: the credit belongs to one request (in the reference it can survive into the next).
+Source: CreditDecoding, arXiv:2510.06133, Eq. 4 to 6, as in dInfer. Each position and token has a credit C.
+A forward sets C := beta C, plus p^gamma for the likeliest token, and adds alpha ln(1 + C) to the logits;
+then the threshold rule applies. Differs: the credit belongs to one request (in the reference it can pass to
+the next).
 """
 
 from __future__ import annotations
@@ -22,19 +23,28 @@ Amounts = dict[tuple[int, int], float]
 
 @dataclass(frozen=True)
 class CreditDecoding(Blockwise):
-    """The threshold rule over logits fused with credit."""
+    """The threshold rule on logits to which the credit is added."""
 
     threshold: float = knob(
-        0.9, "fused confidence to commit, in [0, 1]; 0: all at once", tune=(0.5, 0.99)
+        0.9,
+        "confidence, with credit, from which a token is committed, in [0, 1]; 0: the whole block at once, "
+        "1: mostly one token per forward",
+        tune=(0.5, 0.99),
     )
     credit_alpha: float = knob(
-        0.7, "strength of the credit in the logits, >= 0; 0: none", tune=(0.1, 1.0)
+        0.7,
+        "weight of the credit in the logits, >= 0; 0: no credit, large: repeated proposals prevail",
+        tune=(0.1, 1.0),
     )
     credit_beta: float = knob(
-        0.8, "share of the credit kept per forward, in [0, 1]", tune=(0.5, 0.95)
+        0.8,
+        "share of the credit that remains after a forward, in [0, 1]; 0: none, 1: all",
+        tune=(0.5, 0.95),
     )
     credit_gamma: float = knob(
-        0.2, "exponent of the confidence that becomes credit, >= 0; 0: one a forward"
+        0.2,
+        "exponent of the confidence that is added as credit, >= 0; 0: 1 per forward, large: only for "
+        "near-certain tokens",
     )
 
     def __post_init__(self) -> None:
@@ -47,19 +57,19 @@ class CreditDecoding(Blockwise):
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 0")
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """Ask with the remaining credit of earlier forwards as bias."""
+        """Add the remaining credit of earlier forwards to the ask."""
         ask, state = super().ask(canvas, state)
         amounts = self.amounts(state)
         position_of = dict(zip(canvas.uid[ask.rows].tolist(), ask.rows.tolist(), strict=True))
-        held = [
+        entries = [
             (position_of[uid], token, c)
             for (uid, token), c in amounts.items()
             if uid in position_of
         ]
         credit = Credit(
-            positions=np.array([position for position, _, _ in held], dtype=np.int64),
-            tokens=np.array([token for _, token, _ in held], dtype=np.int64),
-            amounts=np.array([self.credit_beta * c for _, _, c in held], dtype=np.float64),
+            positions=np.array([position for position, _, _ in entries], dtype=np.int64),
+            tokens=np.array([token for _, token, _ in entries], dtype=np.int64),
+            amounts=np.array([self.credit_beta * c for _, _, c in entries], dtype=np.float64),
             alpha=self.credit_alpha,
             gamma=self.credit_gamma,
         )
@@ -67,11 +77,11 @@ class CreditDecoding(Blockwise):
 
     @staticmethod
     def amounts(state: Block) -> Amounts:
-        """Return the credit that the block has given so far."""
+        """Return the credit gained so far in the block."""
         return state.memory if isinstance(state.memory, dict) else {}
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
-        """Enter the next block with no credit."""
+        """Enter the next block without credit."""
         return replace(super().next_block(canvas, state), memory=None)
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:

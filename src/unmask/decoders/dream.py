@@ -1,11 +1,12 @@
-"""Dream's sampler: the whole canvas at once, on a schedule of shares.
+"""Dream's sampler: no blocks; each step commits a scheduled share of the open positions.
 
-Source: Dream 7B, arXiv:2508.15487, `diffusion_generate`. Times fall from 1 to `eps`; at each of `steps` a
-share 1 - s/t of the open positions is committed: each by its own coin (`alg=origin`), or the surest by
-probability (`maskgit_plus`), margin (`topk_margin`) or entropy (`entropy`), or drawn by them (`alg_temp`).
-Scores are of the distribution that is sampled from (temperature, top_p, top_k). Differs: a step that would
-commit nothing makes no forward (with steps = gen_length the published first one does); quotas are of the
-sequence, not of the batch's mean, and never reach beyond its masks.
+Source: Dream 7B, arXiv:2508.15487, `diffusion_generate`. Time falls from 1 to `eps`; a step from t to s
+commits a share 1 - s/t of the open positions: each at random with this probability (`alg=origin`), or the
+most confident by probability (`maskgit_plus`), margin (`topk_margin`) or entropy (`entropy`), or a random
+draw by these scores (`alg_temp`). Scores are computed from the sampling distribution, after temperature,
+top_p and top_k. Differs: a step that would commit nothing is skipped without a forward (with steps =
+gen_length the published first step is one); quotas are computed for the sequence, not for the mean of the
+batch, and never exceed its open positions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from unmask.selection import quota, quota_schedule
 
 @dataclass(frozen=True, slots=True)
 class DreamState:
-    """The next step, and the quota of each (schedule=even)."""
+    """The next step of `steps`, and the quota of each (schedule=even only)."""
 
     facts: ModelFacts
     step: int
@@ -34,7 +35,7 @@ class DreamState:
 
 @functools.lru_cache(maxsize=64)
 def shares(steps: int, eps: float) -> Floats:
-    """Return 1 - s/t of every step, in float32 as published: `t` is `linspace(1, eps, steps + 1)`."""
+    """Return 1 - s/t of every step, in float32 as published; times are `linspace(1, eps, steps + 1)`."""
     width = np.float32((np.float32(eps) - np.float32(1)) / np.float32(steps))
     index = np.arange(steps + 1, dtype=np.float32)
     early = np.float32(1) + width * index
@@ -47,30 +48,42 @@ def shares(steps: int, eps: float) -> Floats:
 
 @dataclass(frozen=True)
 class Dream(Scoring, Decoder[DreamState]):
-    """Dream's four algorithms."""
+    """The four algorithms of Dream's sampler."""
 
     reads_sampling: ClassVar[bool] = True
 
-    steps: int | None = knob(None, "steps of the schedule, at least 1; default: gen_length")
+    steps: int | None = knob(
+        None, "steps of the schedule, at least 1; 1: all tokens at once; default: gen_length"
+    )
     alg: Literal["origin", "maskgit_plus", "topk_margin", "entropy"] = knob(
-        "entropy", "who is committed: by coin, or the surest by probability, margin, entropy"
+        "entropy",
+        "positions to commit: each at random (origin), or the most confident by probability "
+        "(maskgit_plus), margin (topk_margin) or entropy (entropy)",
     )
     alg_temp: float | None = knob(
-        None, "draw positions by softmax(score / alg_temp), > 0: near 0 the surest, large at random"
+        None,
+        "draw positions from softmax(score / alg_temp), > 0; near 0: the most confident, large: any; "
+        "default: no draw, the most confident",
     )
-    eps: float = knob(1e-3, "time of the last step, in (0, 1)")
+    eps: float = knob(
+        1e-3,
+        "end of the time schedule, in (0, 1); near 0: even shares, near 1: nearly everything in the last "
+        "step",
+    )
     schedule: Literal["dream", "even"] = knob(
-        "dream", "the published shares, or as even as possible (LLaDA's)"
+        "dream", "dream: the published shares; even: equal counts per step, as in LLaDA"
     )
 
     def __post_init__(self) -> None:
-        """Check the ranges and what has no effect."""
+        """Check the ranges, and that every knob has an effect."""
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps={self.steps} must be at least 1")
         if not 0 < self.eps < 1:
             raise ConfigError(f"eps={self.eps} must be between 0 and 1")
         if self.alg_temp is not None and not self.alg_temp > 0:
-            raise ConfigError(f"alg_temp={self.alg_temp} must be greater than 0 (or null for none)")
+            raise ConfigError(
+                f"alg_temp={self.alg_temp} must be greater than 0 (or null for no draw)"
+            )
         if self.schedule == "even" and self.eps != 1e-3:
             raise ConfigError(f"eps={self.eps} has no effect with schedule=even")
         if self.alg == "origin":
@@ -106,8 +119,6 @@ class Dream(Scoring, Decoder[DreamState]):
     def step(self, canvas: Canvas, state: DreamState, reading: Reading) -> tuple[Edit, DreamState]:
         """Run the next step that commits a position."""
         masked = reading.undecided(canvas)
-        if self.schedule == "even" and self.eps != 1e-3:
-            raise ConfigError(f"eps={self.eps} has no effect with schedule=even")
         if self.alg == "origin":
             chosen, step = self.toss(masked.uniform, state)
         else:
@@ -116,10 +127,10 @@ class Dream(Scoring, Decoder[DreamState]):
         return masked.commit(chosen), replace(state, step=step)
 
     def toss(self, coins: Floats, state: DreamState) -> tuple[Ints, int]:
-        """Return positions whose coin falls below the share, and the step after.
+        """Return the indices of positions whose random number is below the share, and the next step.
 
-        When none does, the next step sees the same canvas: no forward is needed for it, and a coin that
-        did not fall below p is uniform on [p, 1), so it serves again.
+        If there are none, the following step has the same canvas and needs no forward; numbers that are not
+        below p are uniform on [p, 1), so they are rescaled and used again.
         """
         share = shares(state.steps, self.eps).astype(np.float64)
         step = state.step
@@ -132,7 +143,7 @@ class Dream(Scoring, Decoder[DreamState]):
             coins = (coins - p) / (1 - p)
 
     def next_quota(self, num_open: int, state: DreamState) -> tuple[int, int]:
-        """Return the count of the next step that commits any position, and the step after."""
+        """Return the quota of the next step that commits any position, and the step after it."""
         if self.schedule == "even":
             quotas = np.array(state.quotas[state.step : -1], dtype=np.int64)
         else:

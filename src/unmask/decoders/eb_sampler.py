@@ -1,8 +1,8 @@
-"""EB-Sampler: as many tokens as the entropy they share allows.
+"""EB-Sampler: as many tokens per forward as a bound on their shared entropy allows.
 
-Source: arXiv:2505.24857, Eq. 2 and Algorithm 1: in order of an error proxy, the longest prefix U with
-sum over U of H - max over U of H <= gamma, at least one position. Differs: entropies in float32 from the
-log-odds instead of the reference's bfloat16.
+Source: arXiv:2505.24857, Eq. 2 and Algorithm 1: commit the longest prefix U, in the order of an error
+proxy, with sum over U of H - max over U of H <= gamma, and at least one position. Differs: entropies in
+float32 from the log-odds instead of the reference's bfloat16.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ class EBSampler(Blockwise):
     """Entropy-bounded unmasking."""
 
     score: Literal["confidence", "margin", "entropy", "pc", "random"] | None = knob(  # type: ignore[assignment]
-        None, "error proxy that orders the positions, as for other decoders; default: order"
+        None, "error proxy that orders the positions, as in other decoders; default: that of order"
     )
     gamma: float = knob(
         0.1,
-        "bound in nats on the shared entropy, >= 0; 0: a token a forward, large: all at once",
+        "bound on the shared entropy in nats, >= 0; 0: one token per forward, large: the whole block at "
+        "once",
         tune=(0.001, 2.0),
     )
     order: Literal["confidence", "entropy", "margin"] = knob(
-        "entropy", "the paper's name for the error proxy: surest first by it"
+        "entropy", "the paper's name for the error proxy; the most confident positions come first"
     )
 
     def __post_init__(self) -> None:
-        """Check the range and that order and score agree."""
+        """Check the range, and that order and score agree."""
         if not self.gamma >= 0:
             raise ConfigError(f"gamma={self.gamma} must be a number, at least 0")
         if self.score is not None and self.order not in ("entropy", self.score):
@@ -46,11 +47,11 @@ class EBSampler(Blockwise):
 
     @property
     def stats(self) -> frozenset[Stat]:
-        """The bound reads entropies whatever the order."""
+        """Statistics of the error proxy, and the entropy for the bound."""
         return self.score_stats | {"entropy"}
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Select by Eq. 2, at least one position."""
+        """Select the prefix of Eq. 2, at least one position."""
         return selection.entropy_budget(scores.rank, reading.stats["entropy"], self.gamma)
 
 

@@ -1,7 +1,8 @@
-"""Fast-dLLM's factor rule: the more tokens at once, the surer each must be.
+"""Fast-dLLM's factor rule: the more tokens at once, the more confident each must be.
 
-Source: arXiv:2505.22618, Theorem 1: commit the largest n with (n + 1)(1 - c_(n)) < factor.
-Differs: the published loop is off by one at the last rank; `compat=True` repeats it.
+Source: arXiv:2505.22618, Theorem 1: commit the n most confident positions, for the largest n with
+(n + 1)(1 - c_(n)) < factor, where c_(n) is the n-th confidence in descending order. Differs: the published
+loop is off by one at the last rank; `compat=True` reproduces it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True)
 class Factor(Blockwise):
-    """The longest run of sorted confidences that the factor bound allows, at least one."""
+    """The longest run of descending confidences within the factor bound, at least one."""
 
     factor: float = knob(
         1.0,
-        "bound on (n + 1)(1 - c_(n)), >= 0; 0: a token a forward, large: the whole block at once",
+        "bound on (n + 1)(1 - c_(n)), >= 0; 0: one token per forward, large: the whole block at once",
         tune=(0.1, 4.0),
     )
 
@@ -30,7 +31,7 @@ class Factor(Blockwise):
             raise ConfigError(f"factor={self.factor} must be a number, at least 0")
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Select by the bound on the ranks, at least one position."""
+        """Select the longest run within the bound, at least one position."""
         return selection.factor(scores.rank, scores.doubt, self.factor, compat=self.compat)
 
 

@@ -1,7 +1,8 @@
-"""dInfer's hierarchical decoding: split each run of masks by committing its surest position.
+"""dInfer's hierarchical decoding: split each run of masks by committing its most confident position.
 
-Source: dInfer, arXiv:2510.08666, hierarchical decoding: the surest position of every maximal run of open
-positions if it exceeds `low_threshold`, every position above `threshold`, and the surest of all.
+Source: dInfer, arXiv:2510.08666, hierarchical decoding: commit the most confident position of every maximal
+run of open positions if it exceeds `low_threshold`, every position above `threshold`, and the most
+confident one of all.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True)
 class Hierarchy(Blockwise):
-    """Divide and conquer over the runs of masks."""
+    """Divide and conquer on runs of masks."""
 
     threshold: float = knob(
-        0.9, "confidence above which any position is committed, in [0, 1]", tune=(0.5, 0.99)
+        0.9,
+        "confidence above which any position is committed, in [0, 1]; 0: the whole block at once, 1: only "
+        "the best of each run",
+        tune=(0.5, 0.99),
     )
     low_threshold: float = knob(
         0.4,
-        "confidence above which a run's surest position is committed; at most threshold",
+        "confidence above which the most confident position of a run is committed, in [0, threshold]; 0: "
+        "in every run, at threshold: no effect",
         tune=(0.1, 0.5),
     )
 
@@ -36,7 +41,7 @@ class Hierarchy(Blockwise):
             )
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Select the best of each run, all above the threshold, and the best of all."""
+        """Select the best position of each run, all above the threshold, and the best of all."""
         return selection.run_argmax(
             reading.positions, scores.rank, scores.level, self.low_threshold, self.threshold
         )

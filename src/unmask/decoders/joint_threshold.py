@@ -1,10 +1,11 @@
-"""JointThreshold: masks become tokens, and tokens may be edited, in the same forward.
+"""JointThreshold: each forward commits masked positions and edits decided ones.
 
-Source: LLaDA2.1, arXiv:2602.08676, and SGLang's JointThreshold. Every forward of a block commits open
-positions surer than `threshold` (at least the surest) and replaces decided ones whose likeliest token is
-another with probability above `edit_threshold`. The block ends when nothing is open and nothing changed, or
-after `max_post_edit_steps` forwards without masks. Differs: the mask is never written over a token; the
-block ends with the forward that changed nothing (the reference pays one more).
+Source: LLaDA2.1, arXiv:2602.08676, and SGLang's JointThreshold. Every forward of a block commits the open
+positions with confidence above `threshold` (at least the most confident one), and replaces decided tokens
+where another token has probability above `edit_threshold`. The block ends after a forward without open
+positions and without changes, or after `max_post_edit_steps` forwards without open positions. Differs: a
+token is never replaced by the mask; the block ends with the forward that changes nothing (in the reference,
+with one more).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Editing:
-    """Forwards that the block has made without masks, and whether it has ended."""
+    """Number of the block's forwards without open positions, and a flag for its end."""
 
     num_post: int = 0
     is_over: bool = False
@@ -32,16 +33,23 @@ class JointThreshold(WholeBlocks):
     """Threshold decoding with editing."""
 
     threshold: float = knob(
-        0.9, "confidence above which a mask becomes a token, in [0, 1]", tune=(0.5, 0.99)
+        0.9,
+        "confidence above which a token is committed, in [0, 1]; 0: the whole block at once, 1: one token "
+        "per forward",
+        tune=(0.5, 0.99),
     )
     edit_threshold: float = knob(
         0.9,
-        "probability above which another token replaces a decided one, in [0, 1]; 1: never",
+        "probability above which another token replaces a decided one, in [0, 1]; 0: always, 1: never",
         tune=(0.5, 0.99),
     )
-    max_post_edit_steps: int = knob(16, "most forwards of a block after its last mask, at least 0")
+    max_post_edit_steps: int = knob(
+        16, "maximum forwards of a block after its last mask is filled, at least 0; 0: none"
+    )
     penalty_lambda: float = knob(
-        0.0, "logit taken from the left neighbor's token, >= 0: discourages repetition"
+        0.0,
+        "amount subtracted from the logit of the left neighbor's token, >= 0; 0: none, large: no token "
+        "twice in a row",
     )
 
     def __post_init__(self) -> None:
@@ -55,22 +63,22 @@ class JointThreshold(WholeBlocks):
             raise ConfigError(f"penalty_lambda={self.penalty_lambda} must be at least 0")
 
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """Bound the forwards: one a position, and for each block its edits and one without a change."""
+        """Return one forward per position plus, per block, the edits and one forward without a change."""
         size = self.max_positions(canvas, facts) - canvas.prompt_length
         return size + self.num_blocks(canvas, facts) * (self.max_post_edit_steps + 1)
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
-        """Return the number of settled positions: up to the running block until its edits are over."""
+        """Return the number of settled positions: those of blocks that have ended."""
         settled = state.end if self.editing(state).is_over else state.start
         return min(settled, len(canvas))  # the canvas is cut at the end of the answer
 
     @staticmethod
     def editing(state: Block) -> Editing:
-        """Return the progress of the block."""
+        """Return the editing state of the block."""
         return state.memory if isinstance(state.memory, Editing) else Editing()
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
-        """Enter the next block with no edits."""
+        """Enter the next block with a new editing state."""
         return replace(super().next_block(canvas, state), memory=None)
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
@@ -90,14 +98,14 @@ class JointThreshold(WholeBlocks):
 
     @staticmethod
     def rows(canvas: Canvas, state: Block) -> Ints:
-        """Open positions left of the block's end, and decided ones in it."""
+        """Return the open positions left of the block's end, and the decided ones in the block."""
         positions = np.arange(state.end)
         inside = (positions >= state.start) & ~canvas.fixed[: state.end]
         rows: Ints = positions[canvas.open[: state.end] | inside]
         return rows
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
-        """Commit, edit, and see whether the block is over."""
+        """Commit and edit; end the block if nothing is left to do."""
         editing = self.editing(state)
         masked = reading.undecided(canvas, end=state.end)
         edit = Edit()

@@ -1,10 +1,11 @@
-"""KLASS: commit what is sure and has stopped changing.
+"""KLASS: commit positions that are confident and whose distribution has become stable.
 
 Source: arXiv:2511.05664, Algorithm 1. A position is ready when its last `kl_history_length` divergences
-between consecutive forwards are all below `kl_threshold`, its confidence is above `threshold` and the block
-has seen enough forwards; all ready ones are committed, else the schedule's quota by confidence.
-Differs: where a position was not read in the forward before (a cache), its history begins anew; the loop
-goes on until the block is full (the published one can leave masks); the threshold has a real default.
+between consecutive forwards are all below `kl_threshold`, its confidence is above `threshold`, and the
+block has had enough forwards. All ready positions are committed; if there are none, the schedule's quota by
+confidence. Differs: where a cache did not compute a position in the previous forward, its history starts
+again; decoding continues until the block is full (the published loop can leave masks); the threshold
+defaults to a value of the paper's range.
 """
 
 from __future__ import annotations
@@ -23,20 +24,22 @@ History = dict[int, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Klass(Scheduled):
-    """Stable and confident positions, or the quota."""
+    """All stable and confident positions, or the quota."""
 
     threshold: float = knob(
         0.9,
-        "confidence that a stable position must exceed, in [0, 1]; the paper uses 0.6 to 0.9",
+        "confidence above which a stable position is committed, in [0, 1]; 0: always, 1: never; the paper "
+        "uses 0.6 to 0.9",
         tune=(0.5, 0.95),
     )
     kl_threshold: float = knob(
         0.01,
-        "divergence in nats that counts as stable, > 0; tiny: never, large: confidence alone",
+        "divergence in nats below which a forward counts as stable, > 0; tiny: none, large: all, so that "
+        "confidence alone decides",
         tune=(0.001, 0.1),
     )
     kl_history_length: int = knob(
-        2, "forwards in a row that a position must be stable, at least 1", tune=(1, 4)
+        2, "number of consecutive stable forwards that is required, at least 1", tune=(1, 4)
     )
 
     def __post_init__(self) -> None:
@@ -50,22 +53,22 @@ class Klass(Scheduled):
 
     @property
     def stats(self) -> frozenset[Stat]:
-        """Divergences beside the score."""
+        """Statistics of the score, and the divergences."""
         return self.score_stats | {"kl"}
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """Ask for the next block as well if it is computed: its history begins before it runs."""
+        """Ask for the next block too, where it is computed, so that its histories start early."""
         ask, state = super().ask(canvas, state)
         following = canvas.open_positions(state.end, min(2 * state.end - state.start, len(canvas)))
         return replace(ask, optional=following), state
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
-        """Push the divergences, then choose."""
-        before: History = state.memory if isinstance(state.memory, dict) else {}
+        """Append the divergences to the histories, then select."""
+        previous: History = state.memory if isinstance(state.memory, dict) else {}
         history: History = {}
         uids = canvas.uid[reading.positions].tolist()
         for uid, divergence in zip(uids, reading.stats["kl"].tolist(), strict=True):
-            past = before.get(uid, ()) if np.isfinite(divergence) else ()
+            past = previous.get(uid, ()) if np.isfinite(divergence) else ()
             history[uid] = (*past, divergence)[-self.kl_history_length :]
         stable = [
             len(history[uid]) == self.kl_history_length and max(history[uid]) < self.kl_threshold
@@ -79,8 +82,8 @@ class Klass(Scheduled):
         if block.step >= self.kl_history_length - 1:
             ready = (reading.stats["stable"] > 0) & (scores.level > self.threshold)
             if ready.any():
-                found: Ints = np.flatnonzero(ready)
-                return found
+                chosen: Ints = np.flatnonzero(ready)
+                return chosen
         return quota(scores.rank, self.quota_of(block))
 
 

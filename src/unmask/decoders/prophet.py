@@ -1,11 +1,11 @@
-"""Prophet: when the answer has settled, commit everything at once.
+"""Prophet: commit all open positions at once when the answer has converged.
 
-Source: arXiv:2508.19982, Algorithm 1. At every forward of the decoder it wraps, the gap between the two
+Source: arXiv:2508.19982, Algorithm 1. In every forward of the wrapped decoder, the gap between the two
 likeliest tokens, averaged over the answer's positions, is compared with a threshold that falls with
-progress; once it is reached, every open position of the canvas takes its likeliest token. Differs: any
-decoder inside; where a cache does not compute the whole canvas, the all-in commit is one forward more;
-without `answer_start` every open position that does not propose an end token counts (the reference then
-never exits).
+progress. Once it is reached, every open position of the canvas is committed. Differs: any decoder may be
+wrapped; where a cache does not compute the whole canvas, this commit takes one more forward; without
+`answer_start` the mean is over all open positions that do not propose an end token (the reference then
+never exits early).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """The wrapped decoder's state, forwards made, what it asked, whether to go all in."""
+    """State of the wrapped decoder, the positions that it reads, progress, and a flag for the exit."""
 
     inner: object
     facts: ModelFacts
@@ -34,24 +34,27 @@ class Watch:
 
 @dataclass(frozen=True)
 class Prophet(Wrapper[Watch]):
-    """Early exit on the top-2 gap."""
+    """Early exit on the gap between the two likeliest tokens."""
 
     inner: AnyDecoder = knob(
-        "vanilla", "the decoder that is watched, with its own knobs beside these"
+        "vanilla", "the wrapped decoder, whose knobs may be given along with these"
     )
     answer_start: int | None = knob(
         None,
-        "first position of the answer, counted from the prompt's end; default: every open position counts "
-        "that does not propose an end token",
+        "first position of the answer, counted from the prompt's end; default: all open positions count, "
+        "except those that propose an end token",
     )
-    answer_length: int = knob(5, "positions of the answer, at least 1")
+    answer_length: int = knob(5, "number of the answer's positions, at least 1")
     gap: Literal["logits", "probability"] = knob(
-        "logits", "difference of the two largest logits (published), or probabilities"
+        "logits",
+        "difference of the two largest logits (published) or of the two largest probabilities",
     )
     gap_thresholds: tuple[float, ...] = knob(
-        (7.5, 5.0, 2.5), "gap to exit at before 1/3, before 2/3 and after 2/3 of the steps"
+        (7.5, 5.0, 2.5),
+        "mean gap from which everything is committed, in the first, second and last third of the "
+        "schedule; 0: at once, large: never",
     )
-    compat: bool = knob(False, "repeat the quirks of the decoder inside")
+    compat: bool = knob(False, "reproduce the quirks of the wrapped decoder's reference code")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -64,7 +67,7 @@ class Prophet(Wrapper[Watch]):
                 f"answer_length={self.answer_length} has no effect without answer_start"
             )
         if len(self.gap_thresholds) != 3:
-            raise ConfigError(f"gap_thresholds={self.gap_thresholds} must hold three numbers")
+            raise ConfigError(f"gap_thresholds={self.gap_thresholds} must be three numbers")
         if self.gap == "probability" and min(self.gap_thresholds) > 1:
             raise ConfigError(
                 f"gap_thresholds={self.gap_thresholds} are never reached by gap=probability, which is at "
@@ -72,11 +75,11 @@ class Prophet(Wrapper[Watch]):
             )
         if self.inner.grows:
             raise ConfigError(
-                "an all-in commit needs a canvas of fixed length; inner must not grow it"
+                "decoder prophet needs a canvas of constant length; use an inner decoder that keeps it"
             )
 
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """Bound the forwards by the inner decoder's, plus one."""
+        """Return the inner decoder's bound, plus one forward for the exit."""
         return 1 + self.inner.max_forwards(canvas, facts)
 
     def num_settled(self, canvas: Canvas, state: Watch) -> int:
@@ -86,7 +89,7 @@ class Prophet(Wrapper[Watch]):
         return super().num_settled(canvas, state)
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Watch:
-        """Begin the inner decoder; check that the answer lies in the canvas."""
+        """Start the inner decoder; check that the answer lies in the canvas."""
         if not len(self.span(canvas)):
             raise ConfigError(
                 f"answer_start={self.answer_start} is beyond the {len(canvas) - canvas.prompt_length} "
@@ -103,7 +106,7 @@ class Prophet(Wrapper[Watch]):
         return np.arange(first, min(first + self.answer_length, len(canvas)))
 
     def ask(self, canvas: Canvas, state: Watch) -> tuple[Ask, Watch]:
-        """Ask for the inner decoder's positions, the answer, and the whole canvas if it is computed."""
+        """Ask for the inner decoder's positions, the answer and, where computed, the whole canvas."""
         ask, inner = self.inner.ask(canvas, state.inner)
         span, open_ = self.span(canvas), canvas.open_positions()
         if self.answer_start is None:
@@ -121,7 +124,7 @@ class Prophet(Wrapper[Watch]):
         return extended, replace(state, inner=inner, asked=asked)
 
     def threshold(self, canvas: Canvas, state: Watch) -> float:
-        """Return the required gap at this share of the steps."""
+        """Return the gap that is required at this progress."""
         planned = self.planned_steps(canvas, state.facts)
         if planned is not None:
             progress = (state.num_forwards + 1) / planned
@@ -131,7 +134,7 @@ class Prophet(Wrapper[Watch]):
         return early if progress < 0.33 else middle if progress < 0.67 else late
 
     def step(self, canvas: Canvas, state: Watch, reading: Reading) -> tuple[Edit, Watch]:
-        """Commit the whole answer, or step the inner decoder."""
+        """Commit all open positions, or step the inner decoder."""
         masked = reading.undecided(canvas)
         everything = np.arange(len(masked.positions))
         if state.is_all_in:

@@ -1,4 +1,4 @@
-"""Find decoders by name and build them from their knobs."""
+"""Registry of the decoders: find them by name, and build them from their knobs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def names() -> list[str]:
 
 
 def broken() -> dict[str, str]:
-    """Return the names of the files that cannot be used, with the reason (which names the file)."""
+    """Return the reason for each file that cannot be used, by its name; the reason gives the path."""
     return usable_names(PACKAGE, NO_DECODERS, _load)[1]
 
 
 def decoder_class(name: str) -> type[AnyDecoder]:
     """Return the class of a decoder.
 
-    Raises ConfigError for an unknown name, and PluginError, which is one, for a file that cannot be used.
+    Raises ConfigError for an unknown name, and its subclass PluginError for a file that cannot be used.
     """
     if name not in module_names(PACKAGE, NO_DECODERS):
         raise unknown_name("decoder", str(name), names())
@@ -48,8 +48,8 @@ def _load(name: str) -> type[AnyDecoder]:
         check_statistics(f"{cls.__name__}.stats", cls().stats)
     except Exception as error:
         raise PluginError(
-            f"{sys.modules[cls.__module__].__file__}: {cls.__name__}() fails ({error}); mend or delete "
-            f"this file"
+            f"{sys.modules[cls.__module__].__file__}: {cls.__name__}() fails ({error}); correct or "
+            f"delete this file"
         ) from error
     return cls
 
@@ -60,7 +60,7 @@ def finds_length(name: str) -> bool:
 
 
 def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]:
-    """Return the knobs that a decoder takes, those of what it wraps included."""
+    """Return the names of a decoder's knobs, including those of a decoder that it wraps."""
     cls = decoder_class(name)
     own = field_names(cls)
     if not issubclass(cls, Wrapper):
@@ -74,19 +74,21 @@ def make_decoder(name: str, knobs: Mapping[str, object]) -> AnyDecoder:
     cls = decoder_class(name)
     own = field_names(cls)
     if issubclass(cls, Wrapper):
-        inner = {key: value for key, value in knobs.items() if key not in own}
+        inner_knobs = {key: value for key, value in knobs.items() if key not in own}
         wrapped = str(knobs.get("inner", cls.default_inner()))
         if issubclass(decoder_class(wrapped), Wrapper):
-            raise ConfigError(f"inner={wrapped!r} wraps a decoder itself; use one that does not")
+            raise ConfigError(
+                f"inner={wrapped!r} wraps a decoder itself; use a decoder that does not"
+            )
         if "compat" in knobs:
-            inner["compat"] = knobs["compat"]
-        made = make_decoder(wrapped, inner)
-        if made.whole_blocks:
+            inner_knobs["compat"] = knobs["compat"]
+        inner = make_decoder(wrapped, inner_knobs)
+        if inner.whole_blocks:
             raise ConfigError(
                 f"whole_blocks=True has no effect inside decoder {name!r}; leave it out"
             )
         own_knobs = {key: value for key, value in knobs.items() if key in own - {"inner"}}
-        return cls(inner=made, **_typed(cls, own_knobs))
+        return cls(inner=inner, **_typed(cls, own_knobs))
     for key in knobs:
         if key not in own:
             raise unknown_name(f"knob for decoder {name!r}:", key, own)
@@ -99,12 +101,11 @@ def _typed(cls: type[AnyDecoder], knobs: Mapping[str, object]) -> dict[str, Any]
 
 def describe(decoder: AnyDecoder) -> str:
     """Format a decoder as `name(knob=value, ...)` without knobs at their defaults."""
-    shown = []
-    for item in dataclasses.fields(decoder):
-        value = getattr(decoder, item.name)
-        if item.name == "inner":
-            shown.append(f"inner={describe(value)}")
-        elif value != item.default:
-            shown.append(f"{item.name}={value}")
-    name = decoder.name
-    return f"{name}({', '.join(shown)})" if shown else name
+    values = dataclasses.asdict(decoder)
+    inner = [f"inner={describe(decoder.inner)}"] if isinstance(decoder, Wrapper) else []
+    knobs = [
+        f"{field.name}={values[field.name]}"
+        for field in dataclasses.fields(decoder)
+        if field.name != "inner" and values[field.name] != field.default
+    ]
+    return f"{decoder.name}({', '.join(inner + knobs)})" if inner or knobs else decoder.name

@@ -1,12 +1,12 @@
-"""Speculative unmasking: a cheap draft of the block, verified by the forward that is made anyway.
+"""Speculative unmasking: a cheap draft of the block, verified by the decoder's regular forward.
 
 Source: our own, speculative sampling for block diffusion; the acceptance test is Fast-dLLM's
-(arXiv:2505.22618) with a lower threshold where the draft agrees.
-A drafter proposes tokens for the open positions: the continuation of an earlier place with the same last
-words (`drafter=lookup`), or a smaller model (`drafter=NAME`). A position whose draft is the model's own
-choice with confidence `accept_threshold` is committed together with whatever the wrapped decoder commits,
-so that no forward commits less than that decoder would on the same canvas; the rest stays open. A smaller
-model drafts once a block; its forwards are not counted in `num_forwards`.
+(arXiv:2505.22618) with a lower threshold where the draft agrees. A drafter proposes tokens for the open
+positions: the continuation of an earlier occurrence of the preceding tokens (`drafter=lookup`), or the
+predictions of a smaller model (`drafter=NAME`). A position where the draft equals the model's proposal,
+with confidence at least `accept_threshold`, is committed in addition to the commits of the wrapped decoder;
+so no forward commits fewer than that decoder would on the same canvas. A smaller model drafts once per
+block; its forwards are not counted in `num_forwards`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """The wrapped decoder's state, and the drafter's tokens by position identity for this block."""
+    """State of the wrapped decoder, and the block's drafted tokens by position identity."""
 
     inner: object
     facts: ModelFacts
@@ -32,20 +32,25 @@ class Guess:
 
 @dataclass(frozen=True)
 class Speculative(Wrapper[Guess]):
-    """Draft, then verify."""
+    """A drafter in front of another decoder, whose forwards verify the drafts."""
 
     inner: AnyDecoder = knob(
-        "threshold", "the decoder that is sped up, with its own knobs beside these"
+        "threshold", "the wrapped decoder, whose knobs may be given along with these"
     )
     drafter: str = knob(
-        "lookup", "lookup: the text's own repetitions; else a smaller model's name or folder"
+        "lookup",
+        "lookup: repetitions within the text; otherwise the name or folder of a smaller model",
     )
     accept_threshold: float = knob(
         0.5,
-        "confidence at which an agreeing draft is accepted, in [0, 1]; 0: always, 1: all but never",
+        "confidence from which a matching draft is accepted, in [0, 1]; 0: always, 1: almost never",
     )
-    ngram: int = knob(2, "drafter=lookup: tokens that must repeat before a continuation is tried")
-    compat: bool = knob(False, "repeat the quirks of the decoder inside")
+    ngram: int = knob(
+        2,
+        "drafter=lookup: tokens that must match an earlier passage, at least 1; 1: many drafts, large: "
+        "few, but better ones",
+    )
+    compat: bool = knob(False, "reproduce the quirks of the wrapped decoder's reference code")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -57,12 +62,12 @@ class Speculative(Wrapper[Guess]):
             raise ConfigError(f"ngram={self.ngram} has no effect with drafter={self.drafter!r}")
         if self.inner.chooses_length:
             raise ConfigError(
-                "speculative needs a decoder that does not move positions; not daedal"
+                "decoder speculative cannot wrap one that chooses the length, such as daedal; use another"
             )
 
     @property
     def draft_model(self) -> str | None:
-        """The drafter, unless it is the text itself."""
+        """Name or folder of the smaller model; None for drafter=lookup."""
         return None if self.drafter == "lookup" else self.drafter
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Guess:
@@ -75,7 +80,7 @@ class Speculative(Wrapper[Guess]):
         return Guess(self.inner.start(canvas, facts), facts)
 
     def ask(self, canvas: Canvas, state: Guess) -> tuple[Ask, Guess]:
-        """Ask for the inner decoder's positions; draft a new block."""
+        """Ask for the inner decoder's positions; draft tokens for a new block."""
         ask, inner = self.inner.ask(canvas, state.inner)
         state = replace(state, inner=inner)
         if self.drafter == "lookup":
@@ -92,18 +97,18 @@ class Speculative(Wrapper[Guess]):
         return ask, replace(state, window_end=ask.window[1], draft=draft)
 
     def step(self, canvas: Canvas, state: Guess, reading: Reading) -> tuple[Edit, Guess]:
-        """Return the inner decoder's edit plus every draft token that agrees."""
+        """Return the inner decoder's edit plus every matching draft token."""
         edit, inner = self.inner.step(canvas, state.inner, reading)
         draft = state.draft or {}
         masked = reading.undecided(canvas)
-        guessed = np.array(
+        drafted = np.array(
             [draft.get(int(uid), -1) for uid in canvas.uid[masked.positions]], dtype=np.int64
         )
-        agrees = (guessed == masked.tokens) & (masked.confidence >= self.accept_threshold)
-        more = np.flatnonzero(agrees & ~np.isin(masked.positions, edit.commit))
+        matches = (drafted == masked.tokens) & (masked.confidence >= self.accept_threshold)
+        more = np.flatnonzero(matches & ~np.isin(masked.positions, edit.commit))
         notes = {
             **edit.notes,
-            "num_drafted": float((guessed >= 0).sum()),
+            "num_drafted": float((drafted >= 0).sum()),
             "num_accepted": float(len(more)),
         }
         if len(more):
@@ -119,9 +124,10 @@ class Speculative(Wrapper[Guess]):
 
 
 def lookup(canvas: Canvas, rows: Ints, ngram: int) -> Ints:
-    """Return the continuation of the latest earlier match of the text before each run of masks.
+    """Return for each run of masks the continuation of the latest earlier match of the tokens before it.
 
-    One token a position of the canvas, -1 where nothing is proposed. Only decided text is looked at.
+    One token per position of the canvas, -1 where there is no draft. Only decided tokens are matched and
+    copied.
     """
     tokens, open_ = canvas.tokens, canvas.open
     draft: Ints = np.full(len(canvas), -1, dtype=np.int64)
@@ -138,12 +144,12 @@ def lookup(canvas: Canvas, rows: Ints, ngram: int) -> Ints:
         same = (words[: position - ngram] == words[position - ngram]).all(axis=1) & known[
             : position - ngram
         ]
-        places = np.flatnonzero(same) + ngram
-        places = places[~open_[places]]
-        if not len(places):
+        sources = np.flatnonzero(same) + ngram
+        sources = sources[~open_[sources]]
+        if not len(sources):
             continue
-        source = tokens[places[-1] : position]
-        end = np.flatnonzero(open_[places[-1] : position])
+        source = tokens[sources[-1] : position]
+        end = np.flatnonzero(open_[sources[-1] : position])
         length = min(int(end[0]) if len(end) else len(source), len(canvas) - position)
         decided = np.flatnonzero(~open_[position : position + length])
         length = int(decided[0]) if len(decided) else length

@@ -1,10 +1,10 @@
-"""Fast-dLLM's confidence-aware parallel decoding: commit every token that is sure enough.
+"""Fast-dLLM's confidence-aware parallel decoding: commit every token above a confidence threshold.
 
-Source: arXiv:2505.22618, Algorithm 1. The reference has no token-changing quirk here. `block_steps` is the
-quota under it of LLaDA2.0 (arXiv:2512.15745) and of SDAR's dynamic remasking (arXiv:2510.06303): when fewer
-positions are sure than a schedule of so many forwards a block asks for, the surest are committed.
-`first_alone` is Fast-dLLM v2's (arXiv:2509.26328). Fast-dLLM lets a confidence equal to the threshold pass,
-those three do not: `comparator`.
+Source: arXiv:2505.22618, Algorithm 1. The reference code has no quirk that changes tokens. `block_steps` is
+the minimum quota of LLaDA2.0 (arXiv:2512.15745) and of SDAR's dynamic remasking (arXiv:2510.06303): when
+fewer positions pass the threshold than a schedule of `block_steps` forwards per block requires, the most
+confident ones are committed. `first_alone` is a rule of Fast-dLLM v2 (arXiv:2509.26328). In Fast-dLLM a
+confidence equal to the threshold passes, in those three it does not (`comparator`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True)
 class Threshold(WholeBlocks):
-    """All positions whose confidence reaches `threshold`, at least the surest one (or the quota)."""
+    """All positions whose confidence reaches `threshold`, at least one (or the quota)."""
 
     threshold: float = knob(
         0.9,
-        "confidence to commit, in [0, 1]; 0: the whole block at once, 1: mostly a token a forward",
+        "confidence from which a token is committed, in [0, 1]; 0: the whole block at once, 1: mostly one "
+        "token per forward",
         tune=(0.5, 0.99),
     )
     comparator: Literal["ge", "gt"] = knob(
@@ -35,18 +36,19 @@ class Threshold(WholeBlocks):
     )
     block_steps: int | None = knob(
         None,
-        "most forwards a block, at least 1: so many at least are committed each; default: no quota but "
-        "one, 1: the whole block at once",
+        "maximum forwards per block, at least 1: each commits at least an equal share of the block; 1: the "
+        "whole block at once; default: no limit, at least one token per forward",
     )
     minimal_topk: int | None = knob(
         None,
-        "with block_steps: a block takes at most gen_length // minimal_topk forwards, so that short "
-        "answers commit more at once; at least 1; default: no such limit",
+        "with block_steps: limit the forwards of a block to gen_length // minimal_topk as well, so that "
+        "short answers commit more per forward, at least 1; 1: mildest, large: the whole block at once; "
+        "default: no such limit",
     )
     first_alone: bool = knob(
         False,
-        "commit the first position of a block-causal model's block in a forward of its own: in a model "
-        "with shifted logits the block before it says it",
+        "block-causal models: commit the first position of each block in a forward of its own, since with "
+        "shifted logits it is predicted from the block before",
     )
 
     def __post_init__(self) -> None:
@@ -64,11 +66,11 @@ class Threshold(WholeBlocks):
             )
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """Check the canvas, and that the model has blocks if they are required."""
+        """Check the canvas, and that the model has blocks where `first_alone` requires them."""
         if self.first_alone and facts.block_size is None:
             raise ConfigError(
-                "first_alone=True has no effect: in this model every position sees every "
-                "other; leave it out"
+                "first_alone=True has no effect: this model has full attention, not blocks; leave "
+                "it out"
             )
         return self.scheduled(canvas, super().start(canvas, facts))
 
@@ -77,7 +79,7 @@ class Threshold(WholeBlocks):
         return self.scheduled(canvas, super().next_block(canvas, state))
 
     def scheduled(self, canvas: Canvas, block: Block) -> Block:
-        """Return a block with its minimum of commits, of a whole aligned block or of the open positions."""
+        """Return a block with minimum quotas, for its open positions or, if aligned, a whole block."""
         steps = self.block_steps
         if steps is None:
             return block

@@ -1,9 +1,10 @@
-"""WINO: wide in, narrow out. Accept freely, and take back what the rest of the text does not bear out.
+"""WINO: wide in, narrow out. Commit at a low threshold, and remask tokens that fail a verification.
 
-Source: arXiv:2507.18578, Algorithm 1. Each forward drafts (every open position of the block surer than
-`wide_in_thres`, at most 0.7 of them within 5 to 20) and verifies: a shadow block predicts each decided
-position from everything but itself; those whose token falls below `narrow_out_thres` are masked again,
-fewer than were accepted in the forward before. Differs: no shadow is computed before anything is decided.
+Source: arXiv:2507.18578, Algorithm 1. Each forward drafts and verifies. Draft: commit the open positions of
+the block with confidence above `wide_in_thres`, at most a share of 0.7 of the open ones, limited to 5..20.
+Verify: a shadow block predicts each decided position from all others; positions whose token has a
+probability below `narrow_out_thres` are remasked, always fewer than the previous forward committed.
+Differs: shadow queries are only computed when the block has decided positions.
 """
 
 from __future__ import annotations
@@ -20,27 +21,29 @@ from unmask.errors import ConfigError
 
 LEAST, MOST, SHARE = 5, 20, 0.7
 FIRST_ACCEPT = 30
-"""Number of accepts assumed before a block's first forward."""
+"""Number of commits that is assumed before the first forward of a block."""
 
 
 @dataclass(frozen=True)
 class Wino(Blockwise):
-    """Draft and verify in one forward."""
+    """Draft and verification in the same forward."""
 
     wide_in_thres: float = knob(
         0.6,
-        "confidence above which a token is drafted, in [0, 1]; 0: all (up to the cap), 1: one",
+        "confidence above which a token is committed for now, in [0, 1]; 0: up to the cap, 1: one per "
+        "forward",
         tune=(0.4, 0.9),
     )
     narrow_out_thres: float = knob(
         0.9,
-        "leave-one-out probability below which a token is masked again; 0: never revise",
+        "probability, given all other positions, below which a token is remasked, in [0, 1]; 0: never, 1: "
+        "whenever the rule allows",
         tune=(0.5, 0.99),
     )
     shadows: Literal["block", "decided"] = knob(
         "block",
-        "the shadow: one query a position of the block, which see each other (the paper's), or a query a "
-        "decided position, which see only text (cheaper, and independent of each other)",
+        "shadow queries: one per position of the block, which attend to each other, as in the paper "
+        "(block), or one per decided position, which do not (decided; cheaper)",
     )
 
     def __post_init__(self) -> None:
@@ -55,7 +58,7 @@ class Wino(Blockwise):
         return min(state.end if full else state.start, len(canvas))
 
     def decided(self, canvas: Canvas, block: Block) -> Ints:
-        """Return the positions of the block that may be remasked."""
+        """Return the decided positions of the block, which may be remasked."""
         inside: Ints = np.arange(block.start, block.end)
         return inside[~canvas.open[inside] & ~canvas.fixed[inside]]
 
@@ -69,11 +72,11 @@ class Wino(Blockwise):
         return replace(ask, shadows=shadows, shadows_attend=self.shadows == "block"), state
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
-        """Enter the next block with a new count of accepts."""
+        """Enter the next block with a new count of commits."""
         return replace(super().next_block(canvas, state), memory=None)
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
-        """Accept, and mask again fewer than were accepted before."""
+        """Commit the draft; remask fewer positions than the previous forward committed."""
         drafted = reading.undecided(canvas, end=state.end)
         if not len(drafted.positions):
             return Edit(), replace(state, step=state.step + 1)
@@ -85,21 +88,21 @@ class Wino(Blockwise):
         elif not len(sure):
             sure = selection.ranking(scores.rank)[:1]
         edit = drafted.commit(sure)
-        before = state.memory if isinstance(state.memory, int) else FIRST_ACCEPT
+        accepted = state.memory if isinstance(state.memory, int) else FIRST_ACCEPT
         if len(sure) > 1:
-            edit = replace(edit, remask=self.verify(canvas, state, reading, before))
+            edit = replace(edit, remask=self.verify(canvas, state, reading, accepted - 1))
         return edit, replace(state, step=state.step + 1, memory=len(sure))
 
-    def verify(self, canvas: Canvas, state: Block, reading: Reading, before: int) -> Ints:
-        """Return decided positions of low verified probability, the worst first, at most `before` - 1."""
+    def verify(self, canvas: Canvas, state: Block, reading: Reading, limit: int) -> Ints:
+        """Return the decided positions that fail the verification, at most the `limit` worst ones."""
         decided = self.decided(canvas, state)
         if not len(decided):
             return NO_POSITIONS
         shadows = np.arange(state.start, state.end) if self.shadows == "block" else decided
         odds = reading.shadow_log_odds[np.searchsorted(shadows, decided)]
         failed = np.flatnonzero(probability(odds) < self.narrow_out_thres)
-        if len(failed) >= before:
-            failed = failed[np.argsort(odds[failed], kind="stable")[: before - 1]]
+        if len(failed) > limit:
+            failed = failed[np.argsort(odds[failed], kind="stable")[:limit]]
         return np.sort(decided[failed])
 
 

@@ -70,7 +70,7 @@ class Results:
             ) from None
         except ValueError:
             raise ConfigError(
-                f"{str(path)!r} is no JSON; give a run folder of unmask eval"
+                f"{str(path)!r} is not JSON; give a run folder of unmask eval"
             ) from None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise ConfigError(f"{str(path)!r} was not written by unmask eval; give its run folder")
@@ -110,7 +110,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[EvalRun]:
         raise ConfigError("no runs; give the folders that unmask eval wrote")
     resolved = [path.resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
-        raise ConfigError(f"one run is given twice among {', '.join(map(str, folders))}")
+        raise ConfigError(f"a run is listed twice among {', '.join(map(str, folders))}")
     depth = 1
     while len({path.parts[-depth:] for path in resolved}) < len(resolved):
         depth += 1

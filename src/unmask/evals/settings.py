@@ -77,7 +77,7 @@ class EvalSettings:
             )
         if self.data is not None and not Path(self.data).is_dir():
             raise ConfigError(
-                f"data={self.data!r} is no folder; give the folder with the task files"
+                f"data={self.data!r} is not a folder; give the folder with the task files"
             )
         if self.data is not None and not entry.files:
             raise ConfigError(f"data={self.data!r} has no effect: task={self.task} is bundled")

@@ -1,4 +1,4 @@
-"""Sampling parameters: the knobs of the proposals, common to all decoders."""
+"""Sampling parameters: the knobs that determine the proposals, common to all decoders."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ logits overflow."""
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """The parameters with which a token is proposed at a position.
+    """The parameters by which a token is proposed at a position.
 
     `temperature`: 0 is greedy; from 1e-6 on, tokens are sampled by Gumbel-max in float64. `top_p` in (0, 1]
     and `top_k` >= 1 restrict the sampled tokens, in that order and after the temperature (Dream's order);
     the confidence remains that of the model's distribution. `cfg_scale` >= 0: classifier-free guidance
     `un + (1 + w)(cond - un)`, where `un` has a masked prompt (LLaDA, arXiv:2502.09992, Eq. 16); 0 is off.
-    `logits_eos_inf`: never propose end-of-text. `confidence_eos_eot_inf`: assign a proposed end-of-text or
-    end-of-turn no confidence, so that they are committed last; with `compat` and temperature > 0 only
+    `logits_eos_inf`: never propose end-of-text. `confidence_eos_eot_inf`: set the confidence of a proposed
+    end-of-text or end-of-turn to 0, so that they are committed last; with `compat` and temperature > 0 only
     end-of-turn, as in LLaDA's published code. `drop_after_eos`: once an end token is decided, positions
-    right of it become padding and are not computed any more, even while positions left of it are open. That
-    is approximate, since these no longer attend to the dropped positions, and not from a paper.
+    right of it become padding and are no longer computed, even while positions left of it are open. This is
+    approximate, since these no longer attend to the dropped positions, and not from a paper.
 
     `vocabulary` restricts the tokens over which the confidence is computed, to `vocab_size` tokens:
     "static": the likeliest at each position. "adaptive": as "static", with the number of tokens of CadLLM's
@@ -39,35 +39,52 @@ class SamplingParams:
     """
 
     temperature: float = knob(
-        0.0, "sampling temperature, 0 or from 1e-6 on; 0 is greedy, higher is more random"
+        0.0, "sampling temperature, 0 or at least 1e-6; 0: greedy, large: nearly uniform"
     )
     top_p: float | None = knob(
-        None, "sample from the likeliest tokens that have this total probability"
+        None,
+        "sample from the likeliest tokens with this total probability, in (0, 1]; near 0: greedy, 1: all "
+        "tokens; default: all",
     )
-    top_k: int | None = knob(None, "sample from this many likeliest tokens")
+    top_k: int | None = knob(
+        None, "sample from this many likeliest tokens, at least 1; 1: greedy; default: all"
+    )
     cfg_scale: float = knob(
-        0.0, "weight of classifier-free guidance, 0 is off; costs a second row per forward"
+        0.0,
+        "weight of classifier-free guidance, >= 0; 0: off, large: follows the prompt closely; costs a "
+        "second row per forward",
     )
     logits_eos_inf: bool = knob(False, "never propose end-of-text")
-    confidence_eos_eot_inf: bool = knob(False, "commit end-of-text and end-of-turn last")
+    confidence_eos_eot_inf: bool = knob(
+        False, "give end-of-text and end-of-turn no confidence, so that they are committed last"
+    )
     drop_after_eos: bool = knob(
         False,
-        "drop the positions right of an end token as soon as it is decided, not when all positions left of "
-        "it are; approximate",
+        "drop the positions right of an end token as soon as it is decided, instead of when all positions "
+        "left of it are decided; approximate",
     )
     vocabulary: Literal["none", "static", "adaptive", "frequency", "union"] | None = knob(
         None,
-        "tokens over which confidence is computed: none (all), static (the likeliest of a position), "
-        "adaptive (their number by CadLLM's Eq. 4), frequency (the most frequent of a file), union (the "
-        "likeliest of a block's first forward; later LM heads have these rows only); default: decoder's",
+        "tokens over which confidence is computed: none (all), static (the likeliest at a position), "
+        "adaptive (the same, their number by CadLLM's Eq. 4), frequency (the most frequent in a file), "
+        "union (the likeliest in a block's first forward; later LM heads compute only these); default: "
+        "the decoder's choice",
     )
-    vocab_size: int | None = knob(None, "number of tokens of the vocabulary option; default: 1000")
+    vocab_size: int | None = knob(
+        None,
+        "number of tokens for vocabulary=static, frequency or union, at least 1; small: fast but "
+        "approximate, large: like none; default: 1000",
+    )
     max_missed: float = knob(
         1.0,
-        "vocabulary=union: bound on the missed probability, above which the LM head is whole again",
+        "vocabulary=union: bound on the probability of the tokens left out, in [0, 1], above which the "
+        "next forward computes all; 0: most often, 1: never",
     )
-    frequencies: str | None = knob(None, "file of token counts, written by `unmask frequencies`")
-    compat: bool = knob(False, "reproduce the token-changing quirks of the reference code")
+    frequencies: str | None = knob(
+        None,
+        "file of token counts for vocabulary=frequency and score=pc, written by `unmask frequencies`",
+    )
+    compat: bool = knob(False, "reproduce quirks of the reference code that change tokens")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -77,15 +94,15 @@ class SamplingParams:
                 raise ConfigError(f"{name}={value} must be a finite number, at least 0")
         if 0 < self.temperature < MIN_TEMPERATURE:
             raise ConfigError(
-                f"temperature={self.temperature} is too low to sample with; use 0 for the likeliest token, "
-                f"or {MIN_TEMPERATURE:g} and more"
+                f"temperature={self.temperature} is too low to sample with; use 0 for greedy decoding, or "
+                f"at least {MIN_TEMPERATURE:g}"
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} must be at least 1")
-        pruned = self.vocabulary not in (None, "none", "adaptive")
-        if self.vocab_size is not None and (not pruned or self.vocab_size < 1):
+        has_size = self.vocabulary not in (None, "none", "adaptive")
+        if self.vocab_size is not None and (not has_size or self.vocab_size < 1):
             raise ConfigError(
                 f"vocab_size={self.vocab_size} must be at least 1 and needs vocabulary=static, "
                 f"frequency or union"
@@ -98,8 +115,8 @@ class SamplingParams:
             )
         if self.vocabulary == "union" and self.cfg_scale > 0:
             raise ConfigError(
-                f"vocabulary=union cannot bound what it misses under cfg_scale={self.cfg_scale}; use one "
-                f"of them"
+                f"vocabulary=union cannot bound the missed probability with cfg_scale={self.cfg_scale}; "
+                f"use one of them"
             )
         if self.vocabulary == "frequency" and self.frequencies is None:
             raise ConfigError(

@@ -1,6 +1,6 @@
 """Counter-based random numbers: functions of (seed, forward, position identity, token id) alone.
 
-So a sample is independent of the batch, the cache, the device and the order of requests.
+A sample is therefore independent of the batch, the cache, the device and the order of requests.
 
 Letters: N rows, V vocabulary.
 """
@@ -26,7 +26,7 @@ def _mix_host(x: np.ndarray) -> np.ndarray:
 
 
 def row_keys(seed: int, forward: int, uids: Ints) -> np.ndarray:
-    """Return one uint64 key per position, of its identity `uids`."""
+    """Return one uint64 key per position; `uids` are the identities of the positions."""
     with np.errstate(over="ignore"):
         key = np.full(len(uids), seed & (2**64 - 1), dtype=np.uint64)
         for part in (np.full(len(uids), forward), uids):

@@ -28,15 +28,15 @@ STATS: tuple[str, ...] = (
     "raw_confidence",
     "missed",
 )
-"""Columns of a packed result behind the token and its log-odds; 0 for rows that do not request them."""
+"""Columns of a packed result after the token and its log-odds; 0 in rows that do not request them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The columns of the logits: `token_ids` (ascending), and the columns with a meaning to the sampler.
+    """The columns of the logits: `token_ids` (ascending), and the columns that are treated specially.
 
-    `forbidden` columns are never proposed; `eos_id` and `turn_end_id` are columns or None. With `is_whole`
-    every token has a column, so that ids are columns.
+    `forbidden` columns are never proposed; `eos_id` and `turn_end_id` are columns or None. With `is_whole`,
+    every token has a column, and ids equal columns.
     """
 
     token_ids: Tensor
@@ -46,7 +46,7 @@ class Vocabulary:
     is_whole: bool = True
 
     def subset(self, ids: Tensor) -> Vocabulary:
-        """Return the vocabulary of logits that have columns for the tokens `ids` (ascending) only."""
+        """Return the vocabulary of logits with columns for the tokens `ids` (ascending) only."""
 
         def column(id_: int | None) -> int | None:
             if id_ is None:
@@ -75,7 +75,7 @@ class Span:
 
 
 def _rows(spans: list[Span], test: Callable[[Span], object]) -> list[int]:
-    """Return the rows of the spans that pass a test."""
+    """Return the rows of the spans for which the test is true."""
     rows: list[int] = []
     start = 0
     for span in spans:
@@ -191,7 +191,7 @@ def _top_two(logits: Tensor, spans: list[Span], packed: Tensor) -> None:
 
 
 def _end_is_top(tokens: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor) -> None:
-    """Fill in "eos_top": is the likeliest token, before any sampling, the end of text?"""
+    """Fill in "eos_top": 1 where the likeliest token, before sampling, is end-of-text."""
     rows = _rows(spans, lambda span: "eos" in span.ask.stats)
     if rows and vocabulary.eos_id is not None:
         packed[rows, _column("eos_top")] = (tokens[rows] == vocabulary.eos_id).double()
@@ -258,7 +258,7 @@ def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
 
 
 def _suppressed_scores(spans: list[Span], vocabulary: Vocabulary) -> list[tuple[list[int], int]]:
-    """Return the (rows, column) pairs that count as probability 0 in the confidence."""
+    """Return pairs (rows, column) of tokens that get confidence 0."""
     rows = _rows(spans, lambda span: span.params.confidence_eos_eot_inf)
     eos_rows = _rows(
         spans,
@@ -311,15 +311,15 @@ def _top_v(span: Span) -> int | None:
 def _top_v_odds(
     logits: Tensor, tokens: Tensor, spans: list[Span], packed: Tensor
 ) -> tuple[list[int], Tensor] | None:
-    """Return the rows that count only their V largest logits, and their log-odds; -inf outside of them."""
+    """Return the rows restricted to their V largest logits, with log-odds, -inf for tokens outside."""
     rows = _rows(spans, lambda span: _top_v(span) is not None)
     if not rows:
         return None
     sizes = [int(v) for v in _per_row(spans, rows, lambda span: _top_v(span) or 1)]
-    most = min(max(sizes), logits.shape[-1])
-    top = logits[rows].topk(most, dim=-1).values
+    width = min(max(sizes), logits.shape[-1])
+    top = logits[rows].topk(width, dim=-1).values
     limit = torch.tensor(sizes, device=logits.device)[:, None]
-    top = top.masked_fill(torch.arange(most, device=logits.device) >= limit, -torch.inf)
+    top = top.masked_fill(torch.arange(width, device=logits.device) >= limit, -torch.inf)
     own = logits[rows, tokens[rows]]
     same = top == own[:, None]
     others = top.masked_fill(same & (same.cumsum(dim=-1) == 1), -torch.inf)

@@ -21,7 +21,7 @@ from unmask.errors import ConfigError
 
 TOTAL, COUNTS = "num_token", "p_baseline_dict"
 MIN_FREQUENCY = 1e-9
-"""The lowest frequency that is distinguished from 0, here and in PC-Sampler's logarithm."""
+"""The lowest frequency that is distinguished from 0, here and in the logarithm of PC-Sampler."""
 _MAX_CACHED = 8
 _ID = re.compile(r"0|[1-9][0-9]{0,17}")
 
@@ -58,7 +58,7 @@ def _load(path: str, mtime_ns: int, size_bytes: int, vocab_size: int) -> NDArray
     for key, count in counts.items():
         if not _ID.fullmatch(key):
             raise ConfigError(
-                f"background file {path!r}: {key!r} is no token id; ids are 0, 1, ..."
+                f"background file {path!r}: {key!r} is not a token id; ids are 0, 1, ..."
             )
         id_ = int(key)
         if id_ >= vocab_size:
@@ -84,7 +84,7 @@ def _fields(path: str, content: object) -> tuple[int, dict[str, object]]:
         kind = type(content).__name__
         actual = f"keys {sorted(content)[:5]}" if isinstance(content, dict) else f"a {kind}"
         raise ConfigError(
-            f"background file {path!r} holds {actual}, not token counts; it must hold {expected}"
+            f"background file {path!r} has {actual}, not token counts; it must be {expected}"
         )
     total, counts = content[TOTAL], content[COUNTS]
     if not _is_whole(total) or total <= 0:
@@ -108,18 +108,18 @@ def save_background(path: str | Path, counts: Mapping[int, int]) -> None:
     count, and for a path that cannot be written.
     """
     total = sum(counts.values())
-    bad = next((item for item in counts.items() if min(item) < 0), None)
-    if bad is not None:
+    negative = next((item for item in counts.items() if min(item) < 0), None)
+    if negative is not None:
         raise ConfigError(
-            f"token id {bad[0]} with count {bad[1]}: neither may be negative; count again"
+            f"token id {negative[0]} with count {negative[1]}: neither may be negative; count again"
         )
     if total == 0:
-        raise ConfigError("no tokens were counted; give some text")
+        raise ConfigError("no tokens were counted; give a text that is not empty")
     file = Path(path).expanduser()
     part = file.with_name(file.name + f".{os.getpid()}.part")
-    listed = {str(int(id_)): int(count) for id_, count in sorted(counts.items())}
+    by_id = {str(int(id_)): int(count) for id_, count in sorted(counts.items())}
     try:
-        part.write_text(json.dumps({TOTAL: int(total), COUNTS: listed}) + "\n", encoding="utf-8")
+        part.write_text(json.dumps({TOTAL: int(total), COUNTS: by_id}) + "\n", encoding="utf-8")
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -158,7 +158,7 @@ class Generation:
         if update.kind == "aborted":
             return server_stopping()
         if self.engine.failure is not None or isinstance(update.error, EngineError):
-            log.critical("%s lost: the engine has failed", self.log_id, exc_info=update.error)
+            log.critical("%s failed with the engine", self.log_id, exc_info=update.error)
             return engine_dead()
         if isinstance(update.error, (ConfigError, PromptError)):
             return bad_request(update.error)

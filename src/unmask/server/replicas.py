@@ -56,9 +56,9 @@ class ReplicaPlan:
     """The options of each replica, and the number of replicas.
 
     `loading`: keyword arguments of `LLM`; `engine`: sizes of each engine. A replica has `num_cpus` threads
-    and `num_gpus` whole devices. Between `least` and `most` replicas run, so many that each has
-    `max_num_seqs` requests: one is added after `upscale_delay_s` of a higher load, and one removed after
-    `downscale_delay_s` of a lower load.
+    and `num_gpus` whole devices. Between `least` and `most` replicas run, with a target of
+    `max_num_seqs` requests each: one is added after `upscale_delay_s` of a higher load, and one removed
+    after `downscale_delay_s` of a lower load.
     """
 
     model: str
@@ -83,7 +83,7 @@ class LeastLoaded(FIFOMixin, RequestRouter):
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Return all replicas as one rank, of which Serve takes the least loaded that has room.
+        """Return all replicas as one rank, of which Serve takes the least loaded with free capacity.
 
         Serve takes the first of equally loaded replicas, so their order is random.
         """

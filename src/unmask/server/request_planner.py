@@ -1,4 +1,4 @@
-"""Plans: the requests that the engine decodes for one HTTP request, checked in every respect."""
+"""Plans: validated engine requests for the answers to one HTTP request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unmask.canvas import Canvas
 from unmask.engine.prompts import Prompt, prompt_list
 from unmask.engine.request import Request
-from unmask.errors import ContradictionError, PromptError, UnmaskError
+from unmask.errors import ConfigError, ContradictionError, PromptError, UnmaskError
 from unmask.method import CACHE_PREFIX, GEN_LENGTH, MethodSpec, Source
 from unmask.server.capabilities import SERVER_ONLY
 from unmask.server.detokenizer import StopCriteria
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
 DEFAULT_FIRST_LENGTH = 64
-"""Positions to begin with, of a decoder that chooses the length; fewer where `max_tokens` is less."""
+"""Initial number of positions for a decoder that chooses the length; at most `max_tokens`."""
 NEUTRAL_TOP_K = (-1, 0)
 SAMPLING_ONLY = ("top_p", "top_k")
 
@@ -32,8 +32,8 @@ SAMPLING_ONLY = ("top_p", "top_k")
 class GenerationPlan:
     """One answer to decode.
 
-    `index` of the choice; `prompt`: the number of its prompt, of `num_prompt` tokens; the text is that of
-    the positions from `start` on, `size` of them (None: all), up to what `ends` it.
+    `index`: of the choice; `prompt`: index of its prompt, which has `num_prompt` tokens. The text is that
+    of `size` positions (None: all) from `start` on, until one of `ends`.
     """
 
     index: int
@@ -48,7 +48,7 @@ class GenerationPlan:
 class Planner:
     """Plans for one model. All methods raise ApiError for what the model or the method refuses.
 
-    `max_choices` in one request: what the engine's queue holds (None: any number).
+    `max_choices`: maximum number of choices of a request, the size of the engine's queue (None: no limit).
     """
 
     def __init__(self, llm: LLM, settings: ServerSettings, max_choices: int | None = None) -> None:
@@ -99,7 +99,7 @@ class Planner:
         knobs: Mapping[str, object],
         param: str,
     ) -> list[GenerationPlan]:
-        """Plan continuations of prompts, which the field `param` has."""
+        """Plan continuations of prompts, of the field `param`."""
         self.check_choices(body, len(prompts))
         method = self.method(body, knobs)
         plans: list[GenerationPlan] = []
@@ -214,6 +214,9 @@ class Planner:
         try:
             method = MethodSpec.parse(*sources, *self._defaults(body, sources))
         except UnmaskError as error:
+            knob = error.key if isinstance(error, ConfigError) else None
+            if knob in SERVER_ONLY and knob not in self.settings.defaults.given:
+                raise server_only(knob) from None
             raise bad_request(error) from None
         for note in method.notes:
             if note.code == "no_effect":
@@ -245,16 +248,10 @@ class Planner:
         for key, harmless in SERVER_ONLY.items():
             value = method.given.get(key, harmless)
             if value not in (harmless, self.settings.defaults.given.get(key, harmless)):
-                raise ApiError(
-                    400,
-                    f"{key} names a file or a model on the server's machine; it is set when the server "
-                    f"starts, not by requests",
-                    param=key,
-                    code="unsupported_parameter",
-                )
+                raise server_only(key)
 
     def _length(self, num_prompt: int, body: DecodingRequest, param: str) -> int:
-        """Return the positions to generate after a prompt, which the field `param` has."""
+        """Return the positions to generate after a prompt, of the field `param`."""
         room, name = self.max_length - num_prompt, body.length_name
         least = 1 if body.length is None else body.length
         if least > room:
@@ -289,3 +286,12 @@ def own_knobs(body: DecodingRequest) -> dict[str, object]:
         "top_k": None if body.top_k in NEUTRAL_TOP_K else body.top_k,
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def server_only(key: str) -> ApiError:
+    """Return the error for a knob that requests may not set."""
+    message = (
+        f"{key} names a file or a model on the server's machine; it is set when the server starts, "
+        f"not by requests"
+    )
+    return ApiError(400, message, param=key, code="unsupported_parameter")

@@ -20,22 +20,22 @@ STATIC = Path(__file__).parent / "static"
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Resources that a client may use up."""
+    """Limits on the resources of a request."""
 
     max_model_len: Annotated[int | None, option("--context-length", least=2)] = None
     """Maximum number of positions of a canvas, prompt included. Default: the model's context."""
 
     request_timeout: Annotated[float, option(above=0, metavar="S")] = 600.0
-    """Seconds that a request may take."""
+    """Maximum duration of a request in seconds, queueing included."""
 
     max_body_bytes: Annotated[int, option(least=1)] = 4 << 20
-    """Maximum size of a request body."""
+    """Maximum body size in bytes."""
 
     body_timeout_s: Annotated[float, NOT_A_FLAG] = 30.0
-    """Seconds within which a whole body must arrive."""
+    """Maximum time in seconds for a body to arrive."""
 
     send_timeout_s: Annotated[float, NOT_A_FLAG] = 60.0
-    """Seconds that a stream waits for a client that does not read."""
+    """Maximum time in seconds that a stream waits for a client that does not read."""
 
     max_headers: Annotated[int, NOT_A_FLAG] = 100
     max_header_bytes: Annotated[int, NOT_A_FLAG] = 16 << 10
@@ -52,33 +52,33 @@ class ServerConfig:
     """Address to listen on."""
 
     port: Annotated[int, option(least=0, most=65535)] = 8000
-    """Port; 0 takes a free one."""
+    """Port; 0 chooses a free one."""
 
     served_model_name: Annotated[tuple[str, ...], option(metavar="NAME")] = ()
-    """Name of the model for clients; may be repeated. Default: the model's own."""
+    """Name of the model in the API; may be repeated. Default: the model's own."""
 
     api_key: Annotated[str | None, option(metavar="KEY")] = field(default=None, repr=False)
-    """Key that clients must send. Better in the environment, as UNMASK_API_KEY."""
+    """API key of clients; prefer $UNMASK_API_KEY."""
 
     allow_unauthenticated: bool = False
-    """Serve other machines without a key."""
+    """Accept remote requests without an API key."""
 
     allowed_host: Annotated[tuple[str, ...], option(metavar="NAME")] = ()
-    """Host header that needs no key; may be repeated."""
+    """Accepted Host header of a server without a key; may be repeated."""
 
     public_metrics: bool = False
-    """Answer /metrics without the key."""
+    """Serve /metrics without the key."""
 
     public_page: bool = False
-    """Show the page without the key."""
+    """Serve the playground without the key."""
 
     limits: Annotated[Limits, Parameter(name="*")] = Limits()
 
     shutdown_timeout: Annotated[float, option(least=0, metavar="S")] = 30.0
-    """Seconds that running requests may take to finish after SIGTERM."""
+    """Maximum time in seconds for running requests to finish after SIGTERM."""
 
     log_requests: bool = True
-    """Log a line per request on standard error."""
+    """Log each request on standard error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,29 +86,29 @@ class ReplicaConfig:
     """The number of replicas, fixed or by load."""
 
     replicas: Annotated[int | None, option("--data-parallel-size", least=1)] = None
-    """Number of servers behind one port (extra `ray`)."""
+    """Number of replicas behind one port (extra `ray`)."""
 
     min_replicas: Annotated[int | None, option(least=1)] = None
     """Minimum number of replicas. Default: 1."""
 
     max_replicas: Annotated[int | None, option(least=1)] = None
-    """Maximum number of replicas, under high load."""
+    """Maximum number of replicas; makes their number depend on the load."""
 
     upscale_delay: Annotated[float | None, option(least=0, metavar="S")] = None
-    """Seconds of high load before another. Default: 30."""
+    """Seconds of high load before a replica is added. Default: 30."""
 
     downscale_delay: Annotated[float | None, option(least=0, metavar="S")] = None
-    """Seconds of low load before one less. Default: 600."""
+    """Seconds of low load before a replica is removed. Default: 600."""
 
 
 @dataclass(frozen=True)
 class Access:
     """Access control.
 
-    `key_digest`: SHA-256 of the key (None: none is asked for). `page_token`: a random text that a browser
-    keeps once it has shown the key, and loads the page's files with (None: browsers get no page that asks
-    for the key). Without a key, requests must name one of `hosts` (None: any), so that a web page which
-    points a name of its own at this machine is refused.
+    `key_digest`: SHA-256 of the key (None: no key is required). `page_token`: random token with which a
+    browser loads the page's files after it has sent the key (None: no page for entering the key).
+    Without a key, requests must name one of `hosts` (None: any). This prevents DNS rebinding, in which the
+    host name of a web page resolves to this machine.
     """
 
     key_digest: bytes | None = None
@@ -143,7 +143,7 @@ class ServerSettings:
     """Settings of a server.
 
     `models`: the names under which the model is served, the first one in the replies. `defaults`: the
-    method of requests that choose none.
+    default method of requests.
     """
 
     models: tuple[str, ...]

@@ -72,7 +72,7 @@ def parse_objectives(texts: Sequence[str]) -> tuple[str, ...]:
     for text in texts:
         _check_name("objective", text)
     if len(set(texts)) < len(texts):
-        raise ConfigError(f"objectives {', '.join(texts)}: one is there twice; leave it out")
+        raise ConfigError(f"objectives {', '.join(texts)}: one occurs twice; leave it out")
     return tuple(texts) if ACCURACY in texts else (*texts, ACCURACY)
 
 

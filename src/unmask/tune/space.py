@@ -91,7 +91,7 @@ def parse_changes(texts: Sequence[str]) -> dict[str, str]:
         if not equals or not name.strip() or not rest.strip():
             raise ConfigError(f"space {text!r} must be KNOB=LOW:HIGH, KNOB=A,B,C or KNOB=off")
         if name.strip() in changes:
-            raise ConfigError(f"space of {name.strip()} is there twice; give it once")
+            raise ConfigError(f"space of {name.strip()} is set twice; set it once")
         changes[name.strip()] = rest.strip()
     return changes
 

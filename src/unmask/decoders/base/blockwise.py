@@ -1,7 +1,7 @@
-"""Semi-autoregressive decoding: blocks from left to right, one rule inside.
+"""Semi-autoregressive decoding: blocks from left to right, a selection rule within each.
 
-In a block-causal model the blocks are counted from the prompt's first token, as the model counts its own:
-a block ends at a multiple of its length, so the first one is what the prompt's last tokens leave of theirs.
+In a block-causal model the blocks are counted from the prompt's first token, like the blocks of the model:
+each ends at a multiple of the block length, so the prompt may occupy the beginning of the first one.
 
 Source: LLaDA, arXiv:2502.09992, Appendix B.4; for block-causal models LLaDA2.0, arXiv:2512.15745, and SDAR,
 arXiv:2510.06303.
@@ -22,10 +22,10 @@ from unmask.selection import quota_schedule
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A running block `[start, end)`; `step` forwards were made in it; `quotas` per forward.
+    """The running block `[start, end)`, after `step` forwards, with the `quotas` of its forwards.
 
-    `memory` is what the method itself remembers; it goes from block to block, as `limit` does: positions
-    from there on are no part of the answer (None: there are none).
+    `memory` is the state of the method itself. It passes from block to block, and so does `limit`:
+    positions from there on are not part of the answer (None: all are).
     """
 
     start: int
@@ -39,20 +39,20 @@ class Block:
 
 @dataclass(frozen=True)
 class Blockwise(Scoring, Decoder[Block]):
-    """Fixed blocks, left to right; `select` says what is committed.
+    """Fixed blocks from left to right; `select` chooses the positions to commit.
 
-    Eligible are all open positions left of the block's end.
+    All open positions left of the block's end are eligible.
     """
 
     block_length: int | None = knob(
         None,
-        "positions per block, 1 (left to right) to gen_length (any order), a divisor of gen_length; "
-        "default: the largest divisor in 8..32, else gen_length; for infilling the whole text; for a "
-        "block-causal model any, by default its own block",
+        "positions per block; 1: left to right, gen_length: any order; must divide gen_length, except for "
+        "infilling and block-causal models; default: the largest divisor in 8..32, else gen_length; for "
+        "infilling, the whole text; for block-causal models, the model's own block",
     )
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Return the indices of the reading to commit; it has the eligible positions and is never empty."""
+        """Return the indices of the reading to commit; it holds the eligible positions, at least one."""
         raise NotImplementedError(f"decoder {self.name!r} defines neither select nor step")
 
     @staticmethod
@@ -69,8 +69,8 @@ class Blockwise(Scoring, Decoder[Block]):
             return size
         if facts.block_size is not None:
             return facts.block_size
-        fitting = [n for n in range(8, 33) if size % n == 0]
-        return fitting[-1] if fitting else size
+        divisors = [n for n in range(8, 33) if size % n == 0]
+        return divisors[-1] if divisors else size
 
     def num_blocks(self, canvas: Canvas, facts: ModelFacts) -> int:
         """Return the number of blocks of the answer."""
@@ -103,7 +103,7 @@ class Blockwise(Scoring, Decoder[Block]):
         return self.enter(canvas, canvas.prompt_length, facts)
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """Ask for every open position before the block's end; full blocks are passed."""
+        """Ask for every open position before the block's end; skip full blocks."""
         rows = canvas.open_positions(0, state.end)
         while len(rows) == 0:
             state = self.next_block(canvas, state)
@@ -113,11 +113,11 @@ class Blockwise(Scoring, Decoder[Block]):
 
     def next_block(self, canvas: Canvas, state: Block) -> Block:
         """Enter the block after a full one."""
-        found = self.enter(canvas, state.end, state.facts)
-        return dataclasses.replace(found, memory=state.memory, limit=state.limit)
+        block = self.enter(canvas, state.end, state.facts)
+        return dataclasses.replace(block, memory=state.memory, limit=state.limit)
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
-        """Commit what the rule selects."""
+        """Commit the positions that the rule selects."""
         after = dataclasses.replace(state, step=state.step + 1)
         eligible = reading.undecided(canvas, end=state.end)
         if not len(eligible.positions):
@@ -128,16 +128,16 @@ class Blockwise(Scoring, Decoder[Block]):
 
 @dataclass(frozen=True)
 class Scheduled(Blockwise):
-    """`steps` forwards over the whole generation, split evenly over the blocks, or so many a block."""
+    """A schedule: `steps` forwards, split evenly among the blocks, or `block_steps` for each block."""
 
     steps: int | None = knob(
         None,
-        "forwards in all, a multiple of the number of blocks; default: gen_length (a token each), beyond "
-        "which there is nothing to do; block-causal models, whose first block the prompt cuts: any number, "
-        "whose rate each block keeps",
+        "total forwards, a multiple of the number of blocks; few: many tokens per forward, gen_length or "
+        "more: one; default: gen_length; for block-causal models any number, at least 1: every block "
+        "commits gen_length / steps tokens per forward",
     )
     block_steps: int | None = knob(
-        None, "forwards a block instead of steps, at least 1; 1: the whole block at once"
+        None, "forwards per block, at least 1; 1: the whole block at once; default: set by steps"
     )
 
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int:
@@ -147,14 +147,14 @@ class Scheduled(Blockwise):
         return len(canvas) - canvas.prompt_length if self.steps is None else self.steps
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """Check the canvas, and that `steps` can be split among its blocks."""
+        """Check the canvas, and that `steps` can be split evenly among its blocks."""
         size = len(canvas) - canvas.prompt_length
         block = super().start(canvas, facts)
         length, blocks = self.length_of(canvas, facts), self.num_blocks(canvas, facts)
         check_block_steps(self.block_steps)
         if self.steps is not None and self.block_steps is not None:
             raise ConfigError(
-                f"steps={self.steps} and block_steps={self.block_steps} both plan the forwards; give one"
+                f"steps={self.steps} and block_steps={self.block_steps} both set the forwards; give one"
             )
         ragged = not self.is_aligned(canvas, facts) and (self.steps or 0) % blocks
         if self.steps is not None and (self.steps < 1 or ragged):
@@ -165,7 +165,7 @@ class Scheduled(Blockwise):
         return block
 
     def enter(self, canvas: Canvas, start: int, facts: ModelFacts) -> Block:
-        """Return a block with its quotas: of its open positions, or of a whole aligned block."""
+        """Return a block with quotas for its open positions or, if aligned, for a whole block."""
         block = super().enter(canvas, start, facts)
         count = len(canvas.open_positions(start, block.end))
         steps = self.block_steps
@@ -173,7 +173,7 @@ class Scheduled(Blockwise):
         if steps is None and self.steps is not None:
             size = len(canvas) - canvas.prompt_length
             steps = self.steps // self.num_blocks(canvas, facts)
-            if aligned:  # the prompt cuts the first block: at the schedule's rate
+            if aligned:  # the prompt may cut the first block: keep the rate of the schedule
                 steps = max(1, self.steps * length // size)
         if aligned and steps is not None:
             count = length
@@ -183,11 +183,11 @@ class Scheduled(Blockwise):
 
     @staticmethod
     def quota_of(block: Block) -> int:
-        """Return the number of positions to commit in this forward; 1 past the schedule."""
+        """Return the number of positions to commit in this forward; 1 after the end of the schedule."""
         return block.quotas[block.step] if block.step < len(block.quotas) else 1
 
 
 def check_block_steps(block_steps: int | None) -> None:
-    """Raise ConfigError for a number of forwards that is none."""
+    """Raise ConfigError for a number of forwards below 1."""
     if block_steps is not None and block_steps < 1:
         raise ConfigError(f"block_steps={block_steps} must be at least 1 (or null for no quota)")

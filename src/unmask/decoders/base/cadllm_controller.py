@@ -1,14 +1,14 @@
-"""CadLLM's controller: block length, steps, vocabulary and threshold from the confidences so far.
+"""CadLLM's controller: block length, steps, vocabulary and threshold from past confidences.
 
 Source: arXiv:2512.07173, Eq. 2 to 5, and the authors' code. Pure functions of a history; the decoder is
-`cadllm`. Where paper and code differ, `variant` says which is followed:
+`cadllm`. Where paper and code differ, `variant` selects one of them:
 
 | | code | paper |
 |---|---|---|
 | mean confidence of Eq. 2 and 3 | last 2 forwards, float32 | last 5 |
 | steps (Eq. 3) | times B_t / initial block length | as printed |
 | progress in Eq. 5 | restarts with every block | of the whole answer, as in Eq. 4 |
-| vocabulary (Eq. 4) | 1.3 times on a falling trend; 4 equal ids repeat | no trend; 4 ids twice too |
+| vocabulary (Eq. 4) | times 1.3 if confidence falls; widened if repetition > 0.5 | no trend; >= 0.5 |
 | steps bound the forwards of a block | no | yes |
 """
 
@@ -25,40 +25,72 @@ from unmask.errors import ConfigError
 from unmask.knobs import knob
 
 RING = 50
-"""Committed ids that the repetition detector remembers."""
+"""Number of last committed ids in which repetition is detected."""
 MIN_TRACKED = 8
 FIXED_VOCABULARY = 100
 
 
 @dataclass(frozen=True)
 class Controller:
-    """The adaptive policies; each has a switch."""
+    """The four adaptive rules, each with a switch."""
 
     variant: Literal["code", "paper"] = knob(
-        "code", "follow the authors' code, or the paper's equations where they differ"
+        "code",
+        "where they differ, follow the authors' code (code) or the paper's equations (paper)",
     )
     initial_block_length: int = knob(
-        24, "positions of the first block, and of every one if not adaptive", tune=(8, 64)
+        24,
+        "positions of the first block (of every block with adaptive_blocks=false), at least 1",
+        tune=(8, 64),
     )
-    min_block: int = knob(4, "B_min, positions of a block in doubt, at least 1", tune=(1, 8))
+    min_block: int = knob(4, "B_min: positions of a block at confidence 0, at least 1", tune=(1, 8))
     max_block: int = knob(
-        64, "B_max, positions of a block when sure, at least B_min", tune=(16, 64)
+        64, "B_max: positions of a block at confidence 1, at least B_min", tune=(16, 64)
     )
     initial_steps: int = knob(
-        24, "S_base: over how many forwards the threshold relaxes, at least 1", tune=(4, 48)
+        24,
+        "S_base: forwards over which a block's threshold falls, at confidence 1 and in the first block; at "
+        "least 1",
+        tune=(4, 48),
     )
-    max_steps: int = knob(90, "S_max; below S_base it has no effect", tune=(48, 128))
+    max_steps: int = knob(
+        90, "S_max: the same at confidence 0; no effect below S_base", tune=(48, 128)
+    )
     initial_vocab_size: int = knob(
-        100, "V_init: tokens that share the confidence, at least 1", tune=(20, 400)
+        100,
+        "V_init: initial number of likeliest tokens that count in the confidence, at least 1",
+        tune=(20, 400),
     )
-    min_vocab_size: int = knob(35, "V_min: never fewer tokens, at least 1", tune=(5, 100))
-    max_vocab_size: int = knob(1000, "V_max: never more tokens, at least V_min", tune=(200, 2000))
-    tau_base: float = knob(0.85, "threshold a block begins with, in [0, 1]", tune=(0.6, 0.98))
-    tau_min: float = knob(0.4, "threshold a block ends with, in [0, tau_base]", tune=(0.2, 0.6))
-    adaptive_blocks: bool = knob(True, "false: every block has initial_block_length")
-    adaptive_steps: bool = knob(True, "false: always initial_steps")
-    adaptive_vocab_size: bool = knob(True, "false: always the 100 likeliest tokens")
-    adaptive_threshold: bool = knob(True, "false: always tau_base (or the given threshold)")
+    min_vocab_size: int = knob(
+        35, "V_min: minimum number of these tokens, at least 1", tune=(5, 100)
+    )
+    max_vocab_size: int = knob(
+        1000, "V_max: maximum number of these tokens, at least V_min", tune=(200, 2000)
+    )
+    tau_base: float = knob(
+        0.85,
+        "threshold at the start of a block (variant=paper: of the answer), in [0, 1]; 0: the whole block "
+        "at once, 1: slowest",
+        tune=(0.6, 0.98),
+    )
+    tau_min: float = knob(
+        0.4,
+        "threshold at the end of a block (variant=paper: of the answer), in [0, tau_base]; at tau_base "
+        "the threshold is constant",
+        tune=(0.2, 0.6),
+    )
+    adaptive_blocks: bool = knob(
+        True, "adapt the block length (Eq. 2); false: always initial_block_length"
+    )
+    adaptive_steps: bool = knob(
+        True, "adapt the steps of a block (Eq. 3); false: always initial_steps"
+    )
+    adaptive_vocab_size: bool = knob(
+        True, "adapt the number of tokens (Eq. 4); false: always the 100 likeliest"
+    )
+    adaptive_threshold: bool = knob(
+        True, "lower the threshold with progress (Eq. 5); false: always threshold, or else tau_base"
+    )
 
     def check(self) -> None:
         """Raise ConfigError for values out of range."""
@@ -94,7 +126,7 @@ class Controller:
                     raise ConfigError(f"{name}={value} has no effect with {switch}=false")
 
     def recent(self, history: Sequence[float]) -> float:
-        """Return the mean confidence that sets block sizes and steps."""
+        """Return the mean confidence that determines block lengths and steps."""
         if self.variant == "paper":
             return float(np.mean(history[-5:]))
         return float(np.mean(np.array(history[-2:], dtype=np.float32), dtype=np.float32))
@@ -126,7 +158,7 @@ class Controller:
     def vocabulary(
         self, history: Sequence[float], committed: Sequence[int], progress: float
     ) -> int:
-        """Compute Eq. 4: wide at first and at low confidence, narrow at high, wide when ids repeat."""
+        """Compute Eq. 4: wide at first, at low confidence or when ids repeat; else narrow."""
         if not self.adaptive_vocab_size:
             return FIXED_VOCABULARY
         size = 0.9 * self.initial_vocab_size
@@ -149,8 +181,8 @@ class Controller:
 def repetition(committed: Sequence[int]) -> float:
     """Measure the repetition of the last committed ids, in [0, 1].
 
-    1: the last four are equal. Else the longest n of 2 to 4 whose last n ids equal the n before, over 8. 0
-    while fewer than eight are known.
+    1 if the last four ids are equal; else n / 8 for the largest n of 2 to 4 such that the last n ids equal
+    the n before them; 0 if there is none or fewer than eight ids are committed.
     """
     if len(committed) < MIN_TRACKED:
         return 0.0

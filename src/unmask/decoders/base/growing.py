@@ -1,4 +1,4 @@
-"""Decoding on a canvas that grows by blocks: what comes later is not there yet, not even as masks.
+"""Decoding on a canvas that grows by blocks: later positions do not exist yet, not even as masks.
 
 Source: LLaDA, arXiv:2502.09992, Appendix B.4 (autoregressive and block diffusion sampling).
 """
@@ -18,7 +18,7 @@ from unmask.selection import quota, quota_schedule
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Maximum length of the canvas, and forwards per whole block (None: its number of positions)."""
+    """Final length of the canvas, block length, and forwards per block (None: one per position)."""
 
     total: int
     length: int
@@ -27,15 +27,15 @@ class Extent:
 
 @dataclass(frozen=True)
 class Growing(Scoring, Decoder[Block]):
-    """One block of masks at the end; when it is full, the next."""
+    """A block of masks at the end of the canvas; when it is full, the next one is appended."""
 
     @abstractmethod
     def growth(self, gen_length: int) -> tuple[int, int | None]:
-        """Return the positions to grow by, and the forwards a block (None: one for each position)."""
+        """Return the block length and the forwards per block (None: one per position)."""
 
     @property
     def grows(self) -> bool:
-        """Edits insert the next block."""
+        """True: edits insert the next block."""
         return True
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
@@ -43,7 +43,7 @@ class Growing(Scoring, Decoder[Block]):
         if canvas.infilling:
             raise ConfigError(
                 f"decoder {self.name!r} grows the answer at its end and cannot fill blanks inside a text; "
-                f"use vanilla, threshold or another that works on the whole canvas"
+                f"use vanilla, threshold or another decoder of the whole canvas"
             )
         length, _ = self.growth(len(canvas) - canvas.prompt_length)
         return truncate(canvas, min(len(canvas), canvas.prompt_length + length))
@@ -62,8 +62,8 @@ class Growing(Scoring, Decoder[Block]):
 
     @staticmethod
     def extent(state: Block) -> Extent:
-        """Return how far the canvas grows."""
-        assert isinstance(state.memory, Extent), "every block of a growing canvas has its extent"
+        """Return the final extent of the canvas, from a block's memory."""
+        assert isinstance(state.memory, Extent), "every block of a growing canvas holds its extent"
         return state.memory
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
@@ -74,7 +74,7 @@ class Growing(Scoring, Decoder[Block]):
         return Ask(rows, (state.start, state.end), stats=self.score_stats), state
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
-        """Commit the quota, and grow when the block is full."""
+        """Commit the quota; append a block when this one is full."""
         eligible = reading.undecided(canvas, end=state.end)
         scores: Scores = self.scores(canvas, state.facts, state.start, eligible)
         k = state.quotas[state.step] if state.step < len(state.quotas) else 1
@@ -82,7 +82,7 @@ class Growing(Scoring, Decoder[Block]):
         return self.extend(canvas, state, edit), replace(state, step=state.step + 1)
 
     def extend(self, canvas: Canvas, state: Block, edit: Edit) -> Edit:
-        """Add the next block's masks to an edit that fills the canvas, while there is more to come."""
+        """Add the next block's masks to an edit that fills the canvas, up to the final length."""
         extent = self.extent(state)
         room = extent.total - len(canvas)
         if len(edit.commit) < canvas.num_open or room <= 0 or edit.insert:

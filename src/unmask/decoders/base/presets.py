@@ -1,11 +1,11 @@
-"""Families' own samplers as settings of the decoders here.
+"""Presets: the published samplers of model families, as settings of the decoders.
 
 Sources: LLaDA2.0, arXiv:2512.15745; LLaDA2.1, arXiv:2602.08676; SDAR, arXiv:2510.06303 and `generate.py` of
 JetAstra/SDAR; numbers are the defaults of their published `generate`. Fast-dLLM v2, arXiv:2509.26328: the
-threshold is that of its paper and its model card (its function's default, 1, is a token a forward). None of
-them lets a confidence equal to the threshold pass. Differs: the temperature is unmask's, 0, unless it is
-given (SDAR's default is 1); answers have gen_length tokens (Fast-dLLM v2 counts whole blocks, the prompt's
-last one among them).
+threshold is that of its paper and model card (the default of its function, 1, commits one token per
+forward). In all of them a confidence must exceed the threshold. Differs: the temperature defaults to 0 as
+elsewhere in unmask (in SDAR to 1); answers have gen_length tokens (Fast-dLLM v2 counts whole blocks,
+including the prompt's last one).
 """
 
 from __future__ import annotations
@@ -44,4 +44,4 @@ PRESETS: dict[str, tuple[str, Mapping[str, object]]] = {
         },
     ),
 }
-"""Decoder and knobs by name; a block length that is missing is the model's."""
+"""Decoder and knobs by preset; without a block length, the model's own applies."""

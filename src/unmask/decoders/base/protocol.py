@@ -1,4 +1,4 @@
-"""The contract between a decoder and the engine, and decoders that wrap another one."""
+"""The interface between a decoder and the engine, and decoders that wrap another one."""
 
 from __future__ import annotations
 
@@ -17,42 +17,41 @@ State = TypeVar("State")
 class Decoder(ABC, Generic[State]):
     """A decoding method: pure functions of one sequence.
 
-    An instance holds knobs only and is shared by all requests; everything that changes from forward to
-    forward lives in the `State` that `start`, `ask` and `step` return. A method must define `start`, `ask`
-    and `step`; everything else has a default that fits a method with a canvas of constant length whose
-    decided positions stay as they are.
+    An instance holds only knobs and is shared by all requests; everything that changes between forwards is
+    in the `State` that `start`, `ask` and `step` return. A method must define these three; all other
+    defaults suit a method that keeps the length of the canvas and never revises decided positions.
 
-    The engine checks every `Ask` and `Edit` (their docstrings have the rules) and raises `DecoderError`
-    for one that breaks a rule; only the sequence at fault ends.
+    The engine checks every `Ask` and `Edit` against the rules in their docstrings and raises `DecoderError`
+    for one that breaks a rule; this ends only the sequence concerned.
     """
 
     chooses_length: ClassVar[bool] = False
-    """True if the method chooses the length of the answer; `gen_length` is refused then."""
+    """True if the method chooses the length of the answer; `gen_length` is then rejected."""
     length_knob: ClassVar[str] = "gen_length"
     """The knob to lower when the prompt and the first canvas exceed the model's context."""
     reads_sampling: ClassVar[bool] = False
-    """True if scores are of the distribution that is sampled from (temperature, top_p and top_k applied):
-    top_p and top_k take effect at temperature 0 as well."""
+    """True if scores are computed from the sampling distribution, after temperature, top_p and top_k; then
+    top_p and top_k have an effect at temperature 0 too."""
 
     @abstractmethod
     def start(self, canvas: Canvas, facts: ModelFacts) -> State:
-        """Return the state before the first forward, for the request's canvas (before `first_canvas`).
+        """Return the initial state for the request's canvas, as it is before `first_canvas`.
 
         Raises ConfigError when the knobs do not fit the canvas or the model.
         """
 
     @abstractmethod
     def ask(self, canvas: Canvas, state: State) -> tuple[Ask, State]:
-        """Return the positions to read in the next forward; called while a position may still change.
+        """Return the request to the next forward, after moving on from full blocks.
 
-        Moves on from a full block first.
+        Called as long as a position may still change.
         """
 
     @abstractmethod
     def step(self, canvas: Canvas, state: State, reading: Reading) -> tuple[Edit, State]:
-        """Return the edit that a reading of the asked positions leads to.
+        """Return the edit that follows from the reading of the requested positions.
 
-        An empty edit is replaced by the commit of the most confident position that was read.
+        An empty edit is replaced by a commit of the most confident position in the reading.
         """
 
     @property
@@ -62,12 +61,12 @@ class Decoder(ABC, Generic[State]):
 
     @property
     def core(self) -> AnyDecoder:
-        """The decoder itself, or the innermost one that it wraps."""
+        """The innermost wrapped decoder, or the decoder itself."""
         return self
 
     @property
     def stats(self) -> frozenset[Stat]:
-        """Statistics that the method reads; `Ask.stats` requests them forward by forward."""
+        """Statistics that the method reads; each forward they are requested by `Ask.stats`."""
         return frozenset()
 
     @property
@@ -77,7 +76,7 @@ class Decoder(ABC, Generic[State]):
 
     @property
     def whole_blocks(self) -> bool:
-        """True if `first_canvas` appends positions beyond the answer, which are cut off at its end."""
+        """True if `first_canvas` appends positions beyond the answer, which are removed in the end."""
         return False
 
     @property
@@ -87,15 +86,15 @@ class Decoder(ABC, Generic[State]):
 
     @property
     def draft_model(self) -> str | None:
-        """Name or folder of a smaller model that `ModelFacts.draft` must be made from; None: none."""
+        """Name or folder of the smaller model behind `ModelFacts.draft`; None if there is none."""
         return None
 
     def check_sampling(self, params: SamplingParams) -> None:
         """Raise ConfigError for sampling parameters that have no effect with this decoder.
 
-        That is: top_p and top_k without sampling (see `reads_sampling`); a vocabulary that changes between
-        forwards under a method that compares their distributions; vocabulary=static under a score that is
-        not a probability; frequencies that nothing reads.
+        These are: top_p and top_k without sampling (see `reads_sampling`); a vocabulary that changes
+        between forwards, with a method that compares their distributions; vocabulary=static with a score
+        that is not a probability; frequencies that are not used.
         """
         if params.temperature == 0 and not self.reads_sampling:
             for key, value in (("top_p", params.top_p), ("top_k", params.top_k)):
@@ -105,8 +104,8 @@ class Decoder(ABC, Generic[State]):
                     )
         if "kl" in self.stats and params.vocabulary in ("frequency", "union"):
             raise ConfigError(
-                f"vocabulary={params.vocabulary} changes which tokens there are from forward to forward; "
-                f"decoder {self.name} compares whole distributions: use static or none"
+                f"vocabulary={params.vocabulary} changes the set of tokens between forwards, but decoder "
+                f"{self.name} compares distributions over all tokens; use static or none"
             )
         if params.vocabulary == "static" and self.effective_score not in ("confidence", "pc"):
             raise ConfigError(
@@ -114,64 +113,66 @@ class Decoder(ABC, Generic[State]):
             )
         reads = params.vocabulary == "frequency" or self.effective_score == "pc"
         if params.frequencies is not None and not reads:
-            raise ConfigError(
+            error = ConfigError(
                 f"frequencies={params.frequencies} has no effect here; use score=pc, decoder pc_sampler "
                 f"or vocabulary=frequency, or leave it out"
             )
+            error.key = "frequencies"
+            raise error
 
     def first_length(self) -> int:
-        """Return the number of positions to begin with, of a decoder that chooses the length."""
+        """Return the initial number of positions of the answer, for a decoder that chooses the length."""
         raise NotImplementedError(
             f"decoder {self.name!r} chooses the length and defines no first_length"
         )
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
-        """Return the canvas to begin with, from the request's (whose answer is wholly open).
+        """Return the initial canvas, made from the request's, where the whole answer is open.
 
-        Default: that one. Raises ConfigError for a canvas that the method cannot decode.
+        Default: the request's canvas. Raises ConfigError for a canvas that the method cannot decode.
         """
         return canvas
 
     def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """Return the most positions that the canvas may have; bounds memory and the loop.
+        """Return the maximum length of the canvas, which bounds memory and the number of forwards.
 
-        Default: those it has.
+        Default: its present length.
         """
         return len(canvas)
 
     def max_forwards(self, canvas: Canvas, facts: ModelFacts) -> int:
-        """Return how many forwards the method may need, where the engine's own bound is too low.
+        """Return the maximum number of forwards, where the engine's own bound is too low.
 
-        That one is twice the positions of the answer, and 64. Default: 0.
+        The engine allows twice the positions of the answer, plus 64. Default: 0.
         """
         return 0
 
     def num_settled(self, canvas: Canvas, state: State) -> int:
-        """Return how many positions from the left stay as they are once they are decided.
+        """Return the number of leading positions that no longer change once they are decided.
 
-        Default: all. A method that revises returns fewer, and all when it is done.
+        Default: all. A method that revises tokens returns fewer, and all when it has finished.
         """
         return len(canvas)
 
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int | None:
-        """Return how many forwards the method's schedule has; None (the default): it has no schedule."""
+        """Return the number of forwards in the schedule; None (the default) if there is no schedule."""
         return None
 
     def extend(self, canvas: Canvas, state: State, edit: Edit) -> Edit:
-        """Complete an edit that a wrapper added commits to.
+        """Complete an edit to which a wrapper has added commits.
 
-        `state` is that before the edit. Default: the edit as it is; a canvas that grows by blocks gets its
-        next one when the edit fills it.
+        `state` is the state before the edit. Default: the edit unchanged; a decoder that grows by blocks
+        inserts the next block when the edit fills the canvas.
         """
         return edit
 
 
 AnyDecoder: TypeAlias = Decoder[Any]
-"""A decoder whatever its state, as the engine holds it."""
+"""A decoder with any type of state."""
 
 
 class WrapperState(Protocol):
-    """State of a wrapper: at least the wrapped decoder's."""
+    """State of a wrapper, which contains the state of the wrapped decoder."""
 
     @property
     def inner(self) -> object:
@@ -183,7 +184,7 @@ Wrapped = TypeVar("Wrapped", bound=WrapperState)
 
 @dataclass(frozen=True)
 class Wrapper(Decoder[Wrapped], Generic[Wrapped]):
-    """A decoder around another one, `inner`; whatever it does not define is the wrapped decoder's."""
+    """A decoder around another one, `inner`; by default every method forwards to it."""
 
     inner: AnyDecoder
 

@@ -1,4 +1,4 @@
-"""Scores of a reading's positions and their modifiers. Decoders inherit the knobs.
+"""Scores of the positions in a reading, and their modifiers, as knobs that decoders inherit.
 
 Sources: LLaDA, arXiv:2502.09992 (confidence); Dream (margin, entropy); PC-Sampler, arXiv:2508.13021,
 Eq. 3 to 6 (calibrated confidence, position weight); d2Cache, arXiv:2509.23094, Eq. 3 (certainty prior).
@@ -22,9 +22,9 @@ ScoreName = Literal["confidence", "margin", "entropy", "pc", "random"]
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One number a position: `rank` orders (larger is surer), `level` in [0, 1] meets thresholds.
+    """Scores, one per position: `rank` orders them, `level` in [0, 1] is compared with thresholds.
 
-    `doubt` is 1 - `level`, exact where `level` rounds to 1.
+    A larger rank is more confident. `doubt` is 1 - `level`, accurate where `level` rounds to 1.
     """
 
     rank: Floats
@@ -34,38 +34,43 @@ class Scores:
 
 @dataclass(frozen=True)
 class Scoring:
-    """The knobs of the score, and the score."""
+    """The score of a position, with its knobs."""
 
     score: ScoreName = knob(
         "confidence",
-        "what makes a position sure: confidence (p of the proposal), margin (p1 - p2), entropy (low), pc "
-        "(confidence times surprisal: rare words first), random",
+        "score that orders the positions: confidence (probability p of the proposal), margin (p1 - p2), "
+        "entropy (lowest first), pc (confidence times surprisal: rare tokens first), random",
     )
     sigma: float | None = knob(
         None,
-        "width in positions of the certainty prior around decided text, > 0: small is left to right, large "
-        "hardly prefers a place, null is off; thresholds meet the score times the prior over its maximum",
+        "width in positions of the Gaussian prior that favors positions near decided text, > 0; small: "
+        "left to right, large: little effect; default: no prior; thresholds then apply to the score times "
+        "the prior divided by its maximum",
     )
     frequencies: str | None = knob(
         None,
-        "file of background counts for score=pc, made by `unmask frequencies`; default: estimated from "
-        "what the model says of empty canvases",
+        "file of background counts for score=pc, written by `unmask frequencies`; default: estimated from "
+        "the model's predictions on empty canvases",
     )
     clip_alpha: float = knob(
-        10.0, "score=pc: upper bound of the calibrated confidence, > 0; small: order by place alone"
+        10.0,
+        "score=pc: upper bound of the calibrated confidence, > 0; small: order by position alone, large: "
+        "no bound",
     )
     lambd: float = knob(
         0.0,
-        "score=pc: weight exp(-lambd * offset in the block), >= 0; 0: none, large: left to right",
+        "score=pc: weight positions by exp(-lambd * offset in the block), >= 0; 0: all alike, large: left "
+        "to right",
     )
     compat: bool = knob(
-        False, "repeat the reference's token-changing quirks instead of the fixed rule"
+        False,
+        "reproduce quirks of the reference code that change tokens, instead of the corrected rule",
     )
 
     def check_scores(self, facts: ModelFacts) -> None:
         """Raise ConfigError for knobs out of range or without effect, and for an unreadable file."""
         if self.sigma is not None and not self.sigma > 0:
-            raise ConfigError(f"sigma={self.sigma} must be greater than 0 (or null for none)")
+            raise ConfigError(f"sigma={self.sigma} must be greater than 0 (or null for no prior)")
         if not self.clip_alpha > 0:
             raise ConfigError(f"clip_alpha={self.clip_alpha} must be greater than 0")
         if not self.lambd >= 0:
@@ -74,8 +79,8 @@ class Scoring:
             if self.frequencies is not None:
                 load_background(self.frequencies, facts.vocab_size)
             return
-        unused = {"lambd": 0.0, "clip_alpha": 10.0}
-        for name, default in unused.items():
+        defaults = {"lambd": 0.0, "clip_alpha": 10.0}
+        for name, default in defaults.items():
             if getattr(self, name) != default:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} has no effect with score={self.effective_score}; "
@@ -84,53 +89,54 @@ class Scoring:
 
     @property
     def effective_score(self) -> str:
-        """The score in force."""
+        """Name of the score that ranks positions."""
         return self.score
 
     @property
     def stats(self) -> frozenset[Stat]:
-        """Statistics that the method reads: those of its score."""
+        """Statistics that the method reads; by default, those of its score."""
         return self.score_stats
 
     @property
     def score_stats(self) -> frozenset[Stat]:
         """Statistics that the score reads."""
-        wanted: dict[str, frozenset[Stat]] = {
+        by_score: dict[str, frozenset[Stat]] = {
             "margin": frozenset({"margin"}),
             "entropy": frozenset({"entropy"}),
         }
-        return wanted.get(self.effective_score, frozenset())
+        return by_score.get(self.effective_score, frozenset())
 
     def scores(self, canvas: Canvas, facts: ModelFacts, start: int, reading: Reading) -> Scores:
-        """Score a reading's positions; offsets count from `start`."""
+        """Return the scores of a reading's positions; offsets in the block count from `start`."""
         name = self.effective_score
         if name == "random":
-            found = Scores(reading.uniform, reading.confidence, reading.doubt)
+            scores = Scores(reading.uniform, reading.confidence, reading.doubt)
         elif name == "sequential":
-            found = Scores(-reading.positions.astype(np.float64), reading.confidence, reading.doubt)
+            left_first = -reading.positions.astype(np.float64)
+            scores = Scores(left_first, reading.confidence, reading.doubt)
         elif name == "margin":
             doubt = np.minimum(np.exp(reading.stats["margin"]), 1.0)
-            found = Scores(-reading.stats["margin"], 1.0 - doubt, doubt)
+            scores = Scores(-reading.stats["margin"], 1.0 - doubt, doubt)
         elif name == "entropy":
             entropy = reading.stats["entropy"]
-            found = Scores(-entropy, np.exp(-entropy), -np.expm1(-entropy))
+            scores = Scores(-entropy, np.exp(-entropy), -np.expm1(-entropy))
         elif name == "pc":
-            found = self._calibrated(facts, start, reading)
+            scores = self._calibrated(facts, start, reading)
         else:
-            found = Scores(reading.log_odds, reading.confidence, reading.doubt)
+            scores = Scores(reading.log_odds, reading.confidence, reading.doubt)
         if self.sigma is not None:
-            found = self._near_text(canvas, reading.positions, found)
-        held = np.isneginf(reading.log_odds)  # a proposal without confidence comes last
-        if name == "random" or not held.any():
-            return found
+            scores = self._near_text(canvas, reading.positions, scores)
+        suppressed = np.isneginf(reading.log_odds)  # rank proposals without confidence last
+        if name == "random" or not suppressed.any():
+            return scores
         return Scores(
-            np.where(held, -np.inf, found.rank),
-            np.where(held, 0.0, found.level),
-            np.where(held, 1.0, found.doubt),
+            np.where(suppressed, -np.inf, scores.rank),
+            np.where(suppressed, 0.0, scores.level),
+            np.where(suppressed, 1.0, scores.doubt),
         )
 
     def _calibrated(self, facts: ModelFacts, start: int, reading: Reading) -> Scores:
-        """Compute the PC-Sampler score ln min(alpha, -p ln f) - lambd * offset; logs avoid underflow."""
+        """Compute PC-Sampler's score as ln min(alpha, -p ln f) - lambd * offset, which avoids underflow."""
         with np.errstate(divide="ignore"):
             calibrated = np.log(np.minimum(self.clip_alpha, self._informativeness(facts, reading)))
         rank = calibrated - self.lambd * (reading.positions - start)
@@ -138,7 +144,7 @@ class Scoring:
         return Scores(rank, level, 1.0 - level)
 
     def _informativeness(self, facts: ModelFacts, reading: Reading) -> Floats:
-        """Return p of each proposal times its surprisal in the background."""
+        """Return the probability of each proposal times its surprisal -ln f in the background."""
         if self.frequencies is not None:
             frequency = load_background(self.frequencies, facts.vocab_size)
         elif facts.background is not None:
@@ -148,22 +154,22 @@ class Scoring:
                 "score=pc needs frequencies=FILE here; make one with `unmask frequencies`"
             )
         surprisal = np.maximum(-np.log(frequency[reading.tokens] + 1e-9), 0.0)
-        weighed: Floats = reading.confidence * surprisal
-        return weighed
+        informativeness: Floats = reading.confidence * surprisal
+        return informativeness
 
-    def _near_text(self, canvas: Canvas, positions: Ints, found: Scores) -> Scores:
-        """Weigh by the density of decided positions around each position."""
-        assert self.sigma is not None, "asked for"
+    def _near_text(self, canvas: Canvas, positions: Ints, scores: Scores) -> Scores:
+        """Weight the scores by the density of decided positions around each position."""
+        assert self.sigma is not None, "checked by the caller"
         reach = len(canvas) - canvas.prompt_length
         density = certainty_density(~canvas.open, positions, self.sigma, reach)
         with np.errstate(divide="ignore"):
             log_density = np.log(density)
             if self.effective_score in ("pc", "random"):
-                base = found.rank if self.effective_score == "pc" else np.log(found.rank)
+                base = scores.rank if self.effective_score == "pc" else np.log(scores.rank)
             elif self.effective_score == "confidence":
-                base = -np.logaddexp(0.0, -found.rank)  # ln p, which keeps its digits near p = 1
+                base = -np.logaddexp(0.0, -scores.rank)  # ln p, accurate near p = 1
             else:
-                base = np.log1p(-found.doubt)
-        most = 1.0 if self.compat else max(float(density.max(initial=0.0)), 1e-300)
-        level = found.level * density / most
+                base = np.log1p(-scores.doubt)
+        scale = 1.0 if self.compat else max(float(density.max(initial=0.0)), 1e-300)
+        level = scores.level * density / scale
         return Scores(base + log_density, level, 1.0 - level)

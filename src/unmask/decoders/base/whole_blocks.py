@@ -1,7 +1,7 @@
-"""A canvas of whole blocks: what block-causal families' own samplers decode, cut to the answer at the end.
+"""A canvas of whole blocks, as in the samplers of block-causal families, cut to the answer at the end.
 
 Source: `generate` of LLaDA2.0 (arXiv:2512.15745), LLaDA2.1 (arXiv:2602.08676) and SDAR (arXiv:2510.06303).
-Differs: it ends when the answer is full; they go on until the surplus is, which changes nothing of it.
+Differs: decoding ends when the answer is full; they also fill the surplus, which cannot change the answer.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from unmask.knobs import knob
 
 @dataclass(frozen=True)
 class WholeBlocks(Blockwise):
-    """Blocks of which the last one may be longer than the answer."""
+    """Blocks of which the last one may reach beyond the answer."""
 
     whole_blocks: bool = knob(
         False,
-        "block-causal models: fill the canvas up to a whole block with further masks, which are decoded "
-        "too and cut off at the end; false: the last block ends with gen_length",
+        "block-causal models: extend the canvas to a whole number of blocks; the surplus positions are "
+        "decoded too and removed at the end; false: the last block ends with gen_length",
     )
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
@@ -45,14 +45,14 @@ class WholeBlocks(Blockwise):
         return max(0, min(-len(canvas) % facts.block_size, facts.max_length - len(canvas)))
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """Begin the first block, if the model has blocks; the answer ends with the given canvas."""
+        """Enter the first block; the answer ends where the request's canvas does."""
         if self.whole_blocks and (facts.block_size is None or canvas.infilling):
-            why = (
-                "a text with blanks has its length"
+            reason = (
+                "infilling keeps the length of the text"
                 if canvas.infilling
                 else "this model has no blocks"
             )
-            raise ConfigError(f"whole_blocks=True has no effect: {why}; use whole_blocks=false")
+            raise ConfigError(f"whole_blocks=True has no effect: {reason}; use whole_blocks=false")
         block = super().start(canvas, facts)
         if not self.whole_blocks:
             return block
@@ -60,24 +60,24 @@ class WholeBlocks(Blockwise):
         return dataclasses.replace(block, limit=len(canvas))
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
-        """Commit what the rule selects; drop the surplus when the answer is full."""
+        """Commit the positions that the rule selects; delete the surplus when the answer is full."""
         edit, after = super().step(canvas, state, reading)
         return self.cut(canvas, after, edit), after
 
     @staticmethod
     def cut(canvas: Canvas, state: Block, edit: Edit) -> Edit:
-        """Return the edit, without the surplus if it fills the answer."""
+        """Return the edit, with the surplus deleted if it fills the answer."""
         if state.limit is None or len(canvas) <= state.limit:
             return edit
         if not np.isin(canvas.open_positions(0, state.limit), edit.commit).all():
             return edit
-        commits, stays = edit.commit < state.limit, edit.replace < state.limit
+        commits, replaces = edit.commit < state.limit, edit.replace < state.limit
         return dataclasses.replace(
             edit,
             commit=edit.commit[commits],
             tokens=edit.tokens[commits],
             confidence=edit.confidence[commits],
-            replace=edit.replace[stays],
-            replace_tokens=edit.replace_tokens[stays],
+            replace=edit.replace[replaces],
+            replace_tokens=edit.replace_tokens[replaces],
             delete=np.arange(state.limit, len(canvas)),
         )

@@ -69,7 +69,7 @@ def read_lines(path: Path) -> list[dict[str, object]]:
             try:
                 row = json.loads(line) if line.strip() else None
             except ValueError as error:
-                raise ConfigError(f"{str(path)!r} line {number} is no JSON: {error}") from None
+                raise ConfigError(f"{str(path)!r} line {number} is not JSON: {error}") from None
             if row is not None:
                 rows.append(row)
     return rows

@@ -188,7 +188,7 @@ async function connect() {
     at("model").textContent = "not connected";
     if (error.status === 401) {
       at("access").open = true;
-      trouble("This server wants an API key: enter it above and connect.");
+      trouble("This server requires an API key: enter it above and connect.");
       at("key").focus();
     } else {
       trouble(`The server's capabilities cannot be read (${error.message}).`);

@@ -1,0 +1,70 @@
+"""Options that several commands of `unmask bench` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from unmask.bench.report import DecodeSetting
+from unmask.cli.options import DeviceOptions
+from unmask.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchModelOptions(DeviceOptions):
+    """The measured model."""
+
+    model: Annotated[str, option("-m", metavar="M")] = "demo"
+    """Bundled name, folder or hub id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingOptions:
+    """Settings that all entries of a comparison share."""
+
+    task: Annotated[str, option(metavar="T")] = DecodeSetting.task
+    """Task: word_problem, sudoku or countdown."""
+
+    limit: int = DecodeSetting.limit
+    """Number of prompts."""
+
+    gen_length: Annotated[int | None, option(metavar="N")] = None
+    """Number of positions to generate. Default: 64; 32 for puzzles."""
+
+    block_length: int = DecodeSetting.block_length
+    """Number of positions per block, for decoders with blocks."""
+
+    repeat: int = DecodeSetting.repeat
+    """Number of timed passes over the prompts."""
+
+    max_batch_size: int = DecodeSetting.max_batch_size
+    """Maximum number of answers decoded in one forward pass."""
+
+    seed: Annotated[int, option(metavar="S")] = 0
+    """Seed of the decoding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverheadOptions:
+    """Sizes of the random model and of the decodes of `unmask bench overhead`."""
+
+    vocab_size: int = 126464
+    """Size of the vocabulary."""
+
+    width: int = 4096
+    """Width of the hidden states."""
+
+    layers: int = 2
+    """Number of transformer layers."""
+
+    gen_length: int = 32
+    """Number of positions to generate."""
+
+    prompt_length: int = 224
+    """Number of positions of the prompt."""
+
+    repeat: int = 1
+    """Number of timed passes."""
+
+    batch: int = 1
+    """Number of prompts per forward pass."""
