@@ -43,7 +43,7 @@ def test_four_bits_need_bfloat16_and_widths_that_split(monkeypatch):
 
 
 def test_a_model_with_experts_is_refused_by_its_family(parity_folder):
-    with pytest.raises(ConfigError, match="experts of llada_moe"):
+    with pytest.raises(ConfigError, match="experts, which have most weights of llada_moe"):
         LLM(parity_folder("llada_moe"), device="cpu", quantization="int8")
 
 
