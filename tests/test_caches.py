@@ -658,7 +658,7 @@ def test_rows_that_refresh_do_not_widen_the_others(monkeypatch):
         ("dkv(kp=3)", None, "unknown knob for cache 'dkv'"),
         ("dkv(inner=dllm, kq=3)", None, "did you mean 'kr'"),
         ("none(kp=3)", None, "unknown knob for cache 'none'"),
-        ("block_causal", None, "every position sees every other"),
+        ("block_causal", None, "every position attends to every other"),
         ("dual", 5, "cache_args=5 must map"),
     ],
 )  # fmt: skip

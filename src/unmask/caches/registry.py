@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
+from operator import attrgetter
 
 from unmask.caches.base import AnyCache, CachePolicy
 from unmask.errors import unknown_name
@@ -77,7 +78,7 @@ def bind(policy: AnyCache, block_size: int | None) -> AnyCache:
 
 def describe(cache: AnyCache) -> str:
     """Format a policy as `name(knob=value, ...)` without knobs at their defaults."""
-    values = dataclasses.asdict(cache) | vars(cache)  # the inner policy itself, not its fields
+    values = {f.name: attrgetter(f.name)(cache) for f in dataclasses.fields(cache)}
     inner = values.get("inner")
     if isinstance(inner, CachePolicy):
         values["inner"] = describe(inner)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from unmask.bench.report import DecodeSetting
 from unmask.cli.options import DeviceOptions
 from unmask.options import option
 
@@ -22,22 +21,22 @@ class BenchModelOptions(DeviceOptions):
 class SettingOptions:
     """Settings that all entries of a comparison share."""
 
-    task: Annotated[str, option(metavar="T")] = DecodeSetting.task
+    task: Annotated[str, option(metavar="T")] = "word_problem"
     """Task: word_problem, sudoku or countdown."""
 
-    limit: int = DecodeSetting.limit
+    limit: int = 50
     """Number of prompts."""
 
     gen_length: Annotated[int | None, option(metavar="N")] = None
     """Number of positions to generate. Default: 64; 32 for puzzles."""
 
-    block_length: int = DecodeSetting.block_length
+    block_length: int = 32
     """Number of positions per block, for decoders with blocks."""
 
-    repeat: int = DecodeSetting.repeat
+    repeat: int = 1
     """Number of timed passes over the prompts."""
 
-    max_batch_size: int = DecodeSetting.max_batch_size
+    max_batch_size: int = 1
     """Maximum number of answers decoded in one forward pass."""
 
     seed: Annotated[int, option(metavar="S")] = 0

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from unmask.canvas import check_statistics
@@ -101,7 +102,7 @@ def _typed(cls: type[AnyDecoder], knobs: Mapping[str, object]) -> dict[str, Any]
 
 def describe(decoder: AnyDecoder) -> str:
     """Format a decoder as `name(knob=value, ...)` without knobs at their defaults."""
-    values = dataclasses.asdict(decoder)
+    values = {f.name: attrgetter(f.name)(decoder) for f in dataclasses.fields(decoder)}
     inner = [f"inner={describe(decoder.inner)}"] if isinstance(decoder, Wrapper) else []
     knobs = [
         f"{field.name}={values[field.name]}"
