@@ -199,11 +199,11 @@ def merge(*sources: Source) -> dict[str, SourcedValue]:
     merged: dict[str, SourcedValue] = {}
     for source in sorted(sources, key=lambda source: source.is_default):
         for key, value in source.values.items():
-            first, second = (
-                merged.setdefault(key, SourcedValue(value, source)),
-                SourcedValue(value, source),
-            )
-            if not source.is_default and not is_same(first.value, value):
+            second = SourcedValue(value, source)
+            first = merged.setdefault(key, second)
+            if first is second or source.is_default:
+                continue
+            if not is_same(first.value, value):
                 raise ContradictionError(key, first.written(key), second.written(key))
     return merged
 

@@ -26,6 +26,7 @@ def broken() -> dict[str, str]:
     return usable_names(PACKAGE, NO_POLICIES, _load)[1]
 
 
+@cache
 def cache_class(name: str) -> type[AnyCache]:
     """Return the class of a cache.
 

@@ -29,6 +29,7 @@ def broken() -> dict[str, str]:
     return usable_names(PACKAGE, NO_DECODERS, _load)[1]
 
 
+@cache
 def decoder_class(name: str) -> type[AnyDecoder]:
     """Return the class of a decoder.
 
