@@ -9,11 +9,14 @@ import numbers
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from unmask.errors import ConfigError, ContradictionError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -29,6 +32,11 @@ def knob(default: Any, help: str, tune: tuple[float, float] | None = None) -> An
 def field_names(cls: type[Any]) -> set[str]:
     """Return the names of a dataclass's fields."""
     return {field.name for field in dataclasses.fields(cls)}
+
+
+def field_values(instance: DataclassInstance) -> dict[str, Any]:
+    """Return a dataclass's values by field name; nested dataclasses are not copied or converted."""
+    return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
@@ -128,6 +136,20 @@ def _widen(hint: Any, value: Any) -> Any:
     return value
 
 
+def split_commas(text: str, opening: str = "([{", closing: str = ")]}") -> list[str] | None:
+    """Split a text at its commas outside of brackets; None if the brackets are unbalanced."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in opening) - (char in closing)
+        if depth < 0:
+            return None
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return None if depth else parts
+
+
 def split_call(text: str) -> tuple[str, dict[str, str]]:
     """Split `name(key=value, ...)` into name and settings; `name` alone has none. Raises ConfigError.
 
@@ -138,16 +160,8 @@ def split_call(text: str) -> tuple[str, dict[str, str]]:
         return name, {}
     if not rest.endswith(")"):
         raise ConfigError(f"{text!r} is not of the form name(key=value, ...)")
-    parts, depth = [""], 0
-    for char in rest[:-1]:
-        depth += (char in "([") - (char in ")]")
-        if depth < 0:
-            break
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    if depth != 0:
+    parts = split_commas(rest[:-1], "([", ")]")
+    if parts is None:
         raise ConfigError(f"the brackets of {text!r} do not match")
     pairs: dict[str, str] = {}
     for part in parts:

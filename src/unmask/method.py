@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from unmask import caches, decoders
 from unmask.caches.base import AnyCache
@@ -22,6 +22,8 @@ from unmask.knobs import Source, SourcedValue, field_names, merge, read_value, s
 from unmask.sampling.params import SamplingParams
 
 __all__ = ["CACHE_PREFIX", "MethodSpec", "Note", "NoteCode", "Source", "knob_names"]
+
+T = TypeVar("T")
 
 CACHE_PREFIX = "cache."
 """Prefix of the keys of the cache's knobs."""
@@ -110,8 +112,7 @@ class MethodSpec:
         name = str(merged.pop("decoder").value) if "decoder" in merged else DEFAULT_DECODER
         cache_name = str(merged.pop("cache").value) if "cache" in merged else DEFAULT_CACHE
         notes: list[Note] = []
-        own = {key: value for key, value in merged.items() if not key.startswith(CACHE_PREFIX)}
-        inside = {key: value for key, value in merged.items() if key not in own}
+        own, inside = split_cache_keys(merged)
         cache, inside = _cache(cache_name, inside, own.get("compat"))
         try:
             name, own = _resolve(name, own, notes, gen_length)
@@ -156,7 +157,7 @@ class MethodSpec:
     @property
     def label(self) -> str:
         """The decoder with its non-default knobs as written, e.g. `threshold(threshold=0.8)`."""
-        knobs = [f"{k}={v}" for k, v in self.given.items() if not k.startswith(CACHE_PREFIX)]
+        knobs = [f"{key}={value}" for key, value in split_cache_keys(self.given)[0].items()]
         return f"{self.decoder_name}({', '.join(knobs)})" if knobs else self.decoder_name
 
     def describe(self) -> str:
@@ -194,6 +195,12 @@ class MethodSpec:
     def chooses_length(self) -> bool:
         """True if the decoder chooses the length of the answer."""
         return self.decoder.chooses_length
+
+
+def split_cache_keys(values: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+    """Split values by key into all others and those of the cache (`cache.NAME`)."""
+    inside = {key: value for key, value in values.items() if key.startswith(CACHE_PREFIX)}
+    return {key: value for key, value in values.items() if key not in inside}, inside
 
 
 def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]:

@@ -230,19 +230,18 @@ class Alias(CachePolicy[None]):
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> None:
         """Raise NotImplementedError; an alias must be resolved by `bind` first."""
-        raise NotImplementedError(
-            f"cache {self.name!r} is an alias; resolve it with unmask.caches.bind"
-        )
+        raise self._unresolved()
 
     def plan(self, canvas: Canvas, ask: Ask, rows: Ints, state: None) -> tuple[CachePlan, None]:
         """Raise NotImplementedError; an alias must be resolved by `bind` first."""
-        raise NotImplementedError(
-            f"cache {self.name!r} is an alias; resolve it with unmask.caches.bind"
-        )
+        raise self._unresolved()
 
     def observe(self, before: Canvas, after: Canvas, observation: Observation, state: None) -> None:
         """Raise NotImplementedError; an alias must be resolved by `bind` first."""
-        raise NotImplementedError(
+        raise self._unresolved()
+
+    def _unresolved(self) -> NotImplementedError:
+        return NotImplementedError(
             f"cache {self.name!r} is an alias; resolve it with unmask.caches.bind"
         )
 

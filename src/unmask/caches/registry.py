@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
-from operator import attrgetter
 
 from unmask.caches.base import AnyCache, CachePolicy
 from unmask.errors import unknown_name
-from unmask.knobs import Source, field_names, merge, read_value, set_field, split_call
+from unmask.knobs import Source, field_names, field_values, merge, read_value, set_field, split_call
 from unmask.plugins import load_class, module_names, usable_names
 
 PACKAGE = "unmask.caches"
@@ -79,7 +78,7 @@ def bind(policy: AnyCache, block_size: int | None) -> AnyCache:
 
 def describe(cache: AnyCache) -> str:
     """Format a policy as `name(knob=value, ...)` without knobs at their defaults."""
-    values = {f.name: attrgetter(f.name)(cache) for f in dataclasses.fields(cache)}
+    values = field_values(cache)
     inner = values.get("inner")
     if isinstance(inner, CachePolicy):
         values["inner"] = describe(inner)

@@ -34,7 +34,7 @@ from unmask.cli.decode import load
 from unmask.cli.key_value import WORD
 from unmask.cli.options import DecodeOptions
 from unmask.errors import ConfigError, unknown_name
-from unmask.knobs import Source, whole
+from unmask.knobs import Source, split_commas, whole
 from unmask.method import MethodSpec
 from unmask.view.trace import check_writable
 
@@ -138,16 +138,8 @@ def parse_decoders(text: str) -> list[MethodSpec]:
 
 def split_list(text: str) -> list[str]:
     """Split a text at commas outside of brackets. Raises ConfigError for unbalanced brackets."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char in "([{") - (char in ")]}")
-        if depth < 0:
-            break
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    if depth:
+    parts = split_commas(text)
+    if parts is None:
         raise ConfigError(f"unbalanced brackets in {text!r}; close every bracket")
     return parts
 

@@ -14,7 +14,7 @@ from unmask.bench.serve import Server
 from unmask.cli.options import DecodeOptions
 from unmask.errors import DependencyError, RemoteError, unknown_name
 from unmask.knobs import read_value
-from unmask.method import CACHE_PREFIX
+from unmask.method import CACHE_PREFIX, split_cache_keys
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,10 +114,8 @@ class Remote:
         if options.seed != DRAWN_SEED:
             body["seed"] = options.seed
         values = {key: read_value(value) for key, value in knobs.items()}
-        own = {key: value for key, value in values.items() if not key.startswith(CACHE_PREFIX)}
-        cached = {
-            k.removeprefix(CACHE_PREFIX): v for k, v in values.items() if k.startswith(CACHE_PREFIX)
-        }
+        own, inside = split_cache_keys(values)
+        cached = {key.removeprefix(CACHE_PREFIX): inside[key] for key in inside}
         if self.schema is None:
             return body | own
         if own:

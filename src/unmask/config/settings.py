@@ -12,7 +12,7 @@ from unmask.config.method import method_of
 from unmask.errors import ConfigError
 from unmask.evals.catalog import CATALOG
 from unmask.evals.settings import EvalSettings
-from unmask.method import CACHE_PREFIX, MethodSpec
+from unmask.method import CACHE_PREFIX, MethodSpec, split_cache_keys
 from unmask.sampling.params import SamplingParams
 
 RUNS = "runs/eval"
@@ -88,13 +88,13 @@ def rows(composed: Composed, method: MethodSpec) -> list[tuple[str, Any, str]]:
     if _length(composed, method) != composed["generation.gen_length"]:
         listed = [row for row in listed if row[0] != "generation.gen_length"]
     own = defaults_of(type(method.decoder)) | defaults_of(SamplingParams)
-    knobs = {k: v for k, v in method.given.items() if not k.startswith(CACHE_PREFIX)}
+    knobs, _ = split_cache_keys(method.given)
     own |= {key: value for key, value in knobs.items() if key not in own}
     inside = {f"{CACHE_PREFIX}{k}": v for k, v in defaults_of(type(method.cache)).items()}
     written = {CACHE_PREFIX + key: item for key, item in composed.group("cache").items()}
     given = {**method.given, **{key: item.value for key, item in written.items()}}
     origins = {**method.origins, **{key: item.layer for key, item in written.items()}}
-    inside |= {key: value for key, value in given.items() if key.startswith(CACHE_PREFIX)}
+    inside |= split_cache_keys(given)[1]
     for prefix, values in (("generation.", own), ("", inside)):
         for name, default in values.items():
             value, layer = given.get(name, default), origins.get(name, SCHEMA_DEFAULT)

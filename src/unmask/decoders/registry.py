@@ -6,13 +6,12 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from functools import cache
-from operator import attrgetter
 from typing import Any
 
 from unmask.canvas import check_statistics
 from unmask.decoders.base.protocol import AnyDecoder, Decoder, Wrapper
 from unmask.errors import ConfigError, PluginError, unknown_name
-from unmask.knobs import field_names, set_field, split_call
+from unmask.knobs import field_names, field_values, set_field, split_call
 from unmask.plugins import load_class, module_names, usable_names
 
 PACKAGE = "unmask.decoders"
@@ -103,7 +102,7 @@ def _typed(cls: type[AnyDecoder], knobs: Mapping[str, object]) -> dict[str, Any]
 
 def describe(decoder: AnyDecoder) -> str:
     """Format a decoder as `name(knob=value, ...)` without knobs at their defaults."""
-    values = {f.name: attrgetter(f.name)(decoder) for f in dataclasses.fields(decoder)}
+    values = field_values(decoder)
     inner = [f"inner={describe(decoder.inner)}"] if isinstance(decoder, Wrapper) else []
     knobs = [
         f"{field.name}={values[field.name]}"

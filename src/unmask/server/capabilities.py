@@ -17,7 +17,7 @@ from typing_extensions import NotRequired, TypedDict
 from unmask import caches, decoders
 from unmask.canvas import ModelFacts, new_canvas
 from unmask.errors import ConfigError
-from unmask.method import CACHE_PREFIX, MethodSpec
+from unmask.method import CACHE_PREFIX, MethodSpec, split_cache_keys
 from unmask.sampling.params import SamplingParams
 from unmask.server.reply_models import Count, ReplyModel
 
@@ -111,14 +111,14 @@ def capabilities(llm: LLM, defaults: MethodSpec, model_id: str, max_length: int)
 
 def method_info(method: MethodSpec) -> dict[str, JsonValue]:
     """Return a method as the fields `decoder`, `knobs`, `cache` and `cache_args`, with its given values."""
-    given = {key: json_default(value) for key, value in method.given.items()}
-    knobs = {key: value for key, value in given.items() if not key.startswith(CACHE_PREFIX)}
-    inside = {k.removeprefix(CACHE_PREFIX): v for k, v in given.items() if k not in knobs}
+    knobs, inside = split_cache_keys(
+        {key: json_default(value) for key, value in method.given.items()}
+    )
     return {
         "decoder": method.decoder_name,
         "knobs": knobs,
         "cache": method.cache_name,
-        "cache_args": inside,
+        "cache_args": {key.removeprefix(CACHE_PREFIX): inside[key] for key in inside},
     }
 
 

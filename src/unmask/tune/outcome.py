@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from unmask.method import split_cache_keys
 from unmask.tune.goal import ACCURACY
 from unmask.tune.measure import Bench, Interval, Measurement, PairedDifference, compare_paired
 from unmask.tune.study import SearchResult, TrialPoint, Watch
@@ -79,7 +80,7 @@ def preset(
     ]
     if held_out is not None:
         lines.append(f"# Held-out prompts, against the defaults: {sentence(held_out)}")
-    own = {k: v for k, v in bench.settings.method.given.items() if not k.startswith("cache.")}
+    own, _ = split_cache_keys(bench.settings.method.given)
     knobs = {"strategy": bench.settings.method.decoder_name, **own, **best.knobs}
     return "\n".join(lines) + "\n" + yaml.safe_dump(knobs, sort_keys=False)
 
