@@ -238,6 +238,20 @@ def test_a_method_returns_the_state_too(spoiled, rule):
     assert caught.value.rule == rule
 
 
+@pytest.mark.parametrize("count", [-5, 10, None, 11.0, "x"])
+def test_the_most_positions_are_a_number_that_holds_the_canvas(monkeypatch, count):
+    monkeypatch.setattr(Spoiled, "max_positions", lambda *_: count)
+    with pytest.raises(DecoderError, match=f"max_positions returned {count}; use 11 or more"):
+        decode()
+
+
+@pytest.mark.parametrize("count", [-1, None, 3.5, "x"])
+def test_the_most_forwards_are_a_number(monkeypatch, count):
+    monkeypatch.setattr(Spoiled, "max_forwards", lambda *_: count)
+    with pytest.raises(DecoderError, match=f"max_forwards returned {count}; use 0 or more"):
+        decode()
+
+
 def test_the_first_canvas_is_a_canvas(monkeypatch):
     monkeypatch.setattr(Spoiled, "first_canvas", lambda *_: None)
     with pytest.raises(DecoderError, match="first_canvas returned NoneType"):

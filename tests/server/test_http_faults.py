@@ -23,7 +23,6 @@ CHAT_URL, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 BROKEN = '''"""A decoder that fails in its third step. Source: none."""
 from dataclasses import dataclass
 from unmask.decoders.threshold import Threshold
-from unmask.method import MethodSpec, Source
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,45 @@ def test_a_decoder_that_fails_ends_its_own_request_only(gated, broken, caplog):
     assert gated.get("/health").status_code == 200
     assert gated.post(CHAT_URL, json=CHAT).status_code == 200
     assert is_idle(gated.engine)
+
+
+RULES = {"max_positions": "-5", "max_forwards": "None", "first_canvas": "3"}
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_a_decoder_that_breaks_a_rule_before_the_first_forward_is_a_500(
+    gated, tmp_path, monkeypatch, caplog, method
+):
+    name = f"breaks_{method}"
+    rule = f"    def {method}(self, canvas, facts):\n        return {RULES[method]}\n\n\nDECODER"
+    source = BROKEN[: BROKEN.index("    def step")] + rule + " = Broken\n"
+    (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+    monkeypatch.setattr(decoders, "__path__", [*decoders.__path__, str(tmp_path)])
+    response = gated.post(CHAT_URL, json={**CHAT, "decoder": name, "block_length": 48})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "failed")
+    assert method not in response.text
+    assert f"decoder {name!r} broke the contract" in caplog.text
+    assert gated.post(CHAT_URL, json=CHAT).status_code == 200
+    assert is_idle(gated.engine)
+
+
+def test_answers_are_given_up_when_one_of_them_cannot_be_submitted(gated, monkeypatch):
+    submit, count = gated.engine.submit, [0]
+
+    def fail_second(*args, **kwargs):
+        count[0] += 1
+        if count[0] == 2:
+            raise ValueError("secret reason")
+        return submit(*args, **kwargs)
+
+    gated.gate.close()
+    monkeypatch.setattr(gated.engine, "submit", fail_second)
+    response = gated.post(CHAT_URL, json={**CHAT, "n": 2})
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    gated.gate.open()
+    assert wait_for(lambda: is_idle(gated.engine))
+    assert gated.engine.stats.ended["aborted"] == 1
 
 
 def test_a_stream_whose_decoder_fails_ends_with_an_error_event(gated, broken):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from unmask.caches.base import AnyCache
 from unmask.canvas import Canvas, ModelFacts
 from unmask.decoders.base.protocol import AnyDecoder
+from unmask.errors import DecoderError
 from unmask.method import MethodSpec
 from unmask.sampling.params import SamplingParams
 
@@ -40,10 +42,29 @@ class Request:
     @property
     def max_positions(self) -> int:
         """The maximum number of positions of the canvas."""
-        return self.decoder.max_positions(self.canvas, self.facts)
+        size = len(self.canvas)
+        count = self.decoder.max_positions(self.canvas, self.facts)
+        return checked_count(self.decoder, "max_positions", count, f"{size} or more", size)
 
     @property
     def max_forwards(self) -> int:
         """The number of forwards after which each further one commits its whole reading."""
         usual = 2 * (self.max_positions - self.canvas.prompt_length) + 64
-        return max(usual, self.decoder.max_forwards(self.canvas, self.facts))
+        count = self.decoder.max_forwards(self.canvas, self.facts)
+        return max(usual, checked_count(self.decoder, "max_forwards", count, "0 or more"))
+
+
+def checked_count(
+    decoder: AnyDecoder,
+    method: str,
+    count: object,
+    allowed: str,
+    low: int = 0,
+    high: int | None = None,
+    forward: int | None = None,
+) -> int:
+    """Return the count that a method of a decoder returned; DecoderError unless it is in [low, high]."""
+    number = int(count) if isinstance(count, Integral) else None
+    if number is None or number < low or (high is not None and number > high):
+        raise DecoderError(f"{method} returned {count}; use {allowed}", decoder.name, forward)
+    return number

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from unmask.caches.base import Observation
 from unmask.canvas import NO_SCORES, Ask, Canvas, Edit, Floats, Ints, apply_checked, truncate
 from unmask.engine.outputs import FinishReason, Step, step_of
-from unmask.engine.request import Request
+from unmask.engine.request import Request, checked_count
 from unmask.errors import DecoderError
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ class SequenceState:
         """Build a sequence before its first forward. Raises ConfigError for knobs that do not suit it."""
         from unmask.engine.sampler_state import SamplerState
 
+        _ = request.max_forwards, request.max_positions  # their rules, before anything is computed
         canvas = request.decoder.first_canvas(request.canvas, request.facts)
         if not isinstance(canvas, Canvas):
             rule = f"first_canvas returned {type(canvas).__name__}; it returns a Canvas"
@@ -102,10 +102,8 @@ class SequenceState:
         """Return the number of leading positions that the decoder will not change once they are decided."""
         decoder, size = self.request.decoder, len(self.canvas)
         count = decoder.num_settled(self.canvas, self.decoder_state)
-        if not isinstance(count, Integral) or not 0 <= count <= size:
-            rule = f"num_settled returned {count}; use 0 to {size}, the number of positions"
-            raise DecoderError(rule, decoder.name, self.num_forwards)
-        return count
+        allowed = f"0 to {size}, the number of positions"
+        return checked_count(decoder, "num_settled", count, allowed, 0, size, self.num_forwards)
 
     def count(self, positions: Ints, num_queries: int) -> None:
         """Count a forward that computed these positions of the canvas with `num_queries` queries."""

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
-from unmask.errors import ConfigError, LengthError, UnmaskError
+from unmask.errors import ConfigError, ContractError, LengthError, UnmaskError
 from unmask.server.reply_models import ErrorFields, ErrorReply, ReplyResponse
 
+log = logging.getLogger("unmask.server")
+
+FAILED = "decoding this request failed; the log has the reason"
 MAX_MESSAGE_CHARS = 1000
 """Longer messages are cut, so that a reply cannot be many times the size of its request."""
 
@@ -95,8 +99,19 @@ def timed_out(timeout_s: float) -> ApiError:
     )
 
 
-def bad_request(error: UnmaskError, param: str | None = None) -> ApiError:
-    """Return the 400 for a user error that the library raised; `param` is the field it refers to."""
+def failed(error: BaseException | None, request_id: str = "a request:") -> ApiError:
+    """Log an error that is not the client's, and return the 500 that does not reveal it."""
+    log.error("%s decoding failed", request_id, exc_info=error)
+    return ApiError(500, FAILED, code="failed")
+
+
+def library_error(error: UnmaskError, param: str | None = None) -> ApiError:
+    """Return the reply to an error of the library; `param` is the field that it refers to.
+
+    That is a 400 that tells a user's mistake, and a 500 for a plug-in that broke its contract.
+    """
+    if isinstance(error, ContractError):
+        return failed(error)
     code = "invalid_value" if isinstance(error, ConfigError) else "invalid_prompt"
     if isinstance(error, LengthError):
         code = "context_length_exceeded"

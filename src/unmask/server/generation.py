@@ -18,7 +18,6 @@ from unmask.engine.outputs import FinishReason, Output
 from unmask.errors import (
     CapacityError,
     ConfigError,
-    ContractError,
     EngineError,
     PromptError,
     UnmaskError,
@@ -27,8 +26,9 @@ from unmask.server.canvas_frames import Confidences, canvas_frame
 from unmask.server.detokenizer import TextStream
 from unmask.server.errors import (
     ApiError,
-    bad_request,
     engine_dead,
+    failed,
+    library_error,
     sanitize,
     server_stopping,
     timed_out,
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from unmask.engine.token_text import TokenTexts
 
 log = logging.getLogger("unmask.server")
-
-FAILED = "decoding this request failed; the log has the reason"
 
 
 class Generation:
@@ -112,9 +110,11 @@ class Generation:
                     deadline_s=remaining_s,
                 )
                 self._handles.append(handle)
-        except UnmaskError as error:
+        except Exception as error:
             self.abort()
-            raise submit_error(error, self.engine) from None
+            if isinstance(error, UnmaskError):
+                raise submit_error(error, self.engine) from None
+            raise
 
     def abort(self) -> None:
         """Abort the answers that are not complete."""
@@ -161,9 +161,8 @@ class Generation:
             log.critical("%s failed with the engine", self.log_id, exc_info=update.error)
             return engine_dead()
         if isinstance(update.error, (ConfigError, PromptError)):
-            return bad_request(update.error)
-        log.error("%s decoding failed", self.log_id, exc_info=update.error)
-        return ApiError(500, FAILED, code="failed")
+            return library_error(update.error)
+        return failed(update.error, self.log_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +343,4 @@ def submit_error(error: UnmaskError, engine: Engine) -> ApiError:
         return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
     if isinstance(error, EngineError):
         return engine_dead()
-    if isinstance(error, ContractError):
-        log.error("a request cannot be decoded", exc_info=error)
-        return ApiError(500, FAILED, code="failed")
-    return bad_request(error)
+    return library_error(error)

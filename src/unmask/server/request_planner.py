@@ -14,7 +14,7 @@ from unmask.errors import ConfigError, ContradictionError, PromptError, UnmaskEr
 from unmask.method import CACHE_PREFIX, GEN_LENGTH, MethodSpec, Source
 from unmask.server.capabilities import SERVER_ONLY
 from unmask.server.detokenizer import StopCriteria
-from unmask.server.errors import ApiError, bad_request
+from unmask.server.errors import ApiError, library_error
 from unmask.server.protocol import ChatRequest, CompletionRequest, DecodingRequest, InfillRequest
 from unmask.server.request_parsing import check_knobs, check_method_text
 from unmask.server.settings import ServerSettings
@@ -66,7 +66,7 @@ class Planner:
         try:
             ids = self.llm.chat_ids(messages)
         except PromptError as error:
-            raise bad_request(error, "messages") from None
+            raise library_error(error, "messages") from None
         return self.continuations(body, [ids], knobs, "messages")
 
     def completion(
@@ -80,7 +80,7 @@ class Planner:
                 return self._middles(body, prompts, knobs)
             ids = [self.llm.prompt_ids(one, raw=isinstance(one, str)) for one in prompts]
         except PromptError as error:
-            raise bad_request(error, "prompt") from None
+            raise library_error(error, "prompt") from None
         return self.continuations(body, ids, knobs, "prompt")
 
     def infill(self, body: InfillRequest, knobs: Mapping[str, object]) -> list[GenerationPlan]:
@@ -88,7 +88,7 @@ class Planner:
         try:
             canvas = self.llm.infill_canvas(body.parts)
         except PromptError as error:
-            raise bad_request(error, "parts") from None
+            raise library_error(error, "parts") from None
         self._check_room(len(canvas), "the text", "parts")
         return self._plans(body, [canvas], [0], None, knobs)
 
@@ -174,7 +174,7 @@ class Planner:
                 stop_at_eos=not body.ignore_eos,
             )
         except UnmaskError as error:
-            raise bad_request(error) from None
+            raise library_error(error) from None
         self._check_room(request.max_positions, "the canvas", body.length_name)
         return [
             GenerationPlan(
@@ -217,7 +217,7 @@ class Planner:
             knob = error.key if isinstance(error, ConfigError) else None
             if knob in SERVER_ONLY and knob not in self.settings.defaults.given:
                 raise server_only(knob) from None
-            raise bad_request(error) from None
+            raise library_error(error) from None
         for note in method.notes:
             if note.code == "no_effect":
                 raise ApiError(400, note.message, param=note.key, code="unsupported_parameter")
@@ -225,7 +225,7 @@ class Planner:
         most = method.given.get("max_gen_length")
         if method.chooses_length and body.length is not None and most != body.length:
             first, second = f"{body.length_name}={body.length}", f"max_gen_length={most}"
-            raise bad_request(ContradictionError(body.length_name, first, second))
+            raise library_error(ContradictionError(body.length_name, first, second))
         return method
 
     def _defaults(self, body: DecodingRequest, sources: Sequence[Source]) -> tuple[Source, ...]:

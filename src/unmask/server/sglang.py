@@ -20,7 +20,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from unmask.engine.outputs import FinishReason
 from unmask.errors import PromptError
-from unmask.server.errors import ApiError, bad_request
+from unmask.server.errors import ApiError, library_error
 from unmask.server.generation import Answer, Generation
 from unmask.server.openapi import Api
 from unmask.server.protocol import (
@@ -238,7 +238,7 @@ def make_plans(service: Service, body: GenerateRequest) -> list[GenerationPlan]:
     try:
         ids = [llm.prompt_ids(one, raw=isinstance(one, str)) for one in body.prompts()]
     except PromptError as error:
-        raise bad_request(error, name) from None
+        raise library_error(error, name) from None
     return service.planner.continuations(decoding, ids, knobs, name)
 
 
