@@ -437,7 +437,9 @@ def test_demo_refuses_a_pace_that_contradicts_itself(cli: Cli) -> None:
 
 def test_version_and_no_command(cli: Cli) -> None:
     assert cli("--version") == (0, f"unmask {unmask.__version__}\n", "")
-    assert cli().status == 2
+    for words in ((), ("bench",), ("config",)):
+        assert cli(*words).status == 2, words
+    assert cli("bench", "--help").status == 0
     assert "generat" in refused(cli("generat"))
 
 

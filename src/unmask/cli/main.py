@@ -132,8 +132,8 @@ def _run(arguments: Sequence[str]) -> int:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         return _fail(f"the device's memory is full ({error}); use a smaller gen_length or dtype")
-    if not arguments:
-        return USAGE_STATUS
+    if app.parse_commands(typed)[1][-1].default_command is None:
+        return USAGE_STATUS  # a group of commands without one of them: its help was printed
     return status if isinstance(status, int) else 0
 
 
