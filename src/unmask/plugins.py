@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from unmask.errors import PluginError
+from unmask.errors import PluginError, unknown_name
 
 Base = TypeVar("Base")
+Plugin = TypeVar("Plugin")
 
 
 def module_names(package: str, exclude: Sequence[str] = ()) -> list[str]:
@@ -71,20 +73,45 @@ def load_class(package: str, name: str, attribute: str, base: type[Base]) -> typ
     return cls
 
 
-def usable_names(
-    package: str, exclude: Sequence[str], load: Callable[[str], object]
-) -> tuple[list[str], dict[str, str]]:
-    """Return the names of the modules that `load` accepts, and its PluginErrors for the others."""
-    names: list[str] = []
-    errors: dict[str, str] = {}
-    for name in module_names(package, exclude):
-        try:
-            load(name)
-        except PluginError as error:
-            errors[name] = str(error)
-        else:
-            names.append(name)
-    return names, errors
+@dataclass(frozen=True)
+class Registry(Generic[Plugin]):
+    """The plug-ins of a package by file name, except for the modules `exclude`.
+
+    `kind` is their name in errors. `load` imports one; it raises PluginError for a file of no use.
+    """
+
+    package: str
+    exclude: tuple[str, ...]
+    kind: str
+    load: Callable[[str], Plugin]
+
+    def names(self) -> list[str]:
+        """Return the names of all usable plug-ins; for the files that cannot be used see `broken`."""
+        return [name for name, error in self._errors().items() if error is None]
+
+    def broken(self) -> dict[str, str]:
+        """Return the reason for each file that cannot be used, by its name; the reason gives the path."""
+        return {name: error for name, error in self._errors().items() if error is not None}
+
+    def get(self, name: str) -> Plugin:
+        """Return a plug-in.
+
+        Raises ConfigError for an unknown name, and its subclass PluginError for a file that cannot be used.
+        """
+        if name not in module_names(self.package, self.exclude):
+            raise unknown_name(self.kind, str(name), self.names())
+        return self.load(name)
+
+    def _errors(self) -> dict[str, str | None]:
+        errors: dict[str, str | None] = {}
+        for name in module_names(self.package, self.exclude):
+            try:
+                self.load(name)
+            except PluginError as error:
+                errors[name] = str(error)
+            else:
+                errors[name] = None
+        return errors
 
 
 def _path_of(package: str, name: str) -> Path:

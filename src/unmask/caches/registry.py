@@ -9,31 +9,9 @@ from functools import cache
 from unmask.caches.base import AnyCache, CachePolicy
 from unmask.errors import unknown_name
 from unmask.knobs import Source, field_names, field_values, merge, read_value, set_field, split_call
-from unmask.plugins import load_class, module_names, usable_names
+from unmask.plugins import Registry, load_class
 
 PACKAGE = "unmask.caches"
-NO_POLICIES = ("base", "registry")
-
-
-def names() -> list[str]:
-    """Return the names of all usable caches; for the other files see `broken`."""
-    return usable_names(PACKAGE, NO_POLICIES, _load)[0]
-
-
-def broken() -> dict[str, str]:
-    """Return the modules that cannot be used, with the reason, which names the file."""
-    return usable_names(PACKAGE, NO_POLICIES, _load)[1]
-
-
-@cache
-def cache_class(name: str) -> type[AnyCache]:
-    """Return the class of a cache.
-
-    Raises ConfigError for an unknown name and its subclass PluginError for a file that cannot be used.
-    """
-    if name not in module_names(PACKAGE, NO_POLICIES):
-        raise unknown_name("cache", str(name), names())
-    return _load(name)
 
 
 @cache
@@ -41,6 +19,11 @@ def _load(name: str) -> type[AnyCache]:
     """Import a cache's class. Raises PluginError for a file that cannot be used."""
     cls: type[AnyCache] = load_class(PACKAGE, name, "CACHE", CachePolicy)  # type: ignore[type-abstract]
     return cls
+
+
+REGISTRY = Registry(PACKAGE, ("base", "registry"), "cache", _load)
+names, broken = REGISTRY.names, REGISTRY.broken
+cache_class = cache(REGISTRY.get)
 
 
 def make_cache(

@@ -12,31 +12,9 @@ from unmask.canvas import check_statistics
 from unmask.decoders.base.protocol import AnyDecoder, Decoder, Wrapper
 from unmask.errors import ConfigError, PluginError, unknown_name
 from unmask.knobs import field_names, field_values, set_field, split_call
-from unmask.plugins import load_class, module_names, usable_names
+from unmask.plugins import Registry, load_class
 
 PACKAGE = "unmask.decoders"
-NO_DECODERS = ("base", "registry")
-
-
-def names() -> list[str]:
-    """Return the names of all usable decoders; files that cannot be used are left out (see `broken`)."""
-    return usable_names(PACKAGE, NO_DECODERS, _load)[0]
-
-
-def broken() -> dict[str, str]:
-    """Return the reason for each file that cannot be used, by its name; the reason gives the path."""
-    return usable_names(PACKAGE, NO_DECODERS, _load)[1]
-
-
-@cache
-def decoder_class(name: str) -> type[AnyDecoder]:
-    """Return the class of a decoder.
-
-    Raises ConfigError for an unknown name, and its subclass PluginError for a file that cannot be used.
-    """
-    if name not in module_names(PACKAGE, NO_DECODERS):
-        raise unknown_name("decoder", str(name), names())
-    return _load(name)
 
 
 @cache
@@ -53,6 +31,11 @@ def _load(name: str) -> type[AnyDecoder]:
             f"delete this file"
         ) from error
     return cls
+
+
+REGISTRY = Registry(PACKAGE, ("base", "registry"), "decoder", _load)
+names, broken = REGISTRY.names, REGISTRY.broken
+decoder_class = cache(REGISTRY.get)
 
 
 def finds_length(name: str) -> bool:
