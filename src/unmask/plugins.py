@@ -77,7 +77,8 @@ def load_class(package: str, name: str, attribute: str, base: type[Base]) -> typ
 class Registry(Generic[Plugin]):
     """The plug-ins of a package by file name, except for the modules `exclude`.
 
-    `kind` is their name in errors. `load` imports one; it raises PluginError for a file of no use.
+    `kind` is their name in errors. `load` imports one, and raises PluginError for a file that cannot be
+    used.
     """
 
     package: str
