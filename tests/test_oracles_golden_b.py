@@ -16,7 +16,7 @@ from oracles.network import Network
 from tiny import FAMILIES, MASK
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
-CADLLM = ("cadllm_default", "cadllm_gsm8k", "cadllm_gsm8k_entropy")
+CADLLM = ("cadllm_default", "cadllm_gsm8k", "cadllm_gsm8k_entropy", "cadllm_gsm8k_prophet")
 GOLDEN_MASK, GOLDEN_EOS = 2042, 2041
 NEVER = {GOLDEN_MASK, 2046, 2047}  # the mask and the two reserved tokens
 

@@ -104,7 +104,9 @@ def test_klass(block, tau, kl, length, family, tiny):
 
 
 @every_family
-@pytest.mark.parametrize(("lambd", "alpha"), [(0.0, 10.0), (0.25, 10.0), (1.0, 0.5), (40.0, 10.0)])
+@pytest.mark.parametrize(
+    ("lambd", "alpha"), [(0.0, 10.0), (0.0, 0.5), (0.25, 10.0), (1.0, 0.5), (40.0, 10.0)]
+)
 @pytest.mark.parametrize(("block", "steps"), [(4, 8), (8, 4), (4, 6)])
 def test_pc_sampler(block, steps, lambd, alpha, family, tiny, tmp_path):
     counts = {7: 50, 8: 20, 22: 9, 40: 300, EOS: 1000}
@@ -385,6 +387,26 @@ def test_cadllm(variant, confidence, family, tiny):
         )
         assert [int(n["steps"]) for n in notes] == [entry["num_steps"] for entry in trace]
         assert out.canvas_ids == ids
+
+
+@every_family
+@pytest.mark.parametrize(("confidence", "sure"), [("softmax", 4.0), ("entropy", 12.0)])
+def test_cadllm_leaves_a_clear_block_early(confidence, sure, family, tiny):
+    """A block only: the canvas has others, which go on."""
+    exits = 0
+    for seed in (1, 2, 3):
+        llm = tiny(family, seed=seed, sure=sure)
+        sizes = {"initial_block_length": 8, "max_block": 12, "min_block": 4}
+        knobs = {"initial_steps": 6, "max_steps": 6, "early_exit": True, **sizes}
+        trace, ids = cadllm_oracle.decode(
+            network.Network(llm.model), [7, 8], 24, MASK, FORBIDDEN, confidence=confidence, **knobs
+        )
+        call = {"cache": "dual", "gen_length": 24, "confidence": confidence}
+        out = ours(llm, [7, 8], "cadllm", **call, **knobs)
+        assert trace_of(out) == committed(trace)
+        assert out.canvas_ids == ids
+        exits += sum("all_in" in step.notes for step in out.trace[:-1])
+    assert exits, "no run of this test left a block early"
 
 
 @every_family

@@ -4,8 +4,10 @@ Source: arXiv:2512.07173, Algorithm 1 and Eq. 2 to 5. The controller, with the d
 code, is in `base/cadllm_controller.py`. Positions of a block are committed when their confidence among the
 V_t likeliest tokens reaches tau_t, and always the most confident one. Differs: V_t never exceeds the
 vocabulary; the mask is never proposed (it makes the published loop hang); without the adaptive threshold
-tau_base applies (the reference falls back to one token per forward, as `compat=True` does); in a
-block-causal model, a block ends at the latest where the model's block ends.
+tau_base applies (the reference falls back to one token per forward, as `compat=True` does); the early exit
+of the authors' code commits in the forward that decides it (there, one more forward of the same canvas,
+which on Dream reads rows shifted by one); in a block-causal model, a block ends at the latest where the
+model's block ends.
 """
 
 from __future__ import annotations
@@ -16,7 +18,17 @@ from typing import Literal
 import numpy as np
 
 from unmask import selection
-from unmask.canvas import Ask, Canvas, Edit, Floats, Ints, ModelFacts, Reading, Stat
+from unmask.canvas import (
+    NO_POSITIONS,
+    Ask,
+    Canvas,
+    Edit,
+    Floats,
+    Ints,
+    ModelFacts,
+    Reading,
+    Stat,
+)
 from unmask.decoders import Decoder, knob
 from unmask.decoders.base.cadllm_controller import RING, Controller
 from unmask.errors import ConfigError
@@ -64,8 +76,9 @@ class CadLLM(Controller, Decoder[Control]):
     )
     early_exit: bool = knob(
         False,
-        "commit all open positions after two forwards in a row in which the block's mean margin exceeds "
-        "0.3 and its mean confidence 0.6",
+        "commit the block's open positions after two forwards in a row, its first one not counted, in "
+        "which the mean margin of all its positions exceeds 0.3 and the mean confidence of its open ones "
+        "0.6, from a fifth of its steps on",
     )
     compat: bool = knob(
         False,
@@ -105,16 +118,15 @@ class CadLLM(Controller, Decoder[Control]):
             done_before=state.total - canvas.num_open,
             step=0,
             patience=0,
+            is_all_in=False,
         )
 
     def ask(self, canvas: Canvas, state: Control) -> tuple[Ask, Control]:
         """Ask for the block's open positions, with confidence over V_t tokens."""
-        window = (state.start, state.end)
-        if state.is_all_in:
-            return Ask(canvas.open_positions(), window), state
         while not canvas.open[: state.end].any():
             state = self.enter(canvas, state)
         rows, window = canvas.open_positions(0, state.end), (state.start, state.end)
+        needed = rows if state.is_all_in else NO_POSITIONS
         state = replace(
             state,
             threshold=self.tau_now(state),
@@ -128,9 +140,8 @@ class CadLLM(Controller, Decoder[Control]):
             stats.add("margin")
         window = (min(window[0], int(rows[0])), window[1])
         if self.early_exit:  # its test averages over the whole block
-            inside = np.arange(state.start, state.end)
-            rows = np.union1d(rows, inside[~canvas.fixed[inside]])
-        return Ask(rows, window, stats=frozenset(stats), top_v=state.vocab_size), state
+            rows = np.union1d(rows, np.arange(state.start, state.end))
+        return Ask(rows, window, needed, stats=frozenset(stats), top_v=state.vocab_size), state
 
     def progress(self, state: Control) -> float:
         """Compute g_t of Eq. 4: the share before the block, plus the block's share by its steps."""
@@ -154,11 +165,11 @@ class CadLLM(Controller, Decoder[Control]):
 
     def step(self, canvas: Canvas, state: Control, reading: Reading) -> tuple[Edit, Control]:
         """Commit, and add the block's mean confidence to the history."""
-        masked = reading.undecided(canvas, end=len(canvas) if state.is_all_in else state.end)
-        if state.is_all_in or not len(masked.positions):
-            return masked.commit(np.arange(len(masked.positions)), {"all_in": 1.0}), state
+        masked = reading.undecided(canvas, end=state.end)
+        everything = np.arange(len(masked.positions))
+        if state.is_all_in or not len(everything):
+            return masked.commit(everything, {"all_in": 1.0}), state
         rank, level = self.levels(state, masked)
-        chosen = self.choose(state, masked, rank, level)
         inside = masked.positions >= state.start
         mean = float(level[inside].mean()) if inside.any() else None
         notes = {
@@ -167,13 +178,20 @@ class CadLLM(Controller, Decoder[Control]):
             "vocab_size": float(reading.top_v or state.facts.vocab_size),
             "threshold": state.threshold,
         }
-        edit = masked.commit(chosen, notes if mean is None else notes | {"mean_confidence": mean})
+        if mean is not None:
+            notes["mean_confidence"] = mean
+        state = self.watch(state, reading, mean)
+        if state.is_all_in and len(everything) == len(canvas.open_positions(0, state.end)):
+            chosen, notes["all_in"] = everything, 1.0
+        else:
+            chosen = self.choose(state, masked, rank, level)
+        edit = masked.commit(chosen, notes)
         if self.path == "dream" and state.step == 0:
             return edit, replace(state, step=1)
         history = state.history if mean is None else (*state.history, mean)
-        committed = (*state.committed, *edit.tokens.tolist())[-RING:]
-        after = replace(state, step=state.step + 1, history=history, committed=committed)
-        return edit, self.watch(after, reading)
+        tracked = () if "all_in" in notes else edit.tokens.tolist()  # the exit's are not
+        committed = (*state.committed, *tracked)[-RING:]
+        return edit, replace(state, step=state.step + 1, history=history, committed=committed)
 
     def choose(self, state: Control, masked: Reading, rank: Floats, level: Floats) -> Ints:
         """Select by the threshold rule or one of its exceptions."""
@@ -185,16 +203,15 @@ class CadLLM(Controller, Decoder[Control]):
             return selection.quota(rank, 1)
         return selection.threshold(rank, level, state.threshold)
 
-    def watch(self, state: Control, reading: Reading) -> Control:
-        """Test for the early exit: two clear forwards in a row, after a fifth of the block's steps."""
-        if not self.early_exit:
+    def watch(self, state: Control, reading: Reading, confidence: float | None) -> Control:
+        """Test for the early exit; `confidence` is the mean of the block's open positions."""
+        if not self.early_exit or state.step == 0 or confidence is None:
             return state
-        block = reading.only((reading.positions >= state.start) & (reading.positions < state.end))
-        _, level = self.levels(state, block)
-        margin = 1.0 - np.minimum(np.exp(block.stats["margin"]), 1.0)
-        clear = margin.mean() > EXIT_MARGIN and level.mean() > EXIT_CONFIDENCE
+        block = (reading.positions >= state.start) & (reading.positions < state.end)
+        margin = 1.0 - np.minimum(np.exp(reading.stats["margin"][block]), 1.0)
+        clear = margin.mean() > EXIT_MARGIN and confidence > EXIT_CONFIDENCE
         patience = state.patience + 1 if clear else 0
-        late = state.step - 1 > EXIT_AFTER * state.num_steps
+        late = state.step > EXIT_AFTER * state.num_steps
         return replace(state, patience=patience, is_all_in=patience >= EXIT_PATIENCE and late)
 
 
