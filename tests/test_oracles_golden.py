@@ -34,6 +34,7 @@ def prior_decode(remasking, **call):
 
 ORACLES = {
     "pc_l0.25_a10": pc_sampler_decode,
+    "pc_l0_a10_b32": pc_sampler_decode,
     "pcrepo_eb_g0.1": eb_sampler.decode,
     "klass_gsm8k": klass.decode,
     "prophet_ans36": prophet_decode,

@@ -35,6 +35,17 @@ def quota(scores: Floats, k: int) -> Ints:
     return ranking(scores)[: max(1, k)]
 
 
+def topk_order(scores: Floats, k: int) -> Ints:
+    """Return the `k` highest scores' indices, equal scores in the order of `torch.topk` on the CPU.
+
+    This order is not that of the positions, and depends on all scores and on `k`.
+    """
+    import torch
+
+    chosen: Ints = torch.topk(torch.from_numpy(scores), k).indices.numpy()
+    return chosen
+
+
 def threshold(
     scores: Floats, confidence: Floats, tau: float, least: int = 1, *, strict: bool = False
 ) -> Ints:

@@ -3,6 +3,9 @@
 Source: arXiv:2508.13021, Eq. 3 to 6 (the published code's rule). Score of open position i of the block,
 whose distance from the block's start is j: exp(-lambd * j) * C, C = min(alpha, -p(x) ln(f(x) + 1e-9)).
 Differs: compares ln C - lambd * j, the same order, because the product underflows far from the start.
+
+With lambd = 0 everything at the bound alpha is tied. The code gives the block's scores, -inf where a token
+is decided, to `torch.topk`, whose order of equals is no rule of the paper but decides the text.
 """
 
 from __future__ import annotations
@@ -62,6 +65,12 @@ def decode(  # noqa: PLR0913 - the paper's arguments
                     c = log_score(float(probs[i, token]), counts.get(token, 0), total, alpha)
                     scored.append((c - lambd * (i - start), i, token))
             scored.sort(key=lambda item: (-item[0], item[1]))
+            if lambd == 0:
+                row = torch.full((block_length,), -math.inf, dtype=torch.float64)
+                for c, i, _ in scored:
+                    row[i - start] = c
+                first = [start + int(j) for j in torch.topk(row, quota).indices]
+                scored.sort(key=lambda item: item[1] not in first)
             for _, i, token in scored[:quota]:
                 ids[i] = token
                 undecided[i] = False

@@ -2,19 +2,27 @@
 
 Source: arXiv:2508.13021, Eq. 3 to 6. The calibrated confidence min(alpha, -p ln f) weights a proposal's
 probability p by the surprisal of its token, with frequency f in a background corpus; the weight exp(-lambda
-j), with the offset j in the block, orders the positions from left to right. Differs: positions are ranked
-by the logarithm, which does not underflow (the published product is 0 for j >= 416 at lambda = 0.25, and
-the order then arbitrary).
+j), with the offset j in the block, orders the positions from left to right. With lambda = 0, all positions
+at the bound alpha are tied, as a rule, not by chance; the equations leave their order open, and they are
+taken in the published code's, that of `torch.topk` over the block. Differs: positions are ranked by the
+logarithm, which does not underflow (the published product is 0 for j >= 416 at lambda = 0.25, and the order
+then arbitrary).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
+
+import numpy as np
 
 from unmask.canvas import Floats, Ints, ModelFacts, Reading
 from unmask.decoders import Block, Scheduled, Scores, knob
 from unmask.errors import ConfigError
-from unmask.selection import quota
+from unmask.selection import quota, topk_order
+
+ROUNDING = 1e-9
+"""Scores this close to the bound have reached it."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,16 @@ class PCSampler(Scheduled):
         return super()._informativeness(facts, reading) if self.debias else reading.confidence
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
-        """Select this forward's quota."""
-        return quota(scores.rank, self.quota_of(block))
+        """Select this forward's quota; of more positions at the bound, those that the code takes."""
+        count, bound = self.quota_of(block), log(self.clip_alpha)
+        tied = scores.rank > bound - ROUNDING
+        is_inside = reading.positions[0] >= block.start
+        if not self.debias or self.lambd > 0 or tied.sum() <= count or not is_inside:
+            return quota(scores.rank, count)
+        ranks = np.full(block.end - block.start, -np.inf)  # decided positions have no score
+        ranks[reading.positions - block.start] = np.where(tied, bound, scores.rank)
+        chosen = topk_order(ranks, count) + block.start
+        return np.searchsorted(reading.positions, chosen)
 
 
 DECODER = PCSampler
