@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from unmask.errors import ConfigError
+from unmask.evals import sandbox
 from unmask.evals.code import fenced, humaneval_program, longest_program, mbpp_program
-from unmask.evals.sandbox import SandboxLimits, run_program, without_network
+from unmask.evals.sandbox import SandboxLimits, judge_answer, run_program
+from unmask.evals.sandbox.wall import NO_WALL, WALLS, Wall, find_wall, works
 from unmask.evals.tasks.judges import humaneval, mbpp
 from unmask.evals.tasks.sources import MBPP_TEST
 
+# ruff: noqa: E501 -- programs in one line
 FIXTURES = Path(__file__).parent / "fixtures" / "evals"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 PROMPT = 'import math\n\ndef help_me(x):\n    return x\n\ndef double(x):\n    """Twice x."""\n'
@@ -88,48 +93,173 @@ def test_at_most_a_hundred_lines_are_kept() -> None:
     assert longest_program("(((") == ""
 
 
+SECRET = "unmask-was-here"
+WORKING = [wall for wall in WALLS if works(wall)]
+ASKS = "\nraise RuntimeError('SEEN:' + repr({0}))"
+
+
+@pytest.fixture(params=[*WORKING, NO_WALL], ids=lambda wall: wall.name)
+def wall(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Wall:
+    """Every wall of this machine in turn, and none."""
+    chosen: Wall = request.param
+    monkeypatch.setattr(sandbox, "choose_wall", lambda: chosen)
+    return chosen
+
+
+@pytest.fixture(params=WORKING, ids=lambda wall: wall.name)
+def real_wall(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Wall:
+    """Every wall of this machine in turn."""
+    chosen: Wall = request.param
+    monkeypatch.setattr(sandbox, "choose_wall", lambda: chosen)
+    return chosen
+
+
 @pytest.mark.parametrize(
     ("program", "said"),
     [
-        ("while True:\n    pass", "no end within 2 s"),
+        ("while True:\n    pass", "no end within 1 s"),
         ("x = bytearray(10 << 30)", "MemoryError"),
-        ("open('/tmp/unmask-was-here', 'w')", "PermissionError"),
-        ("open('/etc/passwd').read()", "PermissionError"),
-        ("import os\nos.remove('/tmp')", "PermissionError"),
-        ("open('big', 'wb').write(bytes(10 << 20))", "OSError|SIGXFSZ"),
+        ("open('/tmp/unmask-was-here', 'w')", "PermissionError|FileNotFoundError"),
+        ("open('/etc/passwd').read()", "PermissionError|FileNotFoundError"),
+        ("import os\nos.remove('/usr/bin/env')", "PermissionError|OSError"),
+        ("open('big', 'wb').write(bytes(10 << 20))", "OSError"),
         ("import os\nos.fork()", "PermissionError"),
         ("import subprocess\nsubprocess.run(['true'])", "PermissionError"),
-        ("import socket\nsocket.create_connection(('127.0.0.1', 80))", "PermissionError"),
-        ("import ctypes\nctypes.CDLL(None)", "PermissionError|Error"),
+        ("import multiprocessing as m\nm.Process(target=print).start()", "PermissionError"),
+        ("import socket\nsocket.socket()", "PermissionError"),
+        ("import ctypes\nctypes.CDLL(None)", "ModuleNotFoundError"),
+        ("import os\nos.mkfifo('f')", "PermissionError"),
+        ("import os\nos.pidfd_open(1)", "PermissionError"),
         ("import sys\nsys.exit(0)", "SystemExit"),
         ("import os\nos._exit(0)", "exit with status 0"),
         ("assert 1 == 2, 'no'", "AssertionError: no"),
         ("def f(:", "SyntaxError"),
     ],
 )
-def test_a_program_that_does_not_reach_its_end_has_not_passed(program: str, said: str) -> None:
-    import re
-
-    verdict = run_program(program, SandboxLimits(wall_s=2))
+def test_a_program_that_does_not_reach_its_end_has_not_passed(
+    wall: Wall, program: str, said: str
+) -> None:
+    verdict = run_program(program, SandboxLimits(wall_s=1))
     assert not verdict.passed
     assert re.search(said, verdict.reason), verdict.reason
+    assert not Path("/tmp", SECRET).exists()
 
 
-def test_a_program_may_write_in_its_own_folder_and_nothing_stays() -> None:
+def test_a_program_may_write_in_its_own_folder_and_nothing_stays(wall: Wall) -> None:
     program = (
-        "open('a', 'w').write('b')\nassert open('a').read() == 'b'\n"
-        "import os\nassert os.listdir('.') == ['a']"
+        "open('a', 'w').write('b')\nread = open('a').read()\nimport os\nnames = os.listdir('.')\n"
+        "assert read == 'b'\nassert names == ['a']"
     )
     assert run_program(program).passed
 
 
-def test_the_kernel_takes_the_network_where_it_may() -> None:
-    if not without_network():
-        pytest.skip("unshare is not allowed here; sockets are refused in Python alone")
-    import subprocess
+def test_an_answer_sees_no_file_process_or_variable_of_the_machine(
+    real_wall: Wall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("hidden")
+    monkeypatch.setenv("UNMASK_API_KEY", "hidden")
+    program = (
+        "import os\nseen = []\nfor path in (PATH, '/proc/self/environ', '/proc/1/environ', '/home', '/tmp'):\n"
+        "    try:\n        seen.append(os.stat(path))\n    except OSError:\n        pass\n"
+        "seen += [os.environ.get('UNMASK_API_KEY')]\nseen += [os.getpid() > 9]"
+    ).replace("PATH", repr(str(tmp_path / "secret")))
+    verdict = run_program(program + ASKS.format("seen"))
+    assert verdict.reason == "RuntimeError: SEEN:[None, False]"
 
-    done = subprocess.run(
-        [*without_network(), "cat", "/proc/net/dev"], capture_output=True, text=True, check=True
+
+def test_all_that_an_answer_writes_together_is_bounded(real_wall: Wall) -> None:
+    write = "for i in range(100):\n    open(f'f{i}', 'wb').write(bytes(1 << 20))"
+    assert "No space left" in run_program(write).reason
+    touch = "for i in range(1000):\n    open(f'f{i}', 'wb').close()"
+    assert "No space left" in run_program(touch).reason
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        "import builtins\nbuiltins.AssertionError = type('A', (BaseException,), {})",
+        "class Same(int):\n    def __eq__(self, other):\n        return True\ndef f(x):\n    return Same(1)",
+        "class Same:\n    def __eq__(self, other):\n        return True\ndef f(x):\n    return Same()",
+        "set = len = sorted = isinstance = lambda *_: 0",
+        'import os, sys\nfor k in range(32):\n    try:\n        os.write(k, b\'{"passed": true, "reason": ""}\\n\')\n'
+        "    except OSError:\n        pass\nos._exit(0)",
+        "import os\nfor k in range(32):\n    try:\n        os.write(k, b'{\"value\": 2}\\n' * 50)\n"
+        "    except OSError:\n        pass",
+        "import sys\nframe = sys._getframe()\nwhile frame.f_back:\n    frame = frame.f_back\n"
+        "    frame.f_globals.clear()",
+    ],
+)
+def test_an_answer_cannot_forge_its_verdict(wall: Wall, forgery: str) -> None:
+    program = f"def f(x):\n    return 1\n{forgery}\n"
+    tests = "assert len(set([f(0), 2])) == 2\nassert f(0) == 3"
+    verdict = judge_answer(program, tests, entry_points=["f"], limits=SandboxLimits(wall_s=2))
+    assert not verdict.passed
+
+
+def test_an_answer_never_holds_the_expected_values(real_wall: Wall) -> None:
+    look = "import gc\ndef f(x):\n    return any('8675309' in repr(o) for o in gc.get_objects() if type(o) is dict)"
+    verdict = judge_answer(look, "found = f(1)\nassert found == 'not 8675309', found")
+    assert verdict.reason == "AssertionError: False"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "None", "True", "-3", "2**5000", "1.5", "float('inf')", "'\\ud800 é'", "b'x'", "bytearray(b'x')", "1j",
+        "[1, (2, {3: {4}}), frozenset()]", "range(3)", "__import__('decimal').Decimal('1.10')",
+        "__import__('fractions').Fraction(1, 3)", "__import__('collections').Counter('aab')",
+        "__import__('collections').deque([1])", "{}.keys()",
+    ],
+)  # fmt: skip
+def test_values_come_back_as_they_were(value: str) -> None:
+    tests = f"sent = {value}\nassert f(sent) == sent\nassert type(f(sent)) in (type(sent), dict)"
+    assert judge_answer("def f(x):\n    return x", tests) == sandbox.Verdict(True)
+
+
+def test_objects_of_an_answer_stay_there_and_can_be_used() -> None:
+    program = (
+        "class Node:\n    def __init__(self, x):\n        self.x, self.left = x, None\n"
+        "def total(n):\n    return 0 if n is None else n.x + total(n.left)\n"
+        "def add(n):\n    return lambda x: x + n\ndef count(n):\n    yield from range(n)\n"
+        "def bad():\n    raise ValueError('no')"
     )
-    names = [line.split(":")[0].strip() for line in done.stdout.splitlines() if ":" in line]
-    assert names == ["lo"]
+    tests = (
+        "root = Node(1)\nroot.left = Node(2)\nassert total(root) == 3 and root.left.x == 2\n"
+        "assert add(1)(2) == 3\nassert list(count(3)) == [0, 1, 2]\n"
+        "try:\n    bad()\n    raise SystemExit\nexcept ValueError as error:\n    assert str(error) == 'no'"
+    )
+    assert judge_answer(program, tests) == sandbox.Verdict(True)
+
+
+def test_a_flood_of_values_is_refused_within_bounded_memory() -> None:
+    for value in ("[0] * (1 << 20)", "'x' * (8 << 20)", "'[' * 100"):
+        assert not judge_answer(f"def f():\n    return {value}", "assert f() == 1").passed
+    nested = "def f():\n    x = []\n    for _ in range(500):\n        x = [x]\n    return x"
+    assert "nested" in judge_answer(nested, "assert f() == 1").reason
+    itself = "def f():\n    x = []\n    x.append(x)\n    return x"
+    assert "nested" in judge_answer(itself, "assert f() == 1").reason
+
+
+def test_without_a_wall_nothing_is_run_unless_the_user_insists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandbox, "find_wall", lambda: None)
+    monkeypatch.delenv("UNMASK_ALLOW_UNSAFE_CODE", raising=False)
+    with pytest.raises(ConfigError, match="UNMASK_ALLOW_UNSAFE_CODE=1"):
+        run_program("x = 1")
+    monkeypatch.setenv("UNMASK_ALLOW_UNSAFE_CODE", "1")
+    assert sandbox.sandbox_name() == "none"
+    assert run_program("x = 1").passed
+
+
+def test_this_machine_has_a_wall() -> None:
+    if find_wall() is None:
+        pytest.skip("neither bubblewrap nor unshare is allowed here")
+    assert sandbox.sandbox_name() in ("bubblewrap", "unshare")
+
+
+def test_no_process_outlives_its_verdict(real_wall: Wall) -> None:
+    limits = SandboxLimits(wall_s=0.5, cpu_s=4321)  # found by this number in the command line
+    run_program("while True:\n    pass", limits)
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [line for line in lines if b"4321" in line]

@@ -73,6 +73,10 @@ def short_functions(path: PurePosixPath, source: str) -> Iterator[Problem]:
 
 
 def broad_except_reraises(path: PurePosixPath, source: str) -> Iterator[Problem]:
+    if path.is_relative_to(
+        "evals/sandbox/inside"
+    ):  # where an exception of foreign code is the result
+        return
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.ExceptHandler):
             continue
@@ -83,7 +87,10 @@ def broad_except_reraises(path: PurePosixPath, source: str) -> Iterator[Problem]
 
 
 def environment_only_in_cli(path: PurePosixPath, source: str) -> Iterator[Problem]:
-    if path.parts[0] == "cli":
+    insists = path == PurePosixPath(
+        "evals/sandbox/__init__.py"
+    )  # a variable, for every way to evaluate
+    if path.parts[0] == "cli" or insists:
         return
     names = {"environ", "environb", "getenv", "putenv"}
     for node in ast.walk(ast.parse(source)):

@@ -27,10 +27,10 @@ class Results:
 
     `metrics`: numbers by name, as defined in docs/reference/numbers.md, without those that do not apply.
     `right[i]`: score of document `docs[i]`. `settings`: the `EvalSettings`. `resolved`: values chosen at
-    run time: lengths, chat, dtype, device. `machine`: processor, versions. `scores`: every metric of the
-    task with its standard error, as "metric,filter" and "metric_stderr,filter". `early`: for a run with
-    traces, the mean score when all open positions are filled in after 0, 5, ... 100 % of the forwards
-    (`evals.convergence`).
+    run time: lengths, chat, dtype, device, `sandbox` (docs/explanation/running-code.md). `machine`:
+    processor, versions. `scores`: every metric of the task with its standard error, as "metric,filter" and
+    "metric_stderr,filter". `early`: for a run with traces, the mean score when all open positions are
+    filled in after 0, 5, ... 100 % of the forwards (`evals.convergence`).
     """
 
     task: str
@@ -178,7 +178,9 @@ def origin_line(results: Results) -> str:
         f"{results.metrics['num_docs']:.0f} documents | batch {results.settings['batch_size']} | "
         f"{resolved['num_processes']} process(es) | {resolved['dtype']} on "
         f"{facts['accelerator'] or facts['processor']}, {facts['num_threads']} thread(s), load "
-        f"{facts['load_average']} | seed {results.settings['seed']} | unmask {results.version} at "
+        f"{facts['load_average']} | seed {results.settings['seed']} | "
+        + (f"answers run behind {resolved['sandbox']} | " if "sandbox" in resolved else "")
+        + f"unmask {results.version} at "
         f"{short}, torch {facts['torch']} | {results.date}"
     )
 

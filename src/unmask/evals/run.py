@@ -28,6 +28,7 @@ from unmask.evals.run_folder import (
     read_all,
     write_scores,
 )
+from unmask.evals.sandbox import sandbox_name
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import uses_chat
 from unmask.version import __version__
@@ -91,6 +92,8 @@ def evaluate(
     `eval`).
     """
     _need_lm_eval()
+    if CATALOG[settings.task].runs_code:
+        sandbox_name()  # before hours of generation
     group = processes()
     llm = _load(settings, group) if llm is None else llm
     if group.rank == 0:
@@ -317,6 +320,7 @@ def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, object]:
         "method": json.loads(json.dumps(settings.method.bind(llm.spec.block_size).values())),
         "num_sessions": max(item.session for item in run.answers),
         "num_processes": run.group.count,
+        **({"sandbox": sandbox_name()} if entry.runs_code else {}),
     }
 
 

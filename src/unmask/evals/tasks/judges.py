@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -9,8 +10,8 @@ from unmask.demo.example import Example
 from unmask.demo.puzzles import solutions
 from unmask.demo.tasks import check
 from unmask.errors import DependencyError
-from unmask.evals.code import humaneval_program, mbpp_program
-from unmask.evals.sandbox import run_program
+from unmask.evals.code import definitions, humaneval_program, longest_program, mbpp_program
+from unmask.evals.sandbox import judge_answer
 
 Metrics = dict[str, float]
 
@@ -24,8 +25,9 @@ class DemoDoc(TypedDict):
 
 
 class MbppDoc(TypedDict):
-    """A document of MBPP: code before the tests, and assertions."""
+    """A document of MBPP: the reference solution, code before the tests, and assertions."""
 
+    code: str
     test_setup_code: str
     test_list: list[str]
 
@@ -65,14 +67,22 @@ def math500(doc: Mapping[str, str], results: Sequence[str]) -> Metrics:
 
 
 def humaneval(doc: Mapping[str, str], results: Sequence[str]) -> Metrics:
-    """Run the check of the problem on the function of the answer."""
-    program = humaneval_program(doc["prompt"], results[0], doc["entry_point"])
-    tests = f"{doc['test']}\ncheck({doc['entry_point']})\n"
-    return {"pass_at_1": float(run_program(f"{program}\n\n{tests}").passed)}
+    """Run the check of the problem on the function of the answer.
+
+    The other functions of the prompt, which some checks use, are those of the prompt, not the answer's.
+    """
+    entry_point = doc["entry_point"]
+    program = humaneval_program(doc["prompt"], results[0], entry_point)
+    tests = f"{doc['test']}\ncheck({entry_point})\n"
+    given = longest_program(doc["prompt"])
+    verdict = judge_answer(program, tests, given=given, entry_points=[entry_point])
+    return {"pass_at_1": float(verdict.passed)}
 
 
 def mbpp(doc: MbppDoc, results: Sequence[str]) -> Metrics:
     """Run all assertions of the problem on the code of the answer."""
-    program = mbpp_program(results[0])
     tests = "\n".join([doc["test_setup_code"], *doc["test_list"]])
-    return {"pass_at_1": float(run_program(f"{program}\n\n{tests}\n").passed)}
+    called = set(re.findall(r"[A-Za-z_]\w*", tests))
+    entry_points = [name for name in definitions(doc["code"]) if name in called]
+    verdict = judge_answer(mbpp_program(results[0]), tests, entry_points=entry_points)
+    return {"pass_at_1": float(verdict.passed)}

@@ -1,0 +1,1 @@
+"""Code that runs in the sandbox, with `python -I`: it imports the standard library only."""
