@@ -7,6 +7,7 @@ golden decodes themselves (`test_oracles_golden*.py`).
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from oracles import cadllm as cadllm_oracle
 from oracles import (
     daedal,
     dinfer,
+    dkv,
     dream,
     eb_sampler,
     growing,
@@ -29,6 +31,7 @@ from oracles import (
 )
 from tiny import EOS, FAMILIES, KNOWN, MASK, VOCAB, trace_of
 
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 FORBIDDEN = {MASK, *range(KNOWN, VOCAB)}
 PROMPTS = ([7, 8, 9, 3], [1, 30, MASK, 22, 22, 5, 50])
 SEEDS = range(4)
@@ -407,6 +410,37 @@ def test_cadllm_leaves_a_clear_block_early(confidence, sure, family, tiny):
         assert out.canvas_ids == ids
         exits += sum("all_in" in step.notes for step in out.trace[:-1])
     assert exits, "no run of this test left a block early"
+
+
+def assert_dkv(llm, prompt, mask_id, forbidden, interval, **call):
+    """The trace of the oracle, and as many positions computed in each forward."""
+    net = network.Network(llm.model)
+    trace, computed = dkv.decode(
+        net, prompt, interval=interval, mask_id=mask_id, forbidden=forbidden, **call
+    )
+    out = ours(llm, prompt, "vanilla", cache="dkv", cache_args={"interval": interval}, **call)
+    assert trace_of(out) == trace
+    assert [step.num_queries for step in out.trace] == computed
+
+
+@every_family
+@pytest.mark.parametrize("interval", [1, 2, 3, 4, 8])
+def test_dkv_cache(interval, family, tiny):
+    """Dream's code has no blocks."""
+    for llm, prompt in runs(tiny, family):
+        for block, steps in ((12, 12), (12, 6), *(((6, 12),) if family == "llada" else ())):
+            call = {"gen_length": 12, "block_length": block, "steps": steps}
+            assert_dkv(llm, prompt, MASK, FORBIDDEN, interval, **call)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interval", [2, 4, 8])
+def test_dkv_cache_of_a_trained_model(interval, golden_llm):
+    cases = json.loads((GOLDEN / "llada_b32_sG.json").read_text())["cases"]
+    call = {"gen_length": 64, "block_length": 32, "steps": 64}
+    for case in cases[:4]:
+        never = {2042, 2046, 2047}
+        assert_dkv(golden_llm, case["prompt_ids"], 2042, never, interval, **call)
 
 
 @every_family

@@ -1,10 +1,13 @@
 """dKV-Cache: recompute a decoded position for `delay` more forwards before its keys are reused.
 
-Source: dKV-Cache, arXiv:2505.15781 (one-step delayed caching with a refresh interval). Without `inner`, a
-forward computes every open position and those decoded in the last `delay` forwards; every `interval`
-forwards and for a new block it computes everything. With `inner`, it computes the positions that this
-policy selects and those decoded in the last `delay` forwards, and everything every `interval` forwards if
-that is set. Approximate. Differs: reuse begins with the second forward.
+Source: dKV-Cache, arXiv:2505.15781 (dKV-Cache-Decode: one-step delay, refresh interval), and its code.
+Without `inner`, a forward computes every open position and those decoded in the last `delay` forwards. It
+computes everything in a block's first forward and in every `interval`-th after it; with unshifted logits
+(LLaDA) also in the next `delay` forwards of a block. With shifted logits (Dream), where the row of a
+position is its left neighbor's, the delay holds for these rows too (`shift_type` un_right in the code).
+With `inner`, it computes the positions that this policy selects and those decoded in the last `delay`
+forwards, and everything every `interval` forwards if that is set. Approximate. Differs: Dream's code has no
+blocks.
 """
 
 from __future__ import annotations
@@ -39,11 +42,13 @@ class OpenPositions(PerBlock):
 
 @dataclass(frozen=True, slots=True)
 class DelayedState:
-    """The inner policy's state; forwards in total and since the last full one."""
+    """The inner policy's state; forwards in total, of the block, and since the last full one."""
 
     inner: object
     num_forwards: int = 0
     num_since: int = 0
+    window_end: int | None = None
+    num_in_block: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,13 @@ class DelayedCache(CachePolicy[DelayedState]):
     ) -> tuple[CachePlan, DelayedState]:
         """Plan the inner policy's queries and the recently decoded positions."""
         plan, inner = self.policy.plan(canvas, ask, rows, state.inner)
-        interval = self.interval
-        if interval is None and self.inner is None:
-            interval = INTERVAL
-        due = interval is not None and state.num_since >= interval
+        is_next = state.window_end == ask.window[1]
+        num_in_block = state.num_in_block if is_next else 0
+        is_shifted = bool((rows != ask.rows).any())
+        due = self.is_due(num_in_block, state.num_since, is_shifted)
         recent = np.flatnonzero(canvas.origin >= max(0, state.num_forwards - self.delay))
+        if is_shifted and self.inner is None:
+            recent = self.with_rows(recent, plan.queries, len(canvas))
         everything = np.arange(len(canvas))
         layers = plan.layers
         if layers is not None:
@@ -106,8 +113,29 @@ class DelayedCache(CachePolicy[DelayedState]):
             queries = everything if due else np.union1d(plan.queries, recent)
             full = len(queries) == len(canvas)
             plan = replace(plan, queries=queries)
-        after = DelayedState(inner, state.num_forwards + 1, 1 if full else state.num_since + 1)
+        after = DelayedState(
+            inner,
+            state.num_forwards + 1,
+            1 if full else state.num_since + 1,
+            ask.window[1],
+            num_in_block + 1,
+        )
         return replace(plan, layers=layers), after
+
+    @staticmethod
+    def with_rows(recent: Ints, queries: Ints, length: int) -> Ints:
+        """Add the rows that predicted recent positions, and the last row if the one before is computed."""
+        rows = np.union1d(recent, np.maximum(recent - 1, 0))
+        is_before_last = length - 2 in rows or length - 2 in queries
+        return np.union1d(rows, [length - 1]) if is_before_last else rows
+
+    def is_due(self, num_in_block: int, num_since: int, is_shifted: bool) -> bool:
+        """Return whether the next forward computes all positions, beyond what the policy asks for."""
+        if self.inner is not None:
+            return self.interval is not None and num_since >= self.interval
+        interval = INTERVAL if self.interval is None else self.interval
+        warms_up = not is_shifted and num_in_block <= self.delay
+        return warms_up or num_in_block % interval == 0
 
     def observe(
         self, before: Canvas, after: Canvas, observation: Observation, state: DelayedState
