@@ -543,6 +543,16 @@ def test_any_whole_number_is_a_seed(seed, tiny):
     assert tiny().generate([[1]], seed=seed, temperature=1.0, **SMALL)
 
 
+def test_a_chat_has_one_answer_or_a_list_of_n(chat_llm):
+    llm = chat_llm("llada")
+    messages = [{"role": "user", "content": "hi"}]
+    sampled = SMALL | {"temperature": 2.0}
+    ids = [output.canvas_ids for output in llm.chat(messages, n=3, seed=2, **sampled)]
+    assert len(ids) == 3
+    assert ids[0] != ids[1]
+    assert ids[1] == llm.chat(messages, seed=3, **sampled).canvas_ids
+
+
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_batch_of_none_is_refused(value, tiny):
     with pytest.raises(ConfigError, match="max_batch_size"):

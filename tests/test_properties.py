@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -211,21 +212,28 @@ def test_a_rows_trace_does_not_depend_on_its_batch(name, knobs, cache, family):
     llm = model(family, 1)
     temperature = 0.7 if finds_length(name) or cache in ("prefix", "dllm") else 0.0
     options = {"temperature": temperature, "seed": 5}
-    alone = [generate(llm, [prompt], name, cache, knobs, **options)[0] for prompt in PROMPTS]
-    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+
+    @lru_cache(None)
+    def alone(i, row):
+        return generate(llm, [PROMPTS[i]], name, cache, knobs, **options | {"seed": 5 + row})[0]
+
+    for order in ([0, 1, 2, 3, 4], [4, 1, 0, 3, 2]):
         for rows in (2, 3, 32) if cache in ("none", "dual") else (3,):
             batch = [PROMPTS[i] for i in order]
             outputs = generate(llm, batch, name, cache, knobs, max_batch_size=rows, **options)
-            for i, output in zip(order, outputs, strict=True):
-                assert_same_run(output, alone[i])
-                assert output.num_logit_rows == alone[i].num_logit_rows
+            for row, (i, output) in enumerate(zip(order, outputs, strict=True)):
+                assert_same_run(output, alone(i, row))
+                assert output.num_logit_rows == alone(i, row).num_logit_rows
 
 
 @with_some_caches
 def test_guidance_in_a_batch_equals_guidance_alone(name, knobs, cache, family):
     llm = model(family, 2)
     options = {"cfg_scale": 1.5, "temperature": 0.3}
-    alone = [generate(llm, [prompt], name, cache, knobs, **options)[0] for prompt in PROMPTS]
+    alone = [
+        generate(llm, [prompt], name, cache, knobs, seed=row, **options)[0]
+        for row, prompt in enumerate(PROMPTS)
+    ]
     plain = [generate(llm, [prompt], name, cache, knobs, temperature=0.3)[0] for prompt in PROMPTS]
     assert [trace_of(output) for output in alone] != [trace_of(output) for output in plain]
     for rows in (1, 2, 32):
@@ -306,10 +314,14 @@ def test_random_remasking_depends_on_the_seed_and_greedy_decoding_does_not(famil
 
 
 @every_family
-def test_equal_prompts_of_one_call_share_their_randomness(family):
+def test_requests_of_one_seed_share_their_randomness(family):
     """A request's randomness is its seed alone, whatever its place in the batch."""
-    first, second = generate(model(family), [[7, 8]] * 2, "vanilla", "none", {}, temperature=1.0)
-    assert_same_run(first, second)
+    llm = model(family)
+    sampled = {"gen_length": 8, "temperature": 1.0, "stop_at_eos": False}
+    requests = [llm.request([7, 8], seed=seed, **sampled) for seed in (3, 4, 3)]
+    first, second, third = (llm.output(one, True) for one in llm.run(requests, 3))
+    assert_same_run(first, third)
+    assert trace_of(first) != trace_of(second)
 
 
 # caches

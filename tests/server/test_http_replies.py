@@ -135,6 +135,18 @@ def test_a_seed_repeats_an_answer_and_another_changes_it(client):
     assert texts(7, n=2) == texts(7) + texts(8), "choice i has seed + i"
 
 
+@pytest.mark.parametrize("seed", [7, None])
+def test_equal_prompts_of_a_request_are_sampled_as_by_the_library(client, seed):
+    prompt = SAMPLED["prompt"]
+    body = {**SAMPLED, "prompt": [prompt, prompt], "n": 2, "seed": seed}
+    reply = ask(client, COMPLETIONS, **body)
+    texts = [choice["text"] for choice in reply["choices"]]
+    assert len(set(texts)) == 4
+    first = reply["unmask"]["seed"]
+    alone = [ask(client, COMPLETIONS, **SAMPLED, seed=first + i)["choices"] for i in range(4)]
+    assert texts == [choices[0]["text"] for choices in alone]
+
+
 def test_without_a_seed_one_is_drawn_and_told(client):
     first = ask(client, COMPLETIONS, **SAMPLED)
     second = ask(client, COMPLETIONS, **SAMPLED)

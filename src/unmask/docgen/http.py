@@ -61,7 +61,7 @@ The bodies are OpenAI's. Beyond them:
 | `usage.num_wasted` | positions computed to the right of an end token; 0 until an answer is complete |
 | `unmask.decoder`, `unmask.cache` | the resolved method, with the knobs that are not at their defaults |
 | `unmask.cache_exact` | false: the cache may have changed the text |
-| `unmask.seed` | seed of choice 0; choice i has `seed + i` |
+| `unmask.seed` | seed of choice 0; choice i, over all prompts, has `seed + i`, as in `LLM.generate` |
 | `choices[i].blanks` | `/v1/infill`: the filled texts |
 | `choices[i].trace` | with `return_trace`: the edits of every forward |
 

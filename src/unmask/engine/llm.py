@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -143,6 +143,7 @@ class LLM:
         *,
         cache_args: Mapping[str, object] | None = None,
         gen_length: int | None = None,
+        n: int = 1,
         seed: int = 0,
         stop_at_eos: bool = True,
         return_trace: bool = False,
@@ -150,22 +151,24 @@ class LLM:
         max_batch_size: int = 32,
         **knobs: Any,
     ) -> list[Output]:
-        """Decode an answer to every prompt, in order.
+        """Decode `n` answers to every prompt, in order: those to the first prompt come first.
 
         `prompts`: a string, a list of strings, or lists of token ids, which are used unchanged. A string is
         one user turn in the model's chat template if it has one; with `raw=True` it is plain text.
         `gen_length` positions are generated (default 128; decoder daedal chooses the number itself); with
-        `stop_at_eos`, decoding ends early when all positions before an end token are decided. `seed` fixes
-        all randomness of a request in any batch. Up to `max_batch_size` rows share a forward. `knobs` are
-        those of `SamplingParams` (`temperature`, `cfg_scale`, `vocabulary`...) and the decoder's own
-        (`steps`, `block_length`, `threshold`...); `decoder` may include some: "prophet(inner=cadllm)".
-        Knobs of the cache are in `cache_args`, called `cache.NAME`, or part of its name: "dllm(kp=50,
-        kr=7)". A `MethodSpec` as `decoder` has all of these: decoder, cache and knobs.
+        `stop_at_eos`, decoding ends early when all positions before an end token are decided. Row i of the
+        outputs has the seed `seed` + i, which fixes all its randomness in any batch: equal prompts are
+        sampled differently, and row i alone is the call with its prompt and `seed` + i. Up to
+        `max_batch_size` rows share a forward. `knobs` are those of `SamplingParams` (`temperature`,
+        `cfg_scale`, `vocabulary`...) and the decoder's own (`steps`, `block_length`, `threshold`...);
+        `decoder` may include some: "prophet(inner=cadllm)". Knobs of
+        the cache are in `cache_args`, called `cache.NAME`, or part of its name: "dllm(kp=50, kr=7)". A
+        `MethodSpec` as `decoder` has all of these: decoder, cache and knobs.
 
         Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
         is not allowed, with the nearest name).
         """
-        max_batch_size = whole("max_batch_size", max_batch_size, 1)
+        max_batch_size, n = whole("max_batch_size", max_batch_size, 1), whole("n", n, 1)
         check_flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
         method = parse_method(decoder, cache, cache_args, knobs, gen_length=gen_length)
         template = self.requests.template(method, seed=seed, stop_at_eos=stop_at_eos)
@@ -173,17 +176,43 @@ class LLM:
             self.requests.canvas(prompt, template.method, gen_length, raw=raw)
             for prompt in prompt_list(prompts)
         ]
-        finished = self.run([template(canvas) for canvas in canvases], max_batch_size)
+        rows = [canvas for canvas in canvases for _ in range(n)]
+        requests = [template(canvas, row) for row, canvas in enumerate(rows)]
+        finished = self.run(requests, max_batch_size)
         return [self.output(sequence, return_trace) for sequence in finished]
 
+    @overload
     def chat(
-        self, messages: Messages, decoder: str | MethodSpec = DEFAULT_DECODER, **options: Any
-    ) -> Output:
+        self,
+        messages: Messages,
+        decoder: str | MethodSpec = ...,
+        *,
+        n: None = None,
+        **options: Any,
+    ) -> Output: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, decoder: str | MethodSpec = ..., *, n: int, **options: Any
+    ) -> list[Output]: ...
+
+    def chat(
+        self,
+        messages: Messages,
+        decoder: str | MethodSpec = DEFAULT_DECODER,
+        *,
+        n: int | None = None,
+        **options: Any,
+    ) -> Output | list[Output]:
         """Decode the assistant's next turn; `messages` are dicts with "role" and "content".
 
-        Options and errors as those of `generate`.
+        Returns one output, or with `n` a list of so many, sampled as in `generate`. Options and errors as
+        those of `generate`.
         """
-        return self.generate([self.chat_ids(messages)], decoder, **options)[0]
+        ids = self.chat_ids(messages)
+        if n is None:
+            return self.generate([ids], decoder, **options)[0]
+        return self.generate([ids], decoder, n=n, **options)
 
     def infill(
         self,

@@ -13,6 +13,15 @@ from unmask.method import MethodSpec
 from unmask.sampling.params import SamplingParams
 
 
+def row_seed(seed: int, row: int) -> int:
+    """Return the seed of row `row` (from 0) of a call with `seed`.
+
+    The sum, so that a single row can be decoded again alone. The calls of a series that are to be
+    independent need seeds that differ by at least their number of rows.
+    """
+    return seed + row
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to decode by a method; `stop_ids` end the answer when `stop_at_eos`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from unmask.canvas import Canvas, Ints, ModelFacts
 from unmask.engine.prompts import Prompt, PromptEncoder
-from unmask.engine.request import Request
+from unmask.engine.request import Request, row_seed
 from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError, SettingWarning
 from unmask.knobs import Source, check_flags, whole
@@ -18,7 +18,7 @@ from unmask.sampling.token_frequencies import load_background
 
 INFILL_OPTIONS = ("decoder", "preset", "cache", "cache_args", "seed", "return_trace")
 STREAM_OPTIONS = ("decoder", "preset", "cache", "cache_args", "seed", "stop_at_eos")
-OPTIONS = (*INFILL_OPTIONS, "gen_length", "stop_at_eos", "raw", "max_batch_size")
+OPTIONS = (*INFILL_OPTIONS, "gen_length", "stop_at_eos", "raw", "max_batch_size", "n")
 """Options of `generate` besides the knobs, like those of `infill` and `stream` above; listed in errors."""
 Draft = Callable[[Canvas], Ints]
 """A function that proposes tokens for a canvas: one token id per position, -1 for none."""
@@ -63,12 +63,12 @@ class RequestTemplate:
     stop_at_eos: bool
     facts: ModelFacts
 
-    def __call__(self, canvas: Canvas) -> Request:
-        """Return the request for a canvas."""
+    def __call__(self, canvas: Canvas, row: int = 0) -> Request:
+        """Return the request for a canvas, `row` of a call: its seed is `row_seed(seed, row)`."""
         return Request(
             canvas=canvas,
             method=self.method,
-            seed=self.seed,
+            seed=row_seed(self.seed, row),
             stop_ids=self.stop_ids,
             stop_at_eos=self.stop_at_eos,
             facts=self.facts,

@@ -122,7 +122,8 @@ class DecodingRequest(StrictModel):
     )
     seed: Seed | None = Field(
         None,
-        description="seed of choice 0, choice i uses seed + i; default: random, reported in the reply",
+        description="seed of choice 0; choice i, over all prompts, uses seed + i; default: random, "
+        "reported in the reply",
     )
     stop: Stop | Annotated[list[Stop], list_limits(max_length=MAX_STOPS)] | None = Field(
         None, description="strings that end the text; they are not part of it"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from unmask.canvas import Canvas
 from unmask.engine.prompts import Prompt, prompt_list
-from unmask.engine.request import Request
+from unmask.engine.request import Request, row_seed
 from unmask.errors import ConfigError, ContradictionError, PromptError, UnmaskError
 from unmask.method import CACHE_PREFIX, GEN_LENGTH, MethodSpec, Source
 from unmask.server.capabilities import SERVER_ONLY
@@ -101,12 +101,12 @@ class Planner:
     ) -> list[GenerationPlan]:
         """Plan continuations of prompts, of the field `param`."""
         self.check_choices(body, len(prompts))
-        method = self.method(body, knobs)
+        method, seed = self.method(body, knobs), _seed_of(body)
         plans: list[GenerationPlan] = []
         for ids in prompts:
             length = self._length(len(ids), body, param)
             span, option = (len(ids), None), None if method.chooses_length else length
-            plans += self._copies(body, method, ids, (len(ids), *span), len(plans), option)
+            plans += self._copies(body, method, seed, ids, (len(ids), *span), len(plans), option)
         return plans
 
     def check_choices(self, body: DecodingRequest, num_prompts: int) -> None:
@@ -139,18 +139,19 @@ class Planner:
         size: int | None,
         knobs: Mapping[str, object],
     ) -> list[GenerationPlan]:
-        method = self.method(body, knobs)
+        method, seed = self.method(body, knobs), _seed_of(body)
         plans: list[GenerationPlan] = []
         for canvas, start in zip(canvases, starts, strict=True):
             num_prompt = int(canvas.fixed.sum())
             span = (num_prompt, start, size)
-            plans += self._copies(body, method, canvas, span, len(plans))
+            plans += self._copies(body, method, seed, canvas, span, len(plans))
         return plans
 
     def _copies(
         self,
         body: DecodingRequest,
         method: MethodSpec,
+        seed: int,
         content: list[int] | Canvas,
         span: tuple[int, int, int | None],
         first: int,
@@ -158,9 +159,9 @@ class Planner:
     ) -> list[GenerationPlan]:
         """Plan the `n` answers to one prompt, which differ by their seeds alone.
 
+        Choice i of the request has `seed` + i, like row i of `LLM.generate`; `first` is i of the first.
         `span`: tokens of the prompt, first position of the text, and the number of its positions.
         """
-        seed = secrets.randbits(31) if body.seed is None else body.seed
         infills = isinstance(content, Canvas) and content.infilling
         stop_ids = frozenset[int]() if body.ignore_eos or infills else self.llm.stop_ids
         ends = StopCriteria(stop_ids, body.stops)
@@ -180,7 +181,7 @@ class Planner:
             GenerationPlan(
                 index=first + copy,
                 prompt=first // body.choices,
-                request=replace(request, seed=seed + copy),
+                request=replace(request, seed=row_seed(seed, first + copy)),
                 num_prompt=num_prompt,
                 ends=ends,
                 start=start,
@@ -274,6 +275,10 @@ class Planner:
                 param=param,
                 code="context_length_exceeded",
             )
+
+
+def _seed_of(body: DecodingRequest) -> int:
+    return secrets.randbits(31) if body.seed is None else body.seed
 
 
 def own_knobs(body: DecodingRequest) -> dict[str, object]:
