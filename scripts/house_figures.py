@@ -33,7 +33,7 @@ Tree = Mapping[PurePosixPath, str]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
     ("knobs", "plugins"),
-    ("options",),
+    ("options", "data"),
     ("canvas", "selection"),
     ("sampling", "proposal", "randomness", "background"),  # the last three: before the redraw
     ("decoders", "caches"),

@@ -9,8 +9,6 @@ another file.
 from __future__ import annotations
 
 import asyncio
-import csv
-import json
 import random
 import re
 import time
@@ -19,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unmask.bench.endpoint import Endpoint, EndpointQuery, EndpointReply, make_client
+from unmask.data import releases
+from unmask.data.records import find_files, read_rows
 from unmask.errors import ConfigError, RemoteError
 
 GSM8K_STOPS = ("Question", "Assistant:", "<|separator|>")
-LETTERS = "ABCD"
 MMLU_TURN = """{question}
 
 {choices}
@@ -73,13 +72,10 @@ def gsm8k(
             f"num_shots={num_shots} need more; lower them"
         )
     shots = "".join(_gsm8k_text(each) + f" {each['answer']}\n\n" for each in examples[:num_shots])
-    questions = []
-    for record in records[:num_questions]:
-        answer = last_number(record["answer"])
-        if answer is None:
-            raise ConfigError(f"{path}: the answer {record['answer']!r} has no number")
-        questions.append(TaskQuestion(shots + _gsm8k_text(record), answer))
-    return questions
+    return [
+        TaskQuestion(shots + _gsm8k_text(each), last_number(each["answer"]) or "")
+        for each in records[:num_questions]
+    ]
 
 
 def _gsm8k_text(record: dict[str, str]) -> str:
@@ -87,20 +83,16 @@ def _gsm8k_text(record: dict[str, str]) -> str:
 
 
 def _records(path: Path) -> list[dict[str, str]]:
-    """Read questions and answers of a file, or of `gsm8k/test.jsonl` or `test.jsonl` in a folder."""
+    """Read questions and answers of a file, or of the test split in a folder or its folder gsm8k."""
+    files = [path]
     if path.is_dir():
-        candidates = [path / "gsm8k" / "test.jsonl", path / "test.jsonl"]
-        path = next((each for each in candidates if each.exists()), path)
-    try:
-        lines = path.read_text("utf-8").splitlines()
-        records = [json.loads(line) for line in lines if line.strip()]
-        return [{"question": str(e["question"]), "answer": str(e["answer"])} for e in records]
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}); give GSM8K's test.jsonl or its folder"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not GSM8K's JSON lines ({error!r})") from None
+        candidates = [find_files(folder, "test") for folder in (path / "gsm8k", path)]
+        files = next((found for found in candidates if found), [])
+        if not files:
+            raise ConfigError(
+                f"{path} has no gsm8k/test.jsonl; give GSM8K's test file or its folder"
+            )
+    return [releases.gsm8k_document(row) for file in files for row in read_rows(file)]
 
 
 def last_number(text: str) -> str | None:
@@ -110,35 +102,21 @@ def last_number(text: str) -> str | None:
 
 
 def mmlu(folder: Path, num_questions: int, seed: int) -> list[TaskQuestion]:
-    """Draw test questions of all subjects from a folder of CSV files. Raises ConfigError."""
-    candidates = [folder / "mmlu" / "test", folder / "test", folder]
-    files = next((paths for each in candidates if (paths := sorted(each.glob("*.csv")))), [])
-    if not files:
+    """Draw test questions of all subjects from a folder. Raises ConfigError."""
+    rows = releases.mmlu(folder / "mmlu", "test") or releases.mmlu(folder, "test")
+    if not rows:
+        rows = [row for file in sorted(folder.glob("*.csv")) for row in releases.mmlu_subject(file)]
+    if not rows:
         raise ConfigError(f"{folder} has no MMLU test files; give the folder of its *_test.csv")
-    rows = [row for file in files for row in _mmlu_rows(file)]
     if num_questions > len(rows):
         raise ConfigError(f"{folder} has {len(rows)} questions, num_questions={num_questions}")
-    return random.Random(seed).sample(rows, num_questions)
+    return [_mmlu_question(row) for row in random.Random(seed).sample(rows, num_questions)]
 
 
-def _mmlu_rows(path: Path) -> list[TaskQuestion]:
-    """Read the questions of a subject: question, four choices, and the right one as 0 to 3 or a letter."""
-    questions = []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} cannot be read ({error})") from None
-    for number, row in enumerate(rows, 1):
-        if number == 1 and row[:1] == ["question"]:
-            continue
-        if len(row) != 6 or row[5] not in (*"0123", *LETTERS):
-            raise ConfigError(f"{path}, line {number}: not a question with four choices")
-        answer = LETTERS[int(row[5])] if row[5].isdigit() else row[5]
-        pairs = zip(LETTERS, row[1:5], strict=True)
-        choices = "\n".join(f"{letter}) {choice}" for letter, choice in pairs)
-        questions.append(TaskQuestion(MMLU_TURN.format(question=row[0], choices=choices), answer))
-    return questions
+def _mmlu_question(row: releases.MmluQuestion) -> TaskQuestion:
+    pairs = zip(releases.LETTERS, row.choices, strict=True)
+    choices = "\n".join(f"{letter}) {choice}" for letter, choice in pairs)
+    return TaskQuestion(MMLU_TURN.format(question=row.question, choices=choices), row.letter)
 
 
 def answer_letter(text: str) -> str | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unmask.bench.endpoint import EndpointQuery
+from unmask.data.records import DataRow, read_rows, shown
 from unmask.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -168,18 +167,8 @@ def _count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
 
 
 def _conversations(path: Path) -> list[tuple[str, str]]:
-    """Read the first two turns of every conversation of a ShareGPT-like JSON file that has two."""
-    try:
-        records = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error})") from None
-    pairs = []
-    for record in records if isinstance(records, list) else ():
-        turns = _turns(record)
-        if len(turns) >= 2:
-            pairs.append((turns[0], turns[1]))
+    """Read the first two turns of every conversation of a ShareGPT-like file that has two."""
+    pairs = [turns for row in read_rows(path) if (turns := _turns(row)) is not None]
     if not pairs:
         raise ConfigError(
             f"{path} has no conversation of two turns; it must be a list of "
@@ -188,9 +177,16 @@ def _conversations(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _turns(record: object) -> Sequence[str]:
-    if not isinstance(record, dict):
-        return ()
-    turns = record.get("conversations") or record.get("conversation") or ()
-    values = [turn.get("value") if isinstance(turn, dict) else None for turn in turns]
-    return [value for value in values if isinstance(value, str)]
+def _turns(row: DataRow) -> tuple[str, str] | None:
+    """Return the texts of the first two turns; None if there are fewer, as in SGLang's client."""
+    name = "conversations" if row.has("conversations") else "conversation"
+    turns = row.field(name)[1] if row.has(name) else []
+    if not isinstance(turns, list):
+        raise row.error(f": {name}={shown(turns)} must be a list of turns")
+    if len(turns) < 2:
+        return None
+    first, second = (
+        DataRow(row.path, f"{row.place}, turn {number}", turn if isinstance(turn, dict) else {})
+        for number, turn in enumerate(turns[:2], start=1)
+    )
+    return first.text("value", may_be_empty=True), second.text("value", may_be_empty=True)
