@@ -82,6 +82,7 @@ def evaluate(
 def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -> None:
     """Evaluate, and print a table (or the results as JSON lines)."""
     runs = planned(words, sources, is_sweep)
+    from unmask.evals.results import documents
     from unmask.evals.run import evaluate
 
     console = Console(highlight=False)
@@ -94,6 +95,10 @@ def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -
             results.append(evaluate(settings, report))
     if not is_first():
         return
+    for result in results:
+        if result.metrics["num_too_long"]:
+            line = f"unmask: note: {result.task}: {documents(result)}"
+            print(line, file=sys.stderr, flush=True)
     if as_json:
         for result in results:
             print(_json(result))
@@ -155,12 +160,15 @@ def show(results: Sequence[Results], folders: Sequence[str], console: Console) -
         console = Console(file=console.file, highlight=False, width=WIDE)
     table = Table(box=box.SIMPLE_HEAD if live else box.MARKDOWN, pad_edge=not live)
     table.add_column("run", overflow="fold")
-    for title, _ in COLUMNS:
+    columns = list(COLUMNS)
+    if any(result.metrics.get("num_too_long") for result in results):
+        columns.append(("too long", "num_too_long"))
+    for title, _ in columns:
         table.add_column(title, justify="right")
     for result in results:
         label = f"{result.task}: {result.method}"
         label += "" if result.cache == "none" else f", cache {result.cache}"
-        cells = [_cell(result.metrics, name) for _, name in COLUMNS]
+        cells = [_cell(result.metrics, name) for _, name in columns]
         table.add_row(*(Text(cell) for cell in (label, *cells)))
     console.print(table)
     for folder in folders:
@@ -176,7 +184,7 @@ def _cell(metrics: dict[str, float], name: str) -> str:
         return (
             f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
         )
-    return f"{value:.0f}" if name == "num_forwards" else f"{value:.2f}"
+    return f"{value:.0f}" if name.startswith("num_") else f"{value:.2f}"
 
 
 def _json(result: Results) -> str:

@@ -241,6 +241,8 @@ def _show(
     for row in outcome.rows(result):
         table.add_row(*map(Text, row))
     console.print(table)
+    if note := outcome.too_long(result):
+        console.print(Text(note))
     if result.best is None:
         console.print(
             Text("no point satisfies the constraints; increase --trials or relax --constraint")

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from unmask.engine.model_runner import ModelRunner
-from unmask.errors import PromptError
+from unmask.errors import LengthError, PromptError
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import Counted, count
 from unmask.evals.traces import AnswerTrace, compact
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
+    from unmask.engine.request import Request
     from unmask.engine.sequence import SequenceState
+
+TOO_LONG = "too_long"
+"""Finish reason of an answer that was not generated, because the context does not hold it."""
 
 
 @dataclass(frozen=True)
 class Question:
     """A prompt of a task: number of its document in the task, and of the part in the document.
 
-    `key`: hash of all that the answer depends on. `stops`: texts that end the answer.
+    `key`: hash of all that the answer depends on. `stops`: texts that end the answer. `repeat`: number of
+    the sample of this prompt, from 0; its seed is the run's plus `repeat`.
     """
 
     doc: int
@@ -35,6 +40,7 @@ class Question:
     prompt_ids: tuple[int, ...]
     gen_length: int | None
     stops: tuple[str, ...] = ()
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,11 @@ class EvalAnswer:
     log_prob: float | None = None
     is_greedy: bool | None = None
     trace: AnswerTrace | None = None
+
+    @property
+    def is_too_long(self) -> bool:
+        """True for a prompt that does not fit the context with its answer: a miss, without forwards."""
+        return self.finish_reason == TOO_LONG
 
 
 class _TimedRunner(ModelRunner):
@@ -100,18 +111,12 @@ def decode_all(
 ) -> Iterator[EvalAnswer]:
     """Yield the answer to each question when it is finished, out of order if answers share forwards.
 
-    Raises PromptError with the number of the document where a prompt does not fit, and ConfigError.
+    Questions that do not fit the context come first, as answers without text. Raises PromptError with the
+    number of the document for any other prompt that cannot be decoded, and ConfigError.
     """
-    template = llm.requests.template(settings.method, seed=settings.seed)
-    method = template.method
-    requests = []
-    for question in questions:
-        length = settings.gen_length if method.chooses_length else question.gen_length
-        try:
-            canvas = llm.requests.canvas(list(question.prompt_ids), method, length)
-        except PromptError as error:
-            raise PromptError(f"document {question.doc}: {error}") from None
-        requests.append(template(canvas))
+    requests, questions, too_long = _requests(llm, questions, settings)
+    for question in too_long:
+        yield too_long_answer(question.doc, question.part, question.key, len(question.prompt_ids))
     admitted_at: dict[int, float] = {}
     timed = copy.copy(llm)
     timed.make_runner = type("_TimedRunner", (_TimedRunner,), {"admitted_at": admitted_at})
@@ -147,3 +152,53 @@ def decode_all(
             wall_s=wall_s,
             trace=compact(sequence.request, output) if settings.trace else None,
         )
+
+
+def _requests(
+    llm: LLM, questions: Sequence[Question], settings: EvalSettings
+) -> tuple[list[Request], list[Question], list[Question]]:
+    """Return the requests, their questions, and the questions that do not fit the context."""
+    template = llm.requests.template(settings.method, seed=settings.seed)
+    method = template.method
+    requests, fitting, too_long = [], [], []
+    for question in questions:
+        length = settings.gen_length if method.chooses_length else question.gen_length
+        try:
+            canvas = llm.requests.canvas(list(question.prompt_ids), method, length)
+        except LengthError:
+            too_long.append(question)
+        except PromptError as error:
+            raise PromptError(f"document {question.doc}: {error}") from None
+        else:
+            fitting.append(question)
+            requests.append(template(canvas, question.repeat))
+    return requests, fitting, too_long
+
+
+def too_long_answer(doc: int, part: int, key: str, num_prompt: int) -> EvalAnswer:
+    """Return the answer to a question or pair that the context does not hold."""
+    counted = Counted(prompt=num_prompt)
+    return EvalAnswer(doc, part, key, "", counted, finish_reason=TOO_LONG, is_greedy=False)
+
+
+def check_fit(answers: Iterable[EvalAnswer], max_length: int) -> str | None:
+    """Return a note on the documents that do not fit the context; None if all do.
+
+    Raises LengthError if none does: no result would be left.
+    """
+    answers = list(answers)
+    docs = {answer.doc for answer in answers}
+    too_long = sorted({answer.doc for answer in answers if answer.is_too_long})
+    if not too_long:
+        return None
+    if all(answer.is_too_long for answer in answers):
+        first = min(answers, key=lambda answer: answer.doc)
+        raise LengthError(
+            f"document {first.doc}: the prompt of {first.counted.prompt} tokens and its answer do not fit "
+            f"the model's context of {max_length}, nor does any other of {len(docs)} document(s); use a "
+            f"lower gen_length or num_fewshot"
+        )
+    return (
+        f"{len(too_long)} of {len(docs)} documents did not fit the model's context of {max_length} with "
+        f"their answers, and count as wrong; the first is document {too_long[0]}"
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unmask.errors import PromptError
-from unmask.evals.generation import AnswerTimer, EvalAnswer
+from unmask.evals.generation import AnswerTimer, EvalAnswer, too_long_answer
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import Counted
 from unmask.method import MethodSpec, Source
@@ -30,14 +30,25 @@ class Pair:
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of both."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
 
 def score_all(
     llm: LLM, pairs: Sequence[Pair], settings: EvalSettings, watch: AnswerTimer, check_greedy: bool
 ) -> Iterator[EvalAnswer]:
-    """Yield the likelihood of each pair, in order; `check_greedy` also decodes each answer greedily.
+    """Yield the likelihood of each pair; `check_greedy` also decodes each answer greedily.
 
-    The latency of a pair is its share of the time of the pairs that are scored together.
+    Pairs that the context does not hold come first, without a likelihood; the others follow in order. The
+    latency of a pair is its share of the time of the pairs that are scored together.
     """
+    most = llm.spec.max_length
+    for pair in pairs:
+        if pair.num_tokens > most:
+            yield too_long_answer(pair.doc, pair.part, pair.key, len(pair.prompt_ids))
+    pairs = [pair for pair in pairs if pair.num_tokens <= most]
     for start in range(0, len(pairs), AT_A_TIME):
         chunk = pairs[start : start + AT_A_TIME]
         began = time.perf_counter()

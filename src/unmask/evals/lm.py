@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +19,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from unmask.errors import ConfigError, PromptError
-from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, decode_all
+from unmask.errors import ConfigError, LengthError, PromptError
+from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, check_fit, decode_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.settings import EvalSettings, method_settings
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
 
 LM_EVAL_DEVICE = "cuda:0"
+LOGGER = logging.getLogger(__name__)
 AnswerQuestions = Callable[[Sequence[Question]], Mapping[str, EvalAnswer]]
 AnswerPairs = Callable[[Sequence[Pair]], Mapping[str, EvalAnswer]]
 
@@ -83,23 +87,35 @@ class UnmaskLM(LM):  # type: ignore[misc]
         return model
 
     def _decode(self, questions: Sequence[Question]) -> Mapping[str, EvalAnswer]:
-        answers = decode_all(self.llm, questions, self.settings, AnswerTimer())
-        return {answer.key: answer for answer in answers}
+        return self._by_key(decode_all(self.llm, questions, self.settings, AnswerTimer()))
 
     def _score(self, pairs: Sequence[Pair]) -> Mapping[str, EvalAnswer]:
-        answers = score_all(self.llm, pairs, self.settings, AnswerTimer(), self.check_greedy)
-        return {answer.key: answer for answer in answers}
+        watch = AnswerTimer()
+        return self._by_key(score_all(self.llm, pairs, self.settings, watch, self.check_greedy))
+
+    def _by_key(self, answers: Iterable[EvalAnswer]) -> Mapping[str, EvalAnswer]:
+        by_key = {answer.key: answer for answer in answers}
+        note = check_fit(by_key.values(), self.llm.spec.max_length)
+        if note is not None:
+            LOGGER.warning(note)
+        return by_key
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return the text of each answer before its first stop."""
-        questions = [self._question(request) for request in requests]
+        """Return the text of each answer before its first stop, "" for a prompt that does not fit.
+
+        Repeats of a request are further samples: the seed of number i is the model's seed + i.
+        """
+        questions = _numbered(map(self._question, requests))
         answers = self.answer_questions(questions)
         return [answers[question.key].text for question in questions]
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Return the log-probability of each continuation in nats, and whether it is the greedy answer."""
+        """Return the log-probability of each continuation in nats, and whether it is the greedy answer.
+
+        Minus infinity for a pair that does not fit the context.
+        """
         pairs = [self._pair(request, *self._split(*request.args)) for request in requests]
         answers = self.answer_pairs(pairs)
         return [_result(answers[pair.key]) for pair in pairs]
@@ -158,7 +174,10 @@ class UnmaskLM(LM):  # type: ignore[misc]
     def _encode(self, context: str) -> list[int]:
         if self.is_chat:  # the template wrote the special tokens
             return self.llm.prompts.encode(context, special=False)
-        return self.llm.prompt_ids(context, raw=True)
+        try:
+            return self.llm.prompt_ids(context, raw=True)
+        except LengthError:  # a document is counted as too long, not refused
+            return self.llm.prompts.encode(context, special=True)
 
     def _split(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tokenize both texts as one; spaces between them belong to the continuation."""
@@ -224,6 +243,20 @@ def _check_options(options: Mapping[str, object]) -> None:
             )
 
 
+def _numbered(questions: Iterable[Question]) -> list[Question]:
+    """Count the repeats of equal questions, and make their keys different."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for question in questions:
+        number = seen[question.key]
+        seen[question.key] += 1
+        key = f"{question.key}-{number}" if number else question.key
+        numbered.append(replace(question, repeat=number, key=key))
+    return numbered
+
+
 def _result(answer: EvalAnswer) -> tuple[float, bool]:
+    if answer.is_too_long:
+        return -math.inf, False
     assert answer.log_prob is not None, "an answer by likelihood"
     return answer.log_prob, bool(answer.is_greedy)

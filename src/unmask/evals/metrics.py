@@ -47,7 +47,8 @@ def run_time(stored: Sequence[StoredAnswer], name: str) -> float:
 
 
 def speed(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
-    """Return counts, times and rates of generated answers."""
+    """Return counts, times and rates of generated answers, without those that were too long."""
+    stored = [item for item in stored if not item.answer.is_too_long]
     answers = [item.answer for item in stored]
     counted = [answer.counted for answer in answers]
     decode_s, wall_s = run_time(stored, "decode_s"), run_time(stored, "wall_s")
@@ -94,7 +95,8 @@ def _rates(sums: Metrics) -> Metrics:
 
 
 def scoring(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
-    """Return counts and times of answers by likelihood."""
+    """Return counts and times of answers by likelihood, without those that were too long."""
+    stored = [item for item in stored if not item.answer.is_too_long]
     answers = [item.answer for item in stored]
     return {
         "num_answers": len(answers),

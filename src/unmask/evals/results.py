@@ -170,12 +170,19 @@ def speed_line(results: Results) -> str:
     return " | ".join(parts)
 
 
+def documents(results: Results) -> str:
+    """Return the number of documents, and of those that the model's context does not hold."""
+    num_too_long = results.metrics.get("num_too_long", 0)
+    note = f" ({num_too_long:.0f} too long for the context: wrong)" if num_too_long else ""
+    return f"{results.metrics['num_docs']:.0f} documents{note}"
+
+
 def origin_line(results: Results) -> str:
     """Return machine, versions and settings of a run in one line."""
     facts, resolved, commit = results.machine, results.resolved, results.commit
     short = "no checkout" if commit is None else commit[:12] + commit[40:]
     return (
-        f"{results.metrics['num_docs']:.0f} documents | batch {results.settings['batch_size']} | "
+        f"{documents(results)} | batch {results.settings['batch_size']} | "
         f"{resolved['num_processes']} process(es) | {resolved['dtype']} on "
         f"{facts['accelerator'] or facts['processor']}, {facts['num_threads']} thread(s), load "
         f"{facts['load_average']} | seed {results.settings['seed']} | "

@@ -16,7 +16,7 @@ from unmask.bench.environment import git_commit, machine, package_versions, peak
 from unmask.errors import ConfigError, DependencyError
 from unmask.evals import convergence, metrics
 from unmask.evals.catalog import CATALOG
-from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, decode_all
+from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, check_fit, decode_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.results import Results, markdown
 from unmask.evals.run_folder import (
@@ -26,6 +26,7 @@ from unmask.evals.run_folder import (
     begin_run,
     metric_of,
     read_all,
+    set_misses,
     write_scores,
 )
 from unmask.evals.sandbox import sandbox_name
@@ -160,10 +161,12 @@ class _Run:
             self.journal.append(answer)
             self._report(done + number, done + len(share))
         self.group.wait()
-        if self.group.rank > 0:
-            raise _ShareIsDone
         self.stored = read_all(self.settings.folder)
         self.answers = [self.stored[key] for key in keys]
+        # in every process, so that none waits for one that ended
+        check_fit((item.answer for item in self.answers), self.llm.spec.max_length)
+        if self.group.rank > 0:
+            raise _ShareIsDone
         return {key: self.stored[key].answer for key in keys}
 
     def _report(self, done: int, total: int) -> None:
@@ -212,6 +215,7 @@ def _scored(llm: LLM, settings: EvalSettings, run: _Run) -> _Scored | None:
         if settings.num_fewshot is not None and not CATALOG[settings.task].own_shots:
             task.set_config(key="num_fewshot", value=settings.num_fewshot)
         task.set_fewshot_seed(seed=settings.seed)
+        _check_shots(task, settings.task)
         evaluated = lm_evaluate(
             lm=UnmaskLM.of(llm, settings, run.answer_questions, run.answer_pairs),
             task_dict=loaded,
@@ -258,6 +262,17 @@ def _docs(settings: EvalSettings) -> tuple[range, dict[str, str | int]]:
     return range(settings.offset, end or 0), metadata
 
 
+def _check_shots(task: ConfigurableTask, name: str) -> None:
+    """Raise ConfigError for more examples than the task has."""
+    count = task.config.num_fewshot or 0
+    there = len(task.fewshot_docs()) if count else 0
+    if there < count:
+        raise ConfigError(
+            f"num_fewshot={count}: task={name} has {there} examples; use at most so many, or data with "
+            f"more"
+        )
+
+
 def _clip(docs: range, count: int, settings: EvalSettings) -> range:
     end = count if settings.limit is None else min(docs.stop, count)
     if settings.offset >= end:
@@ -269,6 +284,10 @@ def _clip(docs: range, count: int, settings: EvalSettings) -> range:
 
 def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Results:
     entry, samples = CATALOG[settings.task], scored.samples
+    too_long = {item.answer.doc for item in run.answers if item.answer.is_too_long}
+    for sample in samples:
+        if sample["doc_id"] in too_long:  # whatever its judge makes of an empty answer
+            set_misses(sample)
     scores: dict[str, float] = {}
     for metric, filter_name in sorted({(m, s["filter"]) for s in samples for m in s["metrics"]}):
         values = [metric_of(s, metric) for s in samples if s["filter"] == filter_name]
@@ -282,7 +301,8 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Re
     docs = tuple(sorted(score_of))
     right = tuple(score_of[doc] for doc in docs)
     counts = metrics.scoring if entry.choices else metrics.speed
-    measured = {"num_docs": float(len(docs))} | metrics.accuracy(right)
+    measured = {"num_docs": float(len(docs)), "num_too_long": float(len(too_long))}
+    measured |= metrics.accuracy(right)
     measured |= counts(run.answers, settings.batch_size)
     measured["peak_memory_bytes"] = float(peak_memory_bytes(llm.model.device))
     write_scores(settings.folder, samples)
@@ -333,6 +353,9 @@ def _early(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> tupl
     curves, confidences = [], convergence.ConfidenceMap()
     for item in run.answers:
         answer = item.answer
+        if answer.is_too_long:
+            curves.append([0.0])
+            continue
         assert answer.trace is not None, "every answer of this run has its trace"
         score = functools.partial(judge, answer.doc)
         scores = convergence.scores(llm, answer.trace, run.stops, score, confidences)

@@ -77,6 +77,12 @@ def metric_of(sample: Sample, name: str) -> float:
     return float(sample[name])  # type: ignore[literal-required]
 
 
+def set_misses(sample: Sample) -> None:
+    """Set all metrics of a sample to 0."""
+    for name in sample["metrics"]:
+        sample[name] = 0.0  # type: ignore[literal-required]
+
+
 def write_scores(folder: Path, samples: Sequence[Sample]) -> None:
     """Write scores.jsonl: per document and filter the extracted answer and its metrics."""
     lines = []

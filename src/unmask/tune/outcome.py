@@ -132,6 +132,13 @@ def _times(interval: Interval) -> str:
     return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}] times"
 
 
+def too_long(result: SearchResult) -> str:
+    """Return a note on prompts that the context does not hold; empty if it holds all."""
+    count = result.baseline.metrics.get("num_too_long", 0)
+    where = f"{count:.0f} of the {result.plan.num_prompts} prompts"
+    return f"{where} are too long for the context and count as wrong." if count else ""
+
+
 def rows(result: SearchResult) -> list[list[str]]:
     """Return the cells of defaults and front: name, objectives, knobs."""
     table = [["defaults", *_cells(result.baseline.metrics, result), ""]]
@@ -169,6 +176,8 @@ def markdown(bench: Bench, result: SearchResult, held_out: HeldOut | None, comma
         *("| " + " | ".join(row) + " |" for row in rows(result)),
         "",
     ]
+    if note := too_long(result):
+        lines += [note, ""]
     if result.best is None:
         lines.append("No point satisfies the constraints.")
     if held_out is not None:

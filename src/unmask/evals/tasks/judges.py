@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -52,6 +53,13 @@ def countdown(doc: DemoDoc, results: Sequence[str]) -> Metrics:
     puzzle = doc["key"] if is_public else doc["prompt"]
     example = Example("countdown", puzzle, doc["answer"], doc["key"])
     return {"right": float(bool(lines) and check(example, lines[0]))}
+
+
+def mmlu(doc: Mapping[str, int], results: Sequence[tuple[float, bool]]) -> Metrics:
+    """Check that the likeliest choice, the first of several, is right; a miss if one did not fit."""
+    likelihoods = [likelihood for likelihood, _ in results]
+    best = max(range(len(results)), key=likelihoods.__getitem__)
+    return {"acc": float(min(likelihoods) > -math.inf and best == doc["answer"])}
 
 
 def math500(doc: Mapping[str, str], results: Sequence[str]) -> Metrics:
