@@ -22,9 +22,10 @@ def pc_sampler_decode(frequencies, clip_alpha, **call):
     return pc_sampler.decode(alpha=clip_alpha, counts=counts, total=table["num_token"], **call)
 
 
-def prophet_decode(compat, **call):
+def prophet_decode(compat, constraints=None, **call):
     assert compat, "the gap is of raw logits"
-    return prophet.decode(**call)
+    given = {int(offset): token for offset, token in (constraints or {}).items()}
+    return prophet.decode(constraints=given, **call)
 
 
 def prior_decode(remasking, **call):
@@ -38,6 +39,7 @@ ORACLES = {
     "pcrepo_eb_g0.1": eb_sampler.decode,
     "klass_gsm8k": klass.decode,
     "prophet_ans36": prophet_decode,
+    "prophet_cons40": prophet_decode,
     "d2_sigma10": prior_decode,
 }
 
@@ -76,7 +78,8 @@ def test_an_oracle_decodes_as_published(name, index, golden_llm):
         forbidden={mask_id},
         **call,
     )
-    assert ids_of(trace) == case["final_ids"]
+    given = {int(offset) for offset in call.get("constraints", ())}
+    assert ids_of(trace) == [id_ for at, id_ in enumerate(case["final_ids"]) if at not in given]
     if "steps" in case:
         start = len(case["prompt_ids"])
         golden = [

@@ -175,6 +175,27 @@ def test_prophet(gaps, start, family, tiny):
 
 
 @every_family
+@pytest.mark.parametrize("given", [{1: 5, 2: 6}, {0: 3, 6: 9, 7: 2}])
+def test_prophet_with_given_tokens(given, family, tiny):
+    """The steps left over in the first block count when the second one begins."""
+    for llm, prompt in runs(tiny, family):
+        for gaps in ((99.0, 99.0, 0.0), (99.0, 0.5, 99.0), (4.0, 2.0, 1.0)):
+            shape = {"block_length": 4, "steps": 8, "answer_start": 3, "gap_thresholds": gaps}
+            expected = prophet.decode(
+                logits_fn(llm),
+                prompt,
+                8,
+                mask_id=MASK,
+                forbidden=FORBIDDEN,
+                constraints=given,
+                **shape,
+            )
+            out = ours(llm, prompt, "prophet", constraints=given, **shape)
+            assert trace_of(out) == expected
+            assert out.num_forwards == len(expected)
+
+
+@every_family
 @pytest.mark.parametrize("alg", ["maskgit_plus", "topk_margin", "entropy"])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.6}, {"top_p": 0.9, "top_k": 2}])
 def test_dream(filters, alg, family, tiny):

@@ -86,6 +86,15 @@ def new_canvas(
     )
 
 
+def pin(canvas: Canvas, tokens: Mapping[int, int]) -> Canvas:
+    """Return the canvas with these tokens given, by position: decided and fixed."""
+    positions = np.array(sorted(tokens), dtype=np.int64)
+    ids, open_, fixed = canvas.tokens.copy(), canvas.open.copy(), canvas.fixed.copy()
+    ids[positions] = [tokens[position] for position in positions.tolist()]
+    open_[positions], fixed[positions] = False, True
+    return replace(canvas, tokens=ids, open=open_, fixed=fixed)
+
+
 @dataclass(frozen=True, slots=True)
 class Edit:
     """The changes of one step, in positions of the canvas before it, applied in the order of the fields.

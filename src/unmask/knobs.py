@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +19,10 @@ from unmask.errors import ConfigError, ContradictionError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+Pairs = tuple[tuple[int, int | str], ...]
+"""Numbers or texts by a number, ascending: the type of a field that is written as a mapping."""
+MAX_SHOWN = 80
+"""Length to which an error shortens a value."""
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -42,9 +47,9 @@ def field_values(instance: DataclassInstance) -> dict[str, Any]:
 def whole(name: str, value: Any, least: int | None = None) -> int:
     """Return `value` as an int. Raises ConfigError when it is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ConfigError(f"{name}={value!r} must be a whole number")
+        raise ConfigError(f"{name}={shorten(value)} must be a whole number")
     if least is not None and value < least:
-        raise ConfigError(f"{name}={value} must be at least {least}")
+        raise ConfigError(f"{name}={shorten(value)} must be at least {least}")
     return int(value)
 
 
@@ -73,20 +78,54 @@ def read_value(value: Any) -> Any:
         return value
 
 
+def shorten(value: object) -> str:
+    """Return the `repr` of a value, shortened to `MAX_SHOWN` characters."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def read_pairs(name: str, value: object) -> Pairs:
+    """Return the pairs of a mapping, a list of pairs, or text of the form `0:value|7:value`.
+
+    In such text all values are texts. Raises ConfigError.
+    """
+    if isinstance(value, str):
+        value = [part.partition(":")[::2] for part in value.split("|")]
+    items = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(items, (list, tuple)) or not all(
+        isinstance(item, (list, tuple)) and len(item) == 2 for item in items
+    ):
+        raise ConfigError(
+            f"{name}={shorten(value)} must map numbers to values, e.g. "
+            f'{name}={{"7": 42, "9": "text"}} or {name}=7:text|9:text'
+        )
+    pairs: dict[int, int | str] = {}
+    for key, item in items:
+        is_digits = isinstance(key, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", key)
+        number = whole(f"{name}: the key", int(key) if is_digits else key, 0)
+        if number in pairs:
+            raise ConfigError(f"{name} has the key {number} twice; give it once")
+        pairs[number] = item if isinstance(item, str) else whole(f"{name}[{number}]", item)
+    return tuple(sorted(pairs.items(), key=lambda pair: pair[0]))
+
+
 def set_field(cls: type[Any], name: str, value: Any) -> Any:
     """Convert `value` (a Python value or YAML text) to the type of the dataclass's field `name`.
 
     Raises ConfigError with the field's name for a value of another type. Field types are int, float, bool,
-    str, tuples of one of them, Literal strings, and unions of any of these with None.
+    str, `Pairs`, tuples of one type, Literal strings, and unions of any of these with None.
     """
     hint = typing.get_type_hints(cls)[name]
     if isinstance(value, str) and _is_text_or_none(hint):
         return None if value.lower() in ("null", "~", "") else value
+    is_pairs = Pairs in (hint, *typing.get_args(hint)) and not str(value).lstrip().startswith("{")
+    if isinstance(value, str) and is_pairs:
+        return None if value.lower() in ("null", "~", "") else read_pairs(name, value)
     if isinstance(value, str) and not _takes_text(hint):
         try:
             value = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ConfigError(f"{name}={value!r} cannot be read") from None
+            raise ConfigError(f"{name}={shorten(value)} cannot be read") from None
     return convert(name, hint, value)
 
 
@@ -108,17 +147,19 @@ def convert(name: str, hint: Any, value: Any) -> Any:
         if value is None and type(None) in inner:
             return None
         return convert(name, next(kind for kind in inner if kind is not type(None)), value)
+    if hint == Pairs:
+        return read_pairs(name, value)
     if origin is typing.Literal:
         if value not in inner:
-            raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(str, inner))}")
+            raise ConfigError(f"{name}={shorten(value)}: allowed are {', '.join(map(str, inner))}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{name}={value!r} must be a list, e.g. {name}=[1,2]")
+            raise ConfigError(f"{name}={shorten(value)} must be a list, e.g. {name}=[1,2]")
         return tuple(convert(name, inner[0], item) for item in value)
     value = _widen(hint, value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{name}={value!r} must be {_WORDS.get(hint, hint.__name__)}")
+        raise ConfigError(f"{name}={shorten(value)} must be {_WORDS.get(hint, hint.__name__)}")
     return value
 
 

@@ -52,8 +52,12 @@ def decode(  # noqa: PLR0913 - the paper's arguments
     gap_thresholds: tuple[float, float, float],
     mask_id: int,
     forbidden: set[int],
+    constraints: dict[int, int] | None = None,
 ) -> Trace:
     """The commits of each forward that made some; `answer_start` counts from the prompt's end.
+
+    `constraints` are tokens that are there from the start, by offset from the prompt's end. A block's steps
+    share what is open of it when it begins; they count as steps even if nothing is left for them.
 
     The answer's positions are read whether they are decided or not. A span that would leave the canvas
     is cut at its end. A step with quota 0 commits nothing but may still find the answer settled.
@@ -61,12 +65,15 @@ def decode(  # noqa: PLR0913 - the paper's arguments
     length = len(prompt) + gen_length
     ids = prompt + [mask_id] * gen_length
     undecided = [False] * len(prompt) + [True] * gen_length
+    for offset, token in (constraints or {}).items():
+        ids[len(prompt) + offset], undecided[len(prompt) + offset] = token, False
     trace: Trace = []
     answer = len(prompt) + answer_start
     span = range(answer, min(answer + ANSWER_LENGTH, length))
     per_block = steps // (gen_length // block_length)
     s = 0
     for start in range(len(prompt), length, block_length):
+        size = sum(undecided[start : start + block_length])
         for t in range(per_block):
             s += 1
             logits = logits_fn(ids)
@@ -82,7 +89,7 @@ def decode(  # noqa: PLR0913 - the paper's arguments
                     c = float(torch.softmax(logits[i], dim=-1)[token])
                     scored.append((c, i, token))
             scored.sort(key=lambda item: (-item[0], item[1]))
-            kept = scored[: block_length // per_block + (t < block_length % per_block)]
+            kept = scored[: size // per_block + (t < size % per_block)]
             for _, i, token in kept:
                 ids[i] = token
                 undecided[i] = False

@@ -144,6 +144,35 @@ def test_a_knob_of_another_decoder_is_refused(client):
     assert "'tau_min' is a knob of decoder cadllm" in error["message"]
 
 
+@pytest.mark.parametrize("place", ["top", "decoder_args"])
+@pytest.mark.parametrize("given", [{"0": "So", "12": 5}, "0:So"], ids=["object", "text"])
+def test_given_tokens_stand_in_the_answer(client, given, place):
+    knobs = {"constraints": given}
+    body = {"prompt": "Tom has 3 boxes.", "max_tokens": 16, **(knobs if place == "top" else {})}
+    body |= {} if place == "top" else {place: knobs}
+    reply = client.post(COMPLETIONS, json={**body, "ignore_eos": True})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["choices"][0]["text"].startswith("So")
+    assert reply.json()["usage"]["completion_tokens"] == 16
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"16": 5}, "offset 16 is beyond the 16 generated positions"),
+        ({"0": 10**9}, "is no token"),
+        ({"0": [1]}, "constraints: "),
+        ({"x" * 10: "y" * 200}, "must be a whole number"),
+        ({str(i): 1 for i in range(5000)}, "constraints: "),
+        (7, "must map numbers to values"),
+    ],
+)
+def test_given_tokens_that_do_not_fit_are_refused(client, given, words):
+    body = {"prompt": "Tom has 3 boxes.", "max_tokens": 16, "constraints": given}
+    assert words in error_of(client.post(COMPLETIONS, json=body))["message"]
+    error_of(client.post(INFILL, json={"parts": ["a", 3], "constraints": {"0": 5}}))
+
+
 def test_an_unknown_field_names_the_nearest(client):
     error = error_of(client.post(CHAT_URL, json={**CHAT, "max_token": 5}))
     assert "did you mean 'max_tokens'?" in error["message"]

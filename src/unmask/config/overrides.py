@@ -127,10 +127,15 @@ def from_tree(tree: object, layer: str) -> list[Override]:
 
 
 def leaves(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    """Return the values of a nested mapping with their dotted keys."""
+    """Return the values of a nested mapping with their dotted keys.
+
+    A mapping by numbers is a value, as a list of pairs.
+    """
     pairs: list[tuple[str, object]] = []
     for name, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value and all(str(key).isdecimal() for key in value):
+            pairs.append((f"{prefix}{name}", [list(pair) for pair in value.items()]))
+        elif isinstance(value, Mapping):
             pairs += leaves(value, f"{prefix}{name}.")
         else:
             pairs.append((f"{prefix}{name}", value))

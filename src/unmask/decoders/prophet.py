@@ -126,8 +126,9 @@ class Prophet(Wrapper[Watch]):
     def threshold(self, canvas: Canvas, state: Watch) -> float:
         """Return the gap that is required at this progress."""
         planned = self.planned_steps(canvas, state.facts)
+        made = self.planned_step(canvas, state)
         if planned is not None:
-            progress = (state.num_forwards + 1) / planned
+            progress = ((state.num_forwards if made is None else made) + 1) / planned
         else:
             progress = 1 - canvas.num_open / max(1, int((~canvas.fixed).sum()))
         early, middle, late = self.gap_thresholds

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from unmask.canvas import Canvas, Ints, ModelFacts
+from unmask.canvas import Canvas, Ints, ModelFacts, pin
 from unmask.engine.prompts import Prompt, PromptEncoder
 from unmask.engine.request import Request, row_seed
 from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError, SettingWarning
-from unmask.knobs import Source, check_flags, whole
+from unmask.knobs import Source, check_flags, shorten, whole
 from unmask.method import CACHE_PREFIX, DEFAULT_CACHE, DEFAULT_DECODER, MethodSpec
 from unmask.models.spec import ModelSpec
 from unmask.sampling.token_frequencies import load_background
@@ -62,17 +62,41 @@ class RequestTemplate:
     stop_ids: frozenset[int]
     stop_at_eos: bool
     facts: ModelFacts
+    given: Mapping[int, int] = field(default_factory=dict)
+    """Given tokens of the answer, by offset from the prompt's end."""
 
     def __call__(self, canvas: Canvas, row: int = 0) -> Request:
-        """Return the request for a canvas, `row` of a call: its seed is `row_seed(seed, row)`."""
+        """Return the request for a canvas, `row` of a call: its seed is `row_seed(seed, row)`.
+
+        Raises ConfigError if `given` does not fit the canvas.
+        """
         return Request(
-            canvas=canvas,
+            canvas=self._with_given(canvas) if self.given else canvas,
             method=self.method,
             seed=row_seed(self.seed, row),
             stop_ids=self.stop_ids,
             stop_at_eos=self.stop_at_eos,
             facts=self.facts,
         )
+
+    def _with_given(self, canvas: Canvas) -> Canvas:
+        size, last = len(canvas) - canvas.prompt_length, max(self.given)
+        if canvas.infilling:
+            raise ConfigError(
+                "constraints have no effect where blanks of a text are filled; write the given text "
+                "between the blanks"
+            )
+        if last >= size:
+            raise ConfigError(
+                f"constraints: offset {last} is beyond the {size} generated positions; use 0 to "
+                f"{size - 1}, or a larger gen_length"
+            )
+        given = pin(canvas, {canvas.prompt_length + at: id_ for at, id_ in self.given.items()})
+        if not given.num_open:
+            raise ConfigError(
+                f"constraints give all {size} positions; leave at least one of them to the model"
+            )
+        return given
 
 
 class RequestBuilder:
@@ -126,7 +150,34 @@ class RequestBuilder:
             if drafter not in self.drafters:
                 self.drafters[drafter] = self._make_drafter(drafter)
             facts = replace(facts, draft=self.drafters[drafter])
-        return RequestTemplate(method, seed, self.stop_ids, stop_at_eos, facts)
+        given = self.given_tokens(method)
+        return RequestTemplate(method, seed, self.stop_ids, stop_at_eos, facts, given)
+
+    def given_tokens(self, method: MethodSpec) -> dict[int, int]:
+        """Return the given token of each offset of the answer. Raises ConfigError and PromptError."""
+        given: dict[int, int] = {}
+        pairs = method.sampling_params.constraints or ()
+        if pairs and method.decoder.grows:
+            raise ConfigError(
+                f"constraints need an answer of constant length, but decoder {method.decoder_name!r} "
+                f"lets it grow; use another decoder"
+            )
+        for offset, value in pairs:
+            ids = self.prompts.encode(value, special=False) if isinstance(value, str) else [value]
+            for at, id_ in enumerate(ids, start=offset):
+                if not 0 <= id_ < self.spec.vocab_size or id_ == self.spec.mask_id:
+                    what = "the mask" if id_ == self.spec.mask_id else "no token"
+                    raise ConfigError(
+                        f"constraints[{offset}]={shorten(value)}: id {id_} is {what}; use an id in "
+                        f"0..{self.spec.vocab_size - 1}, or text"
+                    )
+                if at in given:
+                    raise ConfigError(
+                        f"constraints give offset {at} twice: the text before reaches as far; move "
+                        f"offset {offset}"
+                    )
+                given[at] = id_
+        return given
 
     def request(
         self,

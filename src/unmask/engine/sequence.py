@@ -99,11 +99,15 @@ class SequenceState:
         return min(first, self._num_lasting())
 
     def _num_lasting(self) -> int:
-        """Return the number of leading positions that the decoder will not change once they are decided."""
+        """Return the number of leading positions that the decoder will not change once they are decided.
+
+        That is all, if only given tokens follow.
+        """
         decoder, size = self.request.decoder, len(self.canvas)
         count = decoder.num_settled(self.canvas, self.decoder_state)
         allowed = f"0 to {size}, the number of positions"
-        return checked_count(decoder, "num_settled", count, allowed, 0, size, self.num_forwards)
+        count = checked_count(decoder, "num_settled", count, allowed, 0, size, self.num_forwards)
+        return size if self.canvas.fixed[count:].all() else count
 
     def count(self, positions: Ints, num_queries: int) -> None:
         """Count a forward that computed these positions of the canvas with `num_queries` queries."""

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Literal
 
 from unmask.errors import ConfigError
-from unmask.knobs import knob
+from unmask.knobs import Pairs, knob
 
 MIN_TEMPERATURE = 1e-6
 """The lowest temperature above 0 (SGLang treats lower ones as 0). Float32 logits near 8 are spaced by 1e-6,
@@ -36,6 +36,10 @@ class SamplingParams:
     likeliest at any position of the block's first forward; later LM heads compute only those rows, and when
     the bound on the probability of all others exceeds `max_missed`, the next forward computes all rows.
     "none": the whole vocabulary. None: the decoder's default.
+
+    `constraints`: given tokens of the answer, by their offset from the prompt's end (Prophet,
+    arXiv:2508.19982): an id, or a text whose tokens stand from this offset on. They are there from the
+    first forward and never change; guidance hides them like the prompt.
     """
 
     temperature: float = knob(
@@ -83,6 +87,11 @@ class SamplingParams:
     frequencies: str | None = knob(
         None,
         "file of token counts for vocabulary=frequency and score=pc, written by `unmask frequencies`",
+    )
+    constraints: Pairs | None = knob(
+        None,
+        'given tokens of the answer by offset from its start: ids or texts, {"40": 198, "41": "The end"}, '
+        "or texts alone as 40:So, several joined by vertical bars; default: none",
     )
     compat: bool = knob(False, "reproduce quirks of the reference code that change tokens")
 

@@ -17,6 +17,7 @@ from typing_extensions import NotRequired, TypedDict
 from unmask import caches, decoders
 from unmask.canvas import ModelFacts, new_canvas
 from unmask.errors import ConfigError
+from unmask.knobs import Pairs
 from unmask.method import CACHE_PREFIX, MethodSpec, split_cache_keys
 from unmask.sampling.params import SamplingParams
 from unmask.server.reply_models import Count, ReplyModel
@@ -220,6 +221,8 @@ def knob_infos(cls: type[object], hidden: Set[str] = frozenset()) -> list[KnobIn
 
 def type_fields(hint: object) -> TypeFields:
     """Return the type of a field from its annotation."""
+    if hint == Pairs:
+        return {"type": "object"}
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         rest = [kind for kind in inner if kind is not type(None)]

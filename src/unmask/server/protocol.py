@@ -20,7 +20,10 @@ MAX_STOP_CHARS = 256
 MAX_MESSAGES = 1024
 MAX_TOKENS = 1 << 20
 MAX_KNOBS = 64
+MAX_GIVEN = 4096
 """Upper limits of a request; the context length and the queue limit it further."""
+OBJECT_KNOB = "constraints"
+"""The knob that is an object."""
 
 
 def list_limits(*, min_length: int | None = None, max_length: int | None = None) -> FieldInfo:
@@ -33,9 +36,26 @@ def list_limits(*, min_length: int | None = None, max_length: int | None = None)
 
 
 def check_num_knobs(value: object) -> object:
-    """Return `value`; raise ValueError for a dict of too many keys before its values are validated."""
-    if isinstance(value, dict) and len(value) > MAX_KNOBS:
+    """Return `value`; raise ValueError for a dict of too many keys before its values are validated.
+
+    An object is a value of `constraints` alone.
+    """
+    if not isinstance(value, dict):
+        return value
+    if len(value) > MAX_KNOBS:
         raise ValueError(f"{len(value)} knobs; at most {MAX_KNOBS} are allowed")
+    for key, item in value.items():
+        if isinstance(item, dict) and key != OBJECT_KNOB:
+            raise ValueError(
+                f"{str(key)[:100]} is no object; a number, a text or a list is allowed"
+            )
+    return value
+
+
+def check_num_given(value: object) -> object:
+    """Return `value`; raise ValueError for a dict of too many given tokens."""
+    if isinstance(value, dict) and len(value) > MAX_GIVEN:
+        raise ValueError(f"{len(value)} offsets; at most {MAX_GIVEN} are allowed")
     return value
 
 
@@ -58,7 +78,10 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Number = Seed | Annotated[float, Field(allow_inf_nan=False)]
 ShortText = Annotated[str, Field(max_length=200)]
 KnobList = Annotated[list[Number | ShortText], list_limits(max_length=64)]
-KnobValue = bool | Number | ShortText | KnobList | None
+GivenTokens = Annotated[
+    dict[Annotated[str, Field(max_length=20)], Seed | ShortText], BeforeValidator(check_num_given)
+]
+KnobValue = bool | Number | ShortText | KnobList | GivenTokens | None
 KnobValues = Annotated[
     dict[Annotated[str, Field(max_length=100)], KnobValue], BeforeValidator(check_num_knobs)
 ]

@@ -25,7 +25,7 @@ from unmask.method import CACHE_PREFIX
 from unmask.method import knob_names as knobs_of_decoder
 from unmask.sampling.params import SamplingParams
 from unmask.server.errors import ApiError
-from unmask.server.protocol import KnobValue, KnobValues
+from unmask.server.protocol import OBJECT_KNOB, KnobValue, KnobValues
 from unmask.server.settings import Limits
 
 if TYPE_CHECKING:
@@ -302,19 +302,19 @@ def check_method_text(param: str, text: str) -> None:
 def check_knobs(values: Mapping[str, object]) -> None:
     """Raise ApiError for a value that is not a JSON boolean, number, string or flat list of them.
 
-    A number in quotes is rejected.
+    A number in quotes is rejected. The value of `constraints` is an object, or any text.
     """
     try:
         KNOB_VALUES.validate_python(dict(values), strict=True)
     except ValidationError as error:
-        name = str(error.errors()[0]["loc"][0])
-        raise ApiError(
-            400,
-            f"{name}: a knob is true or false, a number, a name, or a list of them",
-            param=name,
-            code="invalid_value",
-        ) from None
+        item = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = str(item["loc"][0]) if item["loc"] else None
+        what = f"{name}: a knob is true or false, a number, a name, or a list of them"
+        message = item["msg"].removeprefix("Value error, ") if name is None else what
+        raise ApiError(400, message, param=name, code="invalid_value") from None
     for key, value in values.items():
+        if key == OBJECT_KNOB:
+            continue
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 check_method_text(key, text)

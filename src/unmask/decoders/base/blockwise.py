@@ -146,6 +146,17 @@ class Scheduled(Blockwise):
             return self.block_steps * self.num_blocks(canvas, facts)
         return len(canvas) - canvas.prompt_length if self.steps is None else self.steps
 
+    def planned_step(self, canvas: Canvas, state: Block) -> int | None:
+        """Return the block's share of the schedule times the blocks before, plus the block's forwards."""
+        if self.is_aligned(canvas, state.facts):  # the prompt may cut the first block's share
+            return None
+        steps, blocks = (
+            self.planned_steps(canvas, state.facts),
+            self.num_blocks(canvas, state.facts),
+        )
+        length = self.length_of(canvas, state.facts)
+        return (state.start - canvas.prompt_length) // length * (steps // blocks) + state.step
+
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
         """Check the canvas, and that `steps` can be split evenly among its blocks."""
         size = len(canvas) - canvas.prompt_length

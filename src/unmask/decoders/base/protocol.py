@@ -158,6 +158,13 @@ class Decoder(ABC, Generic[State]):
         """Return the number of forwards in the schedule; None (the default) if there is no schedule."""
         return None
 
+    def planned_step(self, canvas: Canvas, state: State) -> int | None:
+        """Return the number of the schedule's forwards before the next one, skipped ones included.
+
+        None (the default): as many as were made.
+        """
+        return None
+
     def extend(self, canvas: Canvas, state: State, edit: Edit) -> Edit:
         """Complete an edit to which a wrapper has added commits.
 
@@ -250,6 +257,10 @@ class Wrapper(Decoder[Wrapped], Generic[Wrapped]):
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int | None:
         """Forward to the wrapped decoder."""
         return self.inner.planned_steps(canvas, facts)
+
+    def planned_step(self, canvas: Canvas, state: Wrapped) -> int | None:
+        """Forward to the wrapped decoder."""
+        return self.inner.planned_step(canvas, state.inner)
 
     def extend(self, canvas: Canvas, state: Wrapped, edit: Edit) -> Edit:
         """Forward to the wrapped decoder."""
