@@ -104,7 +104,7 @@ CONTAINERS: dict[str, Callable[[Iterable[object]], object]] = {
     "iterator": iter,
     "keys": lambda items: dict.fromkeys(items).keys(),
 }
-VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+VIEWS: tuple[type[Iterable[object]], ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 def _parts(value: object) -> tuple[str, Iterable[object]]:
