@@ -31,7 +31,7 @@ Tree = Mapping[PurePosixPath, str]
 """Source text by path below `src/unmask`."""
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version"),
+    ("errors", "version", "durable", "yaml_text"),
     ("knobs", "plugins"),
     ("options", "data"),
     ("canvas", "selection"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from unmask.evals.catalog import CATALOG
 from unmask.evals.generation import AnswerTimer, Question, decode_all
 from unmask.evals.results import Results
 from unmask.evals.run import evaluate
-from unmask.evals.run_folder import Journal, read_all
+from unmask.evals.run_folder import RunFolderWarning, begin_run, read_all
 from unmask.evals.settings import EvalSettings
 from unmask.evals.traces import replay
 from unmask.method import MethodSpec, Source
@@ -74,6 +75,7 @@ def test_a_run_is_what_generate_and_check_say(llm: unmask.LLM, whole: Path) -> N
     assert 0 < m["decode_s"] <= m["wall_s"]
     assert m["latency_p50_s"] <= m["latency_p95_s"] <= m["decode_s"]
     assert {path.name for path in whole.iterdir()} == {
+        ".lock",
         "config.yaml",
         "results.json",
         "results.md",
@@ -224,12 +226,35 @@ def test_a_folder_of_another_run_is_refused_until_told_to_replace_it(
 
 
 def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
-    with (
-        Journal(tmp_path, 0, 1),
-        pytest.raises(ConfigError, match="being written by another run"),
-        Journal(tmp_path, 0, 1),
-    ):
-        pass
+    settings = EvalSettings(task="word_problem", output=str(tmp_path), limit=1)
+    (tmp_path / "samples.jsonl").write_text("kept")
+    replacing = dataclasses.replace(settings, resume=False)
+    with begin_run(settings), pytest.raises(ConfigError, match="written by another evaluation"):
+        begin_run(replacing)
+    assert (tmp_path / "samples.jsonl").read_text() == "kept"
+    begin_run(replacing).release()
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "task: [", "- 1", "\0", "task: word_pro"])
+def test_a_damaged_config_does_not_orphan_a_run(tmp_path: Path, damage: str) -> None:
+    settings = EvalSettings(task="word_problem", output=str(tmp_path), limit=1)
+    begin_run(settings).release()
+    whole = (tmp_path / "config.yaml").read_bytes()
+    (tmp_path / "samples.jsonl").touch()
+    (tmp_path / "config.yaml").write_text(damage)
+    with pytest.warns(RunFolderWarning, match="written anew"):
+        begin_run(settings).release()
+    assert (tmp_path / "config.yaml").read_bytes() == whole
+
+
+def test_a_hostile_config_is_refused_and_nothing_of_it_is_built(tmp_path: Path) -> None:
+    settings = EvalSettings(task="word_problem", output=str(tmp_path), limit=1)
+    (tmp_path / "samples.jsonl").touch()
+    for text in ("!!python/object/apply:os.system ['touch pwned']", "a: &a [*a]", "[" * 300):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ConfigError, match="is not the settings of a run"):
+            begin_run(settings)
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,64 @@ def test_resume_false_refuses_a_folder_with_checkpoints(tmp_path, tokenizer, tok
         trainer(compose([*words, "resume=false"]), tokenizer, tokenizer_folder)
 
 
+def test_a_training_in_the_folder_of_another_is_refused(tmp_path, tokenizer, tokenizer_folder):
+    recipe = compose([*TINY, "steps=1", f"output={tmp_path}"])
+    first = trainer(recipe, tokenizer, tokenizer_folder)
+    with pytest.raises(ConfigError, match="being written by another training"):
+        trainer(recipe, tokenizer, tokenizer_folder)
+    assert [entry.step for entry in first] == [1]
+
+
+def test_the_newest_readable_checkpoint_is_resumed_and_the_log_has_each_step_once(
+    tmp_path, tokenizer, tokenizer_folder
+):
+    words = [*TINY, "steps=3", "checkpoint_every=1", f"output={tmp_path}"]
+
+    def finish() -> Trainer:
+        run = trainer(compose(words), tokenizer, tokenizer_folder)
+        list(run)
+        return run
+
+    finish()
+    newest, before = tmp_path / "step-000003", tmp_path / "step-000002"
+    wanted = (tmp_path / "model" / "model.safetensors").read_bytes()
+    weights, progress = newest / "model.safetensors", newest / "progress.json"
+    good = {path: path.read_bytes() for path in (weights, progress)}
+    for path, damage in (
+        (weights, good[weights][:-100]),
+        (weights, bytes(len(good[weights]))),
+        (weights, None),
+        (newest / "optimizer.safetensors", b""),
+        (progress, b""),
+        (progress, b"[]"),
+        (progress, b'{"step": 999999}'),
+        (progress, b'{"step": 3, "sha256": {}}'),
+    ):
+        path.unlink() if damage is None else path.write_bytes(damage)
+        run = finish()
+        assert [str(newest) in text for text in run.damaged] == [True]
+        assert (tmp_path / "model" / "model.safetensors").read_bytes() == wanted
+        steps = [
+            json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()
+        ]
+        assert steps == [1, 2, 3]
+    assert (tmp_path / "log.repeated.jsonl").read_text().count("\n") == 8
+    (before / "config.json").write_text("{}")
+    weights.write_bytes(b"")
+    with pytest.raises(
+        ModelError, match=r"no checkpoint can be read: .*model.safetensors is damaged"
+    ):
+        finish()
+
+
+def test_an_unreadable_recipe_is_told_with_the_way_on(tmp_path, tokenizer, tokenizer_folder):
+    recipe = compose([*TINY, "steps=1", f"output={tmp_path}"])
+    list(trainer(recipe, tokenizer, tokenizer_folder))
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(ConfigError, match="delete it to go on with this recipe from step-000001"):
+        trainer(recipe, tokenizer, tokenizer_folder)
+
+
 @pytest.mark.parametrize(
     ("words", "family", "turn_end"),
     [

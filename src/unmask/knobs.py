@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from unmask.errors import ConfigError, ContradictionError
+from unmask.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -73,7 +74,7 @@ def read_value(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value)
+        return parse_yaml(value)
     except yaml.YAMLError:
         return value
 
@@ -123,7 +124,7 @@ def set_field(cls: type[Any], name: str, value: Any) -> Any:
         return None if value.lower() in ("null", "~", "") else read_pairs(name, value)
     if isinstance(value, str) and not _takes_text(hint):
         try:
-            value = yaml.safe_load(value)
+            value = parse_yaml(value)
         except yaml.YAMLError:
             raise ConfigError(f"{name}={shorten(value)} cannot be read") from None
     return convert(name, hint, value)

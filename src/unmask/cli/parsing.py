@@ -161,10 +161,12 @@ def read_file(file: Path) -> dict[str, object]:
     """Return the lines of a file. Raises ConfigError when it is no mapping or repeats a key."""
     import yaml
 
+    from unmask.yaml_text import parse_yaml
+
     try:
         text = file.read_text(encoding="utf-8")
+        content = parse_yaml(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"--config {file} cannot be read: {reason}") from None

@@ -181,8 +181,10 @@ def read_config(path: Path | None) -> Mapping[str, Any] | None:
         return None
     import yaml
 
+    from unmask.yaml_text import parse_yaml
+
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"--dllm-algorithm-config {path} cannot be read: {reason}") from None

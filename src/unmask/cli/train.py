@@ -74,6 +74,8 @@ def _train(recipe: Recipe) -> Path | None:
     tokenizer = _tokenizer(folder)
     spec = demo_spec(recipe, tokenizer)
     trainer = Trainer(recipe, spec, DemoData(recipe, spec, tokenizer), folder)
+    for text in trainer.damaged:
+        _note(f"passed over {text}")
     if trainer.step >= recipe.steps:
         _note(f"{recipe.output} is at step {trainer.step} of {recipe.steps}: nothing left to train")
     elif trainer.step:

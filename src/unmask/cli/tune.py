@@ -92,10 +92,8 @@ def run(words: Sequence[str], sources: Sources, options: TuneOptions) -> None:
     if options.plot is not None:
         check_plot_file(options.plot)
     bench = _bench(settings)
-    from unmask.tune.study import open_study
     from unmask.tune.study import run as search
 
-    open_study(bench, plan)
     with _progress(plan) as (watch, done):
         result = search(bench, plan, watch, done)
         held_out = outcome.check(bench, result, options.held_out, watch)

@@ -106,8 +106,10 @@ def _add_file(overrides: list[Override], path: Path) -> list[Override]:
     """Prepend the overrides of a file, except for keys set on the command line."""
     import yaml
 
+    from unmask.yaml_text import parse_yaml
+
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"config file {str(path)!r} cannot be read: {reason}") from None

@@ -17,6 +17,7 @@ import yaml
 from unmask.config.overrides import leaves
 from unmask.config.schema import CHOICES, canonical, static_defaults
 from unmask.errors import ConfigError, ModelError, unknown_name
+from unmask.yaml_text import parse_yaml
 
 FILES = "unmask.config.presets"
 PRIMARY = "eval"
@@ -156,7 +157,7 @@ class Library:
 def read_preset(name: str, group: str, text: str, source: str) -> Preset:
     """Parse the YAML of a preset; `source` names it in errors. Raises ConfigError."""
     try:
-        tree = yaml.safe_load(text)
+        tree = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):

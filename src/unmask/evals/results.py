@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from unmask.canvas import Floats
+from unmask.durable import write_text
 from unmask.errors import ConfigError
 from unmask.evals.convergence import CONFIDENCE
 from unmask.evals.metrics import accuracy, aup
@@ -54,9 +55,7 @@ class Results:
     def write(self, folder: Path) -> None:
         """Write results.json atomically."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
-        temporary = folder / (FILE + ".new")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(folder / FILE)
+        write_text(folder / FILE, text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Results:

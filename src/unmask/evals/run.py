@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from unmask.bench.environment import git_commit, machine, package_versions, peak_memory_bytes
+from unmask.durable import write_text
 from unmask.errors import ConfigError, DependencyError
 from unmask.evals import convergence, metrics
 from unmask.evals.catalog import CATALOG
@@ -28,6 +29,7 @@ from unmask.evals.run_folder import (
     read_all,
     set_misses,
     write_scores,
+    writing,
 )
 from unmask.evals.sandbox import sandbox_name
 from unmask.evals.settings import EvalSettings
@@ -97,9 +99,17 @@ def evaluate(
         sandbox_name()  # before hours of generation
     group = processes()
     llm = _load(settings, group) if llm is None else llm
-    if group.rank == 0:
-        begin_run(settings)
-    group.wait()
+    with contextlib.ExitStack() as stack:
+        if group.rank == 0:
+            stack.enter_context(begin_run(settings))
+        group.wait()
+        return _evaluate(settings, group, llm, progress)
+
+
+def _evaluate(
+    settings: EvalSettings, group: Processes, llm: LLM, progress: Progress | None
+) -> Results:
+    """Run a task in a folder that is locked."""
     stored = read_all(settings.folder)
     group.wait()
     session = 1 + max((item.session for item in stored.values()), default=0)
@@ -108,8 +118,9 @@ def evaluate(
         scored = _scored(llm, settings, run)
     if scored is not None:
         results = _results(llm, settings, run, scored)
-        results.write(settings.folder)
-        (settings.folder / "results.md").write_text(markdown(results), encoding="utf-8")
+        with writing(settings.folder):
+            results.write(settings.folder)
+            write_text(settings.folder / "results.md", markdown(results))
     group.wait()
     return Results.read(settings.folder)
 
@@ -305,7 +316,8 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Re
     measured |= metrics.accuracy(right)
     measured |= counts(run.answers, settings.batch_size)
     measured["peak_memory_bytes"] = float(peak_memory_bytes(llm.model.device))
-    write_scores(settings.folder, samples)
+    with writing(settings.folder):
+        write_scores(settings.folder, samples)
     method = settings.method.bind(llm.spec.block_size)
     return Results(
         task=settings.task,

@@ -7,59 +7,103 @@ A last line that a killed process left incomplete is cut off, and its answer is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
 import yaml
+from yaml.parser import ParserError
+from yaml.reader import ReaderError
+from yaml.scanner import ScannerError
 
+from unmask.durable import FolderLock, write_text
 from unmask.errors import ConfigError
 from unmask.evals.generation import EvalAnswer
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import Counted
+from unmask.yaml_text import parse_yaml
 
 CONFIG = "config.yaml"
 SAMPLES = "samples*.jsonl"
 OWN_FILES = (SAMPLES, "results.json", "results.md", "scores.jsonl", "confidence.json")
 
 
-def begin_run(settings: EvalSettings) -> None:
-    """Create the folder, or check that it belongs to this run, and write config.yaml.
+def begin_run(settings: EvalSettings) -> FolderLock:
+    """Create the folder, or check that it belongs to this run, write config.yaml, and return its lock.
 
-    Raises ConfigError when it has answers of another run (`resume=False` replaces them) or cannot be
-    written.
+    The lock is taken before anything is removed. Raises ConfigError when another run writes the folder,
+    when it has answers of another run (`resume=False` replaces them) or cannot be written.
     """
     folder, path = settings.folder, settings.folder / CONFIG
+    with writing(folder):
+        lock = FolderLock(folder, "evaluation")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not settings.resume:
-            for pattern in OWN_FILES:
-                for old in folder.glob(pattern):
-                    old.unlink()
-        elif path.exists() and any(folder.glob(SAMPLES)):
-            _check_same(yaml.safe_load(path.read_text(encoding="utf-8")), settings)
-        text = yaml.safe_dump(settings.as_dict(), sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
+        with writing(folder):
+            if not settings.resume:
+                for pattern in OWN_FILES:
+                    for old in folder.glob(pattern):
+                        old.unlink()
+            elif path.exists() and any(folder.glob(SAMPLES)):
+                _check_same(path, settings)
+            text = yaml.safe_dump(settings.as_dict(), sort_keys=False, allow_unicode=True)
+            write_text(path, text)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn OSError into a ConfigError that names the run folder."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
-            f"output={str(folder)!r} cannot be written: {error.strerror}; give another folder"
+            f"output={str(folder)!r} cannot be written: {error.strerror}; make room or give another "
+            f"folder, and give the same command again: finished answers are kept"
         ) from None
 
 
-def _check_same(stored: object, settings: EvalSettings) -> None:
+def _check_same(path: Path, settings: EvalSettings) -> None:
+    """Raise ConfigError if config.yaml is of another run.
+
+    One that a crash left empty or cut is replaced: answers carry the fingerprint of their settings, so
+    those of another run are not used.
+    """
+    try:
+        before = parse_yaml(path.read_text(encoding="utf-8"))
+    except (ScannerError, ParserError, ReaderError, UnicodeDecodeError):
+        before = None
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{str(path)!r} is not the settings of a run: {' '.join(str(error).split())[:300]}; delete it "
+            f"to go on (answers of these settings are kept), or give another output"
+        ) from None
     now = yaml.safe_load(yaml.safe_dump(settings.identity()))
-    before = stored if isinstance(stored, dict) else {}
-    changed = [key for key in now if before.get(key) != now[key]]
+    if not isinstance(before, dict) or not set(now) <= set(before):
+        warnings.warn(
+            f"{path} cannot be read and is written anew; answers of these settings are kept",
+            RunFolderWarning,
+            stacklevel=4,
+        )
+        return
+    changed = [key for key in now if before[key] != now[key]]
     if changed:
-        listed = ", ".join(f"{key}={before.get(key)!r} (now {now[key]!r})" for key in changed)
+        listed = ", ".join(f"{key}={before[key]!r} (now {now[key]!r})" for key in changed)
         raise ConfigError(
             f"output={settings.output!r} holds another run, with {listed}; give another output, or "
             f"resume=False to replace it"
         )
+
+
+class RunFolderWarning(UserWarning):
+    """A run folder that was mended."""
 
 
 class Sample(TypedDict):
@@ -91,7 +135,7 @@ def write_scores(folder: Path, samples: Sequence[Sample]) -> None:
         record["taken"] = item["filtered_resps"]
         record |= {name: item[name] for name in item["metrics"]}  # type: ignore[literal-required]
         lines.append(json.dumps(record, ensure_ascii=False, default=str))
-    (folder / "scores.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "scores.jsonl", "\n".join(lines) + "\n")
 
 
 @dataclass(frozen=True)
@@ -129,7 +173,7 @@ def _parse(record: Mapping[str, Any]) -> StoredAnswer:
 
 
 class Journal:
-    """Context manager that appends answers. Raises ConfigError if another process writes the file."""
+    """Context manager that appends answers to the file of a process, in a folder that the run locked."""
 
     def __init__(self, folder: Path, rank: int, session: int) -> None:
         self.path = folder / ("samples.jsonl" if rank == 0 else f"samples.{rank}.jsonl")
@@ -137,13 +181,6 @@ class Journal:
 
     def __enter__(self) -> Journal:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(self._file)
-        except OSError:
-            os.close(self._file)
-            raise ConfigError(
-                f"{str(self.path)!r} is being written by another run; wait for it, or give another output"
-            ) from None
         _cut_incomplete_line(self._file)
         return self
 
@@ -151,22 +188,15 @@ class Journal:
         os.close(self._file)
 
     def append(self, answer: EvalAnswer) -> None:
-        """Write an answer and sync it to disk."""
+        """Write an answer and sync it to disk. Raises ConfigError when it cannot be written."""
         record = asdict(answer) | {"session": self.session, "rank": self.rank}
         record = {key: value for key, value in record.items() if value is not None}
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
         data = line.encode()
-        while data:
-            data = data[os.write(self._file, data) :]
-        os.fsync(self._file)
-
-
-def _lock(file: int) -> None:
-    """Lock the file against other processes until it is closed, except on Windows. Raises OSError."""
-    if sys.platform != "win32":
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with writing(self.path.parent):
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
 
 
 def _cut_incomplete_line(file: int) -> None:

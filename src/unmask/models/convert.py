@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unmask.durable import publish_folder
 from unmask.errors import ConfigError, ModelError, unknown_name
 from unmask.models.registry import Family
 from unmask.models.safetensors_files import DTYPES, INDEX, SINGLE, TensorEntry, read
@@ -107,7 +108,7 @@ def convert(
         _copy_rest(source, partial)
         if target.exists():
             target.rmdir()
-        partial.rename(target)
+        publish_folder(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -1,4 +1,7 @@
-"""Checkpoints without pickle: weights in the family's format, optimizer state beside them."""
+"""Checkpoints without pickle: weights in the family's format, optimizer state beside them.
+
+A checkpoint is written to another name, synced to disk (fsync), and renamed (`durable.publish_folder`).
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,19 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unmask.errors import ModelError
+from unmask.durable import digests, first_damage, publish_folder
+from unmask.errors import ConfigError, ModelError
 from unmask.models import load_model
 from unmask.models.families import dream, llada
 from unmask.models.transformer import Transformer
 from unmask.models.weights import save_weights
 
 Optimizers = dict[str, torch.optim.Optimizer]
+PROGRESS = "progress.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -43,28 +48,81 @@ def export(model: Transformer, tokenizer_folder: Path, folder: Path, dtype: torc
 def save(
     model: Transformer, optimizers: Optimizers, step: int, tokenizer_folder: Path, output: Path
 ) -> Path:
-    """Write `output/step-N`, complete or not at all, and delete all but the newest two."""
+    """Write `output/step-N`, complete or not at all, and delete all but the newest two.
+
+    `progress.json` holds the SHA-256 of every other file, so that damage is found. Raises ConfigError when
+    the disk is full or the folder cannot be written; the checkpoints before stay.
+    """
     final = output / f"step-{step:06d}"
     partial = output / f".step-{step:06d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    export(model, tokenizer_folder, partial, torch.float32)
-    tensors: dict[str, Tensor] = {}
-    for name, optimizer in optimizers.items():
-        for index, state in optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value).contiguous()
-    save_file(tensors, partial / "optimizer.safetensors")
-    (partial / "progress.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        _write(model, optimizers, step, tokenizer_folder, partial)
+        publish_folder(partial, final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{final} cannot be written: {reason}; make room and give the same command again: it goes on "
+            f"from the checkpoint before"
+        ) from None
     for old in checkpoints(output)[:-2]:
         shutil.rmtree(old)
     return final
 
 
+def _write(
+    model: Transformer, optimizers: Optimizers, step: int, tokenizer_folder: Path, folder: Path
+) -> None:
+    """Write the files of a checkpoint."""
+    export(model, tokenizer_folder, folder, torch.float32)
+    tensors: dict[str, Tensor] = {}
+    for name, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value).contiguous()
+    save_file(tensors, folder / "optimizer.safetensors")
+    progress = {"step": step, "sha256": digests(folder)}
+    (folder / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+
+
 def checkpoints(output: Path) -> list[Path]:
-    """Return the complete checkpoints, oldest first."""
-    return sorted(path for path in output.glob("step-*") if (path / "progress.json").exists())
+    """Return the checkpoints, oldest first; `damage` tells whether one can be read."""
+    return sorted(path for path in output.glob("step-*") if (path / PROGRESS).exists())
+
+
+def damage(folder: Path) -> str | None:
+    """Return why a checkpoint cannot be used; None for a good one. Reads all of its files."""
+    try:
+        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{PROGRESS} cannot be read"
+    if not isinstance(progress, dict) or folder.name != f"step-{progress.get('step', -1):06}":
+        return f"{PROGRESS} is not of this checkpoint"
+    expected = progress.get("sha256")
+    if not isinstance(expected, dict) or not expected:
+        return (
+            f"{PROGRESS} has no digests of the files: it was not written by this version of unmask"
+        )
+    return first_damage(folder, expected)
+
+
+def newest(output: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint that can be read, and the damage of those after it.
+
+    None without any checkpoint. Raises ModelError if there are checkpoints and none can be read.
+    """
+    damaged: list[str] = []
+    for folder in reversed(checkpoints(output)):
+        reason = damage(folder)
+        if reason is None:
+            return folder, damaged
+        damaged.append(f"{folder}: {reason}")
+    if damaged:
+        raise ModelError(
+            f"no checkpoint can be read: {'; '.join(damaged)}; delete these folders to begin anew"
+        )
+    return None, []
 
 
 def load_into(model: Transformer, source: str | Path) -> None:
@@ -102,9 +160,4 @@ def restore(model: Transformer, optimizers: Optimizers, folder: Path) -> int:
                     state.setdefault(int(index), {})[field] = handle.get_tensor(key)
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
-    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-    if "step" not in progress:
-        raise ModelError(
-            f"{folder}: progress.json has no step; delete this folder to resume from an earlier one"
-        )
-    return int(progress["step"])
+    return int(json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"])

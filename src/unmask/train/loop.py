@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unmask.durable import FolderLock, publish_folder, write_text
 from unmask.errors import ConfigError
 from unmask.models.spec import ModelSpec
 from unmask.models.transformer import Transformer
@@ -23,6 +25,8 @@ from unmask.train.dataset import Dataset
 from unmask.train.optim import optimizers, rate
 from unmask.train.predict import masked_logits
 from unmask.train.recipe import Recipe, same_recipe, save_recipe
+
+LOG, REPEATS = "log.jsonl", "log.repeated.jsonl"
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,30 @@ def build(spec: ModelSpec, seed: int, embed_std: float) -> Transformer:
     return model
 
 
+def set_repeats_aside(log: Path, step: int) -> None:
+    """Move the log lines after `step`, which a resumed run repeats, to `log.repeated.jsonl`.
+
+    So the log holds every step once. Lines that a crash left incomplete are moved too.
+    """
+    lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
+    done: list[bytes] = []
+    repeated: list[bytes] = []
+    for line in lines:
+        (done if _step_of(line) <= step else repeated).append(line)
+    if repeated:
+        with log.with_name(REPEATS).open("ab") as file:
+            file.writelines(line.rstrip(b"\n") + b"\n" for line in repeated)
+        write_text(log, b"".join(done).decode())
+
+
+def _step_of(line: bytes) -> float:
+    """Return the step of a log line; infinity for one that cannot be read."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
 @contextmanager
 def _kernels(recipe: Recipe) -> Iterator[None]:
     """Select bfloat16 autocast, and plain matrix-product attention (faster on a CPU for short rows)."""
@@ -124,26 +152,37 @@ class Trainer:
         self, recipe: Recipe, spec: ModelSpec, data: Dataset, tokenizer_folder: Path
     ) -> None:
         self.recipe, self.data, self.tokenizer_folder = recipe, data, tokenizer_folder
+        self.output = Path(recipe.output)
+        self._lock = FolderLock(self.output, "training")
+        try:
+            self._begin(recipe, spec)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._hidden: Callable[..., Tensor] = self.model.hidden
+        if recipe.compile:
+            self._hidden = torch.compile(self.model.hidden, dynamic=True)
+
+    def _begin(self, recipe: Recipe, spec: ModelSpec) -> None:
+        """Build the model, and restore the newest checkpoint that can be read."""
         self.model = build(spec, recipe.seed, recipe.embed_std)
         if recipe.init is not None:
             checkpoint.load_into(self.model, recipe.init)
         self.optimizers = optimizers(self.model, recipe)
-        self.output = Path(recipe.output)
         self.step = 0
-        self.output.mkdir(parents=True, exist_ok=True)
         saved = checkpoint.checkpoints(self.output)
+        self.damaged: list[str] = []
         if saved and not recipe.resume:
             raise ConfigError(
                 f"output={recipe.output!r} holds checkpoints up to {saved[-1].name}; choose another "
                 f"folder, delete it, or resume=true"
             )
         if saved:
-            same_recipe(recipe, self.output / "recipe.yaml")
-            self.step = checkpoint.restore(self.model, self.optimizers, saved[-1])
+            newest, self.damaged = checkpoint.newest(self.output)
+            assert newest is not None, "there are checkpoints, and one can be read"
+            same_recipe(recipe, self.output / "recipe.yaml", newest.name)
+            self.step = checkpoint.restore(self.model, self.optimizers, newest)
         save_recipe(recipe, self.output / "recipe.yaml")
-        self._hidden: Callable[..., Tensor] = self.model.hidden
-        if recipe.compile:
-            self._hidden = torch.compile(self.model.hidden, dynamic=True)
 
     def train_step(self) -> tuple[float, dict[str, float], float, int]:
         """Take one optimizer step; return (loss, loss by task, gradient norm, tokens)."""
@@ -176,7 +215,8 @@ class Trainer:
     def __iter__(self) -> Iterator[StepLog]:
         """Train to the end: yield a log entry a step, write checkpoints, export the final model."""
         average = 0.0
-        with (self.output / "log.jsonl").open("a", encoding="utf-8") as log:
+        set_repeats_aside(self.output / LOG, self.step)
+        with self._lock, (self.output / LOG).open("a", encoding="utf-8") as log:
             while self.step < self.recipe.steps:
                 began = time.perf_counter()
                 loss, losses, norm, tokens = self.train_step()
@@ -197,7 +237,10 @@ class Trainer:
                 if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                     self.save()
                 yield entry
-        checkpoint.export(self.model, self.tokenizer_folder, self.output / "model", torch.bfloat16)
+            partial = self.output / ".model.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            checkpoint.export(self.model, self.tokenizer_folder, partial, torch.bfloat16)
+            publish_folder(partial, self.output / "model")
 
     def save(self) -> Path:
         """Write a checkpoint of the current step and return its folder."""

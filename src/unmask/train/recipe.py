@@ -10,8 +10,10 @@ from pathlib import Path
 
 import yaml
 
+from unmask.durable import write_text
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import field_names, set_field
+from unmask.yaml_text import parse_yaml
 
 LONGEST_ROW = 128
 """Maximum number of tokens of an example (a drill of 12 equations)."""
@@ -199,9 +201,17 @@ MAY_CHANGE = ("output", "init", "steps", "decay_steps", "checkpoint_every", "com
 """Keys that a resumed run may change: folders, durations and speed, nothing that changes the training."""
 
 
-def same_recipe(recipe: Recipe, saved: Path) -> None:
-    """Raise ConfigError if the saved run, to be resumed, began with other values."""
-    before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.exists() else {}
+def same_recipe(recipe: Recipe, saved: Path, newest: str) -> None:
+    """Raise ConfigError if the saved run, to be resumed at `newest`, began with other values."""
+    try:
+        before = parse_yaml(saved.read_text(encoding="utf-8")) if saved.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        before = None
+    if not isinstance(before, dict):
+        raise ConfigError(
+            f"{saved} cannot be read, so the run cannot be compared with it; restore it, or delete it to "
+            f"go on with this recipe from {newest}"
+        )
     for key in sorted(field_names(Recipe) - set(MAY_CHANGE)):
         now = getattr(recipe, key)
         then = set_field(Recipe, key, before[key]) if key in before else now
@@ -218,4 +228,4 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(recipe).items()
     }
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(values, sort_keys=False))

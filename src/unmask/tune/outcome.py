@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from unmask.durable import write_text
 from unmask.method import split_cache_keys
 from unmask.tune.goal import ACCURACY
 from unmask.tune.measure import Bench, Interval, Measurement, PairedDifference, compare_paired
@@ -64,7 +65,7 @@ def write(
     if result.best is not None:
         texts = {PRESET: preset(bench, result.best, result, held_out, command), **texts}
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return [folder / name for name in texts]
 
 

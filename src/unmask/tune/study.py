@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from unmask.durable import FolderLock
 from unmask.errors import ConfigError, DependencyError
 from unmask.tune.goal import ACCURACY, IS_MORE_BETTER, Constraint, front, wilson
 from unmask.tune.measure import Bench, Measurement
@@ -29,6 +30,8 @@ CLEARLY = 1.05
 """Factor by which another point must be better for a point to be stopped."""
 MAX_FAILURES = 20
 STUDY = "study.db"
+POINT, REPEATS = "point", "repeats"
+"""Attributes of a trial: its measured point, and the number of the interrupted trial that it repeats."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +141,13 @@ def run(
 
     Raises ConfigError when the folder has another study, and DependencyError (extra `tune`).
     """
-    study = open_study(bench, plan)
-    watch("warm-up", 0, 1)
-    bench.measure({}, 0, 1, lambda count, total: None)
-    search = _Search(bench, plan, study, watch)
-    while len(search.points) < plan.num_trials:
-        done(search.step())
+    with FolderLock(bench.folder, "search"):
+        study = open_study(bench, plan)
+        watch("warm-up", 0, 1)
+        bench.measure({}, 0, 1, lambda count, total: None)
+        search = _Search(bench, plan, study, watch)
+        while len(search.points) < plan.num_trials:
+            done(search.step())
     return SearchResult(plan, search.baseline, tuple(search.points))
 
 
@@ -151,6 +155,7 @@ def open_study(bench: Bench, plan: StudyPlan) -> optuna.Study:
     """Open the study of a folder, or create it."""
     try:
         import optuna
+        from sqlalchemy.exc import SQLAlchemyError
     except ImportError:
         raise DependencyError(
             "tuning needs optuna, which is not installed; pip install 'unmask[tune]'"
@@ -161,9 +166,19 @@ def open_study(bench: Bench, plan: StudyPlan) -> optuna.Study:
     identity = {"settings": bench.settings.identity(), **plan.identity()}
     text = json.dumps(identity, sort_keys=True, default=str)
     directions = [_direction(name) for name in plan.objectives]
-    study = optuna.create_study(
-        storage=f"sqlite:///{path}", study_name="tune", directions=directions, load_if_exists=True
-    )
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{path}",
+            study_name="tune",
+            directions=directions,
+            load_if_exists=True,
+        )
+        study.get_trials(deepcopy=False)
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {str(error).splitlines()[0][:200]}; delete it to search anew (the "
+            f"answers in the folder are kept), or use another --output"
+        ) from None
     before = study.user_attrs.get("identity", text)
     if before != text:
         differ = [
@@ -179,9 +194,19 @@ def open_study(bench: Bench, plan: StudyPlan) -> optuna.Study:
         if start is not None:
             study.enqueue_trial(start)
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        if POINT in trial.user_attrs:  # measured, and interrupted before it was told
+            point = TrialPoint.read(trial.user_attrs[POINT])
+            study.tell(trial.number, [point.metrics[name] for name in plan.objectives])
+            continue
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+        study.enqueue_trial(trial.params, user_attrs={REPEATS: trial.number})
     return study
+
+
+def num_drawn(study: optuna.Study) -> int:
+    """Return the number of finished draws; a point that was interrupted and is repeated counts once."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(t.state.is_finished() for t in trials) - sum(REPEATS in t.user_attrs for t in trials)
 
 
 def _direction(name: str) -> Literal["maximize", "minimize"]:
@@ -195,7 +220,7 @@ class _Search:
         self.bench, self.plan, self.study, self.watch = bench, plan, study, watch
         self.baseline = self._measure("defaults", {}, plan.num_prompts)
         done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        self.points = [TrialPoint.read(trial.user_attrs["point"]) for trial in done]
+        self.points = [TrialPoint.read(trial.user_attrs[POINT]) for trial in done]
 
     def _measure(self, label: str, knobs: dict[str, object], count: int) -> Measurement:
         def progress(done: int, total: int) -> None:
@@ -208,7 +233,7 @@ class _Search:
         import optuna
 
         for failure in range(MAX_FAILURES):
-            number = len(self.study.get_trials(deepcopy=False))
+            number = num_drawn(self.study)
             self.study.sampler = _sampler(self.plan, number, after_failure=failure > 0)
             trial = self.study.ask()
             try:
@@ -219,11 +244,11 @@ class _Search:
                     raise
                 continue
             self.points.append(point)
-            trial.set_user_attr("point", json.dumps(dataclasses.asdict(point)))
             for item, excess in zip(
                 self.plan.constraints, self._excess(point.metrics), strict=True
             ):
                 trial.set_constraint(str(item), excess)
+            trial.set_user_attr(POINT, json.dumps(dataclasses.asdict(point)))
             self.study.tell(trial, [point.metrics[name] for name in self.plan.objectives])
             return point
         raise AssertionError("the last failure raises")
