@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from oracles import dream, eb_sampler, klass, pc_sampler, prior, prophet
+from oracles.network import Network
 from safetensors.torch import load_file
+from tiny import trace_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -139,3 +141,64 @@ def test_the_density_of_an_empty_canvas_is_the_published_one():
     assert found[0] == pytest.approx(0.48, abs=5e-3)
     assert found == sorted(found, reverse=True)
     assert prior.density([True] * 8, 10.0) == pytest.approx([1.0] * 8)
+
+
+FLOAT32_EPS = 2.0**-23
+
+
+def other_numbers(prompt_ids):
+    """A prompt with other digits, whose tokens are 16 to 24."""
+    return [16 + (id_ + i) % 9 if 16 <= id_ <= 24 else id_ for i, id_ in enumerate(prompt_ids)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_guidance_commits_in_the_float64_order_where_float32_sees_ties(index, golden_llm):
+    """LLaDA's code takes the softmax in float32: its choice differs where 1 - p is lost."""
+    prompt = other_numbers(cases_of("llada_b32_sG_cfg1")[index]["prompt_ids"])
+    wide, mask_id = Network(golden_llm.model), golden_llm.model.spec.mask_id
+    options = {"block_length": 32, "steps": 32, "cfg_scale": 1.0, "gen_length": 32}
+    out = golden_llm.generate([prompt], "vanilla", stop_at_eos=False, return_trace=True, **options)[
+        0
+    ]
+    ids, open_ = prompt + [mask_id] * 32, list(range(len(prompt), len(prompt) + 32))
+    for step in out.trace:
+        hidden = [mask_id] * len(prompt) + ids[len(prompt) :]
+        uncond = wide.uncached(hidden)
+        logits = uncond + 2 * (wide.uncached(ids) - uncond)
+        logits[:, mask_id] = -torch.inf
+        best = logits.max(dim=-1)
+        doubt = {
+            p: float(
+                torch.exp(logits[p].scatter(0, best.indices[p], -torch.inf) - best.values[p]).sum()
+            )
+            for p in open_
+        }
+        ours = step.committed[0]
+        first = min(open_, key=lambda p: (doubt[p], p))
+        assert (ours.position, ours.token) == (first, int(best.indices[first]))
+        narrow = torch.softmax(logits.float(), dim=-1).amax(dim=-1)
+        published = max(open_, key=lambda p: (float(narrow[p]), -p))
+        assert published == first or abs(doubt[published] - doubt[first]) < FLOAT32_EPS
+        ids[first] = ours.token
+        open_.remove(first)
+
+
+@pytest.mark.slow
+def test_the_entropy_bound_holds_on_other_prompts(golden_llm):
+    call = cases_of("pcrepo_eb_g0.1")[0]["call"]
+    knobs = {key: value for key, value in call.items() if key != "decoder"}
+    mask_id = golden_llm.model.spec.mask_id
+    for case in cases_of("pcrepo_eb_g0.1")[:4]:
+        prompt = other_numbers(case["prompt_ids"])
+        trace = eb_sampler.decode(
+            Network(golden_llm.model).uncached,
+            prompt,
+            mask_id=mask_id,
+            forbidden={mask_id},
+            **knobs,
+        )
+        out = golden_llm.generate(
+            [prompt], "eb_sampler", stop_at_eos=False, return_trace=True, **knobs
+        )[0]
+        assert trace_of(out) == trace
