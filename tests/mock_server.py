@@ -33,6 +33,8 @@ class Mock:
     key: str | None = None
     fail: set[int] = field(default_factory=set)
     """Numbers (from 0) of the requests that are refused."""
+    too_long: set[int] = field(default_factory=set)
+    """Numbers of the requests that do not fit the context."""
     break_off: set[int] = field(default_factory=set)
     accept_length: float | None = None
     answer: str | None = None
@@ -129,6 +131,9 @@ class App:
         key = self.mock.key
         if key is not None and request.headers.get("authorization") != f"Bearer {key}":
             return JSONResponse({"error": {"message": "no such key"}}, 401)
+        if number in self.mock.too_long:
+            error = {"message": "use less", "code": "context_length_exceeded"}
+            return JSONResponse({"error": error}, 400)
         if number in self.mock.fail:
             return JSONResponse({"error": {"message": "the queue is full"}}, 429)
         return None

@@ -98,6 +98,15 @@ def test_a_failed_request_is_invalid_and_ends_with_status_1(gsm8k, capsys):
     assert "1 of 2 requests failed; the first: status 429" in shown.err
 
 
+def test_a_question_that_does_not_fit_is_wrong_and_no_failure(gsm8k, capsys):
+    words = ["gsm8k", "--data", gsm8k, "--num-questions", 2, "--num-shots", 0, "--parallel", 1]
+    with mock_server(answer="1018", too_long={1}) as mock:
+        assert run(mock, *words) == 0
+    shown = capsys.readouterr()
+    assert "Accuracy: 0.500\nInvalid: 0.500" in shown.out
+    assert "1 of 2 questions are too long for the server: wrong" in shown.err
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [("#### 1,234", "1234"), ("5 or 6.", "6"), ("007", "7"), ("none", None), ("3.50", "50")],

@@ -133,3 +133,19 @@ def test_more_examples_than_there_are_are_refused(llm: unmask.LLM, tmp_path: Pat
     data = gsm8k(tmp_path, "1+1?", "2+2?")
     with pytest.raises(ConfigError, match="num_fewshot=3: task=gsm8k has 2 examples"):
         run(llm, tmp_path, task="gsm8k", data=data, num_fewshot=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "was not written by unmask eval"),
+        ('{"format": "unmask-eval"}', "format_version=None"),
+        ('{"format": "unmask-eval", "format_version": 1}', "is incomplete"),
+        ('{"format": "unmask-eval", "format_version": 1, "docs": 3}', "is incomplete"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_results_that_are_damaged_are_refused(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        Results.read(tmp_path)

@@ -224,6 +224,14 @@ def test_a_trace_file_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert '[1, 2, 0.30000000000000004, " cat"]' in path.read_text("utf-8")
 
 
+def test_a_trace_of_a_token_that_separates_lines_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    with TraceWriter(path, HEADER, PIECES) as writer:
+        writer.step(0, Step((Commit(1, 2, 0.5),), (), num_queries=1))
+    path.write_text(path.read_text("utf-8").replace(" cat", "\u2028"), encoding="utf-8")
+    assert read_trace(path)[1][0].committed == (Commit(1, 2, 0.5),)
+
+
 @pytest.mark.parametrize("text", ["", "{}\n", "no json\n", "[1]\n", '{"format": "unmask-trace"}\n'])
 def test_another_file_is_not_taken_for_a_trace(text: str, tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"

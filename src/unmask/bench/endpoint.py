@@ -32,6 +32,8 @@ SPELLINGS = {
 """Kind of endpoint by the name that SGLang's and vLLM's clients use."""
 
 MAX_ERROR_CHARS = 300
+TOO_LONG = "context_length_exceeded"
+"""OpenAI's code of the refusal of a prompt that does not fit the context with its answer."""
 HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([\t\x20-\x7e]*)")
 
 
@@ -61,7 +63,8 @@ class EndpointReply:
 
     `sent_at_s`: on the clock of `time.perf_counter`. `latency_s`: from sending to the last line.
     `num_tokens`: as reported by the server, else as requested. `usage`: usage record of the server.
-    `error`: None on success. `is_streamed`: False for a reply in one piece, which has no block times.
+    `error`: None on success. `is_too_long`: the error is that the prompt does not fit. `is_streamed`: False
+    for a reply in one piece, which has no block times.
     """
 
     sent_at_s: float
@@ -71,6 +74,7 @@ class EndpointReply:
     usage: Mapping[str, object] = field(default_factory=dict)
     error: str | None = None
     is_streamed: bool = True
+    is_too_long: bool = False
 
     @property
     def text(self) -> str:
@@ -148,6 +152,15 @@ def refusal(status: int, body: str) -> str:
     return f"{text}; give the server's key, --api-key or UNMASK_API_KEY" if status == 401 else text
 
 
+def error_code(body: str) -> object:
+    """Return the code of a refusal in OpenAI's form; None if there is none."""
+    try:
+        error = json.loads(body).get("error")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return error.get("code") if isinstance(error, dict) else None
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Address and options of requests.
@@ -204,6 +217,7 @@ class Endpoint:
             async with client.stream("POST", self.url, json=self.body(query)) as response:
                 if response.status_code != 200:
                     body = (await response.aread()).decode("utf-8", "replace")
+                    reader.is_too_long = error_code(body) == TOO_LONG
                     return reader.reply(refusal(response.status_code, body))
                 if not self.stream:
                     reader.read_body(await response.aread())
@@ -251,6 +265,7 @@ class _ReplyReader:
         self.arrivals: list[Arrival] = []
         self.usage: _Usage = {}
         self.error: str | None = None
+        self.is_too_long = False
 
     def read_line(self, line: str) -> None:
         """Read a line of the stream; comments and other fields of the protocol are ignored."""
@@ -315,4 +330,5 @@ class _ReplyReader:
             usage=self.usage,
             error=error,
             is_streamed=self.is_streamed,
+            is_too_long=self.is_too_long,
         )

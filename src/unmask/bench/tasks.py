@@ -42,6 +42,7 @@ class TaskQuestion:
 class TaskResult:
     """Scores of a task as shares of all questions; `invalid`: share of replies without an answer.
 
+    `num_too_long`: questions that the server's context does not hold, which are invalid but not failed.
     `answers`: the extracted answer of each reply.
     """
 
@@ -50,6 +51,7 @@ class TaskResult:
     latency_s: float
     num_tokens: int
     num_failed: int
+    num_too_long: int
     first_error: str | None
     replies: tuple[EndpointReply, ...]
     answers: tuple[str | None, ...]
@@ -137,8 +139,8 @@ def run_task(
 ) -> TaskResult:
     """Send all questions, `parallel` at a time, and grade the replies.
 
-    `extract` returns the answer in a text. A failed request counts as an invalid answer. Raises RemoteError
-    when all requests fail.
+    `extract` returns the answer in a text. A request that failed, or that the server's context does not
+    hold, counts as an invalid answer. Raises RemoteError when there is no other.
     """
     if parallel < 1 or num_tokens < 1:
         raise ConfigError(f"parallel={parallel} and max_new_tokens={num_tokens} must be at least 1")
@@ -158,9 +160,10 @@ def run_task(
     began = time.perf_counter()
     replies = asyncio.run(go())
     latency = time.perf_counter() - began
-    errors = [reply.error for reply in replies if reply.error is not None]
-    if len(errors) == len(replies):
-        raise RemoteError(f"all {len(replies)} requests failed; the first: {errors[0]}")
+    refused = [reply for reply in replies if reply.error is not None]
+    if len(refused) == len(replies):
+        raise RemoteError(f"all {len(replies)} requests failed; the first: {refused[0].error}")
+    errors = [reply.error for reply in refused if not reply.is_too_long]
     answers = tuple(None if reply.error else extract(reply.text) for reply in replies)
     right = [answer == question.answer for answer, question in zip(answers, questions, strict=True)]
     return TaskResult(
@@ -169,6 +172,7 @@ def run_task(
         latency_s=latency,
         num_tokens=sum(reply.num_tokens for reply in replies if reply.error is None),
         num_failed=len(errors),
+        num_too_long=len(refused) - len(errors),
         first_error=errors[0] if errors else None,
         replies=tuple(replies),
         answers=answers,

@@ -189,10 +189,16 @@ def _show(graded: tasks.TaskResult, lines: list[str], exam: Exam, facts: dict[st
         "output_throughput": graded.output_rate,
         "failed": graded.num_failed,
         "first_error": graded.first_error,
+        "num_too_long": graded.num_too_long,
         "answers": [reply.text for reply in graded.replies],
         "found": list(graded.answers),
     }
     print(json.dumps(report, ensure_ascii=False) if exam.as_json else "\n".join(lines), flush=True)
+    if graded.num_too_long:
+        some = (
+            f"{graded.num_too_long} of {len(graded.replies)} questions are too long for the server"
+        )
+        print(f"unmask: note: {some}: wrong", file=sys.stderr)
     if graded.num_failed:
         some = f"{graded.num_failed} of {len(graded.replies)} requests failed"
         print(f"unmask: {some}; the first: {graded.first_error}", file=sys.stderr)

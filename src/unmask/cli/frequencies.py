@@ -176,7 +176,7 @@ def _texts(sources: Iterable[Path], field: str | None) -> Iterator[str]:
             if is_piped:
                 yield from _read(sys.stdin, name, as_lines, field)
             else:
-                with path.expanduser().open(encoding="utf-8", newline="") as file:
+                with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
                     yield from _read(file, name, as_lines, field)
         except UnicodeDecodeError as error:
             raise PromptError(

@@ -67,19 +67,25 @@ class Results:
             raise ConfigError(
                 f"{str(path)!r} cannot be read: {error.strerror}; give a run folder of unmask eval"
             ) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConfigError(
                 f"{str(path)!r} is not JSON; give a run folder of unmask eval"
             ) from None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise ConfigError(f"{str(path)!r} was not written by unmask eval; give its run folder")
-        if record["format_version"] != VERSION:
+        version = record.get("format_version")
+        if version != VERSION:
             raise ConfigError(
-                f"{str(path)!r} has format_version={record['format_version']}, this unmask reads {VERSION}"
+                f"{str(path)!r} has format_version={version!r}, this unmask reads {VERSION}"
             )
-        for name in ("docs", "right", "early"):
-            record[name] = tuple(record[name])
-        return cls(**{item.name: record[item.name] for item in fields(cls)})
+        try:
+            for name in ("docs", "right", "early"):
+                record[name] = tuple(record[name])
+            return cls(**{item.name: record[item.name] for item in fields(cls)})
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{str(path)!r} is incomplete ({error!r}); run the evaluation again"
+            ) from None
 
 
 @dataclass(frozen=True)

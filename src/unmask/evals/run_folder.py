@@ -156,7 +156,7 @@ def read_all(folder: Path) -> dict[str, StoredAnswer]:
         for number, line in enumerate(lines, start=1):
             try:
                 stored = _parse(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ConfigError(
                     f"{str(path)!r} line {number} is no answer of ours ({error}); remove the line, or "
                     f"begin anew with resume=False"

@@ -132,11 +132,13 @@ class _StepRecord(TypedDict):
 def read_trace(path: Path) -> tuple[Header, list[Step]]:
     """Return header and steps of a trace file. Raises ConfigError for any other file."""
     try:
-        first, *rest = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        first, *rest = [
+            json.loads(line) for line in path.read_text("utf-8").rstrip("\n").split("\n")
+        ]
         if first.get("format") != FORMAT or first.get("version") != VERSION:
             raise ConfigError(f"{path}: not a trace of version {VERSION}")
         return Header(**first), [_step(line) for line in rest]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: not a readable trace file ({error})") from None
