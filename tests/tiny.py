@@ -32,7 +32,7 @@ class StubTokenizer:
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [int(word) for word in text.split()]}
 
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         hidden = {MASK, EOS, TURN_END} if skip_special_tokens else set()
         return " ".join(str(id_) for id_ in ids if id_ not in hidden)
 

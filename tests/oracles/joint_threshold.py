@@ -24,8 +24,8 @@ def decode(  # noqa: PLR0913 - the method's knobs
 ) -> tuple[list[dict], list[int]]:
     """The trace and the canvas. An entry: `committed` and `replaced`, both [(position, new token)].
 
-    `penalty_lambda` is taken from the logit of the token at the position's left, wherever that is (the
-    prompt and earlier blocks too); an undecided neighbor has no token and costs nothing.
+    `penalty_lambda` is taken from the logit of the token at the position's left, the mask included, within
+    the block: its first position pays nothing.
     """
     length = len(prompt) + gen_length
     ids = prompt + [mask_id] * gen_length
@@ -41,9 +41,8 @@ def decode(  # noqa: PLR0913 - the method's knobs
                     break
                 num_mask_free += 1
             rows = logits_fn(ids).clone()
-            for p in block:
-                if penalty_lambda and p > 0 and not undecided[p - 1]:
-                    rows[p, ids[p - 1]] -= penalty_lambda
+            for p in block[1:]:
+                rows[p, ids[p - 1]] -= penalty_lambda
             both = {p: read(rows[p], forbidden) for p in block}
             order = surest_first({p: both[p][1] for p in positions})
             kept = order[:1] + [p for p in order[1:] if both[p][1] > threshold]

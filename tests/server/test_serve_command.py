@@ -33,16 +33,18 @@ def refused(capsys):
     return run
 
 
+BLOCKS = {"whole_blocks": True}
+
+
 @pytest.mark.parametrize(
     ("algorithm", "config", "decoder", "knobs"),
     [
-        ("LowConfidence", None, "threshold", {"threshold": 0.95}),
-        ("LowConfidence", {"threshold": 0.8}, "threshold", {"threshold": 0.8}),
+        ("LowConfidence", None, "threshold", {"threshold": 0.95, **BLOCKS, "comparator": "gt"}),
         (
             "LowConfidence",
-            {"block_size": 16},
+            {"threshold": 0.8, "block_size": 16},
             "threshold",
-            {"threshold": 0.95, "block_length": 16},
+            {"threshold": 0.8, "block_length": 16, **BLOCKS, "comparator": "gt"},
         ),
         (
             "JointThreshold",
@@ -53,6 +55,7 @@ def refused(capsys):
                 "edit_threshold": 0.5,
                 "max_post_edit_steps": 16,
                 "penalty_lambda": 0.0,
+                **BLOCKS,
             },
         ),
         ("CadLLM", {"tau_base": 0.9}, "cadllm", {"tau_base": 0.9}),
@@ -205,6 +208,7 @@ decoder: prophet
 cache: dual
 dllm_algorithm: CadLLM
 dllm-algorithm-config: a config.yaml
+dllm-fdfo: false
 host: "::1"
 port: 1
 served-model-name: [a, b]
@@ -263,6 +267,7 @@ def test_every_option_may_stand_in_a_file(wanted, file):
         "cache": "dual",
         "dllm_algorithm": "CadLLM",
         "dllm_algorithm_config": Path("a config.yaml"),
+        "dllm_fdfo": False,
         "host": "::1",
         "port": 1,
         "served_model_name": ("a", "b"),
@@ -424,8 +429,8 @@ def test_a_server_is_started_from_a_file(file):
 # 21
 def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path):
     config = tmp_path / "a config.yaml"
-    config.write_text("threshold: 0.8\n", encoding="utf-8")
-    flags = ["--model-path", "demo", "--dllm-algorithm", "LowConfidence"]
+    config.write_text("threshold: 0.8\nvectorized_decoding: true\n", encoding="utf-8")
+    flags = ["--model-path", "demo", "--dllm-algorithm", "LowConfidence", "--dllm-fdfo"]
     flags += ["--dllm-algorithm-config", str(config), "--served-model-name", "mine"]
     flags += ["--max-running-requests", "4", "--context-length", "200"]
     flags += ["--cache", "dkv", "cache.interval=5"]
@@ -434,7 +439,7 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
         shown = dict(line.split(maxsplit=1) for line in lines[:-1])
         assert shown["model"] == "demo (llada, 6,163,712 parameters), served as mine"
         assert shown["dtype"] == "float32 on cpu"
-        assert shown["decoder"] == "threshold(threshold=0.8)"
+        assert shown["decoder"] == "threshold(threshold=0.8, comparator=gt)"
         assert shown["cache"] == "dkv(interval=5) (approximate)"
         assert shown["canvas"] == "200 positions at most"
         assert shown["access"] == "API key"
@@ -443,7 +448,7 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
         body = {"prompt": "A dog", "max_tokens": 8, "user": "eve\nforged"}
         reply = ask(f"{url}/v1/completions", body, key)
         assert reply["model"] == "mine"
-        assert reply["unmask"]["decoder"] == "threshold(threshold=0.8)"
+        assert reply["unmask"]["decoder"] == "threshold(threshold=0.8, comparator=gt)"
         assert reply["unmask"]["cache"] == "dkv(interval=5)"
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(urllib.request.Request(url, headers={"accept": "text/html"}))

@@ -188,7 +188,7 @@ def read_config(path: Path | None) -> Mapping[str, Any] | None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"--dllm-algorithm-config {path} cannot be read: {reason}") from None
-    if not isinstance(content, dict):
+    if content is not None and not isinstance(content, dict):
         raise ConfigError(f"--dllm-algorithm-config {path} must hold key: value lines")
     return content
 
@@ -251,8 +251,17 @@ def load(options: ServeOptions, model: str) -> LLM:
 
 
 def defaults_of(spec: ModelSpec, options: ServeOptions, method: MethodSpec) -> MethodSpec:
-    """Return the default method; block-causal models have their exact cache unless one is chosen."""
-    if options.method.cache is not None or spec.block_size is None:
+    """Return the default method; block-causal models have their exact cache unless one is chosen.
+
+    Raises ConfigError for an algorithm of SGLang's that does not suit the model.
+    """
+    flags = options.method
+    if flags.dllm_algorithm is not None:
+        from unmask.server.sglang_algorithms import for_model
+
+        config = read_config(flags.dllm_algorithm_config)
+        method = for_model(method, flags.dllm_algorithm, config, spec)
+    if flags.cache is not None or spec.block_size is None:
         return method
     return method.with_values({"cache": "block_causal"})
 

@@ -30,6 +30,9 @@ class ServedMethodOptions:
     dllm_algorithm_config: Annotated[Path | None, option(metavar="FILE")] = None
     """YAML file with the knobs of --dllm-algorithm."""
 
+    dllm_fdfo: bool = True
+    """SGLang's switch between two schedules of a batch, which decode alike: no effect."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:

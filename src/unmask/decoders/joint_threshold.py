@@ -3,9 +3,10 @@
 Source: LLaDA2.1, arXiv:2602.08676, and SGLang's JointThreshold. Every forward of a block commits the open
 positions with confidence above `threshold` (at least the most confident one), and replaces decided tokens
 where another token has probability above `edit_threshold`. The block ends after a forward without open
-positions and without changes, or after `max_post_edit_steps` forwards without open positions. Differs: a
-token is never replaced by the mask; the block ends with the forward that changes nothing (in the reference,
-with one more).
+positions and without changes, or after `max_post_edit_steps` forwards without open positions. The penalty
+looks no further left than the block's first position; where the left neighbor is open, its token is the
+mask. Differs: a token is never replaced by the mask; after `max_post_edit_steps` the block ends at once (in
+SGLang, with a forward that only stores keys).
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class JointThreshold(WholeBlocks):
     )
     penalty_lambda: float = knob(
         0.0,
-        "amount subtracted from the logit of the left neighbor's token, >= 0; 0: none, large: no token "
-        "twice in a row",
+        "amount subtracted from the logit of the left neighbor's token in the block, >= 0; 0: none, large: "
+        "no token twice in a row within a block",
     )
 
     def __post_init__(self) -> None:
@@ -90,11 +91,17 @@ class JointThreshold(WholeBlocks):
         window = (min(state.start, int(rows[0])), state.end)
         ask = Ask(rows, window, stats=self.stats)
         if self.penalty_lambda > 0:
-            left = np.maximum(rows - 1, 0)
-            known = (rows > 0) & ~canvas.open[left]
-            values = np.full(int(known.sum()), -self.penalty_lambda)
-            ask = replace(ask, bias=Bias(rows[known], canvas.tokens[left[known]], values))
+            inside = rows[rows > self.first_position(canvas, state)]
+            values = np.full(len(inside), -self.penalty_lambda)
+            ask = replace(ask, bias=Bias(inside, canvas.tokens[inside - 1], values))
         return ask, state
+
+    def first_position(self, canvas: Canvas, state: Block) -> int:
+        """Return the first position of the block, of which the prompt may occupy the beginning."""
+        if not self.is_aligned(canvas, state.facts):
+            return state.start
+        length = self.length_of(canvas, state.facts)
+        return state.start // length * length
 
     @staticmethod
     def rows(canvas: Canvas, state: Block) -> Ints:

@@ -24,7 +24,8 @@ class WholeBlocks(Blockwise):
     whole_blocks: bool = knob(
         False,
         "block-causal models: extend the canvas to a whole number of blocks; the surplus positions are "
-        "decoded too and removed at the end; false: the last block ends with gen_length",
+        "decoded too and removed at the end; an infill keeps its length; false: the last block ends with "
+        "gen_length",
     )
 
     def first_canvas(self, canvas: Canvas, facts: ModelFacts) -> Canvas:
@@ -46,15 +47,12 @@ class WholeBlocks(Blockwise):
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
         """Enter the first block; the answer ends where the request's canvas does."""
-        if self.whole_blocks and (facts.block_size is None or canvas.infilling):
-            reason = (
-                "infilling keeps the length of the text"
-                if canvas.infilling
-                else "this model has no blocks"
+        if self.whole_blocks and facts.block_size is None and not canvas.infilling:
+            raise ConfigError(
+                "whole_blocks=True has no effect: this model has no blocks; use whole_blocks=false"
             )
-            raise ConfigError(f"whole_blocks=True has no effect: {reason}; use whole_blocks=false")
         block = super().start(canvas, facts)
-        if not self.whole_blocks:
+        if not self.whole_blocks or canvas.infilling:
             return block
         block = self.enter(self.first_canvas(canvas, facts), block.start, facts)
         return dataclasses.replace(block, limit=len(canvas))
