@@ -397,4 +397,7 @@ def test_the_schema_tells_every_decoder_cache_and_knob_with_type_and_default(cli
     every = [*schema["shared"], *(k for d in schema["decoders"] for k in d["knobs"])]
     assert {"temperature", "top_p", "top_k"} <= {item["name"] for item in schema["shared"]}
     assert not {"frequencies", "drafter"} & {item["name"] for item in every}
-    assert all(item["type"] in {"int", "float", "bool", "str", "choice", "list"} for item in every)
+    assert all(
+        item["type"] in {"int", "float", "bool", "str", "choice", "list", "object"}
+        for item in every
+    )
