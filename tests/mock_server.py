@@ -91,8 +91,8 @@ class App:
     async def metrics(self, request: Request) -> PlainTextResponse:
         positions = BLOCK * self.mock.steps
         return PlainTextResponse(
-            "# HELP vllm:diffusion_num_denoising_steps_total Steps.\n"
-            f'vllm:diffusion_num_denoising_steps_total{{model_name="a"}} {self.mock.steps}.0\n'
+            "# HELP unmask:decoder_steps_total Steps.\n"
+            f'unmask:decoder_steps_total{{model_name="a"}} {self.mock.steps}.0\n'
             f'unmask:computed_positions_total{{model_name="a b"}} {positions}.0\n'
             f"unmask:wasted_positions_total {positions // 4}.0\n"
         )

@@ -8,6 +8,8 @@ from itertools import pairwise
 import pytest
 from served import ANSWER, CHAT, QUESTION
 
+from unmask.server.responses import progress
+
 CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
 
 
@@ -187,6 +189,25 @@ def test_diffusing_is_the_canvas_as_mercury_streams_it(client):
     contents = [c["choices"][0]["delta"]["content"] for c in chunks]
     assert set(contents[0]) == {"\u2591"}
     assert contents[-1] == ANSWER
+    metas = [c["diffusion_meta"] for c in chunks]
+    assert all(meta["diffusion_content"] for meta in metas), "each content replaces the one before"
+    shares = [meta["diffusion_progress"] for meta in metas]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    plain = events(client, CHAT_URL, **CHAT, stream_mode="canvas")
+    assert not [c for c in plain if "diffusion_meta" in c], "a field of Mercury's alone"
+
+
+def test_diffusion_is_not_complete_while_tokens_may_change():
+    full = {"slots": [{}] * 4, "num_open": 0, "num_settled": 2}
+    assert progress(full) == 0.75
+    assert progress(full | {"num_settled": 4}) == 1.0
+    assert progress(full | {"num_open": 3}) == 0.25
+
+
+def test_diffusing_changes_nothing_without_a_stream(client):
+    reply = client.post(CHAT_URL, json={**CHAT, "diffusing": True, "stop": "zzz"})
+    assert reply.json()["choices"][0]["message"]["content"] == ANSWER
 
 
 @pytest.mark.parametrize(
@@ -196,7 +217,7 @@ def test_diffusing_is_the_canvas_as_mercury_streams_it(client):
         {"stream_options": {"include_usage": True}, "stream": False},
         {"stream_mode": "canvas", "stop": "x"},
         {"stream_options": {"include_usages": True}},
-        {"diffusing": True, "stream": False},
+        {"diffusing": True, "stop": "x"},
     ],
 )
 def test_stream_options_without_effect_are_refused(client, body):

@@ -64,7 +64,7 @@ class Traffic:
 
 
 COUNTERS = {
-    "steps": "vllm:diffusion_num_denoising_steps",
+    "steps": "unmask:decoder_steps",
     "positions": "unmask:computed_positions",
     "wasted": "unmask:wasted_positions",
 }

@@ -79,7 +79,9 @@ The concatenated chunks are the text of the same request without `stream`. Only 
 `finish_reason` may have no text. An error after the first byte is the last event, `data: {"error": ...}`.
 
 With `stream_mode="canvas"` (or Mercury's `diffusing=true`) the text of a chunk is the whole canvas, and
-`choices[0].canvas` has its positions:
+`choices[0].canvas` has its positions. With `diffusing` every chunk of an answer has Mercury's
+`diffusion_meta` too: `diffusion_content` is true, since the content replaces that of earlier chunks, and
+`diffusion_progress` is the share of decided positions, 1 when none of them will change. A position:
 
 """
 
@@ -300,8 +302,14 @@ or "other": no text from a client becomes a label. Counters end in `_total`, his
 `_sum` and `_count`. A block is 32 final tokens, or the rest of an answer, as in `unmask bench serve`.
 "Time to" and "time until" count from the arrival of the request.
 
-Useful ratios: committed tokens / denoising steps (tokens per forward), wasted / computed positions (work to
-the right of end tokens), forward seconds / forwards, steps / forwards (mean batch size).
+Useful ratios: committed tokens / decoder steps (tokens per forward), wasted / computed positions (work to
+the right of end tokens), forward seconds / forwards, decoder steps / forwards (mean batch size).
+
+All series of vLLM's Grafana dashboard exist. These of vLLM's do not, having no meaning here:
+`vllm:num_requests_swapped` and `vllm:cpu_cache_usage_perc` (nothing is swapped to the host),
+`vllm:gpu_cache_usage_perc` (the older name of `vllm:kv_cache_usage_perc`), `vllm:spec_decode_*`,
+`vllm:mm_cache_*`, `vllm:external_prefix_cache_*` and `vllm:lora_requests_info`. SGLang's `sglang:` series
+are not offered.
 
 | metric | kind | meaning |
 |---|---|---|

@@ -325,7 +325,7 @@ class Engine:
             if handle in self._queue:
                 self._queue.remove(handle)
             self._running.pop(id(sequence), None)
-            self._counters.end(kind, time.monotonic() - handle.submitted_s)
+            self._counters.end(kind, time.monotonic() - handle.submitted_s, sequence)
             self._wake.notify_all()
         self._notify(handle, kind, num_settled, None, output, error)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.scheduler import Event
+from unmask.engine.sequence import SequenceState
 
 DECAY = 0.9
 """Weight of the previous mean in the moving average of the request time."""
+SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper bounds of the classes in which forwards are counted by their computed positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,9 @@ class EngineStats:
     Counters: `num_forwards` took `forward_s` seconds, host work included, and computed `num_queries`
     positions, `num_answer` of them behind a prompt and `num_wasted` right of an end token (counted when a
     request ends). They committed `num_committed` tokens in `num_steps` decoder steps of single requests.
+    `num_commit_steps` commit steps over `num_commit_positions` positions are vLLM's count of complete
+    canvases, see `commit_steps`. `sizes`: forwards by computed positions, in the classes of `SIZE_BUCKETS`
+    and one above them.
     `num_preempted` preemptions for lack of pages. `prefix_found` of `prefix_asked` decided positions of
     admitted requests were in cached pages. `ended`: requests by the kind of their end. `listener_errors`:
     exceptions of listeners.
@@ -33,6 +40,8 @@ class EngineStats:
     rows_total: int
     num_forwards: int
     num_steps: int
+    num_commit_steps: int
+    num_commit_positions: int
     num_committed: int
     num_queries: int
     num_answer: int
@@ -46,6 +55,7 @@ class EngineStats:
     prefix_found: int
     dense_bytes: int
     ended: dict[str, int]
+    sizes: tuple[int, ...]
     listener_errors: int
 
 
@@ -55,6 +65,8 @@ class EngineCounters:
 
     num_forwards: int = 0
     num_steps: int = 0
+    num_commit_steps: int = 0
+    num_commit_positions: int = 0
     num_committed: int = 0
     num_queries: int = 0
     num_answer: int = 0
@@ -63,6 +75,7 @@ class EngineCounters:
     forward_s: float = 0.0
     listener_errors: int = 0
     request_s: float = 1.0
+    sizes: list[int] = field(default_factory=lambda: [0] * (len(SIZE_BUCKETS) + 1))
     ended: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("done", "aborted", "timeout", "error"), 0)
     )
@@ -71,7 +84,9 @@ class EngineCounters:
         self, events: Sequence[Event], num_computed: int, num_answer: int, seconds: float
     ) -> None:
         """Count a forward."""
-        self.num_forwards += num_computed > 0
+        if num_computed:
+            self.num_forwards += 1
+            self.sizes[bisect_left(SIZE_BUCKETS, num_computed)] += 1
         self.num_queries += num_computed
         self.num_answer += num_answer
         self.forward_s += seconds
@@ -82,10 +97,13 @@ class EngineCounters:
                 if event.sequence.finish_reason is not None:
                     self.num_wasted += event.sequence.num_wasted
 
-    def end(self, kind: str, seconds: float) -> None:
+    def end(self, kind: str, seconds: float, sequence: SequenceState) -> None:
         """Count the end of a request."""
         self.ended[kind] += 1
         if kind == "done":
+            steps, positions = commit_steps(sequence)
+            self.num_commit_steps += steps
+            self.num_commit_positions += positions
             self.request_s = DECAY * self.request_s + (1 - DECAY) * seconds
 
     def seconds_for(self, waiting: int, rows: int) -> float:
@@ -102,6 +120,8 @@ class EngineCounters:
             rows_total=runner.max_rows,
             num_forwards=self.num_forwards,
             num_steps=self.num_steps,
+            num_commit_steps=self.num_commit_steps,
+            num_commit_positions=self.num_commit_positions,
             num_committed=self.num_committed,
             num_queries=self.num_queries,
             num_answer=self.num_answer,
@@ -115,5 +135,21 @@ class EngineCounters:
             prefix_found=0 if paging is None else paging.prefix_stats.num_hits,
             dense_bytes=sum(rows.bytes_with(0, 0) for rows in runner.dense.values()),
             ended=dict(self.ended),
+            sizes=tuple(self.sizes),
             listener_errors=self.listener_errors,
         )
+
+
+def commit_steps(sequence: SequenceState) -> tuple[int, int]:
+    """Return the commit steps of a complete answer, and the positions that they evaluate.
+
+    vLLM ends every canvas with a step that commits it, over all of its positions, and its benchmark
+    subtracts one step per canvas; the length of a canvas is the mean number of positions per step. Here no
+    such step is run, so it is counted: as many canvases as the committed tokens fill, at least one.
+    """
+    if not sequence.num_forwards or not sequence.num_answer:
+        return 0, 0
+    length = sequence.num_answer / sequence.num_forwards
+    num_committed = sum(len(step.committed) for step in sequence.trace)
+    steps = max(1, round(num_committed / length))
+    return steps, round(steps * length)

@@ -135,7 +135,9 @@ class Scheduler:
         queries = item.plan.queries
         if len(queries):
             share = (queries >= before.prompt_length).sum() / len(queries)
-            self.num_answer += round(cost * float(share))
+            num_answer = round(cost * float(share))
+            self.num_answer += num_answer
+            sequence.num_answer += num_answer
         sequence.count(item.plan.queries, cost)
         if not item.runs_decoder:
             return None

@@ -29,6 +29,7 @@ class SequenceState:
     index: int = 0
     num_forwards: int = 0
     num_queries: int = 0
+    num_answer: int = 0
     num_logit_rows: int = 0
     num_forced: int = 0
     num_cached: int = 0

@@ -68,6 +68,7 @@ class Generation:
         self.arrived_s = arrived_s
         self.first_text_s: float | None = None
         self.queue_s: float | None = None
+        self.submitted_s = 0.0
         self.error: ApiError | None = None
         self.user: str | None = None
         self._handles: list[RequestHandle] = []
@@ -98,6 +99,7 @@ class Generation:
         if remaining_s <= 0:
             raise timed_out(self.timeout_s)
         loop = asyncio.get_running_loop()
+        self.submitted_s = self.seconds
 
         def listen(index: int, update: RequestUpdate) -> None:
             loop.call_soon_threadsafe(self._updates.put_nowait, (index, update, self.seconds))
@@ -138,6 +140,8 @@ class Generation:
             text = answer.add(update)
             if self.queue_s is None:
                 self.queue_s = update.queue_s
+            if update.queue_s is not None:
+                self.timings[index].started_s = self.submitted_s + update.queue_s
             is_complete = answer.finish_reason is not None
             self.timings[index].add(now_s, answer.num_tokens, is_complete=is_complete)
             if text and self.first_text_s is None:
@@ -303,18 +307,24 @@ class TokenTimings:
     """Arrival times of an answer's tokens and blocks, in seconds since the request arrived.
 
     A block arrives when its last token is final; it has `BLOCK_LENGTH` tokens, the last one possibly fewer.
-    `first_s` and `last_s`: when the first and the last tokens became final (None: not yet).
+    `started_s`: when its first forward began; `first_s` and `last_s`: when the first and the last tokens
+    became final (None: not yet); `intervals_s`: the times between tokens that became final one after
+    another, not together.
     """
 
     num_tokens: int = 0
+    started_s: float | None = None
     first_s: float | None = None
     last_s: float | None = None
+    intervals_s: list[float] = field(default_factory=list)
     blocks_s: list[float] = field(default_factory=list)
 
     def add(self, now_s: float, num_tokens: int, *, is_complete: bool) -> None:
         """Record that `num_tokens` of the answer are final."""
         if num_tokens > self.num_tokens:
             self.first_s = now_s if self.first_s is None else self.first_s
+            if self.last_s is not None:
+                self.intervals_s.append(now_s - self.last_s)
             self.num_tokens, self.last_s = num_tokens, now_s
         num_new = num_tokens // BLOCK_LENGTH - len(self.blocks_s)
         self.blocks_s.extend([now_s] * num_new)
@@ -326,6 +336,13 @@ class TokenTimings:
     def block_intervals_s(self) -> list[float]:
         """The time from each block to the next."""
         return [later - sooner for sooner, later in pairwise(self.blocks_s)]
+
+    @property
+    def phases_s(self) -> tuple[float, float] | None:
+        """The times from the first forward to the first final tokens, and from these to the last."""
+        if self.started_s is None or self.first_s is None or self.last_s is None:
+            return None
+        return self.first_s - self.started_s, self.last_s - self.first_s
 
     @property
     def per_token_s(self) -> float | None:

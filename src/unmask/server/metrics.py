@@ -7,6 +7,7 @@ and status. No text from a client becomes a label.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -16,10 +17,16 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from unmask.engine.metrics import SIZE_BUCKETS
 from unmask.server.generation import BLOCK_LENGTH, Generation, TokenTimings
 
 if TYPE_CHECKING:
@@ -49,6 +56,9 @@ class Metrics:
         self.generation_tokens = self._counter(
             "vllm:generation_tokens", "Generated tokens, without end tokens."
         )
+        self.cached_tokens = self._counter(
+            "vllm:prompt_tokens_cached", "Prompt tokens found in the prefix cache."
+        )
         self.first_text = self._histogram(
             "vllm:time_to_first_token_seconds",
             "Time to the first final text, queueing included.",
@@ -67,15 +77,42 @@ class Metrics:
             registry=self.registry,
         )
         self.num_tokens, self.num_forwards = 0, 0
-        self._add_histograms()
+        self._add_sizes()
+        self._add_times()
 
-    def _add_histograms(self) -> None:
+    def _add_sizes(self) -> None:
         self.prompt_sizes = self._histogram(
             "vllm:request_prompt_tokens", "Tokens per prompt.", COUNT_BUCKETS
         )
         self.generation_sizes = self._histogram(
             "vllm:request_generation_tokens", "Tokens per complete answer.", COUNT_BUCKETS
         )
+        self.most_tokens = self._histogram(
+            "vllm:request_max_num_generation_tokens",
+            "Tokens of the longest complete answer to a prompt.",
+            COUNT_BUCKETS,
+        )
+        self.choices = self._histogram(
+            "vllm:request_params_n", "Answers per prompt (n).", (1, 2, 5, 10, 20)
+        )
+        self.lengths = self._histogram(
+            "vllm:request_params_max_tokens",
+            "Open positions of an answer (max_tokens or its default); not of decoders that choose the "
+            "length.",
+            COUNT_BUCKETS,
+        )
+        method = ("decoder", "cache")
+        self.forwards = self._histogram(
+            "unmask:request_forwards", "Forwards per answer.", COUNT_BUCKETS, *method
+        )
+        self.per_forward = self._histogram(
+            "unmask:request_tokens_per_forward",
+            "Tokens per forward of an answer.",
+            PER_FORWARD_BUCKETS,
+            *method,
+        )
+
+    def _add_times(self) -> None:
         self.first_block = self._histogram(
             "unmask:time_to_first_block_seconds",
             f"Time until the first {BLOCK_LENGTH} tokens of an answer, or all of it, are final; "
@@ -92,15 +129,25 @@ class Metrics:
             "Time from the first final tokens of an answer to the last, divided by (tokens - 1).",
             TOKEN_BUCKETS_S,
         )
-        method = ("decoder", "cache")
-        self.forwards = self._histogram(
-            "unmask:request_forwards", "Forwards per answer.", COUNT_BUCKETS, *method
+        self.interval = self._histogram(
+            "vllm:inter_token_latency_seconds",
+            "Time from final tokens of an answer to the next; tokens that become final together have none.",
+            TOKEN_BUCKETS_S,
         )
-        self.per_forward = self._histogram(
-            "unmask:request_tokens_per_forward",
-            "Tokens per forward of an answer.",
-            PER_FORWARD_BUCKETS,
-            *method,
+        self.prefill = self._histogram(
+            "vllm:request_prefill_time_seconds",
+            "Time from the first forward of an answer to its first final tokens.",
+            REQUEST_BUCKETS_S,
+        )
+        self.decode = self._histogram(
+            "vllm:request_decode_time_seconds",
+            "Time from the first final tokens of an answer to the last.",
+            REQUEST_BUCKETS_S,
+        )
+        self.inference = self._histogram(
+            "vllm:request_inference_time_seconds",
+            "Time from the first forward of an answer to its last final tokens.",
+            REQUEST_BUCKETS_S,
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -128,8 +175,14 @@ class Metrics:
             self.first_text.labels(name).observe(generation.first_text_s)
         prompts = {answer.plan.prompt: answer.plan.num_prompt for answer in generation.answers}
         self.prompt_tokens.labels(name).inc(sum(prompts.values()))
-        for size in prompts.values():
+        for prompt, size in prompts.items():
             self.prompt_sizes.labels(name).observe(size)
+            answers = [one for one in generation.answers if one.plan.prompt == prompt]
+            self.cached_tokens.labels(name).inc(max(one.num_cached for one in answers))
+            self.choices.labels(name).observe(len(answers))
+            complete = [one.num_tokens for one in answers if one.finish_reason is not None]
+            if complete:
+                self.most_tokens.labels(name).observe(max(complete))
         for answer, timings in zip(generation.answers, generation.timings, strict=True):
             self._count_timings(timings)
             self.finished.labels(name, answer.finish_reason or reason or "error").inc()
@@ -139,6 +192,9 @@ class Metrics:
             if answer.finish_reason is None:
                 continue
             self.generation_sizes.labels(name).observe(answer.num_tokens)
+            if not answer.plan.request.decoder.chooses_length:
+                num_open = int((~answer.plan.request.canvas.fixed).sum())
+                self.lengths.labels(name).observe(num_open)
             if answer.num_forwards:
                 request = answer.plan.request
                 labels = (name, request.decoder.name, request.cache.name)
@@ -150,6 +206,13 @@ class Metrics:
             self.first_block.labels(self.model).observe(timings.blocks_s[0])
         for interval_s in timings.block_intervals_s:
             self.block_interval.labels(self.model).observe(interval_s)
+        for interval_s in timings.intervals_s:
+            self.interval.labels(self.model).observe(interval_s)
+        if timings.phases_s is not None:
+            prefill_s, decode_s = timings.phases_s
+            self.prefill.labels(self.model).observe(prefill_s)
+            self.decode.labels(self.model).observe(decode_s)
+            self.inference.labels(self.model).observe(prefill_s + decode_s)
         if timings.per_token_s is not None:
             self.per_token.labels(self.model).observe(timings.per_token_s)
 
@@ -183,6 +246,18 @@ class EngineCollector(Collector):
             counter = CounterMetricFamily(name, text, labels=["model_name"])
             counter.add_metric([self.model], value)
             yield counter
+        sizes = HistogramMetricFamily(
+            "vllm:iteration_tokens_total",
+            "Positions computed per forward.",
+            labels=["model_name"],
+        )
+        bounds = [*(f"{float(bound)}" for bound in SIZE_BUCKETS), "+Inf"]
+        sizes.add_metric(
+            [self.model],
+            list(zip(bounds, accumulate(map(float, stats.sizes)), strict=True)),
+            stats.num_queries,
+        )
+        yield sizes
 
 
 def engine_gauges(stats: EngineStats) -> list[tuple[str, str, float]]:
@@ -213,13 +288,15 @@ def engine_counters(stats: EngineStats) -> list[tuple[str, str, float]]:
     return [
         (
             "vllm:diffusion_num_denoising_steps",
-            "Denoising steps: forwards, counted once for every sequence in them.",
-            stats.num_steps,
+            "Denoising steps: forwards, once for every sequence in them, and as in vLLM one commit "
+            "step per canvas of a complete answer.",
+            stats.num_steps + stats.num_commit_steps,
         ),
         (
             "vllm:diffusion_num_canvas_positions",
-            "Positions of answers computed in forwards; positions of prompts are not counted.",
-            stats.num_answer,
+            "Positions of answers computed in forwards, and as in vLLM those of the commit steps; "
+            "positions of prompts are not counted.",
+            stats.num_answer + stats.num_commit_positions,
         ),
         (
             "vllm:diffusion_num_committed_tokens",
@@ -238,6 +315,11 @@ def engine_counters(stats: EngineStats) -> list[tuple[str, str, float]]:
         ),
         ("vllm:prefix_cache_hits", "Positions found in the prefix cache.", stats.prefix_found),
         ("unmask:forwards", "Forwards of the network.", stats.num_forwards),
+        (
+            "unmask:decoder_steps",
+            "Forwards, counted once for every sequence in them.",
+            stats.num_steps,
+        ),
         ("unmask:forward_seconds", "Time spent in forwards.", stats.forward_s),
         (
             "unmask:computed_positions",

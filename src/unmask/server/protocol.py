@@ -258,7 +258,11 @@ class ChatRequest(DecodingRequest):
     top_logprobs: Literal[0] | None = Field(
         None, description="only 0: log-probabilities of other tokens are not available"
     )
-    diffusing: bool | None = Field(None, description='Mercury\'s name of stream_mode="canvas"')
+    diffusing: bool | None = Field(
+        None,
+        description='Mercury\'s name of stream_mode="canvas", with `diffusion_meta`; no effect without '
+        "stream",
+    )
 
     @property
     def length(self) -> int | None:
@@ -288,9 +292,7 @@ class ChatRequest(DecodingRequest):
             raise ContradictionError("max_tokens", *texts)
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
-        if self.diffusing and not self.stream:
-            raise ValueError("diffusing needs stream=true")
-        if self.diffusing and self.stops:
+        if self.diffusing and self.stream and self.stops:
             raise ValueError("stop has no effect with diffusing; leave one of them out")
         return self
 

@@ -269,6 +269,16 @@ class TextChunkChoice(ReplyModel):
     canvas: SkipValidation[StreamFrame] | None = None
 
 
+class DiffusionMeta(ReplyModel):
+    """Mercury's fields of a chunk, whose content replaces that of the chunks before it.
+
+    `diffusion_progress`: share of the answer that is decided, 1 only in the last chunks.
+    """
+
+    diffusion_progress: float
+    diffusion_content: Literal[True]
+
+
 class Chunk(ReplyModel, Generic[Choice]):
     """A server-sent event."""
 
@@ -280,6 +290,7 @@ class Chunk(ReplyModel, Generic[Choice]):
     choices: list[Choice]
     unmask: MethodFields | None = None
     usage: Usage | None = None
+    diffusion_meta: DiffusionMeta | None = None
 
 
 class ChatChunk(Chunk[ChatChunkChoice]):

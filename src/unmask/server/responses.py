@@ -23,6 +23,7 @@ from unmask.server.reply_models import (
     ChatDelta,
     ChatLogprobs,
     ChunkFields,
+    DiffusionMeta,
     InfillChoice,
     InfillCompletion,
     PromptTokensDetails,
@@ -60,6 +61,7 @@ class ReplyBuilder:
     texts: TokenTexts
     wants_logprobs: bool = False
     wants_trace: bool = False
+    wants_diffusion_meta: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     suffix: str = field(default_factory=lambda: secrets.token_hex(12))
 
@@ -144,7 +146,11 @@ class ReplyBuilder:
     def canvas_chunk(self, answer: Answer, frame: StreamFrame, *, is_first: bool) -> Chunk:
         """Return a chunk with a whole canvas, whose text replaces that of all chunks before it."""
         fields: ChunkFields = {"index": answer.index, "finish_reason": None, "canvas": frame}
-        return self._chunk(answer, frame["text"], None, fields, is_first=is_first)
+        chunk = self._chunk(answer, frame["text"], None, fields, is_first=is_first)
+        if not self.wants_diffusion_meta:
+            return chunk
+        meta = DiffusionMeta(diffusion_progress=progress(frame), diffusion_content=True)
+        return chunk.model_copy(update={"diffusion_meta": meta})
 
     def role_chunk(self, answer: Answer) -> Chunk:
         """Return the first chunk of a chat answer without text, which has the role alone."""
@@ -162,7 +168,11 @@ class ReplyBuilder:
         # vLLM's client rejects an answer none of whose chunks has content
         content = text if text or not answer.text else None
         chunk = self._chunk(answer, content, num_sent, fields, is_first=is_first)
-        return chunk.model_copy(update={"unmask": answer.method()})
+        update: dict[str, object] = {"unmask": answer.method()}
+        if self.wants_diffusion_meta:
+            meta = DiffusionMeta(diffusion_progress=1.0, diffusion_content=True)
+            update["diffusion_meta"] = meta
+        return chunk.model_copy(update=update)
 
     def usage_chunk(self, answers: Sequence[Answer]) -> Chunk:
         """Return the chunk after the last answer, which has the usage and no choices."""
@@ -281,3 +291,11 @@ def usage(answers: Sequence[Answer]) -> Usage:
         num_queries=sum(answer.num_queries for answer in answers),
         num_wasted=sum(answer.num_wasted for answer in answers),
     )
+
+
+def progress(frame: StreamFrame) -> float:
+    """Return the share of decided positions; below 1 while any of them may still change."""
+    total = len(frame["slots"])
+    if frame["num_settled"] >= total:
+        return 1.0
+    return (total - max(1, frame["num_open"])) / total

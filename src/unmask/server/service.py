@@ -18,7 +18,7 @@ from unmask.errors import UnmaskError
 from unmask.server.errors import ApiError, engine_dead, sanitize, server_stopping, timed_out
 from unmask.server.generation import Generation, submit_error
 from unmask.server.metrics import Metrics
-from unmask.server.protocol import DecodingRequest, StreamOptions
+from unmask.server.protocol import ChatRequest, DecodingRequest, StreamOptions
 from unmask.server.reply_models import ReplyResponse, ServerState
 from unmask.server.request_parsing import NeutralValues, parse_body, read_json
 from unmask.server.request_planner import GenerationPlan, Planner
@@ -120,6 +120,7 @@ class Service:
             self.texts,
             wants_logprobs=body.wants_logprobs,
             wants_trace=body.return_trace,
+            wants_diffusion_meta=isinstance(body, ChatRequest) and bool(body.diffusing),
         )
         generation = self.submit(plans, timeout_s, reply.id, body.user, arrived_s)
         if not body.stream:
