@@ -134,12 +134,12 @@ def test_loading_gigabytes_takes_no_more_memory_than_the_weights(
 
 CONVERTING = """
 import sys
-from unmask.models import _convert, convert_checkpoint
+from unmask.models import convert, convert_checkpoint
 def peak_bytes():
     for line in open("/proc/self/status"):
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
-_convert.convert.__defaults__ = (300_000_000, None)
+convert.convert.__defaults__ = (300_000_000, None)
 convert_checkpoint(sys.argv[1], sys.argv[3] + "-small", "unmask")
 before = peak_bytes()
 done = convert_checkpoint(sys.argv[2], sys.argv[3], "unmask")

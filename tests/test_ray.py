@@ -168,7 +168,7 @@ import os, sys
 from unmask.cli.main import main
 from unmask.cli.serve import RAYS_OWN
 os.environ.update(RAYS_OWN | {"RAY_AUTH_TOKEN": "a" * 64})  # Ray reads them when it is imported
-from unmask.server import ray as replicas
+from unmask.server import replicas
 
 whole = replicas.build_app
 

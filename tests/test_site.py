@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -91,3 +92,28 @@ def test_the_architecture_page_has_eight_steps_and_every_folder_on_a_floor():
     package = ROOT / "src" / "unmask"
     parts = {path.stem for path in package.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert listed == parts - {"__init__", "__pycache__", "py", "version"}
+
+
+IMPORT = re.compile(r"^\s*(?:>>> )?from (unmask[\w.]*) import \(?([\w, ]+)", re.MULTILINE)
+
+
+def test_every_import_of_the_package_names_something_that_exists():
+    """Also in programs that stand in texts and pages, which no checker of types reads."""
+    folders = ("tests", "scripts", "benchmarks", "docs", "studies")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    paths = [path for path in paths if path.suffix in {".py", ".sh", ".md"}]
+    assert len(paths) > 100
+    wrong = []
+    for path in [*paths, ROOT / "README.md"]:
+        for module, names in IMPORT.findall(path.read_text(encoding="utf-8")):
+            for name in filter(None, (item.split(" as ")[0].strip() for item in names.split(","))):
+                try:
+                    found = hasattr(importlib.import_module(module), name)
+                    found = found or importlib.util.find_spec(f"{module}.{name}") is not None
+                except ModuleNotFoundError:
+                    found = False
+                if not found:
+                    wrong.append(f"{path.relative_to(ROOT)}: {module}.{name}")
+    assert wrong == ["docs/how-to/add-a-family.md: unmask.models.families.orchid"], (
+        "it is written there"
+    )
