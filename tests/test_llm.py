@@ -646,7 +646,7 @@ def test_a_decoders_name_may_carry_its_knobs(tiny):
         ("speculative", {"inner": "daedal"}, "such as daedal"),
         ("threshold", {"lambd": 1.0}, "lambd=1.0 has no effect with score=confidence"),
         ("threshold", {"sigma": 0.0}, "sigma=0.0 must be greater than 0"),
-        ("threshold", {"top_p": 0.9}, "top_p=0.9 has no effect at temperature=0"),
+        ("threshold", {"top_p": 1.5}, "top_p=1.5 must be between 0 and 1"),
         ("threshold", {"max_missed": 0.1}, "no effect without vocabulary=union"),
         ("threshold", {"vocabulary": "union", "cfg_scale": 1.0}, "cannot bound"),
         ("threshold", {"frequencies": "x.json"}, "has no effect here"),

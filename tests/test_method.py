@@ -149,7 +149,6 @@ def test_an_alias_is_the_method_that_it_names_and_a_note_tells(values, decoder, 
         ({"thresold": 0.8}, "did you mean 'threshold'|knob of decoder", None),
         ({"cache": "dual", "cache.use_dual": "maybe"}, "use_dual='maybe'", None),
         ({"cache.kp": 3}, "unknown knob for cache 'none': 'kp'", None),
-        ({"top_p": 0.5}, "no effect at temperature=0", None),
     ],
 )
 def test_a_mistake_is_refused(values, message, key):

@@ -330,13 +330,21 @@ def test_static_pruning_is_the_users_word_before_the_decoders():
     assert torch.equal(whole, packed_of(RANDOM))
 
 
-def test_top_p_and_top_k_restrict_what_is_drawn_but_not_how_sure_the_model_is():
+def test_top_p_top_k_and_min_p_restrict_what_is_drawn_but_not_how_sure_the_model_is():
     logits = torch.tensor([[3.0, 2.9, 2.8, 0.0, 0, 0, 0, 50.0, 0, 60.0]]).expand(400, -1)
     keys = row_keys(1, 1, np.arange(400))
     for rule, allowed in (
         (SamplingParams(temperature=1.0, top_k=2), {0, 1}),
         (SamplingParams(temperature=1.0, top_p=0.3), {0}),
         (SamplingParams(temperature=1.0, top_p=0.4), {0, 1}),
+        (SamplingParams(temperature=1.0, top_p=0.0), {0}),
+        (
+            SamplingParams(temperature=1.0, min_p=0.85),
+            {0, 1},
+        ),  # exp(-0.1) = 0.905, exp(-0.2) = 0.819
+        (SamplingParams(temperature=0.5, min_p=0.85), {0}),
+        (SamplingParams(temperature=1.0, min_p=1.0), {0}),
+        (SamplingParams(temperature=1.0, top_k=0, top_p=1.0), {0, 1, 2, 3, 4, 5, 6, 8}),
         (SamplingParams(temperature=1.0), {0, 1, 2, 3, 4, 5, 6, 8}),
     ):
         packed = packed_of(logits, rule, keys)
@@ -354,8 +362,9 @@ def test_told_of_the_sampled_distribution_the_confidence_is_its_probability():
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
-        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_p": -0.1}, "top_p=-0.1 must be between 0 and 1"),
+        ({"min_p": 1.5}, "min_p=1.5 must be between 0 and 1"),
+        ({"top_k": -2}, "top_k=-2 must be at least 1"),
         ({"vocab_size": 5}, "needs vocabulary="),
         ({"vocabulary": "static", "vocab_size": 0}, "must be at least 1"),
         ({"vocabulary": "frequency"}, "needs frequencies=FILE"),

@@ -19,10 +19,12 @@ logits overflow."""
 class SamplingParams:
     """The parameters by which a token is proposed at a position.
 
-    `temperature`: 0 is greedy; from 1e-6 on, tokens are sampled by Gumbel-max in float64. `top_p` in (0, 1]
-    and `top_k` >= 1 restrict the sampled tokens, in that order and after the temperature (Dream's order);
-    the confidence remains that of the model's distribution. `cfg_scale` >= 0: classifier-free guidance
-    `un + (1 + w)(cond - un)`, where `un` has a masked prompt (LLaDA, arXiv:2502.09992, Eq. 16); 0 is off.
+    `temperature`: 0 is greedy; from 1e-6 on, tokens are sampled by Gumbel-max in float64. `top_p` in
+    [0, 1], `top_k` (-1 and 0 keep all) and `min_p` in [0, 1] restrict the sampled tokens, in that order and
+    after the temperature (Dream's order, with SGLang's `min_p` at its end); the likeliest token always
+    remains, so they cannot change a greedy answer. The confidence remains that of the model's distribution.
+    `cfg_scale` >= 0: classifier-free guidance `un + (1 + w)(cond - un)`, where `un` has a masked prompt
+    (LLaDA, arXiv:2502.09992, Eq. 16); 0 is off.
     `logits_eos_inf`: never propose end-of-text. `confidence_eos_eot_inf`: set the confidence of a proposed
     end-of-text or end-of-turn to 0, so that they are committed last; with `compat` and temperature > 0 only
     end-of-turn, as in LLaDA's published code. `drop_after_eos`: once an end token is decided, positions
@@ -47,11 +49,18 @@ class SamplingParams:
     )
     top_p: float | None = knob(
         None,
-        "sample from the likeliest tokens with this total probability, in (0, 1]; near 0: greedy, 1: all "
-        "tokens; default: all",
+        "sample from the likeliest tokens with this total probability, in [0, 1]; 0: the likeliest alone, "
+        "1: all tokens; default: all; no effect on greedy decoding, except in decoder dream",
     )
     top_k: int | None = knob(
-        None, "sample from this many likeliest tokens, at least 1; 1: greedy; default: all"
+        None,
+        "sample from this many likeliest tokens; 1: greedy, -1 or 0: all tokens; default: all; no effect "
+        "on greedy decoding, except in decoder dream",
+    )
+    min_p: float = knob(
+        0.0,
+        "sample from tokens with at least this share of the likeliest one's probability, in [0, 1]; 0: all "
+        "tokens, 1: greedy; no effect on greedy decoding, except in decoder dream",
     )
     cfg_scale: float = knob(
         0.0,
@@ -106,10 +115,12 @@ class SamplingParams:
                 f"temperature={self.temperature} is too low to sample with; use 0 for greedy decoding, or "
                 f"at least {MIN_TEMPERATURE:g}"
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k={self.top_k} must be at least 1")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"{name}={value} must be between 0 and 1")
+        if self.top_k is not None and self.top_k < -1:
+            raise ConfigError(f"top_k={self.top_k} must be at least 1, or -1 or 0 for all tokens")
         has_size = self.vocabulary not in (None, "none", "adaptive")
         if self.vocab_size is not None and (not has_size or self.vocab_size < 1):
             raise ConfigError(

@@ -231,15 +231,17 @@ def _temperatures(logits: Tensor, rows: list[int], spans: list[Span]) -> Tensor:
 
 
 def _tempered(logits: Tensor, rows: list[int], spans: list[Span]) -> Tensor:
-    """Return float64 logits of the sampling distribution: temperature, then top-p, then top-k."""
+    """Return float64 logits of the sampling distribution: temperature, top-p, top-k, then min-p."""
     tempered = logits[rows].double() / _temperatures(logits, rows, spans)
     _filter(tempered, rows, spans)
     return tempered
 
 
 def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
-    """Set the logits outside top-p, then outside top-k, to -inf, in place; ties with the k-th stay."""
-    top_p = _per_row(spans, rows, lambda span: span.params.top_p or 1.0)
+    """Set the logits outside top-p, top-k and min-p to -inf, in place; ties with the k-th stay."""
+    top_p = _per_row(
+        spans, rows, lambda span: 1.0 if span.params.top_p is None else span.params.top_p
+    )
     cut = [i for i, p in enumerate(top_p) if p < 1]
     if cut:
         ordered, order = tempered[cut].sort(dim=-1, descending=True, stable=True)
@@ -254,6 +256,12 @@ def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
         sizes = torch.tensor([top_k[i] for i in cut], device=tempered.device)
         largest = tempered[cut].topk(max(top_k[i] for i in cut), dim=-1).values
         least = largest.gather(1, sizes[:, None] - 1)
+        tempered[cut] = tempered[cut].masked_fill(tempered[cut] < least, -torch.inf)
+    min_p = _per_row(spans, rows, lambda span: span.params.min_p)
+    cut = [i for i, p in enumerate(min_p) if p > 0]
+    if cut:
+        shares = torch.tensor([min_p[i] for i in cut], dtype=torch.float64, device=tempered.device)
+        least = tempered[cut].max(dim=-1, keepdim=True).values + shares.log()[:, None]
         tempered[cut] = tempered[cut].masked_fill(tempered[cut] < least, -torch.inf)
 
 

@@ -138,11 +138,9 @@ class DecodingRequest(StrictModel):
         None, ge=0, description="sampling temperature, 0 (default: greedy) or at least 1e-6"
     )
     top_p: float | None = Field(
-        None, ge=0, le=1, description="nucleus size; 1 keeps all tokens; needs a temperature"
+        None, ge=0, le=1, description="nucleus size; 0 keeps the likeliest token, 1 all of them"
     )
-    top_k: int | None = Field(
-        None, ge=-1, description="tokens to sample from; -1 or 0 keep all; needs a temperature"
-    )
+    top_k: int | None = Field(None, ge=-1, description="tokens to sample from; -1 or 0 keep all")
     seed: Seed | None = Field(
         None,
         description="seed of choice 0; choice i, over all prompts, uses seed + i; default: random, "

@@ -43,7 +43,6 @@ COMMON_NEUTRAL: NeutralValues = {
     "presence_penalty": (None, 0),
     "repetition_penalty": (None, 1),
     "length_penalty": (None, 1),
-    "min_p": (None, 0),
     "min_tokens": (None, 0),
     "logit_bias": (None, {}),
     "stop_token_ids": (None, []),

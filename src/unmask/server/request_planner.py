@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 DEFAULT_FIRST_LENGTH = 64
 """Initial number of positions for a decoder that chooses the length; at most `max_tokens`."""
-NEUTRAL_TOP_K = (-1, 0)
-SAMPLING_ONLY = ("top_p", "top_k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +211,7 @@ class Planner:
             Source(own_knobs(body) | {k: text for k, text in names.items() if text is not None}),
         )
         try:
-            method = MethodSpec.parse(*sources, *self._defaults(body, sources))
+            method = MethodSpec.parse(*sources, *self._defaults(body))
         except UnmaskError as error:
             knob = error.key if isinstance(error, ConfigError) else None
             if knob in SERVER_ONLY and knob not in self.settings.defaults.given:
@@ -229,15 +227,9 @@ class Planner:
             raise library_error(ContradictionError(body.length_name, first, second))
         return method
 
-    def _defaults(self, body: DecodingRequest, sources: Sequence[Source]) -> tuple[Source, ...]:
-        """Return the server's defaults, of a greedy request without those that sampling alone has.
-
-        `max_tokens` bounds a decoder that chooses the length.
-        """
+    def _defaults(self, body: DecodingRequest) -> tuple[Source, ...]:
+        """Return the server's defaults; `max_tokens` bounds a decoder that chooses the length."""
         own = self.settings.defaults.source(is_default=True)
-        if any(source.values.get("temperature") == 0 for source in sources):
-            rest = {k: v for k, v in own.values.items() if k not in SAMPLING_ONLY}
-            own = replace(own, values=rest)
         if body.length is None:
             return (own,)
         first = min(DEFAULT_FIRST_LENGTH, body.length)
@@ -282,13 +274,13 @@ def _seed_of(body: DecodingRequest) -> int:
 
 
 def own_knobs(body: DecodingRequest) -> dict[str, object]:
-    """Return the knobs that have a field of their own, without values that change nothing."""
+    """Return the knobs that have a field of their own."""
     values = {
         "steps": body.steps,
         "block_length": body.block_length,
         "temperature": body.temperature,
-        "top_p": None if body.top_p == 1 else body.top_p,
-        "top_k": None if body.top_k in NEUTRAL_TOP_K else body.top_k,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
     }
     return {key: value for key, value in values.items() if value is not None}
 

@@ -30,8 +30,8 @@ class Decoder(ABC, Generic[State]):
     length_knob: ClassVar[str] = "gen_length"
     """The knob to lower when the prompt and the first canvas exceed the model's context."""
     reads_sampling: ClassVar[bool] = False
-    """True if scores are computed from the sampling distribution, after temperature, top_p and top_k; then
-    top_p and top_k have an effect at temperature 0 too."""
+    """True if scores are computed from the sampling distribution, after temperature, top_p, top_k and
+    min_p; then these three have an effect at temperature 0 too."""
 
     @abstractmethod
     def start(self, canvas: Canvas, facts: ModelFacts) -> State:
@@ -92,16 +92,10 @@ class Decoder(ABC, Generic[State]):
     def check_sampling(self, params: SamplingParams) -> None:
         """Raise ConfigError for sampling parameters that have no effect with this decoder.
 
-        These are: top_p and top_k without sampling (see `reads_sampling`); a vocabulary that changes
-        between forwards, with a method that compares their distributions; vocabulary=static with a score
-        that is not a probability; frequencies that are not used.
+        These are: a vocabulary that changes between forwards, with a method that compares their
+        distributions; vocabulary=static with a score that is not a probability; frequencies that are not
+        used. Values that provably change nothing, such as top_p of a greedy request, are accepted.
         """
-        if params.temperature == 0 and not self.reads_sampling:
-            for key, value in (("top_p", params.top_p), ("top_k", params.top_k)):
-                if value is not None:
-                    raise ConfigError(
-                        f"{key}={value} has no effect at temperature=0; set a temperature"
-                    )
         if "kl" in self.stats and params.vocabulary in ("frequency", "union"):
             raise ConfigError(
                 f"vocabulary={params.vocabulary} changes the set of tokens between forwards, but decoder "
