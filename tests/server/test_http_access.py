@@ -33,6 +33,11 @@ ROUTES = [
     ("POST", "/v1/completions"),
     ("POST", "/v1/infill"),
     ("POST", "/generate"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/fim/completions"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("GET", "/version"),
     ("GET", "/no/such/route"),
     ("GET", "//health"),
     ("GET", "/health/"),
@@ -83,7 +88,9 @@ def test_every_route_but_health_asks_for_the_key(keyed):
         if path.partition("{")[0].rstrip("/") not in {name.rstrip("/") for name in named}
         and not path.startswith("/static")
     }
-    assert missing - {"/health", "/v1/models/{name:path}"} == set(), "a new route belongs in ROUTES"
+    assert missing - {"/health", "/ready", "/v1/models/{name:path}"} == set(), (
+        "a new route belongs in ROUTES"
+    )
     wrong = ["", "x", KEY[:-1], KEY + "x", KEY.upper(), "Bearer " + KEY]
     for method, path in ROUTES:
         for headers in ({}, *(bearer(key) for key in wrong)):
@@ -92,6 +99,7 @@ def test_every_route_but_health_asks_for_the_key(keyed):
             assert response.headers["www-authenticate"] == "Bearer"
             assert KEY not in response.text
     assert keyed.get("/health").status_code == 200
+    assert keyed.get("/ready").status_code == 503, "open without a key; no engine runs here"
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "Token", "", "bearerx", "Bearer\t"])

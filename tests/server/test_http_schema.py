@@ -31,6 +31,8 @@ TAKEN = {
     "top_k": st.just(None),
     "parts": st.sampled_from([["The ", 3, " sat."], [1], [2, "<|mdm_mask|>\u00e9", 1]]),
     "prompt": st.sampled_from(["A dog", ["a", "b"], [5, 6], [[5], [6, 7]]]),
+    "input": st.sampled_from(["A dog", [{"role": "user", "content": "A dog"}]]),
+    "max_output_tokens": st.integers(1, 9),
     "messages": st.lists(
         st.fixed_dictionaries({"role": st.just("user"), "content": st.text(min_size=1)}),
         min_size=1,
@@ -50,9 +52,17 @@ TAKEN = {
 """What a free text or number must be to name something that is there, and to be answered soon."""
 
 
-DECODING = ["/v1/chat/completions", "/v1/completions", "/v1/infill", "/generate"]
+DECODING = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/infill",
+    "/generate",
+    "/v1/fim/completions",
+    "/v1/responses",
+]
+TOKENIZING = ["/tokenize", "/detokenize"]
 FACTS = [
-    *("/v1/models", "/v1/models/{name}", "/v1/schema", "/health", "/metrics"),
+    *("/v1/models", "/v1/models/{name}", "/v1/schema", "/health", "/metrics", "/ready", "/version"),
     *("/server_info", "/get_server_info", "/model_info", "/get_model_info"),
 ]
 CONFORMANCE = ["status_code", "content_type", "response_schema"]
@@ -82,6 +92,9 @@ def check(case, seen):
 
 def check_stream(text):
     lines = [line for line in text.split("\n") if line]
+    if lines[0].startswith("event: "):  # typed events, each with its name
+        assert lines[-2] in ("event: response.completed", "event: response.incomplete")
+        return
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
     assert not any("error" in json.loads(line[6:]) for line in lines[:-1])
@@ -94,7 +107,7 @@ def several(num):
 
 
 def test_every_route_of_the_document_is_tried(served):
-    assert set(served.raw_schema["paths"]) == {*DECODING, *FACTS}
+    assert set(served.raw_schema["paths"]) == {*DECODING, *TOKENIZING, *FACTS}
 
 
 @pytest.mark.parametrize("path", FACTS)
@@ -136,12 +149,23 @@ def test_what_names_things_that_are_there_is_answered_as_documented(served, path
     @given(case=operation.as_strategy(), data=st.data())
     def run(case, data):
         body = {key: value for key, value in case.body.items() if key in known}
-        needed = {"prompt", "parts", "messages", "max_tokens", "text", "sampling_params"} & known
+        needed = {
+            "prompt",
+            "input",
+            "max_output_tokens",
+            "parts",
+            "messages",
+            "max_tokens",
+            "text",
+            "sampling_params",
+        } & known
         for key in sorted((known & TAKEN.keys()) & (needed | body.keys())):
             body[key] = data.draw(TAKEN[key])
         for key in ("max_tokens", "stop", "ignore_eos") if "parts" in known else ():
             body.pop(key, None)
         body.pop("input_ids", None)
+        for key in ("n", "stream_mode", "return_trace") if "input" in known else ():
+            body.pop(key, None)
         case.body = body
         check(case, seen)
 

@@ -118,10 +118,13 @@ class PromptEncoder:
     def middle_canvas(self, prefix: Prompt, num_blanks: int, suffix: str) -> Canvas:
         """Return a text with one blank of `num_blanks` tokens as a canvas. Raises PromptError.
 
-        A space at the end of `prefix` stays there, unlike in `infill_canvas`.
+        A space at the end of `prefix` stays there, unlike in `infill_canvas`; a text may be empty, as the
+        middle then begins the document.
         """
-        left = self.prompt_ids(prefix, raw=True) if isinstance(prefix, str) else prefix
-        ids = self.prompt_ids(left)
+        if isinstance(prefix, str):
+            ids = self._encode_short(prefix, special=True)
+        else:
+            ids = self.prompt_ids(prefix)
         right = self._encode_short(suffix, special=False)
         total = len(ids) + num_blanks + len(right)
         if total > self.spec.max_length:

@@ -20,10 +20,11 @@ from unmask.server.auth import AccessMiddleware
 from unmask.server.capabilities import Capabilities, capabilities
 from unmask.server.errors import ApiError
 from unmask.server.openapi import ERRORS, Api, error_responses
-from unmask.server.protocol import ChatRequest, CompletionRequest, InfillRequest
+from unmask.server.protocol import ChatRequest, CompletionRequest, FimRequest, InfillRequest
 from unmask.server.reply_models import (
     ChatChunk,
     ChatCompletion,
+    FimCompletion,
     Health,
     InfillCompletion,
     ModelCard,
@@ -31,11 +32,14 @@ from unmask.server.reply_models import (
     ReplyResponse,
     TextChunk,
     TextCompletion,
+    Version,
 )
 from unmask.server.request_parsing import CHAT_NEUTRAL, COMMON_NEUTRAL, COMPLETION_NEUTRAL
+from unmask.server.response_route import add_response_route
 from unmask.server.service import Service
 from unmask.server.settings import ServerSettings
 from unmask.server.sglang import add_sglang_routes
+from unmask.server.tokenizing import add_tokenizing_routes
 from unmask.version import __version__
 
 if TYPE_CHECKING:
@@ -71,7 +75,9 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
     app.add_middleware(AccessMiddleware, settings=settings, count=service.metrics.count_http)
     add_error_handlers(app)
     add_decoding_routes(app, service)
+    add_response_route(app, service)
     add_sglang_routes(app, service)
+    add_tokenizing_routes(app, service)
     add_info_routes(app, service)
     add_state_routes(app, service)
     add_page(app, settings.static)
@@ -133,6 +139,11 @@ def add_decoding_routes(app: Api, service: Service) -> None:
             request, CompletionRequest, completion_neutral, planner.completion, "completion"
         )
 
+    async def fim(request: Request) -> Response:
+        return await service.decode(
+            request, FimRequest, completion_neutral, planner.completion, "fim"
+        )
+
     async def infill(request: Request) -> Response:
         return await service.decode(
             request, InfillRequest, COMMON_NEUTRAL, planner.infill, "infill"
@@ -152,6 +163,14 @@ def add_decoding_routes(app: Api, service: Service) -> None:
         summary="Continue texts, or fill in their middle.",
         body=CompletionRequest,
         reply=TextCompletion,
+        event=TextChunk,
+    )
+    app.add_decoding_route(
+        "/v1/fim/completions",
+        fim,
+        summary="Fill in the middle of a text (Mistral's and Mercury's form).",
+        body=FimRequest,
+        reply=FimCompletion,
         event=TextChunk,
     )
     app.add_decoding_route(
@@ -226,6 +245,26 @@ def add_state_routes(app: FastAPI, service: Service) -> None:
     )
     async def health_status() -> Response:
         return Response(status_code=200 if service.state == "ok" else 503)
+
+    @app.get(
+        "/ready",
+        summary="Return 200 if a request would be decoded now, else 503. Needs no key.",
+        response_model=Health,
+        responses={503: {"description": "loading, draining or failed", "model": Health}},
+    )
+    async def ready() -> Response:
+        state = service.readiness
+        return ReplyResponse(Health(status=state), 200 if state == "ok" else 503)
+
+    @app.head(
+        "/ready", summary="Return the status alone, for load balancers.", responses={503: draining}
+    )
+    async def ready_status() -> Response:
+        return Response(status_code=200 if service.readiness == "ok" else 503)
+
+    @app.get("/version", summary="Return the server's version.", response_model=Version)
+    async def version() -> Response:
+        return ReplyResponse(Version(version=__version__))
 
     @app.get(
         "/metrics",

@@ -30,6 +30,7 @@ SECURITY_HEADERS: Headers = [
 ]
 INDEX_PATH, STATIC_PATH = "/", "/static/"
 KEY_PAGE = Path(__file__).parent / "static" / "key.html"
+PROBE_PATHS = ("/health", "/ready")
 COOKIE = b"unmask_page"
 
 
@@ -106,7 +107,7 @@ class AccessMiddleware:
     def _is_public(self, path: str) -> bool:
         """Return True for a path that needs no key."""
         access = self.settings.access
-        if path == "/health":
+        if path in PROBE_PATHS:
             return True
         if path == "/metrics":
             return access.is_metrics_public

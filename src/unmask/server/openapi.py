@@ -53,6 +53,7 @@ class Api(FastAPI):
     def __init__(self, **options: Any) -> None:
         super().__init__(responses=error_responses(REFUSALS), **options)
         self._bodies: list[type[BaseModel]] = []
+        self._with_knobs: list[type[BaseModel]] = []
         self._replies: list[type[ReplyModel]] = [ErrorReply]
 
     def add_decoding_route(
@@ -63,16 +64,24 @@ class Api(FastAPI):
         summary: str,
         body: type[BaseModel],
         reply: object,
-        event: type[ReplyModel],
+        event: type[ReplyModel] | None = None,
+        last_event: str = "`[DONE]`",
     ) -> None:
-        """Add a POST route that reads its `body` itself and answers with a `reply` or with events."""
+        """Add a POST route that reads its `body` itself and answers with a `reply` or with events.
+
+        Without an `event` it decodes nothing: it has no stream, and its body takes no knobs.
+        """
         self._bodies.append(body)
-        self._replies.append(event)
+        streams: dict[int | str, Document] = {}
+        if event is not None:
+            self._replies.append(event)
+            self._with_knobs.append(body)
+            events = {
+                "type": "string",
+                "description": f"server-sent events: `{event.__name__}` as JSON; the last is {last_event}",
+            }
+            streams = {200: {"content": {"text/event-stream": {"schema": events}}}}
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-        events = {
-            "type": "string",
-            "description": f"server-sent events: `{event.__name__}` as JSON; the last is `[DONE]`",
-        }
         self.add_api_route(
             path,
             endpoint,
@@ -80,7 +89,7 @@ class Api(FastAPI):
             summary=summary,
             response_model=reply,
             responses={
-                200: {"content": {"text/event-stream": {"schema": events}}},
+                **streams,
                 **error_responses(ERRORS),
             },
             openapi_extra={
@@ -112,7 +121,8 @@ class Api(FastAPI):
         schemas |= models["$defs"]
         for body in self._bodies:
             schemas[body.__name__].pop("additionalProperties", None)
-            schemas[body.__name__]["description"] = f"{body.__doc__} {KNOBS}"
+            knobs = f" {KNOBS}" if body in self._with_knobs else ""
+            schemas[body.__name__]["description"] = f"{body.__doc__}{knobs}"
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         for methods in document["paths"].values():

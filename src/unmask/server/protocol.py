@@ -318,6 +318,24 @@ class CompletionRequest(DecodingRequest):
         return self.logprobs is not None
 
 
+class FimRequest(CompletionRequest):
+    """`POST /v1/fim/completions`: fill in the middle of a text, as Mistral's and Mercury's clients ask."""
+
+    prompt: str = Field(description="text before the generated one; may be empty with a suffix")
+    random_seed: Seed | None = Field(None, description="Mistral's name of seed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_random_seed(cls, fields: object) -> object:
+        """Return the fields with `seed` set by its other name; both must agree."""
+        if not isinstance(fields, dict) or fields.get("random_seed") is None:
+            return fields
+        given = fields.get("random_seed")
+        if fields.get("seed") not in (None, given):
+            raise ValueError("seed and random_seed differ; leave one of them out")
+        return {**fields, "seed": given}
+
+
 class InfillRequest(DecodingRequest):
     """`POST /v1/infill`: fill any number of blanks in a text."""
 

@@ -166,6 +166,12 @@ class InfillChoice(TextChoice):
     blanks: list[str]
 
 
+class FimChoice(TextChoice):
+    """A choice of a filled-in middle: `text` for Mercury's clients, `message` for Mistral's."""
+
+    message: AssistantMessage
+
+
 class ReplyHead(TypedDict):
     """Fields that all replies and chunks of one request share."""
 
@@ -204,6 +210,12 @@ class InfillCompletion(Completion[InfillChoice]):
     """The reply of `POST /v1/infill`."""
 
     object: Literal["infill"]
+
+
+class FimCompletion(Completion[FimChoice]):
+    """The reply of `POST /v1/fim/completions`."""
+
+    object: Literal["text_completion"]
 
 
 class CanvasPosition(TypedDict):
@@ -258,10 +270,11 @@ class ChatChunkChoice(ReplyModel):
 
 
 class TextChunkChoice(ReplyModel):
-    """A choice in a chunk of a text completion or an infill."""
+    """A choice in a chunk of a text completion or an infill; `delta` for Mistral's clients."""
 
     index: Count
     text: str
+    delta: ChatDelta | None = None
     logprobs: TextLogprobs | None
     finish_reason: FinishReason | None
     blanks: list[str] = Field(default_factory=list)
@@ -300,7 +313,7 @@ class ChatChunk(Chunk[ChatChunkChoice]):
 
 
 class TextChunk(Chunk[TextChunkChoice]):
-    """A server-sent event of `POST /v1/completions` and `POST /v1/infill`."""
+    """A server-sent event of `POST /v1/completions`, `/v1/fim/completions` and `/v1/infill`."""
 
     object: Literal["text_completion", "infill.chunk"]
 
@@ -338,10 +351,16 @@ class ModelList(ReplyModel):
     data: list[ModelCard]
 
 
-ServerState = Literal["ok", "draining", "failed"]
+ServerState = Literal["ok", "loading", "draining", "failed"]
 
 
 class Health(ReplyModel):
-    """The reply of `GET /health`."""
+    """The reply of `GET /health` and `GET /ready`."""
 
     status: ServerState
+
+
+class Version(ReplyModel):
+    """The reply of `GET /version`."""
+
+    version: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,13 @@ from unmask.method import CACHE_PREFIX, GEN_LENGTH, MethodSpec, Source
 from unmask.server.capabilities import SERVER_ONLY
 from unmask.server.detokenizer import StopCriteria
 from unmask.server.errors import ApiError, library_error
-from unmask.server.protocol import ChatRequest, CompletionRequest, DecodingRequest, InfillRequest
+from unmask.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DecodingRequest,
+    InfillRequest,
+    Message,
+)
 from unmask.server.request_parsing import check_knobs, check_method_text
 from unmask.server.settings import ServerSettings
 
@@ -56,16 +62,19 @@ class Planner:
 
     def chat(self, body: ChatRequest, knobs: Mapping[str, object]) -> list[GenerationPlan]:
         """Plan the next turn of a conversation."""
-        roles = {"developer": "system"}
-        messages = [
-            {"role": roles.get(turn.role, turn.role), "content": turn.text}
-            for turn in body.messages
-        ]
         try:
-            ids = self.llm.chat_ids(messages)
+            ids = self.conversation_ids(body.messages)
         except PromptError as error:
             raise library_error(error, "messages") from None
         return self.continuations(body, [ids], knobs, "messages")
+
+    def conversation_ids(self, turns: Sequence[Message]) -> list[int]:
+        """Return the token ids of a conversation in the chat template. Raises PromptError."""
+        roles = {"developer": "system"}
+        messages = [
+            {"role": roles.get(turn.role, turn.role), "content": turn.text} for turn in turns
+        ]
+        return self.llm.chat_ids(messages)
 
     def completion(
         self, body: CompletionRequest, knobs: Mapping[str, object]

@@ -24,6 +24,8 @@ from unmask.server.reply_models import (
     ChatLogprobs,
     ChunkFields,
     DiffusionMeta,
+    FimChoice,
+    FimCompletion,
     InfillChoice,
     InfillCompletion,
     PromptTokensDetails,
@@ -41,9 +43,14 @@ from unmask.server.reply_models import (
 )
 from unmask.version import __version__
 
-Route = Literal["chat", "completion", "infill"]
+Route = Literal["chat", "completion", "fim", "infill"]
 Chunk = ChatChunk | TextChunk
-ID_PREFIX: dict[Route, str] = {"chat": "chatcmpl-", "completion": "cmpl-", "infill": "infill-"}
+ID_PREFIX: dict[Route, str] = {
+    "chat": "chatcmpl-",
+    "completion": "cmpl-",
+    "fim": "fim-",
+    "infill": "infill-",
+}
 
 
 class TraceFields(TypedDict, total=False):
@@ -80,7 +87,7 @@ class ReplyBuilder:
 
     def reply(
         self, answers: Sequence[Answer]
-    ) -> ChatCompletion | TextCompletion | InfillCompletion:
+    ) -> ChatCompletion | TextCompletion | FimCompletion | InfillCompletion:
         """Return the reply without a stream."""
         head, method = self._head(), answers[0].method()
         if self.route == "chat":
@@ -96,6 +103,14 @@ class ReplyBuilder:
                 **head,
                 object="infill",
                 choices=[self._infill_choice(answer) for answer in answers],
+                usage=usage(answers),
+                unmask=method,
+            )
+        if self.route == "fim":
+            return FimCompletion(
+                **head,
+                object="text_completion",
+                choices=[self._fim_choice(answer) for answer in answers],
                 usage=usage(answers),
                 unmask=method,
             )
@@ -122,6 +137,17 @@ class ReplyBuilder:
         return TextChoice(
             index=answer.index,
             text=answer.text,
+            finish_reason=answer.finish_reason,
+            logprobs=self._text_logprobs(answer, 0),
+            **self._trace(answer),
+        )
+
+    def _fim_choice(self, answer: Answer) -> FimChoice:
+        assert answer.finish_reason is not None, "the answer is complete"
+        return FimChoice(
+            index=answer.index,
+            text=answer.text,
+            message=AssistantMessage(role="assistant", content=answer.text, refusal=None),
             finish_reason=answer.finish_reason,
             logprobs=self._text_logprobs(answer, 0),
             **self._trace(answer),
@@ -206,6 +232,8 @@ class ReplyBuilder:
         choice = TextChunkChoice(
             text=text or "", logprobs=self._text_logprobs(answer, num_sent), **fields
         )
+        if self.route == "fim":
+            choice = choice.model_copy(update={"delta": delta(text, is_first=is_first)})
         if self.route == "infill" and fields["finish_reason"] is not None:
             choice = choice.model_copy(update={"blanks": answer.blanks()})
         return TextChunk(**self._head(), object=self._text_object, choices=[choice])

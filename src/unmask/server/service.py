@@ -72,6 +72,11 @@ class Service:
             return "failed"
         return "draining" if self.is_draining else "ok"
 
+    @property
+    def readiness(self) -> ServerState:
+        """The state that `/ready` reports: that of `/health`, or "loading" until the engine has started."""
+        return "loading" if self.state == "ok" and not self.engine.accepts else self.state
+
     def check_open(self) -> None:
         """Raise ApiError if new requests are refused: 503, or 429 while the queue is full.
 
