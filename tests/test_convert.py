@@ -130,7 +130,7 @@ def test_large_targets_are_cut_into_shards_with_an_index(source, tmp_path, monke
 def test_config_tokenizer_and_texts_go_along_but_no_code(source, tmp_path):
     folder = source("dream")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"):
-        (folder / name).write_text(name)
+        (folder / name).write_text("{}")
     (folder / "modeling_dream.py").write_text("raise SystemExit")
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
     convert_checkpoint(folder, tmp_path / "there", "unmask")

@@ -12,8 +12,8 @@ from rich.table import Table
 from unmask import decoders
 from unmask.caches.registry import bind, describe, make_cache
 from unmask.decoders.base.presets import PRESETS
-from unmask.errors import ModelError
 from unmask.models import read_config, read_spec, resolve_model
+from unmask.models.folder_files import listing
 from unmask.models.hf_config import architecture
 from unmask.models.spec import ModelSpec
 
@@ -49,7 +49,7 @@ def facts(model: str) -> dict[str, object]:
     facts["own_sampler"] = own_sampler(spec)
     cache = bind(make_cache("auto"), spec.block_size)
     facts["cache_auto"] = describe(cache) + (" (exact)" if cache.exact else "")
-    facts["weights"] = weights(folder)
+    facts |= weights(folder, spec)
     return facts
 
 
@@ -123,18 +123,26 @@ def from_tokenizer(folder: Path, spec: ModelSpec) -> dict[str, object]:
     }
 
 
-def weights(folder: Path) -> str:
-    """Describe the weight files: number, size and dtypes, from their headers."""
-    from unmask.models.safetensors_files import shard_files, tensors_of
+def weights(folder: Path, spec: ModelSpec) -> dict[str, object]:
+    """Describe the weight files by number, size and dtypes, and tensors that loading passes over.
+
+    Reads headers only. Raises ModelError, as loading does, for weights that do not fit the config.
+    """
+    from unmask.models.safetensors_files import NoWeightsError, shard_files, tensors_of
+    from unmask.models.weights import passed_over
 
     try:
         files = shard_files(folder)
-    except ModelError:
-        return "not here"
+    except NoWeightsError:
+        return {"weights": "not here", "passed_over": None}
     kinds = sorted({tensor.kind for path in files for tensor in tensors_of(path)})
     size = sum(path.stat().st_size for path in files)
     plural = "file" if len(files) == 1 else "files"
-    return f"{len(files)} {plural}, {size / 1e6:.1f} MB, {', '.join(kinds)}"
+    names = passed_over(folder, spec)
+    return {
+        "weights": f"{len(files)} {plural}, {size / 1e6:.1f} MB, {', '.join(kinds)}",
+        "passed_over": f"{len(names)} that change nothing: {listing(names)}" if names else None,
+    }
 
 
 def show(model: str, as_json: bool) -> None:

@@ -47,23 +47,25 @@ from unmask.sampling.sampler import Vocabulary
 class LLM:
     """A loaded model with its tokenizer.
 
-    `model`: a bundled name ("demo"), a checkpoint folder, a hub id, or a `Transformer`. `dtype`, e.g.
-    "float32" (the CPU's default) or "bfloat16"; `device`, e.g. "cpu" or "cuda". `tokenizer` overrides
-    the folder's. `pack_weights` adds a copy of large weights in the layout of the CPU's float32 kernels,
-    which makes forwards of few positions 2 to 4 times as fast; None: if it fits half of the free memory.
-    `progress(done, total)` is called with bytes as the weights are read. `quantization` "int8", or "int4"
-    with dtype="bfloat16" on a CPU, stores the blocks' weights in 8 or 4 bits (extra `quantize`; models
-    without experts; not packed).
+    `model`: a bundled name ("demo"), a checkpoint folder, a hub id, or a `Transformer`. `revision` of a hub
+    id: a branch, a tag or a commit; "owner/name@revision" is the same. `dtype`, e.g. "float32" (the CPU's
+    default), "bfloat16", or "auto" (the checkpoint's, but float32 for float16 on a CPU); `device`, e.g.
+    "cpu" or "cuda". `tokenizer` overrides the folder's. `pack_weights` adds a copy of large weights in the
+    layout of the CPU's float32 kernels, which makes forwards of few positions 2 to 4 times as fast; None:
+    if it fits half of the free memory. `progress(done, total)` is called with bytes as the weights are
+    read. `quantization` "int8", or "int4" with dtype="bfloat16" on a CPU, stores the blocks' weights in 8
+    or 4 bits (extra `quantize`; models without experts; not packed).
 
     With `tensor_parallel_size` > 1, so many processes, started by torchrun, have a part of the model each;
     the call returns on rank 0 only, and the other processes end with it. Raises ModelError and ConfigError
     like `load_model`, and DependencyError.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of loading are the interface
         self,
         model: str | Path | Transformer = "demo",
         *,
+        revision: str | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         tokenizer: Any | None = None,
@@ -73,14 +75,14 @@ class LLM:
         tensor_parallel_size: int = 1,
     ) -> None:
         if isinstance(model, Transformer):
-            if dtype is not None or device is not None or tensor_parallel_size != 1:
+            if (revision, dtype, device, tensor_parallel_size) != (None, None, None, 1):
                 raise ConfigError(
-                    "dtype, device and tensor_parallel_size have no effect on a loaded model; leave "
-                    "them out"
+                    "revision, dtype, device and tensor_parallel_size have no effect on a loaded model; "
+                    "leave them out"
                 )
             self.name, self.model, self.tokenizer = "model", model, tokenizer
         else:
-            folder = resolve_model(model)
+            folder = resolve_model(model, revision)
             self.name = str(model)
             self.model = tensor_parallel.load(folder, dtype, device, progress, tensor_parallel_size)
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer

@@ -7,14 +7,15 @@ family, write the file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmask.errors import ConfigError, ModelError, unknown_name
-from unmask.models.hf_config import Config, added_token_id
+from unmask.models.folder_files import read_object, shortened
+from unmask.models.folders import BUNDLED, resolve_model
+from unmask.models.hf_config import Config, added_token_id, refuse_quantized
 from unmask.models.registry import Family, find_family
 from unmask.models.spec import ModelSpec
 
@@ -25,7 +26,19 @@ if TYPE_CHECKING:
     from unmask.models.transformer import Transformer
     from unmask.models.weights import Progress
 
-BUNDLED = {"demo": Path(__file__).parent.parent / "demo" / "model"}
+__all__ = [
+    "AUTO",
+    "BUNDLED",
+    "DTYPES",
+    "checkpoint_dtype",
+    "convert_checkpoint",
+    "load_model",
+    "read_config",
+    "read_spec",
+    "resolve_model",
+    "torch_device",
+    "torch_dtype",
+]
 DTYPES = {
     "float64": "float64",
     "float32": "float32",
@@ -34,48 +47,10 @@ DTYPES = {
     "bf16": "bfloat16",
     "float16": "float16",
     "fp16": "float16",
+    "half": "float16",
 }
-_FILES = ("*.safetensors", "*.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt")
-
-
-def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
-    """Return the folder of a bundled name, a folder, or a hub id (downloaded; safetensors and JSON only).
-
-    `weights=False` leaves safetensors out of a download. Raises ModelError when there is no such model.
-    """
-    text = str(model)
-    if text in BUNDLED:
-        if not (BUNDLED[text] / "config.json").exists():
-            raise ModelError(f"the bundled model {text!r} is not installed; reinstall unmask")
-        return BUNDLED[text]
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ModelError(f"model {text!r} is a file; give the folder that contains config.json")
-    looks_like_id = text.count("/") == 1 and not text.startswith((".", "~", "/"))
-    if not looks_like_id:
-        raise unknown_model(text)
-    return _download(text, weights)
-
-
-def unknown_model(text: str) -> ModelError:
-    """Build the error for a name that is neither bundled nor a folder nor a hub id."""
-    hint = str(unknown_name("model", text, BUNDLED))
-    return ModelError(f"{hint}; or give a folder with config.json, or a hub id like owner/name")
-
-
-def _download(model_id: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model_id, allow_patterns=list(_FILES[not weights :])))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"no folder {model_id!r}, and downloading it from the hub failed: {reason}"
-        ) from None
+AUTO = "auto"
+"""Name of the dtype that the checkpoint's config gives."""
 
 
 def read_config(folder: Path) -> dict[str, object]:
@@ -85,25 +60,25 @@ def read_config(folder: Path) -> dict[str, object]:
         raise ModelError(
             f"{folder}: no config.json; give a checkpoint folder in Hugging Face format"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: must hold a JSON object")
-    return config
+    return read_object(path)
 
 
-def read_spec(model: str | Path) -> ModelSpec:
+def read_spec(model: str | Path, revision: str | None = None) -> ModelSpec:
     """Return the spec of a checkpoint without reading its weights. Raises ModelError."""
-    folder = resolve_model(model, weights=False)
+    folder = resolve_model(model, revision, weights=False)
     config = read_config(folder)
     return _spec(find_family(config, folder), config, folder)
 
 
 def _spec(family: Family, config: Config, folder: Path) -> ModelSpec:
     """Return the config's spec; a missing mask id is the tokenizer's, else the family's default."""
+    refuse_quantized(config)
     spec = family.spec_from_config(config)
+    for text, feature in family.unsupported_tokens.items():
+        if (id_ := added_token_id(folder, text)) is not None:
+            raise ModelError(
+                f"{folder}: the tokenizer has {text} ({id_}), by which {feature}; this is not supported"
+            )
     if config.get("mask_token_id") is None:
         mask_id = added_token_id(folder, family.mask)
         if mask_id is not None:
@@ -112,7 +87,10 @@ def _spec(family: Family, config: Config, folder: Path) -> ModelSpec:
 
 
 def torch_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Return the dtype of a name; None is float32 on the CPU, bfloat16 elsewhere. Raises ConfigError."""
+    """Return the dtype of a name; None is float32 on the CPU, bfloat16 elsewhere. Raises ConfigError.
+
+    "auto" needs a checkpoint: `checkpoint_dtype` gives its name.
+    """
     import torch
 
     if dtype is None:
@@ -122,9 +100,30 @@ def torch_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     else:
         name = dtype
     if name not in DTYPES:
-        raise unknown_name("dtype", str(dtype), DTYPES)
+        raise unknown_name("dtype", str(dtype), (AUTO, *DTYPES))
     result: torch.dtype = getattr(torch, DTYPES[name])
     return result
+
+
+def checkpoint_dtype(config: Config, folder: Path, device: torch.device) -> str:
+    """Return the name of the dtype that "auto" stands for.
+
+    It is `torch_dtype` (newer files: `dtype`) of the config, else that of most stored elements. On a CPU
+    it is float32 instead of float16, for which a CPU has no fast kernels. Raises ModelError.
+    """
+    value = config.get("torch_dtype") or config.get("dtype")
+    if value is None:
+        from unmask.models.safetensors_files import most_common_dtype
+
+        name = most_common_dtype(folder)
+    else:
+        name = DTYPES.get(str(value).removeprefix("torch."), "")
+        if not name:
+            raise ModelError(
+                f"config.json: torch_dtype={shortened(str(value))!r} is not supported; supported: "
+                f"{', '.join(DTYPES)}; set dtype, e.g. dtype=bfloat16, instead of dtype=auto"
+            )
+    return "float32" if (name, device.type) == ("float16", "cpu") else name
 
 
 def torch_device(device: str | torch.device | None) -> torch.device:
@@ -153,13 +152,15 @@ def load_model(
     device: str | torch.device | None = None,
     progress: Progress | None = None,
     make: Callable[[ModelSpec], Transformer] | None = None,
+    revision: str | None = None,
 ) -> Transformer:
     """Load a checkpoint as a `Transformer` in eval mode, gradients off.
 
-    `model` is a bundled name, a folder or a hub id; `dtype` e.g. "float32" or "bfloat16"; `device` e.g.
-    "cpu" or "cuda". `progress(done, total)` is called with bytes as they are read. Weights are read
-    straight into their parameters: the peak of memory is their size and a few megabytes. `make` builds the
-    empty network; `distributed.tensor_parallel` passes one that builds a rank's part. Raises ModelError
+    `model` is a bundled name, a folder or a hub id, of which `revision` is a branch, a tag or a commit;
+    `dtype` e.g. "float32", "bfloat16", or "auto" (the checkpoint's); `device` e.g. "cpu" or "cuda".
+    `progress(done, total)` is called with bytes as they are read. Weights are read straight into their
+    parameters: the peak of memory is their size and a few megabytes. `make` builds the empty network;
+    `distributed.tensor_parallel` passes one that builds a rank's part. Raises ModelError
     (missing, unsupported, pickled or ill-fitting checkpoint) and ConfigError (dtype, device).
     """
     import torch
@@ -168,9 +169,11 @@ def load_model(
     from unmask.models.weights import load_weights
 
     where = torch_device(device)
-    kind = torch_dtype(dtype, where)
-    folder = resolve_model(model)
+    kind = None if dtype == AUTO else torch_dtype(dtype, where)
+    folder = resolve_model(model, revision)
     config = read_config(folder)
+    if kind is None:
+        kind = torch_dtype(checkpoint_dtype(config, folder, where), where)
     family = find_family(config, folder)
     with torch.device("meta"):
         network = (make or Transformer)(_spec(family, config, folder))
@@ -179,7 +182,11 @@ def load_model(
 
 
 def convert_checkpoint(
-    model: str | Path, target: str | Path, form: str, progress: Progress | None = None
+    model: str | Path,
+    target: str | Path,
+    form: str,
+    progress: Progress | None = None,
+    revision: str | None = None,
 ) -> Converted:
     """Write a checkpoint into the new folder `target` with its weights in another layout, bit by bit equal.
 
@@ -192,7 +199,7 @@ def convert_checkpoint(
     from unmask.models.convert import convert
     from unmask.models.transformer import Transformer
 
-    folder = resolve_model(model)
+    folder = resolve_model(model, revision)
     config = read_config(folder)
     family = find_family(config, folder)
     with torch.device("meta"):

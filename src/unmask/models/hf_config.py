@@ -2,27 +2,114 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from unmask.errors import ModelError
+from unmask.models.folder_files import read_object, shortened
 from unmask.models.spec import ModelSpec
 
 PLAIN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-"""Allowed keys of a nested mapping with RoPE parameters."""
+"""Keys of a nested mapping with RoPE parameters that are read."""
+UNIT_ROPE = {
+    "factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "high_freq_factor",
+    "low_freq_factor",
+    "original_max_position_embeddings",
+    "truncate",
+}
+"""Further keys, which change nothing where `factor` and `attention_factor` are 1 or missing."""
+UNIT_KINDS = {"default", "linear", "dynamic", "ntk", "yarn", "llama3"}
+"""Kinds of RoPE that equal the plain one where their factor is 1."""
+ONE: tuple[object, ...] = (1, None)
+OFF: tuple[object, ...] = (False, None, 0, 0.0)
 Config = Mapping[str, object]
 """A parsed `config.json`; values are checked as they are read."""
 Allowed = Mapping[str, tuple[object, ...]]
 """The supported values of some keys."""
+SILU: tuple[object, ...] = ("silu", "swish")
+NEUTRAL: Allowed = {
+    "alibi": OFF,
+    "apply_residual_connection_post_layernorm": OFF,
+    "attention_chunk_size": (None,),
+    "attn_logit_softcap": OFF,
+    "attn_temperature_tuning": OFF,
+    "attention_multiplier": (None,),
+    "attn_logit_softcapping": OFF,
+    "delete_token_id": (None, -1),  # as of LLaDA2.2 and DreamOn
+    "embedding_multiplier": ONE,
+    "expand_token_id": (None, -1),
+    "expert_capacity": OFF,
+    "final_logit_softcapping": OFF,
+    "is_causal": OFF,
+    "logit_softcap": OFF,
+    "logits_soft_cap": OFF,
+    "no_rope_layers": (None, []),
+    "norm_after": OFF,
+    "parallel_attn": OFF,
+    "position_embedding_type": ("rope", "rotary", None),
+    "logit_scale": ONE,
+    "logits_scaling": ONE,
+    "query_pre_attn_scalar": (None,),
+    "residual_multiplier": ONE,
+    "rope_interleave": OFF,
+    "rope_interleaved": OFF,
+    "scale_depth": (None,),
+    "scale_emb": ONE,
+    "split_token_id": (None, -1),
+    "use_rope": (True, None),
+    "use_parallel_residual": OFF,
+    "zero_centered_gamma": OFF,
+}
+"""Keys of any family whose other values change the logits in a way that no stored tensor shows."""
 
 
 def architecture(config: Config) -> str | None:
     """Return the first of a config's `architectures`; None if there is none."""
     names = config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else None
+    if not (isinstance(names, list) and names):
+        return None
+    return str(names[0]).removeprefix("FSDP")  # PyTorch's wrapper renames the class
+
+
+def refuse_quantized(config: Config) -> None:
+    """Raise ModelError for weights in a quantized format, with its `quant_method`."""
+    for key in ("quantization_config", "compression_config", "quantization"):
+        value = config.get(key)
+        if not value:
+            continue
+        items = value if isinstance(value, Mapping) else {}
+        method = items.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in items else None)
+        loads = [items.get(name) for name in ("load_in_8bit", "load_in_4bit")]
+        if method == "bitsandbytes" and not any(loads):
+            continue
+        raise ModelError(
+            f"config.json: {key} says that the weights are quantized, "
+            f"quant_method={shortened(repr(method))}, which is not read; give the checkpoint that it was "
+            f"made from (float32, bfloat16 or float16), and quantization='int8' to save memory"
+        )
+
+
+def _is_plain(rope: Mapping[str, object], context: object) -> bool:
+    """Return True for RoPE parameters that are those of plain RoPE, whatever their kind is called.
+
+    A factor of 1 scales nothing, unless `original_max_position_embeddings` implies another one.
+    """
+    given = {key: value for key, value in rope.items() if value is not None}
+    kinds = {str(given[key]) for key in ("rope_type", "type") if key in given} or {"default"}
+    implied = given.get("original_max_position_embeddings", context)
+    return (
+        kinds <= UNIT_KINDS
+        and given.keys() <= PLAIN_ROPE | UNIT_ROPE
+        and given.get("factor", 1 if kinds == {"default"} else None) == 1
+        and given.get("attention_factor", 1) == 1
+        and implied == context
+    )
 
 
 class ConfigReader:
@@ -35,13 +122,38 @@ class ConfigReader:
         self.config, self.family, self.rotary_share = config, family, rotary_share
 
     def require(self, allowed: Allowed) -> None:
-        """Raise ModelError for a value that is not allowed; a missing key is accepted."""
-        for key, values in allowed.items():
+        """Raise ModelError for a value that is not allowed, also of `NEUTRAL`; keys may be missing."""
+        for key, values in {**NEUTRAL, **allowed}.items():
             if key in self.config and self.config[key] not in values:
-                raise ModelError(
-                    f"config.json: {key}={self.config[key]!r} is not supported for {self.family}; "
-                    f"supported: {' or '.join(repr(value) for value in values)}"
-                )
+                raise self.unsupported(key, " or ".join(repr(value) for value in values))
+
+    def unsupported(self, key: str, supported: str) -> ModelError:
+        """Build the error for a key's value that changes the network in a way that is not implemented."""
+        value = shortened(repr(self.config[key]), 200)
+        return ModelError(
+            f"config.json: {key}={value} is not supported for {self.family}; supported: {supported}"
+        )
+
+    def refuse_window(self) -> None:
+        """Raise ModelError for a sliding window that narrows the attention of any layer.
+
+        It is inert with the width null or at least the context, and where it begins behind the last layer
+        (`max_window_layers`).
+        """
+        if self.config.get("use_sliding_window") in OFF:
+            return
+        width, first = self.config.get("sliding_window", 0), self.config.get("max_window_layers")
+        layers = self.config.get("num_hidden_layers")
+        context = self.config.get("max_position_embeddings")
+        is_inert = (
+            width is None
+            or (isinstance(first, int) and isinstance(layers, int) and first >= layers)
+            or (isinstance(width, int) and isinstance(context, int) and width >= context)
+        )
+        if not is_inert:
+            raise self.unsupported(
+                "use_sliding_window", f"False; here sliding_window={shortened(repr(width))}"
+            )
 
     def _number(self, key: str, default: float | None) -> float:
         value = self.config.get(key)
@@ -90,13 +202,14 @@ class ConfigReader:
             if value is None:
                 continue
             if not isinstance(value, Mapping):
-                raise ModelError(f"config.json: {key}={value!r} must be an object")
-            kind = value.get("rope_type", value.get("type", "default"))
-            unknown = sorted(value.keys() - PLAIN_ROPE)
-            if kind != "default" or unknown:
-                raise ModelError(
-                    f"config.json: {key}={dict(value)!r} is not supported for {self.family}; supported: "
-                    f"rope_type 'default' with no more than rope_theta and partial_rotary_factor"
+                raise ModelError(f"config.json: {key}={shortened(repr(value))} must be an object")
+            if isinstance(value.get("full_attention"), Mapping):
+                value = value["full_attention"]  # one for each kind of attention, in newer files
+            if not _is_plain(value, self.config.get("max_position_embeddings")):
+                raise self.unsupported(
+                    key,
+                    "rope_type 'default' with no more than rope_theta and partial_rotary_factor, or "
+                    "another with factor 1, which equals it; RoPE is not scaled",
                 )
             result[key] = value
         return result
@@ -157,10 +270,7 @@ class ConfigReader:
         kinds = self.config.get("layer_types")
         are_full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
         if kinds is not None and not are_full:
-            raise ModelError(
-                f"config.json: layer_types={kinds!r} is not supported for {self.family}; supported: "
-                f"'full_attention' for every layer"
-            )
+            raise self.unsupported("layer_types", "'full_attention' for every layer")
 
     def head_dim(self, d_model: int, num_heads: int, num_kv_heads: int) -> int:
         """Return the width of one head, from `head_dim` or the model's width."""
@@ -195,6 +305,7 @@ def hub_spec(
     `d_ff` replaces the key `intermediate_size`. Raises ModelError.
     """
     reader.require_full_attention()
+    reader.refuse_window()
     d_model, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     num_kv_heads = reader.integer("num_key_value_heads", num_heads)
     width = d_model if default.head_width is None else default.head_width * num_heads
@@ -224,25 +335,22 @@ def hub_spec(
 def added_token_id(folder: Path, text: str) -> int | None:
     """Return the id of the added token with this text; None if no file of the folder has it.
 
-    Reads `tokenizer_config.json`, then `tokenizer.json`. Raises ModelError for files that are not JSON.
+    Reads `tokenizer_config.json`, `tokenizer.json`, then `added_tokens.json`. Raises ModelError for files
+    that are not JSON.
     """
-    for name in ("tokenizer_config.json", "tokenizer.json"):
+    for name in ("tokenizer_config.json", "tokenizer.json", "added_tokens.json"):
         path = folder / name
         if not path.exists():
             continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise ModelError(f"{path}: not valid JSON ({error})") from None
-        for id_, spelled in _added(content):
+        for id_, spelled in _added(read_object(path)):
             if spelled == text:
                 return id_
     return None
 
 
-def _added(content: object) -> Iterator[tuple[int, str]]:
-    if not isinstance(content, dict):
-        return
+def _added(content: Config) -> Iterator[tuple[int, str]]:
+    """Yield the ids and texts of added tokens, in any of the three files' forms."""
+    yield from ((id_, text) for text, id_ in content.items() if isinstance(id_, int))
     decoder, tokens = content.get("added_tokens_decoder"), content.get("added_tokens")
     if isinstance(decoder, dict):
         for key, item in decoder.items():

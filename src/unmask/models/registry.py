@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from unmask.errors import ModelError, PluginError
+from unmask.models.folder_files import shortened
 from unmask.models.hf_config import Config, architecture
 from unmask.models.spec import ModelSpec
 from unmask.models.weight_names import NameMap
@@ -25,7 +26,8 @@ class Family:
 
     `architectures` and `model_types` are the values of a config's keys that select the family, `mask` the
     text of its mask token, `names` the checkpoint's names of the parameters; `forms` are name lists of
-    other layouts in which released files exist.
+    other layouts in which released files exist. `unsupported_tokens` are texts of added tokens with the
+    features that they stand for, which are refused.
     """
 
     architectures: tuple[str, ...]
@@ -34,6 +36,7 @@ class Family:
     names: NameMap
     spec_from_config: Callable[[Config], ModelSpec]
     forms: Mapping[str, NameMap] = field(default_factory=dict)
+    unsupported_tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 def family_of(module: ModuleType) -> Family:
@@ -49,6 +52,7 @@ def family_of(module: ModuleType) -> Family:
         names=module.NAMES,
         spec_from_config=module.spec_from_config,
         forms=getattr(module, "FORMS", {}),
+        unsupported_tokens=getattr(module, "UNSUPPORTED_TOKENS", {}),
     )
 
 
@@ -69,21 +73,24 @@ def find_family(config: Config, folder: Path) -> Family:
     """Return the family of a parsed `config.json`. Raises ModelError if there is none."""
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list):
-        raise ModelError(f"{folder}: architectures={architectures!r} must be a list")
+        raise ModelError(
+            f"{folder}: architectures={shortened(repr(architectures))} must be a list of class names"
+        )
     families, errors = _load_families()
     for family in families:
         if architecture(config) in family.architectures:
             return family
     kind = config.get("model_type")
-    if kind == "llada" and "num_experts" in config:
+    if kind == "llada" and config.get("num_experts"):
         kind = "llada_moe"  # its released files have the dense model's type
     if not architectures:
         for family in families:
             if kind in family.model_types:
                 return family
     raise ModelError(
-        f"{folder}: architectures={architectures!r} model_type={config.get('model_type')!r} is not "
-        f"supported; {'; '.join(_advice(config, families, errors))}"
+        f"{folder}: architectures={shortened(repr(architectures))} "
+        f"model_type={shortened(repr(config.get('model_type')))} is not supported; "
+        f"{'; '.join(_advice(config, families, errors))}"
     )
 
 

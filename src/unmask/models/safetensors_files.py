@@ -7,7 +7,9 @@ would be a second copy next to stacked, split or converted weights.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,10 +18,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unmask.errors import ModelError
+from unmask.models.folder_files import is_pointer, listing, read_object, shortened, unfinished
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+NUMBERED = r"model-(\d+)-of-(\d+)\.safetensors"
+OTHERS = ("*.gguf", "*.ggml", "*.npz", "*.h5", "*.msgpack", "*.onnx")
+MAX_SHARDS = 9999
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -27,6 +33,8 @@ DTYPES = {
     "BF16": torch.bfloat16,
 }
 """Supported dtypes of weights, by their names in a file."""
+SAMPLE_BYTES = 1 << 12
+"""Number of bytes of a tensor by which two sets of files are compared."""
 CHUNK = 1 << 22
 """Number of elements that are converted or moved at a time."""
 
@@ -44,33 +52,138 @@ class TensorEntry:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint folder. Raises ModelError when there are none."""
-    index = folder / INDEX
-    if index.exists():
-        files = [folder / name for name in _shard_names(index)]
-        absent = [path.name for path in files if not path.exists()]
-        if absent:
-            raise ModelError(
-                f"{folder}: the index names shards that are missing: {', '.join(absent)}"
-            )
+    """Return the safetensors files of a checkpoint folder. Raises ModelError when there are none.
+
+    A whole file precedes an index beside it whose shards are not all there, or hold the same. Shards
+    without an index are taken if their numbers are complete.
+    """
+    index, single = folder / INDEX, folder / SINGLE
+    if single.exists():
+        _check_leftover(index, single)
+        return [single]
+    files = [folder / name for name in _shard_names(index)] if index.exists() else _numbered(folder)
+    absent = [path.name for path in files if not path.exists()]
+    if absent:
+        raise ModelError(
+            f"{folder}: {len(absent)} of {len(files)} shards are missing: {listing(absent)}; download them"
+            f"{unfinished(folder)}"
+        )
+    if files:
         return files
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
+    raise _no_weights(folder)
+
+
+class NoWeightsError(ModelError):
+    """A checkpoint folder without any file of weights."""
+
+
+def _no_weights(folder: Path) -> ModelError:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
-        raise ModelError(
-            f"{folder}: only pickle weights found ({pickles[0]}); unpickling runs code, so unmask reads "
-            f"safetensors only. Convert the checkpoint first, e.g. with safetensors.torch.save_file"
+        return ModelError(
+            f"{folder}: only pickle weights found ({listing(pickles)}); unpickling runs code, so unmask "
+            f"reads safetensors only. Convert the checkpoint first, e.g. with "
+            f"safetensors.torch.save_file{unfinished(folder)}"
         )
-    raise ModelError(f"{folder}: no {SINGLE} and no {INDEX}; give a folder with weights")
+    problem = f"{folder}: no {SINGLE} and no {INDEX}"
+    named = sorted(path.name for path in folder.glob("*.safetensors"))
+    if named:
+        return ModelError(
+            f"{problem}, but {listing(named)}; if that is the whole model, call it {SINGLE}"
+            f"{unfinished(folder)}"
+        )
+    others = sorted(path.name for pattern in OTHERS for path in folder.glob(pattern))
+    if others:
+        return ModelError(
+            f"{problem}, only {listing(others)}, which is not read; give the folder of the original "
+            f"checkpoint{unfinished(folder)}"
+        )
+    kind = ModelError if unfinished(folder) else NoWeightsError
+    return kind(f"{problem}; give a folder with weights{unfinished(folder)}")
+
+
+def _check_leftover(index: Path, single: Path) -> None:
+    """Raise ModelError for an index beside a whole file that names other weights, all of them present."""
+    if not index.exists():
+        return
+    try:
+        files = [index.parent / name for name in _shard_names(index)]
+    except ModelError:
+        return
+    if single in files or not all(path.exists() for path in files):
+        return
+    if _samples([single]) != _samples(files):
+        raise ModelError(
+            f"{index.parent}: {SINGLE} and the files of {INDEX} hold different weights; remove those that "
+            f"are not meant"
+        )
+
+
+def _samples(files: list[Path]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Return the type, the shape and the first bytes of every tensor of some files."""
+    result = {}
+    for path in files:
+        with path.open("rb") as file:
+            for tensor in tensors_of(path):
+                file.seek(tensor.start)
+                result[tensor.name] = (
+                    tensor.kind,
+                    tensor.shape,
+                    file.read(min(tensor.size_bytes, SAMPLE_BYTES)),
+                )
+    return result
+
+
+def is_equal(first: TensorEntry, second: TensorEntry) -> bool:
+    """Return True if two stored tensors are the same, bit by bit."""
+    if (first.kind, first.shape) != (second.kind, second.shape):
+        return False
+    with first.path.open("rb") as one, second.path.open("rb") as other:
+        one.seek(first.start)
+        other.seek(second.start)
+        counts = (min(CHUNK, first.size_bytes - at) for at in range(0, first.size_bytes, CHUNK))
+        return all(one.read(count) == other.read(count) for count in counts)
+
+
+def is_zero(tensor: TensorEntry) -> bool:
+    """Return True if every element of a stored tensor is 0."""
+    with tensor.path.open("rb") as file:
+        file.seek(tensor.start)
+        counts = (min(CHUNK, tensor.size_bytes - at) for at in range(0, tensor.size_bytes, CHUNK))
+        return not any(any(file.read(count)) for count in counts)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Return all shards of the set whose number is in the shards' names; none without such names."""
+    names = [path.name for path in folder.glob("model-*-of-*.safetensors")]
+    matches = [match for name in names if (match := re.fullmatch(NUMBERED, name))]
+    totals = {match[2] for match in matches}
+    if len(totals) != 1:
+        return []
+    total = totals.pop()
+    if int(total) > MAX_SHARDS:
+        return []
+    width = len(total)
+    return [
+        folder / f"model-{number:0{width}}-of-{total}.safetensors"
+        for number in range(1, int(total) + 1)
+    ]
+
+
+def most_common_dtype(folder: Path) -> str:
+    """Return the name of the dtype of most stored elements. Raises ModelError."""
+    sizes: dict[str, int] = {}
+    for path in shard_files(folder):
+        for tensor in tensors_of(path):
+            if tensor.kind in DTYPES:
+                sizes[tensor.kind] = sizes.get(tensor.kind, 0) + prod(tensor.shape)
+    if not sizes:
+        raise ModelError(f"{folder}: no tensor of {', '.join(DTYPES)}; dtype=auto needs one")
+    return str(DTYPES[max(sizes, key=lambda kind: sizes[kind])]).removeprefix("torch.")
 
 
 def _shard_names(index: Path) -> list[str]:
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{index}: not valid JSON ({error})") from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: has no weight_map from tensor names to files")
     if not all(isinstance(name, str) for name in weight_map.values()):
@@ -87,7 +200,9 @@ def tensors_of(path: Path) -> list[TensorEntry]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({error})") from None
+        raise ModelError(
+            f"{path}: not a readable safetensors file ({shortened(str(error))}); {_remedy(path)}"
+        ) from None
     entries = []
     for name, item in header.items():
         if name == "__metadata__":
@@ -98,6 +213,12 @@ def tensors_of(path: Path) -> list[TensorEntry]:
             TensorEntry(name, path, item["dtype"], shape, 8 + length + begin, end - begin)
         )
     return sorted(entries, key=lambda tensor: tensor.start)
+
+
+def _remedy(path: Path) -> str:
+    if is_pointer(path):
+        return "it is only a Git LFS pointer; run `git lfs pull` in its folder"
+    return "it is damaged or half downloaded; download it again"
 
 
 def read(file: BinaryIO, tensor: TensorEntry, first: int, target: Tensor) -> None:

@@ -13,18 +13,27 @@ import torch
 from torch import Tensor
 
 from unmask.errors import ModelError
+from unmask.models.folder_files import read_object
+from unmask.models.registry import find_family
 from unmask.models.safetensors_files import (
     CHUNK,
     DTYPES,
     TensorEntry,
+    is_equal,
     read,
     read_columns,
     shard_files,
     tensors_of,
 )
+from unmask.models.spec import ModelSpec
+from unmask.models.stored_names import changes_nothing, family_name, likely_cause, problems_text
 from unmask.models.transformer import Transformer
 from unmask.models.weight_names import NameMap, Shape, StoredName, checkpoint_name, layout, runs
 
+TWICE, MISSHAPEN = "stored twice", "misshapen"
+ILL_TYPED = "ill-typed"
+UNMAPPED, MISSING = "unmapped (no such parameter in this family)", "missing"
+PROBLEMS = (TWICE, MISSHAPEN, ILL_TYPED, UNMAPPED, MISSING)
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and their total, after each tensor."""
 
@@ -40,8 +49,7 @@ def load_weights(
     """Fill a model that was built on the meta device.
 
     Elements are read from the file into their parameter, with buffers of a few megabytes. One of several
-    ranks reads only its part, but complete rows. Raises ModelError naming every
-    tensor that is unmapped, missing, stored twice or misshapen, before any weight is read.
+    ranks reads only its part, but complete rows. Raises ModelError like `fit`, before any weight is read.
     """
     shapes = shapes_of(model)
     whole = shapes if model.ranks.size == 1 else _whole_shapes(model)
@@ -108,54 +116,89 @@ class ShardPart:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A checkpoint's tensors with their parameters, file by file; `head`: a stored copy of a tied head."""
+    """A checkpoint's tensors with their parameters, file by file.
+
+    `head`: a stored copy of a tied head; `passed`: names of tensors that change nothing.
+    """
 
     pairs: list[tuple[TensorEntry, StoredName]]
     head: TensorEntry | None
+    passed: tuple[str, ...] = ()
+
+
+def passed_over(folder: Path, spec: ModelSpec) -> tuple[str, ...]:
+    """Return the names of stored tensors that loading passes over. Raises ModelError as loading does."""
+    with torch.device("meta"):
+        shapes = shapes_of(Transformer(spec))
+    family = find_family(read_object(folder / "config.json"), folder)
+    return fit(folder, shapes, family.names, spec.tie_embeddings).passed
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A checkpoint's tensors by the family's names, and the names of those that change nothing."""
+
+    named: dict[str, TensorEntry]
+    passed: list[str]
 
 
 def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool) -> Fit:
     """Match every stored tensor with its parameters, from the files' headers.
 
-    Raises ModelError naming every tensor that is unmapped, missing, stored twice, misshapen or ill-typed.
+    Tensors that change nothing are passed over, and the prefixes of wrappers left out. Raises ModelError
+    with every kind of problem (tensors that are unmapped, missing, misshapen, ill-typed, or stored twice
+    and different), their number, the first names, and the likely cause.
     """
     places = layout(shapes, names)
-    tied_head = checkpoint_name("lm_head.weight", names) if is_tied else None
+    problems: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}
+    head_name = checkpoint_name("lm_head.weight", names)
+    stored = _stored(folder, places.keys() | ({head_name} if is_tied else set()), problems)
+    head = stored.named.pop(head_name, None) if is_tied else None
     experts: dict[str, set[int | None]] = {name: set() for name in shapes}
-    stored_names: set[str] = set()
-    unmapped: list[str] = []
-    problems: list[str] = []
-    fitting = Fit([], None)
-    for tensor in (entry for path in shard_files(folder) for entry in tensors_of(path)):
-        name, place = tensor.name, places.get(tensor.name)
-        if name == tied_head:
-            problems += _misfits(tensor, shapes["embed.weight"])
-            fitting = Fit(fitting.pairs, tensor)
-        elif place is None:
-            unmapped.append(name)
-        elif name in stored_names or any(
-            _is_stored(experts[ours], place.expert) for ours in place.ours
-        ):
-            problems.append(f"stored twice: {name}")
-        else:
-            stored_names.add(name)
-            for ours in place.ours:
-                experts[ours].add(place.expert)
-            problems += _misfits(tensor, place.shape)
-            fitting.pairs.append((tensor, place))
-    if unmapped:
-        listed = ", ".join(sorted(unmapped))
-        problems.append(f"unmapped (no such parameter in this family): {listed}")
-    missing = [
+    pairs = []
+    for name, tensor in stored.named.items():
+        place = places[name]
+        if any(_is_stored(experts[ours], place.expert) for ours in place.ours):
+            problems[TWICE].append(tensor.name)
+            continue
+        for ours in place.ours:
+            experts[ours].add(place.expert)
+        _check(tensor, place.shape, problems)
+        pairs.append((tensor, place))
+    if head is not None:
+        _check(head, shapes["embed.weight"], problems)
+        if not experts["embed.weight"]:  # the other one of the two was saved
+            experts["embed.weight"].add(None)
+            pairs.append((head, places[checkpoint_name("embed.weight", names)]))
+            head = None
+    problems[MISSING] = [
         name
         for name, place in places.items()
         if place.is_first and any(not {None, place.expert} & experts[ours] for ours in place.ours)
     ]
-    if missing:
-        problems.append(f"missing: {', '.join(sorted(missing))}")
-    if problems:
-        raise misfit(folder, "; ".join(problems))
-    return fitting
+    if any(problems.values()):
+        num_layers = 1 + max(
+            (int(name.split(".")[1]) for name in shapes if name[:7] == "layers."), default=-1
+        )
+        cause = likely_cause(problems[UNMAPPED], problems[MISSING], head_name, num_layers)
+        raise misfit(folder, problems_text(problems) + cause)
+    return Fit(pairs, head, tuple(stored.passed))
+
+
+def _stored(folder: Path, known: set[str], problems: dict[str, list[str]]) -> _Stored:
+    """Return the tensors of all files; those without a name and those stored twice become `problems`."""
+    result = _Stored({}, [])
+    for tensor in (entry for path in shard_files(folder) for entry in tensors_of(path)):
+        name = family_name(tensor.name, known)
+        if name is None and changes_nothing(tensor):
+            result.passed.append(tensor.name)
+        elif name is None:
+            problems[UNMAPPED].append(tensor.name)
+        elif name not in result.named:
+            result.named[name] = tensor
+        elif not is_equal(result.named[name], tensor):
+            problems[TWICE].append(tensor.name)
+    return result
 
 
 def misfit(folder: Path, problem: str) -> ModelError:
@@ -167,12 +210,11 @@ def _is_stored(experts: set[int | None], expert: int | None) -> bool:
     return bool(experts) and (expert is None or None in experts or expert in experts)
 
 
-def _misfits(tensor: TensorEntry, shape: Shape) -> list[str]:
+def _check(tensor: TensorEntry, shape: Shape, problems: dict[str, list[str]]) -> None:
     if tensor.shape != shape:
-        return [f"misshapen: {tensor.name} is {tensor.shape}, the config requires {shape}"]
-    if tensor.kind not in DTYPES:
-        return [f"ill-typed: {tensor.name} is {tensor.kind}, not {', '.join(DTYPES)}"]
-    return []
+        problems[MISSHAPEN].append(f"{tensor.name} is {tensor.shape}, the config requires {shape}")
+    elif tensor.kind not in DTYPES:
+        problems[ILL_TYPED].append(f"{tensor.name} is {tensor.kind}, not {', '.join(DTYPES)}")
 
 
 def check_tied(folder: Path, head: TensorEntry, embed: Tensor) -> None:
@@ -185,7 +227,9 @@ def check_tied(folder: Path, head: TensorEntry, embed: Tensor) -> None:
             read(file, head, at, stored)
             if not torch.equal(stored, expected):
                 raise misfit(
-                    folder, f"{head.name} differs from the embedding although the config ties them"
+                    folder,
+                    f"{head.name} differs from the embedding although the config ties them; if the head "
+                    f"is right, set tie_word_embeddings (LLaDA: weight_tying) to false in config.json",
                 )
 
 

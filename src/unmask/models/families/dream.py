@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from unmask.models.hf_config import Allowed, Config, ConfigReader, HubDefaults, hub_spec
+from unmask.models.hf_config import SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ModelSpec
 
-ARCHITECTURES = ("DreamModel", "DreamForCausalLM")
+ARCHITECTURES = ("DreamModel", "DreamForCausalLM", "DreamBaseModel", "DreamPreTrainedModel")
 MODEL_TYPES = ("Dream",)
 MASK = "<|mask|>"
 TURN_END = "<|im_end|>"
+UNSUPPORTED_TOKENS = {"<|expand|>": "DreamOn inserts and deletes masks while it decodes"}
 
 NAMES = (
     ("model.embed_tokens.{p}", "embed.{p}"),
@@ -32,9 +33,9 @@ NAMES = (
 )
 
 REQUIRED: Allowed = {
-    "hidden_act": ("silu",),
-    "use_sliding_window": (False, None),
+    "hidden_act": SILU,
     "use_mrope": (False, None),
+    "block_size": (None,),  # DreamReasoner: block-causal, and its logits are not shifted
 }
 
 

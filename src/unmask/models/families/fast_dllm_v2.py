@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unmask.models.families import dream
-from unmask.models.hf_config import Allowed, Config, ConfigReader, HubDefaults, hub_spec
+from unmask.models.hf_config import SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ModelSpec
 
-ARCHITECTURES = ("Fast_dLLM_QwenForCausalLM",)
+ARCHITECTURES = ("Fast_dLLM_QwenForCausalLM", "Fast_dLLM_QwenModel")
 MODEL_TYPES = ("Fast_dLLM_Qwen",)
 MASK = "|<MASK>|"
 NAMES = dream.NAMES
 
 REQUIRED: Allowed = {
-    "hidden_act": ("silu",),
-    "use_sliding_window": (False, None),
+    "hidden_act": SILU,
 }
 
 

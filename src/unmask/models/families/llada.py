@@ -9,10 +9,10 @@ No released LLaDA is block-causal: the key `block_size` is written by our traine
 from __future__ import annotations
 
 from unmask.errors import ModelError
-from unmask.models.hf_config import Allowed, Config, ConfigReader
+from unmask.models.hf_config import SILU, Allowed, Config, ConfigReader
 from unmask.models.spec import ModelSpec
 
-ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel")
+ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel", "LLaDAPreTrainedModel")
 MODEL_TYPES = ("llada",)
 MASK = "<|mdm_mask|>"
 
@@ -34,7 +34,6 @@ NAMES = (
 
 # keys whose other values change the network in a way that is not supported
 REQUIRED: Allowed = {
-    "alibi": (False, None),
     "rope": (True,),
     "scale_logits": (False, None),
     "block_group_size": (1, None),
@@ -43,7 +42,7 @@ REQUIRED: Allowed = {
     "layer_norm_with_affine": (True, None),
     "attention_layer_norm": (False, None),
     "input_emb_norm": (False, None),
-    "activation_type": ("silu",),
+    "activation_type": SILU,
     "clip_qkv": (None,),
 }
 

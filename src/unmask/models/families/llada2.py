@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unmask.errors import ModelError
-from unmask.models.hf_config import Allowed, Config, ConfigReader, HubDefaults, hub_spec
+from unmask.models.hf_config import SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ExpertSpec, ModelSpec
 
-ARCHITECTURES = ("LLaDA2MoeModelLM",)
+ARCHITECTURES = ("LLaDA2MoeModelLM", "LLaDA2MoeModel")
 MODEL_TYPES = ("llada2_moe", "llada2_moe_veomni")
 MASK = "<|mask|>"
 
@@ -58,14 +58,13 @@ NAMES = (
 )
 
 REQUIRED: Allowed = {
-    "hidden_act": ("silu",),
+    "hidden_act": SILU,
     "norm_head": (False, None),
     "norm_softmax": (False, None),
     "norm_topk_prob": (True,),
     "score_function": ("sigmoid",),
     "use_bias": (False, None),
     "use_rmsnorm": (True, None),
-    "use_sliding_window": (False, None),
     "using_split_qkv_in_self_attention": (False, None),
 }
 
@@ -76,7 +75,9 @@ DEFAULTS = HubDefaults(max_length=32768, mask_id=156895, eos_id=156892, norm_eps
 def spec_from_config(config: Config) -> ModelSpec:
     """Build the spec of a LLaDA2 `config.json`. Raises ModelError for missing or unsupported keys."""
     reader = ConfigReader(config, "LLaDA2", rotary_share=0.5)
-    edits = [key for key in ("delete_token_id", "split_token_id") if config.get(key) is not None]
+    edits = [
+        key for key in ("delete_token_id", "split_token_id") if config.get(key) not in (None, -1)
+    ]
     if edits:
         raise ModelError(
             f"config.json: {edits[0]}={config[edits[0]]!r} makes this LLaDA2.2, whose tokens insert and "

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from unmask.errors import ModelError
 from unmask.models.families import dream
-from unmask.models.hf_config import Allowed, Config, ConfigReader, HubDefaults, hub_spec
+from unmask.models.hf_config import SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("LLaDAMoEModelLM", "LLaDAMoEModel")
@@ -44,12 +44,12 @@ NAMES = (
 
 REQUIRED: Allowed = {
     "attention_bias": (False, None),
+    "block_size": (None,),
     "clip_qkv": (None,),
-    "hidden_act": ("silu",),
+    "hidden_act": SILU,
     "moe_router_score_function": ("softmax", None),
     "router_num_group": (None, 1, -2),  # -2 stands for none in the released class
     "router_topk_group": (None, 1, -2),
-    "use_sliding_window": (False, None),
 }
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from unmask.errors import ModelError
 from unmask.models.families import dream
 from unmask.models.hf_config import (
+    SILU,
     Allowed,
     Config,
     ConfigReader,
@@ -22,7 +23,8 @@ from unmask.models.hf_config import (
 )
 from unmask.models.spec import ExpertSpec, ModelSpec
 
-ARCHITECTURES = ("SDARForCausalLM", "SDARMoeForCausalLM")
+ARCHITECTURES = ("SDARForCausalLM", "SDARMoeForCausalLM", "SDARModel", "SDARMoeModel")
+MOE = ("SDARMoeForCausalLM", "SDARMoeModel")
 MODEL_TYPES = ("sdar", "sdar_moe")
 MASK = "<|MASK|>"
 
@@ -49,8 +51,7 @@ NAMES = (
 
 REQUIRED: Allowed = {
     "attention_bias": (False, None),
-    "hidden_act": ("silu",),
-    "use_sliding_window": (False, None),
+    "hidden_act": SILU,
 }
 
 
@@ -76,7 +77,7 @@ def spec_from_config(config: Config) -> ModelSpec:
 
 
 def _experts(config: Config, reader: ConfigReader) -> ExpertSpec | None:
-    if architecture(config) != "SDARMoeForCausalLM" and config.get("model_type") != "sdar_moe":
+    if architecture(config) not in MOE and config.get("model_type") != "sdar_moe":
         if config.get("num_experts"):
             raise ModelError(
                 f"config.json: num_experts={config['num_experts']!r} is not supported for the dense "
