@@ -215,7 +215,7 @@ def test_on_a_terminal_the_canvas_is_drawn_and_the_text_stays(
 
 def test_a_refused_decode_leaves_no_trace_file(cli: Cli, model: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    refused(cli("generate", "x", "-m", model, "block_length=12", "--trace", path))
+    refused(cli("generate", "x", "-m", model, "block_length=0", "--trace", path))
     assert not path.exists()
 
 
@@ -226,11 +226,9 @@ def test_a_refused_decode_leaves_no_trace_file(cli: Cli, model: Path, tmp_path: 
     ("words", "says"),
     [
         (("", "gen_length=8"), "empty"),
-        ((" \n", "gen_length=8"), "empty"),
         (("x", "gen_length=0"), "gen_length=0"),
         (("x", "gen_length=-8"), "gen_length=-8"),
         (("x", "gen_length=many"), "gen_length='many' must be a whole number"),
-        (("x", "gen_length=32", "block_length=12"), "block_length=12 does not divide"),
         (("x", "gen_length=512"), "context is 192"),
         (("x " * 200, "gen_length=8"), "shorten the prompt"),
         (("x", "treshold=0.9", "-d", "threshold"), "did you mean 'threshold'"),

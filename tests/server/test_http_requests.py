@@ -274,8 +274,6 @@ def test_a_decoders_name_is_a_name(client, decoder):
         ("repetition_penalty", 1.1, 1.0),
         ("stop_token_ids", [5], []),
         ("skip_special_tokens", False, True),
-        ("service_tier", "flex", "auto"),
-        ("store", True, False),
         ("top_logprobs", 3, None),
         ("reasoning_effort", "high", None),
     ],
@@ -304,7 +302,6 @@ def test_filters_of_sampled_tokens_do_not_change_a_greedy_answer(client):
     [
         [],
         [{"role": "user", "content": ""}],
-        [{"role": "user", "content": "  \n"}],
         [{"role": "robot", "content": "hi"}],
         [{"role": "tool", "content": "hi"}],
         [{"role": "user"}],
@@ -321,8 +318,63 @@ def test_messages_that_are_none_are_refused(client, messages):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["", "   ", [], [[]], ["a", ""], [["a"]], [1, "a"], None, 5, [-1]]
+    "extra",
+    [
+        {"prompt_cache_key": "a", "safety_identifier": "b", "store": True, "metadata": {"k": "v"}},
+        {"service_tier": "flex", "priority": 3, "cache_salt": None, "request_id": "r"},
+        {"typical_p": 1, "bad_words": [], "truncate_prompt_tokens": None, "vllm_xargs": {}},
+        {"top_p": 0.5, "top_k": 3},
+        {"top_p": 0},
+        {"block_length": 5},
+        {"messages": [{"role": "user", "content": CHAT["messages"][0]["content"], "name": "Ann"}]},
+    ],
 )
+def test_what_cannot_change_a_greedy_answer_is_accepted(client, extra):
+    body = {**CHAT, "temperature": 0}
+    plain = client.post(
+        CHAT_URL, json={**body, **{k: extra[k] for k in extra if k == "block_length"}}
+    )
+    got = client.post(CHAT_URL, json={**body, **extra})
+    assert got.status_code == 200, got.text
+    assert got.json()["choices"] == plain.json()["choices"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("prompt_cache_key", 5),
+        ("prompt_cache_key", "k" * 2000),
+        ("store", "yes"),
+        ("priority", True),
+        ("metadata", []),
+        ("bad_words", ["a"]),
+        ("truncate_prompt_tokens", 5),
+    ],
+)
+def test_a_hint_of_another_type_is_refused_without_its_value(client, key, value):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, key: value}))
+    assert error["param"] == key
+    assert len(error["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": None},
+        {"role": "assistant"},
+        {"role": "system", "content": ""},
+        {"role": "assistant", "content": [], "name": "helper"},
+    ],
+)
+def test_a_turn_without_text_is_legal_history(client, turn):
+    question = CHAT["messages"][0]
+    messages = [turn, question] if turn["role"] == "system" else [question, turn, question]
+    got = client.post(CHAT_URL, json={**CHAT, "messages": messages})
+    assert got.status_code == 200, got.text
+
+
+@pytest.mark.parametrize("prompt", ["", [], [[]], ["a", ""], [["a"]], [1, "a"], None, 5, [-1]])
 def test_prompts_that_are_none_are_refused(client, prompt):
     error = error_of(client.post(COMPLETIONS, json={"prompt": prompt, "max_tokens": 4}))
     assert error["param"].startswith("prompt")

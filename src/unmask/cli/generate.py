@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import difflib
+from dataclasses import asdict, fields
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -44,8 +45,23 @@ def generate(
     from unmask.cli import decode
 
     prompt, knobs = split_words(words)
+    if prompt is None and knobs and not is_like_a_setting(first := next(iter(knobs))):
+        prompt = f"{first}={knobs.pop(first)}"  # such as x=3
     options = DecodeOptions(**asdict(method), **asdict(model), knobs=knobs)
     decode.generate(prompt, options, show)
+
+
+def is_like_a_setting(key: str) -> bool:
+    """Return True for the name of a knob or option, and for one so close that it is a misspelling."""
+    from unmask import caches, decoders
+    from unmask.method import CACHE_PREFIX, knob_names
+
+    names = {name for decoder in decoders.names() for name in knob_names(decoder)}
+    for cache in caches.names():
+        names |= {CACHE_PREFIX + item.name for item in fields(caches.cache_class(cache))}
+    options = (GenerateOptions, ModelOptions, ShowOptions)
+    names |= {item.name for group in options for item in fields(group)}
+    return bool(difflib.get_close_matches(key, names, n=1))
 
 
 def infill(

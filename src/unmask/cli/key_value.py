@@ -67,7 +67,7 @@ def read_prompt(prompt: str | None, what: str = "prompt") -> str:
     assert prompt is not None, "read from standard input"
     if any(0xD800 <= ord(char) < 0xE000 for char in prompt):
         raise PromptError(f"the {what} is not UTF-8 text")
-    if not prompt.strip():
+    if not prompt:
         raise PromptError(f"the {what} is empty; it needs at least one character")
     return prompt
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 from unmask.canvas import Canvas, new_canvas
+from unmask.engine.templates import render
 from unmask.engine.tokenizer import max_token_characters
 from unmask.errors import ConfigError, LengthError, PromptError
 from unmask.knobs import whole
 from unmask.models.spec import ModelSpec
 
-Messages = list[dict[str, str]]
+Messages = Sequence[Mapping[str, object]]
 
 
 class PromptEncoder:
@@ -47,7 +48,7 @@ class PromptEncoder:
     def prompt_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """Return the token ids of a prompt. Raises PromptError."""
         if isinstance(prompt, str):
-            if not prompt.strip():
+            if not prompt:
                 raise PromptError("the prompt is empty; give some text")
             if raw or self._need_tokenizer().chat_template is None:
                 return self._encode_short(prompt, special=True)
@@ -72,23 +73,7 @@ class PromptEncoder:
             raise PromptError(
                 f"model {self.name!r} has no chat template; use generate with raw text"
             )
-        if not messages:
-            raise PromptError("no messages; give at least one {'role': 'user', 'content': ...}")
-        for message in messages:
-            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-                raise PromptError(f"message {message!r} needs 'role' and 'content'")
-            if not isinstance(message["content"], str):
-                raise PromptError(f"the content {message['content']!r} of a message must be text")
-            if not message["content"].strip():
-                raise PromptError(f"the {message['role']}'s message is empty")
-        from jinja2 import TemplateError
-
-        try:
-            text: str = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise PromptError(f"the chat template refuses these messages: {error}") from None
+        text = render(tokenizer, messages)
         return self._encode_short(text, special=False)
 
     def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:

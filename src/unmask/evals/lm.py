@@ -19,6 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
+from unmask.engine.templates import render
 from unmask.errors import ConfigError, LengthError, PromptError
 from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, check_fit, decode_all
 from unmask.evals.likelihoods import Pair, score_all
@@ -213,11 +214,13 @@ class UnmaskLM(LM):  # type: ignore[misc]
         """Format a conversation; without a generation prompt its last turn is continued."""
         self.is_chat = True
         assert self.llm.tokenizer is not None, "`chat_template` raises without a tokenizer"
+        if add_generation_prompt:
+            return render(self.llm.tokenizer, chat_history)
         text = self.llm.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
+            add_generation_prompt=False,
+            continue_final_message=True,
         )
         return str(text)
 

@@ -98,6 +98,9 @@ class StreamOptions(StrictModel):
     """Additional content of a stream."""
 
     include_usage: bool = Field(False, description="send the usage in an additional last chunk")
+    include_obfuscation: bool | None = Field(
+        None, description="accepted; nothing is added to hide the sizes of chunks"
+    )
     continuous_usage_stats: bool = Field(
         False, description="send the usage so far in every chunk (vLLM)"
     )
@@ -224,19 +227,25 @@ class Message(StrictModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[ContentPart], list_limits(max_length=256)]
-    name: None = None
+    content: str | Annotated[list[ContentPart], list_limits(max_length=256)] | None = None
+    name: Annotated[str, Field(max_length=256)] | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
     tool_calls: Annotated[list[JsonValue], list_limits(max_length=0)] | None = None
     annotations: Annotated[list[JsonValue], list_limits(max_length=0)] | None = None
 
+    @model_validator(mode="after")
+    def _check_content(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"the {self.role}'s message has no content; give a text")
+        return self
+
     @property
     def text(self) -> str:
-        """The content as a single string."""
-        if isinstance(self.content, str):
-            return self.content
+        """The content as a single string; empty for an assistant without one."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
         return "".join(part.text for part in self.content)
 
 

@@ -39,6 +39,24 @@ MAX_VALUE_CHARS = 80
 UNION_BRANCHES = {"str", "int", "float", "bool", "none"}
 
 COMMON_NEUTRAL: NeutralValues = {
+    "typical_p": (None, 1),
+    "mirostat": (None, 0),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+    "truncate_prompt_tokens": (None,),
+    "return_tokens_as_token_ids": (None, False),
+    "return_token_ids": (None, False),
+    "documents": (None, []),
+    "mm_processor_kwargs": (None, {}),
+    "kv_transfer_params": (None,),
+    "vllm_xargs": (None, {}),
+    "guided_decoding_backend": (None,),
+    "regex": (None,),
+    "ebnf": (None,),
+    "json_schema": (None,),
+    "no_repeat_ngram_size": (None, 0),
+    "top_a": (None, 0),
+    "tfs": (None, 1),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
     "repetition_penalty": (None, 1),
@@ -58,8 +76,6 @@ COMMON_NEUTRAL: NeutralValues = {
     "guided_grammar": (None,),
     "structured_outputs": (None,),
     "response_format": (None, {"type": "text"}),
-    "priority": (None, 0),
-    "service_tier": (None, "auto", "default"),
 }
 CHAT_NEUTRAL: NeutralValues = {
     "tools": (None, []),
@@ -73,8 +89,6 @@ CHAT_NEUTRAL: NeutralValues = {
     "reasoning_effort": (None, "none"),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
-    "store": (None, False),
-    "metadata": (None, {}),
     "add_generation_prompt": (None, True),
     "continue_final_message": (None, False),
     "add_special_tokens": (None, False),
@@ -101,7 +115,6 @@ SGLANG_NEUTRAL: NeutralValues = {
     "video_data": (None, []),
     "session_params": (None,),
     "log_metrics": (None, True),
-    "priority": (None, 0),
 }
 SGLANG_SAMPLING_NEUTRAL: NeutralValues = {
     "min_new_tokens": (None, 0),
@@ -114,6 +127,25 @@ SGLANG_SAMPLING_NEUTRAL: NeutralValues = {
     "custom_params": (None,),
     "stream_interval": (None, 1),
 }
+
+
+MAX_HINT_CHARS = 1024
+TEXT_HINT = (str, f"a text of at most {MAX_HINT_CHARS} characters")
+HINTS: Mapping[str, tuple[type, str]] = {
+    "prompt_cache_key": TEXT_HINT,
+    "prompt_cache_retention": TEXT_HINT,
+    "safety_identifier": TEXT_HINT,
+    "cache_salt": TEXT_HINT,
+    "request_id": TEXT_HINT,
+    "rid": TEXT_HINT,
+    "service_tier": TEXT_HINT,
+    "metadata": (dict, "an object"),
+    "store": (bool, "true or false"),
+    "priority": (int, "a whole number"),
+    "separate_reasoning": (bool, "true or false"),
+    "stream_reasoning": (bool, "true or false"),
+}
+"""Fields that cannot change an answer: the type of their values, also in words; null is accepted."""
 
 
 @lru_cache(maxsize=1)
@@ -146,18 +178,29 @@ def parse_body(
     for key, value in body.items():
         if key in known:
             fields[key] = value
+        elif key in HINTS:
+            check_hint(key, value)
         elif key in neutral:
             check_neutral(key, value, neutral[key])
         elif takes_knobs and key in all_knobs:
             if value is not None:
                 knobs[key] = value
         else:
-            allowed = {*known, *neutral, *(all_knobs if takes_knobs else ())}
+            allowed = {*known, *neutral, *HINTS, *(all_knobs if takes_knobs else ())}
             raise unknown_field(key, allowed, set(known))
     try:
         return model.model_validate(fields), knobs
     except ValidationError as error:
         raise validation_error(error) from None
+
+
+def check_hint(key: str, value: JsonValue) -> None:
+    """Raise ApiError (400) for a hint of another type, or a text that is too long."""
+    kind, what = HINTS[key]
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    is_long = isinstance(value, str) and len(value) > MAX_HINT_CHARS
+    if value is not None and (not fits or is_long):
+        raise ApiError(400, f"{key} must be {what}, or null", param=key, code="invalid_value")
 
 
 def check_neutral(key: str, value: JsonValue, allowed: tuple[JsonValue, ...]) -> None:

@@ -72,7 +72,8 @@ class Planner:
         """Return the token ids of a conversation in the chat template. Raises PromptError."""
         roles = {"developer": "system"}
         messages = [
-            {"role": roles.get(turn.role, turn.role), "content": turn.text} for turn in turns
+            {"role": roles.get(turn.role, turn.role), "content": turn.text}
+            | ({} if turn.name is None else {"name": turn.name}) for turn in turns
         ]
         return self.llm.chat_ids(messages)
 

@@ -87,19 +87,11 @@ class Blockwise(Scoring, Decoder[Block]):
         return Block(start, min(end, len(canvas)), facts)
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """Check the knobs against the canvas and enter the first block."""
+        """Check the knobs and enter the first block; the last one ends with the answer."""
         self.check_scores(facts)
-        size, length = len(canvas) - canvas.prompt_length, self.length_of(canvas, facts)
+        length = self.length_of(canvas, facts)
         if length < 1:
             raise ConfigError(f"block_length={length} must be at least 1")
-        if size % length and not canvas.infilling and facts.block_size is None:
-            near = min(
-                (n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - length)
-            )
-            raise ConfigError(
-                f"block_length={length} does not divide gen_length={size}; "
-                f"use block_length={near}, or a gen_length that is a multiple of {length}"
-            )
         return self.enter(canvas, canvas.prompt_length, facts)
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
