@@ -46,9 +46,9 @@ class Blockwise(Scoring, Decoder[Block]):
 
     block_length: int | None = knob(
         None,
-        "positions per block; 1: left to right, gen_length: any order; must divide gen_length, except for "
-        "infilling and block-causal models; default: the largest divisor in 8..32, else gen_length; for "
-        "infilling, the whole text; for block-causal models, the model's own block",
+        "positions per block; 1: left to right, gen_length: any order; the last block ends with the answer; "
+        "default: the largest divisor in 8..32, else gen_length; for infilling, the whole text; for "
+        "block-causal models, the model's own block",
     )
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
