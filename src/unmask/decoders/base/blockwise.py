@@ -46,7 +46,7 @@ class Blockwise(Scoring, Decoder[Block]):
 
     block_length: int | None = knob(
         None,
-        "positions per block; 1: left to right, gen_length: any order; the last block ends with the answer; "
+        "positions per block; 1: left to right, gen_length: any order; the last one ends with the answer; "
         "default: the largest divisor in 8..32, else gen_length; for infilling, the whole text; for "
         "block-causal models, the model's own block",
     )
