@@ -459,3 +459,81 @@ def test_a_sliding_window_is_refused_where_it_narrows_a_layer(changes, is_inert)
         return
     with pytest.raises(ModelError, match="use_sliding_window=True"):
         ConfigReader(config, "Dream").refuse_window()
+
+
+def test_fp8_weights_without_a_word_in_the_config_are_called_quantized(home):
+    folder = home("dream")
+    kind = torch.float8_e4m3fn
+    folder.tensors(lambda tensors: {name: value.to(kind) for name, value in tensors.items()})
+    assert "ill-typed: 5" in folder.refused("F8_E4M3", "quantized")
+
+
+def test_gptq_weights_without_a_word_in_the_config_are_called_quantized(home):
+    folder = home("sdar")
+    folder.rename(lambda name: name.replace("proj.weight", "proj.qweight"))
+    folder.refused("qweight", "GPTQ", "more")
+
+
+def test_block_routing_of_llada2_is_refused_by_its_name(home):
+    folder = home("llada2_moe")
+    folder.config(expert_capacity=48)
+    folder.refused("expert_capacity=48", "block routing")
+
+
+def test_a_message_that_repeats_a_long_value_keeps_its_cause_and_its_remedy():
+    text = str(ModelError(f"config.json: key={'x' * 9000}; supported: None"))
+    assert len(text) <= LIMIT
+    assert text.startswith("config.json: key=xxx")
+    assert text.endswith("supported: None")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "expected"),
+    [
+        ("auto", "bfloat16", torch.bfloat16),
+        ("auto", "torch.bfloat16", torch.bfloat16),
+        ("auto", "float16", torch.float32),
+        ("auto", None, torch.float32),
+        ("half", "bfloat16", torch.float16),
+        ("float", "bfloat16", torch.float32),
+    ],
+)
+def test_auto_is_the_checkpoints_dtype_and_half_float16(dtype, stored, expected, home):
+    folder = home("dream")
+    folder.config(torch_dtype=stored)
+    assert load_model(folder.path, dtype, "cpu").dtype == expected
+    folder.config(torch_dtype=None, dtype=stored)
+    assert load_model(folder.path, dtype, "cpu").dtype == expected
+
+
+def test_auto_refuses_a_dtype_that_is_none(home):
+    folder = home()
+    folder.config(torch_dtype="bfloat61")
+    with pytest.raises(ModelError, match=r"torch_dtype='bfloat61'.*did you mean 'bfloat16'"):
+        load_model(folder.path, "auto", "cpu")
+    with pytest.raises(ConfigError, match="did you mean 'auto'"):
+        load_model(folder.path, "atuo", "cpu")
+
+
+def test_every_command_that_takes_a_model_takes_its_revision(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = str(cache(tmp_path / "models--acme--tiny", home, COMMIT, OTHER, main_commit=OTHER))
+    assert main(["inspect", path, "--revision", COMMIT, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"].endswith(COMMIT)
+    text = "'nope'"
+    for words in (
+        ["inspect", path],
+        ["convert", path, "there", "--to", "unmask"],
+        ["generate", "-m", path, "x"],
+        ["infill", "-m", path, "x {4} y"],
+        ["chat", "-m", path],
+        ["demo", "-m", path],
+        ["serve", path],
+        ["bench", "decode", "-m", path],
+        ["bench", "quantize", "-m", path],
+        ["frequencies", "-m", path, "--estimate", "--out", "x.json"],
+        ["eval", "--model", path, "--task", "word_problem", "--limit", "1"],
+        ["tune", "--model", path, "--task", "word_problem", "-d", "threshold"],
+    ):
+        assert main([*words, "--revision", "nope"]) == 2, words
+        assert text in capsys.readouterr().err, words

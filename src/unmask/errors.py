@@ -25,6 +25,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MAX_CHARACTERS = 1500
+"""Maximum length of a message that may repeat the values of a file."""
+
 
 class UnmaskError(Exception):
     """Base of every error a user can cause."""
@@ -54,7 +57,16 @@ class PluginError(ConfigError):
 
 
 class ModelError(UnmaskError):
-    """A checkpoint that cannot be found, read or understood."""
+    """A checkpoint that cannot be found, read or understood.
+
+    A message that values of its files make too long loses its middle: it begins with the cause and ends
+    with the remedy.
+    """
+
+    def __init__(self, message: str) -> None:
+        half = (MAX_CHARACTERS - 5) // 2
+        is_long = len(message) > MAX_CHARACTERS
+        super().__init__(f"{message[:half]} ... {message[-half:]}" if is_long else message)
 
 
 class PromptError(UnmaskError, ValueError):

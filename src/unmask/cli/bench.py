@@ -78,6 +78,7 @@ def quantize(
     *,
     forms: Annotated[str, option(metavar="LIST")] = "float32,bfloat16,int8,int8-bfloat16,int4",
     model: Annotated[str, option("-m", metavar="M")] = "demo",
+    revision: Annotated[str | None, option(metavar="R")] = None,
     decoder: Annotated[str, option("-d", metavar="D")] = "threshold",
     limit: int = 50,
     repeat: int = 4,
@@ -89,15 +90,17 @@ def quantize(
         forms: Comma-separated formats of float32, bfloat16, int8, int8-bfloat16, int4; the first is the
             reference.
         model: Bundled name, folder or hub id.
+        revision: Branch, tag or commit of a hub id; the same as owner/name@R. Default: main.
         decoder: One decoder with optional knobs: 'threshold(threshold=0.8)'.
         limit: Number of prompts.
         repeat: Number of repeats, of five timed forwards each.
         as_json: Write all numbers to this file; '-': to standard output, instead of the table.
     """
     from unmask.cli import bench_quantize as command
+    from unmask.models import with_revision
 
     setting = SettingOptions(limit=limit, repeat=repeat, max_batch_size=8)
-    command.quantize(model, forms, decoder, setting, as_json)
+    command.quantize(with_revision(model, revision), forms, decoder, setting, as_json)
 
 
 @bench.command

@@ -254,6 +254,7 @@ def command(report: Report, model: BenchModelOptions) -> str:
     flags: dict[str, object] = {
         "decoders": ",".join(row.label for row in report.rows),
         "model": model.model,
+        "revision": model.revision,
         "dtype": model.dtype,
         "device": model.device,
         **vars(report.setting),

@@ -16,6 +16,9 @@ class BenchModelOptions(DeviceOptions):
     model: Annotated[str, option("-m", metavar="M")] = "demo"
     """Bundled name, folder or hub id."""
 
+    revision: Annotated[str | None, option(metavar="R")] = None
+    """Branch, tag or commit of a hub id."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SettingOptions:

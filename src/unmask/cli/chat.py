@@ -110,6 +110,9 @@ class ChatOptions:
     """Bundled name, folder or hub id; with --base-url, a name on the server. Default: demo, or the first of
     the server."""
 
+    revision: Annotated[str | None, option(metavar="R")] = None
+    """Branch, tag or commit of a hub id."""
+
     base_url: Annotated[str | None, option(metavar="URL")] = None
     """Address of a server to use instead of loading a model."""
 
@@ -183,15 +186,19 @@ def _speaker(options: ChatOptions, knobs: Mapping[str, str]) -> tuple[Speaker, D
         from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
 
         local = dataclasses.replace(
-            decode, model=options.model or decode.model, seed=options.seed or 0
+            decode,
+            model=options.model or decode.model,
+            revision=options.revision,
+            seed=options.seed or 0,
         )
         llm, _ = load(local)
         names = {"decoder": DEFAULT_DECODER, "cache": DEFAULT_CACHE}
         return Local(llm, options.fps), _with_method(local, {**names, **local.method.values})
     from unmask.cli.chat_remote import Remote
 
-    for name in ("dtype", "device"):
-        if getattr(options.device, name) is not None:
+    values = {"revision": options.revision, **dataclasses.asdict(options.device)}
+    for name, value in values.items():
+        if value is not None:
             raise ConfigError(
                 f"{name} has no effect with --base-url, where the server has loaded the model; leave it out"
             )

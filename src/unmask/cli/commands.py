@@ -13,6 +13,7 @@ from unmask.options import option
 def demo(
     *,
     model: Annotated[str, option("-m", metavar="M")] = "demo",
+    revision: Annotated[str | None, option(metavar="R")] = None,
     fps: Annotated[float | None, option(metavar="N")] = None,
     fast: bool = False,
 ) -> None:
@@ -20,12 +21,14 @@ def demo(
 
     Args:
         model: Bundled name, folder or hub id.
+        revision: Branch, tag or commit of a hub id; the same as owner/name@R. Default: main.
         fps: Maximum number of frames per second. Default: 20.
         fast: Decode at full speed, without waiting between frames.
     """
     from unmask.cli import demo as command
+    from unmask.models import with_revision
 
-    command.run(model, fps, fast)
+    command.run(with_revision(model, revision), fps, fast)
 
 
 def models(*, as_json: Annotated[bool, PRINT_JSON] = False) -> None:
@@ -43,17 +46,20 @@ def inspect(
     model: Annotated[str, Parameter(name="MODEL")] = "demo",
     /,
     *,
+    revision: Annotated[str | None, option(metavar="R")] = None,
     as_json: Annotated[bool, PRINT_JSON] = False,
 ) -> None:
     """Describe a checkpoint (sizes, special ids, attention) without reading weights.
 
     Args:
         model: Bundled name, folder or hub id.
+        revision: Branch, tag or commit of a hub id; the same as owner/name@R. Default: main.
         as_json: Print JSON.
     """
     from unmask.cli import inspect as command
+    from unmask.models import with_revision
 
-    command.show(model, as_json)
+    command.show(with_revision(model, revision), as_json)
 
 
 def convert(
@@ -62,6 +68,7 @@ def convert(
     /,
     *,
     to: Annotated[str, option(metavar="FORM")],
+    revision: Annotated[str | None, option(metavar="R")] = None,
 ) -> None:
     """Convert a checkpoint to another layout of its weights, without changing a value.
 
@@ -72,10 +79,12 @@ def convert(
         target: Folder to create.
         to: Layout: family (as released), unmask (as in memory), stacked (LLaDA2) or fused (LLaDA-MoE, SDAR
             with experts).
+        revision: Branch, tag or commit of a hub id; the same as owner/name@R. Default: main.
     """
     from unmask.cli import models as command
+    from unmask.models import with_revision
 
-    command.run(source, target, to)
+    command.run(with_revision(source, revision), target, to)
 
 
 def decoders(name: Annotated[str | None, Parameter(name="NAME")] = None, /) -> None:

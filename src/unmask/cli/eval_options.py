@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KEYS = {
     "model": "model",
+    "revision": "model.revision",
     "task": "dataset.name",
     "data": "dataset.path",
     "decoder": "generation",
@@ -49,6 +50,9 @@ class KeyOptions:
 
     model: Annotated[str | None, option(metavar="M")] = None
     """Preset, bundled name, folder or hub id: model=M."""
+
+    revision: Annotated[str | None, option(metavar="R")] = None
+    """Branch, tag or commit of a hub id: model.revision=R."""
 
     task: Annotated[str | None, option(metavar="T")] = None
     """Task to answer: dataset.name=T."""

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from unmask.cli.options import DeviceOptions, flat
 from unmask.errors import ConfigError, PromptError
+from unmask.models import with_revision
 from unmask.options import option
 
 DEFAULT_FIELD = "text"
@@ -31,6 +32,9 @@ class FrequencyOptions:
 
     model: Annotated[str, option("-m", metavar="M")] = "demo"
     """Bundled name, folder or hub id."""
+
+    revision: Annotated[str | None, option(metavar="R")] = None
+    """Branch, tag or commit of a hub id."""
 
     estimate: bool = False
     """Estimate by the model's predictions instead of counting tokens of texts."""
@@ -63,7 +67,8 @@ def frequencies(
     """
     run = estimate if options.estimate else count
     loading = {"seed": options.seed, "dtype": options.device.dtype, "device": options.device.device}
-    run(files, options.out, options.model, options.field, loading, options.force)
+    model = with_revision(options.model, options.revision)
+    run(files, options.out, model, options.field, loading, options.force)
 
 
 def count(

@@ -35,7 +35,7 @@ class DeviceOptions:
     """The dtype and the device of a model's weights."""
 
     dtype: Annotated[str | None, option(metavar="T")] = None
-    """Compute type: float32, bfloat16 or float16. Default: float32 on a CPU, else bfloat16."""
+    """float32, bfloat16, half, or auto: as stored. Default: float32 on a CPU, else bfloat16."""
 
     device: Annotated[str | None, option(metavar="X")] = None
     """cpu, cuda or cuda:N. Default: cuda if available."""
@@ -44,6 +44,7 @@ class DeviceOptions:
 class LoadKeywords(TypedDict):
     """Keyword arguments of `LLM` besides the model."""
 
+    revision: str | None
     dtype: str | None
     device: str | None
     quantization: str | None
@@ -54,6 +55,9 @@ class LoadKeywords(TypedDict):
 class LoadOptions(DeviceOptions):
     """Keyword arguments of `LLM` besides the model's name."""
 
+    revision: Annotated[str | None, option(metavar="R")] = None
+    """Branch, tag or commit of a hub id."""
+
     quantization: Annotated[str | None, option("--quantize", metavar="Q")] = None
     """Quantize to int8, or int4 (CPU, bfloat16); extra `quantize`. Default: off."""
 
@@ -63,6 +67,7 @@ class LoadOptions(DeviceOptions):
     def keywords(self) -> LoadKeywords:
         """Return the options as keyword arguments of `LLM`."""
         return {
+            "revision": self.revision,
             "dtype": self.dtype,
             "device": self.device,
             "quantization": self.quantization,

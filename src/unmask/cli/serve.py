@@ -83,7 +83,7 @@ def run(options: ServeOptions) -> None:
     if counts is not None:
         from unmask.models import read_spec
 
-        spec = read_spec(model)
+        spec = read_spec(model, options.load.revision)
         settings = settings_of(options, spec, model, defaults_of(spec, options, method), access)
         serve_replicas(options, model, settings, counts)
         return

@@ -37,8 +37,10 @@ class EvalKeys:
     chat: bool | None = key(
         None, "format prompts with the model's chat template; default: if the model has one"
     )
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = key(
-        None, "type of the weights; default: float32 on a CPU, else as stored"
+    dtype: Literal["float32", "bfloat16", "float16", "half", "float64", "auto"] | None = key(
+        None,
+        "type of the weights; auto: the checkpoint's, but float32 for float16 on a CPU; default: float32 "
+        "on a CPU, else bfloat16",
     )
     device: str | None = key(None, "cpu, cuda or cuda:N; default: cuda if available, else cpu")
     output: str | None = key(
@@ -77,6 +79,9 @@ class ModelKeys:
     path: str | None = key(
         None,
         "bundled name, checkpoint folder or hub id; default: from $UNMASK_MODELS, else of the preset",
+    )
+    revision: str | None = key(
+        None, "branch, tag or commit of a hub id, as in owner/name@revision; default: main"
     )
 
 

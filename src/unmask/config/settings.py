@@ -13,6 +13,7 @@ from unmask.errors import ConfigError
 from unmask.evals.catalog import CATALOG
 from unmask.evals.settings import EvalSettings
 from unmask.method import CACHE_PREFIX, MethodSpec, split_cache_keys
+from unmask.models import with_revision
 from unmask.sampling.params import SamplingParams
 
 RUNS = "runs/eval"
@@ -30,7 +31,9 @@ def settings_of(composed: Composed, method: MethodSpec | None = None) -> EvalSet
         data = dataclasses.replace(data, value=None)
     settings = EvalSettings(
         task=task,
-        model=composed["model.path"] or composed["model.name"] or "",
+        model=with_revision(
+            composed["model.path"] or composed["model.name"] or "", composed["model.revision"]
+        ),
         method=method,
         gen_length=_length(composed, method),
         data=data.value,

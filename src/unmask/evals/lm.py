@@ -24,6 +24,7 @@ from unmask.errors import ConfigError, LengthError, PromptError
 from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, check_fit, decode_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.settings import EvalSettings, method_settings
+from unmask.models import with_revision
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -39,8 +40,9 @@ class UnmaskLM(LM):  # type: ignore[misc]
     """A model of ours for lm-eval.
 
     `--model_args pretrained=demo,decoder=threshold,cache=dual,gen_length=256,threshold=0.9`: `pretrained`
-    is a bundled name, folder or hub id; next come the settings of `EvalSettings` for decoding; every other
-    name is a knob of the decoder, a sampling parameter, or `cache.NAME`. `check_greedy` costs one forward
+    is a bundled name, folder or hub id, of which a `revision` may be given; next come the settings of
+    `EvalSettings` for decoding; every other name is a knob of the decoder, a sampling parameter, or
+    `cache.NAME`. `check_greedy` costs one forward
     per token of every likelihood and sets the second value of its answer, which is False otherwise.
 
     Raises ConfigError and ModelError.
@@ -49,6 +51,7 @@ class UnmaskLM(LM):  # type: ignore[misc]
     def __init__(
         self,
         pretrained: str = "demo",
+        revision: str | None = None,
         batch_size: int | str = 1,
         device: str | None = None,
         check_greedy: bool = True,
@@ -59,7 +62,9 @@ class UnmaskLM(LM):  # type: ignore[misc]
 
         if max_batch_size is not None:
             raise ConfigError(f"max_batch_size={max_batch_size} has no effect; use batch_size")
-        options = method_settings(pretrained, batch_size, _available(device), settings)
+        options = method_settings(
+            with_revision(pretrained, revision), batch_size, _available(device), settings
+        )
         llm = LLM(options.model, dtype=options.dtype, device=options.device)
         self._set_up(llm, options, check_greedy)
 

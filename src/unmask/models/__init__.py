@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from unmask.errors import ConfigError, ModelError, unknown_name
 from unmask.models.folder_files import read_object, shortened
-from unmask.models.folders import BUNDLED, resolve_model
+from unmask.models.folders import BUNDLED, resolve_model, with_revision
 from unmask.models.hf_config import Config, added_token_id, refuse_quantized
 from unmask.models.registry import Family, find_family
 from unmask.models.spec import ModelSpec
@@ -38,6 +38,7 @@ __all__ = [
     "resolve_model",
     "torch_device",
     "torch_dtype",
+    "with_revision",
 ]
 DTYPES = {
     "float64": "float64",
@@ -48,6 +49,7 @@ DTYPES = {
     "float16": "float16",
     "fp16": "float16",
     "half": "float16",
+    "float": "float32",
 }
 AUTO = "auto"
 """Name of the dtype that the checkpoint's config gives."""
@@ -119,9 +121,10 @@ def checkpoint_dtype(config: Config, folder: Path, device: torch.device) -> str:
     else:
         name = DTYPES.get(str(value).removeprefix("torch."), "")
         if not name:
+            hint = unknown_name("torch_dtype", shortened(str(value)), DTYPES)
             raise ModelError(
-                f"config.json: torch_dtype={shortened(str(value))!r} is not supported; supported: "
-                f"{', '.join(DTYPES)}; set dtype, e.g. dtype=bfloat16, instead of dtype=auto"
+                f"config.json: torch_dtype={shortened(str(value))!r}: {hint}; set dtype, e.g. "
+                f"dtype=bfloat16, instead of dtype=auto"
             )
     return "float32" if (name, device.type) == ("float16", "cpu") else name
 

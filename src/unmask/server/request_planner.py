@@ -73,7 +73,8 @@ class Planner:
         roles = {"developer": "system"}
         messages = [
             {"role": roles.get(turn.role, turn.role), "content": turn.text}
-            | ({} if turn.name is None else {"name": turn.name}) for turn in turns
+            | ({} if turn.name is None else {"name": turn.name})
+            for turn in turns
         ]
         return self.llm.chat_ids(messages)
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unmask.errors import ModelError
-from unmask.models.hf_config import SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
+from unmask.models.folder_files import shortened
+from unmask.models.hf_config import OFF, SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("LLaDA2MoeModelLM", "LLaDA2MoeModel")
@@ -62,6 +63,7 @@ REQUIRED: Allowed = {
     "norm_head": (False, None),
     "norm_softmax": (False, None),
     "norm_topk_prob": (True,),
+    "router_dtype": ("fp32", "float32", None),
     "score_function": ("sigmoid",),
     "use_bias": (False, None),
     "use_rmsnorm": (True, None),
@@ -83,6 +85,7 @@ def spec_from_config(config: Config) -> ModelSpec:
             f"config.json: {edits[0]}={config[edits[0]]!r} makes this LLaDA2.2, whose tokens insert and "
             f"delete; it is not supported; supported: LLaDA2.0 and LLaDA2.1, which have no such token"
         )
+    _refuse_block_routing(config)
     reader.require(REQUIRED)
     pad_id = reader.integer("pad_token_id", DEFAULTS.eos_id, least=0)
     return replace(
@@ -95,6 +98,17 @@ def spec_from_config(config: Config) -> ModelSpec:
         block_size=reader.integer("block_size", 32),
         turn_end="<|role_end|>",
     )
+
+
+def _refuse_block_routing(config: Config) -> None:
+    """Raise ModelError for an `expert_capacity` that leaves out experts for a whole block of tokens."""
+    capacity = config.get("expert_capacity")
+    if capacity not in OFF:
+        raise ModelError(
+            f"config.json: expert_capacity={shortened(repr(capacity))} asks for block routing, in which "
+            f"the tokens of a block share their experts (LLaDA2.2); it is not supported; supported: "
+            f"LLaDA2.0 and LLaDA2.1, without this key"
+        )
 
 
 def _experts(reader: ConfigReader) -> ExpertSpec:
