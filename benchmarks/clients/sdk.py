@@ -62,6 +62,20 @@ class Checks:
         same("text", text, whole.choices[0].text)
         same("usage", chunks[-1].usage, whole.usage)
 
+    def _check_that_a_response_is_the_chat_and_goes_back_as_history(self) -> None:
+        chat = self.chat()
+        asked = {"model": self.model, "input": QUESTION, "max_output_tokens": 48}
+        whole = self.client.responses.create(**asked)
+        same("text", whole.output_text, chat.choices[0].message.content)
+        with self.client.responses.stream(**asked) as stream:
+            text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+            final = stream.get_final_response()
+        same("streamed text", text, final.output_text)
+        own = [item.to_dict() for item in final.output]
+        asked["input"] = [*MESSAGES, *own, {"role": "user", "content": "And 2 more?"}]
+        self.client.responses.create(**asked)
+        self.sent += 3
+
     def _check_that_several_answers_are_as_many_choices(self) -> None:
         found = self.chat(n=3, temperature=0.8)
         same("indexes", [choice.index for choice in found.choices], [0, 1, 2])
