@@ -124,6 +124,19 @@ def test_what_would_change_the_answer_and_cannot_is_refused(client, more, param,
     assert param in (None, error["param"])
 
 
+def test_one_turn_too_many_by_the_instructions_is_refused(client):
+    items = [{"role": "user", "content": "a"}] * 1024
+    reply = client.post(URL, json={**BODY, "instructions": "Be brief.", "input": items})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "input")
+
+
+def test_an_empty_answer_is_legal_history(client):
+    empty = events_of(client, stop="I", max_output_tokens=4)[-1]["response"]["output"]
+    assert empty[0]["content"][0]["text"] == ""
+    turn = {"role": "user", "content": QUESTION}
+    assert ask(client, input=[turn, *empty, turn], max_output_tokens=4)["output"]
+
+
 def test_the_sdk_creates_and_streams_responses(live):
     openai = pytest.importorskip("openai")
     own = {"decoder": "threshold", "seed": 0}

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from unmask.server.errors import ApiError
 from unmask.server.generation import Answer, Generation
 from unmask.server.openapi import Api
-from unmask.server.protocol import ChatRequest
+from unmask.server.protocol import MAX_MESSAGES, ChatRequest
 from unmask.server.reply_models import ReplyResponse, encode
 from unmask.server.request_parsing import COMMON_NEUTRAL, NeutralValues, parse_body, read_json
 from unmask.server.request_planner import GenerationPlan, Planner
@@ -116,8 +116,16 @@ def plan_response(
 ) -> list[GenerationPlan]:
     """Return the plan of the chat request that a response stands for. Raises ApiError."""
     given = {key: getattr(body, key) for key in body.model_fields_set - OWN_FIELDS}
+    turns = body.messages()
+    if len(turns) > MAX_MESSAGES:
+        raise ApiError(
+            400,
+            f"input and instructions are {len(turns)} messages; at most {MAX_MESSAGES} are allowed",
+            param="input",
+            code="invalid_value",
+        )
     chat = ResponseChat.model_validate(
-        {**given, "messages": body.messages(), "max_tokens": body.max_output_tokens}
+        {**given, "messages": turns, "max_tokens": body.max_output_tokens}
     )
     return renamed(planner, chat, knobs)
 
