@@ -537,3 +537,34 @@ def test_every_command_that_takes_a_model_takes_its_revision(home, tmp_path, cap
     ):
         assert main([*words, "--revision", "nope"]) == 2, words
         assert text in capsys.readouterr().err, words
+
+
+@pytest.mark.parametrize("name", ["PeftModelForCausalLM", "OptimizedModule"])
+def test_the_class_of_a_wrapper_is_passed_over_for_the_model_type(name, home):
+    folder = home("dream")
+    folder.config(architectures=[name])
+    assert read_spec(folder.path).family == "dream"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_broken_link_is_called_one(name, home):
+    folder = home()
+    (folder.path / name).unlink()
+    (folder.path / name).symlink_to("../blobs/gone")
+    folder.refused(name, "a link to a file that is not there")
+
+
+def test_a_capacity_of_all_experts_without_groups_is_plain_routing(home):
+    folder = home("llada2_moe")
+    folder.config(topk_group=4)
+    expected = read_spec(folder.path)
+    folder.config(expert_capacity=16)
+    assert read_spec(folder.path) == expected
+    folder.config(topk_group=2)
+    folder.refused("expert_capacity=16")
+
+
+@pytest.mark.parametrize("value", ["", 5])
+def test_a_revision_that_is_none_is_refused(value):
+    with pytest.raises(ConfigError, match="revision="):
+        resolve_model("acme/tiny", value)

@@ -34,7 +34,7 @@ def shortened(text: str, most: int = MAX_NAME) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ModelError for a folder that holds Git LFS pointers or an adapter instead of a model."""
+    """Raise ModelError for a folder with Git LFS pointers, broken links, or an adapter for a model."""
     pointers = sorted(
         {path.name for pattern in READ for path in folder.glob(pattern) if is_pointer(path)}
     )
@@ -42,6 +42,19 @@ def check_folder(folder: Path) -> None:
         raise ModelError(
             f"{folder}: {listing(pointers)}: only a Git LFS pointer, not the file itself; run `git lfs "
             f"install` and `git lfs pull` in this folder, or download it with `hf download`"
+        )
+    dangling = sorted(
+        {
+            path.name
+            for pattern in READ
+            for path in folder.glob(pattern)
+            if path.is_symlink() and not path.exists()
+        }
+    )
+    if dangling:
+        raise ModelError(
+            f"{folder}: {listing(dangling)}: a link to a file that is not there; download the model again"
+            f"{unfinished(folder)}"
         )
     if (folder / ADAPTER).exists():
         raise _adapter(folder)

@@ -24,11 +24,15 @@ def resolve_model(model: str | Path, revision: str | None = None, *, weights: bo
     has none, or two of them.
     """
     text = str(model)
+    if revision is not None and not isinstance(revision, str):
+        raise ConfigError(f"revision={revision!r} must be a text: a branch, a tag or a commit")
+    if revision == "":
+        raise ConfigError("revision='' is empty; give a branch, a tag or a commit, or leave it out")
     path = _path(text)
     if "@" in text and (path is None or not path.exists()):
         text = with_revision(text, revision)
         text, _, revision = text.rpartition("@")
-        path = _path(text)
+        path = _path(text) if text else None
     if text in BUNDLED:
         _refuse_revision(text, revision)
         if not (BUNDLED[text] / "config.json").exists():
@@ -145,8 +149,9 @@ def snapshot(cache: Path, revision: str | None = None) -> Path:
 def revisions(cache: Path) -> list[str]:
     """Return the branches, tags and commits of a repository in the hub's cache."""
     refs = cache / "refs"
-    branches = [str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file()]
-    return sorted(branches) + sorted(path.name for path in (cache / "snapshots").glob("*"))
+    commits = sorted(path.name for path in (cache / "snapshots").glob("*"))
+    names = (str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file())
+    return [*sorted(name for name in names if _commit(cache, name) in commits), *commits]
 
 
 def _commit(cache: Path, revision: str) -> str | None:

@@ -44,7 +44,6 @@ NEUTRAL: Allowed = {
     "delete_token_id": (None, -1),  # as of LLaDA2.2 and DreamOn
     "embedding_multiplier": ONE,
     "expand_token_id": (None, -1),
-    "expert_capacity": OFF,
     "final_logit_softcapping": OFF,
     "is_causal": OFF,
     "logit_softcap": OFF,
@@ -84,14 +83,14 @@ def refuse_quantized(config: Config) -> None:
         if not value:
             continue
         items = value if isinstance(value, Mapping) else {}
-        method = items.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in items else None)
-        loads = [items.get(name) for name in ("load_in_8bit", "load_in_4bit")]
-        if method == "bitsandbytes" and not any(loads):
+        loads = {name: items[name] for name in ("load_in_8bit", "load_in_4bit") if name in items}
+        method = items.get("quant_method") or ("bitsandbytes" if loads else None)
+        if method == "bitsandbytes" and not any(loads.values()):
             continue
+        form = f"{key}={value!r}" if method is None else f"{key} with quant_method={method!r}"
         raise ModelError(
-            f"config.json: {key} says that the weights are quantized, "
-            f"quant_method={shortened(repr(method))}, which is not read; give the checkpoint that it was "
-            f"made from (float32, bfloat16 or float16), and quantization='int8' to save memory"
+            f"config.json: {shortened(form, 200)}: quantized weights are not read; give the checkpoint "
+            f"that it was made from (float32, bfloat16 or float16), and quantization='int8' to save memory"
         )
 
 

@@ -17,6 +17,15 @@ from unmask.models.weight_names import NameMap
 from unmask.plugins import load_plugin, module_names
 
 PACKAGE = "unmask.models.families"
+WRAPPERS = {  # saved from a wrapped model, whose class they hide
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "OptimizedModule",
+    "PeftModel",
+    "PeftModelForCausalLM",
+}
 REQUIRED = ("ARCHITECTURES", "MODEL_TYPES", "MASK", "NAMES", "spec_from_config")
 
 
@@ -83,7 +92,7 @@ def find_family(config: Config, folder: Path) -> Family:
     kind = config.get("model_type")
     if kind == "llada" and config.get("num_experts"):
         kind = "llada_moe"  # its released files have the dense model's type
-    if not architectures:
+    if not architectures or architecture(config) in WRAPPERS:
         for family in families:
             if kind in family.model_types:
                 return family

@@ -218,7 +218,7 @@ def tensors_of(path: Path) -> list[TensorEntry]:
 def _remedy(path: Path) -> str:
     if is_pointer(path):
         return "it is only a Git LFS pointer; run `git lfs pull` in its folder"
-    return "it is damaged or half downloaded; download it again"
+    return f"it is damaged or half downloaded; download it again{unfinished(path.parent)}"
 
 
 def read(file: BinaryIO, tensor: TensorEntry, first: int, target: Tensor) -> None:

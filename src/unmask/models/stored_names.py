@@ -92,7 +92,7 @@ def likely_cause(
     absent = sorted({_layer(name) for name in missing} - {-1})
     if absent and not unmapped and absent[-1] == num_layers - 1:
         return (
-            f"; the file has no tensors of layers {absent[0]} to {absent[-1]}: download it again, or "
+            f"; the file lacks tensors of layers up to {absent[-1]}, the last: download it again, or "
             f"correct the number of layers in config.json"
         )
     if unmapped and missing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from unmask.models.hf_config import SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
+from unmask.models.hf_config import OFF, SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("DreamModel", "DreamForCausalLM", "DreamBaseModel", "DreamPreTrainedModel")
@@ -33,6 +33,7 @@ NAMES = (
 )
 
 REQUIRED: Allowed = {
+    "expert_capacity": OFF,
     "hidden_act": SILU,
     "use_mrope": (False, None),
     "block_size": (None,),  # DreamReasoner: block-causal, and its logits are not shifted

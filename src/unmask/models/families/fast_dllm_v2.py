@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unmask.models.families import dream
-from unmask.models.hf_config import SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
+from unmask.models.hf_config import OFF, SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("Fast_dLLM_QwenForCausalLM", "Fast_dLLM_QwenModel")
@@ -18,6 +18,7 @@ MASK = "|<MASK>|"
 NAMES = dream.NAMES
 
 REQUIRED: Allowed = {
+    "expert_capacity": OFF,
     "hidden_act": SILU,
 }
 

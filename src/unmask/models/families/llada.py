@@ -9,7 +9,7 @@ No released LLaDA is block-causal: the key `block_size` is written by our traine
 from __future__ import annotations
 
 from unmask.errors import ModelError
-from unmask.models.hf_config import SILU, Allowed, Config, ConfigReader
+from unmask.models.hf_config import OFF, SILU, Allowed, Config, ConfigReader
 from unmask.models.spec import ModelSpec
 
 ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel", "LLaDAPreTrainedModel")
@@ -34,6 +34,7 @@ NAMES = (
 
 # keys whose other values change the network in a way that is not supported
 REQUIRED: Allowed = {
+    "expert_capacity": OFF,
     "rope": (True,),
     "scale_logits": (False, None),
     "block_group_size": (1, None),

@@ -102,8 +102,9 @@ def spec_from_config(config: Config) -> ModelSpec:
 
 def _refuse_block_routing(config: Config) -> None:
     """Raise ModelError for an `expert_capacity` that leaves out experts for a whole block of tokens."""
-    capacity = config.get("expert_capacity")
-    if capacity not in OFF:
+    capacity, num_experts = config.get("expert_capacity"), config.get("num_experts")
+    has_all = isinstance(capacity, int) and isinstance(num_experts, int) and capacity >= num_experts
+    if not (capacity in OFF or (has_all and config.get("n_group") == config.get("topk_group"))):
         raise ModelError(
             f"config.json: expert_capacity={shortened(repr(capacity))} asks for block routing, in which "
             f"the tokens of a block share their experts (LLaDA2.2); it is not supported; supported: "

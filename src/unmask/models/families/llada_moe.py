@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from unmask.errors import ModelError
 from unmask.models.families import dream
-from unmask.models.hf_config import SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
+from unmask.models.hf_config import OFF, SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 ARCHITECTURES = ("LLaDAMoEModelLM", "LLaDAMoEModel")
@@ -43,6 +43,7 @@ NAMES = (
 )
 
 REQUIRED: Allowed = {
+    "expert_capacity": OFF,
     "attention_bias": (False, None),
     "block_size": (None,),
     "clip_qkv": (None,),

@@ -13,6 +13,7 @@ from dataclasses import replace
 from unmask.errors import ModelError
 from unmask.models.families import dream
 from unmask.models.hf_config import (
+    OFF,
     SILU,
     Allowed,
     Config,
@@ -50,6 +51,7 @@ NAMES = (
 )
 
 REQUIRED: Allowed = {
+    "expert_capacity": OFF,
     "attention_bias": (False, None),
     "hidden_act": SILU,
 }
