@@ -8,6 +8,7 @@ from tiny import EOS, FAMILIES, KNOWN, MASK, VOCAB, tiny_llm, trace_of
 
 from unmask import ModelError, decoders
 from unmask.engine.llm import draft_by
+from unmask.method import MethodSpec, Source
 
 PROMPT = [7, 8, 9]
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -226,3 +227,48 @@ def test_the_adaptive_vocabulary_of_cadllm_serves_every_decoder(family):
     assert out.trace[0].notes["vocab_size"] == VOCAB, "wide at first"
     ours = run(llm, "cadllm", block_length=None, vocabulary="adaptive")
     assert trace_of(ours) == trace_of(run(llm, "cadllm", block_length=None))
+
+
+# lengths that nobody wrote
+
+
+@pytest.mark.parametrize(
+    ("decoder", "knobs", "num_forwards"),
+    [
+        ("vanilla", {"block_length": 5}, 12),
+        ("vanilla", {"block_length": 5, "steps": 6}, 6),
+        ("vanilla", {"steps": 7}, 7),
+        ("vanilla", {"steps": 1}, 1),
+        ("klass", {"block_length": 7}, None),
+        ("block_diffusion", {"block_length": 40}, 12),
+        ("block_diffusion", {"block_length": 5, "steps": 6}, 6),
+        ("block_diffusion", {"steps": 7}, 7),
+        ("block_diffusion", {"steps": 1}, 1),
+    ],
+)
+def test_a_default_length_never_makes_a_written_knob_an_error(
+    tiny, monkeypatch, decoder, knobs, num_forwards
+):
+    monkeypatch.setattr("unmask.method.GEN_LENGTH", 12)
+    out = tiny().generate([3, 4, 5], decoder, stop_at_eos=False, **knobs)[0]
+    assert len(out.token_ids) <= 12
+    assert MASK not in out.token_ids
+    assert num_forwards in (None, out.num_forwards)
+
+
+@pytest.mark.parametrize("decoder", decoders.names())
+@pytest.mark.parametrize("default", [{"block_length": 5}, {"steps": 2}, {"block_steps": 3}])
+def test_a_default_never_makes_a_written_length_an_error(tiny, decoder, default):
+    if not default.keys() <= decoders.knob_names(decoder) or decoders.finds_length(decoder):
+        return
+    own = MethodSpec.parse(Source({"decoder": decoder, **default}))
+    source = own.source(is_default=True, is_adaptable=True)
+    written = {"steps": 4} if "block_steps" in default else {}
+    written = written if written.keys() <= decoders.knob_names(decoder) else {}
+    for length in (1, 3, 7):
+        method = MethodSpec.parse(Source(written if length == 7 else {}), source)
+        out = tiny().generate(
+            [3, 4, 5], method, gen_length=length, stop_at_eos=False, return_trace=True
+        )[0]
+        assert MASK not in out.token_ids
+        assert len(out.trace) == out.num_forwards

@@ -261,3 +261,44 @@ def test_more_choices_than_the_queue_holds_are_refused_before_they_are_planned(c
         planner.completion(CompletionRequest(prompt=prompts, n=16, max_tokens=4), {})
     assert (caught.value.status, caught.value.code) == (400, "request_too_large")
     assert set(counts.values()) == {0}
+
+
+# values that nobody wrote
+
+
+def defaults(**values):
+    return MethodSpec.parse(Source(values)).source(is_default=True, is_adaptable=True)
+
+
+@pytest.mark.parametrize(
+    ("default", "written", "remaining"),
+    [
+        ({"vocabulary": "static", "vocab_size": 9}, {"vocabulary": "none"}, {"vocabulary": "none"}),
+        ({"vocabulary": "union", "max_missed": 0.5}, {"cfg_scale": 1.0}, {"cfg_scale": 1.0}),
+        (
+            {"decoder": "threshold", "block_steps": 4, "minimal_topk": 2},
+            {"block_steps": None},
+            {"block_steps": None},
+        ),
+        ({"steps": 8}, {"block_length": 4}, {"steps": 8, "block_length": 4}),
+    ],
+)
+def test_a_default_gives_way_to_a_written_value_that_it_contradicts(default, written, remaining):
+    spec = MethodSpec.parse(Source(written), defaults(**default))
+    assert spec.given == remaining
+    assert spec.adaptable == remaining.keys() - written.keys()
+
+
+def test_a_wrong_written_value_is_an_error_beside_defaults_too():
+    for written in ({"threshold": 7.0}, {"vocab_size": 0}, {"comparator": "x"}):
+        with pytest.raises(ConfigError, match=next(iter(written))):
+            MethodSpec.parse(Source(written), defaults(decoder="threshold", comparator="gt"))
+    with pytest.raises(ConfigError, match="threshold=7"):
+        MethodSpec.parse(Source({"preset": "sdar", "threshold": 7.0}))
+
+
+def test_the_values_of_a_preset_are_nobodys_and_stay_so():
+    spec = MethodSpec.parse(Source({"preset": "fast_dllm_v2", "threshold": 0.5}))
+    assert spec.adaptable == {"block_length", "comparator", "first_alone", "whole_blocks"}
+    changed = spec.with_values({"block_length": 4, "cache": "dual"})
+    assert changed.adaptable == {"comparator", "first_alone", "whole_blocks"}

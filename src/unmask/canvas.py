@@ -332,11 +332,12 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Facts of the model that decoders may use.
+    """Facts of the model and of the request that decoders may use.
 
     `block_size`: of block-causal attention, None for full attention. `max_length`: of the context.
     `background()`: the frequency of each token in the model's own output, `(V,)`, measured at the first
     call. `draft(canvas)`: cheap predictions of the open positions, one token per position, -1 for none.
+    `adaptable`: the knobs that nobody wrote for this request; see `MethodSpec.adaptable`.
     """
 
     vocab_size: int
@@ -346,6 +347,7 @@ class ModelFacts:
     max_length: int = 1 << 30
     background: Callable[[], Floats] | None = None
     draft: Callable[[Canvas], Ints] | None = None
+    adaptable: frozenset[str] = frozenset()
 
 
 Stat = Literal["entropy", "margin", "gap", "eos", "kl", "top_v_entropy"]

@@ -224,7 +224,8 @@ class Source:
 
     `origin` names it in listings of values. `spelling` is the form of its keys in errors: "{key}", or
     "{flag}" with hyphens. Values of an `is_default` source give way to those of other sources; the values
-    of all other sources must agree. With `is_soft`, keys that are not knobs of the method are ignored.
+    of all other sources must agree. With `is_soft`, keys that are not knobs of the method are ignored. With
+    `is_adaptable`, nobody wrote the values for this call: they never make a written value an error.
     """
 
     values: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -232,6 +233,7 @@ class Source:
     spelling: str = "{key}"
     is_default: bool = False
     is_soft: bool = False
+    is_adaptable: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

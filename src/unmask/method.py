@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Literal, TypeVar
 
 from unmask import caches, decoders
@@ -85,6 +87,8 @@ class MethodSpec:
 
     `given`: the values that are not defaults, after aliases and presets, by knob (`cache.NAME` for the
     cache); `origins`: the origin of each. `cache` may be `auto`, until `bind` resolves it for a model.
+    `adaptable`: the keys whose values nobody wrote for this call, such as those of a preset or a server;
+    they give way to a written value or a length that they contradict.
     """
 
     decoder: AnyDecoder
@@ -93,6 +97,7 @@ class MethodSpec:
     notes: tuple[Note, ...] = ()
     given: Mapping[str, object] = field(default_factory=dict, compare=False)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    adaptable: frozenset[str] = field(default=frozenset(), compare=False)
 
     @classmethod
     def parse(
@@ -119,7 +124,7 @@ class MethodSpec:
         except ConfigError as error:
             error.key = error.key or "decoder"
             raise
-        decoder, sampling_params = _build(name, own, options)
+        own, decoder, sampling_params = _build_adapted(name, own, options)
         given = own | inside
         return cls(
             decoder,
@@ -128,6 +133,7 @@ class MethodSpec:
             tuple(notes),
             {key: value.value for key, value in given.items()},
             {key: value.source.origin for key, value in given.items()},
+            frozenset(key for key, value in given.items() if value.source.is_adaptable),
         )
 
     def bind(self, block_size: int | None) -> MethodSpec:
@@ -135,14 +141,15 @@ class MethodSpec:
         bound = caches.bind(self.cache, block_size)
         return self if bound is self.cache else replace(self, cache=bound)
 
-    def source(self, *, is_default: bool = False) -> Source:
+    def source(self, *, is_default: bool = False, is_adaptable: bool = False) -> Source:
         """Return the method as a source, from which another method can be derived."""
         values = {"decoder": self.decoder_name, "cache": self.cache_name, **self.given}
-        return Source(values, is_default=is_default)
+        return Source(values, is_default=is_default, is_adaptable=is_adaptable)
 
     def with_values(self, values: Mapping[str, object]) -> MethodSpec:
         """Return a copy with other values for some keys. Raises ConfigError."""
-        return MethodSpec.parse(Source(values), self.source(is_default=True))
+        spec = MethodSpec.parse(Source(values), self.source(is_default=True))
+        return replace(spec, adaptable=(self.adaptable - values.keys()) | spec.adaptable)
 
     @property
     def decoder_name(self) -> str:
@@ -296,6 +303,7 @@ def _with_preset(
         )
     shown = ", ".join(f"{key}={value}" for key, value in chosen.items())
     notes.append(Note("preset", "preset", f"preset {preset} is {decoder}({shown})"))
+    origin = replace(origin, is_adaptable=True)
     return decoder, {**{k: SourcedValue(v, origin) for k, v in chosen.items()}, **rest}
 
 
@@ -407,6 +415,24 @@ def _cache_by_alias(
         rest = {key: value for key, value in knobs.items() if key != alias.key}
         return name if _is_off(alias, written) else alias.target, rest
     return name, dict(knobs)
+
+
+def _build_adapted(
+    name: str, knobs: dict[str, SourcedValue], options: Iterable[str]
+) -> tuple[dict[str, SourcedValue], AnyDecoder, SamplingParams]:
+    """Build the method without the fewest adaptable knobs that contradict written ones, at most two.
+
+    Returns the knobs that remain too. Raises ConfigError.
+    """
+    adaptable = [key for key, value in knobs.items() if value.source.is_adaptable]
+    try:
+        return knobs, *_build(name, knobs, options)
+    except ConfigError:
+        for dropped in (*combinations(adaptable, 1), *combinations(adaptable, 2)):
+            rest = {key: value for key, value in knobs.items() if key not in dropped}
+            with suppress(ConfigError):
+                return rest, *_build(name, rest, options)
+        raise
 
 
 def _build(

@@ -11,7 +11,7 @@ from tiny import tiny_llm
 from unmask import caches, decoders
 from unmask.knobs import split_call
 from unmask.method import MethodSpec, Source
-from unmask.server.settings import ServerSettings
+from unmask.server.settings import Limits, ServerSettings
 
 CHAT_URL, COMPLETIONS, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
 SAMPLED = {"prompt": "A story about a dog: ", "temperature": 2.0, "max_tokens": 8, "steps": 4}
@@ -403,3 +403,24 @@ def test_the_schema_tells_every_decoder_cache_and_knob_with_type_and_default(cli
         item["type"] in {"int", "float", "bool", "str", "choice", "list", "object"}
         for item in every
     )
+
+
+def test_the_servers_block_length_never_makes_a_length_an_error(demo_llm):
+    defaults = MethodSpec.parse(Source({"decoder": "threshold", "block_length": "32"}))
+    settings, room = ServerSettings(("demo",), defaults, limits=Limits(max_model_len=64)), 64
+    with gated_client(demo_llm, settings) as client:
+        for size in (1, 33, 55):
+            ask(client, COMPLETIONS, prompt="A dog", max_tokens=size)
+        ask(client, COMPLETIONS, prompt="A dog", suffix=" sat", max_tokens=5)
+        ask(client, COMPLETIONS, prompt="A dog", suffix=" sat")
+        ask(client, COMPLETIONS, prompt="A dog", decoder="vanilla", steps=5, temperature=0)
+        for rest in (
+            1,
+            2,
+            31,
+            33,
+        ):  # what the context leaves, in blocks of the server's or of one's own
+            body = {"prompt": [7] * (room - rest), "ignore_eos": True}
+            for own in ({}, {"block_length": 16}, {"decoder": "block_diffusion", "steps": 3}):
+                usage = ask(client, COMPLETIONS, **body, **own)["usage"]
+                assert usage["completion_tokens"] == rest

@@ -22,7 +22,10 @@ def method_of(composed: Composed) -> MethodSpec:
     names = {"decoder": composed["generation.strategy"], "cache": composed["cache.name"]}
     spec = MethodSpec.parse(
         Source(names),
-        *(Source(values, layer, is_soft=layer in soft) for layer, values in layers.items()),
+        *(
+            Source(values, layer, is_soft=layer in soft, is_adaptable=layer in soft)
+            for layer, values in layers.items()
+        ),
         gen_length=composed["generation.gen_length"],
         options=OPTIONS,
     )

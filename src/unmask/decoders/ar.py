@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unmask.canvas import ModelFacts
 from unmask.decoders.base.growing import Growing
 from unmask.errors import ConfigError
 
@@ -23,9 +24,9 @@ class Autoregressive(Growing):
                 "score and sigma have no effect on decoder ar: it has one open position"
             )
 
-    def growth(self, gen_length: int) -> tuple[int, int | None]:
+    def growth(self, gen_length: int, facts: ModelFacts) -> tuple[int, int | None]:
         """Append one position per forward."""
-        return 1, 1
+        return 1, None
 
 
 DECODER = Autoregressive

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unmask.canvas import ModelFacts
 from unmask.decoders import knob
+from unmask.decoders.base.blockwise import check_steps
 from unmask.decoders.base.growing import Growing
 from unmask.errors import ConfigError
 
@@ -20,31 +22,31 @@ class BlockDiffusion(Growing):
 
     block_length: int | None = knob(
         None,
-        "positions per block; 1: autoregressive, gen_length: a single block; default: 32, or gen_length if "
-        "that is less",
+        "positions per block; 1: autoregressive, gen_length: a single block; the last one ends with the "
+        "answer; default: 32",
     )
     steps: int | None = knob(
         None,
-        "total forwards, a multiple of the number of blocks; few: many tokens per forward; default: "
-        "gen_length (one token per forward)",
+        "total forwards, a multiple of the number of blocks if block_length is given too; few: many tokens "
+        "per forward; default: gen_length (one token per forward)",
     )
 
-    def growth(self, gen_length: int) -> tuple[int, int | None]:
-        """Check the knobs; return the block length and the forwards per block (the last may be shorter)."""
-        length = min(32, gen_length) if self.block_length is None else self.block_length
-        if not 1 <= length <= gen_length:
-            raise ConfigError(
-                f"block_length={length} must be between 1 and gen_length={gen_length}"
-            )
-        blocks = -(-gen_length // length)
+    def growth(self, gen_length: int, facts: ModelFacts) -> tuple[int, int | None]:
+        """Check the knobs; return the block length and the number of forwards."""
+        has_steps = self.steps is not None and "steps" not in facts.adaptable
+        length = 32 if self.block_length is None else self.block_length
+        if length < 1:
+            raise ConfigError(f"block_length={length} must be at least 1")
+        is_given = self.block_length is not None and "block_length" not in facts.adaptable
+        if has_steps and not is_given:
+            length = max(length, -(-gen_length // max(1, self.steps or 1)))
+        length = min(length, gen_length)
         if self.steps is None:
             return length, None
-        if self.steps < 1 or self.steps % blocks:
-            raise ConfigError(
-                f"steps={self.steps} cannot be split over {blocks} blocks (gen_length={gen_length}, "
-                f"block_length={length}); use a positive multiple of {blocks}"
-            )
-        return length, self.steps // blocks
+        blocks = -(-gen_length // length)
+        if has_steps or self.steps < 1:
+            check_steps(self.steps, blocks, gen_length, length, is_even=is_given)
+        return length, max(self.steps, blocks)
 
 
 DECODER = BlockDiffusion

@@ -144,7 +144,7 @@ class RequestBuilder:
                 "drop_after_eos=true has no effect where no end token ends the answer (stop_at_eos=false, "
                 "ignore_eos=true, infilling); leave it out"
             )
-        facts = self.facts
+        facts = replace(self.facts, adaptable=method.adaptable)
         drafter = method.decoder.draft_model
         if drafter is not None:
             if drafter not in self.drafters:

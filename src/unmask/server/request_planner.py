@@ -99,7 +99,7 @@ class Planner:
         except PromptError as error:
             raise library_error(error, "parts") from None
         self._check_room(len(canvas), "the text", "parts")
-        return self._plans(body, [canvas], [0], None, knobs)
+        return self._plans(body, [canvas], [0], knobs)
 
     def continuations(
         self,
@@ -133,26 +133,34 @@ class Planner:
         self, body: CompletionRequest, prompts: list[Prompt], knobs: Mapping[str, object]
     ) -> list[GenerationPlan]:
         assert body.suffix is not None, "without a suffix there is no middle"
-        size = body.length or GEN_LENGTH
-        canvases = [self.llm.middle_canvas(one, size, body.suffix) for one in prompts]
+        canvases = [self._middle(one, body.suffix, body.length) for one in prompts]
         for canvas in canvases:
             self._check_room(len(canvas), "prompt, answer and suffix", body.length_name)
         starts = [canvas.prompt_length for canvas in canvases]
-        return self._plans(body, canvases, starts, size, knobs)
+        return self._plans(body, canvases, starts, knobs, has_size=True)
+
+    def _middle(self, prompt: Prompt, suffix: str, size: int | None) -> Canvas:
+        """Return the canvas of a middle of `size` positions; None: the default, or what is left."""
+        if size is None:
+            size = 1 + self.max_length - len(self.llm.middle_canvas(prompt, 1, suffix))
+            size = max(1, min(GEN_LENGTH, size))
+        return self.llm.middle_canvas(prompt, size, suffix)
 
     def _plans(
         self,
         body: DecodingRequest,
         canvases: list[Canvas],
         starts: list[int],
-        size: int | None,
         knobs: Mapping[str, object],
+        *,
+        has_size: bool = False,
     ) -> list[GenerationPlan]:
+        """Plan the open positions of canvases; with `has_size` the text is that of these alone."""
         method, seed = self.method(body, knobs), _seed_of(body)
         plans: list[GenerationPlan] = []
         for canvas, start in zip(canvases, starts, strict=True):
             num_prompt = int(canvas.fixed.sum())
-            span = (num_prompt, start, size)
+            span = (num_prompt, start, canvas.num_open if has_size else None)
             plans += self._copies(body, method, seed, canvas, span, len(plans))
         return plans
 
@@ -240,7 +248,7 @@ class Planner:
 
     def _defaults(self, body: DecodingRequest) -> tuple[Source, ...]:
         """Return the server's defaults; `max_tokens` bounds a decoder that chooses the length."""
-        own = self.settings.defaults.source(is_default=True)
+        own = self.settings.defaults.source(is_default=True, is_adaptable=True)
         if body.length is None:
             return (own,)
         first = min(DEFAULT_FIRST_LENGTH, body.length)

@@ -124,60 +124,84 @@ class Scheduled(Blockwise):
 
     steps: int | None = knob(
         None,
-        "total forwards, a multiple of the number of blocks; few: many tokens per forward, gen_length or "
-        "more: one; default: gen_length; for block-causal models any number, at least 1: every block "
-        "commits gen_length / steps tokens per forward",
+        "total forwards, a multiple of the number of blocks if block_length is given too; few: many tokens "
+        "per forward, gen_length or more: one; default: gen_length; for block-causal models any number, at "
+        "least 1: every block commits gen_length / steps tokens per forward",
     )
     block_steps: int | None = knob(
         None, "forwards per block, at least 1; 1: the whole block at once; default: set by steps"
     )
 
+    def schedule(self, facts: ModelFacts) -> tuple[int | None, int | None]:
+        """Return `steps` and `block_steps`, of which a default gives way to the other."""
+        adaptable = {"steps", "block_steps"} & facts.adaptable
+        if self.steps is None or self.block_steps is None or len(adaptable) != 1:
+            return self.steps, self.block_steps
+        return (None, self.block_steps) if "steps" in adaptable else (self.steps, None)
+
+    def length_of(self, canvas: Canvas, facts: ModelFacts) -> int:
+        """Return the block length; a default one leaves every block a forward of the given `steps`."""
+        length, steps = super().length_of(canvas, facts), self.schedule(facts)[0]
+        is_given = self.block_length is not None and "block_length" not in facts.adaptable
+        has_steps = steps is not None and "steps" not in facts.adaptable
+        if is_given or not has_steps or facts.block_size is not None:
+            return length
+        size = len(canvas) - canvas.prompt_length
+        return max(length, -(-size // max(1, steps or 1)))
+
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int:
         """Return the number of forwards in the schedule."""
-        if self.block_steps is not None:
-            return self.block_steps * self.num_blocks(canvas, facts)
-        return len(canvas) - canvas.prompt_length if self.steps is None else self.steps
+        blocks, (steps, block_steps) = self.num_blocks(canvas, facts), self.schedule(facts)
+        if block_steps is not None:
+            return block_steps * blocks
+        if steps is None:
+            return len(canvas) - canvas.prompt_length
+        return max(steps, blocks) if "steps" in facts.adaptable else steps
+
+    def steps_before(self, canvas: Canvas, facts: ModelFacts, start: int) -> int:
+        """Return the forwards planned for the blocks before the one at `start`, shared out evenly."""
+        offset = start - canvas.prompt_length
+        if self.schedule(facts) == (None, None) and not canvas.infilling:
+            return offset
+        index = -(-offset // self.length_of(canvas, facts))
+        return -(-self.planned_steps(canvas, facts) * index // self.num_blocks(canvas, facts))
 
     def planned_step(self, canvas: Canvas, state: Block) -> int | None:
-        """Return the block's share of the schedule times the blocks before, plus the block's forwards."""
+        """Return the forwards planned for the blocks before, plus those of this block so far."""
         if self.is_aligned(canvas, state.facts):  # the prompt may cut the first block's share
             return None
-        steps, blocks = (
-            self.planned_steps(canvas, state.facts),
-            self.num_blocks(canvas, state.facts),
-        )
-        length = self.length_of(canvas, state.facts)
-        return (state.start - canvas.prompt_length) // length * (steps // blocks) + state.step
+        return self.steps_before(canvas, state.facts, state.start) + state.step
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
-        """Check the canvas, and that `steps` can be split evenly among its blocks."""
+        """Check the canvas, and that `steps` can be shared out among its blocks."""
         size = len(canvas) - canvas.prompt_length
         block = super().start(canvas, facts)
         length, blocks = self.length_of(canvas, facts), self.num_blocks(canvas, facts)
         check_block_steps(self.block_steps)
-        if self.steps is not None and self.block_steps is not None:
+        steps, block_steps = self.schedule(facts)
+        if steps is not None and block_steps is not None:
             raise ConfigError(
-                f"steps={self.steps} and block_steps={self.block_steps} both set the forwards; give one"
+                f"steps={steps} and block_steps={block_steps} both set the forwards; give one"
             )
-        ragged = not self.is_aligned(canvas, facts) and (self.steps or 0) % blocks
-        if self.steps is not None and (self.steps < 1 or ragged):
-            raise ConfigError(
-                f"steps={self.steps} cannot be split over {blocks} blocks (gen_length={size}, "
-                f"block_length={length}); use a positive multiple of {blocks}"
-            )
+        is_free = self.is_aligned(canvas, facts) or "steps" in facts.adaptable
+        if steps is not None and not (is_free and steps >= 1):
+            is_even = self.block_length is not None and "block_length" not in facts.adaptable
+            check_steps(steps, blocks, size, length, is_even=is_even)
         return block
 
     def enter(self, canvas: Canvas, start: int, facts: ModelFacts) -> Block:
         """Return a block with quotas for its open positions or, if aligned, for a whole block."""
         block = super().enter(canvas, start, facts)
         count = len(canvas.open_positions(start, block.end))
-        steps = self.block_steps
+        total, steps = self.schedule(facts)
         aligned, length = self.is_aligned(canvas, facts), self.length_of(canvas, facts)
-        if steps is None and self.steps is not None:
+        if steps is None and total is not None and aligned:
             size = len(canvas) - canvas.prompt_length
-            steps = self.steps // self.num_blocks(canvas, facts)
-            if aligned:  # the prompt may cut the first block: keep the rate of the schedule
-                steps = max(1, self.steps * length // size)
+            # the prompt may cut the first block: keep the rate of the schedule
+            steps = max(1, total * length // size)
+        elif steps is None and total is not None:
+            before = self.steps_before(canvas, facts, start)
+            steps = self.steps_before(canvas, facts, block.end) - before
         if aligned and steps is not None:
             count = length
         steps = count if steps is None else steps
@@ -188,6 +212,17 @@ class Scheduled(Blockwise):
     def quota_of(block: Block) -> int:
         """Return the number of positions to commit in this forward; 1 after the end of the schedule."""
         return block.quotas[block.step] if block.step < len(block.quotas) else 1
+
+
+def check_steps(steps: int, blocks: int, size: int, length: int, *, is_even: bool) -> None:
+    """Raise ConfigError unless `steps` can be shared out among the blocks, evenly if `is_even`."""
+    if steps >= blocks and not (is_even and steps % blocks):
+        return
+    allowed = f"a positive multiple of {blocks}" if is_even else f"at least {blocks}"
+    raise ConfigError(
+        f"steps={steps} cannot be split over {blocks} blocks (gen_length={size}, "
+        f"block_length={length}); use {allowed}"
+    )
 
 
 def check_block_steps(block_steps: int | None) -> None:

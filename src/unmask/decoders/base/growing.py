@@ -18,11 +18,20 @@ from unmask.selection import quota, quota_schedule
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Final length of the canvas, block length, and forwards per block (None: one per position)."""
+    """First and last position of the answer, block length, and forwards (None: one per position)."""
 
+    first: int
     total: int
     length: int
     steps: int | None
+
+    def steps_before(self, start: int) -> int:
+        """Return the forwards of the blocks before the one at `start`, shared out evenly."""
+        if self.steps is None:
+            return start - self.first
+        blocks = -(-(self.total - self.first) // self.length)
+        index = -(-(start - self.first) // self.length)
+        return -(-self.steps * index // blocks)
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,8 @@ class Growing(Scoring, Decoder[Block]):
     """A block of masks at the end of the canvas; when it is full, the next one is appended."""
 
     @abstractmethod
-    def growth(self, gen_length: int) -> tuple[int, int | None]:
-        """Return the block length and the forwards per block (None: one per position)."""
+    def growth(self, gen_length: int, facts: ModelFacts) -> tuple[int, int | None]:
+        """Return the block length and the number of forwards (None: one per position)."""
 
     @property
     def grows(self) -> bool:
@@ -45,19 +54,20 @@ class Growing(Scoring, Decoder[Block]):
                 f"decoder {self.name!r} grows the answer at its end and cannot fill blanks inside a text; "
                 f"use vanilla, threshold or another decoder of the whole canvas"
             )
-        length, _ = self.growth(len(canvas) - canvas.prompt_length)
+        length, _ = self.growth(len(canvas) - canvas.prompt_length, facts)
         return truncate(canvas, min(len(canvas), canvas.prompt_length + length))
 
     def start(self, canvas: Canvas, facts: ModelFacts) -> Block:
         """Return the state of the first block."""
         self.check_scores(facts)
-        length, steps = self.growth(len(canvas) - canvas.prompt_length)
-        return self._enter(canvas.prompt_length, Extent(len(canvas), length, steps), facts)
+        first, total = canvas.prompt_length, len(canvas)
+        length, steps = self.growth(total - first, facts)
+        return self._enter(first, Extent(first, total, length, steps), facts)
 
     @staticmethod
     def _enter(start: int, extent: Extent, facts: ModelFacts) -> Block:
         end = min(start + extent.length, extent.total)
-        steps = end - start if extent.steps is None else min(extent.steps, end - start)
+        steps = min(extent.steps_before(end) - extent.steps_before(start), end - start)
         return Block(start, end, facts, quotas=quota_schedule(end - start, steps), memory=extent)
 
     @staticmethod
