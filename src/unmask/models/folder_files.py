@@ -17,7 +17,7 @@ PARTIAL = ("*.incomplete", "*.aria2", "*.crdownload", "*.part", "*.partial")
 """Patterns of files that a download in progress leaves behind."""
 ADAPTER = "adapter_config.json"
 MAX_SHOWN = 4
-MAX_NAME = 100
+MAX_NAME = 140
 
 
 def listing(names: Sequence[str], most: int = MAX_SHOWN) -> str:

@@ -181,6 +181,8 @@ def fit(folder: Path, shapes: Mapping[str, Shape], names: NameMap, is_tied: bool
             (int(name.split(".")[1]) for name in shapes if name[:7] == "layers."), default=-1
         )
         cause = likely_cause(problems[UNMAPPED], problems[MISSING], head_name, num_layers)
+        if any(tensor.kind.startswith("F8_") for tensor in stored.named.values()):
+            cause += "; fp8 weights are quantized: give the checkpoint before quantization"
         raise misfit(folder, problems_text(problems) + cause)
     return Fit(pairs, head, tuple(stored.passed))
 
@@ -214,8 +216,7 @@ def _check(tensor: TensorEntry, shape: Shape, problems: dict[str, list[str]]) ->
     if tensor.shape != shape:
         problems[MISSHAPEN].append(f"{tensor.name} is {tensor.shape}, the config requires {shape}")
     elif tensor.kind not in DTYPES:
-        hint = "; quantized weights are not read" if tensor.kind[:2] in ("F8", "F4", "F6") else ""
-        problems[ILL_TYPED].append(f"{tensor.name} is {tensor.kind}, not {', '.join(DTYPES)}{hint}")
+        problems[ILL_TYPED].append(f"{tensor.name} is {tensor.kind}, not {', '.join(DTYPES)}")
 
 
 def check_tied(folder: Path, head: TensorEntry, embed: Tensor) -> None:
