@@ -115,7 +115,7 @@ def test_the_chat_template_gives_the_familys_own_text(family, llm):
 def test_a_role_that_the_template_does_not_know_is_refused_or_written_out(family, llm):
     messages = [{"role": "critic", "content": "no"}]
     if family in ("llada_moe", "llada2_moe"):
-        with pytest.raises(PromptError, match="chat template refuses"):
+        with pytest.raises(PromptError, match="chat template (refuses|fails)"):
             llm(family).chat_ids(messages)
     else:
         assert "critic" in llm(family).tokenizer.decode(llm(family).chat_ids(messages))

@@ -224,6 +224,9 @@ dtype: bfloat16
 device: cpu
 quantization: int8
 tp_size: 7
+revision: v1
+chat_template: rag
+chat-template-kwargs: "{}"
 replicas: 8
 min-replicas: 9
 max-replicas: 10

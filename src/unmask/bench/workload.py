@@ -10,6 +10,7 @@ import numpy as np
 
 from unmask.bench.endpoint import EndpointQuery
 from unmask.data.records import DataRow, read_rows, shown
+from unmask.engine.templates import ChatFormat
 from unmask.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -157,8 +158,7 @@ class Workload:
             raise ConfigError(
                 "apply_chat_template: the tokenizer has no chat template; leave it out"
             )
-        turn = [{"role": "user", "content": prompt}]
-        text = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+        text = ChatFormat(tokenizer).render([{"role": "user", "content": prompt}])
         return text.replace(str(tokenizer.bos_token), "") if tokenizer.bos_token else text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, TypedDict
 
 from cyclopts import Group, Parameter
 
+from unmask.errors import ConfigError
 from unmask.knobs import Source
 from unmask.options import option
 
@@ -49,6 +51,22 @@ class LoadKeywords(TypedDict):
     device: str | None
     quantization: str | None
     tensor_parallel_size: int
+    chat_template: str | None
+    chat_template_kwargs: Mapping[str, object] | None
+
+
+def read_object(flag: str, text: str | None) -> dict[str, object] | None:
+    """Return the value of a flag that is a JSON object. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        raise ConfigError(f"{flag} {shown!r} must be a JSON object, such as '{{\"name\": true}}'")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +77,16 @@ class LoadOptions(DeviceOptions):
     """Branch, tag or commit of a hub id."""
 
     quantization: Annotated[str | None, option("--quantize", metavar="Q")] = None
-    """Quantize to int8, or int4 (CPU, bfloat16); extra `quantize`. Default: off."""
+    """int8, or int4 (CPU, bfloat16). Default: off."""
 
     tensor_parallel_size: Annotated[int, option("--tp-size", least=1)] = 1
-    """Number of processes (GPUs) over which the model is sharded."""
+    """Processes (GPUs) that share the model."""
+
+    chat_template: Annotated[str | None, option(metavar="T")] = None
+    """One of the tokenizer's templates, or a file."""
+
+    chat_template_kwargs: Annotated[str | None, option(metavar="JSON")] = None
+    """Variables of the template, as a JSON object."""
 
     def keywords(self) -> LoadKeywords:
         """Return the options as keyword arguments of `LLM`."""
@@ -72,6 +96,10 @@ class LoadOptions(DeviceOptions):
             "device": self.device,
             "quantization": self.quantization,
             "tensor_parallel_size": self.tensor_parallel_size,
+            "chat_template": self.chat_template,
+            "chat_template_kwargs": read_object(
+                "--chat-template-kwargs", self.chat_template_kwargs
+            ),
         }
 
 

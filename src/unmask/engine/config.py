@@ -25,7 +25,7 @@ class EngineConfig:
     """Seconds that a request that does not fit may be overtaken by smaller ones."""
 
     steps_per_round: Annotated[int, option(least=1)] = 1
-    """Forward passes between visits to the queue; more save host work but delay starts and ends."""
+    """Forward passes between visits to the queue; more save host work, delay starts and ends."""
 
     kv_cache_memory_bytes: Annotated[int | None, option(least=1)] = None
     """Bytes for keys and values. Default: twice what all sequences need, at most half of what is free."""

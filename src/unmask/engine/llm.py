@@ -17,7 +17,7 @@ from unmask.engine.likelihood import Likelihood, loglikelihood
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.output_processor import output_of
 from unmask.engine.outputs import Output
-from unmask.engine.prompts import Messages, Prompt, PromptEncoder, prompt_list
+from unmask.engine.prompts import Prompt, PromptEncoder, prompt_list
 from unmask.engine.request import Request
 from unmask.engine.request_builder import (
     INFILL_OPTIONS,
@@ -29,6 +29,7 @@ from unmask.engine.request_builder import (
 )
 from unmask.engine.scheduler import Event, decode
 from unmask.engine.sequence import SequenceState
+from unmask.engine.templates import FORMAT_OPTIONS, ChatFormat, Messages
 from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
 from unmask.engine.tokenizer import load_tokenizer, token_id
@@ -54,7 +55,9 @@ class LLM:
     layout of the CPU's float32 kernels, which makes forwards of few positions 2 to 4 times as fast; None:
     if it fits half of the free memory. `progress(done, total)` is called with bytes as the weights are
     read. `quantization` "int8", or "int4" with dtype="bfloat16" on a CPU, stores the blocks' weights in 8
-    or 4 bits (extra `quantize`; models without experts; not packed).
+    or 4 bits (extra `quantize`; models without experts; not packed). `chat_template` is the
+    name of one of the tokenizer's templates, a file, or the text of a template; `chat_template_kwargs` are
+    values that it reads, such as enable_thinking.
 
     With `tensor_parallel_size` > 1, so many processes, started by torchrun, have a part of the model each;
     the call returns on rank 0 only, and the other processes end with it. Raises ModelError and ConfigError
@@ -73,6 +76,8 @@ class LLM:
         progress: Progress | None = None,
         quantization: str | None = None,
         tensor_parallel_size: int = 1,
+        chat_template: str | Path | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> None:
         if isinstance(model, Transformer):
             if (revision, dtype, device, tensor_parallel_size) != (None, None, None, 1):
@@ -84,23 +89,13 @@ class LLM:
         else:
             folder = resolve_model(model, revision)
             self.name = str(model)
+            if tokenizer is None and (chat_template or chat_template_kwargs):
+                tokenizer = load_tokenizer(folder)
+                # Refuses an unknown template before the weights are read.
+                ChatFormat(tokenizer, chat_template, chat_template_kwargs)
             self.model = tensor_parallel.load(folder, dtype, device, progress, tensor_parallel_size)
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
-        if quantization is not None:
-            if pack_weights:
-                raise ConfigError(
-                    f"pack_weights=True has no kernels for quantization={quantization!r}"
-                )
-            quantize_weights(self.model, quantization)
-        elif pack_weights is None or pack_weights:
-            packable = can_pack(self.model)
-            if pack_weights and not packable:
-                raise ConfigError(
-                    "pack_weights=True needs large float32 weights on the CPU, PyTorch's oneDNN "
-                    "kernels, and free memory of twice their size; leave it out"
-                )
-            if packable:
-                pack(self.model)
+        self._prepare_weights(quantization, pack_weights)
         tensor_parallel.start_workers(self.model)
         self.spec = self.model.spec
         self.vocabulary = self._vocabulary()
@@ -116,11 +111,31 @@ class LLM:
         self._has_text = lru_cache(None)(lambda id_: bool(self.decode([id_])))
         ends = (self.vocabulary.eos_id, self.vocabulary.turn_end_id)
         self.stop_ids = frozenset(id_ for id_ in ends if id_ is not None)
-        self.prompts = PromptEncoder(self.tokenizer, self.spec, self.name)
+        self.prompts = PromptEncoder(
+            self.tokenizer, self.spec, self.name, chat_template, chat_template_kwargs
+        )
         self.requests = RequestBuilder(self.prompts, self.facts, self.stop_ids, self._drafter)
 
     make_runner: Callable[..., ModelRunner] = ModelRunner
     """The class that runs the forwards; measurements replace it."""
+
+    def _prepare_weights(self, quantization: str | None, pack_weights: bool | None) -> None:
+        """Quantize or pack the weights. Raises ConfigError."""
+        if quantization is not None:
+            if pack_weights:
+                raise ConfigError(
+                    f"pack_weights=True has no kernels for quantization={quantization!r}"
+                )
+            quantize_weights(self.model, quantization)
+        elif pack_weights is None or pack_weights:
+            packable = can_pack(self.model)
+            if pack_weights and not packable:
+                raise ConfigError(
+                    "pack_weights=True needs large float32 weights on the CPU, PyTorch's oneDNN "
+                    "kernels, and free memory of twice their size; leave it out"
+                )
+            if packable:
+                pack(self.model)
 
     def _vocabulary(self) -> Vocabulary:
         rows = self.spec.vocab_size
@@ -209,9 +224,10 @@ class LLM:
         """Decode the assistant's next turn; `messages` are dicts with "role" and "content".
 
         Returns one output, or with `n` a list of so many, sampled as in `generate`. Options and errors as
-        those of `generate`.
+        those of `generate` and of `chat_ids`.
         """
-        ids = self.chat_ids(messages)
+        own = {key: options.pop(key) for key in FORMAT_OPTIONS if key in options}
+        ids = self.chat_ids(messages, **own)
         if n is None:
             return self.generate([ids], decoder, **options)[0]
         return self.generate([ids], decoder, n=n, **options)
@@ -289,9 +305,9 @@ class LLM:
         """See `PromptEncoder.prompt_ids`."""
         return self.prompts.prompt_ids(prompt, raw=raw)
 
-    def chat_ids(self, messages: Messages) -> list[int]:
-        """See `PromptEncoder.chat_ids`."""
-        return self.prompts.chat_ids(messages)
+    def chat_ids(self, messages: Messages, **options: Any) -> list[int]:
+        """See `PromptEncoder.chat_ids`; options: those of `ChatFormat.render`."""
+        return self.prompts.chat_ids(messages, **options)
 
     def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:
         """See `PromptEncoder.infill_canvas`."""

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 from unmask.canvas import Canvas, new_canvas
-from unmask.engine.templates import render
+from unmask.engine.templates import ChatFormat, Messages
 from unmask.engine.tokenizer import max_token_characters
 from unmask.errors import ConfigError, LengthError, PromptError
 from unmask.knobs import whole
 from unmask.models.spec import ModelSpec
 
-Messages = Sequence[Mapping[str, object]]
-
 
 class PromptEncoder:
     """Prompts, conversations and texts with blanks as token ids and canvases of one model.
 
-    `tokenizer` may be None: then prompts are token ids. `name` of the model, for errors.
+    `tokenizer` may be None: then prompts are token ids. `name` of the model, for errors. `chat_template`
+    and `chat_template_kwargs` as in `ChatFormat`.
     """
 
-    def __init__(self, tokenizer: Any | None, spec: ModelSpec, name: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Any | None,
+        spec: ModelSpec,
+        name: str,
+        chat_template: str | Path | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+    ) -> None:
         self.tokenizer, self.spec, self.name = tokenizer, spec, name
+        self.chat = ChatFormat(tokenizer, chat_template, chat_template_kwargs)
 
     def prompt_canvas(
         self, prompt: Prompt, gen_length: int, *, raw: bool = False, option: str = "gen_length"
@@ -50,7 +58,8 @@ class PromptEncoder:
         if isinstance(prompt, str):
             if not prompt:
                 raise PromptError("the prompt is empty; give some text")
-            if raw or self._need_tokenizer().chat_template is None:
+            self._need_tokenizer()
+            if raw or self.chat.template() is None:
                 return self._encode_short(prompt, special=True)
             return self.chat_ids([{"role": "user", "content": prompt}])
         if raw:
@@ -66,15 +75,13 @@ class PromptEncoder:
                 raise PromptError(f"token id {id_} is outside 0..{self.spec.vocab_size - 1}")
         return [int(id_) for id_ in prompt]
 
-    def chat_ids(self, messages: Messages) -> list[int]:
-        """Return the token ids of a conversation in the model's chat template. Raises PromptError."""
-        tokenizer = self._need_tokenizer()
-        if tokenizer.chat_template is None:
-            raise PromptError(
-                f"model {self.name!r} has no chat template; use generate with raw text"
-            )
-        text = render(tokenizer, messages)
-        return self._encode_short(text, special=False)
+    def chat_ids(self, messages: Messages, **options: Any) -> list[int]:
+        """Return the token ids of a conversation in the model's chat template.
+
+        Options and errors as those of `ChatFormat.render`.
+        """
+        self._need_tokenizer()
+        return self._encode_short(self.chat.render(messages, **options), special=False)
 
     def infill_canvas(self, parts: Sequence[str | int]) -> Canvas:
         """Return a text with blanks as a canvas. Raises PromptError.

@@ -28,7 +28,40 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(folder))
     except Exception as error:  # tokenizers raises bare Exception for a broken file
         raise ModelError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    tokenizer.chat_template = _chat_templates(folder, tokenizer.chat_template)
     return tokenizer
+
+
+def _chat_templates(folder: Path, found: object) -> str | dict[str, str] | None:
+    """Return the template or the templates by name. Raises ModelError for anything else.
+
+    `found` is what transformers reads: `tokenizer_config.json`, `chat_template.jinja` and
+    `additional_chat_templates`. Without these, `chat_template.json` of older processors is read.
+    """
+    file = folder / "chat_template.json"
+    if not found and file.is_file():
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ModelError(
+                f"{file} cannot be read ({type(error).__name__}: {str(error)[:200]}); it must hold "
+                f'{{"chat_template": TEXT}}, or remove it'
+            ) from error
+    if not found:
+        return None
+    if isinstance(found, list):
+        items = [item if isinstance(item, dict) else {} for item in found]
+        found = {str(item.get("name")): item.get("template") for item in items}
+    named = found if isinstance(found, dict) else {"default": found}
+    texts = {
+        key: text for key, text in named.items() if isinstance(key, str) and isinstance(text, str)
+    }
+    if len(texts) < len(named):
+        raise ModelError(
+            f"{folder}: chat_template in tokenizer_config.json or {file.name} must be a text, or a list of "
+            f"{{name, template}} with texts"
+        )
+    return texts if isinstance(found, dict) else texts["default"]
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase | None, text: str | None) -> int | None:

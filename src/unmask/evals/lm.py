@@ -19,7 +19,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from unmask.engine.templates import render
 from unmask.errors import ConfigError, LengthError, PromptError
 from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, check_fit, decode_all
 from unmask.evals.likelihoods import Pair, score_all
@@ -208,8 +207,8 @@ class UnmaskLM(LM):  # type: ignore[misc]
         """Return the text of the template. Raises PromptError when there is none."""
         if chat_template is False:
             return ""
-        template = getattr(self.llm.tokenizer, "chat_template", None)
-        if not isinstance(template, str):
+        template = self.llm.prompts.chat.template()
+        if template is None:
             raise PromptError(f"model {self.llm.name!r} has no chat template; leave it out")
         return template
 
@@ -218,16 +217,11 @@ class UnmaskLM(LM):  # type: ignore[misc]
     ) -> str:
         """Format a conversation; without a generation prompt its last turn is continued."""
         self.is_chat = True
-        assert self.llm.tokenizer is not None, "`chat_template` raises without a tokenizer"
-        if add_generation_prompt:
-            return render(self.llm.tokenizer, chat_history)
-        text = self.llm.tokenizer.apply_chat_template(
+        return self.llm.prompts.chat.render(
             chat_history,
-            tokenize=False,
-            add_generation_prompt=False,
-            continue_final_message=True,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
         )
-        return str(text)
 
 
 def _available(device: str | None) -> str | None:

@@ -102,7 +102,7 @@ def d2cache_tokens(generated: list[int], eos_id: int) -> int:
 
 def uses_chat(llm: LLM, settings: EvalSettings) -> bool:
     """Return True if prompts use the chat template. Raises ConfigError if required and missing."""
-    has_template = getattr(llm.tokenizer, "chat_template", None) is not None
+    has_template = llm.prompts.chat.template() is not None
     if settings.chat and not has_template:
         raise ConfigError(f"chat=True: model {llm.name!r} has no chat template; leave chat out")
     return has_template if settings.chat is None else settings.chat

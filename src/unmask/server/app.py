@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from unmask.errors import ModelError
 from unmask.server.auth import AccessMiddleware
 from unmask.server.capabilities import Capabilities, capabilities
-from unmask.server.errors import ApiError
+from unmask.server.errors import ApiError, log
 from unmask.server.openapi import ERRORS, Api, error_responses
 from unmask.server.protocol import ChatRequest, CompletionRequest, FimRequest, InfillRequest
 from unmask.server.reply_models import (
@@ -56,8 +56,12 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
         raise ModelError(f"model {llm.name!r} has no tokenizer, which a server needs; add one")
     service = Service(llm, engine, settings)
 
+    problem = llm.prompts.chat.problem()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if problem is not None:
+            log.warning("the chat routes cannot answer a user: %s; other routes work", problem)
         engine.start()
         yield
         engine.stop()

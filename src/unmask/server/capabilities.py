@@ -49,7 +49,10 @@ class KnobInfo(TypeFields):
 
 
 class ModelInfo(ReplyModel):
-    """Facts of the model; `mask` is the text of the mask token (null: not in the tokenizer)."""
+    """Facts of the model; `mask` is the text of the mask token (null: not in the tokenizer).
+
+    `has_chat_template`: there is one, and it works on a user's message.
+    """
 
     id: str
     family: str
@@ -136,7 +139,7 @@ def model_info(llm: LLM, model_id: str, max_length: int) -> ModelInfo:
         mask=token_text(tokenizer, spec.mask_id) if spec.mask_id < num_tokens else None,
         mask_id=spec.mask_id,
         end_ids=sorted(llm.stop_ids),
-        has_chat_template=getattr(tokenizer, "chat_template", None) is not None,
+        has_chat_template=llm.prompts.chat.problem() is None,
         attention="full" if spec.block_size is None else "block_causal",
     )
 

@@ -217,23 +217,35 @@ class DecodingRequest(StrictModel):
 
 
 class ContentPart(StrictModel):
-    """A part of a message; only text is supported."""
+    """A part of a message; only text is supported. `cache_control`: a hint to other hosts."""
 
     type: Literal["text"]
     text: str
+    cache_control: JsonValue = None
 
 
 class Message(StrictModel):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[ContentPart], list_limits(max_length=256)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[JsonValue], list_limits(max_length=0)] | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[dict[str, JsonValue]], list_limits(max_length=128)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     annotations: Annotated[list[JsonValue], list_limits(max_length=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, fields: object) -> object:
+        """Return the fields without those that are null: a client may send any other server's so."""
+        if not isinstance(fields, dict):
+            return fields
+        return {key: value for key, value in fields.items() if value is not None}
 
     @model_validator(mode="after")
     def _check_content(self) -> Message:
@@ -241,20 +253,42 @@ class Message(StrictModel):
             raise ValueError(f"the {self.role}'s message has no content; give a text")
         return self
 
+    def as_mapping(self) -> dict[str, object]:
+        """Return the message as chat templates read it, without what is null."""
+        fields = self.model_dump(exclude_none=True)
+        return {key: value for key, value in fields.items() if key not in ("audio", "annotations")}
+
+
+class TemplateFields(StrictModel):
+    """Fields of every route that puts a conversation into the chat template."""
+
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(
+        None, description="values that the chat template reads, such as enable_thinking"
+    )
+    add_generation_prompt: bool | None = Field(
+        None,
+        description="begin a message for the answer; default: unless the last message is continued",
+    )
+    continue_final_message: bool | None = Field(
+        None, description="continue the last message, the assistant's, instead of answering it"
+    )
+
     @property
-    def text(self) -> str:
-        """The content as a single string; empty for an assistant without one."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "".join(part.text for part in self.content)
+    def template_options(self) -> dict[str, object]:
+        """The fields as options of `LLM.chat_ids`."""
+        return {
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "add_generation_prompt": self.add_generation_prompt,
+            "continue_final_message": bool(self.continue_final_message),
+        }
 
 
-class ChatRequest(DecodingRequest):
+class ChatRequest(TemplateFields, DecodingRequest):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], list_limits(min_length=1, max_length=MAX_MESSAGES)] = Field(
-        description="the conversation; role is system (or developer), user or assistant, content a "
-        "string or a list of text parts"
+        description="the conversation; role is system (or developer), user, assistant or tool, content "
+        "a string or a list of text parts; an assistant's may be empty, null or missing"
     )
     max_completion_tokens: TokenCount | None = Field(
         None, description="the newer name of max_tokens"

@@ -89,11 +89,8 @@ CHAT_NEUTRAL: NeutralValues = {
     "reasoning_effort": (None, "none"),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
-    "add_generation_prompt": (None, True),
-    "continue_final_message": (None, False),
     "add_special_tokens": (None, False),
     "chat_template": (None,),
-    "chat_template_kwargs": (None, {}),
     "echo": (None, False),
 }
 COMPLETION_NEUTRAL: NeutralValues = {

@@ -21,6 +21,7 @@ from unmask.server.protocol import (
     DecodingRequest,
     InfillRequest,
     Message,
+    TemplateFields,
 )
 from unmask.server.request_parsing import check_knobs, check_method_text
 from unmask.server.settings import ServerSettings
@@ -62,21 +63,18 @@ class Planner:
 
     def chat(self, body: ChatRequest, knobs: Mapping[str, object]) -> list[GenerationPlan]:
         """Plan the next turn of a conversation."""
-        try:
-            ids = self.conversation_ids(body.messages)
-        except PromptError as error:
-            raise library_error(error, "messages") from None
+        ids = self.conversation_ids(body.messages, body)
         return self.continuations(body, [ids], knobs, "messages")
 
-    def conversation_ids(self, turns: Sequence[Message]) -> list[int]:
-        """Return the token ids of a conversation in the chat template. Raises PromptError."""
-        roles = {"developer": "system"}
-        messages = [
-            {"role": roles.get(turn.role, turn.role), "content": turn.text}
-            | ({} if turn.name is None else {"name": turn.name})
-            for turn in turns
-        ]
-        return self.llm.chat_ids(messages)
+    def conversation_ids(self, turns: Sequence[Message], fields: TemplateFields) -> list[int]:
+        """Return the token ids of a conversation in the chat template."""
+        messages = [turn.as_mapping() for turn in turns]
+        try:
+            return self.llm.chat_ids(messages, **fields.template_options)
+        except PromptError as error:
+            raise library_error(error, "messages") from None
+        except ConfigError as error:
+            raise library_error(error) from None
 
     def completion(
         self, body: CompletionRequest, knobs: Mapping[str, object]

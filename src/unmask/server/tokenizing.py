@@ -13,7 +13,7 @@ from pydantic import Field
 from unmask.errors import PromptError
 from unmask.server.errors import ApiError, library_error
 from unmask.server.openapi import Api
-from unmask.server.protocol import MAX_MESSAGES, Message, StrictModel, list_limits
+from unmask.server.protocol import MAX_MESSAGES, Message, StrictModel, TemplateFields, list_limits
 from unmask.server.reply_models import Count, ReplyModel, ReplyResponse
 from unmask.server.request_parsing import NeutralValues, parse_body, read_json
 
@@ -21,17 +21,14 @@ if TYPE_CHECKING:
     from unmask.server.service import Service
 
 TOKENIZE_NEUTRAL: NeutralValues = {
-    "add_generation_prompt": (None, True),
-    "continue_final_message": (None, False),
     "chat_template": (None,),
-    "chat_template_kwargs": (None, {}),
     "mm_processor_kwargs": (None, {}),
     "tools": (None, []),
 }
 Body = TypeVar("Body", bound=StrictModel)
 
 
-class TokenizeRequest(StrictModel):
+class TokenizeRequest(TemplateFields):
     """`POST /tokenize`."""
 
     model: str | None = Field(None, max_length=256, description="a served name")
@@ -112,7 +109,7 @@ def tokenize(service: Service, body: TokenizeRequest) -> TokenizeReply:
     llm, param = service.llm, "prompt" if body.messages is None else "messages"
     try:
         if body.messages is not None:
-            ids = service.planner.conversation_ids(body.messages)
+            ids = service.planner.conversation_ids(body.messages, body)
             if body.add_special_tokens:
                 ids = [*llm.prompts.encode("", special=True), *ids]
         else:
