@@ -18,11 +18,12 @@ for programs, `/v1/schema` lists decoders, caches and knobs. Bodies are JSON (`C
 application/json`). With an API key every route except `/health` and `/ready` needs `Authorization: Bearer
 KEY`. A browser that opens `/` without it gets a page for entering the key, with status 401.
 
-No field is ignored and no value is converted: an unknown field, a wrong type or a value without effect is
-answered with 400, the field and the allowed values. In addition to its fields a body takes the knobs of its
-decoder ([decoders.md](decoders.md)) at the top level or in `decoder_args`, and those of its cache
-([caches.md](caches.md)) as `cache.NAME` or in `cache_args`. Knobs that name files or models of the server's
-machine (`frequencies`, `drafter`) can only be set when the server is started.
+No value is converted. A value that cannot change the answer is accepted; an unknown field, a wrong type, or
+a value that would have to change the answer and cannot, is answered with 400, the field and the allowed
+values. In addition to its fields a body takes the knobs of its decoder ([decoders.md](decoders.md)) at the
+top level or in `decoder_args`, and those of its cache ([caches.md](caches.md)) as `cache.NAME` or in
+`cache_args`. Knobs that name files or models of the server's machine (`frequencies`, `drafter`) can only be
+set when the server is started.
 """
 
 EXAMPLE = """## An example
@@ -96,12 +97,13 @@ SGLANG = """## SGLang
 number of tokens per forward since the start, by which SGLang's benchmark divides the time of a chunk.
 """
 
-NEUTRAL_HEAD = """## Fields that must have their default
+NEUTRAL_HEAD = """## Fields of other servers
 
-Other servers give these fields a meaning; here they have no effect, and any other value is refused.
+Other servers give these fields a meaning; here they have no effect. They are accepted at null and at the
+values that cannot change an answer; any other value is refused.
 
-| field | where | allowed values |
-|---|---|---|
+| fields | accepted values besides null |
+|---|---|
 """
 
 LIMITS_HEAD = """## Limits
@@ -242,21 +244,14 @@ def frame_format() -> str:
 
 
 def neutral_table() -> str:
-    """Return a table of the fields that are accepted at a value that changes nothing."""
-    from unmask.server import request_parsing as module
+    """Return a table of the fields that are accepted at values that change nothing, by those values."""
+    from unmask.server.foreign_fields import FOREIGN_FIELDS
 
-    tables = {
-        "all": module.COMMON_NEUTRAL,
-        "chat": module.CHAT_NEUTRAL,
-        "completions": module.COMPLETION_NEUTRAL,
-        "generate": module.SGLANG_NEUTRAL,
-        "sampling_params": module.SGLANG_SAMPLING_NEUTRAL,
-    }
-    lines = [
-        f"| `{key}` | {where} | {', '.join(f'`{json.dumps(value)}`' for value in values)} |"
-        for where, table in tables.items()
-        for key, values in table.items()
-    ]
+    fields: dict[str, list[str]] = {}
+    for key, rule in FOREIGN_FIELDS.items():
+        words = rule.words()
+        fields.setdefault("none" if words == "null" else words, []).append(f"`{key}`")
+    lines = [f"| {', '.join(sorted(keys))} | {words} |" for words, keys in fields.items()]
     return NEUTRAL_HEAD + "\n".join(lines) + "\n"
 
 

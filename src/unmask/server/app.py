@@ -19,6 +19,7 @@ from unmask.errors import ModelError
 from unmask.server.auth import AccessMiddleware
 from unmask.server.capabilities import Capabilities, capabilities
 from unmask.server.errors import ApiError, log
+from unmask.server.foreign_fields import only
 from unmask.server.openapi import ERRORS, Api, error_responses
 from unmask.server.protocol import ChatRequest, CompletionRequest, FimRequest, InfillRequest
 from unmask.server.reply_models import (
@@ -34,7 +35,6 @@ from unmask.server.reply_models import (
     TextCompletion,
     Version,
 )
-from unmask.server.request_parsing import CHAT_NEUTRAL, COMMON_NEUTRAL, COMPLETION_NEUTRAL
 from unmask.server.response_route import add_response_route
 from unmask.server.service import Service
 from unmask.server.settings import ServerSettings
@@ -132,26 +132,21 @@ def allowed_methods(request: Request) -> str:
 def add_decoding_routes(app: Api, service: Service) -> None:
     """Add the routes that decode."""
     planner = service.planner
-    chat_neutral = {**COMMON_NEUTRAL, **CHAT_NEUTRAL}
-    completion_neutral = {**COMMON_NEUTRAL, **COMPLETION_NEUTRAL}
+    chat_fields, text_fields = ({"add_special_tokens": only(value)} for value in (False, True))
 
     async def chat(request: Request) -> Response:
-        return await service.decode(request, ChatRequest, chat_neutral, planner.chat, "chat")
+        return await service.decode(request, ChatRequest, chat_fields, planner.chat, "chat")
 
     async def completions(request: Request) -> Response:
         return await service.decode(
-            request, CompletionRequest, completion_neutral, planner.completion, "completion"
+            request, CompletionRequest, text_fields, planner.completion, "completion"
         )
 
     async def fim(request: Request) -> Response:
-        return await service.decode(
-            request, FimRequest, completion_neutral, planner.completion, "fim"
-        )
+        return await service.decode(request, FimRequest, text_fields, planner.completion, "fim")
 
     async def infill(request: Request) -> Response:
-        return await service.decode(
-            request, InfillRequest, COMMON_NEUTRAL, planner.infill, "infill"
-        )
+        return await service.decode(request, InfillRequest, {}, planner.infill, "infill")
 
     app.add_decoding_route(
         "/v1/chat/completions",

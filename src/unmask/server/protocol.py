@@ -59,6 +59,11 @@ def check_num_given(value: object) -> object:
     return value
 
 
+def none_for_false(value: object) -> object:
+    """Return None for false, the value of clients that know a flag in place of a number."""
+    return None if value is False else value
+
+
 def only_value(allowed: object, reason: str) -> BeforeValidator:
     """Return a validator that accepts one value and rejects any other with `reason`."""
 
@@ -331,8 +336,6 @@ class ChatRequest(TemplateFields, DecodingRequest):
         if None not in both and both[0] != both[1]:
             texts = f"max_tokens={both[0]}", f"max_completion_tokens={both[1]}"
             raise ContradictionError("max_tokens", *texts)
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
         if self.diffusing and self.stream and self.stops:
             raise ValueError("stop has no effect with diffusing; leave one of them out")
         return self
@@ -350,7 +353,7 @@ class CompletionRequest(DecodingRequest):
     suffix: str | None = Field(
         None, description="text after the generated one: max_tokens positions between are filled"
     )
-    logprobs: Literal[0] | None = Field(
+    logprobs: Annotated[Literal[0] | None, BeforeValidator(none_for_false)] = Field(
         None,
         description="only 0: return the log-probability of each token when it was committed",
     )

@@ -13,11 +13,12 @@ from fastapi.responses import Response as HttpResponse
 from pydantic import JsonValue
 
 from unmask.server.errors import ApiError
+from unmask.server.foreign_fields import Harmless, only
 from unmask.server.generation import Answer, Generation
 from unmask.server.openapi import Api
 from unmask.server.protocol import MAX_MESSAGES, ChatRequest
 from unmask.server.reply_models import ReplyResponse, encode
-from unmask.server.request_parsing import COMMON_NEUTRAL, NeutralValues, parse_body, read_json
+from unmask.server.request_parsing import parse_body, read_json
 from unmask.server.request_planner import GenerationPlan, Planner
 from unmask.server.response_models import (
     NO_TRACE,
@@ -46,20 +47,9 @@ if TYPE_CHECKING:
 
 OWN_FIELDS = frozenset(ResponseRequest.model_fields) - frozenset(ChatRequest.model_fields)
 STATUS: dict[str, ResponseStatus] = {"stop": "completed", "length": "incomplete"}
-RESPONSE_NEUTRAL: NeutralValues = {
-    **COMMON_NEUTRAL,
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "truncation": (None, "disabled"),
-    "background": (None, False),
-    "conversation": (None,),
-    "prompt": (None,),
-    "include": (None, [], ["reasoning.encrypted_content"]),
-    "reasoning": (None, {}, {"effort": None}, {"effort": "none"}),
-    "top_logprobs": (None, 0),
-    "context_management": (None, []),
-    "moderation": (None,),
+RESPONSE_FIELDS: Mapping[str, Harmless] = {
+    "include": only([], ["reasoning.encrypted_content"]),
+    "top_logprobs": only(0),
 }
 
 
@@ -69,7 +59,7 @@ def add_response_route(app: Api, service: Service) -> None:
     async def respond(request: Request) -> HttpResponse:
         raw = await read_json(request, service.settings.limits)
         arrived_s = time.monotonic()
-        body, knobs = parse_body(ResponseRequest, raw, RESPONSE_NEUTRAL)
+        body, knobs = parse_body(ResponseRequest, raw, RESPONSE_FIELDS)
         check_response_fields(body)
         name = service.check_model(body.model)
         service.check_open()

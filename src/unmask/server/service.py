@@ -16,11 +16,12 @@ from sse_starlette import EventSourceResponse
 from unmask.engine.token_text import TokenTexts
 from unmask.errors import UnmaskError
 from unmask.server.errors import ApiError, engine_dead, sanitize, server_stopping, timed_out
+from unmask.server.foreign_fields import Harmless
 from unmask.server.generation import Generation, submit_error
 from unmask.server.metrics import Metrics
 from unmask.server.protocol import ChatRequest, DecodingRequest, StreamOptions
 from unmask.server.reply_models import ReplyResponse, ServerState
-from unmask.server.request_parsing import NeutralValues, parse_body, read_json
+from unmask.server.request_parsing import parse_body, read_json
 from unmask.server.request_planner import GenerationPlan, Planner
 from unmask.server.responses import ReplyBuilder, Route
 from unmask.server.settings import ServerSettings
@@ -107,14 +108,14 @@ class Service:
         self,
         request: Request,
         model: type[Body],
-        neutral: NeutralValues,
+        own: Mapping[str, Harmless],
         make_plans: MakePlans[Body],
         route: Route,
     ) -> Response:
         """Parse, plan and decode a request; return its reply or its stream. Raises ApiError."""
         raw = await read_json(request, self.settings.limits)
         arrived_s = time.monotonic()
-        body, knobs = parse_body(model, raw, neutral)
+        body, knobs = parse_body(model, raw, own)
         name = self.check_model(body.model)
         self.check_open()
         timeout_s = self.timeout_s(body.timeout_s)

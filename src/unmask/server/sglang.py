@@ -21,6 +21,7 @@ from pydantic import Field, JsonValue, ValidationError
 from unmask.engine.outputs import FinishReason
 from unmask.errors import PromptError
 from unmask.server.errors import ApiError, library_error
+from unmask.server.foreign_fields import FOREIGN_FIELDS, check_foreign
 from unmask.server.generation import Answer, Generation
 from unmask.server.openapi import Api
 from unmask.server.protocol import (
@@ -34,11 +35,7 @@ from unmask.server.protocol import (
 )
 from unmask.server.reply_models import Count, ReplyModel, ReplyResponse
 from unmask.server.request_parsing import (
-    COMMON_NEUTRAL,
-    SGLANG_NEUTRAL,
-    SGLANG_SAMPLING_NEUTRAL,
     cache_knob_names,
-    check_neutral,
     knob_names,
     parse_body,
     read_json,
@@ -187,7 +184,7 @@ def add_sglang_routes(app: Api, service: Service) -> None:
     async def generate(request: Request) -> Response:
         raw = await read_json(request, service.settings.limits)
         arrived_s, timeout_s = time.monotonic(), service.timeout_s(None)
-        body, _ = parse_body(GenerateRequest, raw, SGLANG_NEUTRAL, takes_knobs=False)
+        body, _ = parse_body(GenerateRequest, raw, takes_knobs=False)
         service.check_open()
         plans = await service.plan(partial(make_plans, service, body), timeout_s, arrived_s)
         if body.stream and len(plans) > 1:
@@ -246,19 +243,20 @@ def parse_sampling(
     params: dict[str, JsonValue],
 ) -> tuple[SGLangSampling, dict[str, JsonValue]]:
     """Return SGLang's sampling parameters as a request, and the knobs among them. Raises ApiError."""
-    neutral = {**COMMON_NEUTRAL, **SGLANG_SAMPLING_NEUTRAL}
     all_knobs = knob_names() | cache_knob_names()
     fields: dict[str, JsonValue] = {}
     knobs: dict[str, JsonValue] = {}
     for key, value in params.items():
         if key in SAMPLING_FIELDS:
             fields[key] = value
-        elif key in neutral:
-            check_neutral(f"sampling_params.{key}", value, neutral[key])
         elif key in all_knobs:
-            knobs[key] = value
+            if value is not None:
+                knobs[key] = value
+        elif key in FOREIGN_FIELDS:
+            check_foreign(f"sampling_params.{key}", value, FOREIGN_FIELDS[key], params)
         else:
-            raise unknown_field(key, {*SAMPLING_FIELDS, *neutral, *all_knobs}, SAMPLING_FIELDS)
+            allowed = {*SAMPLING_FIELDS, *FOREIGN_FIELDS, *all_knobs}
+            raise unknown_field(key, allowed, SAMPLING_FIELDS)
     try:
         return SGLangSampling.model_validate(fields), knobs
     except ValidationError as error:

@@ -15,16 +15,11 @@ from unmask.server.errors import ApiError, library_error
 from unmask.server.openapi import Api
 from unmask.server.protocol import MAX_MESSAGES, Message, StrictModel, TemplateFields, list_limits
 from unmask.server.reply_models import Count, ReplyModel, ReplyResponse
-from unmask.server.request_parsing import NeutralValues, parse_body, read_json
+from unmask.server.request_parsing import parse_body, read_json
 
 if TYPE_CHECKING:
     from unmask.server.service import Service
 
-TOKENIZE_NEUTRAL: NeutralValues = {
-    "chat_template": (None,),
-    "mm_processor_kwargs": (None, {}),
-    "tools": (None, []),
-}
 Body = TypeVar("Body", bound=StrictModel)
 
 
@@ -75,7 +70,7 @@ def add_tokenizing_routes(app: Api, service: Service) -> None:
         request: Request, model: type[Body], make: Callable[[Service, Body], ReplyModel]
     ) -> Response:
         raw = await read_json(request, service.settings.limits)
-        body, _ = parse_body(model, raw, TOKENIZE_NEUTRAL, takes_knobs=False)
+        body, _ = parse_body(model, raw, takes_knobs=False)
         service.check_model(getattr(body, "model", None))
         reply = await anyio.to_thread.run_sync(make, service, body, limiter=service.planning)
         return ReplyResponse(reply)
