@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from unmask import LLM, decoders
+from unmask.engine.token_text import TokenTexts
 from unmask.engine.tokenizer import load_tokenizer
 from unmask.errors import PromptError
 
@@ -228,3 +229,37 @@ def test_a_chat_template_in_a_file_of_its_own_is_read(family, tmp_path, llm):
     found = load_tokenizer(tmp_path)
     rendered = found.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     assert rendered == RENDERED[family]
+
+
+MIXED = "Größe 7\u00a0€ — \U0001f642 日本 \x00\t\r\n\ufffd end"
+
+
+@pytest.mark.parametrize("family", sorted({FILES.get(name, name) for name in MASK}))
+def test_the_bytes_of_tokens_join_to_those_of_the_text_parts_of_characters_too(family):
+    tokenizer = load_tokenizer(FIXTURES / "tokenizers" / family)
+    texts = TokenTexts(tokenizer)
+    ids = tokenizer.encode(MIXED, add_special_tokens=False)
+    pieces = [texts.data(id_) for id_ in ids]
+    assert b"".join(pieces) == MIXED.encode()
+    assert any("\ufffd" in piece.decode(errors="replace") for piece in pieces), (
+        "parts are among them"
+    )
+    for name, id_ in tokenizer.get_added_vocab().items():
+        assert texts.data(id_) == name.encode()
+    assert texts.data(10**6) == b"", "no token"
+
+
+def test_a_tokenizer_with_byte_fallback_has_the_bytes_of_its_pieces():
+    from tokenizers import Tokenizer, models
+    from tokenizers import decoders as stages
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}, "\u2581a": 257}
+    backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = stages.Sequence(
+        [stages.Replace("\u2581", " "), stages.ByteFallback(), stages.Fuse()]
+    )
+    texts = TokenTexts(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
+    assert [texts.data(byte + 1) for byte in "é".encode()] == [b"\xc3", b"\xa9"]
+    assert texts.data(257) == b" a"
+    assert TokenTexts(None).data(7) == b"<7>"

@@ -78,12 +78,13 @@ MAX_COMPOSED = 4
 
 
 class Stage(TypedDict, total=False):
-    """A normalizer or pre-tokenizer in `tokenizer.json`; a "Sequence" contains others."""
+    """A normalizer, pre-tokenizer or decoder in `tokenizer.json`; a "Sequence" contains others."""
 
     type: str
     behavior: str
     pretokenizers: list[Stage]
     normalizers: list[Stage]
+    decoders: list[Stage]
 
 
 @lru_cache(maxsize=4)

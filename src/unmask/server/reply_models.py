@@ -88,11 +88,11 @@ class MethodFields(ReplyModel):
 
 
 class TokenLogprob(TypedDict):
-    """A token and its log-probability; `bytes` is null for a token that is no whole character."""
+    """A token and its log-probability; `bytes` are UTF-8, perhaps a part of a character."""
 
     token: str
     logprob: float | None
-    bytes: list[Count] | None
+    bytes: list[Count]
     top_logprobs: Annotated[list[JsonValue], Field(max_length=0)]
 
 

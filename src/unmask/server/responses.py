@@ -244,12 +244,11 @@ class ReplyBuilder:
             return None
         content: list[TokenLogprob] = []
         for item in answer.committed_tokens()[num_sent:]:
-            text = self.texts.text(item.token)
             content.append(
                 {
-                    "token": text,
+                    "token": self.texts.text(item.token),
                     "logprob": item.logprob,
-                    "bytes": list(text.encode()) if "\ufffd" not in text else None,
+                    "bytes": list(self.texts.data(item.token)),
                     "top_logprobs": [],
                 }
             )
