@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unmask.durable import FolderLock, digests, first_damage, publish_folder, write_text
+from unmask.durable import FolderLock, digests, first_damage, new_folder, publish_folder, write_text
 from unmask.errors import ConfigError
 from unmask.yaml_text import parse_yaml
 
@@ -57,6 +57,26 @@ def test_a_published_folder_replaces_the_one_before(tmp_path: Path) -> None:
         publish_folder(tmp_path / "partial", tmp_path / "final")
     assert [item.name for item in tmp_path.iterdir()] == ["final"]
     assert [item.name for item in (tmp_path / "final").iterdir()] == ["new"]
+
+
+def test_a_folder_appears_when_it_is_whole_and_after_an_error_not_at_all(tmp_path: Path) -> None:
+    final = tmp_path / "deep" / "final"
+
+    def interrupted() -> None:
+        with new_folder(final) as partial:
+            (partial / "file").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(final.parent.iterdir())
+    (final.parent / ".final.partial").mkdir()
+    (final.parent / ".final.partial" / "of a crash").touch()
+    with new_folder(final) as partial:
+        (partial / "file").touch()
+        assert not final.exists()
+    assert [path.name for path in final.parent.iterdir()] == ["final"]
+    assert [path.name for path in final.iterdir()] == ["file"]
 
 
 def test_damage_is_found_by_name(tmp_path: Path) -> None:

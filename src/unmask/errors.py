@@ -29,6 +29,11 @@ MAX_CHARACTERS = 1500
 """Maximum length of a message that may repeat the values of a file."""
 
 
+def cut_text(text: str, max_chars: int = 60) -> str:
+    """Return `text`, or its beginning and `...` in `max_chars` characters."""
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+
+
 class UnmaskError(Exception):
     """Base of every error a user can cause."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from unmask.errors import ConfigError, ContradictionError
+from unmask.errors import ConfigError, ContradictionError, cut_text
 from unmask.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def read_value(value: Any) -> Any:
 
 def shorten(value: object) -> str:
     """Return the `repr` of a value, shortened to `MAX_SHOWN` characters."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+    return cut_text(repr(value), MAX_SHOWN)
 
 
 def read_pairs(name: str, value: object) -> Pairs:

@@ -10,7 +10,7 @@ from typing import Annotated, TypedDict
 
 from cyclopts import Group, Parameter
 
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, cut_text
 from unmask.knobs import Source
 from unmask.options import option
 
@@ -64,7 +64,7 @@ def read_object(flag: str, text: str | None) -> dict[str, object] | None:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        shown = text if len(text) <= 60 else text[:57] + "..."
+        shown = cut_text(text)
         raise ConfigError(f"{flag} {shown!r} must be a JSON object, such as '{{\"name\": true}}'")
     return value
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from unmask.errors import ConfigError, PromptError
+from unmask.errors import ConfigError, PromptError, cut_text
 
 Conversation = Sequence[object]
 """Messages: mappings with "role" and "content", as clients of OpenAI's API send them."""
@@ -29,7 +29,7 @@ FORMAT_OPTIONS = (
     "continue_final_message",
 )
 """Options of `ChatFormat.render`."""
-MAX_REASON, MAX_SHOWN = 300, 60
+MAX_REASON = 300
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_VARIABLES, MAX_VARIABLES_CHARS = 32, 1 << 14
 RESERVED = frozenset(
@@ -121,7 +121,7 @@ class ChatFormat:
             reason = getattr(error, "strerror", None) or str(error)
         names = f"named {_listing(templates)}" if templates else "none"
         raise ConfigError(
-            f"chat_template={_cut(str(choice))!r} is no template of the tokenizer (it has {names}), no "
+            f"chat_template={cut_text(str(choice))!r} is no template of the tokenizer (it has {names}), no "
             f"text of a template, and no file ({reason[:MAX_REASON]}); give one of these"
         )
 
@@ -138,10 +138,10 @@ class ChatFormat:
             reserved |= inspect.signature(self.tokenizer.apply_chat_template).parameters.keys()
         for name in variables:
             if not isinstance(name, str) or not name.isidentifier():
-                raise _refused(f"has the name {_cut(str(name))!r}, which is no identifier")
+                raise _refused(f"has the name {cut_text(str(name))!r}, which is no identifier")
             if name in reserved or name.startswith("_"):
                 raise _refused(
-                    f"cannot set {_cut(name)!r}, which the renderer sets itself; leave it out"
+                    f"cannot set {cut_text(name)!r}, which the renderer sets itself; leave it out"
                 )
         try:
             size = len(json.dumps(dict(variables)))
@@ -299,12 +299,12 @@ def check_messages(conversation: object) -> list[dict[str, object]]:
         texts = [] if content is None and is_free else texts_of(content)
         if texts is None:
             raise PromptError(
-                f"message {number}: the content of the {_cut(role)}'s message must be text, or a list of "
-                f"parts {{'type': 'text', 'text': ...}}"
+                f"message {number}: the content of the {cut_text(role)}'s message must be text, or a list "
+                f"of parts {{'type': 'text', 'text': ...}}"
             )
         if not any(texts) and not is_free and role not in ("system", "developer", "tool"):
             raise PromptError(
-                f"message {number}: the {_cut(role)}'s message is empty; give some text"
+                f"message {number}: the {cut_text(role)}'s message is empty; give some text"
             )
         checked.append({**message, "content": texts})
     return checked
@@ -387,12 +387,8 @@ def _refused(problem: str) -> ConfigError:
 
 
 def _listing(names: Mapping[str, str]) -> str:
-    return _cut(", ".join(sorted(names)), MAX_REASON)
-
-
-def _cut(text: str, size: int = MAX_SHOWN) -> str:
-    return text if len(text) <= size else text[: size - 3] + "..."
+    return cut_text(", ".join(sorted(names)), MAX_REASON)
 
 
 def _reason(error: Exception) -> str:
-    return _cut(" ".join(str(error).split()), MAX_REASON) or "no reason given"
+    return cut_text(" ".join(str(error).split()), MAX_REASON) or "no reason given"

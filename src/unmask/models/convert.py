@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unmask.durable import publish_folder
+from unmask.durable import new_folder
 from unmask.errors import ConfigError, ModelError, unknown_name
 from unmask.models.registry import Family
 from unmask.models.safetensors_files import DTYPES, INDEX, SINGLE, TensorEntry, read
@@ -96,10 +96,7 @@ def convert(
     fitting = fit(source, shapes, family.names, network.spec.tie_embeddings)
     pieces = _pieces(fitting, shapes)
     shards = _shards(list(_plan(pieces, shapes, names)), shard_bytes)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(target) as partial:
         with ExitStack() as stack:
             gather = _Gather(pieces, shapes, stack)
             if fitting.head is not None:
@@ -108,10 +105,6 @@ def convert(
         _copy_rest(source, partial)
         if target.exists():
             target.rmdir()
-        publish_folder(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return Converted(len(shards), sum(map(len, shards)), size)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from unmask.server.reply_models import (
     ModelCard,
     ModelList,
     ReplyResponse,
+    ServerState,
     TextChunk,
     TextCompletion,
     Version,
@@ -227,39 +228,20 @@ def add_info_routes(app: FastAPI, service: Service) -> None:
 
 def add_state_routes(app: FastAPI, service: Service) -> None:
     """Add the routes for health and metrics."""
-    draining = {"description": "new requests are refused"}
-
-    @app.get(
-        "/health",
-        summary="Return 200 while requests are accepted, else 503. Needs no key.",
-        response_model=Health,
-        responses={503: {**draining, "model": Health}},
+    _add_status(
+        app,
+        "health",
+        "Return 200 while requests are accepted, else 503. Needs no key.",
+        "new requests are refused",
+        lambda: service.state,
     )
-    async def health() -> Response:
-        state = service.state
-        return ReplyResponse(Health(status=state), 200 if state == "ok" else 503)
-
-    @app.head(
-        "/health", summary="Return the status alone, for load balancers.", responses={503: draining}
+    _add_status(
+        app,
+        "ready",
+        "Return 200 if a request would be decoded now, else 503. Needs no key.",
+        "loading, draining or failed",
+        lambda: service.readiness,
     )
-    async def health_status() -> Response:
-        return Response(status_code=200 if service.state == "ok" else 503)
-
-    @app.get(
-        "/ready",
-        summary="Return 200 if a request would be decoded now, else 503. Needs no key.",
-        response_model=Health,
-        responses={503: {"description": "loading, draining or failed", "model": Health}},
-    )
-    async def ready() -> Response:
-        state = service.readiness
-        return ReplyResponse(Health(status=state), 200 if state == "ok" else 503)
-
-    @app.head(
-        "/ready", summary="Return the status alone, for load balancers.", responses={503: draining}
-    )
-    async def ready_status() -> Response:
-        return Response(status_code=200 if service.readiness == "ok" else 503)
 
     @app.get("/version", summary="Return the server's version.", response_model=Version)
     async def version() -> Response:
@@ -272,6 +254,32 @@ def add_state_routes(app: FastAPI, service: Service) -> None:
     )
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_status(
+    app: FastAPI, name: str, summary: str, reason: str, state: Callable[[], ServerState]
+) -> None:
+    """Add GET and HEAD of a status: 200 while `state` is `ok`; `reason` tells of 503."""
+
+    @app.get(
+        f"/{name}",
+        name=name,
+        summary=summary,
+        response_model=Health,
+        responses={503: {"description": reason, "model": Health}},
+    )
+    async def status() -> Response:
+        now = state()
+        return ReplyResponse(Health(status=now), 200 if now == "ok" else 503)
+
+    @app.head(
+        f"/{name}",
+        name=f"{name}_status",
+        summary="Return the status alone, for load balancers.",
+        responses={503: {"description": reason}},
+    )
+    async def status_alone() -> Response:
+        return Response(status_code=200 if state() == "ok" else 503)
 
 
 def add_page(app: FastAPI, static: Path) -> None:

@@ -9,7 +9,7 @@ import logging
 import math
 from dataclasses import dataclass
 
-from unmask.errors import ConfigError, ContractError, LengthError, UnmaskError
+from unmask.errors import ConfigError, ContractError, LengthError, UnmaskError, cut_text
 from unmask.server.reply_models import ErrorFields, ErrorReply, ReplyResponse
 
 log = logging.getLogger("unmask.server")
@@ -77,7 +77,7 @@ def sanitize(text: str, max_chars: int) -> str:
     """
     head = text[: max_chars + 1]
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in head)
-    return line if len(line) <= max_chars else line[: max_chars - 3] + "..."
+    return cut_text(line, max_chars)
 
 
 def server_stopping() -> ApiError:

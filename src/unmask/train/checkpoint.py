@@ -1,6 +1,6 @@
 """Checkpoints without pickle: weights in the family's format, optimizer state beside them.
 
-A checkpoint is written to another name, synced to disk (fsync), and renamed (`durable.publish_folder`).
+A checkpoint is written to another name, synced to disk (fsync), and renamed (`durable.new_folder`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unmask.durable import digests, first_damage, publish_folder
+from unmask.durable import digests, first_damage, new_folder
 from unmask.errors import ConfigError, ModelError
 from unmask.models import load_model
 from unmask.models.families import dream, llada
@@ -54,13 +54,10 @@ def save(
     the disk is full or the folder cannot be written; the checkpoints before stay.
     """
     final = output / f"step-{step:06d}"
-    partial = output / f".step-{step:06d}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        _write(model, optimizers, step, tokenizer_folder, partial)
-        publish_folder(partial, final)
+        with new_folder(final) as partial:
+            _write(model, optimizers, step, tokenizer_folder, partial)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"{final} cannot be written: {reason}; make room and give the same command again: it goes on "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unmask.durable import FolderLock, publish_folder, write_text
+from unmask.durable import FolderLock, new_folder, write_text
 from unmask.errors import ConfigError
 from unmask.models.spec import ModelSpec
 from unmask.models.transformer import Transformer
@@ -237,10 +236,8 @@ class Trainer:
                 if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                     self.save()
                 yield entry
-            partial = self.output / ".model.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            checkpoint.export(self.model, self.tokenizer_folder, partial, torch.bfloat16)
-            publish_folder(partial, self.output / "model")
+            with new_folder(self.output / "model") as partial:
+                checkpoint.export(self.model, self.tokenizer_folder, partial, torch.bfloat16)
 
     def save(self) -> Path:
         """Write a checkpoint of the current step and return its folder."""

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,8 @@ class Wall:
     command: Callable[[str, str, SandboxLimits, list[str]], list[str]]
 
 
-def visible_paths() -> tuple[list[str], dict[str, str]]:
+@functools.cache
+def visible_paths() -> tuple[tuple[str, ...], Mapping[str, str]]:
     """Return the paths that Python needs, without those below another, and the links among the system's."""
     links = {path: os.readlink(path) for path in SYSTEM if os.path.islink(path)}
     python = [sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix]
@@ -57,7 +58,7 @@ def visible_paths() -> tuple[list[str], dict[str, str]]:
     for path in sorted(candidates):
         if path != "/" and not any(path == one or path.startswith(one + "/") for one in paths):
             paths.append(path)
-    return [*paths, *(path for path in DEVICES if os.path.exists(path))], links
+    return (*paths, *(path for path in DEVICES if os.path.exists(path))), links
 
 
 def rights(limits: SandboxLimits, **fields: object) -> str:
