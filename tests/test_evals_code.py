@@ -15,7 +15,7 @@ from unmask.errors import ConfigError
 from unmask.evals import sandbox
 from unmask.evals.code import fenced, humaneval_program, longest_program, mbpp_program
 from unmask.evals.sandbox import SandboxLimits, judge_answer, run_program
-from unmask.evals.sandbox.wall import NO_WALL, WALLS, Wall, find_wall, works
+from unmask.evals.sandbox.wall import NO_WALL, WALLS, Wall, find_wall, visible_paths, works
 from unmask.evals.tasks.judges import humaneval, mbpp
 from unmask.evals.tasks.sources import MBPP_TEST
 
@@ -119,7 +119,10 @@ def real_wall(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     [
         ("while True:\n    pass", "no end within 1 s"),
         ("x = bytearray(10 << 30)", "MemoryError"),
-        ("open('/tmp/unmask-was-here', 'w')", "PermissionError|FileNotFoundError"),
+        (
+            "open('/tmp/unmask-was-here', 'w')",  # read-only: the way to a Python that lies below /tmp
+            "PermissionError|FileNotFoundError|Read-only file system",
+        ),
         ("open('/etc/passwd').read()", "PermissionError|FileNotFoundError"),
         ("import os\nos.remove('/usr/bin/env')", "PermissionError|OSError"),
         ("open('big', 'wb').write(bytes(10 << 20))", "OSError"),
@@ -159,12 +162,23 @@ def test_an_answer_sees_no_file_process_or_variable_of_the_machine(
     (tmp_path / "secret").write_text("hidden")
     monkeypatch.setenv("UNMASK_API_KEY", "hidden")
     program = (
-        "import os\nseen = []\nfor path in (PATH, '/proc/self/environ', '/proc/1/environ', '/home', '/tmp'):\n"
+        "import os\nseen = []\nfor path in (PATH, '/proc/self/environ', '/proc/1/environ'):\n"
         "    try:\n        seen.append(os.stat(path))\n    except OSError:\n        pass\n"
         "seen += [os.environ.get('UNMASK_API_KEY')]\nseen += [os.getpid() > 9]"
     ).replace("PATH", repr(str(tmp_path / "secret")))
     verdict = run_program(program + ASKS.format("seen"))
     assert verdict.reason == "RuntimeError: SEEN:[None, False]"
+
+
+@pytest.mark.parametrize("folder", ["/home", "/tmp", "/root", "/var", "/proc"])
+def test_of_the_machines_folders_only_the_way_to_python_is_seen(
+    real_wall: Wall, folder: str
+) -> None:
+    paths = [Path(path) for path in visible_paths()[0]]
+    way = {path.relative_to(folder).parts[0] for path in paths if path.is_relative_to(folder)}
+    program = f"import os\nnames = os.listdir({folder!r}) if os.path.exists({folder!r}) else []"
+    verdict = run_program(program + ASKS.format("sorted(names)"))
+    assert verdict.reason == f"RuntimeError: SEEN:{sorted(way)}"
 
 
 def test_all_that_an_answer_writes_together_is_bounded(real_wall: Wall) -> None:
