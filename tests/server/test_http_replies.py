@@ -141,7 +141,8 @@ def test_equal_prompts_of_a_request_are_sampled_as_by_the_library(client, seed):
     body = {**SAMPLED, "prompt": [prompt, prompt], "n": 2, "seed": seed}
     reply = ask(client, COMPLETIONS, **body)
     texts = [choice["text"] for choice in reply["choices"]]
-    assert len(set(texts)) == 4
+    if seed is not None:  # a drawn seed may give two short samples the same text
+        assert len(set(texts)) == 4
     first = reply["unmask"]["seed"]
     alone = [ask(client, COMPLETIONS, **SAMPLED, seed=first + i)["choices"] for i in range(4)]
     assert texts == [choices[0]["text"] for choices in alone]
