@@ -29,7 +29,7 @@ from unmask.train.dataset import Batch
 from unmask.train.loop import SpecialTokens, Trainer, build, recipe_spec
 from unmask.train.optim import rate
 from unmask.train.predict import masked_logits
-from unmask.train.recipe import Recipe, compose
+from unmask.train.recipe import DEMO_OBJECTIVE, Recipe, compose, presets
 
 MASK = 99
 TINY = [
@@ -132,6 +132,74 @@ def test_the_estimate_is_unbiased_for_a_constant_loss():
     counted = corrupt(ids, everything, MASK, generator(3), count_weight=True)
     sums = counted.weights_BT.sum(-1)
     assert torch.allclose(sums[sums > 0], torch.ones(()))
+
+
+def test_weights_by_count_have_another_expectation_than_the_published_ones():
+    """Six tokens of cross-entropy 1 at t = 0.05: summed over all 64 masks, not sampled."""
+    length, p = 6, (1 - EPS) * 0.05 + EPS
+    published = counted = 0.0
+    for mask in range(1, 2**length):
+        m = mask.bit_count()
+        chance = p**m * (1 - p) ** (length - m)
+        published += chance * m / (p * length)
+        counted += chance * m / m
+    assert published == pytest.approx(1.0)
+    assert counted == pytest.approx(1 - (1 - p) ** length) == pytest.approx(0.27, abs=0.005)
+    ids, t = torch.zeros(20_000, length, dtype=torch.long), torch.full((20_000, 1), 0.05)
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    for by_count, expected in ((False, published), (True, counted)):
+        noisy = corrupt(ids, everything, MASK, generator(3), t_B1=t, count_weight=by_count)
+        assert noisy.weights_BT.sum(-1).mean().item() == pytest.approx(expected, abs=0.04)
+
+
+@pytest.mark.parametrize("recipe", presets())
+def test_the_switch_trains_any_recipe_with_the_published_loss(recipe, tokenizer):
+    """One level a row, 1 / (p L) for each masked token, every token of the response maskable."""
+    words = [word for word in TINY if not word.startswith("recipe=")]
+    composed = compose([f"recipe={recipe}", *words, "init=null", "objective=llada"])
+    data = DemoData(composed, demo_spec(composed, tokenizer), tokenizer)
+    seen, levels, shares = set(), [], []
+    for batch in [
+        batch for step in (0, 5000) for at in range(6) for batch in data.batches(step + at)
+    ]:
+        clean, masked, weights = batch.clean_BT, batch.noisy.masked_BT, batch.noisy.weights_BT
+        for task, ids, is_masked, weight in zip(batch.tasks, clean, masked, weights, strict=True):
+            seen.add(task)
+            prompt = {"sentence": 0, "drill": 1}.get(task)
+            if prompt is None:
+                prompt = int((ids == data.turn_end_id).nonzero()[0]) + 1
+            if composed.shift_logits:
+                prompt = max(prompt, 1)
+            size = len(ids) - prompt
+            assert not is_masked[:prompt].any()
+            if is_masked.any():
+                p = 1 / (weight[is_masked] * size)
+                assert torch.allclose(p, p[0])
+                assert EPS * 0.99 <= float(p[0]) <= 1
+                levels.append(float(p[0]))
+                shares.append(is_masked.sum().item() / (float(p[0]) * size))
+    assert "drill" in seen
+    assert "sentence" in seen
+    assert sum(shares) / len(shares) == pytest.approx(1, abs=0.1)
+    quarters = [
+        sum(low <= p < low + 0.25 for p in levels) / len(levels) for low in (0.0, 0.5, 0.75)
+    ]
+    assert all(0.15 < share < 0.35 for share in quarters)
+
+
+@pytest.mark.parametrize("key", DEMO_OBJECTIVE)
+def test_every_key_of_the_demos_objective_is_refused_beside_the_published_one(key):
+    default = getattr(Recipe(), key)
+    value = list(default) if isinstance(default, tuple) else default
+    with pytest.raises(ConfigError, match=f"{key}=.* has no effect with objective=llada"):
+        compose(["recipe=demo", "objective=llada", f"{key}={value}".lower()])
+
+
+def test_the_switch_changes_no_other_loss(tokenizer):
+    one, other = (compose([*TINY, *words]) for words in ([], ["objective=demo"]))
+    spec = demo_spec(one, tokenizer)
+    drawn = [DemoData(recipe, spec, tokenizer).batches(2) for recipe in (one, other)]
+    assert equal_batches(*drawn)
 
 
 def test_stratified_levels_put_one_row_in_every_stratum():
@@ -455,6 +523,12 @@ def test_starting_weights_of_other_sizes_are_refused_by_name(tmp_path, tokenizer
         (["recipe=demo", "mix=[1,2]"], "four shares"),
         (["recipe=demo", "num_heads=7"], "must divide d_model"),
         (["recipe"], "not of the form key=value"),
+        (["recipe=demo", "objective=lada"], "objective='lada': allowed are demo, llada"),
+        (
+            ["recipe=demo", "objective=llada", "count_weight=false"],
+            "count_weight=false has no effect with objective=llada",
+        ),
+        (["recipe=demo-blocks", "full_blocks=0", "objective=llada"], "full_blocks=0 has no effect"),
     ],
 )
 def test_bad_recipes_are_refused_by_name(words, message):

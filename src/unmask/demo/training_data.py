@@ -59,6 +59,7 @@ class DemoData:
 
     def __init__(self, recipe: Recipe, spec: ModelSpec, tokenizer: Any) -> None:
         self.recipe, self.spec, self.tokenizer = recipe, spec, tokenizer
+        self.is_published = recipe.objective == "llada"
         self.bos_id = tokenizer.bos_token_id
         self.turn_end_id = tokenizer.convert_tokens_to_ids(TURN_END)
         self.is_digit = torch.zeros(spec.vocab_size, dtype=torch.bool)
@@ -108,7 +109,7 @@ class DemoData:
         length = self._round(len(rows[-1].ids) + _tail(rng))
         rows = rng.sample(rows, min(len(rows), max(1, recipe.tokens_per_micro_batch // length)))
         ids, maskable = self._pad(rows, length)
-        if self.spec.block_size is not None:
+        if self.is_published or self.spec.block_size is not None:
             return Batch([row.task for row in rows], ids, self._corrupt(ids, maskable, generator))
         states = [self._state_of(row, step, rng) for row in rows]
         blocks = torch.tensor([[rng.choice(BLOCK_LENGTHS)] for _ in rows])
@@ -149,6 +150,8 @@ class DemoData:
         return "digits" if wants_digits and row.task == "word_problem" else "any"
 
     def _corrupt(self, ids: Tensor, maskable: Tensor, generator: torch.Generator) -> Noisy:
+        if self.is_published:
+            return corrupt(ids, maskable, self.spec.mask_id, generator)
         if self.spec.block_size is not None:
             size, full_share = self.spec.block_size, self.recipe.full_blocks
             return block_noise(ids, maskable, self.spec.mask_id, generator, size, full_share)
@@ -191,7 +194,7 @@ class DemoData:
         maskable = torch.zeros(len(rows), length, dtype=torch.bool)
         for i, row in enumerate(rows):
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
-            if row.maskable is None:
+            if row.maskable is None or self.is_published:
                 maskable[i, row.prompt_length :] = True
             else:
                 maskable[i, : len(row.maskable)] = torch.tensor(row.maskable)

@@ -67,9 +67,14 @@ def corrupt(
     """Mask every maskable token with its row's probability.
 
     `maskable_BT` bool: all True for pre-training; the response (with its padding) for fine-tuning. The
-    weight's L is the number of maskable positions. `count_weight` divides by the number of tokens that
-    were masked instead of its expectation `p L` (same mean per level, less variance). For p near eps no
-    token of a row may be masked; such a row has loss 0.
+    weight's L is the number of maskable positions. For p near eps no token of a row may be masked; such a
+    row has loss 0.
+
+    `count_weight` divides by m, the number of tokens that were masked, instead of its expectation `p L`:
+    a row's loss is then the mean over its masked tokens. This has less variance, but another expectation:
+    the published weight is `m / (p L)` times that mean, and a row with m = 0 gets no more from the others.
+    With a cross-entropy of c everywhere, the expectation at level p is `c (1 - (1 - p)^L)` instead of c,
+    so low levels of short rows count less.
     """
     rows = ids_BT.shape[0]
     t = draw_t(rows, generator, stratified) if t_B1 is None else t_B1

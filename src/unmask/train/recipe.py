@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -62,12 +63,14 @@ class Recipe:
     """Shares of word problems, Sudoku, Countdown and sentences; drills replace rows of the first three."""
     random_length: float = 0.01
     # objective
+    objective: Literal["demo", "llada"] = "demo"
+    """demo: the keys of this section; llada: exactly LLaDA's published loss, where they have no effect."""
     stratified: bool = True
     """Noise levels stratified over a batch instead of independent."""
     count_weight: bool = True
-    """Weigh by the number of masked tokens instead of its expectation."""
+    """Weigh by the number of masked tokens instead of its expectation: a row's mean, not LLaDA's loss."""
     block_share: float = 0.4
-    """Share of fine-tuning rows in a state of block-wise decoding; 0: LLaDA's objective."""
+    """Share of fine-tuning rows in a state of block-wise decoding."""
     digit_share: float = 0.0
     """Share of word problems that mask digits only."""
     reading_at: int = 1_000_000_000
@@ -163,6 +166,17 @@ _RANGES: dict[str, tuple[tuple[str, ...], Callable[[float], bool]]] = {
 }
 
 
+DEMO_OBJECTIVE = (
+    "stratified",
+    "count_weight",
+    "block_share",
+    "digit_share",
+    "reading_states",
+    "full_blocks",
+)
+"""Keys of the demo's objective, which have no effect with `objective=llada`."""
+
+
 def presets() -> list[str]:
     """Return the names of the recipes that ship."""
     folder = resources.files("unmask.train").joinpath("recipes")
@@ -186,7 +200,13 @@ def compose(words: list[str]) -> Recipe:
         if key not in fields:
             raise unknown_name("recipe key", key, fields)
         values[key] = set_field(Recipe, key, value)
-    return Recipe(**values)
+    recipe = Recipe(**values)
+    idle = [key for key in DEMO_OBJECTIVE if key in pairs]
+    if recipe.objective == "llada" and idle:
+        raise ConfigError(
+            f"{idle[0]}={pairs[idle[0]]} has no effect with objective=llada; leave one of them out"
+        )
+    return recipe
 
 
 def split_word(word: str) -> tuple[str, str]:
