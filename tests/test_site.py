@@ -117,3 +117,18 @@ def test_every_import_of_the_package_names_something_that_exists():
     assert wrong == ["docs/how-to/add-a-family.md: unmask.models.families.orchid"], (
         "it is written there"
     )
+
+
+def test_the_promises_of_security_name_tests_that_exist():
+    text = (ROOT / "docs" / "explanation" / "security.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!promise|---)(.*) \|$", text, re.MULTILINE)
+    assert rows
+    for row in rows:
+        promise, mechanism, tests = row.split(" | ")
+        names = re.findall(r"`([\w/]+)::(\w+)`", tests)
+        assert promise, row
+        assert mechanism, row
+        assert names, row
+        for file, name in names:
+            source = (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8")
+            assert re.search(rf"^def {name}\(", source, re.MULTILINE), f"{file}::{name}"

@@ -16,7 +16,8 @@ from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine
 from unmask.engine.model_runner import ModelRunner
 from unmask.server.app import create_app
-from unmask.server.process import bind, server_of
+from unmask.server.connections import ConnectionLimits
+from unmask.server.process import DEFAULT_LIMITS, bind, server_of
 from unmask.server.settings import ServerSettings
 
 QUESTION = "Tom has 3 boxes with 4 pens each. He buys 5 more pens. How many pens does he have?"
@@ -100,6 +101,24 @@ def read_all(connection: socket.socket, until: bytes | None = None) -> bytes:
     return found
 
 
+def drip(client: socket.socket, piece: bytes, most: int = 400) -> bytes:
+    """Send a piece again and again, slowly, until the server answers or hangs up; the answer."""
+    client.settimeout(0.02)
+    found = b""
+    for _ in range(most):
+        try:
+            client.sendall(piece)
+            new = client.recv(65536)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return found
+        if not new:
+            return found
+        found += new
+    raise AssertionError("the server reads on and on")
+
+
 def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
     """Whether a condition comes true in time; asks often instead of sleeping for long."""
     tick = threading.Event()
@@ -135,7 +154,11 @@ def _engine(llm: LLM, gate: Gate, options: dict[str, Any]) -> Engine:
 
 @contextmanager
 def serving(
-    llm: LLM, settings: ServerSettings | None = None, drain_timeout_s: float = 20, **engine: Any
+    llm: LLM,
+    settings: ServerSettings | None = None,
+    drain_timeout_s: float = 20,
+    limits: ConnectionLimits = DEFAULT_LIMITS,
+    **engine: Any,
 ) -> Iterator[Live]:
     """A real server in a thread of this process."""
     gate = Gate()
@@ -143,7 +166,7 @@ def serving(
     app = create_app(llm, made, settings or ServerSettings(models=("demo",)))
     bound = bind("127.0.0.1", 0)
     ready = threading.Event()
-    server = server_of(app, drain_timeout_s=drain_timeout_s, on_ready=ready.set)
+    server = server_of(app, drain_timeout_s=drain_timeout_s, on_ready=ready.set, limits=limits)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     assert ready.wait(20), "the server did not start"

@@ -10,7 +10,7 @@ import socket
 import threading
 
 import pytest
-from served import ANSWER, CHAT, QUESTION, Live, read_all, serving, wait_for
+from served import ANSWER, CHAT, QUESTION, Live, drip, read_all, serving, wait_for
 
 from unmask.server import process
 
@@ -120,24 +120,6 @@ def test_slow_heads_and_slow_bodies_run_into_a_timeout(demo_llm, monkeypatch):
                 client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
                 answer = read_all(client, until=b'{"status":"ok"}')
                 assert answer.startswith(b"HTTP/1.1 200"), "kept alive"
-
-
-def drip(client, piece: bytes, most: int = 400) -> bytes:
-    """Send a piece again and again, slowly, until the server answers or hangs up; the answer."""
-    client.settimeout(0.02)
-    found = b""
-    for _ in range(most):
-        try:
-            client.sendall(piece)
-            new = client.recv(65536)
-        except TimeoutError:
-            continue
-        except ConnectionError:
-            return found
-        if not new:
-            return found
-        found += new
-    raise AssertionError("the server reads on and on")
 
 
 def test_a_client_that_dawdles_but_never_stops_runs_into_the_same_timeouts(demo_llm, monkeypatch):

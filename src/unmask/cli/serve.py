@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ServerSettings,
     )
 
+log = logging.getLogger("unmask.server")
 WORDS = Parameter(
     name="MODEL | KEY=VALUE",
     help="Model (bundled name, folder or hub id); default knobs.",
@@ -95,13 +96,18 @@ def run(options: ServeOptions) -> None:
         settings = settings_of(options, llm.spec, model, defaults, access)
         from unmask.engine.engine import Engine
         from unmask.server.app import create_app
+        from unmask.server.connections import ConnectionLimits, count_descriptors, fit_descriptors
 
         app = create_app(llm, Engine(llm, options.engine), settings)
         set_up_log(options.server.log_requests)
         for line in facts(llm, model, settings, options, url_of(bound)):
             print(line, flush=True)
+        limits, warning = fit_descriptors(ConnectionLimits(), count_descriptors())
+        if warning is not None:
+            log.warning("%s", warning)
         server = server_of(
             app,
+            limits=limits,
             drain_timeout_s=options.server.shutdown_timeout,
             on_ready=lambda: print("ready", flush=True),
         )
@@ -195,6 +201,7 @@ def read_config(path: Path | None) -> Mapping[str, Any] | None:
 
 def access_of(server: ServerConfig) -> Access:
     """Return the access rules. Raises ConfigError for an unprotected public server."""
+    from unmask.server.hosts import allowed_host
     from unmask.server.settings import Access
 
     key = os.environ.get(KEY_VARIABLE) if server.api_key is None else server.api_key
@@ -220,8 +227,10 @@ def access_of(server: ServerConfig) -> Access:
         raise ConfigError(
             f"--allow-unauthenticated has no effect with --host {server.host}; leave it out"
         )
-    own = {*LOCAL_NAMES, server.host.lower()} if is_local else set[str]()
-    return Access(hosts=frozenset(own | {name.lower() for name in server.allowed_host}) or None)
+    own = {*LOCAL_NAMES, allowed_host(server.host)} if is_local else set[str]()
+    return Access(
+        hosts=frozenset(own | {allowed_host(name) for name in server.allowed_host}) or None
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import HTMLResponse, Response
 
-from unmask.server.errors import ApiError
+from unmask.server.errors import ApiError, too_many_connections
+from unmask.server.hosts import host_of
 from unmask.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ INDEX_PATH, STATIC_PATH = "/", "/static/"
 KEY_PAGE = Path(__file__).parent / "static" / "key.html"
 PROBE_PATHS = ("/health", "/ready")
 COOKIE = b"unmask_page"
+IN_RESERVE = "is_in_reserve"
+"""Key in the state of a request that came on a connection which serves `PROBE_PATHS` only."""
 
 
 class AccessMiddleware:
@@ -91,6 +94,8 @@ class AccessMiddleware:
                 f"{limits.max_header_bytes} bytes in all",
                 code="headers_too_large",
             )
+        if scope.get("state", {}).get(IN_RESERVE) and scope["path"] not in PROBE_PATHS:
+            return too_many_connections()
         if access.key_digest is None:
             return self._host_refusal(header_values(headers, b"host"))
         if self._is_public(scope["path"]) or self._has_key(headers):
@@ -120,7 +125,7 @@ class AccessMiddleware:
 
     def _host_refusal(self, values: list[bytes]) -> ApiError | None:
         hosts = self.settings.access.hosts
-        if hosts is None or (len(values) == 1 and host_name(values[0]) in hosts):
+        if hosts is None or (len(values) == 1 and host_of(values[0].decode("latin-1")) in hosts):
             return None
         host = values[0].decode("latin-1") if values else ""
         return ApiError(
@@ -146,14 +151,6 @@ def opens_page(scope: Scope) -> bool:
     accepted = b",".join(header_values(scope["headers"], b"accept"))
     is_page_request = scope["path"] == INDEX_PATH and scope["method"] == "GET"
     return is_page_request and b"text/html" in accepted.lower()
-
-
-def host_name(header: bytes) -> str:
-    """Return the lower-case name in a `Host` header, without the port."""
-    text = header.decode("latin-1").strip().lower()
-    if text.startswith("["):
-        return text.partition("]")[0].removeprefix("[")
-    return text.partition(":")[0]
 
 
 def set_cookie(token: str, scheme: str) -> tuple[bytes, bytes]:

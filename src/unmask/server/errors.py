@@ -14,6 +14,7 @@ from unmask.server.reply_models import ErrorFields, ErrorReply, ReplyResponse
 
 log = logging.getLogger("unmask.server")
 
+TOO_MANY = "too_many_connections"
 FAILED = "decoding this request failed; the log has the reason"
 MAX_MESSAGE_CHARS = 1000
 """Longer messages are cut, so that a reply cannot be many times the size of its request."""
@@ -60,7 +61,7 @@ class ApiError(Exception):
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if self.status in (408, 413, 431):
+        if self.status in (408, 413, 431) or self.code == TOO_MANY:
             headers["Connection"] = "close"  # the rest of the request is not read
         return headers
 
@@ -83,6 +84,18 @@ def sanitize(text: str, max_chars: int) -> str:
 def server_stopping() -> ApiError:
     """Return the 503 of a server that finishes its requests and accepts no new ones."""
     return ApiError(503, "the server is stopping", code="stopping", retry_after_s=5)
+
+
+def too_many_connections() -> ApiError:
+    """Return the 503 of a connection for which only the reserve had a place."""
+    return ApiError(
+        503, "too many connections are open; try again later", code=TOO_MANY, retry_after_s=1
+    )
+
+
+def disconnected() -> ApiError:
+    """Return the error of a client that has closed its connection, which is counted, not sent."""
+    return ApiError(499, "the client disconnected", code="disconnected")
 
 
 def engine_dead() -> ApiError:

@@ -15,14 +15,22 @@ import socket
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
-import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from unmask.errors import ConfigError
+from unmask.server.auth import IN_RESERVE
+from unmask.server.connections import (
+    Acceptor,
+    ConnectionLimits,
+    ConnectionStage,
+    ConnectionTable,
+    address_of,
+)
 from unmask.server.service import Service
 from unmask.server.settings import ServerConfig
 
@@ -33,49 +41,88 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unmask.server")
 HEAD_TIMEOUT_S = 10.0
-"""Time for a connection to send a whole request head before it is closed."""
+"""Time for a connection to send a whole request head, and any rest of a body, before it is closed."""
 CLOSE_TIMEOUT_S = 10
 """Time for clients to read complete replies when the server stops."""
 FAILED_GRACE_S = 3.0
 """Time that a server whose engine has failed keeps running, to send its last replies and report 503."""
-MAX_CONNECTIONS = 1000
+STARTUP_FAILURE = 3
+"""uvicorn's exit status after a failure of the app's startup."""
+DEFAULT_LIMITS = ConnectionLimits()
+State = dict[str, Any]  # as uvicorn declares it
 
 
-class Protocol(H11Protocol):
-    """HTTP/1.1 with a timeout for request heads, which uvicorn does not have."""
+class HttpConnection(H11Protocol):
+    """HTTP/1.1 with its place in a connection table, and timeouts for what clients send.
 
-    _head_timer: asyncio.TimerHandle | None = None
+    uvicorn times neither a request head that does not end nor the rest of a body after its reply.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def __init__(
+        self, table: ConnectionTable, config: uvicorn.Config, state: ServerState, app_state: State
+    ) -> None:
+        super().__init__(config=config, server_state=state, app_state=app_state)
+        self.table = table
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timeout."""
+        """Add the connection to the table."""
         super().connection_made(transport)
-        self._start_head_timer()
+        self.table.add(self, address_of(transport.get_extra_info("peername")))
+        self._follow()
 
     def data_received(self, data: bytes) -> None:
-        """Stop the timeout when the head is complete, and restart it for the next request."""
-        if self.conn.their_state is h11.IDLE:
-            self._start_head_timer()
+        """Read a part of a request."""
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._stop_head_timer()
+        self._follow()
+
+    def on_response_complete(self) -> None:
+        """Begin the next request of this connection."""
+        super().on_response_complete()
+        self._follow()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timeout."""
-        self._stop_head_timer()
+        """Remove the connection from the table."""
+        self._stop_timer()
+        self.table.remove(self)
         super().connection_lost(exc)
 
-    def _start_head_timer(self) -> None:
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
+    @property
+    def stage(self) -> ConnectionStage:
+        """The stage of the connection."""
+        if self.cycle is None or self.cycle.response_complete:
+            return ConnectionStage.SILENT
+        return ConnectionStage.RECEIVING if self.cycle.more_body else ConnectionStage.BUSY
 
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _follow(self) -> None:
+        """Record the stage; a silent connection has `HEAD_TIMEOUT_S` for its next request head."""
+        stage = self.stage
+        self.table.move(self, stage)
+        if stage is not ConnectionStage.SILENT:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _close(self) -> None:
-        self._head_timer = None
+        self._timer = None
         self.transport.close()
+
+    def evict(self) -> None:
+        """Close the connection at once."""
+        self.transport.abort()
+
+    def serve_status_only(self) -> None:
+        """Refuse requests to all routes but those of the server's status."""
+        self.app_state = {**self.app_state, IN_RESERVE: True}
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Ignore requests for another protocol, as HTTP allows."""
 
 
 class ServerProcess(uvicorn.Server):
@@ -90,9 +137,11 @@ class ServerProcess(uvicorn.Server):
         service: Service,
         drain_timeout_s: float,
         on_ready: Callable[[], None],
+        limits: ConnectionLimits,
     ) -> None:
         super().__init__(config)
         self.service, self.drain_timeout_s, self.on_ready = service, drain_timeout_s, on_ready
+        self.connections = ConnectionTable(limits)
         self._drain_until_s: float | None = None
         self._failed_until_s: float | None = None
         self._aborts = False
@@ -103,10 +152,25 @@ class ServerProcess(uvicorn.Server):
         return self.service.engine.failure is not None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and call `on_ready`."""
-        await super().startup(sockets)
-        if self.started:
-            self.on_ready()
+        """Start the app, accept connections of bound sockets, and call `on_ready`.
+
+        In place of uvicorn's, which leaves accepting to asyncio.
+        """
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise SystemExit(STARTUP_FAILURE)
+
+        def make_protocol() -> HttpConnection:
+            return HttpConnection(
+                self.connections, self.config, self.server_state, self.lifespan.state
+            )
+
+        self.servers = [
+            Acceptor(bound, self.connections, make_protocol)  # type: ignore[misc]
+            for bound in sockets or []
+        ]
+        self.started = True
+        self.on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start to drain; the second time, abort the rest."""
@@ -158,16 +222,17 @@ def server_of(
     *,
     drain_timeout_s: float = ServerConfig.shutdown_timeout,
     on_ready: Callable[[], None] = lambda: None,
+    limits: ConnectionLimits = DEFAULT_LIMITS,
 ) -> ServerProcess:
     """Return the server of an app; its `run(sockets=[bound])` serves until a signal or a failure."""
     config = uvicorn.Config(
         app,
-        http=Protocol,
+        http="h11",
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
     )
-    return ServerProcess(config, app.state.service, drain_timeout_s, on_ready)
+    return ServerProcess(config, app.state.service, drain_timeout_s, on_ready, limits)

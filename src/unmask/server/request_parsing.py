@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
 from unmask import caches, decoders
 from unmask.knobs import read_value
 from unmask.method import CACHE_PREFIX
 from unmask.method import knob_names as knobs_of_decoder
 from unmask.sampling.params import SamplingParams
-from unmask.server.errors import ApiError
+from unmask.server.errors import ApiError, disconnected, log
 from unmask.server.foreign_fields import FOREIGN_FIELDS, Harmless, check_foreign, shown
 from unmask.server.protocol import OBJECT_KNOB, KnobValue, KnobValues
 from unmask.server.settings import Limits
@@ -149,16 +150,23 @@ async def read_json(request: Request, limits: Limits) -> JsonValue:
 
 
 async def read_bytes(request: Request, limits: Limits) -> bytes:
-    """Return the whole body; reading stops as soon as it is too large. Raises ApiError."""
+    """Return the whole body; reading stops as soon as it is too large. Raises ApiError.
+
+    499: the client closed the connection before the end.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.max_body_bytes:
         raise body_too_large(limits)
     body = bytearray()
     with anyio.move_on_after(limits.body_timeout_s) as scope:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > limits.max_body_bytes:
-                raise body_too_large(limits)
+        try:
+            async for piece in request.stream():
+                body += piece
+                if len(body) > limits.max_body_bytes:
+                    raise body_too_large(limits)
+        except ClientDisconnect:
+            log.debug("an upload broke off after %d bytes", len(body))
+            raise disconnected() from None
     if scope.cancelled_caught:
         raise ApiError(
             408, f"the body did not arrive within {limits.body_timeout_s:g} s", code="body_timeout"

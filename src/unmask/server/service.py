@@ -15,7 +15,14 @@ from sse_starlette import EventSourceResponse
 
 from unmask.engine.token_text import TokenTexts
 from unmask.errors import UnmaskError
-from unmask.server.errors import ApiError, engine_dead, sanitize, server_stopping, timed_out
+from unmask.server.errors import (
+    ApiError,
+    disconnected,
+    engine_dead,
+    sanitize,
+    server_stopping,
+    timed_out,
+)
 from unmask.server.foreign_fields import Harmless
 from unmask.server.generation import Generation, submit_error
 from unmask.server.metrics import Metrics
@@ -175,7 +182,7 @@ class Service:
         try:
             await asyncio.wait({work, disconnect}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise ApiError(499, "the client disconnected", code="disconnected")
+                raise disconnected()
             work.result()
         except ApiError as error:
             generation.error = error
