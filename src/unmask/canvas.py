@@ -334,6 +334,7 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
 class ModelFacts:
     """Facts of the model and of the request that decoders may use.
 
+    `end_ids`: all tokens that end an answer, `eos_id` and `turn_end_id` included.
     `block_size`: of block-causal attention, None for full attention. `max_length`: of the context.
     `background()`: the frequency of each token in the model's own output, `(V,)`, measured at the first
     call. `draft(canvas)`: cheap predictions of the open positions, one token per position, -1 for none.
@@ -348,6 +349,7 @@ class ModelFacts:
     background: Callable[[], Floats] | None = None
     draft: Callable[[Canvas], Ints] | None = None
     adaptable: frozenset[str] = frozenset()
+    end_ids: frozenset[int] = frozenset()
 
 
 Stat = Literal["entropy", "margin", "gap", "eos", "kl", "top_v_entropy"]

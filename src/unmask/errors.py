@@ -142,5 +142,9 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], owner: str = "") 
     return ConfigError(f"unknown {kind} {name!r}: {owner}{hint}{listing}")
 
 
+class CheckpointWarning(UserWarning):
+    """Values of a checkpoint's files that disagree, or that are left out."""
+
+
 class SettingWarning(UserWarning):
     """A setting from a published command that has no effect with the decoder that the command selects."""

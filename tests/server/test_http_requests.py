@@ -272,7 +272,6 @@ def test_a_decoders_name_is_a_name(client, decoder):
         ("tool_choice", "required", "auto"),
         ("response_format", {"type": "json_object"}, {"type": "text"}),
         ("repetition_penalty", 1.1, 1.0),
-        ("stop_token_ids", [5], []),
         ("skip_special_tokens", False, True),
         ("top_logprobs", 3, None),
         ("reasoning_effort", "high", None),
@@ -563,3 +562,56 @@ def test_a_text_that_cannot_fit_is_refused_unread_with_both_numbers(
     assert re.search(r"40000\d\d characters", error["message"]), "with the template's"
     assert "context is 1024" in error["message"]
     assert max(longest, default=0) < 10
+
+
+def test_stop_token_ids_end_the_text_in_every_route(client):
+    usual = client.post(CHAT_URL, json={**CHAT, "max_tokens": 16}).json()
+    text = usual["choices"][0]["message"]["content"]
+    ids = client.post("/tokenize", json={"prompt": text, "add_special_tokens": False}).json()
+    stop = ids["tokens"][3]
+    first = ids["tokens"].index(stop)
+    for extra in ({"stop_token_ids": [stop]}, {"stop_token_ids": [stop, 1 << 30]}):
+        for more in ({}, {"ignore_eos": True}):
+            reply = client.post(CHAT_URL, json={**CHAT, "max_tokens": 16, **extra, **more}).json()
+            assert reply["choices"][0]["finish_reason"] == "stop"
+            assert reply["usage"]["completion_tokens"] <= first + 1
+            assert text.startswith(reply["choices"][0]["message"]["content"])
+    body = {"text": QUESTION, "sampling_params": {"max_new_tokens": 16, "ignore_eos": True}}
+    whole = client.post("/generate", json=body).json()
+    ids = client.post(
+        "/tokenize", json={"prompt": whole["text"], "add_special_tokens": False}
+    ).json()
+    body["sampling_params"]["stop_token_ids"] = [ids["tokens"][2]]
+    cut = client.post("/generate", json=body).json()
+    assert cut["meta_info"]["finish_reason"]["type"] == "stop"
+    assert len(cut["text"]) < len(whole["text"])
+    assert whole["text"].startswith(cut["text"])
+
+
+@pytest.mark.parametrize("value", [[-1], [True], ["5"], 5, list(range(2000))])
+def test_stop_token_ids_that_are_no_ids_are_refused(client, value):
+    error = error_of(client.post(CHAT_URL, json={**CHAT, "stop_token_ids": value}))
+    assert error["param"].startswith("stop_token_ids")
+
+
+def test_blanks_take_no_stop_tokens(client):
+    body = {"parts": ["A ", 2, " dog"], "stop_token_ids": [5]}
+    error_of(client.post(INFILL, json=body))
+    assert client.post(INFILL, json={**body, "stop_token_ids": []}).status_code == 200
+
+
+def test_a_begin_token_is_added_once_or_not_at_all(client):
+    def count(url, **body):
+        reply = client.post(url, json={"max_tokens": 2, **body})
+        assert reply.status_code == 200, reply.text
+        return reply.json()["usage"]["prompt_tokens"]
+
+    one = count(COMPLETIONS, prompt="A dog")
+    assert count(COMPLETIONS, prompt="<|startoftext|>A dog") == one
+    assert count(COMPLETIONS, prompt="A dog", add_special_tokens=True) == one
+    assert count(COMPLETIONS, prompt="A dog", add_special_tokens=None) == one
+    assert count(COMPLETIONS, prompt="A dog", add_special_tokens=False) == one - 1
+    middle = count(COMPLETIONS, prompt="A dog", suffix=" sat")
+    assert count(COMPLETIONS, prompt="A dog", suffix=" sat", add_special_tokens=False) < middle
+    chat = count(CHAT_URL, messages=CHAT["messages"])
+    assert count(CHAT_URL, messages=CHAT["messages"], add_special_tokens=True) == chat

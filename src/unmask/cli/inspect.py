@@ -44,8 +44,10 @@ def facts(model: str) -> dict[str, object]:
         "mask_id": spec.mask_id,
         "eos_id": spec.eos_id,
         "pad_id": spec.pad_id,
+        "bos_id": spec.bos_id,
     }
     facts |= from_tokenizer(folder, spec)
+    facts["id_notes"] = [*spec.notes, *spec.minor_notes] or None
     facts["own_sampler"] = own_sampler(spec)
     cache = bind(make_cache("auto"), spec.block_size)
     facts["cache_auto"] = describe(cache) + (" (exact)" if cache.exact else "")
@@ -107,17 +109,22 @@ def own_sampler(spec: ModelSpec) -> str:
 
 def from_tokenizer(folder: Path, spec: ModelSpec) -> dict[str, object]:
     """Return the tokenizer's facts (tokens, mask, end of a turn, chat template); None if it is missing."""
-    from unmask.engine.tokenizer import load_tokenizer, token_id
+    from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
 
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        return {"tokens": None, "mask": None, "turn_end": None, "chat_template": None}
-    known = len(tokenizer)
-    mask = tokenizer.convert_ids_to_tokens(spec.mask_id) if spec.mask_id < known else None
+        names = ("tokens", "highest_id", "mask", "ends", "turn_end", "chat_template")
+        return dict.fromkeys(names)
+    known = known_ids(tokenizer)
     turn_end = token_id(tokenizer, spec.turn_end)
+    ends = {spec.eos_id, *spec.end_ids, *(() if turn_end is None else (turn_end,))} & known
     return {
-        "tokens": known,
-        "mask": mask,
+        "tokens": len(known),
+        "highest_id": max(known, default=None),
+        "mask": tokenizer.convert_ids_to_tokens(spec.mask_id),
+        "ends": ", ".join(
+            f"{id_} ({tokenizer.convert_ids_to_tokens(id_)})" for id_ in sorted(ends)
+        ),
         "turn_end": None if turn_end is None else f"{spec.turn_end} ({turn_end})",
         "chat_template": tokenizer.chat_template is not None,
     }
@@ -170,4 +177,6 @@ def _text(key: str, value: object) -> str:
         return "yes" if value else "no"
     if value is None:
         return "none"
+    if isinstance(value, list):
+        return "; ".join(map(str, value))
     return f"{value:,}" if key.endswith("parameters") else str(value)

@@ -95,7 +95,7 @@ class Prophet(Wrapper[Watch]):
                 f"answer_start={self.answer_start} is beyond the {len(canvas) - canvas.prompt_length} "
                 f"generated positions"
             )
-        ends = tuple(id_ for id_ in (facts.eos_id, facts.turn_end_id) if id_ is not None)
+        ends = tuple(sorted(facts.end_ids))
         return Watch(self.inner.start(canvas, facts), facts, ends)
 
     def span(self, canvas: Canvas) -> Ints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from unmask.engine.sequence import SequenceState
 from unmask.engine.templates import FORMAT_OPTIONS, ChatFormat, Messages
 from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
-from unmask.engine.tokenizer import load_tokenizer, token_id
+from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
 from unmask.errors import ConfigError, ModelError
 from unmask.knobs import check_flags, whole
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER, MethodSpec
@@ -99,6 +99,7 @@ class LLM:
         tensor_parallel.start_workers(self.model)
         self.spec = self.model.spec
         self.vocabulary = self._vocabulary()
+        self.stop_ids = frozenset(self.vocabulary.end_ids)
         self._background: Floats | None = None
         self.facts = ModelFacts(
             vocab_size=self.spec.vocab_size,
@@ -107,10 +108,9 @@ class LLM:
             block_size=self.spec.block_size,
             max_length=self.spec.max_length,
             background=self.background,
+            end_ids=self.stop_ids,
         )
         self._has_text = lru_cache(None)(lambda id_: bool(self.decode([id_])))
-        ends = (self.vocabulary.eos_id, self.vocabulary.turn_end_id)
-        self.stop_ids = frozenset(id_ for id_ in ends if id_ is not None)
         self.prompts = PromptEncoder(
             self.tokenizer, self.spec, self.name, chat_template, chat_template_kwargs
         )
@@ -138,18 +138,29 @@ class LLM:
                 pack(self.model)
 
     def _vocabulary(self) -> Vocabulary:
-        rows = self.spec.vocab_size
-        known = rows if self.tokenizer is None else len(self.tokenizer)
-        if known > rows:
-            raise ModelError(f"the tokenizer has {known} tokens, the model only {rows} rows")
-        if not 0 <= self.spec.mask_id < rows:
-            raise ModelError(f"mask_token_id={self.spec.mask_id} is outside the {rows} rows")
-        forbidden = sorted({self.spec.mask_id, *range(known, rows)})
+        """Return the vocabulary. Rows without a token are never proposed, those in holes included."""
+        spec, rows = self.spec, self.spec.vocab_size
+        tokens = range(rows) if self.tokenizer is None else known_ids(self.tokenizer)
+        if max(tokens, default=-1) >= rows:
+            raise ModelError(
+                f"the tokenizer's highest id is {max(tokens)}, but the model has only {rows} rows; use the "
+                f"model's own tokenizer"
+            )
+        if not 0 <= spec.mask_id < rows:
+            raise ModelError(f"mask_token_id={spec.mask_id} is outside the {rows} rows")
+        is_free = torch.ones(rows, dtype=torch.bool)
+        is_free[torch.tensor(sorted(tokens), dtype=torch.int64)] = False
+        is_free[spec.mask_id] = True
+        own = getattr(self.tokenizer, "eos_token_id", None)  # also that of another tokenizer
+        more = dict.fromkeys((*spec.end_ids, *([own] if isinstance(own, int) else [])))
+        turn_end_id = token_id(self.tokenizer, spec.turn_end)
+        others = {spec.mask_id, spec.eos_id, turn_end_id}
         return Vocabulary(
             token_ids=torch.arange(rows, device=self.model.device),
-            forbidden=torch.tensor(forbidden, device=self.model.device),
-            eos_id=self.spec.eos_id if self.spec.eos_id < rows else None,
-            turn_end_id=token_id(self.tokenizer, self.spec.turn_end),
+            forbidden=is_free.nonzero()[:, 0].to(self.model.device),
+            eos_id=spec.eos_id if spec.eos_id < rows else None,
+            turn_end_id=turn_end_id,
+            more_ends=tuple(id_ for id_ in more if 0 <= id_ < rows and id_ not in others),
         )
 
     def generate(  # noqa: PLR0913 - the call's options are the interface
@@ -163,6 +174,7 @@ class LLM:
         n: int = 1,
         seed: int = 0,
         stop_at_eos: bool = True,
+        stop_token_ids: Iterable[int] = (),
         return_trace: bool = False,
         raw: bool = False,
         max_batch_size: int = 32,
@@ -173,7 +185,8 @@ class LLM:
         `prompts`: a string, a list of strings, or lists of token ids, which are used unchanged. A string is
         one user turn in the model's chat template if it has one; with `raw=True` it is plain text.
         `gen_length` positions are generated (default 128; decoder daedal chooses the number itself); with
-        `stop_at_eos`, decoding ends early when all positions before an end token are decided. Row i of the
+        `stop_at_eos`, decoding ends early when all positions before an end token are decided;
+        `stop_token_ids` are further end tokens, or the only ones without `stop_at_eos`. Row i of the
         outputs has the seed `seed` + i, which fixes all its randomness in any batch: equal prompts are
         sampled differently, and row i alone is the call with its prompt and `seed` + i. Up to
         `max_batch_size` rows share a forward. `knobs` are those of `SamplingParams` (`temperature`,
@@ -188,7 +201,9 @@ class LLM:
         max_batch_size, n = whole("max_batch_size", max_batch_size, 1), whole("n", n, 1)
         check_flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
         method = parse_method(decoder, cache, cache_args, knobs, gen_length=gen_length)
-        template = self.requests.template(method, seed=seed, stop_at_eos=stop_at_eos)
+        template = self.requests.template(
+            method, seed=seed, stop_at_eos=stop_at_eos, stop_token_ids=stop_token_ids
+        )
         canvases = [
             self.requests.canvas(prompt, template.method, gen_length, raw=raw)
             for prompt in prompt_list(prompts)
@@ -262,14 +277,17 @@ class LLM:
         cache_args: Mapping[str, object] | None = None,
         seed: int = 0,
         stop_at_eos: bool = True,
+        stop_token_ids: Iterable[int] = (),
         **knobs: Any,
     ) -> Iterator[Event]:
         """Decode one canvas (of `prompt_canvas` or `infill_canvas`); yield an event per forward."""
         method = parse_method(decoder, cache, cache_args, knobs, options=STREAM_OPTIONS)
-        template = self.requests.template(method, seed=seed, stop_at_eos=stop_at_eos)
+        template = self.requests.template(
+            method, seed=seed, stop_at_eos=stop_at_eos, stop_token_ids=stop_token_ids
+        )
         yield from self.events([template(canvas)], 1)
 
-    def request(
+    def request(  # noqa: PLR0913 - the call's options are the interface
         self,
         content: Prompt | Canvas,
         decoder: str | MethodSpec = DEFAULT_DECODER,
@@ -279,6 +297,7 @@ class LLM:
         gen_length: int | None = None,
         seed: int = 0,
         stop_at_eos: bool = True,
+        stop_token_ids: Iterable[int] = (),
         raw: bool = False,
         **knobs: Any,
     ) -> Request:
@@ -292,7 +311,13 @@ class LLM:
             decoder, cache, cache_args, knobs, gen_length=gen_length, options=options
         )
         return self.requests.request(
-            content, method, gen_length=gen_length, seed=seed, stop_at_eos=stop_at_eos, raw=raw
+            content,
+            method,
+            gen_length=gen_length,
+            seed=seed,
+            stop_at_eos=stop_at_eos,
+            stop_token_ids=stop_token_ids,
+            raw=raw,
         )
 
     def prompt_canvas(
@@ -313,9 +338,11 @@ class LLM:
         """See `PromptEncoder.infill_canvas`."""
         return self.prompts.infill_canvas(parts)
 
-    def middle_canvas(self, prefix: Prompt, num_blanks: int, suffix: str) -> Canvas:
+    def middle_canvas(
+        self, prefix: Prompt, num_blanks: int, suffix: str, *, special: bool = True
+    ) -> Canvas:
         """See `PromptEncoder.middle_canvas`."""
-        return self.prompts.middle_canvas(prefix, num_blanks, suffix)
+        return self.prompts.middle_canvas(prefix, num_blanks, suffix, special=special)
 
     def _drafter(self, name: str) -> Draft:
         """Return the drafter of a smaller model, loaded by name; see `draft_by`."""

@@ -266,7 +266,7 @@ def _frequency_vocabulary(
 ) -> Vocabulary:
     """Return the vocabulary of the `count` most frequent proposable tokens and the end tokens."""
     frequency = load_background(file, model.spec.vocab_size).copy()
-    ends = [id_ for id_ in (whole.eos_id, whole.turn_end_id) if id_ is not None]
+    ends = whole.end_ids
     frequency[[*whole.forbidden.tolist(), *ends]] = -1.0
     ids = np.argsort(-frequency, kind="stable")[: min(count, int((frequency >= 0).sum()))]
     chosen = np.union1d(ids, np.array(ends, dtype=np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,12 @@ class PromptEncoder:
                 raise PromptError(f"token id {id_} is outside 0..{self.spec.vocab_size - 1}")
         return [int(id_) for id_ in prompt]
 
+    def bare_ids(self, text: str) -> list[int]:
+        """Return the token ids of a text with nothing before it. Raises PromptError."""
+        if not text:
+            raise PromptError("the prompt is empty; give some text")
+        return self._encode_short(text, special=False)
+
     def chat_ids(self, messages: Messages, **options: Any) -> list[int]:
         """Return the token ids of a conversation in the model's chat template.
 
@@ -90,7 +97,10 @@ class PromptEncoder:
         """
         if isinstance(parts, str) or not any(isinstance(part, Integral) for part in parts):
             raise PromptError("infill needs a list with at least one number of blank tokens")
-        ids: list[int] = self.encode("", special=True)
+        ids: list[int] = self.begin
+        first = parts[0]
+        if isinstance(first, str) and ids:
+            ids = ids if self._encode_short(first, special=False)[: len(ids)] != ids else []
         blanks = [False] * len(ids)
         for part, following in zip(parts, [*parts[1:], ""], strict=True):
             if isinstance(part, str):
@@ -107,14 +117,16 @@ class PromptEncoder:
             )
         return new_canvas(ids, blanks, blanks.index(True), self.spec.mask_id, infilling=True)
 
-    def middle_canvas(self, prefix: Prompt, num_blanks: int, suffix: str) -> Canvas:
+    def middle_canvas(
+        self, prefix: Prompt, num_blanks: int, suffix: str, *, special: bool = True
+    ) -> Canvas:
         """Return a text with one blank of `num_blanks` tokens as a canvas. Raises PromptError.
 
         A space at the end of `prefix` stays there, unlike in `infill_canvas`; a text may be empty, as the
-        middle then begins the document.
+        middle then begins the document. `special`: put the tokenizer's begin tokens before the text.
         """
         if isinstance(prefix, str):
-            ids = self._encode_short(prefix, special=True)
+            ids = self._encode_short(prefix, special=special)
         else:
             ids = self.prompt_ids(prefix)
         right = self._encode_short(suffix, special=False)
@@ -148,8 +160,29 @@ class PromptEncoder:
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the token ids of a text, with the tokenizer's special tokens around it if `special`.
 
+        A text that begins with the tokenizer's begin tokens, as after a chat template, has them once.
         Raises PromptError.
         """
+        ids = self._encoded(text, special=special)
+        begin = self.begin if special else []
+        is_double = begin and ids[len(begin) : 2 * len(begin)] == begin
+        return ids[len(begin) :] if is_double else ids
+
+    def with_begin(self, ids: list[int]) -> list[int]:
+        """Return token ids with the tokenizer's begin tokens before them, once."""
+        begin = self.begin
+        return ids if ids[: len(begin)] == begin else [*begin, *ids]
+
+    @cached_property
+    def begin(self) -> list[int]:
+        """The tokens that the tokenizer puts before every text."""
+        plain, both = self._encoded("1", special=False), self._encoded("1", special=True)
+        sizes = range(len(both) - len(plain) + 1)
+        first = next((at for at in sizes if both[at : at + len(plain)] == plain), 0)
+        return both[:first]
+
+    def _encoded(self, text: str, *, special: bool) -> list[int]:
+        """Return what the tokenizer makes of a text. Raises PromptError."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:

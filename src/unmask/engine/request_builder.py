@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from unmask.canvas import Canvas, Ints, ModelFacts, pin
@@ -17,8 +17,24 @@ from unmask.models.spec import ModelSpec
 from unmask.sampling.token_frequencies import load_background
 
 INFILL_OPTIONS = ("decoder", "preset", "cache", "cache_args", "seed", "return_trace")
-STREAM_OPTIONS = ("decoder", "preset", "cache", "cache_args", "seed", "stop_at_eos")
-OPTIONS = (*INFILL_OPTIONS, "gen_length", "stop_at_eos", "raw", "max_batch_size", "n")
+STREAM_OPTIONS = (
+    "decoder",
+    "preset",
+    "cache",
+    "cache_args",
+    "seed",
+    "stop_at_eos",
+    "stop_token_ids",
+)
+OPTIONS = (
+    *INFILL_OPTIONS,
+    "gen_length",
+    "stop_at_eos",
+    "stop_token_ids",
+    "raw",
+    "max_batch_size",
+    "n",
+)
 """Options of `generate` besides the knobs, like those of `infill` and `stream` above; listed in errors."""
 Draft = Callable[[Canvas], Ints]
 """A function that proposes tokens for a canvas: one token id per position, -1 for none."""
@@ -123,18 +139,27 @@ class RequestBuilder:
         return self.prompts.spec
 
     def template(
-        self, method: MethodSpec, *, seed: int = 0, stop_at_eos: bool = True
+        self,
+        method: MethodSpec,
+        *,
+        seed: int = 0,
+        stop_at_eos: bool = True,
+        stop_token_ids: Iterable[int] = (),
     ) -> RequestTemplate:
         """Bind a method to the model, and return a template of requests.
 
+        `stop_token_ids` end an answer besides the model's own end tokens, or alone without `stop_at_eos`.
         Warns of values without effect. Raises ConfigError for a method that the model does not allow.
         """
         seed, method = whole("seed", seed), method.bind(self.spec.block_size)
+        stops = self._stops(stop_token_ids)
+        stop_ids = stops | self.stop_ids if stop_at_eos or not stops else stops
+        stop_at_eos = stop_at_eos or bool(stops)
         for note in method.notes:
             if note.code == "no_effect":
                 warnings.warn(note.message, SettingWarning, stacklevel=4)
         params = method.sampling_params
-        if params.logits_eos_inf and self.facts.eos_id is None:
+        if params.logits_eos_inf and not self.facts.end_ids - {self.facts.turn_end_id}:
             raise ConfigError(
                 f"logits_eos_inf has no effect: the model's eos_token_id={self.spec.eos_id} is not in its "
                 f"vocabulary of {self.spec.vocab_size}"
@@ -144,14 +169,26 @@ class RequestBuilder:
                 "drop_after_eos=true has no effect where no end token ends the answer (stop_at_eos=false, "
                 "ignore_eos=true, infilling); leave it out"
             )
-        facts = replace(self.facts, adaptable=method.adaptable)
+        facts = replace(self.facts, adaptable=method.adaptable, end_ids=self.facts.end_ids | stops)
         drafter = method.decoder.draft_model
         if drafter is not None:
             if drafter not in self.drafters:
                 self.drafters[drafter] = self._make_drafter(drafter)
             facts = replace(facts, draft=self.drafters[drafter])
         given = self.given_tokens(method)
-        return RequestTemplate(method, seed, self.stop_ids, stop_at_eos, facts, given)
+        return RequestTemplate(method, seed, stop_ids, stop_at_eos, facts, given)
+
+    def _stops(self, ids: Iterable[int]) -> frozenset[int]:
+        """Return the ids that can end an answer: those of tokens that the model may propose.
+
+        Others, such as the ends of another model, change nothing. Raises ConfigError.
+        """
+        if isinstance(ids, str | Mapping) or not isinstance(ids, Iterable):
+            raise ConfigError(f"stop_token_ids={shorten(ids)} must be a list of token ids")
+        stops = frozenset(whole("stop_token_ids", id_, 0) for id_ in ids)
+        return frozenset(
+            id_ for id_ in stops if id_ < self.spec.vocab_size and id_ != self.spec.mask_id
+        )
 
     def given_tokens(self, method: MethodSpec) -> dict[int, int]:
         """Return the given token of each offset of the answer. Raises ConfigError and PromptError."""
@@ -187,6 +224,7 @@ class RequestBuilder:
         gen_length: int | None = None,
         seed: int = 0,
         stop_at_eos: bool = True,
+        stop_token_ids: Iterable[int] = (),
         raw: bool = False,
     ) -> Request:
         """Return a request, after all checks that are possible before the first forward.
@@ -195,8 +233,13 @@ class RequestBuilder:
         ConfigError.
         """
         check_flags(stop_at_eos=stop_at_eos, raw=raw)
-        ends = stop_at_eos and not (isinstance(content, Canvas) and content.infilling)
-        template = self.template(method, seed=seed, stop_at_eos=ends)
+        infills = isinstance(content, Canvas) and content.infilling
+        template = self.template(
+            method,
+            seed=seed,
+            stop_at_eos=stop_at_eos and not infills,
+            stop_token_ids=() if infills else stop_token_ids,
+        )
         if isinstance(content, Canvas):
             if gen_length is not None or raw:
                 raise ConfigError(

@@ -98,8 +98,7 @@ class Candidates:
         """
         allowed = logits_nV.index_fill(1, vocabulary.forbidden, -torch.inf)
         top = allowed.topk(min(keep, logits_nV.shape[-1] - len(vocabulary.forbidden)), dim=-1)
-        ends = [id_ for id_ in (vocabulary.eos_id, vocabulary.turn_end_id) if id_ is not None]
-        always = torch.cat((vocabulary.forbidden, top.indices.new_tensor(ends)))
+        always = torch.cat((vocabulary.forbidden, top.indices.new_tensor(vocabulary.end_ids)))
         ids: Tensor = torch.unique(torch.cat((top.indices.flatten(), always)))
         return cls(
             window_end,

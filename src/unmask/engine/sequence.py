@@ -161,7 +161,7 @@ class SequenceState:
         """Decide the open positions from `start` on as end tokens."""
         facts = self.request.facts
         end = facts.turn_end_id if facts.eos_id is None else facts.eos_id
-        assert end is not None, "stopped without an end token"
+        end = min(self.request.stop_ids) if end is None else end
         padded = self.canvas.open & (np.arange(len(self.canvas)) >= start)
         tokens = np.where(padded, end, self.canvas.tokens)
         self.canvas = replace(self.canvas, tokens=tokens, open=self.canvas.open & ~padded)

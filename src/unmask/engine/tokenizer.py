@@ -71,6 +71,11 @@ def token_id(tokenizer: PreTrainedTokenizerBase | None, text: str | None) -> int
     return tokenizer.get_vocab().get(text)
 
 
+def known_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids of all tokens, which may have holes: the highest may exceed their number."""
+    return frozenset(tokenizer.get_vocab().values())
+
+
 LOSSLESS = {"ByteLevel", "Digits", "Punctuation", "Split"}
 """Pre-tokenizers that drop no character, unless their behavior is "Removed"."""
 MAX_COMPOSED = 4

@@ -7,17 +7,19 @@ family, write the file.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unmask.errors import ConfigError, ModelError, unknown_name
+from unmask.errors import CheckpointWarning, ConfigError, ModelError, unknown_name
 from unmask.models.folder_files import read_object, shortened
 from unmask.models.folders import BUNDLED, resolve_model, with_revision
-from unmask.models.hf_config import Config, added_token_id, refuse_quantized
+from unmask.models.hf_config import Config, refuse_quantized
 from unmask.models.registry import Family, find_family
 from unmask.models.spec import ModelSpec
+from unmask.models.special_ids import ID_KEYS, FolderTokens, gather
 
 if TYPE_CHECKING:
     import torch
@@ -73,19 +75,21 @@ def read_spec(model: str | Path, revision: str | None = None) -> ModelSpec:
 
 
 def _spec(family: Family, config: Config, folder: Path) -> ModelSpec:
-    """Return the config's spec; a missing mask id is the tokenizer's, else the family's default."""
+    """Return the spec of a config and of the special ids in all files of its folder."""
     refuse_quantized(config)
-    spec = family.spec_from_config(config)
+    tokens = FolderTokens(folder)
     for text, feature in family.unsupported_tokens.items():
-        if (id_ := added_token_id(folder, text)) is not None:
+        if (id_ := tokens.id_of(text)) is not None:
             raise ModelError(
                 f"{folder}: the tokenizer has {text} ({id_}), by which {feature}; this is not supported"
             )
-    if config.get("mask_token_id") is None:
-        mask_id = added_token_id(folder, family.mask)
-        if mask_id is not None:
-            return replace(spec, mask_id=mask_id)
-    return spec
+    without_ids = {key: value for key, value in config.items() if key not in ID_KEYS}
+    ids = gather(config, tokens, family.mask, family.spec_from_config(without_ids))
+    spec = family.spec_from_config(ids.apply(config))
+    more = tuple(id_ for id_ in ids.end_ids if id_ != spec.eos_id)
+    return replace(
+        spec, end_ids=more, bos_id=ids.bos_id, notes=ids.notes, minor_notes=ids.minor_notes
+    )
 
 
 def torch_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
@@ -178,8 +182,11 @@ def load_model(
     if kind is None:
         kind = torch_dtype(checkpoint_dtype(config, folder, where), where)
     family = find_family(config, folder)
+    spec = _spec(family, config, folder)
+    if spec.notes:
+        warnings.warn(f"{folder}: {'; '.join(spec.notes)}", CheckpointWarning, stacklevel=2)
     with torch.device("meta"):
-        network = (make or Transformer)(_spec(family, config, folder))
+        network = (make or Transformer)(spec)
     load_weights(network, folder, family.names, kind, where, progress)
     return network.eval().requires_grad_(False)
 

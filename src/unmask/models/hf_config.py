@@ -1,14 +1,13 @@
-"""Checked access to a checkpoint's `config.json`, and to the token ids that it leaves out."""
+"""Checked access to a checkpoint's `config.json`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from unmask.errors import ModelError
-from unmask.models.folder_files import read_object, shortened
+from unmask.models.folder_files import shortened
 from unmask.models.spec import ModelSpec
 
 PLAIN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
@@ -329,33 +328,3 @@ def hub_spec(
         pad_id=reader.integer("pad_token_id", eos_id, least=0),
         tie_embeddings=reader.flag("tie_word_embeddings"),
     )
-
-
-def added_token_id(folder: Path, text: str) -> int | None:
-    """Return the id of the added token with this text; None if no file of the folder has it.
-
-    Reads `tokenizer_config.json`, `tokenizer.json`, then `added_tokens.json`. Raises ModelError for files
-    that are not JSON.
-    """
-    for name in ("tokenizer_config.json", "tokenizer.json", "added_tokens.json"):
-        path = folder / name
-        if not path.exists():
-            continue
-        for id_, spelled in _added(read_object(path)):
-            if spelled == text:
-                return id_
-    return None
-
-
-def _added(content: Config) -> Iterator[tuple[int, str]]:
-    """Yield the ids and texts of added tokens, in any of the three files' forms."""
-    yield from ((id_, text) for text, id_ in content.items() if isinstance(id_, int))
-    decoder, tokens = content.get("added_tokens_decoder"), content.get("added_tokens")
-    if isinstance(decoder, dict):
-        for key, item in decoder.items():
-            if str(key).isdecimal() and isinstance(item, dict):
-                yield int(key), str(item.get("content"))
-    if isinstance(tokens, list):
-        for item in tokens:
-            if isinstance(item, dict) and isinstance(item.get("id"), int):
-                yield item["id"], str(item.get("content"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -45,7 +45,10 @@ class ModelSpec:
     take the model's dtype. `norm_fp32` scales norms in float32 (SDAR); otherwise in the model's dtype.
     Decoding: `mask_id`, `eos_id`, `pad_id`, `turn_end` (the text of the token that ends a chat turn),
     `shift_logits` (row i-1 predicts position i), `block_size` (block-causal attention counted from the
-    first prompt token; None: bidirectional attention), `max_length` in tokens.
+    first prompt token; None: bidirectional attention), `max_length` in tokens. `end_ids` are
+    further tokens that end an answer, without the end of a turn; `bos_id`: the begin token, or None.
+    `notes` are sentences on special ids that disagree between the checkpoint's files or are left out,
+    `minor_notes` on those that decoding does not use.
     """
 
     family: str
@@ -74,3 +77,7 @@ class ModelSpec:
     shift_logits: bool = False
     block_size: int | None = None
     turn_end: str | None = None
+    end_ids: tuple[int, ...] = ()
+    bos_id: int | None = field(default=None, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    minor_notes: tuple[str, ...] = field(default=(), compare=False)

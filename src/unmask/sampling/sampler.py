@@ -35,8 +35,9 @@ STATS: tuple[str, ...] = (
 class Vocabulary:
     """The columns of the logits: `token_ids` (ascending), and the columns that are treated specially.
 
-    `forbidden` columns are never proposed; `eos_id` and `turn_end_id` are columns or None. With `is_whole`,
-    every token has a column, and ids equal columns.
+    `forbidden` columns are never proposed; `eos_id` and `turn_end_id` are columns or None,
+    `more_ends` the columns of further tokens that end an answer. With `is_whole`, every token has a column,
+    and ids equal columns.
     """
 
     token_ids: Tensor
@@ -44,6 +45,17 @@ class Vocabulary:
     eos_id: int | None
     turn_end_id: int | None
     is_whole: bool = True
+    more_ends: tuple[int, ...] = ()
+
+    @property
+    def text_ends(self) -> list[int]:
+        """The columns of the tokens that end a text: all ends but that of a turn."""
+        return [id_ for id_ in (self.eos_id, *self.more_ends) if id_ is not None]
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The columns of all tokens that end an answer."""
+        return self.text_ends if self.turn_end_id is None else [*self.text_ends, self.turn_end_id]
 
     def subset(self, ids: Tensor) -> Vocabulary:
         """Return the vocabulary of logits with columns for the tokens `ids` (ascending) only."""
@@ -55,8 +67,9 @@ class Vocabulary:
             return at if at < len(ids) and int(ids[at]) == id_ else None
 
         forbidden = torch.isin(ids, self.forbidden).nonzero()[:, 0]
-        ends = column(self.eos_id), column(self.turn_end_id)
-        return Vocabulary(ids, forbidden, *ends, is_whole=False)
+        eos, turn_end = column(self.eos_id), column(self.turn_end_id)
+        more = tuple(at for id_ in self.more_ends if (at := column(id_)) is not None)
+        return Vocabulary(ids, forbidden, eos, turn_end, is_whole=False, more_ends=more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +118,8 @@ def propose(
     _add_biases(logits, spans, vocabulary)
     _add_credit(logits, spans, vocabulary, packed)
     no_eos = _rows(spans, lambda span: span.params.logits_eos_inf)
-    if no_eos and vocabulary.eos_id is not None:
-        logits[no_eos, vocabulary.eos_id] = -torch.inf
+    for column in vocabulary.text_ends if no_eos else ():
+        logits[no_eos, column] = -torch.inf
     _top_two(logits, spans, packed)
     forbidden = logits[:, vocabulary.forbidden]
     logits[:, vocabulary.forbidden] = -torch.inf
@@ -275,7 +288,7 @@ def _suppressed_scores(spans: list[Span], vocabulary: Vocabulary) -> list[tuple[
             and not (span.params.compat and span.params.temperature > 0)
         ),
     )
-    pairs = ((rows, vocabulary.turn_end_id), (eos_rows, vocabulary.eos_id))
+    pairs = [(rows, vocabulary.turn_end_id), *((eos_rows, id_) for id_ in vocabulary.text_ends)]
     return [(chosen, column) for chosen, column in pairs if chosen and column is not None]
 
 

@@ -129,14 +129,13 @@ def method_info(method: MethodSpec) -> dict[str, JsonValue]:
 def model_info(llm: LLM, model_id: str, max_length: int) -> ModelInfo:
     """Return the facts of a model."""
     spec, tokenizer = llm.spec, llm.tokenizer
-    num_tokens = 0 if tokenizer is None else len(tokenizer)
     return ModelInfo(
         id=model_id,
         family=spec.family,
         block_size=spec.block_size,
         max_length=max_length,
         vocab_size=spec.vocab_size,
-        mask=token_text(tokenizer, spec.mask_id) if spec.mask_id < num_tokens else None,
+        mask=token_text(tokenizer, spec.mask_id),
         mask_id=spec.mask_id,
         end_ids=sorted(llm.stop_ids),
         has_chat_template=llm.prompts.chat.problem() is None,
@@ -145,9 +144,10 @@ def model_info(llm: LLM, model_id: str, max_length: int) -> ModelInfo:
 
 
 def token_text(tokenizer: object, token_id: int) -> str | None:
-    """Return a token as the vocabulary spells it, or None if the tokenizer has no such method."""
+    """Return a token as the vocabulary spells it, or None if the tokenizer does not know it."""
     spell = getattr(tokenizer, "convert_ids_to_tokens", None)
-    return None if spell is None else str(spell(token_id))
+    text = None if spell is None else spell(token_id)
+    return None if text is None else str(text)
 
 
 def decoder_info(name: str) -> DecoderInfo:

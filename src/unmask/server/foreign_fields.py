@@ -165,7 +165,7 @@ FOREIGN_FIELDS: Mapping[str, Harmless] = {
     **each(only(True), "skip_special_tokens detokenize add_generation_prompt"),
     **each(
         only([]),
-        """tools functions stop_token_ids bad_words stop_regex documents data_sources image_data audio_data
+        """tools functions bad_words stop_regex documents data_sources image_data audio_data
         video_data images logits_processors token_ids_logprob transforms models plugins lora samplers
         response_fields context_management""",
     ),

@@ -17,6 +17,7 @@ MAX_N = 16
 MAX_PROMPTS = 64
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+MAX_STOP_IDS = 1024
 MAX_MESSAGES = 1024
 MAX_TOKENS = 1 << 20
 MAX_KNOBS = 64
@@ -64,6 +65,13 @@ def none_for_false(value: object) -> object:
     return None if value is False else value
 
 
+def none_for_empty(value: object) -> object:
+    """Return None for an empty list; raise ValueError for any other value."""
+    if value not in (None, []):
+        raise ValueError(f"{EVERY_BLANK_FILLED}; leave it out")
+    return None
+
+
 def only_value(allowed: object, reason: str) -> BeforeValidator:
     """Return a validator that accepts one value and rejects any other with `reason`."""
 
@@ -89,6 +97,9 @@ GivenTokens = Annotated[
 KnobValue = bool | Number | ShortText | KnobList | GivenTokens | None
 KnobValues = Annotated[
     dict[Annotated[str, Field(max_length=100)], KnobValue], BeforeValidator(check_num_knobs)
+]
+StopIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=1 << 31)]], list_limits(max_length=MAX_STOP_IDS)
 ]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)]], list_limits(min_length=1)]
 
@@ -158,6 +169,11 @@ class DecodingRequest(StrictModel):
         None, description="strings that end the text; they are not part of it"
     )
     n: int | None = Field(None, ge=1, le=MAX_N, description="number of choices per prompt")
+    stop_token_ids: StopIds | None = Field(
+        None,
+        description="ids of tokens that end the text besides the model's own end tokens, or alone with "
+        "ignore_eos; they are not part of it",
+    )
     ignore_eos: bool = Field(
         False, description="generate every position; an end token does not end the text"
     )
@@ -304,6 +320,11 @@ class ChatRequest(TemplateFields, DecodingRequest):
     top_logprobs: Literal[0] | None = Field(
         None, description="only 0: log-probabilities of other tokens are not available"
     )
+    add_special_tokens: bool | None = Field(
+        None,
+        description="the tokenizer's begin token before a conversation whose template has none; default: "
+        "false",
+    )
     diffusing: bool | None = Field(
         None,
         description='Mercury\'s name of stream_mode="canvas", with `diffusion_meta`; no effect without '
@@ -353,6 +374,10 @@ class CompletionRequest(DecodingRequest):
     suffix: str | None = Field(
         None, description="text after the generated one: max_tokens positions between are filled"
     )
+    add_special_tokens: bool | None = Field(
+        None,
+        description="the tokenizer's begin token before a text that has none; default: true",
+    )
     logprobs: Annotated[Literal[0] | None, BeforeValidator(none_for_false)] = Field(
         None,
         description="only 0: return the log-probability of each token when it was committed",
@@ -395,5 +420,8 @@ class InfillRequest(DecodingRequest):
         False, description=EVERY_BLANK_FILLED
     )
     stop: Annotated[None, only_value(None, EVERY_BLANK_FILLED)] = Field(
+        None, description=EVERY_BLANK_FILLED
+    )
+    stop_token_ids: Annotated[None, BeforeValidator(none_for_empty)] = Field(
         None, description=EVERY_BLANK_FILLED
     )

@@ -64,6 +64,8 @@ class Planner:
     def chat(self, body: ChatRequest, knobs: Mapping[str, object]) -> list[GenerationPlan]:
         """Plan the next turn of a conversation."""
         ids = self.conversation_ids(body.messages, body)
+        if body.add_special_tokens:
+            ids = self.llm.prompts.with_begin(ids)
         return self.continuations(body, [ids], knobs, "messages")
 
     def conversation_ids(self, turns: Sequence[Message], fields: TemplateFields) -> list[int]:
@@ -85,10 +87,17 @@ class Planner:
         try:
             if body.suffix:
                 return self._middles(body, prompts, knobs)
-            ids = [self.llm.prompt_ids(one, raw=isinstance(one, str)) for one in prompts]
+            ids = [self._text_ids(one, body.add_special_tokens) for one in prompts]
         except PromptError as error:
             raise library_error(error, "prompt") from None
         return self.continuations(body, ids, knobs, "prompt")
+
+    def _text_ids(self, prompt: Prompt, add_special: bool | None) -> list[int]:
+        """Return the token ids of a prompt without a template."""
+        prompts = self.llm.prompts
+        if add_special is False and isinstance(prompt, str):
+            return prompts.bare_ids(prompt)
+        return prompts.prompt_ids(prompt, raw=isinstance(prompt, str))
 
     def infill(self, body: InfillRequest, knobs: Mapping[str, object]) -> list[GenerationPlan]:
         """Plan the blanks of a text."""
@@ -131,18 +140,19 @@ class Planner:
         self, body: CompletionRequest, prompts: list[Prompt], knobs: Mapping[str, object]
     ) -> list[GenerationPlan]:
         assert body.suffix is not None, "without a suffix there is no middle"
-        canvases = [self._middle(one, body.suffix, body.length) for one in prompts]
+        special = body.add_special_tokens is not False
+        canvases = [self._middle(one, body.suffix, body.length, special) for one in prompts]
         for canvas in canvases:
             self._check_room(len(canvas), "prompt, answer and suffix", body.length_name)
         starts = [canvas.prompt_length for canvas in canvases]
         return self._plans(body, canvases, starts, knobs, has_size=True)
 
-    def _middle(self, prompt: Prompt, suffix: str, size: int | None) -> Canvas:
+    def _middle(self, prompt: Prompt, suffix: str, size: int | None, special: bool) -> Canvas:
         """Return the canvas of a middle of `size` positions; None: the default, or what is left."""
         if size is None:
-            size = 1 + self.max_length - len(self.llm.middle_canvas(prompt, 1, suffix))
+            size = 1 + self.max_length - len(self._middle(prompt, suffix, 1, special))
             size = max(1, min(GEN_LENGTH, size))
-        return self.llm.middle_canvas(prompt, size, suffix)
+        return self.llm.middle_canvas(prompt, size, suffix, special=special)
 
     def _plans(
         self,
@@ -178,7 +188,8 @@ class Planner:
         `span`: tokens of the prompt, first position of the text, and the number of its positions.
         """
         infills = isinstance(content, Canvas) and content.infilling
-        stop_ids = frozenset[int]() if body.ignore_eos or infills else self.llm.stop_ids
+        given = frozenset(body.stop_token_ids or ())
+        stop_ids = given if body.ignore_eos or infills else given | self.llm.stop_ids
         ends = StopCriteria(stop_ids, body.stops)
         num_prompt, start, size = span
         try:
@@ -188,6 +199,7 @@ class Planner:
                 gen_length=gen_length,
                 seed=seed,
                 stop_at_eos=not body.ignore_eos,
+                stop_token_ids=given,
             )
         except UnmaskError as error:
             raise library_error(error) from None

@@ -60,9 +60,8 @@ METHOD_FIELDS = (
     "steps",
     "block_length",
 )
-SAMPLING_FIELDS = frozenset(
-    (*RENAMED_FIELDS, *METHOD_FIELDS, "temperature", "top_p", "top_k", "stop", "n", "ignore_eos")
-)
+OWN_FIELDS = ("temperature", "top_p", "top_k", "stop", "stop_token_ids", "n", "ignore_eos")
+SAMPLING_FIELDS = frozenset((*RENAMED_FIELDS, *METHOD_FIELDS, *OWN_FIELDS))
 """Sampling parameters with an effect here; knobs of decoders may stand beside them."""
 
 
@@ -91,7 +90,8 @@ class GenerateRequest(StrictModel):
     )
     sampling_params: dict[str, JsonValue] = Field(
         default_factory=dict,
-        description="max_new_tokens, temperature, top_p, top_k, stop, n, ignore_eos, sampling_seed, knobs",
+        description="max_new_tokens, temperature, top_p, top_k, stop, stop_token_ids, n, ignore_eos, "
+        "sampling_seed, knobs",
     )
     stream: bool = Field(False, description="send cumulative text as server-sent events")
     rid: str | None = Field(None, max_length=128, description="returned as meta_info.id")

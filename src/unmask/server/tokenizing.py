@@ -106,7 +106,7 @@ def tokenize(service: Service, body: TokenizeRequest) -> TokenizeReply:
         if body.messages is not None:
             ids = service.planner.conversation_ids(body.messages, body)
             if body.add_special_tokens:
-                ids = [*llm.prompts.encode("", special=True), *ids]
+                ids = llm.prompts.with_begin(ids)
         else:
             special = body.add_special_tokens is not False
             ids = llm.prompts.encode(body.prompt or "", special=special)
