@@ -514,3 +514,25 @@ def test_bench_overhead_gives_a_row_a_decoder(cli: Cli) -> None:
 )
 def test_bench_overhead_refuses_what_cannot_be(words: tuple[str, ...], says: str, cli: Cli) -> None:
     assert says in refused(cli("bench", "overhead", *words))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("words", [["--help"], ["models"], ["generate", "Tom", "--gen-length=4"]])
+def test_output_to_a_full_disk_is_one_line_on_standard_error(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = run_full(words, stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 2
+        error = done.stderr.decode().splitlines()[-1]
+        assert error.startswith("unmask: error: the output cannot be written (No space left")
+        assert b"Traceback" not in done.stderr
+        assert b"Exception ignored" not in done.stderr
+        assert run_full(words, stdout=subprocess.DEVNULL, stderr=full).returncode in (0, 2)
+
+
+def run_full(words: list[str], **streams: object) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, "-m", "unmask.cli.main", *words], **streams)
+
+
+def test_a_command_without_standard_streams_ends_well() -> None:
+    line = f"exec {sys.executable} -m unmask.cli.main models >&- 2>&-"
+    assert subprocess.run(["bash", "-c", line]).returncode == 0

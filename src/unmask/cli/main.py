@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import TextIO
 
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
@@ -79,6 +82,8 @@ COMMANDS = {
 The summary is the first line of the function's docstring, here available without an import.
 """
 ALL_HELP = "--help=all"
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""Codes of a full or failed disk."""
 
 
 def make_app(*, with_summaries: bool = False) -> App:
@@ -155,26 +160,56 @@ def _fail(message: str) -> int:
         line = f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"
     shown = "".join(char if char.isprintable() else "\ufffd" for char in line)
     prefix = f"unmask: rank {os.environ['RANK']}" if launcher.is_follower() else "unmask"
-    print(f"{prefix}: error: {shown}", file=sys.stderr)
+    with suppress(OSError):  # nothing is left to say it with if standard error fails too
+        print(f"{prefix}: error: {shown}", file=sys.stderr, flush=True)
     return USAGE_STATUS
+
+
+def _silence(stream: TextIO, descriptor: int) -> None:
+    """Discard what a stream still holds, which Python would flush once more at exit."""
+    with suppress(OSError):
+        stream.flush()
+        return
+    target = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(target, descriptor)
+    os.close(target)
+    with suppress(OSError):
+        stream.flush()
+
+
+def _open_streams() -> None:
+    """Give output and errors a place to go if the process was started with closed ones."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (default: this process's) and return the exit status.
 
-    0 for success, 2 for every mistake of the user's (one line on standard error), 130 when interrupted.
+    0 for success, 1 if the reader of the output left, 2 for every mistake of the user's and for output that
+    cannot be written (one line on standard error), 130 when interrupted.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    _open_streams()
     try:
         status = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader left. Python flushes once more at exit; give it somewhere to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        status = 1
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        place = "the output" if error.filename is None else repr(str(error.filename))
+        status = _fail(
+            f"{place} cannot be written ({error.strerror}); free space there, or write elsewhere"
+        )
+    if status:
+        _silence(sys.stdout, 1)
+        _silence(sys.stderr, 2)
     return status
 
 
