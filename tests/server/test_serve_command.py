@@ -101,7 +101,6 @@ def test_who_lets_everybody_in_is_told_so():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--trust-remote-code"], "never run"),
         (["--dllm-algorithm-config", "x.yaml"], "needs --dllm-algorithm"),
         (["--dllm-algorithm", "CadLLM", "--decoder", "wino"], "both choose the decoder"),
         (["--dllm-algorithm", "CadLLM", "--dllm-algorithm-config", "/nowhere"], "cannot be read"),

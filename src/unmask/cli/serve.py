@@ -68,17 +68,14 @@ def run(options: ServeOptions) -> None:
 
     Raises SystemExit with `FAILED_STATUS` when the engine has failed.
     """
-    if options.trust_remote_code:
-        raise ConfigError(
-            "--trust-remote-code has no effect: a checkpoint's own code is never run; leave it out"
-        )
     need_extra()
     model, words = split(options)
     method = method_of(options, words)
-    for note in method.notes:
-        print(f"unmask: note: {note.message}", file=sys.stderr)
-    access = access_of(options.server)
     counts = counts_of(options.replicas, options.load.tensor_parallel_size)
+    is_sglang = options.method.dllm_algorithm is not None and counts is None
+    access = access_of(options.server, is_sglang=is_sglang)
+    for note in (*notes_of(options, access), *(note.message for note in method.notes)):
+        print(f"unmask: note: {note}", file=sys.stderr, flush=True)
     from unmask.server.process import bind, server_of, url_of
 
     if counts is not None:
@@ -199,8 +196,30 @@ def read_config(path: Path | None) -> Mapping[str, Any] | None:
     return content
 
 
-def access_of(server: ServerConfig) -> Access:
-    """Return the access rules. Raises ConfigError for an unprotected public server."""
+def notes_of(options: ServeOptions, access: Access) -> list[str]:
+    """Return notes on options that other servers' commands have and that do less here, or nothing."""
+    notes = []
+    if options.trust_remote_code:
+        notes.append(
+            "--trust-remote-code has no effect: a checkpoint's own code is never run, and its network is "
+            "built by unmask"
+        )
+    if not options.method.dllm_fdfo:
+        notes.append("--no-dllm-fdfo has no effect: both schedules of a batch decode alike")
+    if access.is_local_only:
+        notes.append(
+            f"--host {options.server.host} without an API key: only requests from this machine are "
+            f"answered; set {KEY_VARIABLE} or --api-key to admit others, or add --allow-unauthenticated"
+        )
+    return notes
+
+
+def access_of(server: ServerConfig, *, is_sglang: bool = False) -> Access:
+    """Return the access rules. Raises ConfigError for an unprotected public server.
+
+    `is_sglang`: the command is SGLang's, whose servers are public without a key; ours then answers this
+    machine only.
+    """
     from unmask.server.hosts import allowed_host
     from unmask.server.settings import Access
 
@@ -218,7 +237,8 @@ def access_of(server: ServerConfig) -> Access:
         if is_set:
             raise ConfigError(f"--public-{flag} has no effect without an API key; leave it out")
     is_local = is_loopback(server.host)
-    if not is_local and not server.allow_unauthenticated:
+    is_local_only = is_sglang and not is_local and not server.allow_unauthenticated
+    if not is_local and not server.allow_unauthenticated and not is_local_only:
         raise ConfigError(
             f"--host {server.host} accepts other machines without an API key; set {KEY_VARIABLE} or "
             f"--api-key, use --host 127.0.0.1, or add --allow-unauthenticated"
@@ -227,10 +247,10 @@ def access_of(server: ServerConfig) -> Access:
         raise ConfigError(
             f"--allow-unauthenticated has no effect with --host {server.host}; leave it out"
         )
-    own = {*LOCAL_NAMES, allowed_host(server.host)} if is_local else set[str]()
-    return Access(
-        hosts=frozenset(own | {allowed_host(name) for name in server.allowed_host}) or None
-    )
+    is_narrow = is_local or is_local_only
+    own = {*LOCAL_NAMES, allowed_host(server.host)} if is_narrow else set[str]()
+    hosts = frozenset(own | {allowed_host(name) for name in server.allowed_host}) or None
+    return Access(hosts=hosts, is_local_only=is_local_only)
 
 
 def is_loopback(host: str) -> bool:
@@ -243,9 +263,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def open_to(host: str) -> str:
+def open_to(host: str, *, is_local_only: bool = False) -> str:
     """Describe the callers that a server without a key admits, for its start message."""
+    if is_local_only:
+        return "this machine only, without a key"
     return "open" if is_loopback(host) else f"OPEN, without a key, to all clients that reach {host}"
+
+
+def describe_access(access: Access, host: str) -> str:
+    """Return the line of the start message about access."""
+    if access.key_digest is not None:
+        return "API key"
+    return open_to(host, is_local_only=access.is_local_only)
 
 
 def load(options: ServeOptions, model: str) -> LLM:
@@ -327,7 +356,7 @@ def facts(
         "cache": f"{defaults.describe_cache()} ({'exact' if defaults.cache.exact else 'approximate'})",
         "canvas": f"{limits.max_model_len or llm.spec.max_length:,} positions at most",
         "batch": f"{options.engine.max_num_seqs} sequences a forward, queue of {options.engine.max_queue}",
-        "access": "API key" if settings.access.key_digest else open_to(options.server.host),
+        "access": describe_access(settings.access, options.server.host),
         **({"config": str(options.config)} if options.config else {}),
         "url": url,
     }
@@ -413,7 +442,7 @@ def serve_replicas(
     for key, value in {
         "model": model,
         "replicas": str(counts[0]) if counts[0] == counts[1] else f"{counts[0]} to {counts[1]}",
-        "access": "API key" if settings.access.key_digest else open_to(server.host),
+        "access": describe_access(settings.access, server.host),
         **({"config": str(options.config)} if options.config else {}),
         "url": f"http://{host}:{port}",
     }.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import ipaddress
 import re
 from collections.abc import Callable
 from functools import cache
@@ -97,7 +98,7 @@ class AccessMiddleware:
         if scope.get("state", {}).get(IN_RESERVE) and scope["path"] not in PROBE_PATHS:
             return too_many_connections()
         if access.key_digest is None:
-            return self._host_refusal(header_values(headers, b"host"))
+            return self._peer_refusal(scope) or self._host_refusal(header_values(headers, b"host"))
         if self._is_public(scope["path"]) or self._has_key(headers):
             return None
         token = access.page_token
@@ -123,6 +124,17 @@ class AccessMiddleware:
         access = self.settings.access
         return access.key_digest is not None and len(values) == 1 and access.admits(values[0])
 
+    def _peer_refusal(self, scope: Scope) -> ApiError | None:
+        peer = (scope.get("client") or ("",))[0]
+        if not self.settings.access.is_local_only or is_this_machine(peer):
+            return None
+        return ApiError(
+            403,
+            f"client {peer[:100]!r}: this server has no API key and answers its own machine only; start it "
+            f"with --api-key, or with --allow-unauthenticated",
+            code="client_not_allowed",
+        )
+
     def _host_refusal(self, values: list[bytes]) -> ApiError | None:
         hosts = self.settings.access.hosts
         if hosts is None or (len(values) == 1 and host_of(values[0].decode("latin-1")) in hosts):
@@ -139,6 +151,16 @@ class AccessMiddleware:
 def header_values(headers: Headers, name: bytes) -> list[bytes]:
     """Return the values of all headers of a name."""
     return [value for key, value in headers if key == name]
+
+
+def is_this_machine(address: str) -> bool:
+    """Return True for a loopback address, also one of IPv4 as IPv6 writes it."""
+    try:
+        peer = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = peer.ipv4_mapped if isinstance(peer, ipaddress.IPv6Address) else None
+    return (mapped or peer).is_loopback
 
 
 def is_page(path: str) -> bool:

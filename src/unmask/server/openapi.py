@@ -16,7 +16,8 @@ from unmask.server.reply_models import ErrorReply, ReplyModel
 Document = dict[str, Any]
 REFUSALS = {
     401: "no valid key",
-    403: "without a key: a Host name that is not this server's (`--allowed-host`)",
+    403: "without a key: a Host name that is not this server's (`--allowed-host`), or, under SGLang's "
+    "command with a public `--host`, another machine",
     431: "too many or too large headers",
 }
 """Errors of every route."""

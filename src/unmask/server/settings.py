@@ -108,13 +108,15 @@ class Access:
     `key_digest`: SHA-256 of the key (None: no key is required). `page_token`: random token with which a
     browser loads the page's files after it has sent the key (None: no page for entering the key).
     Without a key, requests must name one of `hosts` (None: any). This prevents DNS rebinding, in which the
-    host name of a web page resolves to this machine.
+    host name of a web page resolves to this machine. `is_local_only`: without a key, requests must come
+    from this machine, whatever the address is that the server listens on.
     """
 
     key_digest: bytes | None = None
     is_metrics_public: bool = False
     is_page_public: bool = False
     hosts: frozenset[str] | None = None
+    is_local_only: bool = False
     page_token: str | None = field(default=None, repr=False)
 
     @staticmethod
