@@ -105,6 +105,13 @@ class SourceOptions:
     config_dir: Annotated[Path | None, option(metavar="DIR")] = None
     """Folder of your own presets, such as DIR/generation/NAME.yaml."""
 
+    def words(self) -> list[str]:
+        """Return the flags that are set, as they are typed."""
+        flags = {"--config": self.config, "--config-dir": self.config_dir}
+        return [
+            word for flag, path in flags.items() if path is not None for word in (flag, str(path))
+        ]
+
     def sources(self) -> Sources:
         """Return the files and the environment as sources. Raises ConfigError."""
         from unmask.config import Sources
@@ -131,9 +138,14 @@ def _quoted(text: str) -> str:
 
 def tell(notes: Sequence[Note]) -> None:
     """Print notes on changed values to standard error, in the first process only."""
+    for each in notes:
+        note(each.message)
+
+
+def note(text: str) -> None:
+    """Print a note to standard error, in the first process only."""
     if is_first():
-        for note in notes:
-            print(f"unmask: note: {note.message}", file=sys.stderr)
+        print(f"unmask: note: {text}", file=sys.stderr, flush=True)
 
 
 def is_first() -> bool:

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.eval_options import KEY_WORDS, KeyOptions, SourceOptions, is_first, tell
+from unmask.cli import launcher
+from unmask.cli.eval_options import KEY_WORDS, KeyOptions, SourceOptions, is_first, note, tell
 from unmask.cli.options import PRINT_JSON, flat
 from unmask.errors import ConfigError
 from unmask.options import option
@@ -37,6 +38,11 @@ COLUMNS = (
 )
 NONE = "-"
 WIDE = 10_000
+MAX_PROCESSES = 256
+ALONE = (
+    "accelerate launch started one process, although it was asked for several: on a CPU it starts no more; "
+    "to share the examples, leave it out and run: unmask eval --num-processes N"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,9 @@ class EvalOptions(KeyOptions):
 
     limit: Annotated[int | None, option(metavar="N")] = None
     """Number of examples to answer: limit=N. Default: all."""
+
+    num_processes: Annotated[int | None, option(metavar="N", least=1, most=MAX_PROCESSES)] = None
+    """Number of processes that share the examples, on a GPU each or on the CPU. Default: 1."""
 
 
 def evaluate(
@@ -68,7 +77,12 @@ def evaluate(
     """
     keys, sources = options.words(words), files.sources()
     if cfg is None:
-        run(keys, sources, multirun, as_json)
+        runs = planned(keys, sources, multirun)
+        if _shares(runs, options.num_processes):
+            again = [*keys, *files.words(), *(["--multirun"] if multirun else [])]
+            again += ["--json"] if as_json else []
+            raise SystemExit(launcher.start(options.num_processes or 1, ["eval", *again]))
+        run(runs, as_json)
         return
     if cfg != "job":
         raise ConfigError(f"--cfg {cfg}: only job is there, the configuration of the run")
@@ -79,9 +93,32 @@ def evaluate(
     print_job(keys, sources)
 
 
-def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -> None:
+def _shares(runs: Sequence[EvalSettings], num_processes: int | None) -> bool:
+    """Return True if processes must be started to share the examples. Raises ConfigError.
+
+    Notes on standard error if `accelerate launch` did not start those that it was asked for.
+    """
+    if num_processes is None:
+        if launcher.is_alone_under_accelerate():
+            note(ALONE)
+        return False
+    launcher.check_size(num_processes, "--num-processes")
+    if num_processes == 1 or launcher.is_started():
+        return False
+    import torch
+
+    count = torch.cuda.device_count()
+    if count and num_processes > count and not all(one.device == "cpu" for one in runs):
+        raise ConfigError(
+            f"--num-processes {num_processes}: each takes a GPU, and there are {count}; lower it, or add "
+            f"device=cpu"
+        )
+    return True
+
+
+def run(runs: Sequence[EvalSettings], as_json: bool) -> None:
     """Evaluate, and print a table (or the results as JSON lines)."""
-    runs = planned(words, sources, is_sweep)
+    tell([each for settings in runs for each in settings.method.notes])
     from unmask.evals.results import documents
     from unmask.evals.run import evaluate
 
@@ -97,8 +134,7 @@ def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -
         return
     for result in results:
         if result.metrics["num_too_long"]:
-            line = f"unmask: note: {result.task}: {documents(result)}"
-            print(line, file=sys.stderr, flush=True)
+            note(f"{result.task}: {documents(result)}")
     if as_json:
         for result in results:
             print(_json(result))
@@ -108,15 +144,13 @@ def run(words: Sequence[str], sources: Sources, is_sweep: bool, as_json: bool) -
 
 def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[EvalSettings]:
     """Return the settings of all runs, checked before the first one starts."""
-    from unmask.config import compose, method_of, sweep
+    from unmask.config import compose, sweep
     from unmask.config.settings import settings_of
 
     runs = []
     for combination in sweep(words) if is_sweep else [list(words)]:
         composed = compose(combination, sources)
-        method = method_of(composed)
-        tell(method.notes)
-        settings = settings_of(composed, method)
+        settings = settings_of(composed)
         if is_sweep and composed["output"] is not None:
             name = f"{settings.method.decoder_name}-{settings.fingerprint()}"
             settings = dataclasses.replace(settings, output=str(Path(composed["output"]) / name))

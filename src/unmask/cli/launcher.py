@@ -1,4 +1,4 @@
-"""Launcher of the ranks of a sharded model, as processes of this machine.
+"""Launcher of the ranks of a sharded model, or of an evaluation, as processes of this machine.
 
 `torchrun` does the same, on several machines too; this is for when it was not used. Its ranks talk over the
 loopback interface only.
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from unmask.errors import ConfigError
 
 if TYPE_CHECKING:
     from unmask.cli.options import LoadKeywords
@@ -36,6 +38,25 @@ def is_started() -> bool:
 def is_follower() -> bool:
     """Return True if this process is a rank other than 0."""
     return is_started() and os.environ["RANK"] != "0"
+
+
+def is_alone_under_accelerate() -> bool:
+    """Return True if `accelerate launch` was asked for several processes and started this one only.
+
+    It then passes on the address at which they would have met, and no rank.
+    """
+    is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    return is_launched and not is_started()
+
+
+def check_size(size: int, flag: str) -> None:
+    """Raise ConfigError in a rank of another launcher with another number of ranks."""
+    there = os.environ.get("WORLD_SIZE", "1")
+    if is_started() and there != str(size):
+        raise ConfigError(
+            f"{flag} {size}: a launcher has started {there} process(es) of this command already; leave "
+            f"{flag} out, or the launcher"
+        )
 
 
 def take(size: int, model: str, loading: LoadKeywords) -> None:
@@ -100,6 +121,7 @@ def environment(size: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "unmask",  # by which torch.distributed knows a launcher's process
     }
     usual = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size))}
     if sys.platform == "linux":

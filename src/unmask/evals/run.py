@@ -59,10 +59,11 @@ class Processes:
     wait: Callable[[], object] = lambda: None
 
 
-def processes() -> Processes:
+def processes(device: str | None = None) -> Processes:
     """Return the processes of the launcher, or this one alone. Raises DependencyError without accelerate.
 
-    `device` is the accelerator of this process, None on a machine without.
+    `device`: that of the settings. The result's is the accelerator of this process, None on a machine
+    without, and for `device` cpu.
     """
     import torch
 
@@ -74,7 +75,7 @@ def processes() -> Processes:
         raise DependencyError(
             "several processes need accelerate, which is not installed; pip install 'unmask[eval]'"
         ) from None
-    on_cpu = not torch.cuda.is_available()
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     return Processes(
         rank=state.process_index,
@@ -97,7 +98,7 @@ def evaluate(
     _need_lm_eval()
     if CATALOG[settings.task].runs_code:
         sandbox_name()  # before hours of generation
-    group = processes()
+    group = processes(settings.device)
     llm = _load(settings, group) if llm is None else llm
     with contextlib.ExitStack() as stack:
         if group.rank == 0:
