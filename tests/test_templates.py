@@ -110,9 +110,20 @@ def test_syntax_errors_and_refusals_are_told_as_such(tokenizer):
         rendered(tokenizer, "{{ 1 | nofilter }}")
     with pytest.raises(PromptError, match="refuses these messages: only pairs"):
         rendered(tokenizer, "{{ raise_exception('only pairs') }}")
-    tokenizer.apply_chat_template = lambda *args, **options: 5
-    with pytest.raises(PromptError, match="no text"):
-        rendered(tokenizer, STRING)
+
+
+class NoTextTokenizer:
+    """A tokenizer of the caller's, whose template gives a number."""
+
+    chat_template = STRING
+
+    def apply_chat_template(self, *args: object, **options: object) -> int:
+        return 5
+
+
+def test_a_renderer_of_the_callers_must_give_text():
+    with pytest.raises(PromptError, match="gives a int, no text"):
+        ChatFormat(NoTextTokenizer()).render(ASK)
 
 
 def test_a_problem_is_found_before_the_first_request(tokenizer, original):

@@ -6,7 +6,8 @@
     │   └── PluginError  a decoder, cache or family file that cannot be used
     ├── ModelError       a checkpoint that cannot be found, read or understood
     ├── PromptError      a prompt that cannot be decoded (empty, no tokenizer)
-    │   └── LengthError  one that is too long for the model's context
+    │   ├── LengthError  one that is too long for the model's context
+    │   └── TextLimitError  one whose template or tokenizer exceeds its time or memory
     ├── DependencyError  an optional package that this feature needs is missing
     ├── CapacityError    the engine takes no more requests now
     ├── EngineError      the engine has failed and answers nothing any more
@@ -80,6 +81,10 @@ class PromptError(UnmaskError, ValueError):
 
 class LengthError(PromptError):
     """A prompt, or a prompt and its answer, that the model's context does not hold."""
+
+
+class TextLimitError(PromptError):
+    """A prompt whose template or tokenizer exceeds its time or memory, or crashes its process."""
 
 
 class DependencyError(UnmaskError, ImportError):

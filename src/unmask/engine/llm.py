@@ -30,13 +30,14 @@ from unmask.engine.request_builder import (
 from unmask.engine.scheduler import Event, decode
 from unmask.engine.sequence import SequenceState
 from unmask.engine.templates import FORMAT_OPTIONS, ChatFormat, Messages
+from unmask.engine.text_pool import fork_server
 from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
 from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
 from unmask.errors import ConfigError, ModelError
 from unmask.knobs import check_flags, whole
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER, MethodSpec
-from unmask.models import resolve_model
+from unmask.models import BUNDLED, resolve_model
 from unmask.models.packed_weights import can_pack
 from unmask.models.packed_weights import pack_weights as pack
 from unmask.models.quantize import quantize_weights
@@ -86,9 +87,13 @@ class LLM:
                     "leave them out"
                 )
             self.name, self.model, self.tokenizer = "model", model, tokenizer
+            is_own = False
         else:
             folder = resolve_model(model, revision)
             self.name = str(model)
+            is_own = tokenizer is None and folder in BUNDLED.values()
+            if not is_own:
+                fork_server().start()  # imports transformers while the weights are read
             if tokenizer is None and (chat_template or chat_template_kwargs):
                 tokenizer = load_tokenizer(folder)
                 # Refuses an unknown template before the weights are read.
@@ -112,7 +117,12 @@ class LLM:
         )
         self._has_text = lru_cache(None)(lambda id_: bool(self.decode([id_])))
         self.prompts = PromptEncoder(
-            self.tokenizer, self.spec, self.name, chat_template, chat_template_kwargs
+            self.tokenizer,
+            self.spec,
+            self.name,
+            chat_template,
+            chat_template_kwargs,
+            is_own=is_own,
         )
         self.requests = RequestBuilder(self.prompts, self.facts, self.stop_ids, self._drafter)
 
@@ -384,7 +394,7 @@ class LLM:
             return ""
         if fixed is None:
             return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        begin = self.prompts.encode("", special=True)
+        begin = self.prompts.begin
         first = len(begin) if ids[: len(begin)] == begin else 0
         pairs = list(zip(ids, fixed[: len(ids)].tolist(), strict=True))[first:]
         visible = [id_ for id_, is_fixed in pairs if is_fixed or self._has_text(id_)]

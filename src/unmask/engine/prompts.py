@@ -10,6 +10,7 @@ from typing import Any
 
 from unmask.canvas import Canvas, new_canvas
 from unmask.engine.templates import ChatFormat, Messages
+from unmask.engine.text_pool import TextPool
 from unmask.engine.tokenizer import max_token_characters
 from unmask.errors import ConfigError, LengthError, PromptError
 from unmask.knobs import whole
@@ -20,7 +21,7 @@ class PromptEncoder:
     """Prompts, conversations and texts with blanks as token ids and canvases of one model.
 
     `tokenizer` may be None: then prompts are token ids. `name` of the model, for errors. `chat_template`
-    and `chat_template_kwargs` as in `ChatFormat`.
+    and `chat_template_kwargs` as in `ChatFormat`. `is_own`: the tokenizer comes with this package.
     """
 
     def __init__(
@@ -30,9 +31,12 @@ class PromptEncoder:
         name: str,
         chat_template: str | Path | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
+        *,
+        is_own: bool = False,
     ) -> None:
         self.tokenizer, self.spec, self.name = tokenizer, spec, name
-        self.chat = ChatFormat(tokenizer, chat_template, chat_template_kwargs)
+        self.pool = TextPool(tokenizer, is_own=is_own)
+        self.chat = ChatFormat(tokenizer, chat_template, chat_template_kwargs, self.pool)
 
     def prompt_canvas(
         self, prompt: Prompt, gen_length: int, *, raw: bool = False, option: str = "gen_length"
@@ -161,7 +165,7 @@ class PromptEncoder:
         """Return the token ids of a text, with the tokenizer's special tokens around it if `special`.
 
         A text that begins with the tokenizer's begin tokens, as after a chat template, has them once.
-        Raises PromptError.
+        Raises PromptError, and TextLimitError for a tokenizer that exceeds its time or memory.
         """
         ids = self._encoded(text, special=special)
         begin = self.begin if special else []
@@ -189,8 +193,8 @@ class PromptEncoder:
             raise PromptError(
                 f"the text {text!r} contains half a character (a lone surrogate); remove it"
             ) from None
-        ids = self._need_tokenizer()(text, add_special_tokens=special)["input_ids"]
-        return [int(id_) for id_ in ids]
+        self._need_tokenizer()
+        return self.pool.encode(text, special=special)
 
 
 Prompt = str | Sequence[int]

@@ -14,7 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from unmask.errors import ConfigError, PromptError, cut_text
+from unmask.engine.text_calls import MAX_REASON
+from unmask.engine.text_pool import CALL_LIMITS, TextPool, time_limit
+from unmask.errors import ConfigError, PromptError, TextLimitError, cut_text
 
 Conversation = Sequence[object]
 """Messages: mappings with "role" and "content", as clients of OpenAI's API send them."""
@@ -29,7 +31,6 @@ FORMAT_OPTIONS = (
     "continue_final_message",
 )
 """Options of `ChatFormat.render`."""
-MAX_REASON = 300
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_VARIABLES, MAX_VARIABLES_CHARS = 32, 1 << 14
 RESERVED = frozenset(
@@ -48,18 +49,22 @@ PROBES = (("system", "user", "assistant", "user"), ("user", "assistant", "user")
 
 @dataclass(frozen=True)
 class TemplateReading:
-    """The form in which a template reads each role's contents, and why it does not work, if so."""
+    """The form in which a template reads each role's contents, and why it does not work, if so.
+
+    `is_stopped`: it exceeded its time or memory, and is not tried again.
+    """
 
     forms: Forms
     problem: str | None
+    is_stopped: bool = False
 
 
 class ChatFormat:
     """The conversations of a model as texts.
 
     `tokenizer` is one of transformers, or None. `choice`: name, file or text of the template to use (None:
-    see `template`); `variables`: defaults of those that calls pass to the template. Raises ConfigError for
-    an unknown choice and invalid variables.
+    see `template`); `variables`: defaults of those that calls pass to the template; `pool`: renders (None:
+    one of its own). Raises ConfigError for an unknown choice and invalid variables.
     """
 
     def __init__(
@@ -67,8 +72,10 @@ class ChatFormat:
         tokenizer: Any | None,
         choice: str | Path | None = None,
         variables: Mapping[str, object] | None = None,
+        pool: TextPool | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self._pool = TextPool(tokenizer) if pool is None else pool
         self._chosen = None if choice is None else self._find(choice)
         self._variables = self._checked(variables)
         self._probe = lru_cache(maxsize=8)(self._probe_once)
@@ -189,7 +196,12 @@ class ChatFormat:
                     "continue_final_message: the last message must be the assistant's"
                 )
         variables["continue_final_message"] = continue_final_message
-        forms = self._probe(template).forms
+        reading = self._probe(template)
+        if reading.is_stopped:
+            raise TextLimitError(
+                f"{reading.problem} (found when it was first used; not tried again)"
+            )
+        forms = reading.forms
         knows_developer = "developer" in template
         given = [_as_read(message, forms, knows_developer) for message in messages]
         text = self._rendered(template, given, variables)
@@ -212,6 +224,14 @@ class ChatFormat:
         )
 
     def _probe_once(self, template: str) -> TemplateReading:
+        """Find the form by rendering marks; a template that exceeds a limit is stopped for good."""
+        try:
+            with time_limit(CALL_LIMITS.time_s):
+                return self._probe_forms(template)
+        except TextLimitError as error:
+            return TemplateReading(TEXT, str(error), is_stopped=True)
+
+    def _probe_forms(self, template: str) -> TemplateReading:
         """Find the form by rendering marks: the first candidate that shows most of them."""
         forms, best = TEXT, set[str]()
         for roles in PROBES:
@@ -223,6 +243,8 @@ class ChatFormat:
                 break
         try:
             self._rendered(template, _marked(("user",), forms), {})
+        except TextLimitError:
+            raise
         except PromptError as error:
             return TemplateReading(forms, str(error))
         return TemplateReading(
@@ -242,6 +264,8 @@ class ChatFormat:
     ) -> str | None:
         try:
             return self._rendered(template, messages, variables)
+        except TextLimitError:
+            raise
         except PromptError:
             return None
 
@@ -249,32 +273,8 @@ class ChatFormat:
         self, template: str, messages: list[dict[str, object]], variables: Mapping[str, object]
     ) -> str:
         """Render once. Raises PromptError for whatever goes wrong in the template."""
-        from jinja2 import TemplateSyntaxError
-        from jinja2.exceptions import TemplateError
-
         assert self.tokenizer is not None, "there is no template without a tokenizer"
-        options = {"add_generation_prompt": True, "continue_final_message": False, **variables}
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=template,
-                tokenize=False,
-                **{**self._variables, **options},
-            )
-        except TemplateSyntaxError as error:
-            raise PromptError(
-                f"the model's chat template is no valid Jinja: line {error.lineno}: {_reason(error)}"
-            ) from None
-        except Exception as error:  # noqa: BLE001 - a template may raise anything
-            is_own = type(error) is TemplateError  # by raise_exception('...')
-            verb = "refuses" if is_own else "fails on"
-            kind = "" if is_own else f"{type(error).__name__}: "
-            raise PromptError(
-                f"the model's chat template {verb} these messages: {kind}{_reason(error)}"
-            ) from None
-        if not isinstance(text, str):
-            raise PromptError(f"the model's chat template gives a {type(text).__name__}, no text")
-        return text
+        return self._pool.render(template, messages, {**self._variables, **variables})
 
 
 def check_messages(conversation: object) -> list[dict[str, object]]:
@@ -388,7 +388,3 @@ def _refused(problem: str) -> ConfigError:
 
 def _listing(names: Mapping[str, str]) -> str:
     return cut_text(", ".join(sorted(names)), MAX_REASON)
-
-
-def _reason(error: Exception) -> str:
-    return cut_text(" ".join(str(error).split()), MAX_REASON) or "no reason given"

@@ -3,31 +3,68 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from unmask.errors import ModelError
+from unmask.engine.text_calls import reason_of
+from unmask.engine.text_pool import try_in_worker
+from unmask.errors import ModelError, cut_text
+from unmask.models.folders import BUNDLED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+TRIAL_TEXT, NUM_TRIAL_IDS = "A text of 7 words, \u00e9 and \u6587.\n", 256
+"""Text that every tokenizer must encode, and number of token ids that it must decode."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """Load a folder's tokenizer; None if it has none. Raises ModelError for an unreadable one.
 
     `tokenizer.json` is read directly; slow files (`vocab.json`, `merges.txt`) are read as Qwen2's, to which
-    Dream's own class is equal. The folder's own class is never imported.
+    Dream's own class is equal. The folder's own class is never imported. Unless the model comes with this
+    package, the files are first read in a process that they may crash.
     """
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return None
+    if folder not in BUNDLED.values():
+        try_in_worker(folder)
+    return _read(folder)
+
+
+def try_tokenizer(folder: Path) -> None:
+    """Read a folder's tokenizer and use it as the engine does. Raises ModelError."""
+    tokenizer = _read(folder)
+    try:
+        max_token_characters(tokenizer)
+        tokenizer(TRIAL_TEXT)
+        tokenizer.decode(list(range(min(len(tokenizer), NUM_TRIAL_IDS))))
+    except (MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        raise ModelError(
+            f"{folder}: the tokenizer cannot be used ({type(error).__name__}: {reason_of(error)}); "
+            f"repair or replace tokenizer.json"
+        ) from error
+
+
+def _read(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a folder's tokenizer. Raises ModelError."""
     from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else Qwen2Tokenizer
     try:
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(folder))
-    except Exception as error:  # tokenizers raises bare Exception for a broken file
-        raise ModelError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    except (MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception for a broken file, or a panic
+        raise ModelError(
+            f"{folder}: the tokenizer cannot be read ({reason_of(error)}); repair or replace its files"
+        ) from error
+    check_decoder(tokenizer, folder)
     tokenizer.chat_template = _chat_templates(folder, tokenizer.chat_template)
     return tokenizer
 
@@ -76,6 +113,7 @@ def known_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(tokenizer.get_vocab().values())
 
 
+REPETITION = re.compile(r"[*+?{]")
 LOSSLESS = {"ByteLevel", "Digits", "Punctuation", "Split"}
 """Pre-tokenizers that drop no character, unless their behavior is "Removed"."""
 MAX_COMPOSED = 4
@@ -87,6 +125,8 @@ class Stage(TypedDict, total=False):
 
     type: str
     behavior: str
+    pattern: dict[str, str]
+    content: str
     pretokenizers: list[Stage]
     normalizers: list[Stage]
     decoders: list[Stage]
@@ -120,11 +160,39 @@ def max_token_characters(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return max(map(len, vocab)) * (MAX_COMPOSED if changes else 1)
 
 
+MAX_GROWTH = 16
+"""Maximum factor by which the replacements of a decoder may lengthen a text."""
+
+
+def check_decoder(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Check that decoding takes time and memory in proportion to the text. Raises ModelError.
+
+    It runs in the process of the engine, which nothing ends: a replacement may not lengthen texts much, and
+    its regular expression must have at most one repetition, and none of a group.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    growth = 1.0
+    for stage in stages(json.loads(backend.to_str())["decoder"]) if backend is not None else []:
+        if stage["type"] != "Replace":
+            continue
+        text, expression = stage["pattern"].get("String"), stage["pattern"].get("Regex", "")
+        growth *= max(
+            1.0, len(stage["content"]) / (len(text) if text else 0.1 if text == "" else 1)
+        )
+        repetitions = len(REPETITION.findall(expression))
+        if growth > MAX_GROWTH or repetitions > 1 or (repetitions and "(" in expression):
+            raise ModelError(
+                f"{folder}: the decoder in tokenizer.json replaces {cut_text(str(stage['pattern']))} in a "
+                f"way that may take any time or memory; a text may grow by a factor of {MAX_GROWTH}, and a "
+                f"regular expression have one repetition without groups; change the decoder"
+            )
+
+
 def stages(stage: Stage | None) -> list[Stage]:
-    """Return the stages of a normalizer or pre-tokenizer, flattened."""
+    """Return the stages of a normalizer, pre-tokenizer or decoder, flattened."""
     if stage is None:
         return []
     if stage["type"] != "Sequence":
         return [stage]
-    inner = stage.get("pretokenizers") or stage.get("normalizers") or []
+    inner = stage.get("pretokenizers") or stage.get("normalizers") or stage.get("decoders") or []
     return [each for part in inner for each in stages(part)]
