@@ -32,7 +32,7 @@ Tree = Mapping[PurePosixPath, str]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version", "durable", "yaml_text"),
-    ("knobs", "plugins"),
+    ("knobs", "plugins", "own_code"),
     ("options", "data"),
     ("canvas", "selection"),
     ("sampling", "proposal", "randomness", "background"),  # the last three: before the redraw

@@ -51,6 +51,7 @@ DECODERS_MAY_IMPORT = {
     "unmask.decoders",
     "unmask.errors",
     "unmask.knobs",
+    "unmask.own_code",
     "unmask.plugins",
     "unmask.selection",
 }

@@ -101,7 +101,11 @@ class MethodSpec:
 
     @classmethod
     def parse(
-        cls, *sources: Source, gen_length: int | None = None, options: Iterable[str] = ()
+        cls,
+        *sources: Source,
+        gen_length: int | None = None,
+        options: Iterable[str] = (),
+        is_trusted: bool = False,
     ) -> MethodSpec:
         """Build the method from sources in order of precedence.
 
@@ -109,10 +113,13 @@ class MethodSpec:
         and the knobs of the decoder, of `SamplingParams` and, as `cache.NAME`, of the cache. If a source
         names a decoder (or a cache), that of a default source is ignored, along with its knobs.
         `gen_length` is needed to convert `num_transfer_tokens` to steps. `options`: further names that the
-        caller accepts, listed in errors.
+        caller accepts, listed in errors. With `is_trusted`, decoder and cache may also be objects, classes,
+        files, `module:Class` or entry points, whose code is run (see `own_code`).
 
         Raises ConfigError; for two values of one key, its subclass ContradictionError.
         """
+        if is_trusted:
+            sources = tuple(map(_admitted, sources))
         merged = merge(*_without_replaced([_expanded(source) for source in sources]))
         name = str(merged.pop("decoder").value) if "decoder" in merged else DEFAULT_DECODER
         cache_name = str(merged.pop("cache").value) if "cache" in merged else DEFAULT_CACHE
@@ -213,6 +220,12 @@ def split_cache_keys(values: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T
 def knob_names(name: str, knobs: Mapping[str, object] | None = None) -> set[str]:
     """Return the names of a decoder's knobs: its own, those of a wrapped decoder, and aliases."""
     return decoders.knob_names(name, knobs) | {a.key for a in ALIASES if a.on == name}
+
+
+def _admitted(source: Source) -> Source:
+    """Register the decoders and caches of users in a source, and replace them by their names."""
+    values = decoders.WORKSHOP.admit_all(source.values, "decoder", "")
+    return replace(source, values=caches.WORKSHOP.admit_all(values, "cache", CACHE_PREFIX))
 
 
 def _expanded(source: Source) -> Source:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from unmask.errors import PluginError, unknown_name
+from unmask.errors import ConfigError, PluginError, cut_text, unknown_name
 
 Base = TypeVar("Base")
 Plugin = TypeVar("Plugin")
@@ -52,19 +52,9 @@ def load_class(package: str, name: str, attribute: str, base: type[Base]) -> typ
     has a knob without a help text.
     """
     module = load_plugin(package, name, (attribute,))
-    cls: object = vars(module)[attribute]
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise PluginError(
-            f"{module.__file__}: {attribute}={cls!r} must be a subclass of {base.__name__}; mend or delete "
-            f"this file"
-        )
-    if inspect.isabstract(cls):
-        missing = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
-        raise PluginError(
-            f"{module.__file__}: {cls.__name__} defines no {missing}; add them or delete this file"
-        )
+    cls = check_class(vars(module)[attribute], base, f"{module.__file__}: {attribute}")
     knobs = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
-    bare = [field.name for field in knobs if not field.metadata.get("help")]
+    bare = [knob.name for knob in knobs if not knob.metadata.get("help")]
     if bare:
         raise PluginError(
             f"{module.__file__}: {bare[0]} of {cls.__name__} has no help text; write it as "
@@ -73,22 +63,48 @@ def load_class(package: str, name: str, attribute: str, base: type[Base]) -> typ
     return cls
 
 
+def check_class(cls: object, base: type[Base], place: str) -> type[Base]:
+    """Return a class that can be built below `base`. Raises PluginError, which begins with `place`."""
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise PluginError(
+            f"{place}={cut_text(repr(cls))} must be a subclass of {base.__name__}; mend or delete it"
+        )
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
+        raise PluginError(f"{place}: {cls.__name__} defines no {missing}; add them or delete it")
+    return cls
+
+
 @dataclass(frozen=True)
 class Registry(Generic[Plugin]):
     """The plug-ins of a package by file name, except for the modules `exclude`.
 
     `kind` is their name in errors. `load` imports one, and raises PluginError for a file that cannot be
-    used.
+    used. `own` has the plug-ins of users by the names under which they were added in this process.
     """
 
     package: str
     exclude: tuple[str, ...]
     kind: str
     load: Callable[[str], Plugin]
+    own: dict[str, Plugin] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Return the names of all usable plug-ins; for the files that cannot be used see `broken`."""
         return [name for name, error in self._errors().items() if error is None]
+
+    def served_names(self) -> list[str]:
+        """Return the names that requests to a server may use: of the package's and of named plug-ins."""
+        named = [name for name in self.own if ":" not in name and not name.endswith(".py")]
+        return sorted([*self.names(), *named])
+
+    def add(self, name: str, plugin: Plugin) -> None:
+        """Add a user's plug-in under a name. Raises ConfigError for the name of one of the package's."""
+        if name in module_names(self.package):
+            raise ConfigError(
+                f"{self.kind} {name!r} exists in {self.package}; give yours another name"
+            )
+        self.own[name] = plugin
 
     def broken(self) -> dict[str, str]:
         """Return the reason for each file that cannot be used, by its name; the reason gives the path."""
@@ -99,6 +115,8 @@ class Registry(Generic[Plugin]):
 
         Raises ConfigError for an unknown name, and its subclass PluginError for a file that cannot be used.
         """
+        if name in self.own:
+            return self.own[name]
         if name not in module_names(self.package, self.exclude):
             raise unknown_name(self.kind, str(name), self.names())
         return self.load(name)

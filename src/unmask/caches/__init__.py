@@ -16,10 +16,20 @@ from unmask.caches.base import (
     Observation,
     PerBlock,
 )
-from unmask.caches.registry import bind, broken, cache_class, describe, make_cache, names
+from unmask.caches.registry import (
+    WORKSHOP,
+    bind,
+    broken,
+    cache_class,
+    describe,
+    make_cache,
+    names,
+    served_names,
+)
 from unmask.knobs import knob
 
 __all__ = [
+    "WORKSHOP",
     "Alias",
     "AnyCache",
     "CachePolicy",
@@ -35,4 +45,5 @@ __all__ = [
     "knob",
     "make_cache",
     "names",
+    "served_names",
 ]

@@ -115,8 +115,9 @@ class CachePolicy(ABC, Generic[State]):
 
     @property
     def name(self) -> str:
-        """The policy's name, which is the name of its file."""
-        return type(self).__module__.rpartition(".")[2]
+        """The policy's name: that of its file, or that of `own_code` for a user's."""
+        own: str = vars(type(self)).get("reference", "")
+        return own or type(self).__module__.rpartition(".")[2]
 
     @property
     def layered(self) -> bool:

@@ -9,6 +9,7 @@ from functools import cache
 from unmask.caches.base import AnyCache, CachePolicy
 from unmask.errors import unknown_name
 from unmask.knobs import Source, field_names, field_values, merge, read_value, set_field, split_call
+from unmask.own_code import Workshop
 from unmask.plugins import Registry, load_class
 
 PACKAGE = "unmask.caches"
@@ -21,9 +22,15 @@ def _load(name: str) -> type[AnyCache]:
     return cls
 
 
-REGISTRY = Registry(PACKAGE, ("base", "registry"), "cache", _load)
-names, broken = REGISTRY.names, REGISTRY.broken
-cache_class = cache(REGISTRY.get)
+REGISTRY: Registry[type[AnyCache]] = Registry(PACKAGE, ("base", "registry"), "cache", _load)
+names, broken, served_names = REGISTRY.names, REGISTRY.broken, REGISTRY.served_names
+WORKSHOP = Workshop(REGISTRY, CachePolicy, "CACHE", "unmask.caches")  # type: ignore[type-abstract]
+_released = cache(REGISTRY.get)
+
+
+def cache_class(name: str) -> type[AnyCache]:
+    """Return a policy's class. Raises ConfigError for an unknown name."""
+    return REGISTRY.own.get(name) or _released(name)
 
 
 def make_cache(

@@ -38,7 +38,7 @@ from unmask.knobs import Source, split_commas, whole
 from unmask.method import MethodSpec
 from unmask.view.trace import check_writable
 
-DECODER_WORD = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+DECODER_WORD = re.compile(r"\s*([A-Za-z_.~/][\w.~/:-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 SHARED_FLAGS = ("cache", "gen_length", "max_batch_size", "seed")
 WIDE = 10_000
 COLUMNS = (
@@ -146,6 +146,7 @@ def split_list(text: str) -> list[str]:
 
 def _parsed(name: str, knobs: dict[str, str]) -> MethodSpec:
     """Return the method of a word and print its notes. Raises ConfigError for a shared option."""
+    decoders.WORKSHOP.admit(name)
     own = decoders.knob_names(name)
     for key in knobs:
         if key in SHARED_FLAGS and key not in own:
@@ -154,7 +155,7 @@ def _parsed(name: str, knobs: dict[str, str]) -> MethodSpec:
                 f"{key}={knobs[key]} in {name}(...): this option applies to all decoders; use {flag} "
                 f"{knobs[key]}"
             )
-    method = MethodSpec.parse(Source({"decoder": name, **knobs}))
+    method = MethodSpec.parse(Source({"decoder": name, **knobs}), is_trusted=True)
     for note in method.notes:
         print(f"unmask: note: {note.message}", file=sys.stderr)
     return method

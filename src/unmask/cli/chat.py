@@ -78,7 +78,9 @@ class Local:
         from unmask.engine.request_builder import OPTIONS
         from unmask.method import MethodSpec
 
-        method = MethodSpec.parse(options.method, gen_length=options.gen_length, options=OPTIONS)
+        method = MethodSpec.parse(
+            options.method, gen_length=options.gen_length, options=OPTIONS, is_trusted=True
+        )
         return method.bind(self.llm.spec.block_size)
 
     def answer(

@@ -92,7 +92,9 @@ def load(options: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method
         from unmask.engine.request_builder import OPTIONS
         from unmask.method import MethodSpec
 
-        method = MethodSpec.parse(options.method, gen_length=options.gen_length, options=OPTIONS)
+        method = MethodSpec.parse(
+            options.method, gen_length=options.gen_length, options=OPTIONS, is_trusted=True
+        )
         llm = LLM(options.model, progress=progress, **options.keywords())
     for note in method.notes:
         print(f"unmask: note: {note.message}", file=sys.stderr)

@@ -18,6 +18,7 @@ SHARED_BY = 5
 
 def decoder_page(name: str) -> str:
     """Return a decoder's summary and knobs for a terminal. Raises ConfigError for an unknown name."""
+    decoders.WORKSHOP.admit(name)
     cls = decoders.decoder_class(name)
     shared = {field.name for field in dataclasses.fields(SamplingParams)}
     own = [field for field in dataclasses.fields(cls) if field.name not in shared]
@@ -29,6 +30,7 @@ def decoder_page(name: str) -> str:
 
 def cache_page(name: str) -> str:
     """Return a cache's summary and knobs for a terminal. Raises ConfigError for an unknown name."""
+    caches.WORKSHOP.admit(name)
     cls = caches.cache_class(name)
     fields = dataclasses.fields(cls)
     lines = [f"{name}: {_summary(cls)}", ""]

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,7 @@ from unmask.cli.key_value import WORD
 from unmask.cli.options import KEY_VARIABLE, flat
 from unmask.cli.serve_options import ServeOptions
 from unmask.engine.config import EngineConfig
-from unmask.errors import ConfigError, DependencyError
+from unmask.errors import ConfigError, DependencyError, PluginError
 from unmask.knobs import Source
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def run(options: ServeOptions) -> None:
     """
     need_extra()
     model, words = split(options)
+    add_plugins(options.plugin)
     method = method_of(options, words)
     counts = counts_of(options.replicas, options.load.tensor_parallel_size)
     is_sglang = options.method.dllm_algorithm is not None and counts is None
@@ -79,6 +80,7 @@ def run(options: ServeOptions) -> None:
     from unmask.server.process import bind, server_of, url_of
 
     if counts is not None:
+        refuse_own_code()
         from unmask.models import read_spec
 
         spec = read_spec(model, options.load.revision)
@@ -155,6 +157,36 @@ def split(options: ServeOptions) -> tuple[str, dict[str, str]]:
     return model or "demo", knobs
 
 
+def add_plugins(references: Sequence[str]) -> None:
+    """Register decoders and caches of users, so that requests may name them.
+
+    Raises ConfigError for code that cannot be used.
+    """
+    from unmask import caches, decoders
+
+    for reference in references:
+        try:
+            name = decoders.WORKSHOP.add_named(reference)
+        except PluginError as error:
+            try:
+                name = caches.WORKSHOP.add_named(reference)
+            except PluginError:
+                raise error from None
+        print(f"unmask: note: --plugin {reference} is {name!r} in requests", file=sys.stderr)
+
+
+def refuse_own_code() -> None:
+    """Raise ConfigError for plug-ins beside --replicas, whose processes would not have them."""
+    from unmask import caches, decoders
+
+    own = [*decoders.WORKSHOP.registry.own, *caches.WORKSHOP.registry.own]
+    if own:
+        raise ConfigError(
+            f"{own[0]!r} is not in the package, and --replicas starts processes that do not have it; "
+            f"leave --replicas out, or install it in src/unmask"
+        )
+
+
 def method_of(options: ServeOptions, words: Mapping[str, str]) -> MethodSpec:
     """Return the default method of requests. Raises ConfigError."""
     from unmask.method import MethodSpec
@@ -166,7 +198,7 @@ def method_of(options: ServeOptions, words: Mapping[str, str]) -> MethodSpec:
     if flags.dllm_algorithm is None:
         if flags.dllm_algorithm_config is not None:
             raise ConfigError("--dllm-algorithm-config needs --dllm-algorithm")
-        return MethodSpec.parse(*sources)
+        return MethodSpec.parse(*sources, is_trusted=True)
     if flags.decoder is not None:
         raise ConfigError(
             f"--decoder {flags.decoder} and --dllm-algorithm {flags.dllm_algorithm} both choose "

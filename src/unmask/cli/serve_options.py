@@ -55,3 +55,4 @@ class ServeOptions:
     engine: Annotated[EngineConfig, flat(ENGINE)] = EngineConfig()
     replicas: Annotated[ReplicaConfig, flat(REPLICAS)] = ReplicaConfig()
     trust_remote_code: Annotated[bool, Parameter(show=False)] = False
+    plugin: Annotated[tuple[str, ...], Parameter(show=False)] = ()

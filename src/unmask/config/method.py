@@ -28,6 +28,7 @@ def method_of(composed: Composed) -> MethodSpec:
         ),
         gen_length=composed["generation.gen_length"],
         options=OPTIONS,
+        is_trusted=True,
     )
     return replace(spec, notes=(*notes, *spec.notes))
 

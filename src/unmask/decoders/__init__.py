@@ -11,6 +11,7 @@ from unmask.decoders.base.protocol import AnyDecoder, Decoder, Wrapper
 from unmask.decoders.base.scoring import Scores, Scoring
 from unmask.decoders.base.whole_blocks import WholeBlocks
 from unmask.decoders.registry import (
+    WORKSHOP,
     broken,
     decoder_class,
     describe,
@@ -18,10 +19,12 @@ from unmask.decoders.registry import (
     knob_names,
     make_decoder,
     names,
+    served_names,
 )
 from unmask.knobs import knob
 
 __all__ = [
+    "WORKSHOP",
     "AnyDecoder",
     "Block",
     "Blockwise",
@@ -39,4 +42,5 @@ __all__ = [
     "knob_names",
     "make_decoder",
     "names",
+    "served_names",
 ]

@@ -12,6 +12,7 @@ from unmask.canvas import check_statistics
 from unmask.decoders.base.protocol import AnyDecoder, Decoder, Wrapper
 from unmask.errors import ConfigError, PluginError, unknown_name
 from unmask.knobs import field_names, field_values, set_field, split_call
+from unmask.own_code import Workshop
 from unmask.plugins import Registry, load_class
 
 PACKAGE = "unmask.decoders"
@@ -33,9 +34,15 @@ def _load(name: str) -> type[AnyDecoder]:
     return cls
 
 
-REGISTRY = Registry(PACKAGE, ("base", "registry"), "decoder", _load)
-names, broken = REGISTRY.names, REGISTRY.broken
-decoder_class = cache(REGISTRY.get)
+REGISTRY: Registry[type[AnyDecoder]] = Registry(PACKAGE, ("base", "registry"), "decoder", _load)
+names, broken, served_names = REGISTRY.names, REGISTRY.broken, REGISTRY.served_names
+WORKSHOP = Workshop(REGISTRY, Decoder, "DECODER", "unmask.decoders")  # type: ignore[type-abstract]
+_released = cache(REGISTRY.get)
+
+
+def decoder_class(name: str) -> type[AnyDecoder]:
+    """Return a decoder's class. Raises ConfigError for an unknown name."""
+    return REGISTRY.own.get(name) or _released(name)
 
 
 def finds_length(name: str) -> bool:

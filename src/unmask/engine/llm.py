@@ -23,6 +23,8 @@ from unmask.engine.request_builder import (
     INFILL_OPTIONS,
     OPTIONS,
     STREAM_OPTIONS,
+    CacheLike,
+    DecoderLike,
     Draft,
     RequestBuilder,
     parse_method,
@@ -36,7 +38,7 @@ from unmask.engine.token_frequencies import estimate
 from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
 from unmask.errors import ConfigError, ModelError
 from unmask.knobs import check_flags, whole
-from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER, MethodSpec
+from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
 from unmask.models import BUNDLED, resolve_model
 from unmask.models.packed_weights import can_pack
 from unmask.models.packed_weights import pack_weights as pack
@@ -176,8 +178,8 @@ class LLM:
     def generate(  # noqa: PLR0913 - the call's options are the interface
         self,
         prompts: Prompt | Sequence[Prompt],
-        decoder: str | MethodSpec = DEFAULT_DECODER,
-        cache: str = DEFAULT_CACHE,
+        decoder: DecoderLike = DEFAULT_DECODER,
+        cache: CacheLike = DEFAULT_CACHE,
         *,
         cache_args: Mapping[str, object] | None = None,
         gen_length: int | None = None,
@@ -201,9 +203,10 @@ class LLM:
         sampled differently, and row i alone is the call with its prompt and `seed` + i. Up to
         `max_batch_size` rows share a forward. `knobs` are those of `SamplingParams` (`temperature`,
         `cfg_scale`, `vocabulary`...) and the decoder's own (`steps`, `block_length`, `threshold`...);
-        `decoder` may include some: "prophet(inner=cadllm)". Knobs of
-        the cache are in `cache_args`, called `cache.NAME`, or part of its name: "dllm(kp=50, kr=7)". A
-        `MethodSpec` as `decoder` has all of these: decoder, cache and knobs.
+        `decoder` may include some: "prophet(inner=cadllm)". Knobs of the cache are in `cache_args`, called
+        `cache.NAME`, or part of its name: "dllm(kp=50, kr=7)". Both may be your own: an object
+        (`Threshold(threshold=0.8)`), a class, a file ("./mine.py"), "module:Class", or the entry point of
+        an installed package. A `MethodSpec` as `decoder` has all of these: decoder, cache and knobs.
 
         Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
         is not allowed, with the nearest name).
@@ -227,7 +230,7 @@ class LLM:
     def chat(
         self,
         messages: Messages,
-        decoder: str | MethodSpec = ...,
+        decoder: DecoderLike = ...,
         *,
         n: None = None,
         **options: Any,
@@ -235,13 +238,13 @@ class LLM:
 
     @overload
     def chat(
-        self, messages: Messages, decoder: str | MethodSpec = ..., *, n: int, **options: Any
+        self, messages: Messages, decoder: DecoderLike = ..., *, n: int, **options: Any
     ) -> list[Output]: ...
 
     def chat(
         self,
         messages: Messages,
-        decoder: str | MethodSpec = DEFAULT_DECODER,
+        decoder: DecoderLike = DEFAULT_DECODER,
         *,
         n: int | None = None,
         **options: Any,
@@ -260,8 +263,8 @@ class LLM:
     def infill(
         self,
         parts: Sequence[str | int],
-        decoder: str | MethodSpec = DEFAULT_DECODER,
-        cache: str = DEFAULT_CACHE,
+        decoder: DecoderLike = DEFAULT_DECODER,
+        cache: CacheLike = DEFAULT_CACHE,
         *,
         cache_args: Mapping[str, object] | None = None,
         seed: int = 0,
@@ -281,8 +284,8 @@ class LLM:
     def stream(
         self,
         canvas: Canvas,
-        decoder: str | MethodSpec = DEFAULT_DECODER,
-        cache: str = DEFAULT_CACHE,
+        decoder: DecoderLike = DEFAULT_DECODER,
+        cache: CacheLike = DEFAULT_CACHE,
         *,
         cache_args: Mapping[str, object] | None = None,
         seed: int = 0,
@@ -300,8 +303,8 @@ class LLM:
     def request(  # noqa: PLR0913 - the call's options are the interface
         self,
         content: Prompt | Canvas,
-        decoder: str | MethodSpec = DEFAULT_DECODER,
-        cache: str = DEFAULT_CACHE,
+        decoder: DecoderLike = DEFAULT_DECODER,
+        cache: CacheLike = DEFAULT_CACHE,
         *,
         cache_args: Mapping[str, object] | None = None,
         gen_length: int | None = None,

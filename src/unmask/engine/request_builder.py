@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from unmask.caches.base import AnyCache
 from unmask.canvas import Canvas, Ints, ModelFacts, pin
+from unmask.decoders.base.protocol import AnyDecoder
 from unmask.engine.prompts import Prompt, PromptEncoder
 from unmask.engine.request import Request, row_seed
 from unmask.engine.sequence import SequenceState
@@ -36,13 +38,17 @@ OPTIONS = (
     "n",
 )
 """Options of `generate` besides the knobs, like those of `infill` and `stream` above; listed in errors."""
+DecoderLike = str | MethodSpec | AnyDecoder | type[AnyDecoder]
+"""A decoder by name, `name(knob=value)`, file, `module:Class`, class or object; or a whole method."""
+CacheLike = str | AnyCache | type[AnyCache]
+"""A cache policy by name, `name(knob=value)`, file, `module:Class`, class or object."""
 Draft = Callable[[Canvas], Ints]
 """A function that proposes tokens for a canvas: one token id per position, -1 for none."""
 
 
 def parse_method(
-    decoder: str | MethodSpec = DEFAULT_DECODER,
-    cache: str = DEFAULT_CACHE,
+    decoder: DecoderLike = DEFAULT_DECODER,
+    cache: CacheLike = DEFAULT_CACHE,
     cache_args: Mapping[str, object] | None = None,
     knobs: Mapping[str, object] | None = None,
     *,
@@ -56,7 +62,7 @@ def parse_method(
     if cache_args is not None and not isinstance(cache_args, Mapping):
         raise ConfigError(f"cache_args={cache_args!r} must map the cache's knobs to values")
     if isinstance(decoder, MethodSpec):
-        own = None if cache == DEFAULT_CACHE else cache
+        own = None if isinstance(cache, str) and cache == DEFAULT_CACHE else cache
         for key, value in {"cache": own, "cache_args": cache_args, **(knobs or {})}.items():
             if value is not None:
                 raise ConfigError(
@@ -66,7 +72,9 @@ def parse_method(
         return decoder
     inside = {CACHE_PREFIX + key: value for key, value in (cache_args or {}).items()}
     values = {"decoder": decoder, "cache": cache, **(knobs or {})}
-    return MethodSpec.parse(Source(values), Source(inside), gen_length=gen_length, options=options)
+    return MethodSpec.parse(
+        Source(values), Source(inside), gen_length=gen_length, options=options, is_trusted=True
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class EvalSettings:
         if not isinstance(knobs, Mapping):
             raise ConfigError(f"knobs={knobs!r} must map names to values")
         names: dict[str, object] = {k: rest.pop(k) for k in ("decoder", "cache") if k in rest}
-        return cls(method=MethodSpec.parse(Source({**names, **knobs})), **rest)
+        return cls(method=MethodSpec.parse(Source({**names, **knobs}), is_trusted=True), **rest)
 
     def as_dict(self) -> dict[str, object]:
         """Return names and values as config.yaml holds them: the method as `decoder`, `cache`, `knobs`."""
@@ -151,6 +151,6 @@ def method_settings(
         model=model,
         batch_size=int(batch_size),
         device=device,
-        method=MethodSpec.parse(Source(values), options=names),
+        method=MethodSpec.parse(Source(values), options=names, is_trusted=True),
         **own,
     )

@@ -107,8 +107,8 @@ def capabilities(llm: LLM, defaults: MethodSpec, model_id: str, max_length: int)
     return Capabilities(
         model=model_info(llm, model_id, max_length),
         defaults=method_info(defaults),
-        decoders=[decoder_info(name) for name in decoders.names()],
-        caches=[cache_info(name, llm) for name in caches.names()],
+        decoders=[decoder_info(name) for name in decoders.served_names()],
+        caches=[cache_info(name, llm) for name in caches.served_names()],
         shared=knob_infos(SamplingParams),
     )
 

@@ -40,7 +40,7 @@ UNION_BRANCHES = {"str", "int", "float", "bool", "none"}
 @lru_cache(maxsize=1)
 def knob_names() -> frozenset[str]:
     """Return the knobs of all decoders, including the sampling parameters."""
-    own = {name for decoder in decoders.names() for name in knobs_of_decoder(decoder)}
+    own = {name for decoder in decoders.served_names() for name in knobs_of_decoder(decoder)}
     return frozenset(own | {field.name for field in dataclasses.fields(SamplingParams)})
 
 
@@ -49,7 +49,7 @@ def cache_knob_names() -> frozenset[str]:
     """Return the knobs of all caches, as `cache.NAME`."""
     names = {
         field.name
-        for cache in caches.names()
+        for cache in caches.served_names()
         for field in dataclasses.fields(caches.cache_class(cache))
     }
     return frozenset(CACHE_PREFIX + name for name in names)

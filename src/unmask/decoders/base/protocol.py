@@ -56,8 +56,9 @@ class Decoder(ABC, Generic[State]):
 
     @property
     def name(self) -> str:
-        """The decoder's name: that of its file."""
-        return type(self).__module__.rpartition(".")[2]
+        """The decoder's name: that of its file, or that of `own_code` for a user's."""
+        own: str = vars(type(self)).get("reference", "")
+        return own or type(self).__module__.rpartition(".")[2]
 
     @property
     def core(self) -> AnyDecoder:
