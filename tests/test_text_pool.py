@@ -69,7 +69,7 @@ def pool(original):
     pool = TextPool(copy(original))
     pool.encode("ready", special=False)
     yield pool
-    pool.close()
+    pool.stop()
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_one_that_loops_does_not_stop_the_others(pool, short):
     assert len(errors) == len(threads)
 
 
-def test_closing_ends_the_calls_in_progress(original):
+def test_stopping_ends_the_calls_in_progress(original):
     pool, errors = TextPool(copy(original)), list[str]()
     pool.encode("ready", special=False)
 
@@ -171,11 +171,10 @@ def test_closing_ends_the_calls_in_progress(original):
     until = time.monotonic() + 10
     while not pool._busy and time.monotonic() < until:
         time.sleep(0.01)
-    pool.close()
+    pool.stop()
     thread.join(3)
     assert errors
-    with pytest.raises(TextLimitError, match="end of the server"):
-        pool.encode("x", special=False)
+    assert pool.encode("x", special=False), "later calls start others"
 
 
 class OwnTokenizer:

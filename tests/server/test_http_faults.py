@@ -16,7 +16,7 @@ from tiny import tiny_llm
 from unmask import decoders
 from unmask.method import MethodSpec, Source
 from unmask.server import process
-from unmask.server.service import MAX_PLANNING
+from unmask.server.planning import MAX_PLANNING
 from unmask.server.settings import ServerSettings
 
 CHAT_URL, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -217,7 +217,7 @@ def test_the_time_of_a_request_counts_from_its_arrival(held):
 
 def test_few_requests_are_planned_at_once_and_who_waits_too_long_is_told_so(held):
     body = {"prompt": "A", "max_tokens": 2}
-    waiting = held.app.state.service.planning.statistics
+    waiting = held.app.state.service.planning.limiter.statistics
     with ThreadPoolExecutor(6) as pool:
         sent = [pool.submit(held.post, COMPLETIONS, json=body) for _ in range(6)]
         assert wait_for(lambda: waiting().tasks_waiting == 2)

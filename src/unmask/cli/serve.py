@@ -113,6 +113,9 @@ def run(options: ServeOptions) -> None:
         server.run(sockets=[bound])
     if server.has_failed:
         raise SystemExit(FAILED_STATUS)
+    if server.service.has_hung:  # Python would wait for the forward, or crash on it
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def need_extra() -> None:

@@ -123,6 +123,7 @@ class Engine:
         self._counters = EngineCounters()
         self._thread: threading.Thread | None = None
         self._next_index = 0
+        self._beat_s: float | None = None
         self._batch = Scheduler(_runner(llm, config), config.max_num_batched_tokens)
 
     def __enter__(self) -> Engine:
@@ -205,6 +206,15 @@ class Engine:
                 queued=len(self._queue), running=len(self._running), runner=self._batch.runner
             )
 
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the engine began its present forward or visit to the queue; 0 while it waits.
+
+        Read without a lock, which a thread that hangs might hold.
+        """
+        beat_s = self._beat_s
+        return 0.0 if beat_s is None else time.monotonic() - beat_s
+
     def drain(self, timeout_s: float) -> bool:
         """Refuse new requests, wait for the accepted ones; return whether all ended within the timeout."""
         until = time.monotonic() + timeout_s
@@ -214,13 +224,18 @@ class Engine:
                 lambda: not (self._queue or self._running), max(0.0, until - time.monotonic())
             )
 
-    def stop(self) -> None:
-        """End all requests with "aborted" and join the thread."""
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """End all requests with "aborted" and join the thread; return whether it has ended.
+
+        `timeout_s` bounds the wait for a forward that does not end.
+        """
         with self._wake:
             self._accepts, self._stops = False, True
             self._wake.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(timeout_s)
+            return not self._thread.is_alive()
+        return True
 
     # the engine's thread
 
@@ -230,18 +245,22 @@ class Engine:
                 for _ in range(self.config.steps_per_round):
                     if self._batch.active:
                         self._forward()
+        self._beat_s = None
         self._end_remaining(capture.error)
 
     def _await_work(self) -> bool:
         """Wait until there are sequences to decode and admit requests; return False after `stop`."""
         while True:
+            self._beat_s = time.monotonic()
             with self._wake:
                 if self._stops:
                     return False
                 ending = self._ending()
                 if not ending and not self._queue and not self._running:
                     self._wake.notify_all()
+                    self._beat_s = None
                     self._wake.wait()
+                    self._beat_s = time.monotonic()
             for handle, kind in ending:
                 self._end(handle, kind)
             self._admit()
@@ -284,7 +303,7 @@ class Engine:
                 self._end(handle, "error", error=capture.error)
 
     def _forward(self) -> None:
-        began = time.monotonic()
+        self._beat_s = began = time.monotonic()
         events = self._batch.step()
         with self._wake:
             self._counters.forward(

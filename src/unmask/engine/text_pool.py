@@ -238,7 +238,7 @@ class TextPool:
         self._direct_templates = None if is_foreign else frozenset(_templates_of(tokenizer, is_own))
         self._changed = threading.Condition()
         self._idle, self._busy = list[WorkerConnection](), set[WorkerConnection]()
-        self._num_starting, self._owner, self._is_closed = 0, os.getpid(), False
+        self._num_starting, self._owner = 0, os.getpid()
 
     def render(
         self,
@@ -278,13 +278,11 @@ class TextPool:
             raise PromptError("the model's tokenizer gives no token ids; repair tokenizer.json")
         return ids
 
-    def close(self) -> None:
-        """End all workers; calls in progress and later ones fail."""
+    def stop(self) -> None:
+        """End all workers; calls in progress fail, later ones start others."""
         with self._changed:
-            self._is_closed = True
             connections = [*self._idle, *self._busy]
             self._idle.clear()
-            self._changed.notify_all()
         for each in connections:
             each.stop()
 
@@ -314,15 +312,9 @@ class TextPool:
                 self._idle, self._busy, self._num_starting = [], set(), 0
                 self._owner = os.getpid()
             is_free = self._changed.wait_for(
-                lambda: (
-                    self._is_closed
-                    or bool(self._idle)
-                    or len(self._busy) + self._num_starting < MAX_WORKERS
-                ),
+                lambda: bool(self._idle) or len(self._busy) + self._num_starting < MAX_WORKERS,
                 max(0.0, remaining_s(CALL_LIMITS.time_s)),
             )
-            if self._is_closed:
-                raise CallEnded("comes after the end of the server")
             if not is_free:
                 raise CallEnded(f"found all {MAX_WORKERS} processes busy")
             if self._idle:
@@ -355,7 +347,7 @@ class TextPool:
         """Take a worker back; one whose call ended it leaves room for another."""
         with self._changed:
             self._busy.discard(worker)
-            if is_usable and not self._is_closed:
+            if is_usable:
                 self._idle.append(worker)
             else:
                 worker.close()

@@ -65,7 +65,7 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
             log.warning("the chat routes cannot answer a user: %s; other routes work", problem)
         engine.start()
         yield
-        engine.stop()
+        service.stop()
 
     app = Api(
         title="unmask",
@@ -231,15 +231,17 @@ def add_state_routes(app: FastAPI, service: Service) -> None:
     _add_status(
         app,
         "health",
-        "Return 200 while requests are accepted, else 503. Needs no key.",
-        "new requests are refused",
+        "Return 200 while requests are accepted, and engine and planning move; else 503. Needs no key.",
+        "draining, stalled or failed",
+        service,
         lambda: service.state,
     )
     _add_status(
         app,
         "ready",
         "Return 200 if a request would be decoded now, else 503. Needs no key.",
-        "loading, draining or failed",
+        "loading, draining, stalled or failed",
+        service,
         lambda: service.readiness,
     )
 
@@ -257,7 +259,12 @@ def add_state_routes(app: FastAPI, service: Service) -> None:
 
 
 def _add_status(
-    app: FastAPI, name: str, summary: str, reason: str, state: Callable[[], ServerState]
+    app: FastAPI,
+    name: str,
+    summary: str,
+    reason: str,
+    service: Service,
+    state: Callable[[], ServerState],
 ) -> None:
     """Add GET and HEAD of a status: 200 while `state` is `ok`; `reason` tells of 503."""
 
@@ -269,8 +276,11 @@ def _add_status(
         responses={503: {"description": reason, "model": Health}},
     )
     async def status() -> Response:
-        now = state()
-        return ReplyResponse(Health(status=now), 200 if now == "ok" else 503)
+        now, stall = state(), service.watchdog.stall()
+        health = (
+            Health(status=now, reason=stall) if now == "stalled" and stall else Health(status=now)
+        )
+        return ReplyResponse(health, 200 if now == "ok" else 503)
 
     @app.head(
         f"/{name}",

@@ -32,6 +32,8 @@ from unmask.server.generation import BLOCK_LENGTH, Generation, TokenTimings
 if TYPE_CHECKING:
     from unmask.engine.engine import Engine
     from unmask.engine.metrics import EngineStats
+    from unmask.engine.text_pool import TextPool
+    from unmask.server.planning import Planning
 
 TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 REQUEST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
@@ -79,6 +81,10 @@ class Metrics:
         self.num_tokens, self.num_forwards = 0, 0
         self._add_sizes()
         self._add_times()
+
+    def watch(self, planning: Planning, pool: TextPool) -> None:
+        """Add the metrics of planning."""
+        self.registry.register(PlanningCollector(planning, pool, self.model))
 
     def _add_sizes(self) -> None:
         self.prompt_sizes = self._histogram(
@@ -238,7 +244,12 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield a snapshot of all metrics."""
         stats = self.engine.stats
-        for name, text, value in engine_gauges(stats):
+        stalled = (
+            "unmask:engine_stalled_seconds",
+            "Seconds since the engine began its present forward; 0 while it waits.",
+            self.engine.stalled_s,
+        )
+        for name, text, value in [*engine_gauges(stats), stalled]:
             gauge = GaugeMetricFamily(name, text, labels=["model_name"])
             gauge.add_metric([self.model], value)
             yield gauge
@@ -258,6 +269,44 @@ class EngineCollector(Collector):
             stats.num_queries,
         )
         yield sizes
+
+
+class PlanningCollector(Collector):
+    """The state of planning, read at every scrape."""
+
+    def __init__(self, planning: Planning, pool: TextPool, model: str) -> None:
+        self.planning, self.pool, self.model = planning, pool, model
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield no names in advance."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield a snapshot of all metrics."""
+        gauges = (
+            ("running", "Requests whose prompts are read now.", self.planning.num_running),
+            (
+                "waiting",
+                "Requests that wait for their prompts to be read.",
+                self.planning.num_waiting,
+            ),
+            (
+                "stalled_seconds",
+                "Seconds for which all threads that read prompts have been busy with the same requests.",
+                self.planning.stalled_s,
+            ),
+        )
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(f"unmask:planning_{name}", text, labels=["model_name"])
+            gauge.add_metric([self.model], value)
+            yield gauge
+        stopped = CounterMetricFamily(
+            "unmask:planning_stopped",
+            "Chat templates and tokenizings that were stopped by a limit, or crashed.",
+            labels=["model_name"],
+        )
+        stopped.add_metric([self.model], self.pool.num_stopped)
+        yield stopped
 
 
 def engine_gauges(stats: EngineStats) -> list[tuple[str, str, float]]:

@@ -189,12 +189,12 @@ class ServerProcess(uvicorn.Server):
                 log.critical("the engine has failed; the process ends and must be restarted")
             self.should_exit = now >= self._failed_until_s
         if self._drain_until_s is not None and not self.should_exit:
-            stats = self.service.engine.stats
             must_stop = self._aborts or time.monotonic() >= self._drain_until_s
-            if must_stop or stats.queued + stats.running == 0:
-                if stats.queued + stats.running:
-                    log.warning("stopping: %d requests aborted", stats.queued + stats.running)
-                await anyio.to_thread.run_sync(self.service.engine.stop)
+            num_inside = self.service.num_inside
+            if must_stop or not num_inside:
+                if num_inside:
+                    log.warning("stopping: %d requests aborted", num_inside)
+                await anyio.to_thread.run_sync(self.service.stop)
                 self.should_exit = True
         return await super().on_tick(counter)
 

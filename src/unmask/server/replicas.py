@@ -101,10 +101,13 @@ class Replica:
         self.generation = generation
 
     def check_health(self) -> None:
-        """Raise EngineError if the engine has failed; Ray then starts another replica."""
-        failure = self.app.state.service.engine.failure
-        if failure is not None:
-            raise EngineError(f"the engine has failed: {failure}")
+        """Raise EngineError if the engine has failed or stalled; Ray then starts another replica."""
+        service = self.app.state.service
+        if service.engine.failure is not None:
+            raise EngineError(f"the engine has failed: {service.engine.failure}")
+        stall = service.watchdog.stall()
+        if stall is not None:
+            raise EngineError(stall)
 
     def metrics_text(self) -> tuple[str, str]:
         """Return the name of the replica, and its metrics in Prometheus' text format."""

@@ -351,13 +351,14 @@ class ModelList(ReplyModel):
     data: list[ModelCard]
 
 
-ServerState = Literal["ok", "loading", "draining", "failed"]
+ServerState = Literal["ok", "loading", "draining", "stalled", "failed"]
 
 
 class Health(ReplyModel):
     """The reply of `GET /health` and `GET /ready`."""
 
     status: ServerState
+    reason: str = Field(default="", description="of `stalled`: the part that hangs, and for how long")
 
 
 class Version(ReplyModel):

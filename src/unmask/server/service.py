@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-import anyio
 from pydantic import JsonValue
 from sse_starlette import EventSourceResponse
 
@@ -21,11 +20,11 @@ from unmask.server.errors import (
     engine_dead,
     sanitize,
     server_stopping,
-    timed_out,
 )
 from unmask.server.foreign_fields import Harmless
 from unmask.server.generation import Generation, submit_error
 from unmask.server.metrics import Metrics
+from unmask.server.planning import Planning
 from unmask.server.protocol import ChatRequest, DecodingRequest, StreamOptions
 from unmask.server.reply_models import ReplyResponse, ServerState
 from unmask.server.request_parsing import parse_body, read_json
@@ -33,6 +32,7 @@ from unmask.server.request_planner import GenerationPlan, Planner
 from unmask.server.responses import ReplyBuilder, Route
 from unmask.server.settings import ServerSettings
 from unmask.server.sse import canvas_events, error_as_event, text_events
+from unmask.server.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unmask.server")
 Body = TypeVar("Body", bound=DecodingRequest)
-MAX_PLANNING = 4
-"""Requests that are tokenized and planned at once; long ones must not take every core from decoding."""
+STOP_TIMEOUT_S = 10.0
+"""Time for the engine to end its forward when the server stops."""
 MakePlans = Callable[[Body, Mapping[str, JsonValue]], list[GenerationPlan]]
 
 
@@ -57,8 +57,10 @@ class Service:
         self.planner = Planner(llm, settings, engine.config.max_queue)
         self.metrics = Metrics(engine, settings.models[0])
         self.texts = TokenTexts(llm.tokenizer)
-        self.is_draining = False
-        self.planning = anyio.CapacityLimiter(MAX_PLANNING)
+        self.is_draining, self.has_hung = False, False
+        self.planning = Planning()
+        self.watchdog = Watchdog(engine, self.planning, settings.limits.watchdog_timeout)
+        self.metrics.watch(self.planning, llm.prompts.pool)
 
     def check_model(self, name: str | None) -> str:
         """Return the model name for the reply. Raises ApiError (404)."""
@@ -78,12 +80,30 @@ class Service:
         """The state that `/health` reports."""
         if self.engine.failure is not None:
             return "failed"
-        return "draining" if self.is_draining else "ok"
+        if self.is_draining:
+            return "draining"
+        return "ok" if self.watchdog.stall() is None else "stalled"
 
     @property
     def readiness(self) -> ServerState:
         """The state that `/ready` reports: that of `/health`, or "loading" until the engine has started."""
-        return "loading" if self.state == "ok" and not self.engine.accepts else self.state
+        state = self.state
+        return "loading" if state == "ok" and not self.engine.accepts else state
+
+    @property
+    def num_inside(self) -> int:
+        """Requests that are planned, wait for it, are queued or decoded."""
+        stats = self.engine.stats
+        return stats.queued + stats.running + self.planning.num_running + self.planning.num_waiting
+
+    def stop(self) -> None:
+        """End planning and the engine; a forward that does not end is left behind (`has_hung`)."""
+        if self.has_hung:
+            return
+        self.llm.prompts.pool.stop()
+        self.has_hung = not self.engine.stop(STOP_TIMEOUT_S)
+        if self.has_hung:
+            log.critical("the engine has not ended its forward within %g s", STOP_TIMEOUT_S)
 
     def check_open(self) -> None:
         """Raise ApiError if new requests are refused: 503, or 429 while the queue is full.
@@ -151,13 +171,8 @@ class Service:
     async def plan(
         self, make_plans: Callable[[], list[GenerationPlan]], timeout_s: float, arrived_s: float
     ) -> list[GenerationPlan]:
-        """Return the result of `make_plans`, called in one of `MAX_PLANNING` threads. Raises ApiError.
-
-        The timeout ends the wait for a thread, but does not interrupt planning that has begun.
-        """
-        with anyio.move_on_after(arrived_s + timeout_s - time.monotonic()):
-            return await anyio.to_thread.run_sync(make_plans, limiter=self.planning)
-        raise timed_out(timeout_s)
+        """Return the result of `make_plans`, called in a thread within the timeout. Raises ApiError."""
+        return await self.planning.run(make_plans, timeout_s, arrived_s)
 
     def submit(
         self,

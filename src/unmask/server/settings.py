@@ -37,6 +37,9 @@ class Limits:
     send_timeout_s: Annotated[float, NOT_A_FLAG] = 60.0
     """Maximum time in seconds that a stream waits for a client that does not read."""
 
+    watchdog_timeout: Annotated[float, option(above=0, metavar="S")] = 300.0
+    """Stalled seconds that fail /health."""
+
     max_headers: Annotated[int, NOT_A_FLAG] = 100
     max_header_bytes: Annotated[int, NOT_A_FLAG] = 16 << 10
 
@@ -92,7 +95,7 @@ class ReplicaConfig:
     """Minimum number of replicas. Default: 1."""
 
     max_replicas: Annotated[int | None, option(least=1)] = None
-    """Maximum number of replicas; makes their number depend on the load."""
+    """Maximum number of replicas, following the load."""
 
     upscale_delay: Annotated[float | None, option(least=0, metavar="S")] = None
     """Seconds of high load before a replica is added. Default: 30."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import anyio
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import Field
@@ -72,8 +73,9 @@ def add_tokenizing_routes(app: Api, service: Service) -> None:
         raw = await read_json(request, service.settings.limits)
         body, _ = parse_body(model, raw, takes_knobs=False)
         service.check_model(getattr(body, "model", None))
-        reply = await anyio.to_thread.run_sync(make, service, body, limiter=service.planning)
-        return ReplyResponse(reply)
+        make_reply = partial(make, service, body)
+        timeout_s = service.timeout_s(None)
+        return ReplyResponse(await service.planning.run(make_reply, timeout_s, time.monotonic()))
 
     async def to_tokens(request: Request) -> Response:
         return await answer(request, TokenizeRequest, tokenize)
