@@ -264,7 +264,6 @@ def test_a_hostile_config_is_refused_and_nothing_of_it_is_built(tmp_path: Path) 
         ({"task": "gsm8k"}, "needs data=FOLDER with gsm8k/train.jsonl"),
         ({"task": "gsm8k", "data": "/no/such/folder"}, "is not a folder"),
         ({"task": "word_problem", "data": "."}, "has no effect: task=word_problem is bundled"),
-        ({"task": "humaneval", "data": "."}, "confirm_run_unsafe_code=true"),
         ({"task": "word_problem", "num_fewshot": 3}, "num_fewshot=3 has no effect"),
         ({"task": "word_problem", "limit": 0}, "limit=0 must be at least 1"),
         (

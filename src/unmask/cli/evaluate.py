@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,9 @@ COLUMNS = (
 NONE = "-"
 WIDE = 10_000
 MAX_PROCESSES = 256
+OF_JUDGING = ("confirm_run_unsafe_code", "dataset.path")
+"""Keys that may stand beside --judge."""
+COMMAND_LINE = "command line"
 ALONE = (
     "accelerate launch started one process, although it was asked for several: on a CPU it starts no more; "
     "to share the examples, leave it out and run: unmask eval --num-processes N"
@@ -55,6 +59,9 @@ class EvalOptions(KeyOptions):
     num_processes: Annotated[int | None, option(metavar="N", least=1, most=MAX_PROCESSES)] = None
     """Number of processes that share the examples, on a GPU each or on the CPU. Default: 1."""
 
+    judge: Annotated[Path | None, option(metavar="RUN")] = None
+    """Judge the stored programs of this run folder; needs confirm_run_unsafe_code=true."""
+
 
 def evaluate(
     *words: Annotated[str, KEY_WORDS],
@@ -67,8 +74,8 @@ def evaluate(
     """Evaluate a task: accuracy and speed.
 
     The keys are Hydra's: `dataset.name=gsm8k generation=klass model=llada-inst`. The same command
-    resumes an interrupted run. Code that a model writes runs only with confirm_run_unsafe_code=true (or
-    $HF_ALLOW_CODE_EVAL=1).
+    resumes an interrupted run. Programs that a model writes run only with confirm_run_unsafe_code=true (or
+    $HF_ALLOW_CODE_EVAL=1); without it they are stored, and --judge RUN judges them later.
 
     Args:
         multirun: Run every combination of words that list values (a=1,2).
@@ -76,6 +83,11 @@ def evaluate(
         as_json: Print one JSON object per run instead of a table.
     """
     keys, sources = options.words(words), files.sources()
+    if options.judge is not None:
+        if multirun or cfg is not None or options.num_processes is not None:
+            raise ConfigError("--judge takes no -m, --cfg or --num-processes; leave them out")
+        present([_judge(options.judge, keys, sources)], [str(options.judge)], as_json)
+        return
     if cfg is None:
         runs = planned(keys, sources, multirun)
         if _shares(runs, options.num_processes):
@@ -122,7 +134,6 @@ def run(runs: Sequence[EvalSettings], as_json: bool) -> None:
     from unmask.evals.results import documents
     from unmask.evals.run import evaluate
 
-    console = Console(highlight=False)
     results = []
     for number, settings in enumerate(runs, start=1):
         label = f"{settings.task} {settings.method.decoder_name}"
@@ -135,11 +146,29 @@ def run(runs: Sequence[EvalSettings], as_json: bool) -> None:
     for result in results:
         if result.metrics["num_too_long"]:
             note(f"{result.task}: {documents(result)}")
-    if as_json:
-        for result in results:
-            print(_json(result))
-        return
-    show(results, [settings.output for settings in runs], console)
+    present(results, [settings.output for settings in runs], as_json)
+
+
+def _judge(folder: Path, words: Sequence[str], sources: Sources) -> Results:
+    """Judge the programs of a run. Raises ConfigError for any other word than leave and data folder."""
+    from unmask.config import compose
+    from unmask.config.overrides import parse
+
+    others = [each.typed_key for each in parse(words) if each.key not in OF_JUDGING]
+    if others or sources.config_file is not None:
+        raise ConfigError(
+            f"--judge {folder} with {others[0] if others else '--config'}: the answers are there already; "
+            f"beside it only {' and '.join(OF_JUDGING)} are possible"
+        )
+    composed = compose(words, sources)
+    data = composed.values["dataset.path"]
+    from unmask.evals.judging import judge
+
+    return judge(
+        folder,
+        may_run_code=composed["confirm_run_unsafe_code"],
+        data=data.value if data.layer == COMMAND_LINE else None,
+    )
 
 
 def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[EvalSettings]:
@@ -187,6 +216,23 @@ def _lines(label: str) -> Any:
     return report
 
 
+def present(results: Sequence[Results], folders: Sequence[str], as_json: bool) -> None:
+    """Print a table or JSON lines, after notes on runs that are not judged."""
+    for result, folder in zip(results, folders, strict=True):
+        if not result.is_judged:
+            again = shlex.join(["unmask", "eval", "--judge", folder])
+            note(
+                f"{result.task}: not judged, because judging runs code that the model wrote; the answers "
+                f"are in {folder}; to judge them: {again} confirm_run_unsafe_code=true (or set "
+                f"HF_ALLOW_CODE_EVAL=1)"
+            )
+    if as_json:
+        for result in results:
+            print(_json(result))
+        return
+    show(results, folders, Console(highlight=False))
+
+
 def show(results: Sequence[Results], folders: Sequence[str], console: Console) -> None:
     """Print a line per run, and the folder of its results."""
     live = console.is_terminal
@@ -210,14 +256,13 @@ def show(results: Sequence[Results], folders: Sequence[str], console: Console) -
 
 
 def _cell(metrics: dict[str, float], name: str) -> str:
+    if name == "accuracy":
+        from unmask.evals.results import accuracy_cell
+
+        return accuracy_cell(metrics)
     value = metrics.get(name)
     if value is None:
         return NONE
-    if name == "accuracy":
-        error = metrics.get("accuracy_stderr")
-        return (
-            f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
-        )
     return f"{value:.0f}" if name.startswith("num_") else f"{value:.2f}"
 
 

@@ -62,7 +62,9 @@ def draw(folders: Sequence[str], folder: Path) -> list[Path]:
     need_matplotlib("use --no-pictures")
     runs = read_runs(folders)
     drawn = []
-    fast = [run for run in runs if "tokens_per_second" in run.results.metrics]
+    fast = [
+        run for run in runs if "tokens_per_second" in run.results.metrics and run.results.is_judged
+    ]
     for x in ("tokens_per_second", "tokens_per_forward"):
         if fast:
             drawn.append(folder / f"front_{x}.png")

@@ -123,6 +123,12 @@ def planned(
     method = method_of(composed)
     tell(method.notes)
     settings = settings_of(composed, method)
+    if not settings.judges:
+        from unmask.evals.settings import LEAVE
+
+        raise ConfigError(
+            f"task={settings.task} is tuned by running code that the model wrote; {LEAVE}"
+        )
     constraints = () if options.constraint == ("none",) else options.constraint
     plan = StudyPlan(
         space=space_of(method.decoder_name, parse_changes(options.space), tuple(method.given)),

@@ -49,7 +49,9 @@ class EvalKeys:
     )
     resume: bool = key(True, "resume an interrupted run in the same output folder")
     confirm_run_unsafe_code: bool = key(
-        False, "run the code that the model writes (humaneval, mbpp), in a restricted process"
+        False,
+        "run the programs that the model writes (humaneval, mbpp), behind a wall of the kernel; false: "
+        "store them, to be judged by `unmask eval --judge RUN`; default: true if $HF_ALLOW_CODE_EVAL is 1",
     )
     trace: bool = key(False, "store the trace of every answer, for the plots of `unmask report`")
 

@@ -19,6 +19,7 @@ from unmask.evals.metrics import accuracy, aup
 FILE = "results.json"
 FORMAT = "unmask-eval"
 VERSION = 1
+NOT_JUDGED = "not judged"
 HEAD = "|Tasks|Filter|n-shot|Metric|Value||Stderr|\n|---|---|---:|---|---:|---|---:|"
 
 
@@ -27,7 +28,8 @@ class Results:
     """Content of results.json.
 
     `metrics`: numbers by name, as defined in docs/reference/numbers.md, without those that do not apply.
-    `right[i]`: score of document `docs[i]`. `settings`: the `EvalSettings`. `resolved`: values chosen at
+    `right[i]`: score of document `docs[i]`; empty, with `scores`, where programs were not run
+    (`evals.judging`). `settings`: the `EvalSettings`. `resolved`: values chosen at
     run time: lengths, chat, dtype, device, `sandbox` (docs/explanation/running-code.md). `machine`:
     processor, versions. `scores`: every metric of the task with its standard error, as "metric,filter" and
     "metric_stderr,filter". `early`: for a run with traces, the mean score when all open positions are
@@ -51,6 +53,11 @@ class Results:
     early: tuple[float, ...] = field(default=())
     format: str = FORMAT
     format_version: int = VERSION
+
+    @property
+    def is_judged(self) -> bool:
+        """True if the answers have scores."""
+        return "accuracy" in self.metrics
 
     def write(self, folder: Path) -> None:
         """Write results.json atomically."""
@@ -131,7 +138,7 @@ def report(runs: Sequence[EvalRun]) -> str:
     groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for run in runs:
         metrics = run.results.metrics
-        if "tokens_per_forward" in metrics:
+        if "tokens_per_forward" in metrics and run.results.is_judged:
             point = metrics["tokens_per_forward"], 100 * metrics["accuracy"]
             groups.setdefault((run.results.task, run.results.model), []).append(point)
     for (task, model), points in groups.items():
@@ -151,6 +158,8 @@ def markdown(results: Results) -> str:
             error = results.scores.get(f"{metric}_stderr,{filter_name}")
             cell = "N/A" if error is None else f"{error:.4f}"
             lines.append(f"|{results.task}|{filter_name}|{shots}|{metric}|{value:.4f}|±|{cell}|")
+    if not results.is_judged:
+        lines.append(f"|{results.task}|{NOT_JUDGED}|{shots}||||")
     lines += ["", speed_line(results), "", origin_line(results)]
     return "\n".join(lines) + "\n"
 
@@ -207,9 +216,8 @@ def side_by_side(names: Sequence[str], runs: Sequence[Results]) -> str:
     first = runs[0]
     for name, run in zip(names, runs, strict=True):
         m = run.metrics
-        error = "" if "accuracy_stderr" not in m else f" ± {100 * m['accuracy_stderr']:.1f}"
         cells = [
-            *(name, run.task, run.method, run.cache, f"{100 * m['accuracy']:.1f}{error} %"),
+            *(name, run.task, run.method, run.cache, accuracy_cell(m)),
             "" if run is first else paired(first, run),
             _cell(m, "tokens_per_second", ".1f"),
             _ratio(m, first.metrics) if run.task == first.task else "",
@@ -223,10 +231,21 @@ def side_by_side(names: Sequence[str], runs: Sequence[Results]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def accuracy_cell(metrics: Mapping[str, float]) -> str:
+    """Return the accuracy in percent with its standard error, or that nothing was judged."""
+    if "accuracy" not in metrics:
+        return NOT_JUDGED
+    error = metrics.get("accuracy_stderr")
+    more = "" if error is None else f" ± {100 * error:.1f}"
+    return f"{100 * metrics['accuracy']:.1f}{more} %"
+
+
 def paired(first: Results, run: Results) -> str:
     """Return the gain in accuracy over the first run in points, ± the paired standard error."""
     if run.task != first.task:
         return "other task"
+    if not (first.is_judged and run.is_judged):
+        return NOT_JUDGED
     before = dict(zip(first.docs, first.right, strict=True))
     gains = [
         right - before[doc] for doc, right in zip(run.docs, run.right, strict=True) if doc in before

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from unmask.bench.environment import git_commit, machine, package_versions, peak_memory_bytes
 from unmask.durable import write_text
-from unmask.errors import ConfigError, DependencyError
+from unmask.errors import DependencyError
 from unmask.evals import convergence, metrics
 from unmask.evals.catalog import CATALOG
 from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, check_fit, decode_all
@@ -22,28 +20,23 @@ from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.results import Results, markdown
 from unmask.evals.run_folder import (
     Journal,
-    Sample,
     StoredAnswer,
     begin_run,
-    metric_of,
     read_all,
-    set_misses,
     write_scores,
     writing,
 )
 from unmask.evals.sandbox import sandbox_name
+from unmask.evals.scoring import Judgment, Scored, digest_of, judgment, load_task, score
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import uses_chat
 from unmask.version import __version__
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
-
     from unmask.engine.llm import LLM
 
 Progress = Callable[[int, int], None]
 """Callback with the number of finished answers and of all answers; in rank 0, for its own share."""
-TASKS = Path(__file__).parent / "tasks"
 PATIENCE = timedelta(days=30)
 """Maximum wait of one process for the slowest."""
 Item = TypeVar("Item", Question, Pair)
@@ -90,13 +83,13 @@ def evaluate(
 ) -> Results:
     """Run a task and write the run folder, whose files docs/reference/numbers.md describes.
 
-    A run is resumed from the answers in its folder, which are neither generated again nor counted twice.
-    Processes started by torchrun or accelerate launch share the documents; each returns the same results.
-    `llm`: the model, if loaded. Raises ConfigError, ModelError, PromptError and DependencyError (extra
-    `eval`).
+    Programs are judged with `confirm_run_unsafe_code` only, else stored for `judging.judge`. A run is
+    resumed from the answers in its folder, which are neither generated again nor counted twice. Processes
+    started by torchrun or accelerate launch share the documents; each returns the same results. `llm`: the
+    model, if loaded. Raises ConfigError, ModelError, PromptError and DependencyError (extra `eval`).
     """
     _need_lm_eval()
-    if CATALOG[settings.task].runs_code:
+    if CATALOG[settings.task].runs_code and settings.judges:
         sandbox_name()  # before hours of generation
     group = processes(settings.device)
     llm = _load(settings, group) if llm is None else llm
@@ -117,7 +110,7 @@ def _evaluate(
     with Journal(settings.folder, group.rank, session) as journal:
         run = _Run(llm, settings, group, journal, stored, progress)
         scored = _scored(llm, settings, run)
-    if scored is not None:
+    if group.rank == 0:
         results = _results(llm, settings, run, scored)
         with writing(settings.folder):
             results.write(settings.folder)
@@ -127,7 +120,7 @@ def _evaluate(
 
 
 class _ShareIsDone(BaseException):
-    """Exit from lm-eval in the processes that answer only."""
+    """Exit from lm-eval where answers are not judged: after the first process, or without leave."""
 
 
 @dataclass
@@ -142,6 +135,7 @@ class _Run:
     progress: Progress | None
     answers: list[StoredAnswer] = field(default_factory=list)
     stops: tuple[str, ...] = ()
+    digest: str = ""
 
     def answer_questions(self, questions: Sequence[Question]) -> Mapping[str, EvalAnswer]:
         watch = AnswerTimer()
@@ -177,7 +171,7 @@ class _Run:
         self.answers = [self.stored[key] for key in keys]
         # in every process, so that none waits for one that ended
         check_fit((item.answer for item in self.answers), self.llm.spec.max_length)
-        if self.group.rank > 0:
+        if self.group.rank > 0 or not self.settings.judges:
             raise _ShareIsDone
         return {key: self.stored[key].answer for key in keys}
 
@@ -202,123 +196,32 @@ def _load(settings: EvalSettings, group: Processes) -> LLM:
     return LLM(settings.model, dtype=settings.dtype, device=device)
 
 
-@dataclass
-class _Scored:
-    """The samples of lm-eval, and its task."""
-
-    samples: list[Sample]
-    task: ConfigurableTask
-
-
-def _scored(llm: LLM, settings: EvalSettings, run: _Run) -> _Scored | None:
-    """Answer and score the documents with lm-eval; None in the processes that answer only."""
+def _scored(llm: LLM, settings: EvalSettings, run: _Run) -> Scored | None:
+    """Answer and score the documents with lm-eval; None where the answers are not judged."""
     from unmask.evals.lm import UnmaskLM
 
-    with _quiet_lm_eval(), contextlib.suppress(_ShareIsDone):
-        # Not simple_evaluate, which also runs a dozen programs to describe the machine.
-        from lm_eval.evaluator import evaluate as lm_evaluate
-        from lm_eval.tasks import TaskManager
-
-        docs, metadata = _docs(settings)
-        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-        loaded = manager.load([settings.task])
-        task = loaded["tasks"][settings.task]
-        docs = _clip(docs, len(task.eval_docs), settings)
-        if settings.num_fewshot is not None and not CATALOG[settings.task].own_shots:
-            task.set_config(key="num_fewshot", value=settings.num_fewshot)
-        task.set_fewshot_seed(seed=settings.seed)
-        _check_shots(task, settings.task)
-        evaluated = lm_evaluate(
-            lm=UnmaskLM.of(llm, settings, run.answer_questions, run.answer_pairs),
-            task_dict=loaded,
-            samples={settings.task: docs},
-            bootstrap_iters=0,
-            apply_chat_template=uses_chat(llm, settings),
-            fewshot_as_multiturn=False,
-            system_instruction=settings.system_prompt,
-            confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
-        )
-        assert evaluated is not None, "rank 0 gets lm-eval's results"
-        return _Scored(evaluated["samples"][settings.task], task)
+    part = load_task(settings)
+    run.digest = digest_of(part) if CATALOG[settings.task].runs_code else ""
+    with contextlib.suppress(_ShareIsDone):
+        lm = UnmaskLM.of(llm, settings, run.answer_questions, run.answer_pairs)
+        return score(lm, settings, part, is_chat=uses_chat(llm, settings))
     return None
 
 
-@contextlib.contextmanager
-def _quiet_lm_eval() -> Iterator[None]:
-    """Suppress lm-eval's log lines below errors and its progress bar, which has no option."""
-    from lm_eval.api import task
-
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    bar, task.tqdm = task.tqdm, lambda items, **_: items
-    try:
-        yield
-    finally:
-        task.tqdm = bar
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _docs(settings: EvalSettings) -> tuple[range, dict[str, str | int]]:
-    """Return the range of documents, and the metadata for the source of the task."""
-    metadata: dict[str, str | int] = {}
-    end = None if settings.limit is None else settings.offset + settings.limit
-    if settings.data is not None:
-        metadata["data"] = settings.data
-    elif end is not None:
-        metadata["num_docs"] = end
-    if CATALOG[settings.task].own_shots and settings.num_fewshot is not None:
-        metadata["shots"] = settings.num_fewshot
-    return range(settings.offset, end or 0), metadata
-
-
-def _check_shots(task: ConfigurableTask, name: str) -> None:
-    """Raise ConfigError for more examples than the task has."""
-    count = task.config.num_fewshot or 0
-    there = len(task.fewshot_docs()) if count else 0
-    if there < count:
-        raise ConfigError(
-            f"num_fewshot={count}: task={name} has {there} examples; use at most so many, or data with "
-            f"more"
-        )
-
-
-def _clip(docs: range, count: int, settings: EvalSettings) -> range:
-    end = count if settings.limit is None else min(docs.stop, count)
-    if settings.offset >= end:
-        raise ConfigError(
-            f"offset={settings.offset} is past the end: task={settings.task} has {count} documents"
-        )
-    return range(settings.offset, end)
-
-
-def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Results:
-    entry, samples = CATALOG[settings.task], scored.samples
+def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: Scored | None) -> Results:
+    """Return the results; `scored` None: of answers that are not judged."""
+    entry = CATALOG[settings.task]
     too_long = {item.answer.doc for item in run.answers if item.answer.is_too_long}
-    for sample in samples:
-        if sample["doc_id"] in too_long:  # whatever its judge makes of an empty answer
-            set_misses(sample)
-    scores: dict[str, float] = {}
-    for metric, filter_name in sorted({(m, s["filter"]) for s in samples for m in s["metrics"]}):
-        values = [metric_of(s, metric) for s in samples if s["filter"] == filter_name]
-        mean = metrics.accuracy(values)
-        scores[f"{metric},{filter_name}"] = mean["accuracy"]
-        if "accuracy_stderr" in mean:
-            scores[f"{metric}_stderr,{filter_name}"] = mean["accuracy_stderr"]
-    score_of = {
-        s["doc_id"]: metric_of(s, entry.metric) for s in samples if s["filter"] == entry.filter
-    }
-    docs = tuple(sorted(score_of))
-    right = tuple(score_of[doc] for doc in docs)
+    docs = tuple(sorted({item.answer.doc for item in run.answers}))
+    verdict = Judgment() if scored is None else judgment(settings, scored.samples, too_long)
     counts = metrics.scoring if entry.choices else metrics.speed
     measured = {"num_docs": float(len(docs)), "num_too_long": float(len(too_long))}
-    measured |= metrics.accuracy(right)
+    measured |= verdict.accuracy
     measured |= counts(run.answers, settings.batch_size)
     measured["peak_memory_bytes"] = float(peak_memory_bytes(llm.model.device))
-    with writing(settings.folder):
-        write_scores(settings.folder, samples)
+    if scored is not None:
+        with writing(settings.folder):
+            write_scores(settings.folder, scored.samples)
     method = settings.method.bind(llm.spec.block_size)
     return Results(
         task=settings.task,
@@ -327,16 +230,16 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> Re
         cache=method.describe_cache(),
         metrics=measured,
         docs=docs,
-        right=right,
+        right=verdict.right,
         settings=settings.as_dict(),
         resolved=resolved(llm, settings, run),
         machine=machine(llm.model.device)
         | {"versions": package_versions(), "attention": "scaled_dot_product_attention"},
-        scores=scores,
+        scores=verdict.scores,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=__version__,
         commit=git_commit(),
-        early=_early(llm, settings, run, scored),
+        early=() if scored is None else _early(llm, settings, run, scored),
     )
 
 
@@ -353,11 +256,12 @@ def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, object]:
         "method": json.loads(json.dumps(settings.method.bind(llm.spec.block_size).values())),
         "num_sessions": max(item.session for item in run.answers),
         "num_processes": run.group.count,
-        **({"sandbox": sandbox_name()} if entry.runs_code else {}),
+        **({"documents": run.digest} if entry.runs_code else {}),
+        **({"sandbox": sandbox_name()} if entry.runs_code and settings.judges else {}),
     }
 
 
-def _early(llm: LLM, settings: EvalSettings, run: _Run, scored: _Scored) -> tuple[float, ...]:
+def _early(llm: LLM, settings: EvalSettings, run: _Run, scored: Scored) -> tuple[float, ...]:
     """Return the early answer convergence; empty without traces, and for tasks that run code."""
     entry = CATALOG[settings.task]
     if not settings.trace or entry.choices or entry.runs_code:

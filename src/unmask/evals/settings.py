@@ -16,6 +16,11 @@ from unmask.method import MethodSpec, Source
 
 OF_THE_PART = ("limit", "offset")
 """Settings that may change when a run is resumed: the part of the task to answer."""
+LEAVE = (
+    "give leave with confirm_run_unsafe_code=true, or HF_ALLOW_CODE_EVAL=1 in the environment; they run "
+    "within the limits of docs/explanation/running-code.md"
+)
+"""What allows programs of a model to be run, for messages."""
 OF_NO_ANSWER = (*OF_THE_PART, "output", "resume", "confirm_run_unsafe_code")
 
 
@@ -28,7 +33,8 @@ class EvalSettings:
     number of documents from `offset` on; None: all. `batch_size`: answers per forward. `chat`: format the
     prompt, examples included, as one user turn of the chat template; None: if the model has one. `output`:
     run folder. `resume`: reuse the answers in the run folder; False: delete them. `mc_num`: Monte-Carlo
-    samples of a log-likelihood. `trace`: store the trace of every answer, for the plots.
+    samples of a log-likelihood. `confirm_run_unsafe_code`: run programs that the model wrote; without it
+    they are stored and not judged. `trace`: store the trace of every answer, for the plots.
     """
 
     task: str
@@ -85,11 +91,11 @@ class EvalSettings:
             raise ConfigError(
                 f"num_fewshot={self.num_fewshot} has no effect: task={self.task} has none; leave it out"
             )
-        if entry.runs_code and not self.confirm_run_unsafe_code:
-            raise ConfigError(
-                f"task={self.task} runs code that the model writes; with confirm_run_unsafe_code=true it "
-                f"does, within the limits of docs/explanation/running-code.md"
-            )
+
+    @property
+    def judges(self) -> bool:
+        """True unless the answers are programs, which may not be run without leave."""
+        return self.confirm_run_unsafe_code or not CATALOG[self.task].runs_code
 
     @property
     def folder(self) -> Path:
