@@ -79,6 +79,9 @@ def test_the_vocabulary_grows_when_ids_repeat():
     pattern = [1, 2, 3, 4, 1, 2, 3, 4]
     assert controller.vocabulary([0.7], pattern, 0.5) == 70, "the published code's dead branch"
     assert PAPER.vocabulary([0.7], pattern, 0.5) == 140
+    for variant in ("code", "paper"):
+        fixed = Controller(variant=variant, adaptive_repetition=False)
+        assert fixed.vocabulary([0.7], [5] * 8, 0.5) == fixed.vocabulary([0.7], [], 0.5) == 70
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import unmask
+from unmask import decoders
 from unmask.config import Sources, compose, method_of, sweep
 from unmask.config.schema import ALIASES, REFUSED
 from unmask.config.settings import rows, settings_of
@@ -94,7 +96,7 @@ def test_each_layer_wins_over_those_below_it(tmp_path):
     text += " generation.block_length=14"
     found.append(layers(said(text, config_dir=tmp_path, config_file=file))[key])
     assert found == [
-        (None, "schema default"),
+        (32, "schema default"),
         (256, "model preset llada-base"),
         (32, "cache preset prefix"),
         (11, "generation preset mine"),
@@ -110,6 +112,74 @@ def test_a_value_equal_to_the_default_is_still_said():
     assert knobs(method_of(composed)) == {"sigma": None, "block_length": 64}
     assert layers(said("seed=0"))["seed"] == (0, "command line")
     assert layers(said("limit=3"))["seed"] == (0, "schema default")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("generation=daedal", {"generation.max_gen_length": 2048, "generation.gen_length": None}),
+        (
+            "generation=daedal generation.initial_gen_length=4096",
+            {"generation.max_gen_length": 4096},
+        ),
+        (
+            "generation=vanilla",
+            {
+                "generation.gen_length": 128,
+                "generation.block_length": 32,
+                "generation.steps": 128,
+                "generation.sigma": None,
+                "generation.top_p": None,
+                "dataset.n_shot": None,
+            },
+        ),
+        (
+            "dataset.name=gsm8k generation=klass",
+            {"generation.gen_length": 256, "generation.steps": 256, "dataset.n_shot": 5},
+        ),
+        ("generation.steps=2", {"generation.block_length": 64, "generation.steps": 2}),
+        ("generation.block_steps=2", {"generation.steps": None, "generation.block_length": 32}),
+        ("generation.gen_length=37", {"generation.block_length": 37, "generation.steps": 37}),
+        ("generation.block_length=null", {"generation.block_length": 32}),
+        ("model.path=parity/sdar", {"generation.block_length": 4}),
+        ("model=llada2-mini", {"generation.block_length": None, "generation.steps": 128}),
+        ("generation=block_diffusion", {"generation.block_length": 32, "generation.steps": 128}),
+        ("generation=dream", {"generation.steps": 128}),
+        ("generation=eb_sampler", {"generation.score": "entropy"}),
+        ("generation=eb_sampler generation.order=margin", {"generation.score": "margin"}),
+        ("generation=cadllm", {"generation.threshold": None}),
+        ("generation=cadllm generation.adaptive_threshold=false", {"generation.threshold": 0.85}),
+        ("generation=prophet", {"generation.steps": 128, "generation.answer_start": None}),
+        ("generation.vocabulary=union", {"generation.vocab_size": 1000}),
+        ("generation.vocabulary=adaptive", {"generation.vocab_size": None}),
+        ("cache=dkv", {"cache.interval": 4}),
+        ("cache=dkv cache.inner=dual", {"cache.interval": None}),
+    ],
+)
+def test_a_default_that_stands_for_a_value_is_shown_as_this_value(words, expected, monkeypatch):
+    monkeypatch.chdir(FIXTURES)
+    composed = said(words)
+    shown = {key: value for key, value, _ in rows(composed, method_of(composed))}
+    assert {key: shown[key] for key in expected} == expected
+
+
+def test_shown_defaults_are_those_that_decode():
+    """As written values they change nothing."""
+    llm = unmask.LLM("demo")
+    for name in decoders.names():
+        length = None if name == "daedal" else 24
+        composed = said(f"generation={name} generation.gen_length={length or 'null'}")
+        method = method_of(composed)
+        inferred = {}
+        for key, value, _ in rows(composed, method):
+            group, _, knob = key.rpartition(".")
+            if group == "generation" and method.knobs().get(knob, value) is None:
+                inferred |= {} if value is None else {knob: value}
+        plain, written = (
+            llm.generate("Tom has 3 pens.", name, gen_length=length, return_trace=True, **knobs)[0]
+            for knobs in ({}, inferred)
+        )
+        assert plain.trace == written.trace, (name, inferred)
 
 
 def test_a_tilde_takes_back_what_a_preset_says():

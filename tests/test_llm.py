@@ -658,6 +658,9 @@ def test_a_decoders_name_may_carry_its_knobs(tiny):
         ("dream", {"alg": "origin", "alg_temp": 1.0}, "no effect with alg=origin"),
         ("hierarchy", {"low_threshold": 0.95}, "low_threshold <= threshold"),
         ("wino", {"wide_in_thres": 1.5}, "wide_in_thres=1.5"),
+        ("wino", {"draft_share": -0.1}, "draft_share=-0.1 must be between 0 and 1"),
+        ("wino", {"min_draft": 0}, "use 1 <= min_draft <= max_draft"),
+        ("wino", {"max_draft": 4}, "min_draft=5, max_draft=4"),
         ("eb_sampler", {"score": "margin", "order": "confidence"}, "contradict"),
     ],
 )

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from oracles import dream, eb_sampler, klass, pc_sampler, prior, prophet
 from oracles.network import Network
 from safetensors.torch import load_file
 from tiny import trace_of
+
+from unmask.selection import certainty_density
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -140,7 +143,28 @@ def test_the_density_of_an_empty_canvas_is_the_published_one():
     found = prior.density([False] * 256, 10.0)
     assert found[0] == pytest.approx(0.48, abs=5e-3)
     assert found == sorted(found, reverse=True)
-    assert prior.density([True] * 8, 10.0) == pytest.approx([1.0] * 8)
+    assert prior.density([True] * 64, 1.0) == pytest.approx([1.0] * 64)
+
+
+def published_density(known: list[bool], sigma: float) -> list[float]:
+    """The definition in the published code: a float32 transform of six times the length."""
+    size = len(known)
+    line = [1.0] * size + [float(flag) for flag in known] + [float(known[-1])] * size
+    distance = torch.cat((torch.arange(3 * size), torch.arange(-3 * size, 0))).float()
+    kernel = torch.fft.fft(torch.exp(-(distance**2) / (2 * sigma**2)))
+    spread = torch.fft.ifft(torch.fft.fft(torch.tensor(line + [0.0] * (3 * size))) * kernel).real
+    return (spread[size : 2 * size] / kernel[0].real).tolist()
+
+
+@pytest.mark.parametrize("sigma", [0.5, 3.0, 10.0, 100.0, 1e4, 1e6])
+@pytest.mark.parametrize("size", [1, 2, 32, 100])
+def test_the_density_is_the_published_one_at_every_width(size, sigma):
+    pattern = torch.rand(size, generator=torch.Generator().manual_seed(size)) < 0.4
+    for known in ([False] * size, [True] * size, pattern.tolist(), (~pattern).tolist()):
+        found = prior.density(known, sigma)
+        assert found == pytest.approx(published_density(known, sigma), abs=2e-6)
+        ours = certainty_density(np.array(known), sigma)
+        assert ours.tolist() == pytest.approx(found, rel=1e-12, abs=1e-300)
 
 
 FLOAT32_EPS = 2.0**-23

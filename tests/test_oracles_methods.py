@@ -372,6 +372,29 @@ def test_wino(wide, narrow, meet, family, tiny):
 
 
 @every_family
+@pytest.mark.parametrize("cap", [(0.0, 1, 1), (0.0, 2, 9), (0.4, 1, 3), (1.0, 1, 100), (0.7, 9, 9)])
+def test_the_cap_of_winos_draft(cap, family, tiny):
+    share, least, most = cap
+    for llm, prompt in runs(tiny, family):
+        shared = {"wide_in_thres": 0.2, "narrow_out_thres": 0.6}
+        trace, _ = wino.decode(
+            network.Network(llm.model),
+            prompt,
+            16,
+            16,
+            MASK,
+            FORBIDDEN,
+            share=share,
+            least=least,
+            most=most,
+            **shared,
+        )
+        knobs = {"draft_share": share, "min_draft": least, "max_draft": most, **shared}
+        out = ours(llm, prompt, "wino", gen_length=16, block_length=16, **knobs)
+        assert trace_of(out) == committed(trace)
+
+
+@every_family
 @pytest.mark.parametrize("confidence", ["softmax", "entropy"])
 @pytest.mark.parametrize("variant", ["code", "paper"])
 def test_cadllm(variant, confidence, family, tiny):

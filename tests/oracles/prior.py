@@ -27,17 +27,20 @@ def density(known: list[bool], sigma: float) -> list[float]:
     """D of each position of the generated part, in 0..1.
 
     The G positions before it stand for the prompt; the G after it are as known as its last position.
-    The kernel reaches G positions to either side and is divided by its own full sum.
+    Every position of this line of 3 G counts, whatever its distance; the kernel's full sum is that of
+    the published transform, over the distances -3 G to 3 G - 1.
     """
     size = len(known)
-    extended = [True] * size + known + [known[-1]] * size
-    kernel = {d: math.exp(-d * d / (2 * sigma * sigma)) for d in range(-size, size + 1)}
-    total = sum(kernel.values())
-    out = []
-    for i in range(size, 2 * size):
-        seen = sum(weight for d, weight in kernel.items() if extended[i + d])
-        out.append(seen / total)
-    return out
+    line = [True] * size + known + [known[-1]] * size
+
+    def kernel(d: int) -> float:
+        return math.exp(-d * d / (2 * sigma * sigma))
+
+    total = math.fsum(kernel(d) for d in range(-3 * size, 3 * size))
+    return [
+        math.fsum(kernel(i - j) for j, is_known in enumerate(line) if is_known) / total
+        for i in range(size, 2 * size)
+    ]
 
 
 def decode(

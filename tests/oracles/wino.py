@@ -37,6 +37,9 @@ def decode(  # noqa: PLR0913 - the paper's knobs
     wide_in_thres: float = 0.6,
     narrow_out_thres: float = 0.9,
     twins_see_each_other: bool = True,
+    share: float = 0.7,
+    least: int = 5,
+    most: int = 20,
 ) -> tuple[list[dict], list[int]]:
     """The trace and the canvas. An entry: `committed`, `remasked` [positions], `computed` rows.
 
@@ -62,7 +65,7 @@ def decode(  # noqa: PLR0913 - the paper's knobs
             both = {p: read(rows[place[p]], forbidden) for p in drafted}
             order = surest_first({p: both[p][1] for p in drafted})
             accepted = [p for p in order if both[p][1] > wide_in_thres]
-            cap = min(max(int(0.7 * len(drafted)), 5), 20)
+            cap = min(max(int(share * len(drafted)), least), most)
             accepted = accepted[:cap] or order[:1]
 
             doubted: list[int] = []

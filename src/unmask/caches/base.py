@@ -124,6 +124,10 @@ class CachePolicy(ABC, Generic[State]):
         """True if plans have `layers`; the layers' outputs are then stored beside keys and values."""
         return False
 
+    def defaults(self) -> dict[str, object]:
+        """Return the values in force of knobs that are None. Default: none, so that None means off."""
+        return {}
+
     def stands_for(self, block_size: int | None) -> str | None:
         """Return the policy that this one is an alias of, by name; None (the default) for no alias.
 

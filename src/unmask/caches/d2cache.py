@@ -49,17 +49,20 @@ class D2Cache(CachePolicy[D2CacheState]):
 
     rollout_p: float = knob(
         0.1,
-        "share of the attention rollout that the recomputed positions have, in [0, 1]; 1: all positions",
+        "share of the attention rollout that the recomputed positions have, in [0, 1]; 0: one more "
+        "position, 1: all positions",
     )
     current_k: int = knob(
-        32, "number of open positions that are recomputed, at least 1; gen_length: all of them"
+        32,
+        "number of open positions that are recomputed, at least 1; 1: one, gen_length: all of them",
     )
     sigma: float = knob(
         10.0,
-        "width of the certainty prior in positions, > 0; small values favor positions near decided ones",
+        "width of the certainty prior in positions, > 0; small: the positions nearest to decided text, far "
+        "beyond gen_length: the most confident ones",
     )
     inflate_w: int = knob(
-        4, "recompute gaps between selected positions up to this distance; 0: none"
+        4, "recompute gaps between selected positions up to this distance; 0: none, large: all"
     )
     compat: bool = knob(
         False,
@@ -112,8 +115,9 @@ class D2Cache(CachePolicy[D2CacheState]):
         confidence = state.confidence[near]
         known = state.confidence[~np.isnan(state.confidence)]
         confidence = np.where(np.isnan(confidence), known.mean() if len(known) else 1.0, confidence)
-        reach = len(canvas) - canvas.prompt_length
-        score = confidence * certainty_density(~canvas.open, near, self.sigma, reach)
+        prompt = canvas.prompt_length
+        density = certainty_density(~canvas.open[prompt:], self.sigma)
+        score = confidence * density[near - prompt]
         score = score + np.where(near < end, score.max(), 0.0)
         best: Ints = near[ranking(score)[: self.current_k]]
         return best

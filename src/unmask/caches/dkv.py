@@ -58,10 +58,15 @@ class DelayedCache(CachePolicy[DelayedState]):
     inner: AnyCache | None = knob(
         None, "the policy to delay, e.g. dual or dllm; null: one that computes every open position"
     )
-    delay: int = knob(1, "number of forwards that still compute a committed position, at least 1")
+    delay: int = knob(
+        1,
+        "number of forwards that still compute a committed position, at least 1; 1: one, "
+        "large: every committed position",
+    )
     interval: int | None = knob(
         None,
-        "a full forward at least every so many forwards; 1: always; null: 4, or never with inner",
+        "a full forward at least every so many forwards; 1: always, large: the first of a block; null: 4, "
+        "or never with inner",
     )
 
     def __post_init__(self) -> None:
@@ -128,6 +133,10 @@ class DelayedCache(CachePolicy[DelayedState]):
         rows = np.union1d(recent, np.maximum(recent - 1, 0))
         is_before_last = length - 2 in rows or length - 2 in queries
         return np.union1d(rows, [length - 1]) if is_before_last else rows
+
+    def defaults(self) -> dict[str, object]:
+        """Return the interval, which only a policy of its own has."""
+        return {"interval": INTERVAL} if self.inner is None else {}
 
     def is_due(self, num_in_block: int, num_since: int, is_shifted: bool) -> bool:
         """Return whether the next forward computes all positions, beyond what the policy asks for."""

@@ -31,10 +31,16 @@ class DllmState:
 class DllmCache(CachePolicy[DllmState]):
     """A cache of layer outputs with refresh intervals for prompt and response."""
 
-    kp: int = knob(50, "compute the whole prompt every so many forwards, at least 1")
-    kr: int = knob(2, "compute the whole response every so many forwards; 1: always")
+    kp: int = knob(
+        50, "compute the whole prompt every so many forwards, at least 1; 1: always, large: once"
+    )
+    kr: int = knob(
+        2, "compute the whole response every so many forwards, at least 1; 1: always, large: once"
+    )
     rou: float = knob(
-        0.25, "share of the response to compute in the other forwards, in [0, 1]; 1: all of it"
+        0.25,
+        "share of the response to compute in the other forwards, in [0, 1]; 0: none of "
+        "it, 1: all of it",
     )
 
     def __post_init__(self) -> None:

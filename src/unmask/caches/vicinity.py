@@ -23,11 +23,19 @@ from unmask.errors import ConfigError
 class Vicinity(PerBlock):
     """A cache that recomputes a window around the block, and everything when the block moves."""
 
-    prefix_look: int = knob(16, "number of positions left of the block to recompute; 0: none")
-    after_look: int = knob(16, "number of positions right of the block to recompute; 0: none")
-    warmup_steps: int = knob(0, "number of full forwards at the beginning; dInfer's scripts use 4")
+    prefix_look: int = knob(
+        16, "number of positions left of the block to recompute; 0: none, large: all"
+    )
+    after_look: int = knob(
+        16, "number of positions right of the block to recompute; 0: none, large: all"
+    )
+    warmup_steps: int = knob(
+        0, "number of full forwards at the beginning; 0: none, large: all; dInfer's scripts use 4"
+    )
     cache_update_freq: int | None = knob(
-        None, "a full forward at least every so many forwards; 1: always; null: once per block only"
+        None,
+        "a full forward at least every so many forwards; 1: always, large: "
+        "once per block; null: once per block only",
     )
 
     def __post_init__(self) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from unmask.config.compose import SCHEMA_DEFAULT, Composed
 from unmask.config.method import method_of
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, ModelError
 from unmask.evals.catalog import CATALOG
 from unmask.evals.settings import EvalSettings
-from unmask.method import CACHE_PREFIX, MethodSpec, split_cache_keys
+from unmask.method import CACHE_PREFIX, GEN_LENGTH, MethodSpec, split_cache_keys
 from unmask.models import with_revision
 from unmask.sampling.params import SamplingParams
 
@@ -80,7 +80,49 @@ def folder_of(settings: EvalSettings, composed: Composed) -> Path:
 
 
 def rows(composed: Composed, method: MethodSpec) -> list[tuple[str, Any, str]]:
-    """Return (key, value, layer) of all values in force, knobs of decoder and cache included."""
+    """Return (key, value, layer) of all values in force, knobs of decoder and cache included.
+
+    Where None stands for a value that is known without running the model, the value is given.
+    """
+    inferred = _inferred(composed, method)
+    return [
+        (key, inferred.get(key) if value is None else value, layer)
+        for key, value, layer in _written_rows(composed, method)
+    ]
+
+
+def _inferred(composed: Composed, method: MethodSpec) -> dict[str, object]:
+    """Return the values that keys left at None take, as far as they are known before a run."""
+    task = CATALOG.get(composed["dataset.name"])
+    values: dict[str, object] = {} if task is None else {"dataset.n_shot": task.num_fewshot}
+    length = _length(composed, method)
+    if length is None:
+        length = GEN_LENGTH if task is None else task.gen_length
+    if not method.chooses_length:
+        values["generation.gen_length"] = length
+    knobs = method.sampling_params.defaults()
+    sizes = _block_sizes(composed)
+    first, *others = (method.decoder.defaults(length, size) for size in sizes)
+    knobs |= {k: v for k, v in first.items() if all(other.get(k) == v for other in others)}
+    values |= {f"generation.{key}": value for key, value in knobs.items()}
+    return values | {CACHE_PREFIX + key: value for key, value in method.cache.defaults().items()}
+
+
+def _block_sizes(composed: Composed) -> tuple[int | None, ...]:
+    """Return the model's block size if its folder is here, else different ones that it may have."""
+    from unmask.models import BUNDLED, read_spec
+
+    model = composed["model.path"] or composed["model.name"] or ""
+    if model in BUNDLED or Path(model).is_dir():
+        try:
+            return (read_spec(model).block_size,)
+        except ModelError:  # told when the model is loaded
+            pass
+    return (None, 1, 2)
+
+
+def _written_rows(composed: Composed, method: MethodSpec) -> list[tuple[str, Any, str]]:
+    """Return (key, value, layer) of all values as they are written or declared."""
     skipped = {f"generation.{key}" for key in composed.group("generation")}
     skipped |= {f"cache.{key}" for key in composed.group("cache")}
     listed = [
@@ -90,7 +132,8 @@ def rows(composed: Composed, method: MethodSpec) -> list[tuple[str, Any, str]]:
     ]
     if _length(composed, method) != composed["generation.gen_length"]:
         listed = [row for row in listed if row[0] != "generation.gen_length"]
-    own = defaults_of(type(method.decoder)) | defaults_of(SamplingParams)
+    own = defaults_of(type(method.decoder.core)) | defaults_of(type(method.decoder))
+    own |= defaults_of(SamplingParams)
     knobs, _ = split_cache_keys(method.given)
     own |= {key: value for key, value in knobs.items() if key not in own}
     inside = {f"{CACHE_PREFIX}{k}": v for k, v in defaults_of(type(method.cache)).items()}

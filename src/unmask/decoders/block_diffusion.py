@@ -15,6 +15,8 @@ from unmask.decoders.base.blockwise import check_steps
 from unmask.decoders.base.growing import Growing
 from unmask.errors import ConfigError
 
+BLOCK_LENGTH = 32
+
 
 @dataclass(frozen=True)
 class BlockDiffusion(Growing):
@@ -31,10 +33,15 @@ class BlockDiffusion(Growing):
         "per forward; default: gen_length (one token per forward)",
     )
 
+    def defaults(self, gen_length: int, block_size: int | None) -> dict[str, object]:
+        """Return the block length, which leaves each block a forward of given `steps`, and the steps."""
+        shared = -(-gen_length // max(1, self.steps or gen_length))
+        return {"block_length": min(max(BLOCK_LENGTH, shared), gen_length), "steps": gen_length}
+
     def growth(self, gen_length: int, facts: ModelFacts) -> tuple[int, int | None]:
         """Check the knobs; return the block length and the number of forwards."""
         has_steps = self.steps is not None and "steps" not in facts.adaptable
-        length = 32 if self.block_length is None else self.block_length
+        length = BLOCK_LENGTH if self.block_length is None else self.block_length
         if length < 1:
             raise ConfigError(f"block_length={length} must be at least 1")
         is_given = self.block_length is not None and "block_length" not in facts.adaptable

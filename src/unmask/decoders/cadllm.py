@@ -97,6 +97,10 @@ class CadLLM(Controller, Decoder[Control]):
             )
         self.check_switches()
 
+    def defaults(self, gen_length: int, block_size: int | None) -> dict[str, object]:
+        """Return the fixed threshold, where one applies."""
+        return {} if self.adaptive_threshold or self.compat else {"threshold": self.tau_base}
+
     def start(self, canvas: Canvas, facts: ModelFacts) -> Control:
         """Return the state of the first block."""
         total = int((~canvas.fixed).sum())

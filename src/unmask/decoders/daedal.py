@@ -41,16 +41,23 @@ class Daedal(Scoring, Decoder[Growth]):
     chooses_length: ClassVar[bool] = True
     length_knob: ClassVar[str] = "initial_gen_length"
 
-    block_length: int = knob(32, "positions of the sliding block, at least 1; 1: left to right")
+    block_length: int = knob(
+        32, "positions of the sliding block, at least 1; 1: left to right, large: the answer"
+    )
     threshold: float = knob(
         0.9,
         "confidence above which a token is committed, in [0, 1]; 0: the whole block at once, 1: one token "
         "per forward",
         tune=(0.5, 0.99),
     )
-    initial_gen_length: int = knob(64, "initial length of the answer, at least 1")
+    initial_gen_length: int = knob(
+        64,
+        "initial length of the answer, at least 1; small: phase 1 finds the length, large: no growth",
+    )
     max_gen_length: int | None = knob(
-        None, "maximum length of the answer, within the model's context; default: 2048"
+        None,
+        "maximum length of the answer, within the model's context; at initial_gen_length: no growth; "
+        "default: 2048",
     )
     initial_eot_expand_thres: float = knob(
         0.5,
@@ -66,10 +73,14 @@ class Daedal(Scoring, Decoder[Growth]):
         0.1, "confidence below which a position may be expanded, in [0, 1]; 0: none, 1: any"
     )
     num_check_last_eot: int = knob(
-        32, "number of predicted end tokens at the tail that are averaged, at least 1"
+        32,
+        "number of predicted end tokens at the tail that are averaged, at least 1; 1: one is enough to "
+        "end the growth, large: hardly any tail is",
     )
     expansion_factor: int = knob(
-        8, "masks that phase 1 appends, and that replace a mask in phase 2, at least 2"
+        8,
+        "masks that phase 1 appends, and that replace a mask in phase 2, at least 2; 2: slow growth, "
+        "large: to max_gen_length at once",
     )
 
     def __post_init__(self) -> None:
@@ -93,6 +104,10 @@ class Daedal(Scoring, Decoder[Growth]):
                 f"max_gen_length={self.max_gen_length} is less than "
                 f"initial_gen_length={self.initial_gen_length}"
             )
+
+    def defaults(self, gen_length: int, block_size: int | None) -> dict[str, object]:
+        """Return the maximum length, which a longer initial length raises."""
+        return {"max_gen_length": max(MAX_GEN_LENGTH, self.initial_gen_length)}
 
     def first_length(self) -> int:
         """Return the initial length of the answer."""

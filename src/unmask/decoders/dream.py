@@ -99,6 +99,10 @@ class Dream(Scoring, Decoder[DreamState]):
         names = {"topk_margin": "margin", "entropy": "entropy", "origin": "random"}
         return names.get(self.alg, "confidence")
 
+    def defaults(self, gen_length: int, block_size: int | None) -> dict[str, object]:
+        """Return the number of steps."""
+        return {"steps": gen_length}
+
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int:
         """Return the number of steps in the schedule."""
         return self.steps or len(canvas) - canvas.prompt_length

@@ -40,6 +40,10 @@ class EBSampler(Blockwise):
         if self.score is not None and self.order not in ("entropy", self.score):
             raise ContradictionError("order", f"order={self.order}", f"score={self.score}")
 
+    def defaults(self, gen_length: int, block_size: int | None) -> dict[str, object]:
+        """Return the block length and the score."""
+        return super().defaults(gen_length, block_size) | {"score": self.order}
+
     @property
     def effective_score(self) -> str:
         """The error proxy."""

@@ -45,7 +45,9 @@ class JointThreshold(WholeBlocks):
         tune=(0.5, 0.99),
     )
     max_post_edit_steps: int = knob(
-        16, "maximum forwards of a block after its last mask is filled, at least 0; 0: none"
+        16,
+        "maximum forwards of a block after its last mask is filled, at least 0; 0: none, large: until "
+        "nothing changes",
     )
     penalty_lambda: float = knob(
         0.0,

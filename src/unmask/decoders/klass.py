@@ -39,7 +39,9 @@ class Klass(Scheduled):
         tune=(0.001, 0.1),
     )
     kl_history_length: int = knob(
-        2, "number of consecutive stable forwards that is required, at least 1", tune=(1, 4)
+        2,
+        "number of consecutive stable forwards that is required, at least 1; 1: one, large: never stable",
+        tune=(1, 4),
     )
 
     def __post_init__(self) -> None:

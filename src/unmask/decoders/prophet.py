@@ -41,10 +41,14 @@ class Prophet(Wrapper[Watch]):
     )
     answer_start: int | None = knob(
         None,
-        "first position of the answer, counted from the prompt's end; default: all open positions count, "
-        "except those that propose an end token",
+        "first position of the answer, counted from the prompt's end; 0: the generated part's first; "
+        "default: all open positions count, except those that propose an end token",
     )
-    answer_length: int = knob(5, "number of the answer's positions, at least 1")
+    answer_length: int = knob(
+        5,
+        "number of the answer's positions, at least 1; 1: the first one alone, large: up to the canvas's "
+        "end",
+    )
     gap: Literal["logits", "probability"] = knob(
         "logits",
         "difference of the two largest logits (published) or of the two largest probabilities",

@@ -1,10 +1,11 @@
 """WINO: wide in, narrow out. Commit at a low threshold, and remask tokens that fail a verification.
 
 Source: arXiv:2507.18578, Algorithm 1. Each forward drafts and verifies. Draft: commit the open positions of
-the block with confidence above `wide_in_thres`, at most a share of 0.7 of the open ones, limited to 5..20.
-Verify: a shadow block predicts each decided position from all others; positions whose token has a
-probability below `narrow_out_thres` are remasked, always fewer than the previous forward committed.
-Differs: shadow queries are only computed when the block has decided positions.
+the block with confidence above `wide_in_thres`, at most the share `draft_share` of the open ones, within
+`min_draft` and `max_draft`: the cap of the authors' code (`decoding.py`) with its numbers. Verify: a
+shadow block predicts each decided position from all others; positions whose token has a probability below
+`narrow_out_thres` are remasked, always fewer than the previous forward committed. Differs: shadow queries
+are only computed when the block has decided positions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from unmask.canvas import NO_POSITIONS, Ask, Canvas, Edit, Ints, Reading, probab
 from unmask.decoders import Block, Blockwise, knob
 from unmask.errors import ConfigError
 
-LEAST, MOST, SHARE = 5, 20, 0.7
 FIRST_ACCEPT = 30
 """Number of commits that is assumed before the first forward of a block."""
 
@@ -40,6 +40,18 @@ class Wino(Blockwise):
         "whenever the rule allows",
         tune=(0.5, 0.99),
     )
+    draft_share: float = knob(
+        0.7,
+        "cap of a draft: share of the block's open positions, in [0, 1], within min_draft and max_draft; "
+        "0: min_draft, 1: all of them",
+    )
+    min_draft: int = knob(
+        5, "lower bound of the cap in positions, at least 1; 1: none, at max_draft: a constant cap"
+    )
+    max_draft: int = knob(
+        20,
+        "upper bound of the cap in positions, at least min_draft; 1: one token per forward, large: none",
+    )
     shadows: Literal["block", "decided"] = knob(
         "block",
         "shadow queries: one per position of the block, which attend to each other, as in the paper "
@@ -48,9 +60,14 @@ class Wino(Blockwise):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("wide_in_thres", "narrow_out_thres"):
+        for name in ("wide_in_thres", "narrow_out_thres", "draft_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if not 1 <= self.min_draft <= self.max_draft:
+            raise ConfigError(
+                f"min_draft={self.min_draft}, max_draft={self.max_draft}: use "
+                f"1 <= min_draft <= max_draft"
+            )
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
         """Return the number of settled positions: those before the running block until it is full."""
@@ -82,7 +99,8 @@ class Wino(Blockwise):
             return Edit(), replace(state, step=state.step + 1)
         scores = self.scores(canvas, state.facts, state.start, drafted)
         sure: Ints = np.flatnonzero(scores.level > self.wide_in_thres)
-        cap = min(max(int(SHARE * len(drafted.positions)), LEAST), MOST)
+        cap = int(self.draft_share * len(drafted.positions))
+        cap = min(max(cap, self.min_draft), self.max_draft)
         if len(sure) > cap:
             sure = sure[selection.ranking(scores.rank[sure])[:cap]]
         elif not len(sure):

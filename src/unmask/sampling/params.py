@@ -9,6 +9,7 @@ from typing import Literal
 from unmask.errors import ConfigError
 from unmask.knobs import Pairs, knob
 
+VOCAB_SIZE = 1000
 MIN_TEMPERATURE = 1e-6
 """The lowest temperature above 0 (SGLang treats lower ones as 0). Float32 logits near 8 are spaced by 1e-6,
 so at lower temperatures distinct logits differ by a nat or more and sampling is nearly greedy; far below,
@@ -143,7 +144,12 @@ class SamplingParams:
                 "vocabulary=frequency needs frequencies=FILE; make one with `unmask frequencies`"
             )
 
+    def defaults(self) -> dict[str, object]:
+        """Return the values in force of parameters that are None, where None is not "no restriction"."""
+        has_size = self.vocabulary in ("static", "frequency", "union")
+        return {"vocab_size": self.num_tokens} if has_size else {}
+
     @property
     def num_tokens(self) -> int:
         """`vocab_size` or its default, in tokens."""
-        return 1000 if self.vocab_size is None else self.vocab_size
+        return VOCAB_SIZE if self.vocab_size is None else self.vocab_size

@@ -37,6 +37,14 @@ class Block:
     limit: int | None = None
 
 
+def default_block_length(size: int, block_size: int | None) -> int:
+    """Return the block length of an answer of `size` positions: the model's, or a divisor in 8..32."""
+    if block_size is not None:
+        return block_size
+    divisors = [n for n in range(8, 33) if size % n == 0]
+    return divisors[-1] if divisors else size
+
+
 @dataclass(frozen=True)
 class Blockwise(Scoring, Decoder[Block]):
     """Fixed blocks from left to right; `select` chooses the positions to commit.
@@ -67,10 +75,11 @@ class Blockwise(Scoring, Decoder[Block]):
         size = len(canvas) - canvas.prompt_length
         if canvas.infilling:
             return size
-        if facts.block_size is not None:
-            return facts.block_size
-        divisors = [n for n in range(8, 33) if size % n == 0]
-        return divisors[-1] if divisors else size
+        return default_block_length(size, facts.block_size)
+
+    def defaults(self, gen_length: int, block_size: int | None) -> dict[str, object]:
+        """Return the block length."""
+        return {"block_length": default_block_length(gen_length, block_size)}
 
     def num_blocks(self, canvas: Canvas, facts: ModelFacts) -> int:
         """Return the number of blocks of the answer."""
@@ -148,6 +157,14 @@ class Scheduled(Blockwise):
             return length
         size = len(canvas) - canvas.prompt_length
         return max(length, -(-size // max(1, steps or 1)))
+
+    def defaults(self, gen_length: int, block_size: int | None) -> dict[str, object]:
+        """Return the block length, which leaves each block a forward of given `steps`, and the steps."""
+        values = super().defaults(gen_length, block_size)
+        if self.steps is not None and block_size is None:
+            shared = -(-gen_length // max(1, self.steps))
+            return {"block_length": max(default_block_length(gen_length, None), shared)}
+        return values if self.block_steps is not None else values | {"steps": gen_length}
 
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int:
         """Return the number of forwards in the schedule."""

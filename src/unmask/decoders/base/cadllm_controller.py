@@ -40,32 +40,50 @@ class Controller:
     )
     initial_block_length: int = knob(
         24,
-        "positions of the first block (of every block with adaptive_blocks=false), at least 1",
+        "positions of the first block (of every block with adaptive_blocks=false), at least 1; 1: one "
+        "position, large: the whole answer",
         tune=(8, 64),
     )
-    min_block: int = knob(4, "B_min: positions of a block at confidence 0, at least 1", tune=(1, 8))
+    min_block: int = knob(
+        4,
+        "B_min: positions of a block at confidence 0, at least 1; small: short blocks where the model "
+        "doubts, at max_block: constant",
+        tune=(1, 8),
+    )
     max_block: int = knob(
-        64, "B_max: positions of a block at confidence 1, at least B_min", tune=(16, 64)
+        64,
+        "B_max: positions of a block at confidence 1, at least B_min; at min_block: constant, large: long "
+        "blocks where the model is confident",
+        tune=(16, 64),
     )
     initial_steps: int = knob(
         24,
-        "S_base: forwards over which a block's threshold falls, at confidence 1 and in the first block; at "
-        "least 1",
+        "S_base: forwards over which a block's threshold falls, at confidence 1 and in the first block, at "
+        "least 1; 1: it falls at once, large: it stays near tau_base",
         tune=(4, 48),
     )
     max_steps: int = knob(
-        90, "S_max: the same at confidence 0; no effect below S_base", tune=(48, 128)
+        90,
+        "S_max: the same at confidence 0; 1: S_base for every block (as all values up to it), large: the "
+        "threshold stays high where the model doubts",
+        tune=(48, 128),
     )
     initial_vocab_size: int = knob(
         100,
-        "V_init: initial number of likeliest tokens that count in the confidence, at least 1",
+        "V_init: number of likeliest tokens that count in the confidence after the first fifth of the "
+        "answer, at least 1; small: V_min, large: V_max",
         tune=(20, 400),
     )
     min_vocab_size: int = knob(
-        35, "V_min: minimum number of these tokens, at least 1", tune=(5, 100)
+        35,
+        "V_min: minimum number of these tokens, at least 1; 1: none, at max_vocab_size: a constant number",
+        tune=(5, 100),
     )
     max_vocab_size: int = knob(
-        1000, "V_max: maximum number of these tokens, at least V_min", tune=(200, 2000)
+        1000,
+        "V_max: maximum number of these tokens, and 5/4 of the first ones, at least V_min; at "
+        "min_vocab_size: a constant number, large: all tokens at first",
+        tune=(200, 2000),
     )
     tau_base: float = knob(
         0.85,
@@ -75,8 +93,8 @@ class Controller:
     )
     tau_min: float = knob(
         0.4,
-        "threshold at the end of a block (variant=paper: of the answer), in [0, tau_base]; at tau_base "
-        "the threshold is constant",
+        "threshold at the end of a block (variant=paper: of the answer), in [0, tau_base]; 0: everything "
+        "in the end, at tau_base: constant",
         tune=(0.2, 0.6),
     )
     adaptive_blocks: bool = knob(
@@ -87,6 +105,11 @@ class Controller:
     )
     adaptive_vocab_size: bool = knob(
         True, "adapt the number of tokens (Eq. 4); false: always the 100 likeliest"
+    )
+    adaptive_repetition: bool = knob(
+        True,
+        "widen the number of tokens while committed ids repeat (f_rep of Eq. 4), against loops; false: "
+        "f_rep = 1",
     )
     adaptive_threshold: bool = knob(
         True, "lower the threshold with progress (Eq. 5); false: always threshold, or else tau_base"
@@ -115,7 +138,12 @@ class Controller:
         limits = {
             "adaptive_blocks": ("min_block", "max_block"),
             "adaptive_steps": ("max_steps",),
-            "adaptive_vocab_size": ("initial_vocab_size", "min_vocab_size", "max_vocab_size"),
+            "adaptive_vocab_size": (
+                "initial_vocab_size",
+                "min_vocab_size",
+                "max_vocab_size",
+                "adaptive_repetition",
+            ),
             "adaptive_threshold": ("tau_min",),
         }
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
@@ -172,7 +200,7 @@ class Controller:
             falling = len(history) >= 3 and history[-1] - history[-3] < -0.1
             if falling and self.variant == "code":
                 size *= 1.3
-        repeated = repetition(committed)
+        repeated = repetition(committed) if self.adaptive_repetition else 0.0
         if repeated > 0.5 or (repeated == 0.5 and self.variant == "paper"):
             size *= 1 + 2 * repeated
         return int(min(max(size, self.min_vocab_size), self.max_vocab_size))

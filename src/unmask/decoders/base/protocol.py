@@ -149,6 +149,13 @@ class Decoder(ABC, Generic[State]):
         """
         return len(canvas)
 
+    def defaults(self, gen_length: int, block_size: int | None) -> dict[str, object]:
+        """Return the values in force of knobs that are None, for an answer of this length.
+
+        `block_size` is the model's (see `ModelFacts`). Default: none, so that None means what it says.
+        """
+        return {}
+
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int | None:
         """Return the number of forwards in the schedule; None (the default) if there is no schedule."""
         return None
@@ -248,6 +255,10 @@ class Wrapper(Decoder[Wrapped], Generic[Wrapped]):
     def num_settled(self, canvas: Canvas, state: Wrapped) -> int:
         """Forward to the wrapped decoder."""
         return self.inner.num_settled(canvas, state.inner)
+
+    def defaults(self, gen_length: int, block_size: int | None) -> dict[str, object]:
+        """Forward to the wrapped decoder."""
+        return self.inner.defaults(gen_length, block_size)
 
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int | None:
         """Forward to the wrapped decoder."""

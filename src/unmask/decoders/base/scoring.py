@@ -44,8 +44,8 @@ class Scoring:
     sigma: float | None = knob(
         None,
         "width in positions of the Gaussian prior that favors positions near decided text, > 0; small: "
-        "left to right, large: little effect; default: no prior; thresholds then apply to the score times "
-        "the prior divided by its maximum",
+        "left to right, far beyond gen_length: no effect; default: no prior; thresholds then apply to the "
+        "score times the prior divided by its maximum",
     )
     frequencies: str | None = knob(
         None,
@@ -160,8 +160,8 @@ class Scoring:
     def _near_text(self, canvas: Canvas, positions: Ints, scores: Scores) -> Scores:
         """Weight the scores by the density of decided positions around each position."""
         assert self.sigma is not None, "checked by the caller"
-        reach = len(canvas) - canvas.prompt_length
-        density = certainty_density(~canvas.open, positions, self.sigma, reach)
+        prompt = canvas.prompt_length
+        density = certainty_density(~canvas.open[prompt:], self.sigma)[positions - prompt]
         with np.errstate(divide="ignore"):
             log_density = np.log(density)
             if self.effective_score in ("pc", "random"):
