@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("distributed",),
     ("method",),
     ("engine",),
-    ("train",),
+    ("train", "objectives"),
     ("demo",),
     ("bench",),
     ("evals",),

@@ -28,6 +28,8 @@ __all__ = [
     "UnmaskError",
     "__version__",
     "load_model",
+    "objectives",
+    "train",
 ]
 _LAZY = {
     "LLM": "unmask.engine.llm",
@@ -35,9 +37,14 @@ _LAZY = {
     "Output": "unmask.engine.outputs",
     "load_model": "unmask.models",
 }
+_SUBMODULES = ("objectives", "train")
 
 
 def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        from importlib import import_module
+
+        return import_module(f"unmask.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'unmask' has no attribute {name!r}")
     from importlib import import_module
@@ -46,4 +53,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_LAZY, *_SUBMODULES])

@@ -35,6 +35,11 @@ def is_started() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def size() -> int:
+    """Return the number of ranks that were started; 1 for a process that is none."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if is_started() else 1
+
+
 def is_follower() -> bool:
     """Return True if this process is a rank other than 0."""
     return is_started() and os.environ["RANK"] != "0"

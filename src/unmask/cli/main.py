@@ -46,8 +46,9 @@ COMMANDS = {
     "bench": ("bench:bench", "Benchmark decoders, caches, kernels and servers."),
     "train": (
         "train:train",
-        "Train a model by a recipe; an interrupted run continues where it stopped.",
+        "Train on your own data or by a recipe; an interrupted run continues where it stopped.",
     ),
+    "data": ("data:data", "Look at the rows of a training before it is run."),
     "demo": ("commands:demo", "Watch a small model solve word problems, a Sudoku and an infill."),
     "models": ("commands:models", "List the bundled models."),
     "inspect": (
@@ -146,8 +147,10 @@ def _print_all(arguments: Sequence[str]) -> None:
     """Print the long part of a help page: recipes with their keys, or methods with their knobs."""
     if arguments[0] == "train":
         from unmask.cli.train import show_recipes
+        from unmask.cli.train_files import show_keys
 
         show_recipes()
+        show_keys()
         return
     from unmask.cli.methods import all_knobs
 

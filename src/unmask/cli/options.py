@@ -53,6 +53,7 @@ class LoadKeywords(TypedDict):
     tensor_parallel_size: int
     chat_template: str | None
     chat_template_kwargs: Mapping[str, object] | None
+    lora: str | None
 
 
 def read_object(flag: str, text: str | None) -> dict[str, object] | None:
@@ -88,6 +89,9 @@ class LoadOptions(DeviceOptions):
     chat_template_kwargs: Annotated[str | None, option(metavar="JSON")] = None
     """Variables of the template, as a JSON object."""
 
+    lora: Annotated[str | None, Parameter(show=False)] = None
+    """Folder of a LoRA adapter of PEFT, merged into the weights."""
+
     def keywords(self) -> LoadKeywords:
         """Return the options as keyword arguments of `LLM`."""
         return {
@@ -100,6 +104,7 @@ class LoadOptions(DeviceOptions):
             "chat_template_kwargs": read_object(
                 "--chat-template-kwargs", self.chat_template_kwargs
             ),
+            "lora": self.lora,
         }
 
 

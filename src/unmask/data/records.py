@@ -141,35 +141,107 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path} cannot be read: {reason}; give a data file") from None
+        raise _unreadable(path, error) from None
+    _refuse_binary(path, data)
+    data = data.removeprefix(_BOM)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _not_utf8(path, line, data[error.start]) from None
+
+
+def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[DataRow]:
+    """Parse one object per line; empty lines are passed over. Raises ConfigError with the line."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield parse_line(path, number, line)
+
+
+def parse_line(path: Path, number: int, line: str) -> DataRow:
+    """Parse the object on a line. Raises ConfigError."""
+    place = f"line {number}"
+    value, end = _decode(path, place, line, _skip_space(line, 0))
+    if _skip_space(line, end) < len(line):
+        problem = "there is more after its value; put one object on each line"
+        raise _bad(path, place, f" is not JSON: {problem}")
+    return _row(path, place, value, "name a file that is one array .json")
+
+
+def stream_rows(path: Path) -> Iterator[DataRow | ConfigError]:
+    """Yield the rows of a file one by one, and the error of each that cannot be read.
+
+    A file of JSON lines is not held in memory; one of `.txt` is a single row with the field `text`. Errors
+    of a whole file (not UTF-8 text from its beginning, no Parquet, a JSON array that is cut off, no rows)
+    are raised.
+    """
+    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    count = 0
+    if kind == ".txt":
+        text = read_text(path)
+        rows: Iterable[DataRow | ConfigError] = (
+            [DataRow(path, "line 1", {"text": text})] if text.strip() else []
+        )
+    elif kind in JSON_LINES:
+        rows = _stream_lines(path)
+    elif kind == ".csv":
+        rows = _stream_table(path)
+    else:
+        rows = read_rows(path)
+    for row in rows:
+        count += 1
+        yield row
+    if not count:
+        raise ConfigError(f"{path} has no rows; give a file with at least one")
+
+
+def _stream_lines(path: Path) -> Iterator[DataRow | ConfigError]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            for number, data in enumerate(file, start=1):
+                if number == 1:
+                    _refuse_binary(path, data)
+                    data = data.removeprefix(_BOM)
+                try:
+                    line = data.decode("utf-8")
+                    if line.strip():
+                        yield parse_line(path, number, line)
+                except UnicodeDecodeError as error:
+                    yield _not_utf8(path, number, data[error.start])
+                except ConfigError as error:
+                    yield error
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+
+
+def _stream_table(path: Path) -> Iterator[DataRow | ConfigError]:
+    (_, names), *rows = read_cells(path) or [(1, [])]
+    for line, cells in rows:
+        try:
+            yield table_row(path, line, names, cells)
+        except ConfigError as error:
+            yield error
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or error
+    return ConfigError(f"{path} cannot be read: {reason}; give a data file")
+
+
+def _refuse_binary(path: Path, data: bytes) -> None:
+    """Raise ConfigError for the beginning of a file that is no UTF-8 text."""
     if data.startswith(_LFS):
         raise ConfigError(
             f"{path} is a Git LFS pointer, not the data; fetch it with `git lfs pull`"
         )
     if data.startswith(_WIDE) or b"\0" in data[:200]:
         raise _bad(path, "line 1", " is not UTF-8 but UTF-16 or binary; convert it to UTF-8")
-    data = data.removeprefix(_BOM)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = f"byte 0x{data[error.start]:02x}"
-        advice = "convert the file, e.g. iconv -f latin1 -t utf-8"
-        raise _bad(path, f"line {line}", f" is not UTF-8 ({byte}); {advice}") from None
 
 
-def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[DataRow]:
-    """Parse one object per line; empty lines are passed over. Raises ConfigError with the line."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"line {number}"
-        value, end = _decode(path, place, line, _skip_space(line, 0))
-        if _skip_space(line, end) < len(line):
-            problem = "there is more after its value; put one object on each line"
-            raise _bad(path, place, f" is not JSON: {problem}")
-        yield _row(path, place, value, "name a file that is one array .json")
+def _not_utf8(path: Path, line: int, byte: int) -> ConfigError:
+    advice = "convert the file, e.g. iconv -f latin1 -t utf-8"
+    return _bad(path, f"line {line}", f" is not UTF-8 (byte 0x{byte:02x}); {advice}")
 
 
 def _objects(path: Path, text: str) -> Iterator[DataRow]:

@@ -39,10 +39,12 @@ from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
 from unmask.errors import ConfigError, ModelError
 from unmask.knobs import check_flags, whole
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
-from unmask.models import BUNDLED, resolve_model
+from unmask.models import BUNDLED, read_config, resolve_model
+from unmask.models.lora import load_adapters, merge_adapters
 from unmask.models.packed_weights import can_pack
 from unmask.models.packed_weights import pack_weights as pack
 from unmask.models.quantize import quantize_weights
+from unmask.models.registry import find_family
 from unmask.models.transformer import Transformer
 from unmask.models.weights import Progress
 from unmask.sampling.sampler import Vocabulary
@@ -60,7 +62,8 @@ class LLM:
     read. `quantization` "int8", or "int4" with dtype="bfloat16" on a CPU, stores the blocks' weights in 8
     or 4 bits (extra `quantize`; models without experts; not packed). `chat_template` is the
     name of one of the tokenizer's templates, a file, or the text of a template; `chat_template_kwargs` are
-    values that it reads, such as enable_thinking.
+    values that it reads, such as enable_thinking. `lora` is the folder of an adapter of PEFT, which is
+    merged into the weights.
 
     With `tensor_parallel_size` > 1, so many processes, started by torchrun, have a part of the model each;
     the call returns on rank 0 only, and the other processes end with it. Raises ModelError and ConfigError
@@ -81,13 +84,10 @@ class LLM:
         tensor_parallel_size: int = 1,
         chat_template: str | Path | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
+        lora: str | Path | None = None,
     ) -> None:
         if isinstance(model, Transformer):
-            if (revision, dtype, device, tensor_parallel_size) != (None, None, None, 1):
-                raise ConfigError(
-                    "revision, dtype, device and tensor_parallel_size have no effect on a loaded model; "
-                    "leave them out"
-                )
+            _refuse_options(revision, dtype, device, lora, tensor_parallel_size)
             self.name, self.model, self.tokenizer = "model", model, tokenizer
             is_own = False
         else:
@@ -102,6 +102,8 @@ class LLM:
                 ChatFormat(tokenizer, chat_template, chat_template_kwargs)
             self.model = tensor_parallel.load(folder, dtype, device, progress, tensor_parallel_size)
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
+            if lora is not None:
+                self._merge(lora, folder)
         self._prepare_weights(quantization, pack_weights)
         tensor_parallel.start_workers(self.model)
         self.spec = self.model.spec
@@ -130,6 +132,17 @@ class LLM:
 
     make_runner: Callable[..., ModelRunner] = ModelRunner
     """The class that runs the forwards; measurements replace it."""
+
+    def _merge(self, lora: str | Path, folder: Path) -> None:
+        """Add an adapter to the weights. Raises ModelError, and ConfigError for a sharded model."""
+        if self.model.ranks.size > 1:
+            raise ConfigError(
+                "lora is not for tensor_parallel_size > 1; merge it into a checkpoint"
+            )
+        names = find_family(read_config(folder), folder).names
+        load_adapters(self.model, names, Path(lora).expanduser())
+        merge_adapters(self.model)
+        self.model.requires_grad_(False)
 
     def _prepare_weights(self, quantization: str | None, pack_weights: bool | None) -> None:
         """Quantize or pack the weights. Raises ConfigError."""
@@ -449,3 +462,12 @@ def draft_by(small: LLM) -> Draft:
         return np.where(canvas.open, done.tokens, -1)
 
     return draft
+
+
+def _refuse_options(*given: object) -> None:
+    """Raise ConfigError for options of loading that are given with a loaded model."""
+    if given != (None, None, None, None, 1):
+        raise ConfigError(
+            "revision, dtype, device, lora and tensor_parallel_size have no effect on a loaded model; "
+            "leave them out"
+        )

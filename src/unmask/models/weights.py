@@ -235,8 +235,20 @@ def check_tied(folder: Path, head: TensorEntry, embed: Tensor) -> None:
                 )
 
 
-def save_weights(model: Transformer, path: Path, names: NameMap, dtype: torch.dtype) -> None:
-    """Write one safetensors file with the family's names and layout."""
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Return the dtype of every tensor that a folder stores in a plain type, by its name there."""
+    entries = (entry for path in shard_files(folder) for entry in tensors_of(path))
+    return {entry.name: DTYPES[entry.kind] for entry in entries if entry.kind in DTYPES}
+
+
+def save_weights(
+    model: Transformer,
+    path: Path,
+    names: NameMap,
+    dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> None:
+    """Write one safetensors file with the family's names and layout; `dtypes` of single tensors by name."""
     from safetensors.torch import save_file
 
     ours = {name: value.detach() for name, value in model.named_parameters()}
@@ -246,6 +258,7 @@ def save_weights(model: Transformer, path: Path, names: NameMap, dtype: torch.dt
             parts = [
                 ours[key] if place.expert is None else ours[key][place.expert] for key in place.ours
             ]
-            tensors[name] = torch.cat(parts, dim=place.row_dim).to(dtype).cpu().contiguous()
+            kind = (dtypes or {}).get(name, dtype)
+            tensors[name] = torch.cat(parts, dim=place.row_dim).to(kind).cpu().contiguous()
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors makes files that only the owner may read

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from unmask.models.transformer import Transformer
 from unmask.models.weights import save_weights
 
 Optimizers = dict[str, torch.optim.Optimizer]
-PROGRESS = "progress.json"
+PROGRESS, OPTIMIZER = "progress.json", "optimizer.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -53,34 +54,53 @@ def save(
     `progress.json` holds the SHA-256 of every other file, so that damage is found. Raises ConfigError when
     the disk is full or the folder cannot be written; the checkpoints before stay.
     """
+
+    def write(folder: Path) -> None:
+        export(model, tokenizer_folder, folder, torch.float32)
+        save_file(optimizer_tensors(optimizers), folder / OPTIMIZER)
+
+    final = write_checkpoint(output, step, write)
+    for old in checkpoints(output)[:-2]:
+        shutil.rmtree(old)
+    return final
+
+
+def write_checkpoint(
+    output: Path, step: int, write: Callable[[Path], None], **facts: float | None
+) -> Path:
+    """Write `output/step-N`, complete or not at all; `write` fills the folder, `facts` go to progress.json.
+
+    Raises ConfigError when the disk is full or the folder cannot be written.
+    """
     final = output / f"step-{step:06d}"
     try:
         with new_folder(final) as partial:
-            _write(model, optimizers, step, tokenizer_folder, partial)
+            write(partial)
+            progress = {"step": step, **facts, "sha256": digests(partial)}
+            text = json.dumps(progress, indent=1) + "\n"
+            (partial / PROGRESS).write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"{final} cannot be written: {reason}; make room and give the same command again: it goes on "
             f"from the checkpoint before"
         ) from None
-    for old in checkpoints(output)[:-2]:
-        shutil.rmtree(old)
     return final
 
 
-def _write(
-    model: Transformer, optimizers: Optimizers, step: int, tokenizer_folder: Path, folder: Path
-) -> None:
-    """Write the files of a checkpoint."""
-    export(model, tokenizer_folder, folder, torch.float32)
+def partial_folder(final: Path) -> Path:
+    """Return the folder that `durable.new_folder` fills before it becomes `final`."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def optimizer_tensors(optimizers: Optimizers) -> dict[str, Tensor]:
+    """Return the optimizers' state by `optimizer.parameter.field`."""
     tensors: dict[str, Tensor] = {}
     for name, optimizer in optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value).contiguous()
-    save_file(tensors, folder / "optimizer.safetensors")
-    progress = {"step": step, "sha256": digests(folder)}
-    (folder / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+    return tensors
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -148,7 +168,13 @@ def load_into(model: Transformer, source: str | Path) -> None:
 def restore(model: Transformer, optimizers: Optimizers, folder: Path) -> int:
     """Load a checkpoint into a model and its optimizers; return the number of steps done."""
     load_into(model, folder)
-    with safe_open(folder / "optimizer.safetensors", framework="pt") as handle:
+    load_optimizers(optimizers, folder / OPTIMIZER)
+    return int(json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"])
+
+
+def load_optimizers(optimizers: Optimizers, path: Path) -> None:
+    """Load what `optimizer_tensors` returned."""
+    with safe_open(path, framework="pt") as handle:
         for name, optimizer in optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}
             for key in handle.keys():
@@ -157,4 +183,3 @@ def restore(model: Transformer, optimizers: Optimizers, folder: Path) -> int:
                     state.setdefault(int(index), {})[field] = handle.get_tensor(key)
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return int(json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"])

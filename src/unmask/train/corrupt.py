@@ -167,3 +167,17 @@ def row_losses(
     losses_N = torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
     row_N = masked_BT.nonzero()[:, 0]
     return torch.zeros(len(masked_BT)).index_add(0, row_N, losses_N * weights_N)
+
+
+def cart_weights(masked_BT: Tensor, visible_BT: Tensor, p: float) -> Tensor:
+    """Return Dream's weight of every position: half the sum of `p (1 - p)^(|n - i| - 1)` over clean ones.
+
+    `visible_BT`: positions that exist (padding is neither clean nor masked). Source: arXiv:2508.15487,
+    Eq. 5 (context-adaptive noise rescheduling).
+    """
+    length = masked_BT.shape[1]
+    at = torch.arange(length)
+    distance = (at[:, None] - at[None, :]).abs()
+    kernel = torch.where(distance > 0, p * (1 - p) ** (distance - 1).clamp(min=0).double(), 0.0)
+    clean = (~masked_BT & visible_BT).double()
+    return (0.5 * clean @ kernel).float()

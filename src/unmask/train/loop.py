@@ -17,13 +17,13 @@ from torch import Tensor
 from unmask.durable import FolderLock, new_folder, write_text
 from unmask.errors import ConfigError
 from unmask.models.spec import ModelSpec
-from unmask.models.transformer import Transformer
 from unmask.train import checkpoint
 from unmask.train.corrupt import row_losses
 from unmask.train.dataset import Dataset
 from unmask.train.optim import optimizers, rate
 from unmask.train.predict import masked_logits
 from unmask.train.recipe import Recipe, same_recipe, save_recipe
+from unmask.train.start import build
 
 LOG, REPEATS = "log.jsonl", "log.repeated.jsonl"
 
@@ -40,14 +40,17 @@ class StepLog:
     lr: float
     tokens_per_s: float
     eta_s: float
+    eval_loss: float | None = None
 
     def line(self) -> str:
         """Format the step as one log line."""
         tasks = " ".join(f"{name} {value:.3f}" for name, value in sorted(self.task_loss.items()))
         minutes, seconds = divmod(int(self.eta_s), 60)
+        held_out = "" if self.eval_loss is None else f" | held out {self.eval_loss:.4f}"
         return (
             f"step {self.step:05d}/{self.steps:05d} | loss {self.loss:.4f} | grad {self.grad_norm:.2f}"
-            f" | lr {self.lr:.2e} | {self.tokens_per_s:.0f} tok/s | eta {minutes}m{seconds:02d}s | {tasks}"
+            f" | lr {self.lr:.2e} | {self.tokens_per_s:.0f} tok/s | eta {minutes}m{seconds:02d}s"
+            f" | {tasks}{held_out}"
         )
 
 
@@ -87,23 +90,6 @@ def recipe_spec(recipe: Recipe, tokens: SpecialTokens) -> ModelSpec:
         block_size=recipe.block_size,
         turn_end=tokens.turn_end,
     )
-
-
-def build(spec: ModelSpec, seed: int, embed_std: float) -> Transformer:
-    """Return a freshly initialized model: normal weights, residual outputs scaled by depth, zero biases."""
-    model = Transformer(spec)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(".bias"):
-                parameter.zero_()
-            if parameter.dim() < 2:
-                continue
-            std = embed_std if name == "embed.weight" else 0.5 / math.sqrt(parameter.shape[1])
-            if name.endswith((".o.weight", ".down.weight")):
-                std /= math.sqrt(2 * spec.num_layers)
-            parameter.normal_(0.0, std, generator=generator)
-    return model
 
 
 def set_repeats_aside(log: Path, step: int) -> None:

@@ -1,0 +1,214 @@
+"""Low-rank adapters of our network, in PEFT's files under the family's own names.
+
+Source: arXiv:2106.09685. An adapter of a matrix W adds `scale * B A x`, with A `(r, in)` and B `(out, r)`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unmask.errors import ConfigError, ModelError
+from unmask.models.transformer import Transformer
+from unmask.models.weight_names import NameMap, checkpoint_name
+
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class LoraLinear(nn.Module):
+    """A linear map with an adapter; `base` is not trained."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.base, self.scale = base, alpha / rank
+        device = base.weight.device
+        self.a = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
+        self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix with the adapter added."""
+        return self.base.weight + self.delta()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the base."""
+        return self.base.bias
+
+    def delta(self) -> Tensor:
+        """Return the adapter as a matrix `(out, in)`, in float32."""
+        return (self.b.float() @ self.a.float()) * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the base and the adapter."""
+        result: Tensor = self.base(x)
+        return (
+            result
+            + F.linear(F.linear(self.dropout(x), self.a.to(x.dtype)), self.b.to(x.dtype))
+            * self.scale
+        )
+
+
+def matrices(model: Transformer) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield name, parent and attribute of every matrix that may have an adapter."""
+    for number, layer in enumerate(model.layers):
+        for part in ("attn", "ffn"):
+            parent = getattr(layer, part)
+            for target in TARGETS:
+                child = getattr(parent, target, None)
+                if isinstance(child, (nn.Linear, LoraLinear)):
+                    yield f"layers.{number}.{part}.{target}", parent, target
+
+
+def add_adapters(
+    model: Transformer,
+    rank: int,
+    alpha: float,
+    targets: tuple[str, ...] = TARGETS,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Put adapters on the targets; A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B is 0. Nothing else trains.
+
+    Raises ConfigError when the model has none of the targets outside of experts.
+    """
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    count = 0
+    for _, parent, target in list(matrices(model)):
+        if target not in targets:
+            continue
+        adapter = LoraLinear(getattr(parent, target), rank, alpha, dropout)
+        bound = 1 / math.sqrt(adapter.a.shape[1])
+        with torch.no_grad():
+            adapter.a.copy_((2 * torch.rand(adapter.a.shape, generator=generator) - 1) * bound)
+        setattr(parent, target, adapter)
+        count += 1
+    if not count:
+        raise ConfigError(
+            f"lora.targets={','.join(targets)}: the model has none of these outside of experts; choose "
+            f"from q, k, v, o"
+        )
+
+
+def adapters(model: Transformer) -> Iterator[tuple[str, LoraLinear]]:
+    """Yield every adapter by the name of its matrix."""
+    for name, parent, target in matrices(model):
+        child = getattr(parent, target)
+        if isinstance(child, LoraLinear):
+            yield name, child
+
+
+def merge_adapters(model: Transformer) -> None:
+    """Add every adapter to its matrix and take it away; sums are rounded once to the matrix's dtype."""
+    for _, parent, target in list(matrices(model)):
+        child = getattr(parent, target)
+        if isinstance(child, LoraLinear):
+            with torch.no_grad():
+                merged = child.base.weight.float() + child.delta()
+                child.base.weight.copy_(merged.to(child.base.weight.dtype))
+            setattr(parent, target, child.base)
+
+
+def save_adapters(model: Transformer, names: NameMap, folder: Path, base: str) -> None:
+    """Write the adapters as PEFT does, for the family's published class; `base` is the model's name."""
+    tensors: dict[str, Tensor] = {}
+    modules: set[str] = set()
+    rank, alpha, dropout = 0, 0.0, 0.0
+    for name, adapter in adapters(model):
+        published = checkpoint_name(f"{name}.weight", names).removesuffix(".weight")
+        tensors[f"{PREFIX}{published}.lora_A.weight"] = (
+            adapter.a.detach().float().cpu().contiguous()
+        )
+        tensors[f"{PREFIX}{published}.lora_B.weight"] = (
+            adapter.b.detach().float().cpu().contiguous()
+        )
+        modules.add(published.rpartition(".")[2] if published.count(".") else published)
+        rank = adapter.a.shape[0]
+        alpha, dropout = adapter.scale * rank, adapter.dropout.p
+    # `ff_out` of LLaDA is also the name of its head, which has no adapter.
+    is_ambiguous = "ff_out" in modules
+    pattern = r".*\.blocks\.\d+\.(" + "|".join(sorted(modules)) + ")"
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": pattern if is_ambiguous else sorted(modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    (folder / ADAPTER_FILE).chmod(0o644)
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_adapters(model: Transformer, names: NameMap, folder: Path) -> None:
+    """Put the adapters of a PEFT folder on the model. Raises ModelError for what does not fit it."""
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / ADAPTER_FILE)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder}: no adapter of PEFT can be read ({type(error).__name__}); give a folder with "
+            f"{ADAPTER_CONFIG} and {ADAPTER_FILE}"
+        ) from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ModelError(f"{folder}: peft_type must be LORA; other adapters are not read")
+    unusual = [
+        key
+        for key in ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
+        if config.get(key)
+    ]
+    if unusual or config.get("bias", "none") != "none":
+        raise ModelError(
+            f"{folder}: {', '.join(unusual) or 'bias'} of {ADAPTER_CONFIG} is not supported; leave it out"
+        )
+    alpha = float(config.get("lora_alpha", 8))
+    rest = dict(tensors)
+    for name, parent, target in list(matrices(model)):
+        published = checkpoint_name(f"{name}.weight", names).removesuffix(".weight")
+        a = rest.pop(f"{PREFIX}{published}.lora_A.weight", None)
+        b = rest.pop(f"{PREFIX}{published}.lora_B.weight", None)
+        if a is None or b is None:
+            continue
+        base = getattr(parent, target)
+        if (a.shape[1], b.shape[0], b.shape[1]) != (
+            base.in_features,
+            base.out_features,
+            a.shape[0],
+        ):
+            raise ModelError(
+                f"{folder}: the adapter of {published} is of another size than the model"
+            )
+        rank = a.shape[0]
+        scale = alpha / math.sqrt(rank) * rank if config.get("use_rslora") else alpha
+        adapter = LoraLinear(base, rank, scale)
+        with torch.no_grad():
+            adapter.a.copy_(a)
+            adapter.b.copy_(b)
+        setattr(parent, target, adapter)
+    if rest or len(rest) == len(tensors):
+        listed = ", ".join(sorted(rest)[:3])
+        raise ModelError(
+            f"{folder}: {len(rest)} tensors of the adapter fit no matrix of the model ({listed}); use the "
+            f"adapter of this model"
+        )
