@@ -88,7 +88,8 @@ class CacheResult:
 
     `same_answers`, `same_tokens`: share of answers and of generated positions equal to those of cache
     `none`. `divergence`: mean KL(exact || cached) in nats per row read. `same_top`: share of rows read with
-    the same argmax as the exact row. `bytes_per_position`: cache memory per position, of all layers.
+    the same argmax as the exact row. `num_wasted`: queries right of an end token. `bytes_per_position`:
+    cache memory per position, of all layers.
     """
 
     name: str
@@ -100,6 +101,7 @@ class CacheResult:
     same_top: float
     num_forwards: int
     num_queries: int
+    num_wasted: int
     num_logit_rows: int
     seconds: tuple[float, ...]
     bytes_per_position: float
@@ -169,6 +171,7 @@ def _result(llm: LLM, item: _Pass, exact: list[Output], examples: Sequence[Examp
         same_top=staleness.num_equal / rows if rows else 1.0,
         num_forwards=sum(o.num_forwards for o in outputs),
         num_queries=sum(o.num_queries for o in outputs),
+        num_wasted=sum(o.num_wasted for o in outputs),
         num_logit_rows=sum(o.num_logit_rows for o in outputs),
         seconds=tuple(item.seconds),
         bytes_per_position=max(o.cache_bytes / len(o.canvas_ids) for o in outputs),

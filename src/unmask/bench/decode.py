@@ -143,6 +143,7 @@ class _Passes:
             num_tokens=sum(len(output.token_ids) for output in self.outputs),
             num_forwards=sum(output.num_forwards for output in self.outputs),
             num_queries=sum(output.num_queries for output in self.outputs),
+            num_wasted=sum(output.num_wasted for output in self.outputs),
             seconds=tuple(self.seconds),
             is_repeatable=self.is_repeatable,
         )

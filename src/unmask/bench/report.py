@@ -33,8 +33,8 @@ class DecodeSetting:
 class Result:
     """Passes of a decoder over all prompts: counts of the first repeat, seconds of each.
 
-    `num_tokens`: tokens of the answers, end tokens excluded. `is_repeatable`: all repeats have the same
-    answers.
+    `num_tokens`: tokens of the answers, end tokens excluded. `num_wasted`: queries right of an end token.
+    `is_repeatable`: all repeats have the same answers.
     """
 
     right: tuple[bool, ...]
@@ -43,6 +43,7 @@ class Result:
     num_queries: int
     seconds: tuple[float, ...]
     is_repeatable: bool = True
+    num_wasted: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -63,6 +64,11 @@ class Result:
     def queries_per_answer(self) -> float:
         """Mean number of positions computed per prompt."""
         return self.num_queries / len(self.right)
+
+    @property
+    def waste(self) -> float:
+        """Share of the computed positions that lay right of an end token."""
+        return self.num_wasted / self.num_queries
 
     @property
     def tokens_per_forward(self) -> float:
@@ -177,6 +183,7 @@ class Report:
             "accuracy_error": row.result.accuracy_error,
             "forwards_per_answer": row.result.forwards_per_answer,
             "queries_per_answer": row.result.queries_per_answer,
+            "waste": row.result.waste,
             "tokens_per_forward": row.result.tokens_per_forward,
             "tokens_per_s": rate,
             "tokens_per_s_min": slowest,

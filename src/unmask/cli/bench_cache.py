@@ -20,12 +20,13 @@ from unmask.cli.options import DecodeOptions
 
 HEAD = (
     "| cache | | right | same answers | same tokens | KL, nats | same top | forwards | queries | "
-    "of none | head rows | seconds | speed-up | bytes a position |\n" + "|---" * 14 + "|"
+    "of none | waste | head rows | seconds | speed-up | bytes a position |\n" + "|---" * 15 + "|"
 )
 EXPLAINED = (
     "right: answers | same: as without a cache (answers up to the end, positions of the canvas) | KL, same "
     "top: exact against cached distribution of the rows that were read, on the cached run's canvases | of "
-    "none: share of its queries | seconds: median of the repeats"
+    "none: share of its queries | waste: share of the queries right of an end token | seconds: median of "
+    "the repeats"
 )
 
 
@@ -83,7 +84,8 @@ def _row(item: CacheResult, none: CacheResult) -> str:
         f"| {item.name} | {'exact' if item.is_exact else 'approximate'} | {100 * item.accuracy:.1f} % | "
         f"{100 * item.same_answers:.1f} % | {100 * item.same_tokens:.1f} % | {item.divergence:.2g} | "
         f"{100 * item.same_top:.1f} % | {item.num_forwards} | {item.num_queries} | "
-        f"{100 * item.num_queries / none.num_queries:.0f} % | {item.num_logit_rows} | "
+        f"{100 * item.num_queries / none.num_queries:.0f} % | "
+        f"{100 * item.num_wasted / item.num_queries:.0f} % | {item.num_logit_rows} | "
         f"{item.median_seconds:.2f} | {none.median_seconds / item.median_seconds:.2f} | "
         f"{item.bytes_per_position:.0f} |"
     )

@@ -47,6 +47,7 @@ COLUMNS = (
     "forwards per answer",
     "tokens per forward",
     "queries per answer",
+    "waste",
     "tokens/s",
     "speed-up",
     "accuracy differs from vanilla",
@@ -302,6 +303,7 @@ def numbers(result: Result) -> list[str]:
         f"{result.forwards_per_answer:.1f}",
         f"{result.tokens_per_forward:.2f}",
         f"{result.queries_per_answer:.0f}",
+        f"{100 * result.waste:.0f} %",
         f"{middle:.1f}{spread}",
     ]
 
@@ -326,8 +328,9 @@ def facts(report: Report) -> Sequence[str]:
         f"{report.dtype} on {place} | {machine['num_threads']} threads, {machine['num_cpus']} "
         f"CPUs{busy} | {machine['platform']} | unmask {report.version}, torch {machine['torch']}, "
         f"Python {machine['python']} | {report.date}",
-        "right: with its standard error | tokens/s: median (lowest..highest) of the repeats, to the end "
-        "token | differs: mean paired difference in points, yes beyond 2 standard errors",
+        "right: with its standard error | waste: share of the queries right of an end token | tokens/s: "
+        "median (lowest..highest) of the repeats, to the end token | differs: mean paired difference in "
+        "points, yes beyond 2 standard errors",
     )
 
 

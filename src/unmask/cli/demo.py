@@ -135,7 +135,7 @@ def _table(console: Console, done: Sequence[tuple[DemoItem, DecodeRun, bool]]) -
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("task", "decoder", "cache"):
         table.add_column(title)
-    for title in ("forwards", "tokens per forward"):
+    for title in ("forwards", "tokens per forward", "waste"):
         table.add_column(title, justify="right")
     table.add_column("right?")
     for item, result, right in done:
@@ -145,6 +145,7 @@ def _table(console: Console, done: Sequence[tuple[DemoItem, DecodeRun, bool]]) -
             item.cache,
             str(result.output.num_forwards),
             f"{result.tokens_per_forward:.2f}",
+            f"{100 * result.output.waste:.0f} %",
             Text("✓ yes", "green") if right else Text("✗ no", "red"),
         )
     console.print()

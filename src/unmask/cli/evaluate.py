@@ -35,6 +35,7 @@ COLUMNS = (
     ("tokens/s", "tokens_per_second"),
     ("tokens/forward", "tokens_per_forward"),
     ("forwards", "num_forwards"),
+    ("waste", "waste"),
     ("latency s", "latency_mean_s"),
 )
 NONE = "-"
@@ -263,6 +264,8 @@ def _cell(metrics: dict[str, float], name: str) -> str:
     value = metrics.get(name)
     if value is None:
         return NONE
+    if name == "waste":
+        return f"{100 * value:.0f} %"
     return f"{value:.0f}" if name.startswith("num_") else f"{value:.2f}"
 
 

@@ -147,6 +147,10 @@ class CadLLM(Controller, Decoder[Control]):
             rows = np.union1d(rows, np.arange(state.start, state.end))
         return Ask(rows, window, needed, stats=frozenset(stats), top_v=state.vocab_size), state
 
+    def num_relevant(self, canvas: Canvas, state: Control, end: int) -> int:
+        """Return the end of the running block, if the answer ends in it: no later block will run."""
+        return state.end if end < state.end else len(canvas)
+
     def progress(self, state: Control) -> float:
         """Compute g_t of Eq. 4: the share before the block, plus the block's share by its steps."""
         share = (state.step / state.num_steps) * ((state.end - state.start) / state.total)

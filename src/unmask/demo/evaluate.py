@@ -105,6 +105,7 @@ def accuracy(llm: LLM, setting: CardSetting, limit: int) -> dict[str, float]:
         "error": math.sqrt(share * (1 - share) / len(examples)),
         "forwards": forwards / len(outs),
         "tokens_per_forward": committed / forwards,
+        "waste": sum(out.num_wasted for out in outs) / sum(out.num_queries for out in outs),
         "seconds": seconds,
     }
 
@@ -177,8 +178,8 @@ def table(llm: LLM, limit: int) -> str:
     """Measure everything and return the measured part of the card as Markdown."""
     lines = [
         "| held-out set | decoder | cache | gen / block | n | exact | forwards "
-        "| answer tokens per forward |",
-        "|---|---|---|---|---|---|---|---|",
+        "| answer tokens per forward | waste |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for setting in settings():
         score = accuracy(llm, setting, limit if setting.is_aim else max(1, 2 * limit // 5))
@@ -186,13 +187,15 @@ def table(llm: LLM, limit: int) -> str:
         lines.append(
             f"| {setting.label} | {setting.decoder}{knobs} | {setting.cache} | {setting.gen_length} / "
             f"{setting.block_length} | {score['n']:.0f} | {100 * score['right']:.1f} ± "
-            f"{100 * score['error']:.1f} % | {score['forwards']:.1f} | {score['tokens_per_forward']:.2f} |"
+            f"{100 * score['error']:.1f} % | {score['forwards']:.1f} | {score['tokens_per_forward']:.2f} | "
+            f"{100 * score['waste']:.0f} % |"
         )
         say(f"{lines[-1]}  ({score['seconds']:.0f} s)")
     score = infilling(llm, max(1, 2 * limit // 5))
     lines.append(
         f"| infill: a third of a sentence, result in the grammar | vanilla | none | - | {score['n']:.0f}"
-        f" | {100 * score['right']:.1f} ± {100 * score['error']:.1f} % | {score['forwards']:.1f} | 1.00 |"
+        f" | {100 * score['right']:.1f} ± {100 * score['error']:.1f} % | {score['forwards']:.1f} "
+        f"| 1.00 | - |"
     )
     say(lines[-1])
     rows = reliability(llm, limit)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unmask import caches, decoders
+from unmask.decoders.base.presets import PRESETS
 from unmask.errors import ConfigError
 from unmask.method import ALIASES
 from unmask.sampling.params import SamplingParams
@@ -27,10 +28,24 @@ def markdown() -> str:
     parts = [HEAD.format(caches=", ".join(caches.names())), _overview()]
     parts += [f"{line}\n" for line in broken_lines(decoders.broken())]
     parts += [_section(name) for name in decoders.names()]
+    parts.append(_presets())
     parts.append(
         "## Knobs of every decoder\n\n" + _knobs(dataclasses.fields(SamplingParams), set()) + "\n"
     )
     return "\n".join(parts)
+
+
+def _presets() -> str:
+    """Return the table of the presets."""
+    lines = [
+        "## Presets\n\n`preset=NAME` chooses a decoder with these knobs; written knobs take precedence.\n",
+        "| preset | decoder |",
+        "|---|---|",
+    ]
+    for name, (decoder, knobs) in PRESETS.items():
+        inside = ", ".join(f"{key}={value}" for key, value in knobs.items())
+        lines.append(f"| `{name}` | `{decoder}({inside})` |")
+    return "\n".join(lines) + "\n"
 
 
 def broken_lines(broken: Mapping[str, str]) -> list[str]:

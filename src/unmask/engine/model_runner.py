@@ -203,6 +203,9 @@ class ModelRunner:
         prompt instead.
         """
         request, canvas, ask = sequence.request, sequence.canvas, self._ask(sequence)
+        limit = sequence.num_useful(self.model.spec.block_size)
+        if limit is not None and request.cache.exact:
+            ask = replace(ask, optional=ask.optional[ask.optional < limit])
         positions = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
         if request.cache.exact:  # without a cache all rows are computed
             ask = replace(ask, rows=positions)
@@ -221,7 +224,7 @@ class ModelRunner:
                 self._check(sequence, nothing, NO_POSITIONS, plan)
                 return ForwardInput(sequence, nothing, NO_POSITIONS, plan, runs_decoder=False)
         sequence.cache_state = state
-        plan = _without_dropped(plan, sequence.limit)
+        plan = _up_to(plan, limit)
         rows = self.row_of(positions)
         computed = np.isin(rows, plan.queries)
         return ForwardInput(sequence, replace(ask, rows=positions[computed]), rows[computed], plan)
@@ -425,7 +428,7 @@ class ModelRunner:
         return np.concatenate((tokens, masks))
 
 
-def _without_dropped(plan: CachePlan, limit: int | None) -> CachePlan:
+def _up_to(plan: CachePlan, limit: int | None) -> CachePlan:
     """Return a plan without positions from `limit` on; unchanged if it has layers or needs importances."""
     if limit is None or plan.layers is not None or plan.needs_importance:
         return plan

@@ -88,3 +88,8 @@ class Output:
     num_forced: int = 0
     num_wasted: int = 0
     num_cached: int = 0
+
+    @property
+    def waste(self) -> float:
+        """Share of the computed positions that lay right of the end token, in [0, 1]."""
+        return self.num_wasted / max(1, self.num_queries)

@@ -172,7 +172,10 @@ class RequestBuilder:
                 f"logits_eos_inf has no effect: the model's eos_token_id={self.spec.eos_id} is not in its "
                 f"vocabulary of {self.spec.vocab_size}"
             )
-        if params.drop_after_eos and not stop_at_eos:
+        is_chosen = "drop_after_eos" not in method.adaptable
+        if params.drop_after_eos and not stop_at_eos and not is_chosen:
+            method = replace(method, sampling_params=replace(params, drop_after_eos=False))
+        elif params.drop_after_eos and not stop_at_eos:
             raise ConfigError(
                 "drop_after_eos=true has no effect where no end token ends the answer (stop_at_eos=false, "
                 "ignore_eos=true, infilling); leave it out"

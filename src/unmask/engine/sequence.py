@@ -41,8 +41,10 @@ class SequenceState:
     finish_reason: FinishReason | None = None
     computed: Floats = field(default_factory=lambda: NO_SCORES)
     """The number of times that each position was computed, by its identity."""
+    end: int | None = None
+    """The first decided stop token that cannot change any more, if it is to end the answer."""
     limit: int | None = None
-    """Positions from here on are padding that no forward needs to compute."""
+    """Positions from here on are padding that no forward needs to compute (`drop_after_eos`)."""
 
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> SequenceState:
@@ -56,7 +58,9 @@ class SequenceState:
             raise DecoderError(rule, request.decoder.name, 0)
         state = request.decoder.start(request.canvas, request.facts)
         cached = request.cache.start(canvas, request.facts)
-        return cls(request, canvas, state, cached, SamplerState(), index)
+        sequence = cls(request, canvas, state, cached, SamplerState(), index)
+        sequence.end = sequence._ending()
+        return sequence
 
     def advance(self, edit: Edit, num_queries: int, observation: Observation) -> None:
         """Apply a step's edit, record it, update the cache's state, and check for the end."""
@@ -69,8 +73,9 @@ class SequenceState:
                 self.request.decoder.name,
                 self.num_forwards,
             )
-        if self.request.sampling_params.drop_after_eos:
-            edit = self._drop(edit)
+        self.end = self._ending()
+        if self.request.sampling_params.drop_after_eos and self.end is not None:
+            edit = self._drop(edit, self.end + 1)
         self.trace.append(step_of(edit, num_queries))
         self.num_forwards += 1
         self.ask = None
@@ -81,8 +86,34 @@ class SequenceState:
 
     def stop_position(self) -> int | None:
         """Return the position of the first decided stop token, if no earlier one is open or may change."""
-        end, start = self._first_end(), self.canvas.prompt_length
-        return None if end is None or len(self.canvas.open_positions(start, end)) else end
+        end = self._first_end()
+        return None if end is None or self._is_open_before(end) else end
+
+    def num_useful(self, block_size: int | None) -> int | None:
+        """Return the number of leading positions that later forwards have to compute; None for all.
+
+        With `drop_after_eos` they end with the end token. Otherwise nothing at or beyond this number can
+        change the answer: its decoder reads nothing there that matters, and in a model with blocks of
+        `block_size` no position before it attends to any of it (docs/explanation/end-of-text.md).
+        """
+        is_shared = self.request.sampling_params.vocabulary == "adaptive"  # sized by all readings
+        if self.limit is not None or self.end is None or block_size is None or is_shared:
+            return self.limit
+        decoder, size, end = self.request.decoder, len(self.canvas), self.end
+        count = decoder.num_relevant(self.canvas, self.decoder_state, end)
+        allowed = f"{end + 1} to {size}, a number of positions with the end token"
+        low, forward = end + 1, self.num_forwards
+        count = checked_count(decoder, "num_relevant", count, allowed, low, size, forward)
+        return min(-(-count // block_size) * block_size, size)
+
+    def _ending(self) -> int | None:
+        """Return the first settled stop token, if one is to end the answer."""
+        ends_early = self.request.stop_at_eos and not self.canvas.infilling
+        return self._first_end() if ends_early else None
+
+    def _is_open_before(self, end: int) -> bool:
+        """Return whether a position of the answer left of `end` is undecided."""
+        return bool(self.canvas.open[self.canvas.prompt_length : end].any())
 
     def _first_end(self) -> int | None:
         """Return the first decided stop token of the answer that cannot change any more."""
@@ -137,9 +168,8 @@ class SequenceState:
         return round(float(self.computed[counted].sum()))
 
     def _check_end(self) -> None:
-        ends_early = self.request.stop_at_eos and not self.canvas.infilling
         exhausted = self.num_forwards >= self.request.max_forwards
-        if ends_early and self.stop_position() is not None:
+        if self.end is not None and not self._is_open_before(self.end):
             self.finish_reason = "stop"
             self._pad(0)
             if self.request.decoder.whole_blocks:
@@ -147,14 +177,11 @@ class SequenceState:
         elif self.canvas.num_open == 0 and (exhausted or self._num_lasting() >= len(self.canvas)):
             self.finish_reason = "stop" if self.stop_position() is not None else "length"
 
-    def _drop(self, edit: Edit) -> Edit:
-        """Drop the positions right of an end token; note in the edit how many of them were open."""
-        end = self._first_end()
-        self.limit = None if end is None else end + 1
-        if self.limit is None:
-            return edit
-        num_dropped = len(self.canvas.open_positions(self.limit))
-        self._pad(self.limit)
+    def _drop(self, edit: Edit, limit: int) -> Edit:
+        """Drop the positions from `limit` on; note in the edit how many of them were open."""
+        self.limit = limit
+        num_dropped = len(self.canvas.open_positions(limit))
+        self._pad(limit)
         return replace(edit, notes={**edit.notes, "dropped": float(num_dropped)})
 
     def _pad(self, start: int) -> None:

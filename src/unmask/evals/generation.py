@@ -60,6 +60,7 @@ class EvalAnswer:
     counted: Counted = field(default_factory=Counted)
     num_forwards: int = 0
     num_queries: int = 0
+    num_wasted: int = 0
     num_logit_rows: int = 0
     num_forced: int = 0
     cache_bytes: int = 0
@@ -143,6 +144,7 @@ def decode_all(
             counted=counted,
             num_forwards=output.num_forwards,
             num_queries=output.num_queries,
+            num_wasted=output.num_wasted,
             num_logit_rows=output.num_logit_rows,
             num_forced=output.num_forced,
             cache_bytes=output.cache_bytes,

@@ -62,6 +62,7 @@ def speed(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
         "canvas_tokens": sum(c.canvas for c in counted),
         "num_forwards": forwards,
         "num_queries": sum(a.num_queries for a in answers),
+        "num_wasted": sum(a.num_wasted for a in answers),
         "num_logit_rows": sum(a.num_logit_rows for a in answers),
         "num_forced": sum(a.num_forced for a in answers),
         "num_stopped": sum(a.finish_reason == "stop" for a in answers),
@@ -91,6 +92,7 @@ def _rates(sums: Metrics) -> Metrics:
         "tokens_per_forward": sums["response_tokens"] / sums["num_forwards"],
         "committed_per_forward": sums["committed_tokens"] / sums["num_forwards"],
         "forwards_per_answer": sums["num_forwards"] / sums["num_answers"],
+        "waste": sums["num_wasted"] / sums["num_queries"],
     }
 
 

@@ -173,6 +173,7 @@ def speed_line(results: Results) -> str:
             f"{m['tokens_per_second']:.1f} response tokens/s ({m['committed_per_second']:.1f} committed)",
             f"{m['tokens_per_forward']:.2f} tokens/forward",
             f"{m['forwards_per_answer']:.1f} forwards/answer",
+            f"{100 * m['waste']:.0f} % of the queries right of an end",
             f"latency mean {m['latency_mean_s']:.3f} s, p50 {m['latency_p50_s']:.3f}, "
             f"p95 {m['latency_p95_s']:.3f}",
             f"Fast-dLLM's rule {m['tok_s_fastdllm']:.1f} tok/s",
@@ -210,8 +211,8 @@ def side_by_side(names: Sequence[str], runs: Sequence[Results]) -> str:
     """Return a table with one row per run, compared with the first run on the documents in common."""
     lines = [
         "|run|task|method|cache|accuracy|against the first|tok/s|speed-up|tokens/forward|forwards/answer|"
-        "latency p50 s|p95 s|Fast-dLLM tok/s|",
-        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "waste|latency p50 s|p95 s|Fast-dLLM tok/s|",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     first = runs[0]
     for name, run in zip(names, runs, strict=True):
@@ -223,6 +224,7 @@ def side_by_side(names: Sequence[str], runs: Sequence[Results]) -> str:
             _ratio(m, first.metrics) if run.task == first.task else "",
             _cell(m, "tokens_per_forward", ".2f"),
             _cell(m, "forwards_per_answer", ".1f"),
+            _cell(m, "waste", ".0%"),
             _cell(m, "latency_p50_s", ".3f"),
             _cell(m, "latency_p95_s", ".3f"),
             _cell(m, "tok_s_fastdllm", ".1f"),

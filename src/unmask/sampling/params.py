@@ -74,8 +74,8 @@ class SamplingParams:
     )
     drop_after_eos: bool = knob(
         False,
-        "drop the positions right of an end token as soon as it is decided, instead of when all positions "
-        "left of it are decided; approximate",
+        "drop the positions right of an end token as soon as it is decided, even where that changes the "
+        "answer; approximate; false: leave out those that cannot change it (in block-causal models)",
     )
     vocabulary: Literal["none", "static", "adaptive", "frequency", "union"] | None = knob(
         None,

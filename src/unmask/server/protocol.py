@@ -141,7 +141,7 @@ class DecodingRequest(StrictModel):
         None, description="knobs of the decoder; they may also stand at the top level"
     )
     preset: str | None = Field(
-        None, max_length=100, description="the published sampler of a model family"
+        None, max_length=100, description="the published sampler of a model family, or fast"
     )
     cache: str | None = Field(
         None, max_length=500, description="cache policy; default: the server's"

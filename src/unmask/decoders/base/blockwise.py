@@ -112,6 +112,10 @@ class Blockwise(Scoring, Decoder[Block]):
         window = (min(state.start, int(rows[0])), state.end)
         return Ask(rows, window, stats=self.stats), state
 
+    def num_relevant(self, canvas: Canvas, state: Block, end: int) -> int:
+        """Return the end of the running block, if the answer ends in it: no later block will run."""
+        return state.end if end < state.end else len(canvas)
+
     def next_block(self, canvas: Canvas, state: Block) -> Block:
         """Enter the block after a full one."""
         block = self.enter(canvas, state.end, state.facts)

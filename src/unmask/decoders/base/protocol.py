@@ -156,6 +156,16 @@ class Decoder(ABC, Generic[State]):
         """
         return {}
 
+    def num_relevant(self, canvas: Canvas, state: State, end: int) -> int:
+        """Return the number of leading positions whose readings matter to an answer that ends at `end`.
+
+        Position `end` has an end token that will not change any more, and a position left of it is open.
+        In this and all later forwards, no reading at or beyond the number may change an edit of a position
+        up to `end`; the engine then leaves out what only such readings need. Called after `ask`. Default:
+        all, so that nothing is left out.
+        """
+        return len(canvas)
+
     def planned_steps(self, canvas: Canvas, facts: ModelFacts) -> int | None:
         """Return the number of forwards in the schedule; None (the default) if there is no schedule."""
         return None
