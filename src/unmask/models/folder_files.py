@@ -1,18 +1,38 @@
-"""Checks of a checkpoint folder's small files: Git LFS pointers, JSON, adapters, unfinished downloads."""
+"""Checks of a checkpoint folder's files: kinds, places and sizes, JSON, adapters, unfinished downloads."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unmask.errors import ModelError
+from unmask.json_text import parse_json
+from unmask.regular_files import read_bounded, special_kind
 
 POINTER = b"version https://git-lfs"
 POINTER_BYTES = 1024
 """Maximum size of a Git LFS pointer, from its specification."""
-READ = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab*", "tokenizer*")
+TEMPLATES = "additional_chat_templates/*.jinja"
+READ = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab*", "tokenizer*", TEMPLATES)
 """Patterns of the files that loading may read."""
+SMALL, LARGE, WHOLE = 16 << 20, 64 << 20, 128 << 20
+MAX_BYTES = {
+    "adapter_config.json": SMALL,
+    "added_tokens.json": SMALL,
+    "chat_template.jinja": 1 << 20,
+    "chat_template.json": SMALL,
+    "config.json": SMALL,
+    "generation_config.json": SMALL,
+    "merges.txt": LARGE,
+    "model.safetensors.index.json": LARGE,
+    "special_tokens_map.json": SMALL,
+    "tokenizer.json": WHOLE,
+    "tokenizer_config.json": SMALL,
+    "vocab.json": LARGE,
+}
+"""Maximum sizes of the files that are read, several times those of any release."""
+MAX_LARGE_VALUES = 8_000_000
+"""Maximum number of JSON values in one of them that may be larger than 16 MiB."""
 PARTIAL = ("*.incomplete", "*.aria2", "*.crdownload", "*.part", "*.partial")
 """Patterns of files that a download in progress leaves behind."""
 ADAPTER = "adapter_config.json"
@@ -34,30 +54,71 @@ def shortened(text: str, most: int = MAX_NAME) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ModelError for a folder with Git LFS pointers, broken links, or an adapter for a model."""
-    pointers = sorted(
-        {path.name for pattern in READ for path in folder.glob(pattern) if is_pointer(path)}
+    """Raise ModelError for a folder that loading must not read.
+
+    That is one with Git LFS pointers, an adapter for a model, or files that are too large, not regular, or
+    links that are broken or lead out of the folder; those to the blobs of a hub cache are read.
+    """
+    paths = sorted({path for pattern in READ for path in folder.glob(pattern)})
+    _refuse(
+        folder,
+        paths,
+        lambda path: is_pointer(path),
+        "only a Git LFS pointer, not the file itself; run `git lfs install` and `git lfs pull` in this "
+        "folder, or download it with `hf download`",
     )
-    if pointers:
-        raise ModelError(
-            f"{folder}: {listing(pointers)}: only a Git LFS pointer, not the file itself; run `git lfs "
-            f"install` and `git lfs pull` in this folder, or download it with `hf download`"
-        )
-    dangling = sorted(
-        {
-            path.name
-            for pattern in READ
-            for path in folder.glob(pattern)
-            if path.is_symlink() and not path.exists()
-        }
+    _refuse(
+        folder,
+        paths,
+        lambda path: path.is_symlink() and not path.exists(),
+        f"a link to a file that is not there; download the model again{unfinished(folder)}",
     )
-    if dangling:
-        raise ModelError(
-            f"{folder}: {listing(dangling)}: a link to a file that is not there; download the model again"
-            f"{unfinished(folder)}"
-        )
+    home = folder.resolve()
+    _refuse(
+        folder,
+        paths,
+        lambda path: path.is_symlink() and not _is_inside(path.resolve(), home),
+        "a link to a file outside of this folder, which is not read; if you trust it, put the file itself "
+        "here (cp -L)",
+    )
+    for path in paths:
+        status = path.stat()
+        kind, most = special_kind(status.st_mode), MAX_BYTES.get(path.name)
+        is_read = most is not None or path.suffix in (".safetensors", ".jinja")
+        if kind is not None and (is_read or not path.is_dir()):
+            raise ModelError(
+                f"{folder}: {shortened(path.name)} is {kind}, not a file; remove it, and download the "
+                f"model again"
+            )
+        most = 1 << 20 if path.suffix == ".jinja" else most
+        if most is not None and kind is None and status.st_size > most:
+            raise _too_large(path, status.st_size, most)
     if (folder / ADAPTER).exists():
         raise _adapter(folder)
+
+
+def _refuse(
+    folder: Path, paths: Sequence[Path], is_bad: Callable[[Path], bool], problem: str
+) -> None:
+    names = [path.name for path in paths if is_bad(path)]
+    if names:
+        raise ModelError(f"{folder}: {listing(names)}: {problem}")
+
+
+def _is_inside(target: Path, folder: Path) -> bool:
+    """Return True if a link's target is in the resolved folder, or a blob of a hub cache."""
+    if target.is_relative_to(folder):
+        return True
+    blobs = target.parent
+    is_own = folder.parent.name == "snapshots" and blobs.parent == folder.parent.parent
+    return blobs.name == "blobs" and (is_own or blobs.parent.name.startswith("models--"))
+
+
+def _too_large(path: Path, size: int, most: int) -> ModelError:
+    return ModelError(
+        f"{path}: {size} bytes, and at most {most} are read of such a file; it is damaged or no file of a "
+        f"model: download it again"
+    )
 
 
 def is_pointer(path: Path) -> bool:
@@ -110,14 +171,20 @@ def unfinished(folder: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, object]:
-    """Return the JSON object of a file. Raises ModelError."""
+    """Return the JSON object of a file, bounded in size, depth and number of values. Raises ModelError."""
     if is_pointer(path):
         raise ModelError(
             f"{path}: only a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
         )
+    most = MAX_BYTES.get(path.name, SMALL)
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
+        data = read_bounded(path, most)
+        value = parse_json(data) if most <= SMALL else parse_json(data, MAX_LARGE_VALUES)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror or error}); download it again"
+        ) from None
+    except (ValueError, MemoryError) as error:
         raise ModelError(
             f"{path}: not valid JSON ({shortened(str(error))}); download it again"
         ) from None

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from unmask.errors import ConfigError, ContradictionError, ModelError, unknown_name
 from unmask.models.folder_files import check_folder, listing, shortened, unfinished
+from unmask.regular_files import open_regular
 
 BUNDLED = {"demo": Path(__file__).parent.parent / "demo" / "model"}
 _FILES = ("*.safetensors", "*.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt")
 OTHER_WEIGHTS = (".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".npz")
+MAX_REF_BYTES = 4096
 SHORTEST_COMMIT = 7
 """Minimum number of characters of an abbreviated commit."""
 
@@ -159,7 +161,10 @@ def _commit(cache: Path, revision: str) -> str | None:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", revision) or ".." in revision:
         return None
     path = cache / "refs" / revision
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
+    if not path.is_file():
+        return None
+    with open_regular(path) as file:
+        return file.read(MAX_REF_BYTES).decode(errors="replace").strip()
 
 
 def _without_config(folder: Path) -> ModelError:

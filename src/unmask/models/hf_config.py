@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,6 +24,31 @@ UNIT_ROPE = {
 """Further keys, which change nothing where `factor` and `attention_factor` are 1 or missing."""
 UNIT_KINDS = {"default", "linear", "dynamic", "ntk", "yarn", "llama3"}
 """Kinds of RoPE that equal the plain one where their factor is 1."""
+MAX_COUNT, MAX_SIZE, MAX_LENGTH = 512, 1 << 24, (1 << 31) - 1
+MAX_VALUES: Mapping[str, float] = {
+    "decoder_sparse_step": MAX_COUNT,
+    "first_k_dense_replace": MAX_COUNT,
+    "head_dim": 4096,
+    "max_position_embeddings": MAX_LENGTH,
+    "max_sequence_length": MAX_LENGTH,
+    "mlp_ratio": 1024,
+    "n_group": 1024,
+    "n_heads": 4096,
+    "n_kv_heads": 4096,
+    "n_layers": MAX_COUNT,
+    "num_attention_heads": 4096,
+    "num_experts": 1024,
+    "num_experts_per_tok": 1024,
+    "num_hidden_layers": MAX_COUNT,
+    "num_key_value_heads": 4096,
+    "num_shared_experts": MAX_COUNT,
+    "partial_rotary_factor": 1024,
+    "rms_norm_eps": 1,
+    "topk_group": 1024,
+}
+"""Maximum values of keys, several times those of any release; of others, whole numbers (sizes and ids) are
+at most `MAX_SIZE`, numbers at most `MAX_NUMBER`. Loops and tensors of any size are bounded by them."""
+MAX_NUMBER, MAX_DIGITS = 1e12, 18
 ONE: tuple[object, ...] = (1, None)
 OFF: tuple[object, ...] = (False, None, 0, 0.0)
 Config = Mapping[str, object]
@@ -153,23 +177,25 @@ class ConfigReader:
                 "use_sliding_window", f"False; here sliding_window={shortened(repr(width))}"
             )
 
-    def _number(self, key: str, default: float | None) -> float:
+    def _number(self, key: str, default: float | None, most: float) -> float:
         value = self.config.get(key)
         if value is None:
             if default is None:
                 raise ModelError(f"config.json: {self.family} needs the key {key!r}")
             return default
-        if (
-            not isinstance(value, int | float)
-            or isinstance(value, bool)
-            or not math.isfinite(value)
-        ):
-            raise ModelError(f"config.json: {key}={value!r} must be a number")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ModelError(f"config.json: {key}={shortened(repr(value))} must be a number")
+        most = MAX_VALUES.get(key, most)
+        if not -most <= value <= most:  # NaN too
+            raise ModelError(
+                f"config.json: {key}={shortened(repr(value))} must be a number, and at most {most:,}; "
+                f"download config.json again"
+            )
         return value
 
     def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
         """Return a whole number of at least `least` (sizes: 1, ids: 0)."""
-        value = self._number(key, default)
+        value = self._number(key, default, MAX_SIZE)
         if int(value) != value or value < least:
             raise ModelError(
                 f"config.json: {key}={value!r} must be a whole number, at least {least}"
@@ -178,7 +204,7 @@ class ConfigReader:
 
     def positive(self, key: str, default: float | None = None) -> float:
         """Return a number greater than 0."""
-        value = self._number(key, default)
+        value = self._number(key, default, MAX_NUMBER)
         if not value > 0:
             raise ModelError(f"config.json: {key}={value!r} must be greater than 0")
         return float(value)
@@ -189,7 +215,7 @@ class ConfigReader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise ModelError(f"config.json: {key}={value!r} must be true or false")
+            raise ModelError(f"config.json: {key}={shortened(repr(value))} must be true or false")
         return value
 
     def _nested(self) -> dict[str, Config]:

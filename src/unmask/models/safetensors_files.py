@@ -6,19 +6,21 @@ would be a second copy next to stacked, split or converted weights.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unmask.errors import ModelError
+from unmask.json_text import parse_json
 from unmask.models.folder_files import is_pointer, listing, read_object, shortened, unfinished
+from unmask.regular_files import open_regular
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 INDEX = "model.safetensors.index.json"
@@ -26,6 +28,10 @@ SINGLE = "model.safetensors"
 NUMBERED = r"model-(\d+)-of-(\d+)\.safetensors"
 OTHERS = ("*.gguf", "*.ggml", "*.npz", "*.h5", "*.msgpack", "*.onnx")
 MAX_SHARDS = 9999
+MAX_HEADER_BYTES = 32 << 20
+MAX_HEADER_VALUES = 4_000_000
+MAX_NAME, MAX_DIMENSIONS = 512, 8
+"""Maximum number of characters of a tensor's name, and of its dimensions."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -150,7 +156,7 @@ def is_zero(tensor: TensorEntry) -> bool:
     with tensor.path.open("rb") as file:
         file.seek(tensor.start)
         counts = (min(CHUNK, tensor.size_bytes - at) for at in range(0, tensor.size_bytes, CHUNK))
-        return not any(any(file.read(count)) for count in counts)
+        return not any(file.read(count).strip(b"\0") for count in counts)
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -183,36 +189,85 @@ def most_common_dtype(folder: Path) -> str:
 
 
 def _shard_names(index: Path) -> list[str]:
+    """Return the names of an index's files, all of them in its own folder. Raises ModelError."""
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{index}: has no weight_map from tensor names to files")
-    if not all(isinstance(name, str) for name in weight_map.values()):
-        raise ModelError(f"{index}: weight_map must name a file for every tensor")
-    return sorted(set(weight_map.values()))
+        raise ModelError(
+            f"{index}: has no weight_map from tensor names to files; download it again"
+        )
+    names = set()
+    for name in weight_map.values():
+        if not isinstance(name, str):
+            raise ModelError(
+                f"{index}: weight_map must name a file for every tensor; download it again"
+            )
+        names.add(name)
+    for name in sorted(names):
+        if not re.fullmatch(r"[^/\\:\x00-\x1f]{1,240}\.safetensors", name):
+            raise ModelError(
+                f"{index}: weight_map has {shortened(repr(name))}; it must be the name of a safetensors "
+                f"file in the same folder; download it again"
+            )
+    if len(names) > MAX_SHARDS:
+        raise ModelError(
+            f"{index}: weight_map names {len(names)} files; at most {MAX_SHARDS} are read; download it "
+            f"again"
+        )
+    return sorted(names)
 
 
 def tensors_of(path: Path) -> list[TensorEntry]:
     """Return the tensors of one file in the order of their bytes. Raises ModelError."""
     try:
+        header, start = _header(path)
         with safe_open(path, framework="pt"):
-            pass  # checks the whole header: sizes, overlaps, the file's length
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
+            pass  # checks offsets, overlaps, and sizes by shape and dtype up to the file's end
+        entries = [
+            _entry(name, item, path, start)
+            for name, item in header.items()
+            if name != "__metadata__"
+        ]
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(
-            f"{path}: not a readable safetensors file ({shortened(str(error))}); {_remedy(path)}"
+            f"{path}: not a readable safetensors file ({shortened(reason)}); {_remedy(path)}"
         ) from None
-    entries = []
-    for name, item in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = item["data_offsets"]
-        shape = tuple(item["shape"])
-        entries.append(
-            TensorEntry(name, path, item["dtype"], shape, 8 + length + begin, end - begin)
-        )
     return sorted(entries, key=lambda tensor: tensor.start)
+
+
+def _header(path: Path) -> tuple[dict[str, object], int]:
+    """Return a file's parsed header and the position behind it. Raises OSError and ValueError."""
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        rest = os.fstat(file.fileno()).st_size - 8
+        if length > min(rest, MAX_HEADER_BYTES):
+            raise ValueError(
+                f"its header has {length} bytes, at most {max(0, min(rest, MAX_HEADER_BYTES))} are possible"
+            )
+        header = parse_json(file.read(length), MAX_HEADER_VALUES)
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header, 8 + length
+
+
+def _entry(name: str, item: object, path: Path, start: int) -> TensorEntry:
+    """Return a tensor of a header that safetensors has checked. Raises ValueError for absurd ones."""
+    if not isinstance(item, dict):
+        raise ValueError(f"{shortened(name)!r} is no tensor")
+    kind, shape, offsets = item.get("dtype"), item.get("shape"), item.get("data_offsets")
+    if not isinstance(kind, str) or not _are_whole(shape) or not _are_whole(offsets):
+        raise ValueError(f"{shortened(name)!r} needs dtype, shape and data_offsets")
+    if len(name) > MAX_NAME or len(shape) > MAX_DIMENSIONS or len(offsets) != 2:
+        raise ValueError(
+            f"{shortened(name)!r} has {len(name)} characters and {len(shape)} dimensions; at most "
+            f"{MAX_NAME} and {MAX_DIMENSIONS} are allowed"
+        )
+    begin, end = offsets
+    return TensorEntry(name, path, kind, tuple(shape), start + begin, end - begin)
+
+
+def _are_whole(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(each) is int and each >= 0 for each in values)
 
 
 def _remedy(path: Path) -> str:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unmask.errors import ModelError
+
+MAX_EXPERTS = 1 << 16
+"""Maximum number of experts in all layers, several times that of any release."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertSpec:
@@ -81,3 +86,12 @@ class ModelSpec:
     bos_id: int | None = field(default=None, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     minor_notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        """Raise ModelError for more experts than a loader can name one by one."""
+        num_experts = 0 if self.experts is None else self.experts.num_experts * self.num_layers
+        if num_experts > MAX_EXPERTS:
+            raise ModelError(
+                f"config.json: {self.num_layers} layers of experts have {num_experts} together, and at "
+                f"most {MAX_EXPERTS} are read; download config.json again"
+            )

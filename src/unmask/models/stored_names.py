@@ -23,6 +23,8 @@ _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_fpw_module|_forward_module"
     r"|_checkpoint_wrapped_module|base_layer)\."
 )
+MAX_BIAS_BYTES = 1 << 26
+"""Maximum size of a bias that is read to find whether it is 0."""
 _OUTER = ("base_model.", "model.")
 _INNER = ("", "model.", "model.transformer.")
 _CAUSES = (
@@ -50,7 +52,8 @@ def changes_nothing(tensor: TensorEntry) -> bool:
     shape = tensor.shape
     if len(shape) >= 2 and shape[-1] == shape[-2] and _MASKS.search(tensor.name):
         return True
-    return re.search(r"[._]bias$", tensor.name) is not None and is_zero(tensor)
+    is_bias = re.search(r"[._]bias$", tensor.name) is not None
+    return is_bias and tensor.size_bytes <= MAX_BIAS_BYTES and is_zero(tensor)
 
 
 def family_name(stored: str, known: Collection[str]) -> str | None:

@@ -358,7 +358,9 @@ class Health(ReplyModel):
     """The reply of `GET /health` and `GET /ready`."""
 
     status: ServerState
-    reason: str = Field(default="", description="of `stalled`: the part that hangs, and for how long")
+    reason: str = Field(
+        default="", description="of `stalled`: the part that hangs, and for how long"
+    )
 
 
 class Version(ReplyModel):

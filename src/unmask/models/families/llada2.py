@@ -82,8 +82,9 @@ def spec_from_config(config: Config) -> ModelSpec:
     ]
     if edits:
         raise ModelError(
-            f"config.json: {edits[0]}={config[edits[0]]!r} makes this LLaDA2.2, whose tokens insert and "
-            f"delete; it is not supported; supported: LLaDA2.0 and LLaDA2.1, which have no such token"
+            f"config.json: {edits[0]}={shortened(repr(config[edits[0]]))} makes this LLaDA2.2, whose "
+            f"tokens insert and delete; it is not supported; supported: LLaDA2.0 and LLaDA2.1, "
+            f"which have no such token"
         )
     _refuse_block_routing(config)
     reader.require(REQUIRED)

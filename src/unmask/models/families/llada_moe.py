@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from unmask.errors import ModelError
 from unmask.models.families import dream
+from unmask.models.folder_files import shortened
 from unmask.models.hf_config import OFF, SILU, Allowed, Config, ConfigReader, HubDefaults, hub_spec
 from unmask.models.spec import ExpertSpec, ModelSpec
 
@@ -82,15 +83,15 @@ def _experts(config: Config, reader: ConfigReader) -> ExpertSpec:
         or any(kind not in (0, 1) for kind in kinds)
     ):
         raise ModelError(
-            f"config.json: moe_layer_freq={kinds!r} must have a 0 (dense) or 1 (experts) for each of "
-            f"the {num_layers} layers"
+            f"config.json: moe_layer_freq={shortened(repr(kinds))} must have a 0 (dense) or 1 (experts) "
+            f"for each of the {num_layers} layers"
         )
     dense = tuple(layer for layer, kind in enumerate(kinds) if not kind)
     shared = config.get("shared_expert_intermediate_size")
     if shared and dense:
         raise ModelError(
-            f"config.json: shared_expert_intermediate_size={shared!r} is not supported for LLaDA-MoE "
-            f"with dense layers; supported: None"
+            f"config.json: shared_expert_intermediate_size={shortened(repr(shared))} is not supported for "
+            f"LLaDA-MoE with dense layers; supported: None"
         )
     has_bias = reader.flag("moe_router_enable_expert_bias")
     return ExpertSpec(

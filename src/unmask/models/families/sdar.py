@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from unmask.errors import ModelError
 from unmask.models.families import dream
+from unmask.models.folder_files import shortened
 from unmask.models.hf_config import (
     OFF,
     SILU,
@@ -82,8 +83,8 @@ def _experts(config: Config, reader: ConfigReader) -> ExpertSpec | None:
     if architecture(config) not in MOE and config.get("model_type") != "sdar_moe":
         if config.get("num_experts"):
             raise ModelError(
-                f"config.json: num_experts={config['num_experts']!r} is not supported for the dense "
-                f"SDARForCausalLM; supported: architectures ['SDARMoeForCausalLM']"
+                f"config.json: num_experts={shortened(repr(config['num_experts']))} is not supported for "
+                f"the dense SDARForCausalLM; supported: architectures ['SDARMoeForCausalLM']"
             )
         return None
     num_layers, every = (
@@ -92,7 +93,10 @@ def _experts(config: Config, reader: ConfigReader) -> ExpertSpec | None:
     )
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
-        raise ModelError(f"config.json: mlp_only_layers={dense!r} must be a list of layer numbers")
+        raise ModelError(
+            f"config.json: mlp_only_layers={shortened(repr(dense))} must be a list of layer numbers"
+        )
+    only_dense = set(dense)
     return ExpertSpec(
         num_experts=reader.integer("num_experts"),
         num_chosen=reader.at_most("num_experts_per_tok", "num_experts"),
@@ -100,6 +104,6 @@ def _experts(config: Config, reader: ConfigReader) -> ExpertSpec | None:
         score="softmax",
         renormalize=reader.flag("norm_topk_prob", True),
         dense_layers=tuple(
-            layer for layer in range(num_layers) if layer in dense or (layer + 1) % every
+            layer for layer in range(num_layers) if layer in only_dense or (layer + 1) % every
         ),
     )
