@@ -299,6 +299,19 @@ def test_links_into_the_folder_and_into_a_hub_caches_blobs_are_read(victim, tmp_
         load_model(place, "float32", "cpu")
 
 
+def test_weights_may_be_links_to_weights_elsewhere_but_texts_may_not(victim, tmp_path):
+    folder = victim()
+    elsewhere = tmp_path / "disk"
+    elsewhere.mkdir()
+    folder.weights.rename(elsewhere / "a.safetensors")
+    folder.weights.symlink_to(elsewhere / "a.safetensors")
+    folder.load()
+    (elsewhere / "b.safetensors").symlink_to("/etc/passwd")
+    folder.weights.unlink()
+    folder.weights.symlink_to(elsewhere / "b.safetensors")
+    folder.refused("outside")
+
+
 def test_a_folder_that_is_a_link_itself_is_read(victim, tmp_path):
     folder = victim()
     (tmp_path / "link").symlink_to(folder.path, target_is_directory=True)

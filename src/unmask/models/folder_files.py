@@ -57,7 +57,8 @@ def check_folder(folder: Path) -> None:
     """Raise ModelError for a folder that loading must not read.
 
     That is one with Git LFS pointers, an adapter for a model, or files that are too large, not regular, or
-    links that are broken or lead out of the folder; those to the blobs of a hub cache are read.
+    links that are broken or lead out of the folder; those to the blobs of a hub cache and, of weights, to
+    safetensors files elsewhere are read.
     """
     paths = sorted({path for pattern in READ for path in folder.glob(pattern)})
     _refuse(
@@ -77,7 +78,7 @@ def check_folder(folder: Path) -> None:
     _refuse(
         folder,
         paths,
-        lambda path: path.is_symlink() and not _is_inside(path.resolve(), home),
+        lambda path: path.is_symlink() and not _is_allowed(path.resolve(), home),
         "a link to a file outside of this folder, which is not read; if you trust it, put the file itself "
         "here (cp -L)",
     )
@@ -105,9 +106,13 @@ def _refuse(
         raise ModelError(f"{folder}: {listing(names)}: {problem}")
 
 
-def _is_inside(target: Path, folder: Path) -> bool:
-    """Return True if a link's target is in the resolved folder, or a blob of a hub cache."""
-    if target.is_relative_to(folder):
+def _is_allowed(target: Path, folder: Path) -> bool:
+    """Return True if a link's target is in the resolved folder, a blob of a hub cache, or weights.
+
+    Weights are often stored elsewhere, and what is no safetensors file shows in its header; a text, such as
+    a chat template, would pass the content of any file on.
+    """
+    if target.is_relative_to(folder) or target.suffix == ".safetensors":
         return True
     blobs = target.parent
     is_own = folder.parent.name == "snapshots" and blobs.parent == folder.parent.parent
