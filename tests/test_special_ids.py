@@ -286,3 +286,36 @@ def test_a_begin_token_is_never_doubled(llm):
     assert llm.infill_canvas([3, " dog"]).tokens.tolist()[0] == BOS
     assert llm.prompts.with_begin(usual) == usual
     assert llm.prompts.with_begin(usual[1:]) == usual
+
+
+def test_the_tokenizer_gives_a_tokens_id_and_another_files_id_is_told(home):
+    home.edit(drop=["mask_token_id"]).edit("added_tokens.json", **{"<|mdm_mask|>": 2000})
+    assert home.spec.mask_id == MASK
+    assert "2000" in home.spec.notes[0]
+    home.edit("added_tokens.json", **{"<|mdm_mask|>": MASK})
+    assert home.spec.notes == ()
+
+
+@pytest.mark.parametrize("key", ["extra_special_tokens", "model_specific_special_tokens"])
+def test_a_role_may_be_among_the_further_special_tokens(key, home):
+    home.edit(drop=["mask_token_id"]).rename("<|mdm_mask|>", "<X>")
+    home.edit("tokenizer_config.json", **{key: {"mask_token": "<X>"}})
+    assert home.spec.mask_id == MASK
+
+
+@pytest.mark.parametrize("text", ["|<MASK>|", "<MASK>"])
+def test_the_mask_of_another_family_is_known_by_its_text(text, home):
+    assert home.edit(drop=["mask_token_id"]).rename("<|mdm_mask|>", text).spec.mask_id == MASK
+
+
+def test_a_mask_that_is_not_the_familys_token_is_told(home):
+    spec = home.edit(mask_token_id=100).spec
+    assert spec.mask_id == 100
+    assert "100" in spec.notes[0]
+    assert str(MASK) in spec.notes[0]
+
+
+def test_a_mask_that_no_file_names_and_no_row_has_is_refused_with_the_remedy(home):
+    home.edit(drop=["mask_token_id"]).rename("<|mdm_mask|>", "<X>")
+    with pytest.raises(ModelError, match="outside the 2048 rows.*set mask_token_id"):
+        _ = home.spec

@@ -64,11 +64,27 @@ def test_what_a_sibling_switches_off_is_taken_and_without_it_refused():
     parse_body(ChatRequest, {**CHAT, "do_sample": False})
     parse_body(ChatRequest, {**CHAT, "logit_bias": {"5": 0, "7": 0.0}})
     parse_body(ChatRequest, {**CHAT, "top_logprobs": 0, "logprobs": False})
+    for fields in (
+        {"logprob_start_len": 0, "top_logprobs_num": 5, "return_logprob": False},
+        {"include_stop_str_in_output": True, "stop": []},
+        {"reasoning": {"effort": None, "summary": None, "exclude": True}},
+        {"reasoning": {"enabled": False}},
+        {"stream_options": {"include_usage": False, "continuous_usage_stats": None}},
+        {"stream_options": {}, "stream": False},
+        {"tool_choice": {"type": "auto"}, "thinking": False, "structured_outputs": {}},
+    ):
+        parse_body(ChatRequest, {**CHAT, **fields})
     assert parse_body(CompletionRequest, {"prompt": "a", "logprobs": False})[0].logprobs is None
     for fields in (
         {"min_tokens": 5},
         {"best_of": 3, "n": 2},
         {"do_sample": True},
+        {"include_stop_str_in_output": True, "stop": "x"},
+        {"include_stop_str_in_output": True, "stop_token_ids": [5]},
+        {"reasoning": {"enabled": True}},
+        {"reasoning": {"effort": "low", "enabled": None}},
+        {"structured_outputs": {"choice": ["a"]}},
+        {"logprob_start_len": "0"},
         {"do_sample": False, "temperature": 1},
         {"logit_bias": {"5": 1}},
         {"logit_bias": {"5": False}},
@@ -101,3 +117,17 @@ def test_a_wrong_field_is_named_without_its_text():
         error = refusal(**fields)
         assert error.param.startswith(next(iter(fields)))
         assert "sk-" not in error.message
+
+
+@pytest.mark.parametrize(("model", "body"), BODIES)
+def test_null_counts_as_left_out_in_every_field(model, body):
+    plain = parse_body(model, body)
+    nulls = dict.fromkeys(model.model_fields.keys() - body.keys() - {"messages"})
+    assert parse_body(model, {**body, **nulls}) == plain
+    sampling = {"ignore_eos": None, "max_new_tokens": None, "n": None}
+    assert parse_sampling(sampling) == parse_sampling({})
+
+
+def test_null_is_no_value_of_a_field_that_is_needed():
+    with pytest.raises(ApiError, match="messages: Field required"):
+        parse_body(ChatRequest, {"messages": None})

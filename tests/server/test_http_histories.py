@@ -34,6 +34,12 @@ def ask(client, *messages, **fields):
         {"content": None, "refusal": None, "tool_calls": None, "reasoning_content": None},
         {"content": "12", "reasoning_content": "7+5"},
         {"content": "12", "provider_specific_fields": None},
+        {"content": "12", "provider_specific_fields": {"refusal": None}, "model": "gpt-4o"},
+        {"content": "12", "id": "msg_1", "created_at": 5, "status": "completed", "weight": 1},
+        {"content": "12", "reasoning_details": [], "thinking_blocks": [], "images": []},
+        {"content": "12", "prefix": False, "partial": False, "refusal": ""},
+        {"content": [{"type": "output_text", "text": "12", "annotations": []}]},
+        {"content": [{"text": "12"}], "cache_control": {"type": "ephemeral"}},
     ],
 )
 def test_an_assistants_turn_may_be_empty_and_carry_what_replies_carry(client, turn):
@@ -52,13 +58,14 @@ def test_empty_turns_have_the_tokens_of_the_library(client, demo_llm):
     assert usage["prompt_tokens"] == len(demo_llm.chat_ids(turns))
 
 
-def test_parts_and_hints_on_them_are_the_text(client):
+def test_parts_and_hints_on_them_are_the_text(client, demo_llm):
     parts = [
         {"type": "text", "text": "Anna has ", "cache_control": {"type": "ephemeral"}},
-        {"type": "text", "text": "7 eggs."},
+        {"type": "input_text", "text": "7 eggs."},
     ]
     usage = [ask(client, {**ASK, "content": c}).json()["usage"] for c in (parts, ASK["content"])]
     assert usage[0]["prompt_tokens"] == usage[1]["prompt_tokens"]
+    assert len(demo_llm.chat_ids([{**ASK, "content": parts}])) == usage[0]["prompt_tokens"]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +79,10 @@ def test_parts_and_hints_on_them_are_the_text(client):
         ({"role": "user", "content": "x", "name": 7}, "string"),
         ({"role": "assistant", "content": None, "tool_calls": [CALL]}, "tool_calls"),
         ({"role": "tool", "content": "3", "tool_call_id": "c"}, "role"),
+        ({"role": "assistant", "content": None, "refusal": "no"}, "write it as content"),
+        ({"role": "assistant", "content": "1", "prefix": True}, "not permitted"),
+        ({"role": "user", "content": "x", "images": ["data"]}, "not permitted"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "no part of text"),
     ],
 )
 def test_what_would_have_to_be_dropped_is_refused_in_plain_words(client, turn, reason):

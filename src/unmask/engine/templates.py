@@ -23,6 +23,8 @@ Conversation = Sequence[object]
 Messages = Sequence[Mapping[str, object]]
 Form = Literal["text", "parts"]
 Forms = Mapping[str, Form]
+TEXT_TYPES = ("text", "input_text", "output_text")
+"""Types of a part of text, in the words of OpenAI's two APIs."""
 PREFERRED = ("default", "chat")
 FORMAT_OPTIONS = (
     "chat_template",
@@ -319,7 +321,7 @@ def texts_of(content: object) -> list[str] | None:
     texts = [
         part.get("text")
         for part in content
-        if isinstance(part, Mapping) and part.get("type", "text") == "text"
+        if isinstance(part, Mapping) and part.get("type", "text") in TEXT_TYPES
     ]
     if len(texts) < len(content):
         return None

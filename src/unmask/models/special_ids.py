@@ -23,8 +23,19 @@ MAX_ENDS = 1024
 """Maximum number of ids in a list of end ids."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_CONFIG, TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
+NESTED_ROLES = ("extra_special_tokens", "model_specific_special_tokens")
+"""Keys of `tokenizer_config.json` that hold further roles with the texts of their tokens."""
 ROLES = ("bos", "eos", "pad", "mask")
-MASK_TEXTS = ("<|mdm_mask|>", "<|mask|>", "<mask>", "[MASK]", "<|MASK|>", "<|mask_token|>")
+MASK_TEXTS = (
+    "<|mdm_mask|>",
+    "<|mask|>",
+    "<mask>",
+    "[MASK]",
+    "<|MASK|>",
+    "|<MASK>|",
+    "<MASK>",
+    "<|mask_token|>",
+)
 """Texts of mask tokens in released tokenizers, for one without the role `mask_token`."""
 Ids = tuple[int, ...]
 
@@ -75,15 +86,23 @@ class FolderTokens:
 
     @cached_property
     def _whole(self) -> dict[str, int]:
-        """All tokens, those of the vocabulary included."""
+        """All tokens, the vocabulary's included; `tokenizer.json` is what the tokenizer is made of."""
         content = self._object("tokenizer.json")
-        found = dict(_vocabulary(content) if content else _entries(self._object("vocab.json")))
-        found |= {text: id_ for id_, text in _added(content)}
-        return found | self._declared
+        if not content:
+            return dict(_entries(self._object("vocab.json"))) | self._declared
+        own = dict(_vocabulary(content)) | {text: id_ for id_, text in _added(content)}
+        return self._declared | own
 
     def id_of(self, text: str) -> int | None:
         """Return the id of a token by its text; None if no file has it. Raises ModelError."""
-        return self._declared[text] if text in self._declared else self._whole.get(text)
+        return self._whole.get(text)
+
+    def disagreement(self, text: str) -> str | None:
+        """Return a sentence on a token to which other files give another id than the tokenizer does."""
+        id_, other = self._whole.get(text), self._declared.get(text)
+        if other in (None, id_):
+            return None
+        return f"the tokenizer has {shortened(text, 40)!r} at {id_}, which is used; another file at {other}"
 
     @cached_property
     def _texts(self) -> dict[int, str]:
@@ -107,7 +126,12 @@ class FolderTokens:
 
     def role_in(self, name: str, role: str) -> str | None:
         """Return the text of a role's token in one file; None if it names none."""
-        value = self._object(name).get(f"{role}_token")
+        content = self._object(name)
+        value = content.get(f"{role}_token")
+        for key in NESTED_ROLES:
+            nested = content.get(key)
+            if value is None and isinstance(nested, Mapping):
+                value = nested.get(f"{role}_token")
         if isinstance(value, Mapping):  # an added token with its properties
             value = value.get("content")
         return value if isinstance(value, str) and value else None
@@ -190,6 +214,8 @@ class _Gathering:
                 continue
             id_ = self.tokens.id_of(text)
             found[name] = () if id_ is None else (id_,)
+            if (sentence := self.tokens.disagreement(text)) and sentence not in self.notes:
+                self.notes.append(sentence)
             if id_ is None and role != "pad":
                 self.notes.append(f"{name}: {role}_token={shortened(text)!r} is no token; left out")
         return {
@@ -259,6 +285,12 @@ class _Gathering:
         """
         num_notes = len(self.notes)
         if (found := self.one("mask")) is not None:
+            own = self._known(text) if text else None
+            if own not in (None, found) and len(self.notes) == num_notes:
+                self.notes.append(
+                    f"the mask token is {self.named(found)}, although the tokenizer has the family's, "
+                    f"{self.named(int(own or 0))}"
+                )
             return found
         known = [self._known(each) for each in dict.fromkeys((text, *MASK_TEXTS)) if each]
         ids = [id_ for id_ in known if id_ is not None]
@@ -274,6 +306,11 @@ class _Gathering:
         if ids:
             several = ", ".join(map(self.named, ids))
             raise ModelError(f"the tokenizer has several mask tokens, {several}; {advice}")
+        if default >= self.num_rows:
+            raise ModelError(
+                f"no file names the mask token, and the family's default, {default}, is outside the "
+                f"{self.num_rows} rows of the vocabulary; {advice}"
+            )
         word = self.tokens.text_of(default)
         if word is not None:
             raise ModelError(
@@ -288,7 +325,11 @@ class _Gathering:
 
     def _known(self, text: str) -> int | None:
         id_ = self.tokens.id_of(text)
-        return None if id_ is None or id_ >= self.num_rows else id_
+        if id_ is None or id_ >= self.num_rows:
+            return None
+        if (sentence := self.tokens.disagreement(text)) and sentence not in self.notes:
+            self.notes.append(sentence)
+        return id_
 
 
 def gather(config: Config, tokens: FolderTokens, mask_text: str, spec: ModelSpec) -> SpecialIds:

@@ -116,17 +116,41 @@ def has_no_weight(value: JsonValue, body: Fields) -> bool:
     return False
 
 
+def is_without_logprobs(value: JsonValue, body: Fields) -> bool:
+    """Return True for a number that describes log-probabilities, of which none are returned."""
+    return kind_of(value) == "number" and body.get("return_logprob") in (None, False)
+
+
+def is_without_stops(value: JsonValue, body: Fields) -> bool:
+    """Return True for a flag about the strings that end a text, of which there are none."""
+    return isinstance(value, bool) and not (body.get("stop") or body.get("stop_token_ids"))
+
+
+def has_no_effort(value: JsonValue, body: Fields) -> bool:
+    """Return True for options of a reasoning that is off: what is shown of it does not matter."""
+    return isinstance(value, dict) and all(
+        item is None
+        or (key == "effort" and item == "none")
+        or (key == "enabled" and item is False)
+        or (key == "max_tokens" and is_equal(item, 0))
+        or (key == "exclude" and isinstance(item, bool))
+        for key, item in value.items()
+    )
+
+
 def is_greedy(value: JsonValue, body: Fields) -> bool:
     """Return True for `do_sample` as the temperature has it, which is 0 by default."""
     temperature = body.get("temperature") or 0
     return isinstance(value, bool) and value == (temperature != 0)
 
 
+NO_LOGPROBS = "any number without return_logprob"
 FOREIGN_FIELDS: Mapping[str, Harmless] = {
     **each(
         any_("text"),
         """prompt_cache_key prompt_cache_retention safety_identifier service_tier cache_salt extra_key
-        request_id rid session_id user_id reasoning_format guided_decoding_backend whitespace_pattern
+        request_id rid session_id user_id chat_id conversation_id message_id parent_message_id trace_id
+        reasoning_format guided_decoding_backend whitespace_pattern
         guided_whitespace_pattern""",
     ),
     **each(any_("object"), "metadata provider usage extra_headers trace_headers"),
@@ -147,7 +171,7 @@ FOREIGN_FIELDS: Mapping[str, Harmless] = {
         only(0),
         """frequency_penalty presence_penalty mirostat no_repeat_ngram_size top_a epsilon_cutoff eta_cutoff
         smoothing_factor penalty_alpha dry_multiplier xtc_probability dynatemp_range n_keep n_probs n_indent
-        min_keep t_max_predict_ms top_logprobs_num""",
+        min_keep t_max_predict_ms""",
     ),
     **each(
         only(1),
@@ -156,7 +180,7 @@ FOREIGN_FIELDS: Mapping[str, Harmless] = {
     ),
     **each(
         only(False),
-        """include_stop_str_in_output use_beam_search early_stopping echo continue_final_message background
+        """use_beam_search early_stopping echo continue_final_message background
         return_tokens_as_token_ids return_token_ids return_prompt_token_ids return_tokens return_progress
         return_logprob return_hidden_states return_routed_experts return_cached_tokens_details no_stop_trim
         watermark details decoder_input_details timings_per_token post_sampling_probs safe_prompt
@@ -167,37 +191,42 @@ FOREIGN_FIELDS: Mapping[str, Harmless] = {
         only([]),
         """tools functions bad_words stop_regex documents data_sources image_data audio_data
         video_data images logits_processors token_ids_logprob transforms models plugins lora samplers
-        response_fields context_management""",
+        response_fields context_management tool_ids files filter_ids include""",
     ),
     **each(
         only({}),
-        "mm_processor_kwargs vllm_xargs chat_template_kwargs extra_body options custom_params",
+        """structured_outputs mm_processor_kwargs vllm_xargs chat_template_kwargs extra_body options
+        custom_params""",
     ),
     **each(
         only(),
-        """prompt messages suffix conversation moderation audio prediction web_search_options chat_template
-        allowed_token_ids logprob_token_ids prompt_logprobs guided_json guided_regex guided_choice
-        guided_grammar structured_outputs structural_tag regex ebnf json_schema guideline tool_prompt
+        """prompt prompt_embeds messages suffix conversation moderation audio prediction web_search_options
+        chat_template allowed_token_ids logprob_token_ids prompt_logprobs guided_json guided_regex guided_choice
+        guided_grammar structural_tag regex ebnf json_schema guideline tool_prompt
         thinking_budget thinking_token_budget reasoning_summary repetition_detection random_seed prompt_mode
         lora_path session_params custom_logit_processor input_embeds kv_transfer_params bootstrap_host
         bootstrap_port bootstrap_room data_parallel_rank""",
     ),
     **each(only(""), "grammar format"),
-    **each(only("none", "auto"), "tool_choice function_call"),
+    **each(only("none", "auto", {"type": "none"}, {"type": "auto"}), "tool_choice function_call"),
     **each(
         Harmless((0,), holds=is_without_end, condition="any number with ignore_eos"),
         "min_tokens min_new_tokens",
     ),
     "truncate_prompt_tokens": only(-1),
     "top_n_sigma": only(0, -1),
-    "logprob_start_len": only(-1),
+    "logprob_start_len": Harmless((-1,), holds=is_without_logprobs, condition=NO_LOGPROBS),
+    "top_logprobs_num": Harmless((0,), holds=is_without_logprobs, condition=NO_LOGPROBS),
+    "include_stop_str_in_output": Harmless(
+        (False,), holds=is_without_stops, condition="true without stop and stop_token_ids"
+    ),
     "truncation": only("disabled"),
     "response_format": only({"type": "text"}),
     "modalities": only(["text"]),
     "verbosity": only("medium"),
     "reasoning_effort": only("none"),
-    "reasoning": only({}, {"effort": None}, {"effort": "none"}),
-    "thinking": only({"type": "disabled"}),
+    "reasoning": Harmless(({}, {"effort": "none"}), holds=has_no_effort),
+    "thinking": only(False, {"type": "disabled"}),
     "best_of": Harmless((1,), holds=is_number_of_choices, condition="the value of n"),
     "logit_bias": Harmless(({}, []), holds=has_no_weight, condition="biases of 0"),
     "do_sample": Harmless(holds=is_greedy, condition="what the temperature says"),

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic.fields import FieldInfo
 
+from unmask.engine.templates import TEXT_TYPES
 from unmask.errors import ContradictionError
 
 MAX_N = 16
@@ -23,6 +24,24 @@ MAX_TOKENS = 1 << 20
 MAX_KNOBS = 64
 MAX_GIVEN = 4096
 """Upper limits of a request; the context length and the queue limit it further."""
+MESSAGE_HINTS = frozenset(
+    (
+        "cache_control",
+        "created",
+        "created_at",
+        "id",
+        "metadata",
+        "model",
+        "provider_specific_fields",
+        "status",
+        "timestamp",
+        "weight",
+    )
+)
+"""Fields of a message in the histories of clients that say nothing to a model."""
+OFF_BY_DEFAULT = ("partial", "prefix")
+"""Other servers' names of `continue_final_message`, in the message itself."""
+NOT_READ = "chat templates do not read it; write it as content"
 OBJECT_KNOB = "constraints"
 """The knob that is an object."""
 
@@ -110,6 +129,13 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
+def without_nulls(fields: object) -> object:
+    """Return the fields of an object without those that are null."""
+    if not isinstance(fields, dict):
+        return fields
+    return {key: value for key, value in fields.items() if value is not None}
+
+
 class StreamOptions(StrictModel):
     """Additional content of a stream."""
 
@@ -120,6 +146,12 @@ class StreamOptions(StrictModel):
     continuous_usage_stats: bool = Field(
         False, description="send the usage so far in every chunk (vLLM)"
     )
+    _drop_nulls = model_validator(mode="before")(without_nulls)
+
+    @property
+    def has_effect(self) -> bool:
+        """True if anything is to be added to a stream."""
+        return self.include_usage or self.continuous_usage_stats
 
 
 class DecodingRequest(StrictModel):
@@ -228,7 +260,8 @@ class DecodingRequest(StrictModel):
 
     @model_validator(mode="after")
     def _check_stream(self) -> DecodingRequest:
-        if self.stream_options is not None and not self.stream:
+        options = self.stream_options
+        if options is not None and options.has_effect and not self.stream:
             raise ValueError("stream_options needs stream=true")
         if self.stream_mode == "canvas" and not self.stream:
             raise ValueError('stream_mode="canvas" needs stream=true')
@@ -237,12 +270,21 @@ class DecodingRequest(StrictModel):
         return self
 
 
+def text_type(value: object) -> object:
+    """Return "text" for any name of a part of text; raise ValueError for another kind of part."""
+    if value not in TEXT_TYPES:
+        raise ValueError("is no part of text, and the model reads text alone; leave this part out")
+    return "text"
+
+
 class ContentPart(StrictModel):
     """A part of a message; only text is supported. `cache_control`: a hint to other hosts."""
 
-    type: Literal["text"]
+    type: Annotated[Literal["text"], BeforeValidator(text_type)] = "text"
     text: str
     cache_control: JsonValue = None
+    annotations: Annotated[list[JsonValue], list_limits(max_length=0)] | None = None
+    logprobs: Annotated[list[JsonValue], list_limits(max_length=0)] | None = None
 
 
 class Message(StrictModel):
@@ -251,7 +293,7 @@ class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[ContentPart], list_limits(max_length=256)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
-    refusal: None = None
+    refusal: Annotated[None, only_value(None, NOT_READ)] = None
     audio: None = None
     function_call: None = None
     reasoning: str | None = None
@@ -262,11 +304,24 @@ class Message(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, fields: object) -> object:
-        """Return the fields without those that are null: a client may send any other server's so."""
+    def _drop_idle(cls, fields: object) -> object:
+        """Return the fields without those that change nothing.
+
+        They are hints, and fields of other servers that are null, empty or off.
+        """
         if not isinstance(fields, dict):
             return fields
-        return {key: value for key, value in fields.items() if value is not None}
+        return {
+            key: value
+            for key, value in fields.items()
+            if not (
+                value is None
+                or key in MESSAGE_HINTS
+                or (key in OFF_BY_DEFAULT and value is False)
+                or (key == "refusal" and value == "")
+                or (key not in cls.model_fields and value in ([], {}))
+            )
+        }
 
     @model_validator(mode="after")
     def _check_content(self) -> Message:

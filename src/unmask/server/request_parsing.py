@@ -1,8 +1,8 @@
 """Reading and validation of request bodies.
 
-No field is ignored. A field of another server's API that has no effect here is accepted at values that
-cannot change an answer (`foreign_fields`), and rejected at any other. Any other name is a knob of a decoder
-or cache, or an error that suggests the closest name.
+No field is ignored; null counts as left out. A field of another server's API that has no effect here is
+accepted at values that cannot change an answer (`foreign_fields`), and rejected at any other. Any other
+name is a knob of a decoder or cache, or an error that suggests the closest name.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def parse_body(
     knobs: dict[str, JsonValue] = {}
     for key, value in body.items():
         if key in known:
-            fields[key] = value
+            if value is not None:
+                fields[key] = value
         elif key in all_knobs:
             if value is not None:
                 knobs[key] = value

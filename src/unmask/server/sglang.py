@@ -248,7 +248,8 @@ def parse_sampling(
     knobs: dict[str, JsonValue] = {}
     for key, value in params.items():
         if key in SAMPLING_FIELDS:
-            fields[key] = value
+            if value is not None:
+                fields[key] = value
         elif key in all_knobs:
             if value is not None:
                 knobs[key] = value
