@@ -340,7 +340,7 @@ def test_an_upload_that_breaks_off_is_one_debug_line(live, caplog, url, is_reset
         if is_reset:
             linger = b"\1\0\0\0\0\0\0\0"
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    assert wait_for(lambda: "broke off" in caplog.text)
+    assert wait_for(lambda: "upload_broke_off" in caplog.text)
     lines = [one for one in caplog.records if one.name.startswith(("unmask", "uvicorn"))]
     assert [(one.levelname, one.exc_info) for one in lines] == [("DEBUG", None)]
     metrics = live.send(HEALTH.replace(b"/health", b"/metrics")).decode()

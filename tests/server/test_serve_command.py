@@ -240,6 +240,7 @@ request-timeout: 11
 shutdown-timeout: 12.5
 max-body-bytes: 13
 log_requests: false
+log-format: json
 trust-remote-code: true
 knobs: {threshold: 0.5, inner: vanilla, sizes: [1, 2], whole_blocks: true, cache.period: 3}
 """
@@ -302,8 +303,18 @@ def test_every_option_may_stand_in_a_file(wanted, file):
         "shutdown_timeout": 12.5,
         "max_body_bytes": 13,
         "log_requests": False,
+        "log_format": "json",
         "trust_remote_code": True,
     }
+
+
+@pytest.mark.parametrize("value", ["xml", "JSON", "3"])
+def test_a_log_format_that_does_not_exist_is_refused(wanted, file, value, capsys):
+    from unmask.cli.main import main
+
+    for words in (["--log-format", value], ["--config", file(f"log-format: '{value}'\n")]):
+        assert main(["serve", *words]) == 2
+        assert f"{value} must be text or json" in capsys.readouterr().err
 
 
 def test_what_is_typed_wins_over_the_file(wanted, file):
@@ -465,10 +476,37 @@ def test_a_server_says_what_it_serves_and_ends_with_status_0_on_sigterm(tmp_path
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=30)
         assert process.returncode == 0
-    assert len(log.splitlines()) == 1, "a request, a line"
+    assert len(log.splitlines()) == 3, "a request, a line"
+    assert " GET / 401 " in log
     assert "user=eve\\nforged" in log
     assert key not in log
     assert key not in "\n".join(lines)
+
+
+def test_notes_about_the_default_method_are_in_the_format_of_the_log(capsys):
+    from unmask.cli.serve import print_notes
+
+    print_notes(["a note"], "text")
+    assert capsys.readouterr().err == "unmask: note: a note\n"
+    print_notes(["a note"], "json")
+    assert json.loads(capsys.readouterr().err)["message"] == "a note"
+
+
+def test_the_json_log_of_a_server_is_one_object_a_line():
+    with served("--log-format", "json") as (process, url, _):
+        ask(f"{url}/v1/completions", {"prompt": "A dog", "max_tokens": 8})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            ask(f"{url}/v1/completions", {"prompt": "A dog", "max_tokens": "x"})
+        caught.value.close()
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == 0
+    good, bad = (json.loads(line) for line in log.splitlines())
+    keys = {"request_id", "method", "path", "status", "ms", "reason"}
+    assert keys <= good.keys()
+    assert keys <= bad.keys()
+    assert (good["status"], good["reason"], good["path"]) == (200, None, "/v1/completions")
+    assert (bad["status"], bad["reason"]) == (400, "invalid_value (max_tokens)")
 
 
 BREAKS = """

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_origin
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 from cyclopts import App, Token
 from cyclopts.exceptions import (
@@ -208,7 +208,9 @@ def _named(arguments: ArgumentCollection, key: str, file: Path) -> Argument:
 
 def _tokens(target: Argument, key: str, value: object, file: Path) -> Iterator[Token]:
     """Yield a value as tokens of the parser. Raises ConfigError if its type is not that of the option."""
-    hints = [hint for hint in get_args(target.hint) or (target.hint,) if hint is not type(None)]
+    is_choice = get_origin(target.hint) is Literal
+    options = (str,) if is_choice else get_args(target.hint) or (target.hint,)
+    hints = [hint for hint in options if hint is not type(None)]
     if get_origin(target.hint) is tuple:
         values = value if isinstance(value, list) else [value]
         if not values:
@@ -248,6 +250,8 @@ def _problem(error: CycloptsError, arguments: Sequence[str]) -> str:
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f"unexpected word {error.unused_tokens[0].replace(DASH, '-')!r}"
     if isinstance(error, CoercionError) and error.token is not None:
+        if get_origin(error.target_type) is Literal:
+            return _located(error.token, f"must be {' or '.join(get_args(error.target_type))}")
         kinds = [
             hint for hint in (error.target_type, *get_args(error.target_type)) if hint in KINDS
         ]

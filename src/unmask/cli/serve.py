@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from unmask.models.spec import ModelSpec
     from unmask.server.settings import (
         Access,
+        LogFormat,
         ReplicaConfig,
         ServerConfig,
         ServerSettings,
@@ -75,8 +76,8 @@ def run(options: ServeOptions) -> None:
     counts = counts_of(options.replicas, options.load.tensor_parallel_size)
     is_sglang = options.method.dllm_algorithm is not None and counts is None
     access = access_of(options.server, is_sglang=is_sglang)
-    for note in (*notes_of(options, access), *(note.message for note in method.notes)):
-        print(f"unmask: note: {note}", file=sys.stderr, flush=True)
+    notes = (*notes_of(options, access), *(note.message for note in method.notes))
+    print_notes(notes, options.server.log_format)
     from unmask.server.process import bind, server_of, url_of
 
     if counts is not None:
@@ -96,9 +97,10 @@ def run(options: ServeOptions) -> None:
         from unmask.engine.engine import Engine
         from unmask.server.app import create_app
         from unmask.server.connections import ConnectionLimits, count_descriptors, fit_descriptors
+        from unmask.server.logs import announce, set_up_log
 
+        set_up_log(options.server.log_format, log_requests=options.server.log_requests)
         app = create_app(llm, Engine(llm, options.engine), settings)
-        set_up_log(options.server.log_requests)
         for line in facts(llm, model, settings, options, url_of(bound)):
             print(line, flush=True)
         limits, warning = fit_descriptors(ConnectionLimits(), count_descriptors())
@@ -108,14 +110,23 @@ def run(options: ServeOptions) -> None:
             app,
             limits=limits,
             drain_timeout_s=options.server.shutdown_timeout,
-            on_ready=lambda: print("ready", flush=True),
+            on_ready=lambda: announce("ready"),
         )
         server.run(sockets=[bound])
     if server.has_failed:
         raise SystemExit(FAILED_STATUS)
     if server.service.has_hung:  # Python would wait for the forward, or crash on it
-        sys.stderr.flush()
+        logging.shutdown()
         os._exit(0)
+
+
+def print_notes(notes: Iterable[str], log_format: LogFormat) -> None:
+    """Print notes about the options on standard error, in the format of the log."""
+    from unmask.server.logs import line_of
+
+    for note in notes:
+        line = line_of(note) if log_format == "json" else f"unmask: note: {note}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def need_extra() -> None:
@@ -360,20 +371,6 @@ def settings_of(
     return ServerSettings(models=names, defaults=defaults, limits=limits, access=access)
 
 
-def set_up_log(log_requests: bool) -> None:
-    """Log to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (
-        ("unmask", logging.INFO if log_requests else logging.WARNING),
-        ("uvicorn", logging.WARNING),
-    ):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = False
-
-
 def facts(
     llm: LLM, model: str, settings: ServerSettings, options: ServeOptions, url: str
 ) -> list[str]:
@@ -472,6 +469,7 @@ def serve_replicas(
         num_gpus=int(torch_device(options.load.device).type == "cuda"),
         drain_timeout_s=server.shutdown_timeout,
         logs_requests=server.log_requests,
+        log_format=server.log_format,
     )
     host = f"[{server.host}]" if ":" in server.host else server.host
     for key, value in {

@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from unmask.errors import ModelError
 from unmask.server.auth import AccessMiddleware
 from unmask.server.capabilities import Capabilities, capabilities
-from unmask.server.errors import ApiError, log
+from unmask.server.errors import ApiError, log, unexpected
 from unmask.server.foreign_fields import only
 from unmask.server.openapi import ERRORS, Api, error_responses
 from unmask.server.protocol import ChatRequest, CompletionRequest, FimRequest, InfillRequest
@@ -36,6 +36,7 @@ from unmask.server.reply_models import (
     TextCompletion,
     Version,
 )
+from unmask.server.request_log import note_error, note_reason
 from unmask.server.response_route import add_response_route
 from unmask.server.service import Service
 from unmask.server.settings import ServerSettings
@@ -94,23 +95,25 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError), "registered for it"
+        note_error(request.scope, error)
         return error.response()
 
     async def router_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException), "registered for it"
         path, status = request.url.path[:100], error.status_code
         headers = dict(error.headers or {})
-        message = str(error.detail)
+        refusal = ApiError(status, str(error.detail))
         if status == 404:
-            message = f"no route {request.method} {path}; see /openapi.json"
+            refusal.message = f"no route {request.method} {path}; see /openapi.json"
         if status == 405:
             headers["Allow"] = allowed_methods(request)
-            message = f"{path} does not take {request.method}; it takes {headers['Allow']}"
-        return ApiError(status, message).response(headers)
+            refusal.message = f"{path} does not take {request.method}; it takes {headers['Allow']}"
+        note_error(request.scope, refusal)
+        return refusal.response(headers)
 
     async def unexpected_error(request: Request, error: Exception) -> Response:
-        message = "the server failed; the log has the reason"
-        return ApiError(500, message, code="internal_error").response()
+        note_error(request.scope, unexpected())
+        return unexpected().response()
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, router_error)
@@ -275,8 +278,10 @@ def _add_status(
         response_model=Health,
         responses={503: {"description": reason, "model": Health}},
     )
-    async def status() -> Response:
+    async def status(request: Request) -> Response:
         now, stall = state(), service.watchdog.stall()
+        if now != "ok":
+            note_reason(request.scope, now)
         health = (
             Health(status=now, reason=stall) if now == "stalled" and stall else Health(status=now)
         )

@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, Response
 
 from unmask.server.errors import ApiError, too_many_connections
 from unmask.server.hosts import host_of
+from unmask.server.request_log import note_error
 from unmask.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class AccessMiddleware:
             await send(message)
 
         error = self.refusal(scope)
+        if error is not None:
+            note_error(scope, error)
         app = self.app if error is None else self._response(scope, error)
         await app(scope, receive, send_with_headers)
 

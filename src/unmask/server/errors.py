@@ -93,6 +93,16 @@ def too_many_connections() -> ApiError:
     )
 
 
+def unexpected() -> ApiError:
+    """Return the 500 that does not reveal an unexpected error."""
+    return ApiError(500, "the server failed; the log has the reason", code="internal_error")
+
+
+def upload_broke_off() -> ApiError:
+    """Return the error of a client that has closed its connection before its request was complete."""
+    return ApiError(499, "the client disconnected during the upload", code="upload_broke_off")
+
+
 def disconnected() -> ApiError:
     """Return the error of a client that has closed its connection, which is counted, not sent."""
     return ApiError(499, "the client disconnected", code="disconnected")

@@ -34,6 +34,7 @@ from unmask.server.errors import (
     timed_out,
 )
 from unmask.server.reply_models import MethodFields, StreamFrame
+from unmask.server.request_log import RequestRecord
 from unmask.server.request_planner import GenerationPlan
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Generation:
         self.submitted_s = 0.0
         self.error: ApiError | None = None
         self.user: str | None = None
+        self.record: RequestRecord | None = None
         self._handles: list[RequestHandle] = []
         self._updates: asyncio.Queue[tuple[int, RequestUpdate, float]] = asyncio.Queue()
 

@@ -10,8 +10,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp
 
+from unmask.server.foreign_fields import FOREIGN_FIELDS
 from unmask.server.reply_models import ErrorReply, ReplyModel
+from unmask.server.request_log import RequestLog
+from unmask.server.request_parsing import cache_knob_names, knob_names
 
 Document = dict[str, Any]
 REFUSALS = {
@@ -100,6 +104,12 @@ class Api(FastAPI):
                 }
             },
         )
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return the app behind all middleware; the log of requests is the outermost."""
+        fields = {name for body in self._bodies for name in body.model_fields}
+        names = frozenset(fields | {*FOREIGN_FIELDS, *knob_names(), *cache_knob_names()})
+        return RequestLog(super().build_middleware_stack(), names)
 
     def openapi(self) -> Document:
         """Return the document, made at the first call."""

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -31,6 +32,8 @@ from unmask.server.connections import (
     ConnectionTable,
     address_of,
 )
+from unmask.server.errors import ApiError
+from unmask.server.request_log import ID_HEADER, RequestRecord, request_id_of
 from unmask.server.service import Service
 from unmask.server.settings import ServerConfig
 
@@ -120,6 +123,27 @@ class HttpConnection(H11Protocol):
     def serve_status_only(self) -> None:
         """Refuse requests to all routes but those of the server's status."""
         self.app_state = {**self.app_state, IN_RESERVE: True}
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP, unless a reply has begun, and close the connection."""
+        record = RequestRecord(request_id_of([]), "-", "-", status=400, reason="invalid_http")
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            reply = ApiError(
+                400, f"{msg} Nothing after it is read.", code="invalid_http"
+            ).response()
+            headers = [
+                *reply.raw_headers,
+                (ID_HEADER, record.request_id.encode()),
+                (b"connection", b"close"),
+            ]
+            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            for event in (head, h11.Data(data=bytes(reply.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        record.write()
+        self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Ignore requests for another protocol, as HTTP allows."""

@@ -36,8 +36,9 @@ from starlette.routing import Route
 
 from unmask.engine.config import EngineConfig
 from unmask.errors import EngineError
+from unmask.server.logs import set_up_log
 from unmask.server.metrics import merge_metrics
-from unmask.server.settings import ServerSettings
+from unmask.server.settings import LogFormat, ServerSettings
 
 NAME = "unmask"
 LIGHT_REQUESTS = 32
@@ -73,6 +74,7 @@ class ReplicaPlan:
     num_gpus: int
     drain_timeout_s: float
     logs_requests: bool
+    log_format: LogFormat
 
 
 class LeastLoaded(FIFOMixin, RequestRouter):
@@ -156,10 +158,7 @@ def build_app(plan: ReplicaPlan) -> FastAPI:
     from unmask.engine.threads import run_in_thread
     from unmask.server.app import create_app
 
-    logger = logging.getLogger("unmask")
-    logger.addHandler(logging.StreamHandler())  # Ray adds the name of the replica
-    logger.setLevel(logging.INFO if plan.logs_requests else logging.WARNING)
-    logger.propagate = False
+    set_up_log(plan.log_format, log_requests=plan.logs_requests)
     torch.set_num_threads(max(1, int(plan.num_cpus)))
     llm = run_in_thread(lambda: LLM(plan.model, **plan.loading))
     engine = Engine(llm, plan.engine)

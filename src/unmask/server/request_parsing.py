@@ -24,7 +24,7 @@ from unmask.knobs import read_value
 from unmask.method import CACHE_PREFIX
 from unmask.method import knob_names as knobs_of_decoder
 from unmask.sampling.params import SamplingParams
-from unmask.server.errors import ApiError, disconnected, log
+from unmask.server.errors import ApiError, upload_broke_off
 from unmask.server.foreign_fields import FOREIGN_FIELDS, Harmless, check_foreign, shown
 from unmask.server.protocol import OBJECT_KNOB, KnobValue, KnobValues
 from unmask.server.settings import Limits
@@ -166,8 +166,7 @@ async def read_bytes(request: Request, limits: Limits) -> bytes:
                 if len(body) > limits.max_body_bytes:
                     raise body_too_large(limits)
         except ClientDisconnect:
-            log.debug("an upload broke off after %d bytes", len(body))
-            raise disconnected() from None
+            raise upload_broke_off() from None
     if scope.cancelled_caught:
         raise ApiError(
             408, f"the body did not arrive within {limits.body_timeout_s:g} s", code="body_timeout"

@@ -67,7 +67,7 @@ def add_response_route(app: Api, service: Service) -> None:
         make_plans = partial(plan_response, service.planner, body, knobs)
         plans = await service.plan(make_plans, timeout_s, arrived_s)
         reply = ResponseBuilder(body, name)
-        generation = service.submit(plans, timeout_s, reply.id, body.user, arrived_s)
+        generation = service.submit(request, plans, timeout_s, reply.id, body.user, arrived_s)
         if body.stream:
             return GenerationStream(service, generation, response_events(generation, reply))
         await service.wait(request, generation)

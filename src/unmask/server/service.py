@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
@@ -18,6 +17,7 @@ from unmask.server.errors import (
     ApiError,
     disconnected,
     engine_dead,
+    log,
     sanitize,
     server_stopping,
 )
@@ -27,6 +27,7 @@ from unmask.server.metrics import Metrics
 from unmask.server.planning import Planning
 from unmask.server.protocol import ChatRequest, DecodingRequest, StreamOptions
 from unmask.server.reply_models import ReplyResponse, ServerState
+from unmask.server.request_log import record_of
 from unmask.server.request_parsing import parse_body, read_json
 from unmask.server.request_planner import GenerationPlan, Planner
 from unmask.server.responses import ReplyBuilder, Route
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from unmask.engine.engine import Engine
     from unmask.engine.llm import LLM
 
-log = logging.getLogger("unmask.server")
 Body = TypeVar("Body", bound=DecodingRequest)
 STOP_TIMEOUT_S = 10.0
 """Time for the engine to end its forward when the server stops."""
@@ -155,7 +155,7 @@ class Service:
             wants_trace=body.return_trace,
             wants_diffusion_meta=isinstance(body, ChatRequest) and bool(body.diffusing),
         )
-        generation = self.submit(plans, timeout_s, reply.id, body.user, arrived_s)
+        generation = self.submit(request, plans, timeout_s, reply.id, body.user, arrived_s)
         if not body.stream:
             await self.wait(request, generation)
             return ReplyResponse(reply.reply(generation.answers))
@@ -176,6 +176,7 @@ class Service:
 
     def submit(
         self,
+        request: Request,
         plans: list[GenerationPlan],
         timeout_s: float,
         request_id: str,
@@ -186,7 +187,7 @@ class Service:
         generation = Generation(
             self.engine, plans, self.llm.decode, timeout_s, request_id, arrived_s
         )
-        generation.user = user
+        generation.user, generation.record = user, record_of(request.scope)
         generation.submit()
         return generation
 
@@ -209,23 +210,25 @@ class Service:
             self.close(generation)
 
     def close(self, generation: Generation) -> None:
-        """Abort what is incomplete, update the metrics, and log the request."""
+        """Abort what is incomplete, update the metrics, and note the outcome for the log."""
         generation.abort()
         reason = None if generation.is_complete else "abort"
         if generation.error is not None:
             status = generation.error.status
             reason = {499: "abort", 503: "abort", 504: "timeout"}.get(status, "error")
         self.metrics.count(generation, reason)
-        log.info(
-            "%s %s prompt=%d completion=%d forwards=%d seconds=%.3f user=%s",
-            generation.log_id,
-            reason or "done",
-            sum(answer.plan.num_prompt for answer in generation.answers),
-            sum(answer.num_tokens for answer in generation.answers),
-            sum(answer.num_forwards for answer in generation.answers),
-            generation.seconds,
-            sanitize(generation.user or "-", 64),
-        )
+        if generation.record is None:
+            return
+        if generation.error is not None:
+            generation.record.note(generation.error)
+        generation.record.details = {
+            "id": generation.log_id,
+            "end": reason or "done",
+            "prompt": sum(answer.plan.num_prompt for answer in generation.answers),
+            "completion": sum(answer.num_tokens for answer in generation.answers),
+            "forwards": sum(answer.num_forwards for answer in generation.answers),
+            "user": sanitize(generation.user or "-", 64),
+        }
 
 
 class GenerationStream(EventSourceResponse):

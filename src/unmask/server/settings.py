@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -15,6 +15,7 @@ from unmask.options import NOT_A_FLAG, check_fields, option
 if TYPE_CHECKING:
     from unmask.method import MethodSpec
 
+LogFormat = Literal["text", "json"]
 STATIC = Path(__file__).parent / "static"
 
 
@@ -78,10 +79,13 @@ class ServerConfig:
     limits: Annotated[Limits, Parameter(name="*")] = Limits()
 
     shutdown_timeout: Annotated[float, option(least=0, metavar="S")] = 30.0
-    """Maximum time in seconds for running requests to finish after SIGTERM."""
+    """Seconds to drain after SIGTERM."""
 
     log_requests: bool = True
     """Log each request on standard error."""
+
+    log_format: Annotated[LogFormat, option(metavar="F")] = "text"
+    """Log lines: text or json. Default: text."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,7 +192,7 @@ def add_sglang_routes(app: Api, service: Service) -> None:
                 400, "stream=true takes one prompt and n=1", param="stream", code="invalid_value"
             )
         request_id = body.rid or f"gen-{secrets.token_hex(12)}"
-        generation = service.submit(plans, timeout_s, request_id, None, arrived_s)
+        generation = service.submit(request, plans, timeout_s, request_id, None, arrived_s)
         if body.stream:
             return GenerationStream(service, generation, cumulative_events(generation))
         await service.wait(request, generation)
