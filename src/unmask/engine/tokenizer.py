@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, TypedDict
 
 from unmask.engine.text_calls import reason_of
 from unmask.engine.text_pool import try_in_worker
+from unmask.engine.tokenizer_files import check_tokenizer_files
 from unmask.errors import ModelError, cut_text
+from unmask.models.folder_files import read_object
 from unmask.models.folders import BUNDLED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MAX_TEMPLATES, MAX_TEMPLATE_CHARS = 64, 1 << 20
 
 
 TRIAL_TEXT, NUM_TRIAL_IDS = "A text of 7 words, \u00e9 and \u6587.\n", 256
@@ -31,6 +35,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return None
     if folder not in BUNDLED.values():
+        check_tokenizer_files(folder)
         try_in_worker(folder)
     return _read(folder)
 
@@ -77,13 +82,9 @@ def _chat_templates(folder: Path, found: object) -> str | dict[str, str] | None:
     """
     file = folder / "chat_template.json"
     if not found and file.is_file():
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ModelError(
-                f"{file} cannot be read ({type(error).__name__}: {str(error)[:200]}); it must hold "
-                f'{{"chat_template": TEXT}}, or remove it'
-            ) from error
+        found = read_object(file).get("chat_template")
+        if found is None:
+            raise ModelError(f'{file} must hold {{"chat_template": TEXT}}; correct or remove it')
     if not found:
         return None
     if isinstance(found, list):
@@ -97,6 +98,11 @@ def _chat_templates(folder: Path, found: object) -> str | dict[str, str] | None:
         raise ModelError(
             f"{folder}: chat_template in tokenizer_config.json or {file.name} must be a text, or a list of "
             f"{{name, template}} with texts"
+        )
+    if len(texts) > MAX_TEMPLATES or max(map(len, texts.values())) > MAX_TEMPLATE_CHARS:
+        raise ModelError(
+            f"{folder}: {len(texts)} chat templates of up to {max(map(len, texts.values()))} "
+            f"characters; at most {MAX_TEMPLATES} of {MAX_TEMPLATE_CHARS} are read; download tokenizer_config.json again"
         )
     return texts if isinstance(found, dict) else texts["default"]
 

@@ -48,7 +48,7 @@ MAX_VALUES: Mapping[str, float] = {
 }
 """Maximum values of keys, several times those of any release; of others, whole numbers (sizes and ids) are
 at most `MAX_SIZE`, numbers at most `MAX_NUMBER`. Loops and tensors of any size are bounded by them."""
-MAX_NUMBER, MAX_DIGITS = 1e12, 18
+MAX_NUMBER = 1e12
 ONE: tuple[object, ...] = (1, None)
 OFF: tuple[object, ...] = (False, None, 0, 0.0)
 Config = Mapping[str, object]
