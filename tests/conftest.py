@@ -13,6 +13,7 @@ from hypothesis import settings
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
+pytest.register_assert_rewrite("directions")
 settings.register_profile("unmask", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.load_profile("unmask")
 
