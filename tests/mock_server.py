@@ -40,6 +40,14 @@ class Mock:
     answer: str | None = None
     """Given as the whole answer, where one is set."""
     tells_forwards: bool = True
+    tells_tokens: bool = True
+    """Whether replies have a usage record with the number of tokens."""
+    model_info: dict | None = None
+    """The page `/model_info`; None: the server has none."""
+    root: str | None = None
+    """The root of the model in `/v1/models`."""
+    served: str = "demo"
+    """Name of the model in `/v1/models`."""
     steps: int = 0
     """Forwards since the start, as `/metrics` counts them."""
     log: list[dict] = field(default_factory=list)
@@ -73,6 +81,7 @@ class App:
         routes = [
             Route("/v1/models", self.models),
             Route("/get_server_info", self.info),
+            Route("/model_info", self.model),
             Route("/metrics", self.metrics),
             Route("/generate", self.generate, methods=["POST"]),
             Route("/v1/completions", self.complete, methods=["POST"]),
@@ -81,7 +90,14 @@ class App:
         return Starlette(routes=routes)
 
     async def models(self, request: Request) -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [{"id": "demo", "object": "model"}]})
+        root = {} if self.mock.root is None else {"root": self.mock.root}
+        entry = {"id": self.mock.served, "object": "model", **root}
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    async def model(self, request: Request) -> JSONResponse:
+        if self.mock.model_info is None:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        return JSONResponse(self.mock.model_info)
 
     async def info(self, request: Request) -> JSONResponse:
         told = self.mock.accept_length
@@ -155,13 +171,20 @@ class App:
 
     async def _native(self, num: int, number: int):
         async for text, done, _ in self._pieces(num, number):
-            yield {"text": text, "meta_info": _usage(done, self.mock.tells_forwards)}
+            yield {"text": text, "meta_info": self._meta(done)}
 
     async def _openai(self, num: int, number: int, is_chat: bool):
         async for _, _, new in self._pieces(num, number):
             content = {"delta": {"content": new}} if is_chat else {"text": new}
             yield {"choices": [{"index": 0, **content}]}
-        yield {"choices": [], "usage": _usage(num, self.mock.tells_forwards)}
+        if self.mock.tells_tokens:
+            yield {"choices": [], "usage": _usage(num, self.mock.tells_forwards)}
+
+    def _meta(self, num: int) -> dict:
+        meta = _usage(num, self.mock.tells_forwards)
+        if not self.mock.tells_tokens:
+            del meta["completion_tokens"]
+        return meta
 
     def _stream(self, items) -> StreamingResponse:
         async def events():

@@ -62,7 +62,8 @@ class EndpointReply:
     """Reply to one request.
 
     `sent_at_s`: on the clock of `time.perf_counter`. `latency_s`: from sending to the last line.
-    `num_tokens`: as reported by the server, else as requested. `usage`: usage record of the server.
+    `num_tokens`: as reported by the server, else (`is_counted` False) as requested. `usage`: usage record of
+    the server.
     `error`: None on success. `is_too_long`: the error is that the prompt does not fit. `is_streamed`: False
     for a reply in one piece, which has no block times.
     """
@@ -75,6 +76,7 @@ class EndpointReply:
     error: str | None = None
     is_streamed: bool = True
     is_too_long: bool = False
+    is_counted: bool = True
 
     @property
     def text(self) -> str:
@@ -116,12 +118,14 @@ def make_client(headers: Mapping[str, str] | None = None) -> httpx2.AsyncClient:
     )
 
 
-async def get_json(client: httpx2.AsyncClient, url: str) -> dict[str, object]:
+async def get_json(
+    client: httpx2.AsyncClient, url: str, timeout_s: float | None = None
+) -> dict[str, object]:
     """Return the JSON object at `url`. Raises RemoteError when there is none."""
     import httpx2
 
     try:
-        response = await client.get(url)
+        response = await client.get(url, timeout=timeout_s)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise RemoteError(f"{url} cannot be reached: {reason(error)}; is the server up?") from None
     if response.status_code != 200:
@@ -265,7 +269,7 @@ class _ReplyReader:
         self.arrivals: list[Arrival] = []
         self.usage: _Usage = {}
         self.error: str | None = None
-        self.is_too_long = False
+        self.is_too_long = self.is_counted = False
 
     def read_line(self, line: str) -> None:
         """Read a line of the stream; comments and other fields of the protocol are ignored."""
@@ -299,23 +303,28 @@ class _ReplyReader:
         text, meta = event.get("text") or "", event.get("meta_info") or {}
         if meta:
             self.usage = meta
-            self.num_tokens = meta.get("completion_tokens", self.num_tokens)
+            self._count(meta)
         if text:
             if not text.startswith(self.text):
                 raise ValueError("the text so far has changed")
-            self.arrivals.append(Arrival(now, text[len(self.text) :], meta["completion_tokens"]))
+            num_tokens = meta.get("completion_tokens")
+            self.arrivals.append(Arrival(now, text[len(self.text) :], num_tokens))
             self.text = text
 
     def _read_openai(self, now: float, event: _Event) -> None:
         usage = event.get("usage")
         if usage:
             self.usage = usage
-            self.num_tokens = usage.get("completion_tokens", self.num_tokens)
+            self._count(usage)
         for choice in event.get("choices", [])[:1]:
             message = choice.get("delta") or choice.get("message") or {}
             text = choice.get("text") or message.get("content") or ""
             if text:
                 self.arrivals.append(Arrival(now, text))
+
+    def _count(self, usage: _Usage) -> None:
+        if "completion_tokens" in usage:
+            self.num_tokens, self.is_counted = usage["completion_tokens"], True
 
     def reply(self, error: str | None) -> EndpointReply:
         """Return the reply; a stream without its end mark is an error."""
@@ -331,4 +340,5 @@ class _ReplyReader:
             error=error,
             is_streamed=self.is_streamed,
             is_too_long=self.is_too_long,
+            is_counted=self.is_counted,
         )

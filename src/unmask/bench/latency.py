@@ -61,7 +61,8 @@ class Standard:
     number of chunks (for `sglang` of tokens) in one second; `peak_concurrency`: maximum number of requests
     that overlap one second. `concurrency`: sum of all end-to-end times / duration.
 
-    The first text of a reply in one piece is the whole reply, so TTFT is the latency and TPOT is 0.
+    The first text of a reply in one piece is the whole reply, so TTFT is the latency and TPOT is 0. Unlike in
+    SGLang's client, a reply without text has no TTFT, TPOT and ITL, and `peak_rate` is None without any text.
     """
 
     completed: int
@@ -73,7 +74,7 @@ class Standard:
     ttft: Spread
     tpot: Spread
     itl: Spread
-    peak_rate: float
+    peak_rate: float | None
     peak_concurrency: int
     accept_length: float | None = None
 
@@ -114,6 +115,7 @@ def standard(
     pairs = zip(replies, prompt_lengths, strict=True)
     good = [(reply, length) for reply, length in pairs if reply.error is None]
     done = [reply for reply, _ in good]
+    told = [reply for reply in done if reply.arrivals]
     shared = bool(accept_length)
     gaps = [gaps_of(reply, count if shared else None) for reply in done]
     raw = [gaps_of(reply, None) for reply in done]
@@ -125,8 +127,8 @@ def standard(
         num_output=sum(reply.num_tokens for reply in done),
         num_retokenized=sum(count(reply.text) for reply in done),
         e2el=Spread(tuple(1000 * reply.latency_s for reply in done)),
-        ttft=Spread(tuple(1000 * first_at(reply) for reply in done)),
-        tpot=Spread(tuple(1000 * tpot(reply) for reply in done if reply.num_tokens > 1)),
+        ttft=Spread(tuple(1000 * first_at(reply) for reply in told)),
+        tpot=Spread(tuple(1000 * tpot(reply) for reply in told if reply.num_tokens > 1)),
         itl=Spread(tuple(1000 * gap for each in gaps for gap in each)),
         peak_rate=rate,
         peak_concurrency=requests,
@@ -135,8 +137,8 @@ def standard(
 
 
 def first_at(reply: EndpointReply) -> float:
-    """Return the seconds to the first text; 0 for an empty reply, as in SGLang's client."""
-    return reply.arrivals[0].at_s if reply.arrivals else 0.0
+    """Return the seconds to the first text; infinity without text."""
+    return reply.arrivals[0].at_s if reply.arrivals else math.inf
 
 
 def tpot(reply: EndpointReply) -> float:
@@ -167,20 +169,27 @@ def gaps_of(reply: EndpointReply, count: Count | None) -> list[float]:
     return gaps
 
 
-def peaks(done: Sequence[EndpointReply], gaps: Sequence[Sequence[float]]) -> tuple[float, int]:
-    """Return the maximum number of tokens and of requests in one second since the first request."""
+def peaks(
+    done: Sequence[EndpointReply], gaps: Sequence[Sequence[float]]
+) -> tuple[float | None, int]:
+    """Return the maximum number of tokens and of requests in one second since the first request.
+
+    That of tokens is None if no reply has text.
+    """
     if not done:
-        return 0.0, 0
+        return None, 0
     start = min(reply.sent_at_s for reply in done)
     end = max(reply.sent_at_s + reply.latency_s for reply in done)
     seconds = math.ceil(end - start) + 1
     tokens, requests = np.zeros(seconds), np.zeros(seconds, dtype=int)
     for reply, own in zip(done, gaps, strict=True):
-        times = np.cumsum([reply.sent_at_s + first_at(reply), *own]) - start
-        np.add.at(tokens, times[times < seconds].astype(int), 1)
+        if reply.arrivals:
+            times = np.cumsum([reply.sent_at_s + first_at(reply), *own]) - start
+            np.add.at(tokens, times[times < seconds].astype(int), 1)
         begun = int(reply.sent_at_s - start)
         requests[begun : int(reply.sent_at_s + reply.latency_s - start) + 1] += 1
-    return float(tokens.max()), int(requests.max())
+    peak = float(tokens.max()) if any(reply.arrivals for reply in done) else None
+    return peak, int(requests.max())
 
 
 @dataclass(frozen=True)
@@ -249,10 +258,13 @@ def block_times(reply: EndpointReply, count: Count, block_length: int) -> list[f
 
 
 def meets(reply: EndpointReply, goals: Mapping[str, float]) -> bool:
-    """Return True if a request is within every goal (ms); the TPOT of a single token is 0."""
+    """Return True if a request is within every goal (ms); the TPOT of a single token is 0.
+
+    A reply without text never meets a goal of its first token.
+    """
     times = {
         "ttft": first_at(reply),
-        "tpot": tpot(reply) if reply.num_tokens > 1 else 0.0,
+        "tpot": tpot(reply) if reply.num_tokens > 1 and reply.arrivals else 0.0,
         "e2el": reply.latency_s,
     }
     return all(1000 * times[name] <= limit for name, limit in goals.items())

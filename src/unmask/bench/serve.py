@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +15,14 @@ import numpy as np
 from unmask.bench.endpoint import Endpoint, EndpointQuery, EndpointReply, get_json, make_client
 from unmask.bench.workload import WorkItem
 from unmask.errors import ConfigError, RemoteError
+from unmask.models import BUNDLED
 
 if TYPE_CHECKING:
     import httpx2
 
 WARM_UP_TOKENS = 32
+PAGE_TIMEOUT_S = 10.0
+"""Maximum time in seconds for a page that describes the model."""
 
 Watch = Callable[[EndpointReply], None]
 """Callback for each completed reply."""
@@ -136,6 +140,38 @@ async def server_model(client: httpx2.AsyncClient, base_url: str) -> str:
     return str(first["id"])
 
 
+async def local_tokenizers(client: httpx2.AsyncClient, base_url: str, model: str) -> list[str]:
+    """Return the tokenizers that a server names and this machine has: bundled names and folders.
+
+    Of SGLang's servers and ours it is `tokenizer_path`, of vLLM's the `root` of the served model. A relative
+    path would be that of another working directory, and a hub id a download.
+    """
+    names: list[object] = []
+    for path in ("/get_model_info", "/model_info"):
+        page = await _page(client, base_url + path)
+        names += [page.get("tokenizer_path"), page.get("model_path")]
+    listed = (await _page(client, f"{base_url}/v1/models")).get("data")
+    for item in listed if isinstance(listed, list) else ():
+        if isinstance(item, dict) and item.get("id") == model:
+            names.append(item.get("root"))
+    return list(dict.fromkeys(name for name in names if isinstance(name, str) and _is_here(name)))
+
+
+async def _page(client: httpx2.AsyncClient, url: str) -> dict[str, object]:
+    """Return a page that not every server has; empty without it."""
+    try:
+        return await get_json(client, url, PAGE_TIMEOUT_S)
+    except RemoteError:
+        return {}
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return name in BUNDLED or (Path(name).is_absolute() and Path(name).is_dir())
+    except (OSError, ValueError):  # too long, or a null byte
+        return False
+
+
 @dataclass(frozen=True)
 class Server:
     """Address of a server, and the served name of the model (None: the first that it lists)."""
@@ -172,6 +208,15 @@ class Server:
         async def request() -> str:
             async with make_client(self.headers) as client:
                 return await server_model(client, self.url)
+
+        return asyncio.run(request())
+
+    def tokenizers(self, model: str) -> list[str]:
+        """Return the tokenizers of a served model that the server names and this machine has."""
+
+        async def request() -> list[str]:
+            async with make_client(self.headers) as client:
+                return await local_tokenizers(client, self.url, model)
 
         return asyncio.run(request())
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unmask.bench.endpoint import Endpoint, EndpointQuery, EndpointReply, make_client
+from unmask.bench.latency import Count
 from unmask.data import releases
 from unmask.data.records import find_files, read_rows
 from unmask.errors import ConfigError, RemoteError
@@ -43,13 +44,14 @@ class TaskResult:
     """Scores of a task as shares of all questions; `invalid`: share of replies without an answer.
 
     `num_too_long`: questions that the server's context does not hold, which are invalid but not failed.
-    `answers`: the extracted answer of each reply.
+    `answers`: the extracted answer of each reply. `num_tokens`: None if the server does not report them and
+    there is no tokenizer to count them.
     """
 
     accuracy: float
     invalid: float
     latency_s: float
-    num_tokens: int
+    num_tokens: int | None
     num_failed: int
     num_too_long: int
     first_error: str | None
@@ -57,9 +59,9 @@ class TaskResult:
     answers: tuple[str | None, ...]
 
     @property
-    def output_rate(self) -> float:
-        """Generated tokens per second."""
-        return self.num_tokens / self.latency_s
+    def output_rate(self) -> float | None:
+        """Generated tokens per second; None if they are not known."""
+        return None if self.num_tokens is None else self.num_tokens / self.latency_s
 
 
 def gsm8k(
@@ -136,11 +138,14 @@ def run_task(
     parallel: int,
     headers: Mapping[str, str] | None = None,
     watch: Callable[[EndpointReply], None] = lambda reply: None,
+    find_count: Callable[[], Count | None] = lambda: None,
 ) -> TaskResult:
     """Send all questions, `parallel` at a time, and grade the replies.
 
-    `extract` returns the answer in a text. A request that failed, or that the server's context does not
-    hold, counts as an invalid answer. Raises RemoteError when there is no other.
+    `extract` returns the answer in a text. `find_count` returns a function that counts the tokens of a
+    text, if there is one; it is asked only if the server does not report them. A request that failed, or
+    that the server's context does not hold, counts as an invalid answer. Raises RemoteError when there is
+    no other.
     """
     if parallel < 1 or num_tokens < 1:
         raise ConfigError(f"parallel={parallel} and max_new_tokens={num_tokens} must be at least 1")
@@ -170,10 +175,22 @@ def run_task(
         accuracy=sum(right) / len(right),
         invalid=answers.count(None) / len(answers),
         latency_s=latency,
-        num_tokens=sum(reply.num_tokens for reply in replies if reply.error is None),
+        num_tokens=_num_tokens([reply for reply in replies if reply.error is None], find_count),
         num_failed=len(errors),
         num_too_long=len(refused) - len(errors),
         first_error=errors[0] if errors else None,
         replies=tuple(replies),
         answers=answers,
     )
+
+
+def _num_tokens(
+    replies: Sequence[EndpointReply], find_count: Callable[[], Count | None]
+) -> int | None:
+    """Return the number of tokens in all replies, as reported or counted; None if it is not known."""
+    if all(reply.is_counted for reply in replies):
+        return sum(reply.num_tokens for reply in replies)
+    count = find_count()
+    if count is None:
+        return None
+    return sum(r.num_tokens if r.is_counted else count(r.text) for r in replies)

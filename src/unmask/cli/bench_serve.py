@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,8 @@ class DataOptions:
     """Format prompts with the tokenizer's chat template and send them as text."""
 
     tokenizer: Annotated[str | None, option(metavar="M")] = None
-    """Tokenizer that counts tokens: bundled name, folder or hub id. Default: the model's."""
+    """Tokenizer that counts tokens: bundled name, folder or hub id. Default: that of a server on this
+    machine, else the model's."""
 
     seed: Annotated[int, option(metavar="S")] = 1
     """Seed of the prompts and of the arrival times."""
@@ -254,7 +255,7 @@ def serve(options: BenchServeOptions) -> None:
     make_report = _checked(options)
     endpoint = _endpoint(server, options)
     tokenizer_model = options.model if options.served_model_name else None
-    tokenizer = find_tokenizer(options.data.tokenizer or tokenizer_model or endpoint.model)
+    tokenizer = tokenizer_of(server, endpoint.model, options.data.tokenizer or tokenizer_model)
     rng = np.random.RandomState(options.data.seed)
     items = workload.items(tokenizer, rng)
     with progress(len(items), is_quiet=options.results.disable_tqdm) as watch:
@@ -263,6 +264,7 @@ def serve(options: BenchServeOptions) -> None:
     if len(failed) == len(items):
         raise RemoteError(f"all {len(items)} requests failed; the first: {failed[0]}")
     count, lengths = counter(tokenizer), [item.prompt_length for item in items]
+    served = replace(served, replies=tuple(counted(reply, count) for reply in served.replies))
     accepted = served.accept_length if options.backend.startswith("sglang") else None
     report = make_report(
         request_rate=traffic.request_rate,
@@ -358,11 +360,18 @@ def details_of(served: LoadResult, lengths: Sequence[int]) -> dict[str, list[Any
     return {
         "input_lens": list(lengths),
         "output_lens": [0 if reply.error else reply.num_tokens for reply in replies],
-        "ttfts": [first_at(reply) for reply in replies],
+        "ttfts": [_first_or_none(reply) for reply in replies],
         "itls": [gaps_of(reply, None) for reply in replies],
         "generated_texts": [reply.text for reply in replies],
         "errors": [reply.error or "" for reply in replies],
     }
+
+
+def _first_or_none(reply: EndpointReply) -> float | None:
+    """Return the seconds to the first text; 0 for a failed request, as in SGLang's client."""
+    if reply.error is not None:
+        return 0.0
+    return first_at(reply) if reply.arrivals else None
 
 
 def setting_of(
@@ -435,6 +444,28 @@ def find_tokenizer(name: str) -> Any:
     if tokenizer is None:
         raise ConfigError(f"{name!r} has no tokenizer; give one with --tokenizer")
     return tokenizer
+
+
+def tokenizer_of(server: Server, model: str, name: str | None) -> Any:
+    """Return the tokenizer of that name, else the server's if it is on this machine, else the model's.
+
+    Raises ConfigError if there is none.
+    """
+    if name is not None:
+        return find_tokenizer(name)
+    for local in server.tokenizers(model):
+        try:
+            return find_tokenizer(local)
+        except ConfigError:
+            continue  # a folder without a tokenizer; the model's name is tried last
+    return find_tokenizer(model)
+
+
+def counted(reply: EndpointReply, count: Callable[[str], int]) -> EndpointReply:
+    """Return a reply with the number of its tokens, counted if the server has not reported it."""
+    if reply.is_counted or reply.error is not None:
+        return reply
+    return replace(reply, num_tokens=count(reply.text), is_counted=True)
 
 
 def counter(tokenizer: Any) -> Callable[[str], int]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from unmask.bench import tasks
 from unmask.bench.endpoint import KINDS, Endpoint, kind_of
 from unmask.bench.serve import Server
-from unmask.cli.bench_serve import ServerOptions, extra_body, progress
+from unmask.cli.bench_serve import ServerOptions, counter, extra_body, progress, tokenizer_of
 from unmask.cli.options import PRINT_JSON, SERVER, flat
 from unmask.errors import ConfigError
 from unmask.options import option
@@ -38,6 +38,9 @@ class TaskOptions:
 
     model: Annotated[str | None, option("--served-model-name", "-m", metavar="M")] = None
     """Name of the model on the server. Default: the first that it lists."""
+
+    tokenizer: Annotated[str | None, option(metavar="M")] = None
+    """Tokenizer that counts tokens if the server does not. Default: that of a server on this machine."""
 
     temperature: Annotated[float, option(metavar="T")] = 0.0
     """Sampling temperature; 0 is greedy."""
@@ -99,6 +102,7 @@ def _exam(options: TaskOptions, backend: str) -> Exam:
         options.temperature,
         options.extra_body,
         options.as_json,
+        options.tokenizer,
     )
 
 
@@ -112,6 +116,7 @@ class Exam:
     temperature: float
     extra_body: str | None
     as_json: bool
+    tokenizer: str | None = None
 
 
 def gsm8k(
@@ -126,7 +131,7 @@ def gsm8k(
         f"Accuracy: {graded.accuracy:.3f}",
         f"Invalid: {graded.invalid:.3f}",
         f"Latency: {graded.latency_s:.3f} s",
-        f"Output throughput: {graded.output_rate:.3f} token/s",
+        _throughput(graded),
     ]
     _show(graded, lines, exam, {"task": "gsm8k", "num_shots": num_shots})
 
@@ -140,9 +145,14 @@ def mmlu(server: Server, exam: Exam, data: Path, num_questions: int, seed: int) 
         f"Total latency: {graded.latency_s:.3f} s",
         f"Score: {graded.accuracy:.3f}",
         f"Invalid: {graded.invalid:.3f}",
-        f"Output throughput: {graded.output_rate:.3f} token/s",
+        _throughput(graded),
     ]
     _show(graded, lines, exam, {"task": "mmlu", "seed": seed})
+
+
+def _throughput(graded: tasks.TaskResult) -> str:
+    rate = graded.output_rate
+    return "Output throughput: " + ("n/a" if rate is None else f"{rate:.3f} token/s")
 
 
 def _check_counts(num_questions: int, num_shots: int) -> None:
@@ -167,6 +177,16 @@ def _take(
         extra = {"stop": stops, **extra}
     url = server.url + KINDS[kind]
     endpoint = Endpoint(kind, url, server.model_id(), temperature=exam.temperature, extra=extra)
+
+    def find_count() -> Callable[[str], int] | None:
+        try:
+            return counter(tokenizer_of(server, endpoint.model, exam.tokenizer))
+        except ConfigError as error:
+            if exam.tokenizer is not None:
+                raise
+            print(f"unmask: note: tokens are not counted: {error}", file=sys.stderr)
+            return None
+
     with progress(len(questions)) as watch:
         return tasks.run_task(
             endpoint,
@@ -176,6 +196,7 @@ def _take(
             parallel=exam.parallel,
             headers=server.headers,
             watch=watch,
+            find_count=find_count,
         )
 
 

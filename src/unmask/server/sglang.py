@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import Request
@@ -20,6 +21,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from unmask.engine.outputs import FinishReason
 from unmask.errors import PromptError
+from unmask.models import BUNDLED
 from unmask.server.errors import ApiError, library_error
 from unmask.server.foreign_fields import FOREIGN_FIELDS, check_foreign
 from unmask.server.generation import Answer, Generation
@@ -221,11 +223,17 @@ def add_sglang_routes(app: Api, service: Service) -> None:
             return ReplyResponse(
                 ServedModelInfo(
                     model_path=name,
-                    tokenizer_path=name,
+                    tokenizer_path=absolute(name),
                     is_generation=True,
                     preferred_sampling_params=None,
                 )
             )
+
+
+def absolute(model: str) -> str:
+    """Return the path of a folder, for clients with another working directory; other names unchanged."""
+    is_folder = model not in BUNDLED and Path(model).expanduser().is_dir()
+    return str(Path(model).expanduser().absolute()) if is_folder else model
 
 
 def make_plans(service: Service, body: GenerateRequest) -> list[GenerationPlan]:
