@@ -38,6 +38,8 @@ def stored(session: int, rank: int, seconds: float, response: int = 10) -> Store
         text="",
         counted=counted,
         num_forwards=4,
+        num_queries=40,
+        num_wasted=10,
         latency_s=seconds,
         decode_s=seconds,
         wall_s=2 * seconds,
@@ -56,6 +58,7 @@ def test_rates_follow_their_definitions() -> None:
     assert m["tokens_per_second"] == 20 / 4
     assert m["committed_per_second"] == 24 / 4
     assert m["tokens_per_forward"] == 20 / 8
+    assert m["waste"] == 20 / 80
     assert m["tok_s_fastdllm"] == 22 / 8
     assert m["tok_s_d2cache"] == (8 / 1 + 8 / 3) / 2
     assert m["tok_s_d2cache_full"] == (16 / 1 + 16 / 3) / 2

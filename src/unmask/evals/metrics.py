@@ -75,6 +75,8 @@ def speed(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
         "batch_size": batch_size,
     }
     values |= _rates(values)
+    if values["num_queries"]:
+        values["waste"] = values["num_wasted"] / values["num_queries"]
     values["tok_s_fastdllm"] = sum(c.fastdllm for c in counted) / wall_s
     if batch_size == 1:
         pairs = list(zip(counted, latencies, strict=True))
@@ -92,7 +94,6 @@ def _rates(sums: Metrics) -> Metrics:
         "tokens_per_forward": sums["response_tokens"] / sums["num_forwards"],
         "committed_per_forward": sums["committed_tokens"] / sums["num_forwards"],
         "forwards_per_answer": sums["num_forwards"] / sums["num_answers"],
-        "waste": sums["num_wasted"] / sums["num_queries"],
     }
 
 

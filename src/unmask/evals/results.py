@@ -173,13 +173,14 @@ def speed_line(results: Results) -> str:
             f"{m['tokens_per_second']:.1f} response tokens/s ({m['committed_per_second']:.1f} committed)",
             f"{m['tokens_per_forward']:.2f} tokens/forward",
             f"{m['forwards_per_answer']:.1f} forwards/answer",
-            f"{100 * m['waste']:.0f} % of the queries right of an end",
             f"latency mean {m['latency_mean_s']:.3f} s, p50 {m['latency_p50_s']:.3f}, "
             f"p95 {m['latency_p95_s']:.3f}",
             f"Fast-dLLM's rule {m['tok_s_fastdllm']:.1f} tok/s",
         ]
     if "tok_s_d2cache" in m:
         parts.append(f"d2Cache's {m['tok_s_d2cache']:.1f}")
+    if "waste" in m:
+        parts.append(f"{100 * m['waste']:.0f} % of the queries right of an end")
     parts.append(f"{m['num_forwards']:.0f} forwards in {m['decode_s']:.1f} s")
     parts.append(f"peak memory {m['peak_memory_bytes'] / 2**20:.0f} MiB")
     return " | ".join(parts)

@@ -16,7 +16,6 @@ IS_MORE_BETTER = {
     "tokens_per_forward": True,
     "forwards_per_answer": False,
     "num_queries": False,
-    "waste": False,
     "latency_mean_s": False,
     "latency_p95_s": False,
 }

@@ -56,7 +56,6 @@ class DecodeRun:
             "finish_reason": out.finish_reason,
             "num_forwards": out.num_forwards,
             "num_queries": out.num_queries,
-            "num_wasted": out.num_wasted,
             "num_logit_rows": out.num_logit_rows,
             "seconds": self.seconds,
             "tokens_per_forward": self.tokens_per_forward,
