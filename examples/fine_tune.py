@@ -3,7 +3,7 @@
     python examples/fine_tune.py [--folder runs/fine-tune] [--steps 150]
 
 Prints the table of docs/tutorials/fine-tune.md: accuracy on held-out rows before and after, and on the
-tasks that the model could do already (forgetting). A run that is interrupted goes on.
+tasks that the model could do already (forgetting). An interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ def accuracy(model: str | Path, test: list[dict[str, str]], old_tasks: int) -> d
     """Return the shares of right answers as texts, by task."""
     llm = unmask.LLM(model)
     result: dict[str, str] = {}
-    outputs = llm.generate([row["prompt"] for row in test], gen_length=16, block_length=16)
+    outputs = llm.generate(
+        [row["prompt"] for row in test], "threshold", gen_length=16, block_length=16
+    )
     right = sum(out.text.strip() == row["response"] for out, row in zip(outputs, test, strict=True))
     result["reverse"] = f"{right}/{len(test)}"
     for task in ("word_problem", "sudoku"):
         examples = held_out_set(task, old_tasks)
-        outputs = llm.generate([each.prompt for each in examples], gen_length=64, block_length=64)
+        prompts = [each.prompt for each in examples]
+        outputs = llm.generate(prompts, "threshold", gen_length=64, block_length=64)
         right = sum(check(each, out.text) for each, out in zip(examples, outputs, strict=True))
         result[task] = f"{right}/{len(examples)}"
     return result

@@ -44,6 +44,8 @@ def join(config: TrainConfig) -> TrainRanks:
         return TrainRanks()
     if config.optim.name == "muon":
         raise ConfigError("optim.name=muon is not for parallel=fsdp; use adamw")
+    if config.watch.sample_every:
+        raise ConfigError("watch.sample_every is not for parallel=fsdp; leave it out")
     if config.compile:
         raise ConfigError("compile=true is not for parallel=fsdp; leave it out")
     if not torch.distributed.is_initialized():

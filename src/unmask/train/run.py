@@ -30,6 +30,7 @@ from unmask.train.optim import make_optimizers, trapezoid
 from unmask.train.predict import masked_states
 from unmask.train.prepare import Prepared, prepare
 from unmask.train.ranks import join, load_shards, save_shards, whole
+from unmask.train.watch import SAMPLES, make_loggers, write_samples
 
 CONFIG, FINAL, BAD_ROWS = "config.yaml", "final", "bad_rows.jsonl"
 EVAL_BATCHES = 4
@@ -203,6 +204,7 @@ class FileTrainer:
             set_repeats_aside(self.output / LOG, self.step)
         path = self.output / LOG if self.is_first else Path(os.devnull)
         with self._lock or nullcontext(), path.open("a", encoding="utf-8") as log:
+            loggers = make_loggers(self.config, self.output) if self.is_first else []
             while self.step < self.steps:
                 began = time.perf_counter()
                 loss, by_level, norm, tokens = self.train_step()
@@ -224,11 +226,19 @@ class FileTrainer:
                     eta_s=average * (self.steps - self.step),
                     eval_loss=held_out,
                 )
+                for logger in loggers:
+                    logger.log(entry)
                 log.write(json.dumps(asdict(entry)) + "\n")
                 log.flush()
                 if self.step % watch.checkpoint_every == 0 or is_last:
                     self.save(held_out)
+                every = watch.sample_every
+                if every and self.is_first and (self.step % every == 0 or is_last):
+                    path = self.output / SAMPLES
+                    write_samples(self.network, self.prepared, self.step, path)
                 yield entry
+            for logger in loggers:
+                logger.close()
             self.finish()
 
     def save(self, eval_loss: float | None = None) -> Path:
