@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -85,6 +86,30 @@ def convert(
     from unmask.models import with_revision
 
     command.run(with_revision(source, revision), target, to)
+
+
+def push(
+    folder: Annotated[Path, Parameter(name="FOLDER")],
+    repository: Annotated[str, Parameter(name="OWNER/NAME")],
+    /,
+    *,
+    endpoint: Annotated[str | None, option(metavar="URL", env="HF_ENDPOINT")] = None,
+    public: bool = False,
+) -> None:
+    """Upload a checkpoint folder to the hub, with its model card.
+
+    The token is that of `hf auth login` or the variable HF_TOKEN. A missing repository is created, private
+    unless --public is given.
+
+    Args:
+        folder: Folder of a checkpoint, e.g. runs/mine/final, or of an adapter.
+        repository: Repository on the hub.
+        endpoint: Address of another hub.
+        public: Create a public repository.
+    """
+    from unmask.train.push import push as upload
+
+    print(upload(folder, repository, endpoint=endpoint, is_private=not public))
 
 
 def decoders(name: Annotated[str | None, Parameter(name="NAME")] = None, /) -> None:

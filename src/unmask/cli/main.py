@@ -59,6 +59,7 @@ COMMANDS = {
         "commands:convert",
         "Convert a checkpoint to another layout of its weights, without changing a value.",
     ),
+    "push": ("commands:push", "Upload a checkpoint folder to the hub, with its model card."),
     "frequencies": (
         "frequencies:frequencies",
         "Count background token frequencies, for `frequencies=` of the decoders that debias.",

@@ -17,6 +17,7 @@ from unmask.cli import launcher
 from unmask.cli.train_progress import INTERRUPTED_STATUS, note, progress, stop_signals
 from unmask.errors import ConfigError
 from unmask.train.config import GROUPS, PRESETS, TrainConfig, compose
+from unmask.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from unmask.train.run import FileTrainer
@@ -103,7 +104,7 @@ def _describe(trainer: FileTrainer) -> None:
         note(f"going on after step {trainer.step} of {trainer.steps} in {trainer.output}")
 
 
-def key_help(cls: type[object]) -> dict[str, str]:
+def key_help(cls: type[object] = Recipe) -> dict[str, str]:
     """Return the help of each field of a dataclass: the string that follows it in the class."""
     (body,) = ast.parse(inspect.getsource(cls)).body
     assert isinstance(body, ast.ClassDef), "settings are a class"

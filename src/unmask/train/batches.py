@@ -7,6 +7,7 @@ processes train the same step as one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -140,9 +141,8 @@ class FileData:
     ) -> None:
         self.config, self.spec, self.units, self.rank, self.world = config, spec, units, rank, world
         self.stages: tuple[int, ...] = config.adapt.block_schedule
-        self.num_steps = config.steps or max(
-            1, round(config.epochs * units.per_epoch / config.batch_size + 0.4999)
-        )
+        rows = config.epochs * units.per_epoch
+        self.num_steps = config.steps or max(1, math.ceil(rows / config.batch_size))
 
     def block_size(self, step: int) -> int:
         """Return the block size of a step; 0: no blocks."""

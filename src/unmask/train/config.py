@@ -21,7 +21,7 @@ from unmask.knobs import set_field
 from unmask.options import check_fields, option
 from unmask.yaml_text import parse_yaml
 
-Objective = Literal["auto", "llada", "dream", "block_diffusion", "causal", "diffu_grpo"]
+Objective = Literal["auto", "llada", "dream", "block_diffusion", "causal"]
 Format = Literal["auto", "text", "prompt_response", "messages", "input_ids"]
 
 
@@ -217,8 +217,8 @@ class TrainConfig(_Group):
     """Folder of the tokenizer of `init=null`. Default: one is learned from the data."""
     objective: Objective = "auto"
     """llada: masked diffusion; dream: with CART's weights; block_diffusion: each block after the clean ones
-    before it; causal: next token; diffu_grpo: reinforcement learning. auto: block_diffusion for models with
-    blocks, else llada."""
+    before it; causal: next token, of new networks. auto: block_diffusion for models with blocks, else
+    llada. (Rewards: `unmask.train.grpo`.)"""
     seed: Annotated[int, option(least=0)] = 0
     steps: Annotated[int | None, option(least=1)] = None
     """Optimizer steps. Default: those of `epochs`."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unmask.errors import ConfigError, RemoteError, cut_text
 from unmask.models import read_config
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 NEVER = (".lock", "*.partial", "optimizer.safetensors", "step-*", "tokens/*")
 """Patterns of files that are not uploaded."""
@@ -41,9 +45,9 @@ def push(
             )
     api = HfApi(endpoint=endpoint, token=token)
     try:
-        created = api.create_repo(repository, private=is_private, exist_ok=True)
+        _create(api, repository, is_private)
         api.upload_folder(
-            repo_id=created.repo_id,
+            repo_id=repository,
             folder_path=folder,
             commit_message=message,
             ignore_patterns=list(NEVER),
@@ -55,4 +59,17 @@ def push(
     except (HfHubHTTPError, OSError) as error:
         reason = cut_text(" ".join(str(error).split()), 300)
         raise RemoteError(f"{repository}: the upload failed: {reason}") from None
-    return str(created)
+    return f"{api.endpoint}/{repository}"
+
+
+def _create(api: HfApi, repository: str, is_private: bool) -> None:
+    """Create the repository if it is missing."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        api.create_repo(repository, private=is_private, exist_ok=True)
+    except HFValidationError:
+        raise
+    except ValueError:
+        # The library cannot read the address of a repository on another hub; the upload tells the rest.
+        return

@@ -54,16 +54,16 @@ class TensorBoard:
                 "watch.tensorboard=true needs tensorboard, which is not installed; pip install "
                 "'unmask[train]'"
             ) from None
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def log(self, entry: StepLog) -> None:
         """Add a point to every curve."""
         for name, value in figures(entry).items():
-            self._writer.add_scalar(name, value, entry.step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, entry.step)
 
     def close(self) -> None:
         """Flush the files."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandB:
@@ -121,14 +121,14 @@ def write_samples(network: Network, prepared: Prepared, step: int, path: Path) -
     prompts = prompts_of(prepared.held_out or prepared.store, config.watch.samples)
     if not prompts:
         return
-    network.model.eval()
-    llm = LLM(network.model, tokenizer=start.tokenizer, pack_weights=False)
     room = start.spec.max_length - max(map(len, prompts))
     length = min(MAX_ANSWER, prepared.reading.max_length, room)
     if start.spec.block_size is not None:
         length -= length % start.spec.block_size
     if length < 1:
         return
+    network.model.eval()
+    llm = LLM(network.model, tokenizer=start.tokenizer, pack_weights=False)
     outputs = llm.generate(prompts, gen_length=length, seed=0, return_trace=True)
     network.model.train()
     with path.open("a", encoding="utf-8") as file:
