@@ -61,8 +61,9 @@ class Standard:
     number of chunks (for `sglang` of tokens) in one second; `peak_concurrency`: maximum number of requests
     that overlap one second. `concurrency`: sum of all end-to-end times / duration.
 
-    The first text of a reply in one piece is the whole reply, so TTFT is the latency and TPOT is 0. Unlike in
-    SGLang's client, a reply without text has no TTFT, TPOT and ITL, and `peak_rate` is None without any text.
+    The first text of a reply in one piece is the whole reply, so TTFT is the latency and TPOT is 0. Unlike
+    in SGLang's client, a reply without text has no TTFT, TPOT and ITL, and `peak_rate` is None without any
+    text.
     """
 
     completed: int

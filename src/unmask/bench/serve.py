@@ -143,8 +143,8 @@ async def server_model(client: httpx2.AsyncClient, base_url: str) -> str:
 async def local_tokenizers(client: httpx2.AsyncClient, base_url: str, model: str) -> list[str]:
     """Return the tokenizers that a server names and this machine has: bundled names and folders.
 
-    Of SGLang's servers and ours it is `tokenizer_path`, of vLLM's the `root` of the served model. A relative
-    path would be that of another working directory, and a hub id a download.
+    Of SGLang's servers and ours it is `tokenizer_path`, of vLLM's the `root` of the served model. A
+    relative path would be that of another working directory, and a hub id a download.
     """
     names: list[object] = []
     for path in ("/get_model_info", "/model_info"):

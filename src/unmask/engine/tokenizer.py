@@ -102,7 +102,8 @@ def _chat_templates(folder: Path, found: object) -> str | dict[str, str] | None:
     if len(texts) > MAX_TEMPLATES or max(map(len, texts.values())) > MAX_TEMPLATE_CHARS:
         raise ModelError(
             f"{folder}: {len(texts)} chat templates of up to {max(map(len, texts.values()))} "
-            f"characters; at most {MAX_TEMPLATES} of {MAX_TEMPLATE_CHARS} are read; download tokenizer_config.json again"
+            f"characters; at most {MAX_TEMPLATES} of {MAX_TEMPLATE_CHARS} are read; download "
+            f"tokenizer_config.json again"
         )
     return texts if isinstance(found, dict) else texts["default"]
 
