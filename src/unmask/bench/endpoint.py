@@ -62,9 +62,9 @@ class EndpointReply:
     """Reply to one request.
 
     `sent_at_s`: on the clock of `time.perf_counter`. `latency_s`: from sending to the last line.
-    `num_tokens`: as reported by the server, else (`is_counted` False) as requested. `usage`: usage record
-    of the server. `error`: None on success. `is_too_long`: the error is that the prompt does not fit. `is_streamed`: False
-    for a reply in one piece, which has no block times.
+    `num_tokens`: as reported by the server, else (`is_counted` False) as requested. `usage`: usage
+    record of the server. `error`: None on success. `is_too_long`: the error is that the prompt does not
+    fit. `is_streamed`: False for a reply in one piece, which has no block times.
     """
 
     sent_at_s: float
