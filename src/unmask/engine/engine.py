@@ -26,6 +26,7 @@ from unmask.engine.outputs import Output
 from unmask.engine.request import Request
 from unmask.engine.scheduler import Event, Scheduler
 from unmask.engine.sequence import SequenceState
+from unmask.engine.shares import most_work, num_extra_rows, work_at_most, work_left
 from unmask.engine.threads import ErrorCapture
 from unmask.errors import CapacityError, EngineError
 from unmask.knobs import positive
@@ -73,6 +74,10 @@ class RequestHandle:
     listener: Listener
     submitted_s: float
     deadline_s: float | None
+    work: int
+    """Positions to compute at most, which tells whether it is a small request (`engine.shares`)."""
+    num_open: int
+    """Open positions at its submission."""
     started_s: float | None = None
     requested_end: Literal["abort", "stop"] | None = None
     wake: threading.Condition = field(default_factory=threading.Condition, repr=False)
@@ -99,7 +104,9 @@ class Engine:
 
     `config` sets the sizes and limits. A guided request takes two rows of a forward; a prompt longer than
     `max_num_batched_tokens` is computed in parts where the cache allows it. Requests start first come,
-    first served; one that fits may overtake others that do not, until those have waited `max_wait` seconds.
+    first served; one that fits may overtake others that do not, until those have waited `max_wait` seconds,
+    and one that is small beside those in the batch does not wait for them (`engine.shares`): up to
+    `num_extra_rows(max_num_seqs)` rows more than a forward has are in the batch, and take turns.
     With `enable_prefix_caching`, on a block-causal model with cache block_causal, full blocks that one
     request has computed serve others with the same prefix. A round has `steps_per_round` forwards: 1 has
     the lowest latency; more need less host work, but arrivals, aborts, stops and timeouts wait for the end
@@ -119,6 +126,9 @@ class Engine:
         self._wake = threading.Condition()
         self._queue: deque[RequestHandle] = deque()
         self._running: dict[int, RequestHandle] = {}
+        self._small: dict[int, int] = {}
+        """The rows of the sequences in extra rows, by the sequences' ids."""
+        self._num_extra = num_extra_rows(config.max_num_seqs)
         self._accepts, self._stops = False, False
         self._counters = EngineCounters()
         self._thread: threading.Thread | None = None
@@ -159,7 +169,8 @@ class Engine:
             positive("deadline_s", deadline_s)
         now = time.monotonic()
         until = None if deadline_s is None else now + deadline_s
-        handle = RequestHandle(sequence, listener, now, until, wake=self._wake)
+        work, num_open = work_at_most(sequence), sequence.canvas.num_open
+        handle = RequestHandle(sequence, listener, now, until, work, num_open, wake=self._wake)
         with self._wake:
             self.check_accepts()
             sequence.index = self._next_index
@@ -177,12 +188,29 @@ class Engine:
         if not self._accepts:
             raise CapacityError("the engine is stopping and accepts no more requests", 1.0)
         if len(self._queue) >= self.config.max_queue:
-            wait = self._counters.seconds_for(len(self._queue), self.config.max_num_seqs)
+            wait = self._seconds_until_room()
             raise CapacityError(
                 f"{len(self._queue)} requests are waiting, at most {self.config.max_queue} may; try again "
                 f"in {wait:.0f} s",
                 wait,
             )
+
+    def _seconds_until_room(self) -> float:
+        """Estimate the time until a request leaves the queue, from the progress of those in the batch."""
+        with self._wake:
+            running = list(self._running.values())
+        regular = [handle for handle in running if id(handle.sequence) not in self._small]
+        waits = [self._seconds_left(handle) for handle in regular or running]
+        return max(1.0, min(waits, default=self._counters.request_s))
+
+    def _seconds_left(self, handle: RequestHandle) -> float:
+        if handle.started_s is None:
+            return self._counters.request_s
+        elapsed_s, num_open = time.monotonic() - handle.started_s, handle.sequence.canvas.num_open
+        num_decided = handle.num_open - num_open
+        if num_decided <= 0:
+            return max(elapsed_s, self._counters.request_s - elapsed_s)
+        return elapsed_s * num_open / num_decided
 
     @property
     def accepts(self) -> bool:
@@ -280,7 +308,8 @@ class Engine:
     def _admit(self) -> None:
         """Admit requests in FIFO order; one that does not fit may be overtaken for at most `max_wait`.
 
-        A request ends with "error" if its memory cannot be allocated although the budget allows it.
+        Then small requests are admitted to the extra rows. A request ends with "error" if its memory cannot
+        be allocated although the budget allows it.
         """
         skipped = 0
         while True:
@@ -288,19 +317,44 @@ class Engine:
             with self._wake:
                 handle = next(iter(list(self._queue)[skipped:]), None)
                 if handle is None:
-                    return
-                if not self._batch.has_room(handle.sequence):
+                    break
+                num_extra = sum(self._small.values())  # the other rows are not theirs
+                if not self._batch.has_room(handle.sequence, num_extra):
                     if now - handle.submitted_s > self.config.max_wait:
-                        return
+                        break
                     skipped += 1
                     continue
-                self._queue.remove(handle)
-                self._running[id(handle.sequence)] = handle
-            handle.started_s = handle.started_s or now
-            with ErrorCapture() as capture:
-                self._batch.admit(handle.sequence)
-            if capture.error is not None:
-                self._end(handle, "error", error=capture.error)
+            self._begin(handle)
+        while (small := self._next_small()) is not None:
+            self._small[id(small.sequence)] = self._batch.runner.rows_of(small.sequence)
+            self._begin(small)
+
+    def _next_small(self) -> RequestHandle | None:
+        """Return the first waiting request that is small beside those in the batch and fits, else None."""
+        with self._wake:
+            waiting = list(self._queue)
+        if not waiting:
+            return None
+        num_taken = sum(self._small.values())
+        largest = max((work_left(sequence) for sequence in self._batch.active), default=0)
+        most = most_work(largest, num_taken, self._num_extra)
+        for handle in waiting:
+            rows = self._batch.runner.rows_of(handle.sequence)
+            is_small = handle.work <= most and num_taken + rows <= self._num_extra
+            if is_small and self._batch.has_room(handle.sequence, self._num_extra):
+                return handle
+        return None
+
+    def _begin(self, handle: RequestHandle) -> None:
+        """Move a request from the queue to the batch."""
+        with self._wake:
+            self._queue.remove(handle)
+            self._running[id(handle.sequence)] = handle
+        handle.started_s = handle.started_s or time.monotonic()
+        with ErrorCapture() as capture:
+            self._batch.admit(handle.sequence)
+        if capture.error is not None:
+            self._end(handle, "error", error=capture.error)
 
     def _forward(self) -> None:
         self._beat_s = began = time.monotonic()
@@ -311,6 +365,7 @@ class Engine:
             )
             for sequence in self._batch.preempted:
                 handle = self._running.pop(id(sequence))
+                self._small.pop(id(sequence), None)
                 insort(self._queue, handle, key=lambda each: each.sequence.index)
                 self._counters.num_preempted += 1
             self._batch.preempted.clear()
@@ -344,7 +399,9 @@ class Engine:
             if handle in self._queue:
                 self._queue.remove(handle)
             self._running.pop(id(sequence), None)
-            self._counters.end(kind, time.monotonic() - handle.submitted_s, sequence)
+            self._small.pop(id(sequence), None)
+            began_s = handle.started_s or time.monotonic()
+            self._counters.end(kind, time.monotonic() - began_s, sequence)
             self._wake.notify_all()
         self._notify(handle, kind, num_settled, None, output, error)
 

@@ -61,7 +61,10 @@ class EngineStats:
 
 @dataclass
 class EngineCounters:
-    """The counters, modified on the engine's thread only; `request_s` is the mean seconds per request."""
+    """The counters, modified on the engine's thread only.
+
+    `request_s` is the mean time of requests from their first forward to their end (0: none has ended).
+    """
 
     num_forwards: int = 0
     num_steps: int = 0
@@ -74,7 +77,7 @@ class EngineCounters:
     num_preempted: int = 0
     forward_s: float = 0.0
     listener_errors: int = 0
-    request_s: float = 1.0
+    request_s: float = 0.0
     sizes: list[int] = field(default_factory=lambda: [0] * (len(SIZE_BUCKETS) + 1))
     ended: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("done", "aborted", "timeout", "error"), 0)
@@ -98,17 +101,14 @@ class EngineCounters:
                     self.num_wasted += event.sequence.num_wasted
 
     def end(self, kind: str, seconds: float, sequence: SequenceState) -> None:
-        """Count the end of a request."""
+        """Count the end of a request, `seconds` after its first forward."""
         self.ended[kind] += 1
         if kind == "done":
             steps, positions = commit_steps(sequence)
             self.num_commit_steps += steps
             self.num_commit_positions += positions
-            self.request_s = DECAY * self.request_s + (1 - DECAY) * seconds
-
-    def seconds_for(self, waiting: int, rows: int) -> float:
-        """Estimate the seconds until another request would be accepted, at least 1."""
-        return max(1.0, self.request_s * (waiting + 1) / rows)
+            weight = DECAY if self.request_s else 0.0
+            self.request_s = weight * self.request_s + (1 - weight) * seconds
 
     def snapshot(self, queued: int, running: int, runner: ModelRunner) -> EngineStats:
         """Return a snapshot of the counters and the state."""
@@ -116,7 +116,7 @@ class EngineCounters:
         return EngineStats(
             queued=queued,
             running=running,
-            rows_free=runner.max_rows - len(runner.metas),
+            rows_free=max(0, runner.max_rows - len(runner.metas)),
             rows_total=runner.max_rows,
             num_forwards=self.num_forwards,
             num_steps=self.num_steps,

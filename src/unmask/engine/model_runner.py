@@ -115,10 +115,10 @@ class ModelRunner:
             return None
         return self.dense[cache.layered]
 
-    def has_room(self, sequence: SequenceState) -> bool:
-        """Return whether a sequence can be admitted now."""
+    def has_room(self, sequence: SequenceState, num_extra: int = 0) -> bool:
+        """Return whether a sequence can be admitted now, to `max_rows` rows and `num_extra` more."""
         rows, dense = self.rows_of(sequence), self._dense(sequence)
-        if len(self.metas) + rows > self.max_rows:
+        if len(self.metas) + rows > self.max_rows + num_extra:
             return False
         if self.paging is not None and self.is_paged(sequence):
             return self.paging.has_room(sequence, rows)

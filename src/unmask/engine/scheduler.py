@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from unmask.caches.base import Observation
 from unmask.canvas import Canvas, Edit, Reading, edit_fault, pair_fault
 from unmask.engine.model_runner import NOT_FINITE, ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
+from unmask.engine.shares import MAX_DEFERRED, SMALLER, work_left
 from unmask.engine.threads import ErrorCapture
 from unmask.errors import CacheError, DecoderError, ModelError
 
@@ -35,10 +37,11 @@ class Scheduler:
     """The batch of sequences that decode together, with any mix of decoders, caches, lengths and steps.
 
     Sequences enter and leave between two forwards, and their results do not depend on each other. A forward
-    computes about `max_tokens` positions (None: no limit); a sequence that does not fit is deferred and has
-    priority in the next forward, and one that exceeds the limit alone runs alone. When pages run out, the
-    youngest sequences with pages are moved to `preempted` and may be admitted again. Their keys are then
-    recomputed from the canvas with equal results, so only sequences with pages are preempted.
+    computes about `max_tokens` positions (None: no limit) of at most `runner.max_rows` rows; a sequence
+    that does not fit is deferred and has priority in the next forward, after small ones (`engine.shares`).
+    One that exceeds the limit alone runs alone. When pages run out, the youngest sequences with pages are
+    moved to `preempted` and may be admitted again. Their keys are then recomputed from the canvas with
+    equal results, so only sequences with pages are preempted.
     """
 
     def __init__(self, runner: ModelRunner, max_tokens: int | None = None) -> None:
@@ -53,9 +56,9 @@ class Scheduler:
         self._inputs: dict[int, ForwardInput] = {}
         self._num_deferred: dict[int, int] = {}
 
-    def has_room(self, sequence: SequenceState) -> bool:
-        """Return whether a sequence can be admitted now."""
-        return self.runner.has_room(sequence)
+    def has_room(self, sequence: SequenceState, num_extra: int = 0) -> bool:
+        """Return whether a sequence can be admitted now, to the rows of a forward and `num_extra` more."""
+        return self.runner.has_room(sequence, num_extra)
 
     def admit(self, sequence: SequenceState) -> None:
         """Add a sequence to the batch, from the next forward on."""
@@ -107,21 +110,34 @@ class Scheduler:
         self.preempted.append(sequence)
 
     def _choose(self) -> list[ForwardInput]:
-        """Return the inputs of this forward: deferred ones first, then by age, as long as they fit."""
-        chosen, room = list[ForwardInput](), self.max_tokens
-        for sequence in sorted(self.active, key=lambda each: -self._num_deferred.get(id(each), 0)):
+        """Return the inputs of this forward, in the order of their turns as long as they fit."""
+        chosen, num_rows = list[ForwardInput](), self.runner.max_rows
+        room = math.inf if self.max_tokens is None else self.max_tokens
+        for sequence in self._by_turn():
             item = self._inputs[id(sequence)]
-            cost = self._cost(item)
-            if room is not None:
-                if chosen and cost > room:
-                    self._num_deferred[id(sequence)] = self._num_deferred.get(id(sequence), 0) + 1
-                    continue
-                room -= cost
+            cost, rows = self._cost(item), self.runner.rows_of(sequence)
+            if chosen and (cost > room or rows > num_rows):
+                self._num_deferred[id(sequence)] = self._num_deferred.get(id(sequence), 0) + 1
+                continue
+            room, num_rows = room - cost, num_rows - rows
             chosen.append(item)
         for item in chosen:
             del self._inputs[id(item.sequence)]
             self._num_deferred.pop(id(item.sequence), None)
         return chosen
+
+    def _by_turn(self) -> list[SequenceState]:
+        """Return the active sequences: those deferred too often, small ones, then by deferrals and age."""
+        most = max((work_left(sequence) for sequence in self.active), default=0)
+
+        def turn(sequence: SequenceState) -> tuple[int, int]:
+            num_deferred = self._num_deferred.get(id(sequence), 0)
+            if num_deferred >= MAX_DEFERRED:
+                return 0, -num_deferred
+            is_small = SMALLER * work_left(sequence) <= most
+            return 1 if is_small else 2, -num_deferred
+
+        return sorted(self.active, key=turn)
 
     def _cost(self, item: ForwardInput) -> int:
         """Return the number of positions that an input computes, over all of its rows."""
