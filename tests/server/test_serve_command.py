@@ -241,6 +241,9 @@ shutdown-timeout: 12.5
 max-body-bytes: 13
 log_requests: false
 log-format: json
+watchdog-timeout: 16
+lora: an adapter
+plugin: [p, q]
 trust-remote-code: true
 knobs: {threshold: 0.5, inner: vanilla, sizes: [1, 2], whole_blocks: true, cache.period: 3}
 """
@@ -304,6 +307,9 @@ def test_every_option_may_stand_in_a_file(wanted, file):
         "max_body_bytes": 13,
         "log_requests": False,
         "log_format": "json",
+        "watchdog_timeout": 16.0,
+        "lora": "an adapter",
+        "plugin": ("p", "q"),
         "trust_remote_code": True,
     }
 
