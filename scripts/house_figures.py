@@ -31,7 +31,7 @@ Tree = Mapping[PurePosixPath, str]
 """Source text by path below `src/unmask`."""
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version", "durable", "yaml_text", "json_text", "regular_files"),
+    ("errors", "version", "durable", "yaml_text", "json_text", "plain_text", "regular_files"),
     ("knobs", "plugins", "own_code"),
     ("options", "data"),
     ("canvas", "selection"),

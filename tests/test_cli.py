@@ -25,11 +25,11 @@ from unmask.cli.options import DecodeOptions
 from unmask.cli.train import key_help
 from unmask.demo.tokenizer import build_tokenizer
 from unmask.demo.training_data import demo_spec
-from unmask.engine.token_text import printable
 from unmask.engine.tokenizer import load_tokenizer
 from unmask.errors import PromptError
 from unmask.knobs import field_names
 from unmask.models import BUNDLED
+from unmask.plain_text import printable
 from unmask.sampling.params import SamplingParams
 from unmask.train.checkpoint import export
 from unmask.train.loop import StepLog, build

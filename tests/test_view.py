@@ -14,8 +14,9 @@ from rich.text import Text
 from unmask.canvas import Canvas, Edit, apply, new_canvas
 from unmask.engine.outputs import Commit, Step
 from unmask.engine.scheduler import Event
-from unmask.engine.token_text import TokenTexts, printable
+from unmask.engine.token_text import TokenTexts
 from unmask.errors import ConfigError
+from unmask.plain_text import printable
 from unmask.view.terminal import (
     END,
     OPEN,

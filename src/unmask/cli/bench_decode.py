@@ -32,6 +32,7 @@ from unmask.bench.report import (
 from unmask.cli.bench_options import BenchModelOptions, OverheadOptions, SettingOptions
 from unmask.cli.decode import load
 from unmask.cli.key_value import WORD
+from unmask.cli.messages import say
 from unmask.cli.options import DecodeOptions
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import Source, split_commas, whole
@@ -158,7 +159,7 @@ def _parsed(name: str, knobs: dict[str, str]) -> MethodSpec:
             )
     method = MethodSpec.parse(Source({"decoder": name, **knobs}), is_trusted=True)
     for note in method.notes:
-        print(f"unmask: note: {note.message}", file=sys.stderr)
+        say(note.message, "note")
     return method
 
 
@@ -231,7 +232,7 @@ def _progress(passes: int, repeats: int) -> Iterator[Watch]:
 
 
 def _warn(text: str) -> None:
-    print(f"unmask: warning: {text}", file=sys.stderr)
+    say(text, "warning")
 
 
 def _show(report: Report, model: BenchModelOptions, outputs: BenchOutputs) -> None:

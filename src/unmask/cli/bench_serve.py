@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from unmask.bench.endpoint import KINDS, Endpoint, EndpointReply, kind_of, parse
 from unmask.bench.latency import blocks, first_at, gaps_of, parse_goals, standard
 from unmask.bench.serve import LoadResult, Server, Traffic, measure
 from unmask.bench.workload import Workload
+from unmask.cli.messages import say
 from unmask.cli.options import DATA, KEY_VARIABLE, LOAD, OUTPUT, PRINT_JSON, SERVER, flat
 from unmask.errors import ConfigError, RemoteError, UnmaskError, unknown_name
 from unmask.options import option
@@ -285,7 +285,7 @@ def serve(options: BenchServeOptions) -> None:
     show(report, served, lengths, options)
     if failed:
         some = f"{len(failed)} of {len(items)} requests failed; the first: {failed[0]}"
-        print(f"unmask: {some}", file=sys.stderr)
+        say(some)
         raise SystemExit(1)
 
 

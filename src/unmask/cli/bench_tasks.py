@@ -13,6 +13,7 @@ from unmask.bench import tasks
 from unmask.bench.endpoint import KINDS, Endpoint, kind_of
 from unmask.bench.serve import Server
 from unmask.cli.bench_serve import ServerOptions, counter, extra_body, progress, tokenizer_of
+from unmask.cli.messages import say
 from unmask.cli.options import PRINT_JSON, SERVER, flat
 from unmask.errors import ConfigError
 from unmask.options import option
@@ -219,8 +220,8 @@ def _show(graded: tasks.TaskResult, lines: list[str], exam: Exam, facts: dict[st
         some = (
             f"{graded.num_too_long} of {len(graded.replies)} questions are too long for the server"
         )
-        print(f"unmask: note: {some}: wrong", file=sys.stderr)
+        say(f"{some}: wrong", "note")
     if graded.num_failed:
         some = f"{graded.num_failed} of {len(graded.replies)} requests failed"
-        print(f"unmask: {some}; the first: {graded.first_error}", file=sys.stderr)
+        say(f"{some}; the first: {graded.first_error}")
         raise SystemExit(1)

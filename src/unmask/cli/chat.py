@@ -19,6 +19,7 @@ from unmask.cli.options import KEY_VARIABLE, DecodeOptions, DeviceOptions, ShowO
 from unmask.errors import ConfigError, UnmaskError, unknown_name
 from unmask.knobs import set_field
 from unmask.options import option
+from unmask.plain_text import one_line, printable
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -244,7 +245,7 @@ class Session:
             except UnmaskError as error:
                 if not self.is_typed:
                     raise
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+                print(f"error: {one_line(str(error))}", file=sys.stderr)
 
     def _lines(self) -> Iterator[str]:
         """Yield typed or piped lines; empty ones are skipped."""
@@ -266,8 +267,6 @@ class Session:
                 yield line.strip()
 
     def _turn(self, text: str) -> None:
-        from unmask.engine.token_text import printable
-
         history = [*self.messages, {"role": "user", "content": text}]
         try:
             answer = self.speaker.answer(history, self.options, self.console)
@@ -278,7 +277,7 @@ class Session:
             return
         print(printable(answer.text) if sys.stdout.isatty() else answer.text, flush=True)
         if self.is_typed and answer.facts:
-            print(f"[{answer.facts}]", file=sys.stderr)
+            print(f"[{one_line(answer.facts)}]", file=sys.stderr)
         if answer.text.strip():
             self.messages = [*history, {"role": "assistant", "content": answer.text}]
         else:
@@ -300,7 +299,7 @@ class Session:
         elif name == "help":
             print("\n".join(f"/{each} {about}" for each, about in HELP.items()), file=sys.stderr)
         elif name == "show":
-            print(self._shown(), file=sys.stderr)
+            print(one_line(self._shown()), file=sys.stderr)
         else:
             changed = self._changed(name, rest)
             self.speaker.check(changed)

@@ -96,6 +96,8 @@ def _show_row(console: object, prepared: Prepared, index: int) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from unmask.plain_text import printable
+
     assert isinstance(console, Console), "made by show"
     ids, loss, _ = prepared.store.example(index)
     text = Text(f"row {index}: ")
@@ -109,7 +111,7 @@ def _show_row(console: object, prepared: Prepared, index: int) -> None:
             end += 1
         run = shown[at:end]
         piece = " ".join(map(str, run)) if tokenizer is None else str(tokenizer.decode(run))
-        piece = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in piece)
+        piece = printable(piece)
         if not flags[at]:
             text.append(piece, style="dim")
         elif console.is_terminal:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from unmask.cli import launcher
 from unmask.cli.key_value import parse_blanks, read_prompt, refuse_words
+from unmask.cli.messages import say
 from unmask.cli.options import DecodeOptions, ShowOptions
 from unmask.errors import ConfigError, SettingWarning
 
@@ -97,7 +98,7 @@ def load(options: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method
         )
         llm = LLM(options.model, progress=progress, **options.keywords())
     for note in method.notes:
-        print(f"unmask: note: {note.message}", file=sys.stderr)
+        say(note.message, "note")
     if method.notes:
         warnings.simplefilter("ignore", SettingWarning)
     return llm, method.bind(llm.spec.block_size)
@@ -148,7 +149,8 @@ def _decode_and_report(
     show: ShowOptions,
     console: Console | None,
 ) -> None:
-    from unmask.engine.token_text import TokenTexts, printable
+    from unmask.engine.token_text import TokenTexts
+    from unmask.plain_text import printable
     from unmask.view.terminal import LiveView
     from unmask.view.trace import Header, TraceWriter
 

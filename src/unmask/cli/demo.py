@@ -93,7 +93,7 @@ def run(model: str, fps: float | None, fast: bool) -> None:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    from unmask.engine.token_text import printable
+    from unmask.plain_text import printable
 
     console.print(Text(printable(text), style=style), soft_wrap=not console.is_terminal)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from unmask.cli.messages import say
 from unmask.errors import ConfigError
 from unmask.options import option
 
@@ -145,7 +145,7 @@ def tell(notes: Sequence[Note]) -> None:
 def note(text: str) -> None:
     """Print a note to standard error, in the first process only."""
     if is_first():
-        print(f"unmask: note: {text}", file=sys.stderr, flush=True)
+        say(text, "note")
 
 
 def is_first() -> bool:

@@ -23,6 +23,7 @@ from unmask.cli.eval_options import KEY_WORDS, KeyOptions, SourceOptions, is_fir
 from unmask.cli.options import PRINT_JSON, flat
 from unmask.errors import ConfigError
 from unmask.options import option
+from unmask.plain_text import one_line
 from unmask.view.progress import EvaluationView
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _progress(label: str) -> Iterator[Any]:
 
 
 def _lines(label: str) -> Any:
-    began = time.perf_counter()
+    began, label = time.perf_counter(), one_line(label)
     last = -1
 
     def report(done: int, total: int) -> None:
@@ -250,7 +251,7 @@ def show(results: Sequence[Results], folders: Sequence[str], console: Console) -
         label = f"{result.task}: {result.method}"
         label += "" if result.cache == "none" else f", cache {result.cache}"
         cells = [_cell(result.metrics, name) for _, name in columns]
-        table.add_row(*(Text(cell) for cell in (label, *cells)))
+        table.add_row(*(Text(one_line(cell)) for cell in (label, *cells)))
     console.print(table)
     for folder in folders:
         console.print(Text(f"results: {folder}", "dim" if live else ""), soft_wrap=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from unmask import decoders
 from unmask.caches.registry import bind, describe, make_cache
@@ -16,6 +17,7 @@ from unmask.models import read_config, read_spec, resolve_model
 from unmask.models.folder_files import listing
 from unmask.models.hf_config import architecture
 from unmask.models.spec import ModelSpec
+from unmask.plain_text import one_line
 
 
 def facts(model: str) -> dict[str, object]:
@@ -159,7 +161,7 @@ def show(model: str, as_json: bool) -> None:
         print(json.dumps(entries, indent=2))
         return
     console = Console(highlight=False)
-    shown = {key.replace("_", " "): _text(key, value) for key, value in entries.items()}
+    shown = {key.replace("_", " "): one_line(_text(key, value)) for key, value in entries.items()}
     if not console.is_terminal:
         for key, text in shown.items():
             print(f"{key}\t{text}")
@@ -168,7 +170,7 @@ def show(model: str, as_json: bool) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, text in shown.items():
-        table.add_row(key, text)
+        table.add_row(key, Text(text))
     console.print(table)
 
 

@@ -14,7 +14,9 @@ from cyclopts.exceptions import CycloptsError
 
 from unmask.cli import launcher, parsing
 from unmask.cli.help import PlainHelp
+from unmask.cli.messages import warnings_as_lines
 from unmask.errors import UnmaskError
+from unmask.plain_text import one_line
 from unmask.version import __version__
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
@@ -159,13 +161,12 @@ def _print_all(arguments: Sequence[str]) -> None:
 
 
 def _fail(message: str) -> int:
-    line = " ".join(message.split())
+    line = one_line(message)
     if len(line) > MAX_MESSAGE:
         line = f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"
-    shown = "".join(char if char.isprintable() else "\ufffd" for char in line)
     prefix = f"unmask: rank {os.environ['RANK']}" if launcher.is_follower() else "unmask"
     with suppress(OSError):  # nothing is left to say it with if standard error fails too
-        print(f"{prefix}: error: {shown}", file=sys.stderr, flush=True)
+        print(f"{prefix}: error: {line}", file=sys.stderr, flush=True)
     return USAGE_STATUS
 
 
@@ -200,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _open_streams()
     try:
-        status = _run(sys.argv[1:] if arguments is None else list(arguments))
+        with warnings_as_lines():
+            status = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
     except BrokenPipeError:
         status = 1

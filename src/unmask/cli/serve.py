@@ -17,6 +17,7 @@ from cyclopts import Parameter
 
 from unmask.cli import launcher
 from unmask.cli.key_value import WORD
+from unmask.cli.messages import say
 from unmask.cli.options import KEY_VARIABLE, flat
 from unmask.cli.serve_options import ServeOptions
 from unmask.engine.config import EngineConfig
@@ -186,7 +187,7 @@ def add_plugins(references: Sequence[str]) -> None:
                 name = caches.WORKSHOP.add_named(reference)
             except PluginError:
                 raise error from None
-        print(f"unmask: note: --plugin {reference} is {name!r} in requests", file=sys.stderr)
+        say(f"--plugin {reference} is {name!r} in requests", "note")
 
 
 def refuse_own_code() -> None:

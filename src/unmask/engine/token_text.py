@@ -6,7 +6,6 @@ import json
 import re
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING
-from unicodedata import category
 
 from unmask.canvas import Canvas
 
@@ -17,11 +16,6 @@ if TYPE_CHECKING:
 
 MAX_TEXTS = 1 << 16
 """Size of the cache of texts of tokens and of neighboring tokens: 24 MB of pairs."""
-
-
-def printable(text: str) -> str:
-    """Replace control characters other than line ends and tabs, which could drive a terminal."""
-    return "".join(c if c in "\n\t" or category(c) != "Cc" else "\ufffd" for c in text)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase | None, ids: tuple[int, ...]) -> str:

@@ -15,6 +15,7 @@ from unmask.durable import write_text
 from unmask.errors import ConfigError
 from unmask.evals.convergence import CONFIDENCE
 from unmask.evals.metrics import accuracy, aup
+from unmask.plain_text import markdown_text, one_line
 
 FILE = "results.json"
 FORMAT = "unmask-eval"
@@ -144,23 +145,28 @@ def report(runs: Sequence[EvalRun]) -> str:
     for (task, model), points in groups.items():
         area = aup(points)
         if area is not None and len(points) > 1:
-            lines.append(f"AUP of {task} with {model} over {len(points)} runs: {area:.1f}\n")
+            subject = markdown_text(f"{task} with {model}")
+            lines.append(f"AUP of {subject} over {len(points)} runs: {area:.1f}\n")
     return "\n".join(lines)
 
 
 def markdown(results: Results) -> str:
     """Return the text of results.md: lm-eval's table, speed, and the origin of the numbers."""
-    lines = [f"{results.task}: {results.model}, {results.method}, cache {results.cache}", "", HEAD]
+    head = f"{results.task}: {results.model}, {results.method}, cache {results.cache}"
+    lines = [markdown_text(head), "", HEAD]
     shots = results.resolved["num_fewshot"]
     for name, value in results.scores.items():
         metric, _, filter_name = name.partition(",")
         if not metric.endswith("_stderr"):
             error = results.scores.get(f"{metric}_stderr,{filter_name}")
             cell = "N/A" if error is None else f"{error:.4f}"
-            lines.append(f"|{results.task}|{filter_name}|{shots}|{metric}|{value:.4f}|±|{cell}|")
+            names = (
+                markdown_text(str(each)) for each in (results.task, filter_name, shots, metric)
+            )
+            lines.append(f"|{'|'.join(names)}|{value:.4f}|±|{cell}|")
     if not results.is_judged:
         lines.append(f"|{results.task}|{NOT_JUDGED}|{shots}||||")
-    lines += ["", speed_line(results), "", origin_line(results)]
+    lines += ["", speed_line(results), "", one_line(origin_line(results))]
     return "\n".join(lines) + "\n"
 
 
@@ -230,7 +236,7 @@ def side_by_side(names: Sequence[str], runs: Sequence[Results]) -> str:
             _cell(m, "latency_p95_s", ".3f"),
             _cell(m, "tok_s_fastdllm", ".1f"),
         ]
-        lines.append("|" + "|".join(cell.replace("|", "\\|") for cell in cells) + "|")
+        lines.append("|" + "|".join(map(markdown_text, cells)) + "|")
     return "\n".join(lines) + "\n"
 
 

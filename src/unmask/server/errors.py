@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from unmask.errors import ConfigError, ContractError, LengthError, UnmaskError, cut_text
+from unmask.plain_text import escaped
 from unmask.server.reply_models import ErrorFields, ErrorReply, ReplyResponse
 
 log = logging.getLogger("unmask.server")
@@ -77,8 +78,7 @@ def sanitize(text: str, max_chars: int) -> str:
     forged.
     """
     head = text[: max_chars + 1]
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in head)
-    return cut_text(line, max_chars)
+    return cut_text(escaped(head), max_chars)
 
 
 def server_stopping() -> ApiError:

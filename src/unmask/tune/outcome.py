@@ -13,6 +13,7 @@ import yaml
 
 from unmask.durable import write_text
 from unmask.method import split_cache_keys
+from unmask.plain_text import markdown_text, one_line
 from unmask.tune.goal import ACCURACY
 from unmask.tune.measure import Bench, Interval, Measurement, PairedDifference, compare_paired
 from unmask.tune.study import SearchResult, TrialPoint, Watch
@@ -74,9 +75,10 @@ def preset(
 ) -> str:
     """Return a preset for `generation=FILE`: the decoder, its knobs, and comments on their origin."""
     lines = [
-        f"# Written by: {command}",
+        f"# Written by: {one_line(command)}",
         f"# {datetime.now(timezone.utc):%Y-%m-%d}, unmask {__version__}, model "
-        f"{bench.settings.model}, task {bench.settings.task}, prompts 0 to {best.num_prompts - 1}: "
+        f"{one_line(bench.settings.model)}, task {one_line(bench.settings.task)}, "
+        f"prompts 0 to {best.num_prompts - 1}: "
         + ", ".join(f"{name} {best.metrics[name]:.4g}" for name in result.plan.objectives),
     ]
     if held_out is not None:
@@ -163,18 +165,18 @@ def markdown(bench: Bench, result: SearchResult, held_out: HeldOut | None, comma
     plan, settings = result.plan, bench.settings
     num_stopped = len(result.points) - len(result.complete)
     lines = [
-        f"# {settings.method.decoder_name} tuned on {settings.task}",
+        f"# {settings.method.decoder_name} tuned on {markdown_text(settings.task)}",
         "",
-        f"`{command}`",
+        f"    {one_line(command)}",
         "",
-        f"Model {settings.model}, cache {settings.method.cache_name}, batch {settings.batch_size}, "
-        f"seed {plan.seed}. "
+        f"Model {markdown_text(settings.model)}, cache {settings.method.cache_name}, "
+        f"batch {settings.batch_size}, seed {plan.seed}. "
         f"{len(result.points)} points, {num_stopped} of them stopped before their {plan.num_prompts} "
         f"prompts were all answered. Constraints: {', '.join(map(str, plan.constraints)) or 'none'}.",
         "",
         "| | " + " | ".join(plan.objectives) + " | knobs |",
         "|---" * (len(plan.objectives) + 2) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows(result)),
+        *("| " + " | ".join(map(markdown_text, row)) + " |" for row in rows(result)),
         "",
     ]
     if note := too_long(result):

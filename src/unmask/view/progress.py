@@ -19,6 +19,8 @@ from rich.progress import (
 from rich.status import Status
 from rich.text import Text
 
+from unmask.plain_text import one_line
+
 BAR_AFTER_S = 1.0
 """Seconds of loading after which the bar appears; a shorter load shows a spinner alone."""
 
@@ -37,7 +39,7 @@ class LoadingView:
         after_s: float = BAR_AFTER_S,
         verb: str = "loading",
     ) -> None:
-        self.label, self.after_s, self.verb = label, after_s, verb
+        self.label, self.after_s, self.verb = one_line(label), after_s, verb
         self.console = Console(stderr=True) if console is None else console
         self._status: Status | None = None
         self._bar: Progress | None = None
@@ -45,7 +47,7 @@ class LoadingView:
     def __enter__(self) -> LoadingView:
         self._start = time.monotonic()
         if self.console.is_terminal:
-            self._status = self.console.status(f"{self.verb} {self.label}")
+            self._status = self.console.status(Text(f"{self.verb} {self.label}"))
             self._status.start()
         return self
 
@@ -60,7 +62,7 @@ class LoadingView:
             return
         if self._bar is None:
             self._status.stop()
-            text = TextColumn(self.verb + " {task.description}")
+            text = TextColumn(self.verb + " {task.description}", markup=False)
             columns = (text, BarColumn(), DownloadColumn())
             self._bar = Progress(
                 *columns, TimeRemainingColumn(), console=self.console, transient=True
@@ -78,7 +80,7 @@ class EvaluationView:
     """
 
     def __init__(self, label: str, console: Console | None = None) -> None:
-        self.label = label
+        self.label = one_line(label)
         self.console = Console(stderr=True) if console is None else console
         self._bar: Progress | None = None
 

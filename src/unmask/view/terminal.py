@@ -25,7 +25,8 @@ from rich.text import Text
 from unmask.canvas import Canvas
 from unmask.engine.scheduler import Event
 from unmask.engine.sequence import SequenceState
-from unmask.engine.token_text import TokenTexts, printable
+from unmask.engine.token_text import TokenTexts
+from unmask.plain_text import printable
 
 OPEN, REOPENED, END, RETURN = "░", "▒", "∎", "↵"
 OPEN_STYLE = "#444444"

@@ -24,6 +24,7 @@ from typing import IO
 
 from unmask.errors import ConfigError
 from unmask.evals.sandbox.wall import FOLDER, NO_WALL, SandboxLimits, Wall, find_wall
+from unmask.plain_text import one_line
 
 __all__ = ["SandboxLimits", "Verdict", "judge_answer", "run_program", "sandbox_name"]
 
@@ -210,8 +211,7 @@ def _verdict(
     if said["passed"] is True:
         return Verdict(True)
     reason = said["reason"] if said["reason"] else _end(answer)
-    text = " ".join(str(reason).split())[:MAX_REASON]
-    return Verdict(False, "".join(one if one.isprintable() else "?" for one in text))
+    return Verdict(False, one_line(str(reason)[: 4 * MAX_REASON])[:MAX_REASON])
 
 
 def _end(process: subprocess.Popen[bytes]) -> str:
