@@ -27,7 +27,7 @@ def run(words: Sequence[str], is_dry: bool = False) -> None:
     """Train on data files. Raises SystemExit after an interruption."""
     config = compose(words)
     if not config.data.path:
-        raise ConfigError("no data; give a file, e.g. data=my.jsonl, or a recipe of the demo's: recipe=demo")
+        raise ConfigError("no data; give a file, e.g. data=my.jsonl, or the demo's recipe=demo")
     if launcher.is_started() and config.parallel == "none" and launcher.size() > 1:
         raise ConfigError("several processes of torchrun need parallel=fsdp; add it")
     if not launcher.is_follower():
