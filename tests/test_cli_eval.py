@@ -35,7 +35,7 @@ def test_config_show_prints_each_value_and_its_layer(run):
     assert status == 0
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in out.splitlines()}
     assert rows["generation.threshold"] == ["0.8", "command line"]
-    assert rows["generation.block_length"] == ["null", "schema default"]
+    assert rows["generation.block_length"] == ["32", "schema default"], "in force"
     assert rows["model.path"] == ["demo", "model preset demo"]
     assert "decoder vanilla with threshold is threshold" in err
 

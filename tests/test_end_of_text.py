@@ -87,7 +87,8 @@ def test_an_answer_is_the_same_with_and_without_what_is_left_out(
     for one, other in zip(ours, whole, strict=True):
         assert_same_answer(one, other)
     is_slow = not revises(name) and "steps" not in knobs  # several forwards a block
-    if cache == "none" and says_what_matters(name) and is_slow:
+    if cache == "none" and says_what_matters(name) and is_slow and family == "llada":
+        # greedy answers end inside a block; where sampled ones of Dream end is chance
         assert sum(o.num_queries for o in ours) < sum(o.num_queries for o in whole)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unmask import LLM
-from unmask.errors import ModelError
+from unmask.errors import CheckpointWarning, ModelError
 from unmask.models import families, load_model, read_config, read_spec, registry
 from unmask.models.families import fast_dllm_v2, llada2, llada_moe, sdar
 from unmask.models.transformer import Transformer
@@ -485,10 +485,12 @@ def test_a_folder_answers_a_chat_with_its_own_special_ids(family, folder, parity
 
 def test_a_mask_id_of_the_config_comes_first(folder):
     checkpoint = folder("llada2_moe")
+    checkpoint.config["eos_token_id"] = 1
     tokens = {"added_tokens_decoder": {"1004": {"content": "<|mask|>"}}}
     (checkpoint.path / "tokenizer_config.json").write_text(json.dumps(tokens))
     assert checkpoint.write().load().spec.mask_id == 1004
-    assert checkpoint.write(mask_token_id=7).load().spec.mask_id == 7
+    with pytest.warns(CheckpointWarning, match="the mask token is 7, although"):
+        assert checkpoint.write(mask_token_id=7).load().spec.mask_id == 7
     (checkpoint.path / "tokenizer_config.json").write_text("{}")
     assert checkpoint.write().load().spec.mask_id == 156895
     (checkpoint.path / "tokenizer.json").write_text(

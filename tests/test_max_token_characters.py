@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from unmask import LLM
 from unmask.engine.llm import LLM as AnyLLM
 from unmask.engine.tokenizer import max_token_characters
-from unmask.errors import LengthError
+from unmask.errors import LengthError, PromptError
 
 MARKS = "\u0301\u0313\u0345\u03b1ae 1\n\U0001f642<|a|>"
 
@@ -78,5 +78,5 @@ def test_a_text_that_cannot_fit_is_refused_unread(demo, monkeypatch):
             ask("a" * (longest + 1))
     with pytest.raises(LengthError, match=said):
         demo.prompt_ids("a" * (longest + 1), raw=True)
-    with pytest.raises(AssertionError, match="read"):
+    with pytest.raises(PromptError, match="it was read"):
         demo.prompt_ids("a" * longest, raw=True)

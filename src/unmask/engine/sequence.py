@@ -117,11 +117,13 @@ class SequenceState:
 
     def _first_end(self) -> int | None:
         """Return the first decided stop token of the answer that cannot change any more."""
-        start, end = self.canvas.prompt_length, self._num_lasting()
-        ids = np.fromiter(self.request.stop_ids, dtype=np.int64)
-        decided = ~self.canvas.open[start:end]
-        ends = np.flatnonzero(decided & np.isin(self.canvas.tokens[start:end], ids))
-        return start + int(ends[0]) if len(ends) else None
+        start, ids = self.canvas.prompt_length, np.fromiter(self.request.stop_ids, dtype=np.int64)
+        decided = ~self.canvas.open[start:]
+        ends = np.flatnonzero(decided & np.isin(self.canvas.tokens[start:], ids))
+        if not len(ends):
+            return None
+        first = start + int(ends[0])
+        return first if first < self._num_lasting() else None
 
     @property
     def num_settled(self) -> int:
