@@ -536,3 +536,19 @@ def run_full(words: list[str], **streams: object) -> subprocess.CompletedProcess
 def test_a_command_without_standard_streams_ends_well() -> None:
     line = f"exec {sys.executable} -m unmask.cli.main models >&- 2>&-"
     assert subprocess.run(["bash", "-c", line]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "Tom", "--gen-length", "1.5"],
+        ["generate", "Tom", "gen_length=8.5"],
+        ["serve", "--port", "80.5"],
+        ["eval", "task=word_problem", "--num-processes=1.5"],
+        ["bench", "decode", "--limit", "nan"],
+    ],
+)
+def test_a_fraction_is_no_whole_number(words: list[str], cli: Cli) -> None:
+    status, _, error = cli(*words)
+    assert status == 2
+    assert error.rstrip().endswith("must be a whole number")

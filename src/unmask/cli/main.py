@@ -105,7 +105,12 @@ def make_app(*, with_summaries: bool = False) -> App:
         help_formatter=PlainHelp(),
         group_parameters=Group("Options", sort_key=0),
         default_parameter=Parameter(negative_iterable=(), allow_repeating=True),
-        config=[parsing.restore_dashes, parsing.take_words, parsing.take_file],
+        config=[
+            parsing.restore_dashes,
+            parsing.take_words,
+            parsing.take_file,
+            parsing.refuse_fractions,
+        ],
         result_action="return_value",
         exit_on_error=False,
         print_error=False,

@@ -54,6 +54,20 @@ def restore_dashes(app: App, commands: Sequence[str], arguments: ArgumentCollect
         ]
 
 
+def refuse_fractions(app: App, commands: Sequence[str], arguments: ArgumentCollection) -> None:
+    """Raise ConfigError for a fraction as the value of a whole number, which the parser would round."""
+    for argument in arguments:
+        if int not in (argument.hint, *get_args(argument.hint)):
+            continue
+        for token in argument.tokens:
+            try:
+                is_whole = float(token.value).is_integer()
+            except ValueError:
+                continue  # the parser says what is wrong
+            if not is_whole:
+                raise ConfigError(f"{_shown(token)} must be a whole number")
+
+
 # Words
 
 
