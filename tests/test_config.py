@@ -163,6 +163,7 @@ def test_a_default_that_stands_for_a_value_is_shown_as_this_value(words, expecte
     assert {key: shown[key] for key in expected} == expected
 
 
+@pytest.mark.slow
 def test_shown_defaults_are_those_that_decode():
     """As written values they change nothing."""
     llm = unmask.LLM("demo")
