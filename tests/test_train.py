@@ -26,10 +26,11 @@ from unmask.train.corrupt import (
     row_losses,
 )
 from unmask.train.dataset import Batch
-from unmask.train.loop import SpecialTokens, Trainer, build, recipe_spec
+from unmask.train.loop import Trainer, build
 from unmask.train.optim import rate
 from unmask.train.predict import masked_logits
 from unmask.train.recipe import DEMO_OBJECTIVE, Recipe, compose, presets
+from unmask.train.start import SpecialTokens, network_spec
 
 MASK = 99
 TINY = [
@@ -547,7 +548,9 @@ def test_any_dataset_can_be_trained_on(tmp_path, tokenizer_folder):
 
     recipe = compose([*TINY, "steps=20", f"output={tmp_path}", "checkpoint_every=100"])
     tokens = SpecialTokens(vocab_size=30, mask_id=30, eos_id=31, turn_end="<|eot_id|>")
-    run = Trainer(recipe, recipe_spec(recipe, tokens), Repeats(), tokenizer_folder)
+    run = Trainer(
+        recipe, network_spec(recipe, tokens, shift=recipe.shift_logits), Repeats(), tokenizer_folder
+    )
     entries = list(run)
     assert entries[-1].loss < entries[0].loss / 2
     assert set(entries[-1].task_loss) == {"repeat"}

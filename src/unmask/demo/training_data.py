@@ -18,8 +18,8 @@ from unmask.demo.tasks import Example, training_example
 from unmask.demo.tokenizer import MASK, TURN_END
 from unmask.train.corrupt import Noisy, block_noise, block_state, corrupt, draw_t, random_length
 from unmask.train.dataset import Batch
-from unmask.train.loop import SpecialTokens, recipe_spec
 from unmask.train.recipe import Recipe
+from unmask.train.start import SpecialTokens, network_spec
 
 if TYPE_CHECKING:
     from unmask.models.spec import ModelSpec
@@ -43,7 +43,7 @@ class Row:
 
 def demo_spec(recipe: Recipe, tokenizer: Any) -> ModelSpec:
     """Return the recipe's network over the demo tokenizer's vocabulary."""
-    return recipe_spec(
+    return network_spec(
         recipe,
         SpecialTokens(
             vocab_size=len(tokenizer),
@@ -51,6 +51,8 @@ def demo_spec(recipe: Recipe, tokenizer: Any) -> ModelSpec:
             eos_id=int(tokenizer.eos_token_id),
             turn_end=TURN_END,
         ),
+        shift=recipe.shift_logits,
+        block_size=recipe.block_size,
     )
 
 

@@ -54,44 +54,6 @@ class StepLog:
         )
 
 
-@dataclass(frozen=True)
-class SpecialTokens:
-    """The facts of a tokenizer that a network's spec needs; `turn_end` is the text of a token."""
-
-    vocab_size: int
-    mask_id: int
-    eos_id: int
-    turn_end: str
-
-
-def recipe_spec(recipe: Recipe, tokens: SpecialTokens) -> ModelSpec:
-    """Return the recipe's network: LLaDA's, block-causal with `block_size`, or Dream's.
-
-    The embedding has two rows more than the tokenizer has tokens, as LLaDA pads.
-    """
-    return ModelSpec(
-        family="dream" if recipe.shift_logits else "llada",
-        vocab_size=tokens.vocab_size + 2,
-        d_model=recipe.d_model,
-        num_layers=recipe.num_layers,
-        num_heads=recipe.num_heads,
-        num_kv_heads=recipe.num_heads,
-        head_dim=recipe.d_model // recipe.num_heads,
-        d_ff=recipe.d_ff,
-        rope_theta=recipe.rope_theta,
-        norm_eps=1e-5,
-        max_length=recipe.max_length,
-        mask_id=tokens.mask_id,
-        eos_id=tokens.eos_id,
-        pad_id=tokens.eos_id,
-        qkv_bias=recipe.shift_logits,
-        rope_fp32=not recipe.shift_logits,
-        shift_logits=recipe.shift_logits,
-        block_size=recipe.block_size,
-        turn_end=tokens.turn_end,
-    )
-
-
 def set_repeats_aside(log: Path, step: int) -> None:
     """Move the log lines after `step`, which a resumed run repeats, to `log.repeated.jsonl`.
 
@@ -129,7 +91,7 @@ def _kernels(recipe: Recipe) -> Iterator[None]:
 class Trainer:
     """A run of a recipe on a dataset; iterate over it to train.
 
-    `spec` is the network's, e.g. of `recipe_spec`; `tokenizer_folder` holds the tokenizer files that go
+    `spec` is the network's, e.g. of `network_spec`; `tokenizer_folder` holds the tokenizer files that go
     into every exported checkpoint.
     """
 

@@ -23,6 +23,7 @@ from unmask.models.transformer import Transformer
 from unmask.models.weight_names import NameMap
 from unmask.models.weights import load_weights, stored_dtypes
 from unmask.train.config import ModelConfig, TrainConfig
+from unmask.train.recipe import Recipe
 from unmask.train.vocabulary import END, MASK, TURN_END
 
 if TYPE_CHECKING:
@@ -255,7 +256,8 @@ def _new(config: TrainConfig, learned: Path | None) -> Start:
         raise ConfigError(f"tokenizer={folder} has no end-of-text token (eos_token); set one")
     is_causal = config.objective == "causal"
     shift = bool(sizes.shift_logits) or is_causal
-    spec = _new_spec(sizes, len(tokenizer) + 2, (mask_id, int(eos_id)), shift)
+    tokens = SpecialTokens(len(tokenizer), mask_id, int(eos_id), TURN_END)
+    spec = network_spec(sizes, tokens, shift=shift)
     written = dream.config_from_spec(spec) if shift else llada.config_from_spec(spec)
     if is_causal:
         if sizes.block_size is not None:
@@ -277,12 +279,30 @@ def _new(config: TrainConfig, learned: Path | None) -> Start:
     return start if is_causal else _reshaped(start, replace(sizes, shift_logits=shift))
 
 
-def _new_spec(sizes: ModelConfig, rows: int, ids: tuple[int, int], shift: bool) -> ModelSpec:
-    """Return the spec of a new network; `ids`: the mask and the end of text."""
-    mask_id, eos_id = ids
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The facts of a tokenizer that a network's spec needs; `turn_end` is the text of a token."""
+
+    vocab_size: int
+    mask_id: int
+    eos_id: int
+    turn_end: str
+
+
+def network_spec(
+    sizes: Recipe | ModelConfig,
+    tokens: SpecialTokens,
+    *,
+    shift: bool,
+    block_size: int | None = None,
+) -> ModelSpec:
+    """Return the spec of a new network: LLaDA's, block-causal with `block_size`, or with `shift` Dream's.
+
+    The embedding has two rows more than the tokenizer has tokens, as LLaDA pads.
+    """
     return ModelSpec(
         family="dream" if shift else "llada",
-        vocab_size=rows,
+        vocab_size=tokens.vocab_size + 2,
         d_model=sizes.d_model,
         num_layers=sizes.num_layers,
         num_heads=sizes.num_heads,
@@ -292,13 +312,14 @@ def _new_spec(sizes: ModelConfig, rows: int, ids: tuple[int, int], shift: bool) 
         rope_theta=sizes.rope_theta,
         norm_eps=1e-5,
         max_length=sizes.max_length,
-        mask_id=mask_id,
-        eos_id=eos_id,
-        pad_id=eos_id,
+        mask_id=tokens.mask_id,
+        eos_id=tokens.eos_id,
+        pad_id=tokens.eos_id,
         qkv_bias=shift,
         rope_fp32=not shift,
         shift_logits=shift,
-        turn_end=TURN_END,
+        block_size=block_size,
+        turn_end=tokens.turn_end,
     )
 
 
