@@ -143,6 +143,8 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     for change, message in (
         ({"peft_type": "IA3"}, "peft_type must be LORA"),
+        ({"lora_alpha": [8]}, "lora_alpha"),
+        ({"lora_alpha": "x" * 9999}, "lora_alpha"),
         ({"use_dora": True}, "use_dora of adapter_config.json is not supported"),
         ({"bias": "all"}, "bias of adapter_config.json is not supported"),
     ):

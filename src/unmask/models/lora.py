@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmask.errors import ConfigError, ModelError
+from unmask.models.folder_files import read_object, shortened
+from unmask.models.safetensors_files import tensors_of
 from unmask.models.transformer import Transformer
 from unmask.models.weight_names import NameMap, checkpoint_name
 
@@ -164,14 +166,15 @@ def save_adapters(model: Transformer, names: NameMap, folder: Path, base: str) -
 def load_adapters(model: Transformer, names: NameMap, folder: Path) -> None:
     """Put the adapters of a PEFT folder on the model. Raises ModelError for what does not fit it."""
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        config = read_object(folder / ADAPTER_CONFIG)
+        tensors_of(folder / ADAPTER_FILE)  # checks the header
         tensors = load_file(folder / ADAPTER_FILE)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ModelError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{folder}: no adapter of PEFT can be read ({type(error).__name__}); give a folder with "
             f"{ADAPTER_CONFIG} and {ADAPTER_FILE}"
         ) from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    if config.get("peft_type") != "LORA":
         raise ModelError(f"{folder}: peft_type must be LORA; other adapters are not read")
     unusual = [
         key
@@ -182,7 +185,11 @@ def load_adapters(model: Transformer, names: NameMap, folder: Path) -> None:
         raise ModelError(
             f"{folder}: {', '.join(unusual) or 'bias'} of {ADAPTER_CONFIG} is not supported; leave it out"
         )
-    alpha = float(config.get("lora_alpha", 8))
+    alpha = config.get("lora_alpha", 8)
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha):
+        raise ModelError(
+            f"{folder}: lora_alpha={shortened(repr(alpha))} must be a number; correct {ADAPTER_CONFIG}"
+        )
     rest = dict(tensors)
     for name, parent, target in list(matrices(model)):
         published = checkpoint_name(f"{name}.weight", names).removesuffix(".weight")
