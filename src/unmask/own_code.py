@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 from unmask.errors import ConfigError, PluginError, cut_text
 from unmask.knobs import split_call
-from unmask.plugins import Registry, check_class, module_names
+from unmask.plugins import Registry, check_class, is_reference, module_names
 
 Base = TypeVar("Base")
 
@@ -169,11 +169,6 @@ class Workshop(Generic[Base]):
             and issubclass(item, self.base)
             and item.__module__ == module.__name__
         ]
-
-
-def is_reference(name: str) -> bool:
-    """Return True for the text of a file or of `module:Class`, which no name of the package is."""
-    return ":" in name or name.endswith(".py")
 
 
 def _listed(classes: list[type[Base]]) -> str:

@@ -75,6 +75,11 @@ def check_class(cls: object, base: type[Base], place: str) -> type[Base]:
     return cls
 
 
+def is_reference(name: str) -> bool:
+    """Return True for the text of a file or of `module:Class`, which no name of the package is."""
+    return ":" in name or name.endswith(".py")
+
+
 @dataclass(frozen=True)
 class Registry(Generic[Plugin]):
     """The plug-ins of a package by file name, except for the modules `exclude`.
@@ -95,7 +100,7 @@ class Registry(Generic[Plugin]):
 
     def served_names(self) -> list[str]:
         """Return the names that requests to a server may use: of the package's and of named plug-ins."""
-        named = [name for name in self.own if ":" not in name and not name.endswith(".py")]
+        named = [name for name in self.own if not is_reference(name)]
         return sorted([*self.names(), *named])
 
     def add(self, name: str, plugin: Plugin) -> None:

@@ -50,12 +50,16 @@ class SpecialIds:
     """
 
     mask_id: int | None
-    eos_id: int | None
     end_ids: Ids
     pad_id: int | None
     bos_id: int | None
     notes: tuple[str, ...] = ()
     minor_notes: tuple[str, ...] = ()
+
+    @property
+    def eos_id(self) -> int | None:
+        """The first end id."""
+        return next(iter(self.end_ids), None)
 
     def apply(self, config: Config) -> Config:
         """Return a config in which each role has one id, or none."""
@@ -73,10 +77,14 @@ class FolderTokens:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._objects: dict[str, Config] = {}
 
     def _object(self, name: str) -> Config:
-        path = self.folder / name
-        return read_object(path) if path.exists() else {}
+        """Return the content of a file, which is read once; empty if there is none."""
+        if name not in self._objects:
+            path = self.folder / name
+            self._objects[name] = read_object(path) if path.exists() else {}
+        return self._objects[name]
 
     @cached_property
     def _declared(self) -> dict[str, int]:
@@ -356,7 +364,6 @@ def gather(config: Config, tokens: FolderTokens, mask_text: str, spec: ModelSpec
     pad_id, bos_id = reading.one("pad"), reading.one("bos")
     return SpecialIds(
         mask_id=mask_id,
-        eos_id=ends[0] if ends else None,
         end_ids=ends,
         pad_id=pad_id,
         bos_id=bos_id,
