@@ -101,11 +101,7 @@ class PromptEncoder:
         """
         if isinstance(parts, str) or not any(isinstance(part, Integral) for part in parts):
             raise PromptError("infill needs a list with at least one number of blank tokens")
-        ids: list[int] = self.begin
-        first = parts[0]
-        if isinstance(first, str) and ids:
-            ids = ids if self._encode_short(first, special=False)[: len(ids)] != ids else []
-        blanks = [False] * len(ids)
+        ids, blanks = list[int](), list[bool]()
         for part, following in zip(parts, [*parts[1:], ""], strict=True):
             if isinstance(part, str):
                 text = part.removesuffix(" ") if isinstance(following, Integral) else part
@@ -115,6 +111,8 @@ class PromptEncoder:
                 raise PromptError(f"blank of {part!r} tokens: use a whole number, at least 1")
             else:
                 ids, blanks = ids + [0] * int(part), blanks + [True] * int(part)
+        if any(blanks[: len(self.begin)]) or ids[: len(self.begin)] != self.begin:
+            ids, blanks = self.begin + ids, [False] * len(self.begin) + blanks
         if len(ids) > self.spec.max_length:
             raise LengthError(
                 f"the text is {len(ids)} tokens long, the model's context {self.spec.max_length}"
