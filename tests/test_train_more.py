@@ -11,13 +11,10 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-import torch
-from tiny import tiny_model
 
 import unmask
 from unmask.cli.main import main
 from unmask.errors import ConfigError, RemoteError
-from unmask.train.grpo import DiffuGrpo, GrpoConfig, exact_match
 from unmask.train.push import push
 
 ROWS = [{"prompt": f"{a} {b}", "response": f"{b} {a}"} for a in "abcd" for b in "efgh"]
@@ -83,62 +80,6 @@ def test_curves_go_to_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     unmask.train(ROWS, output=tmp_path / "run", steps=1, watch={"tensorboard": True}, **SMALL)
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
-
-
-class Letters:
-    """A tokenizer of letters: token 7 is "h"."""
-
-    chat_template = None
-    eos_token_id = 59
-
-    def __len__(self):
-        return 62
-
-    def get_vocab(self):
-        return {chr(97 + k): k for k in range(26)}
-
-    def __call__(self, text, add_special_tokens):
-        return {"input_ids": [ord(letter) - 97 for letter in text if letter.isalpha()]}
-
-    def decode(self, ids, skip_special_tokens=False):
-        return "".join(chr(97 + k) if k < 26 else "?" for k in ids)
-
-
-def test_rewards_raise_the_share_of_rewarded_answers():
-    model = tiny_model(sure=0.2).requires_grad_(True)
-    rows = [{"prompt": letter} for letter in "abcd"]
-    config = GrpoConfig(
-        prompts=4,
-        group=8,
-        inner=2,
-        gen_length=4,
-        block_length=4,
-        lr=3e-3,
-        temperature=1.0,
-        beta=0.01,
-    )
-
-    def reward(row, answer):
-        return sum(letter < "h" for letter in answer) / 4
-
-    trainer = DiffuGrpo(model, Letters(), rows, reward, config)
-    steps = [trainer.train_step() for _ in range(12)]
-    assert [step.step for step in steps] == list(range(1, 13))
-    first, last = (sum(s.reward for s in part) / 3 for part in (steps[:3], steps[-3:]))
-    assert last > first + 0.1
-    again = DiffuGrpo(tiny_model(sure=0.2).requires_grad_(True), Letters(), rows, reward, config)
-    assert again.train_step() == steps[0]
-
-
-def test_equal_rewards_change_nothing():
-    model = tiny_model().requires_grad_(True)
-    before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    config = GrpoConfig(prompts=1, group=2, gen_length=2, block_length=2)
-    DiffuGrpo(model, Letters(), [{"prompt": "a"}], lambda row, answer: 1.0, config).train_step()
-    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
-    assert exact_match({"response": "b a"}, " b a ") == 1.0
-    with pytest.raises(ConfigError, match="rows must be at least one"):
-        DiffuGrpo(model, Letters(), [])
 
 
 class FakeHub(BaseHTTPRequestHandler):

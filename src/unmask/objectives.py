@@ -14,6 +14,7 @@ Letters: B rows, T positions, N masked tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -246,19 +247,28 @@ def one_step_log_probs(
     *,
     seed: int,
     prompt_mask: float = 0.15,
+    canvas: Tensor | None = None,
+    inside: Tensor | None = None,
+    hidden: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """Return each response token's log-probability `(B, T)`, 0 elsewhere, from one forward.
 
     The response is masked entirely and each prompt token with probability `prompt_mask`; the same `seed`
-    masks the same tokens for the old, the new and the reference policy. Source: d1, arXiv:2504.12216,
-    Sec. 3.1.
+    masks the same tokens for the old, the new and the reference policy. `canvas`, bool `(B, T)`, are
+    further masked positions, such as those after the end of an answer; positions that are not `inside`
+    (default: all are) are padding, invisible to the others. `hidden`: the model's method, perhaps compiled.
+    Source: d1, arXiv:2504.12216, Sec. 3.1.
     """
     flags = _maskable(model, ids, response)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(ids.shape, generator=generator).to(ids.device) < prompt_mask
-    hidden = response | drawn
-    noisy = Noisy(torch.where(hidden, model.spec.mask_id, ids), flags.float())
-    states = masked_states(model, model.hidden, Batch(["row"] * len(ids), ids, noisy))
+    is_masked = response | drawn if canvas is None else response | canvas | drawn
+    noisy = Noisy(torch.where(is_masked, model.spec.mask_id, ids), flags.float())
+    segments = None
+    if inside is not None and not bool(inside.all()):
+        segments = torch.where(inside, torch.arange(len(ids), device=ids.device)[:, None], -1)
+    batch = Batch(["row"] * len(ids), ids, noisy, segments_BT=segments)
+    states = masked_states(model, model.hidden if hidden is None else hidden, batch)
     logits = model.head(states).float()
     found = logits.log_softmax(-1).gather(1, ids[flags][:, None])[:, 0]
     result = torch.zeros(ids.shape, device=ids.device)

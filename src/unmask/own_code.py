@@ -11,7 +11,7 @@ import dataclasses
 import importlib.util
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -169,6 +169,24 @@ class Workshop(Generic[Base]):
             and issubclass(item, self.base)
             and item.__module__ == module.__name__
         ]
+
+
+def load_function(reference: str) -> Callable[..., object]:
+    """Return the function that `FILE.py:NAME` or `module:NAME` names; it runs the module's code.
+
+    Raises ConfigError for another form, PluginError for code without that function.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name.isidentifier():
+        raise ConfigError(
+            f"{cut_text(reference)!r} is neither FILE.py:NAME nor module:NAME; name a function so"
+        )
+    module = _file_module(Path(place)) if place.endswith(".py") else _module(place)
+    found = vars(module).get(name)
+    if not callable(found):
+        raise PluginError(f"{place}: defines no function {name}; write it, or name another one")
+    function: Callable[..., object] = found
+    return function
 
 
 def _listed(classes: list[type[Base]]) -> str:

@@ -14,6 +14,7 @@ from unmask.train.config import GROUPS, TrainConfig, from_values
 
 if TYPE_CHECKING:
     from unmask.train.loop import StepLog
+    from unmask.train.rewards import Reward
 
 Data = str | Path | Sequence[str | Path] | Sequence[Mapping[str, object]]
 
@@ -32,18 +33,25 @@ def train(
     data: Data,
     *,
     report: Callable[[StepLog], None] | None = None,
+    reward: Reward | None = None,
     **settings: object,
 ) -> Trained:
     """Train to the end and return the final folder; an interrupted run in `output` goes on.
 
     `data`: files, or rows as mappings. `settings` are the keys of `unmask train`: a group is a mapping,
-    `lora={"rank": 16}`, or a dotted key, `**{"lora.rank": 16}`. `report` is called after each step. Raises
-    ConfigError, ModelError.
+    `lora={"rank": 16}`, or a dotted key, `**{"lora.rank": 16}`. `report` is called after each step.
+    `reward`, of a row and an answer's text, is for objective="diffu_grpo", instead of the name `rl.reward`.
+    Raises ConfigError, ModelError.
     """
     from unmask.train.run import FileTrainer
 
     config = settings_of(data, settings)
-    trainer = FileTrainer(config)
+    if reward is not None and config.objective != "diffu_grpo":
+        raise ConfigError(
+            f"reward has no effect with objective={config.objective!r}; give objective='diffu_grpo', or "
+            f"leave it out"
+        )
+    trainer = FileTrainer(config, reward)
     entry = None
     for entry in trainer:
         if report is not None:

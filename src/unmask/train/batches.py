@@ -83,13 +83,18 @@ class Units:
         """Return unit `number`, counted over all epochs; `weights`: shares of the sources."""
         if self.packing == "across":
             return self._window(number)
-        if weights:
-            return self._example(self._mixed(number, weights))
-        epoch, at = divmod(number, self.per_epoch)
-        chosen = int(self._permutation(self.per_epoch, epoch)[at])
-        if self.packing == "within":
+        if self.packing == "within" and not weights:
+            epoch, at = divmod(number, self.per_epoch)
+            chosen = int(self._permutation(self.per_epoch, epoch)[at])
             return self._part(int(self.windows[chosen]), int(self.offsets[chosen]))
-        return self._example(int(self.indices[chosen]))
+        return self._example(self.index(number, weights))
+
+    def index(self, number: int, weights: Sequence[float] = ()) -> int:
+        """Return the index in the store of example `number`, where a unit is an example."""
+        if weights:
+            return self._mixed(number, weights)
+        epoch, at = divmod(number, self.per_epoch)
+        return int(self.indices[int(self._permutation(self.per_epoch, epoch)[at])])
 
     def _mixed(self, number: int, weights: Sequence[float]) -> int:
         """Return the example of row `number` of a mixture: exact shares in every `CYCLE` rows."""

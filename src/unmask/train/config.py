@@ -21,7 +21,7 @@ from unmask.knobs import set_field
 from unmask.options import check_fields, option
 from unmask.yaml_text import parse_yaml
 
-Objective = Literal["auto", "llada", "dream", "block_diffusion", "causal"]
+Objective = Literal["auto", "llada", "dream", "block_diffusion", "causal", "diffu_grpo"]
 Format = Literal["auto", "text", "prompt_response", "messages", "input_ids"]
 
 
@@ -147,8 +147,8 @@ class OptimConfig(_Group):
     name: Literal["adamw", "muon"] = "adamw"
     """adamw; muon: Muon for the layers' matrices, AdamW for the rest."""
     lr: Annotated[float | None, option(above=0)] = None
-    """Peak learning rate. Default: 3e-4 for full training, 1e-3 for LoRA. Too high: the loss jumps; too
-    low: nothing is learned in the given steps."""
+    """Peak learning rate. Default: 3e-4 for full training, 1e-3 for LoRA, and a thirtieth of these for
+    objective=diffu_grpo. Too high: the loss jumps; too low: nothing is learned in the given steps."""
     muon_lr: Annotated[float, option(above=0)] = 0.01
     """Peak rate of Muon's matrices."""
     weight_decay: Annotated[float, option(least=0)] = 0.01
@@ -172,6 +172,37 @@ class LoraConfig(_Group):
     dropout: Annotated[float, option(least=0, most=0.9)] = 0.0
     targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
     """Matrices with adapters: of q, k, v, o (attention), gate, up, down (feed-forward)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlConfig(_Group):
+    """Reinforcement learning by rewards (objective=diffu_grpo); `batch_size` counts prompts."""
+
+    reward: str = "exact_match"
+    """Function that scores an answer: exact_match (1 if equal to the row's response), `FILE.py:NAME` or
+    `module:NAME`, such as `unmask.evals.rewards:countdown`. It gets the row and the answer's text."""
+    group: Annotated[int, option(least=2)] = 6
+    """Answers to each prompt, whose mean is the baseline. 2: noisy advantages; many: slow steps."""
+    inner: Annotated[int, option(least=1)] = 4
+    """Optimizer steps on the answers of a step. 1: the ratio is 1, nothing is clipped; many: more is
+    learned from each answer, until the clipping stops it."""
+    decoder: str = "vanilla"
+    """Decoder of the answers, with its knobs: `threshold(threshold=0.9)`."""
+    gen_length: Annotated[int, option(least=1)] = 64
+    """Number of positions of an answer. Small: longer answers are cut; large: slow."""
+    block_length: Annotated[int | None, option(least=1)] = None
+    """Block length of decoders that have one. Default: the decoder's."""
+    temperature: Annotated[float, option(above=0)] = 0.9
+    """Temperature of the answers. Toward 0: equal answers, no advantages; high: few right answers."""
+    clip: Annotated[float, option(above=0, most=1)] = 0.5
+    """Maximum distance from 1 of the ratio of new to old probability. Toward 0: hardly any change per
+    step; 1: probabilities may double at once."""
+    beta: Annotated[float, option(least=0)] = 0.04
+    """Weight of the divergence from the model at the start. 0: none is computed, and no copy of the model
+    is kept; large: the model stays as it was."""
+    prompt_mask: Annotated[float, option(least=0, most=1)] = 0.15
+    """Share of prompt tokens that are masked where log-probabilities are estimated, as in d1. 0: every
+    inner step sees the same input; 1: the prompt is ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +231,7 @@ GROUPS: dict[str, type[_Group]] = {
     "adapt": AdaptConfig,
     "optim": OptimConfig,
     "lora": LoraConfig,
+    "rl": RlConfig,
     "watch": WatchConfig,
 }
 
@@ -217,8 +249,8 @@ class TrainConfig(_Group):
     """Folder of the tokenizer of `init=null`. Default: one is learned from the data."""
     objective: Objective = "auto"
     """llada: masked diffusion; dream: with CART's weights; block_diffusion: each block after the clean ones
-    before it; causal: next token, of new networks. auto: block_diffusion for models with blocks, else
-    llada. (Rewards: `unmask.train.grpo`.)"""
+    before it; causal: next token, of new networks; diffu_grpo: rewards of the model's own answers, see
+    `rl.*`. auto: block_diffusion for models with blocks, else llada."""
     seed: Annotated[int, option(least=0)] = 0
     steps: Annotated[int | None, option(least=1)] = None
     """Optimizer steps. Default: those of `epochs`."""
@@ -252,6 +284,7 @@ class TrainConfig(_Group):
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
@@ -275,6 +308,32 @@ class TrainConfig(_Group):
             raise unknown_name("lora.targets", (unknown or [""])[0], LoraConfig().targets)
         if self.data.eval is not None and self.data.eval_fraction:
             raise ConfigError("data.eval and data.eval_fraction: give one of them")
+        self._check_rewards()
+
+    def _check_rewards(self) -> None:
+        """Raise ConfigError for settings of another objective than the run's."""
+        if self.objective != "diffu_grpo":
+            if self.rl != RlConfig():
+                raise ConfigError(
+                    f"rl.* has no effect with objective={self.objective}; add objective=diffu_grpo or "
+                    f"leave it out"
+                )
+            return
+        for name, is_default in (
+            ("noise.*", self.noise == NoiseConfig()),
+            ("sft.*", self.sft == SftConfig()),
+            ("adapt.*", self.adapt == AdaptConfig()),
+            ("lora.dropout", not self.lora.dropout),
+            ("data.packing", self.data.packing in ("auto", "none")),
+            ("watch.sample_every", not self.watch.sample_every),
+        ):
+            if not is_default:
+                raise ConfigError(f"{name} has no effect with objective=diffu_grpo; leave it out")
+        if self.parallel != "none":
+            raise ConfigError(
+                f"parallel={self.parallel} is not for objective=diffu_grpo, whose answers one process "
+                f"decodes; leave it out"
+            )
 
 
 PRESETS: dict[str, dict[str, str]] = {
@@ -283,6 +342,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "pretrain": {"init": "null", "optim.name": "muon", "optim.lr": "3e-3"},
     "block_diffusion": {"objective": "block_diffusion", "model.block_size": "32"},
     "adapt": {"model.shift_logits": "true", "adapt.block_schedule": "[1,4,32,0]"},
+    "grpo": {"objective": "diffu_grpo", "optim.clip": "0.2", "optim.weight_decay": "0.1"},
 }
 """Values by key of each preset; other words take precedence."""
 

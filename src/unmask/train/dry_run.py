@@ -45,7 +45,7 @@ def estimate(config: TrainConfig) -> Estimate:
         seconds, tokens = [], []
         for _ in range(min(NUM_STEPS, trainer.steps)):
             began = time.perf_counter()
-            tokens.append(trainer.train_step()[3])
+            tokens.append(trainer.train_step().tokens)
             seconds.append(time.perf_counter() - began)
         trainer.close()
         total, trained = network.num_parameters

@@ -41,10 +41,13 @@ class StepLog:
     tokens_per_s: float
     eta_s: float
     eval_loss: float | None = None
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Rewards, shares and accuracies by name, of runs that have any."""
 
     def line(self) -> str:
         """Format the step as one log line."""
-        tasks = " ".join(f"{name} {value:.3f}" for name, value in sorted(self.task_loss.items()))
+        parts = sorted(self.task_loss.items()) + sorted(self.scores.items())
+        tasks = " ".join(f"{name} {value:.3f}" for name, value in parts)
         minutes, seconds = divmod(int(self.eta_s), 60)
         held_out = "" if self.eval_loss is None else f" | held out {self.eval_loss:.4f}"
         return (

@@ -50,7 +50,9 @@ def make_optimizers(
     Matrices decay, everything else does not. Raises DependencyError for Muon without torch 2.9.
     """
     optim = config.optim
-    lr = optim.lr or (1e-3 if config.lora.rank else 3e-4)
+    lr = optim.lr or (1e-3 if config.lora.rank else 3e-4) / (
+        30 if config.objective == "diffu_grpo" else 1
+    )
     matrices = [value for value in parameters.values() if value.dim() >= 2]
     rest = [value for value in parameters.values() if value.dim() < 2]
     result: dict[str, torch.optim.Optimizer] = {}

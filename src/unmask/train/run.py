@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from unmask.train.batches import FileData, Units
 from unmask.train.card import write_card
 from unmask.train.config import TrainConfig, check_same, save_config
 from unmask.train.dataset import Batch
+from unmask.train.grpo import DiffuGrpo
 from unmask.train.head import weighted_loss
 from unmask.train.loop import LOG, StepLog, set_repeats_aside
 from unmask.train.network import Network
@@ -30,20 +31,38 @@ from unmask.train.optim import make_optimizers, trapezoid
 from unmask.train.predict import masked_states
 from unmask.train.prepare import Prepared, prepare
 from unmask.train.ranks import join, load_shards, save_shards, whole
+from unmask.train.rewards import Reward, find_reward, prompt_rows
+from unmask.train.store import HELD_OUT
 from unmask.train.watch import SAMPLES, make_loggers, write_samples
 
 CONFIG, FINAL, BAD_ROWS = "config.yaml", "final", "bad_rows.jsonl"
+HELD_OUT_REWARD = "held_out_reward"
+EVAL_PROMPTS = 64
+"""Maximum number of held-out prompts whose greedy answers are judged."""
 EVAL_BATCHES = 4
 """Number of held-out batches whose loss is measured, the same ones with the same noise every time."""
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """The figures of an optimizer step: mean loss, losses by noise level, gradient norm, tokens, scores."""
+
+    loss: float
+    by_level: dict[str, float]
+    norm: float
+    tokens: int
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 class FileTrainer:
     """A run of settings on data files; iterate over it to train.
 
-    The folder is locked while the object exists. Raises ConfigError and ModelError.
+    The folder is locked while the object exists. `reward`: function of objective=diffu_grpo instead of
+    that of `rl.reward`. Raises ConfigError and ModelError.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, reward: Reward | None = None) -> None:
+        self.reward = reward
         self.config, self.output = config, Path(config.output).expanduser()
         self.processes = join(config)
         self._lock = FolderLock(self.output, "training") if self.is_first else None
@@ -85,6 +104,7 @@ class FileTrainer:
         self.eval_data = self._eval_data()
         self.steps = self.data.num_steps
         self.optimizers = make_optimizers(self.network.masters, config)
+        self.policy = self._policy()
         self.step = 0
         self.best: float | None = None
         self.evaluations: list[tuple[int, float]] = []
@@ -147,11 +167,12 @@ class FileTrainer:
             total = total + share * confidence_loss(model, states, targets)
         return total, losses * weights, masked.nonzero()[:, 0]
 
-    def train_step(self) -> tuple[float, dict[str, float], float, int]:
-        """Take one optimizer step; return (loss, loss by noise level, gradient norm, tokens)."""
-        config = self.config
-        torch.manual_seed(mix(config.seed, self.step, 9))  # dropout of adapters
-        rows, loss, tokens = config.batch_size, 0.0, 0
+    def train_step(self) -> StepFigures:
+        """Take one optimizer step, with objective=diffu_grpo the inner steps of one round of answers."""
+        torch.manual_seed(mix(self.config.seed, self.step, 9))  # dropout of adapters
+        if self.policy is not None:
+            return self._reward_step(self.policy)
+        rows, loss, tokens = self.config.batch_size, 0.0, 0
         sums: dict[str, list[float]] = {}
         for batch in self.data.batches(self.step):
             total, losses, row_N = self._losses(batch)
@@ -162,32 +183,86 @@ class FileTrainer:
             by_row = torch.zeros(len(batch.tasks)).index_add(0, row_N.cpu(), losses.cpu().float())
             for task, value in zip(batch.tasks, by_row.tolist(), strict=True):
                 sums.setdefault(task, []).append(value)
+        norm = self._optimize()
+        loss, tokens = self._summed(loss, tokens)
+        self._finish_step(loss, norm)
+        by_level = {task: sum(v) / len(v) for task, v in sums.items()}
+        return StepFigures(loss, by_level, norm, tokens)
+
+    def _optimize(self) -> float:
+        """Apply and clear the gradients; return their norm before clipping."""
         self.network.take_gradients()
         masters = self.network.masters.values()
-        norm = whole(torch.nn.utils.clip_grad_norm_(masters, config.optim.clip)).item()
-        loss, tokens = self._summed(loss, tokens)
+        norm = whole(torch.nn.utils.clip_grad_norm_(masters, self.config.optim.clip)).item()
+        scale = trapezoid(self.step, self.steps, self.config.optim)
+        if math.isfinite(norm):
+            for optimizer in self.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * scale
+                optimizer.step()
+        self.network.give_weights()
+        self.network.clear_gradients()
+        return norm
+
+    def _finish_step(self, loss: float, norm: float) -> None:
+        """Count the step. Raises ConfigError where loss or gradients are no numbers."""
         if not math.isfinite(norm) or not math.isfinite(loss):
             raise ConfigError(
                 f"step {self.step}: loss {loss}, gradient norm {norm}; lower optim.lr"
             )
-        scale = trapezoid(self.step, self.steps, config.optim)
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * scale
-            optimizer.step()
-        self.network.give_weights()
-        self.network.clear_gradients()
         self.step += 1
-        return loss, {task: sum(v) / len(v) for task, v in sums.items()}, norm, tokens
+
+    def _policy(self) -> DiffuGrpo | None:
+        """Return the policy of objective=diffu_grpo and read its prompts; the reference is made here."""
+        config, start = self.config, self.prepared.start
+        if config.objective != "diffu_grpo":
+            return None
+        room = start.spec.max_length - config.rl.gen_length
+        rows, held_out = prompt_rows(config, self.prepared, room)
+        flags = [bool(flag & HELD_OUT) for flag in self.prepared.store.flags]
+        chosen = held_out or [row for row, is_out in zip(rows, flags, strict=True) if is_out]
+        self.prompts, self.eval_prompts = rows, chosen[:EVAL_PROMPTS]
+        self.network.model.eval()  # answers and log-probabilities are those of decoding
+        return DiffuGrpo(
+            self.network.model,
+            start.tokenizer,
+            self.reward or find_reward(config.rl.reward),
+            config.rl,
+            rows=config.micro_batch_size,
+            hidden=self.network.hidden,
+            autocast=config.precision == "autocast",
+        )
+
+    def _reward_step(self, policy: DiffuGrpo) -> StepFigures:
+        """Answer the prompts of a step, judge the answers, and take the inner steps."""
+        config, step = self.config, self.step
+        numbers = range(step * config.batch_size, (step + 1) * config.batch_size)
+        prompts = [self.prompts[self.data.units.index(k, config.data.weights)] for k in numbers]
+        seed = mix(config.seed, step, 11)
+        rl = config.rl
+        rollout = policy.answer(prompts, seed % 2**31, group=rl.group, temperature=rl.temperature)
+        done = policy.update(rollout, seed, self._optimize)
+        self._finish_step(done.loss, done.norm)
+        scores = {"reward": float(rollout.rewards_B.mean()), "clipped": done.clipped}
+        tokens = int(rollout.inside_BT.sum())
+        return StepFigures(done.loss, {}, done.norm, tokens, scores)
 
     def _summed(self, loss: float, tokens: int) -> tuple[float, int]:
         total, count = self.processes.sum([loss, float(tokens)])
         return total, int(count)
 
     @torch.no_grad()
+    def evaluate_rewards(self) -> dict[str, float]:
+        """Return the mean reward of greedy answers to held-out prompts; nothing without any."""
+        if self.policy is None or not self.eval_prompts:
+            return {}
+        found = self.policy.answer(self.eval_prompts, 0, group=1, temperature=0.0)
+        return {HELD_OUT_REWARD: float(found.rewards_B.mean())}
+
+    @torch.no_grad()
     def evaluate(self) -> float | None:
-        """Return the loss of held-out rows; None without any."""
-        data = self.eval_data
+        """Return the loss of held-out rows; None without any, and with objective=diffu_grpo."""
+        data = self.eval_data if self.policy is None else None
         if data is None:
             return None
         per_step = -(-data.units.per_epoch // self.config.batch_size)
@@ -207,31 +282,34 @@ class FileTrainer:
             loggers = make_loggers(self.config, self.output) if self.is_first else []
             while self.step < self.steps:
                 began = time.perf_counter()
-                loss, by_level, norm, tokens = self.train_step()
+                done = self.train_step()
                 elapsed = time.perf_counter() - began
                 average = elapsed if not average else 0.95 * average + 0.05 * elapsed
                 is_last = self.step == self.steps
                 is_due = watch.eval_every and (self.step % watch.eval_every == 0 or is_last)
-                held_out = self.evaluate() if is_due else None
+                held_out, scores = None, done.scores
+                if is_due:
+                    held_out, scores = self.evaluate(), {**scores, **self.evaluate_rewards()}
                 if held_out is not None:
                     self.evaluations.append((self.step, held_out))
                 entry = StepLog(
                     step=self.step,
                     steps=self.steps,
-                    loss=loss,
-                    task_loss=by_level,
-                    grad_norm=norm,
+                    loss=done.loss,
+                    task_loss=done.by_level,
+                    grad_norm=done.norm,
                     lr=next(iter(self.optimizers.values())).param_groups[0]["lr"],
-                    tokens_per_s=tokens / elapsed,
+                    tokens_per_s=done.tokens / elapsed,
                     eta_s=average * (self.steps - self.step),
                     eval_loss=held_out,
+                    scores=scores,
                 )
                 for logger in loggers:
                     logger.log(entry)
                 log.write(json.dumps(asdict(entry)) + "\n")
                 log.flush()
                 if self.step % watch.checkpoint_every == 0 or is_last:
-                    self.save(held_out)
+                    self.save(held_out, scores.get(HELD_OUT_REWARD))
                 every = watch.sample_every
                 if every and self.is_first and (self.step % every == 0 or is_last):
                     path = self.output / SAMPLES
@@ -241,17 +319,19 @@ class FileTrainer:
                 logger.close()
             self.finish()
 
-    def save(self, eval_loss: float | None = None) -> Path:
+    def save(self, eval_loss: float | None = None, eval_reward: float | None = None) -> Path:
         """Write a checkpoint of the current step; keep the last ones and the best."""
         folder = self.output / f"step-{self.step:06d}"
         if not self.is_first:
             self._write_part(checkpoint.partial_folder(folder))
             self.processes.barrier()
             return folder
-        checkpoint.write_checkpoint(self.output, self.step, self._write_part, eval_loss=eval_loss)
+        checkpoint.write_checkpoint(
+            self.output, self.step, self._write_part, eval_loss=eval_loss, eval_reward=eval_reward
+        )
         saved = checkpoint.checkpoints(self.output)
         kept = set(saved[-self.config.watch.keep :])
-        scored = [(loss, path) for path in saved if (loss := _eval_loss(path)) is not None]
+        scored = [(badness, path) for path in saved if (badness := _badness(path)) is not None]
         kept |= {min(scored)[1]} if scored else set()
         for old in saved:
             if old not in kept:
@@ -287,11 +367,13 @@ class FileTrainer:
         self.processes.barrier()
 
 
-def _eval_loss(folder: Path) -> float | None:
+def _badness(folder: Path) -> float | None:
+    """Return a checkpoint's held-out loss, or its negative held-out reward; None if it has neither."""
     try:
-        value = json.loads((folder / checkpoint.PROGRESS).read_text(encoding="utf-8")).get(
-            "eval_loss"
-        )
+        progress = json.loads((folder / checkpoint.PROGRESS).read_text(encoding="utf-8"))
+        loss, reward = progress.get("eval_loss"), progress.get("eval_reward")
     except (OSError, ValueError, AttributeError):
         return None
-    return value if isinstance(value, float) else None
+    if isinstance(reward, float):
+        return -reward
+    return loss if isinstance(loss, float) else None

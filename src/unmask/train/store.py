@@ -110,8 +110,8 @@ def _mapped(path: Path, dtype: type[Scalar]) -> npt.NDArray[Scalar]:
 
 def examples(
     sources: Iterable[RowSource], encoder: RowEncoder, reading: ReadRules, account: Account
-) -> Iterator[tuple[int, str, TokenRow]]:
-    """Yield (number of the source, place, example) of every row that stays, and count all of them.
+) -> Iterator[tuple[int, DataRow, TokenRow]]:
+    """Yield (number of the source, row, example) of every row that stays, and count all of them.
 
     Raises ConfigError for the first row that cannot be read beyond `skip_bad_rows`, and for a row that is
     too long under too_long=error.
@@ -128,7 +128,6 @@ def examples(
                 if account.bad > reading.skip_bad_rows:
                     raise _too_bad(error, reading.skip_bad_rows) from None
                 continue
-            place = f"{row.path}, {row.place}"
             short = _shortened(example, row, reading, account)
             if short is None:
                 continue
@@ -137,7 +136,7 @@ def examples(
             account.trained_tokens += sum(short.loss)
             account.untrained_turns += short.untrained_turns
             account.forms[short.form] = account.forms.get(short.form, 0) + 1
-            yield number, place, short
+            yield number, row, short
 
 
 def _too_bad(error: ConfigError, allowed: int) -> ConfigError:

@@ -39,6 +39,7 @@ def figures(entry: StepLog) -> dict[str, float]:
         "train/lr": entry.lr,
         "train/tokens_per_s": entry.tokens_per_s,
         **{f"loss_by_level/{name}": value for name, value in entry.task_loss.items()},
+        **{f"score/{name}": value for name, value in entry.scores.items()},
     }
     return values if entry.eval_loss is None else {**values, "eval/loss": entry.eval_loss}
 
