@@ -28,6 +28,11 @@ KEYS = {
     "decoder": "generation",
     "cache": "cache",
     "gen_length": "generation.gen_length",
+    "prompt": "dataset.prompt",
+    "target": "dataset.target",
+    "metric": "dataset.metric",
+    "shots": "dataset.shots",
+    "stop": "dataset.stop",
     "limit": "limit",
     "batch_size": "batch_size",
     "seed": "seed",
@@ -55,7 +60,22 @@ class KeyOptions:
     """Branch, tag or commit of a hub id: model.revision=R."""
 
     task: Annotated[str | None, option(metavar="T")] = None
-    """Task to answer: dataset.name=T."""
+    """Task to answer, or a file of your own (.jsonl, .csv, ..., .yaml of lm-eval): dataset.name=T."""
+
+    prompt: Annotated[str | None, option(metavar="TEXT")] = None
+    """Prompt of each row of your file, such as '{{question}}': dataset.prompt=TEXT."""
+
+    target: Annotated[str | None, option(metavar="TEXT")] = None
+    """Expected answer, such as '{{answer}}': dataset.target=TEXT."""
+
+    metric: Annotated[str | None, option(metavar="M")] = None
+    """last_number, exact, contains, letter, math, choice or python:FILE: dataset.metric=M."""
+
+    shots: Annotated[str | None, option(metavar="FILE")] = None
+    """File of worked examples: dataset.shots=FILE."""
+
+    stop: Annotated[str | None, option(metavar="TEXT")] = None
+    """Text that ends an answer: dataset.stop=TEXT."""
 
     data: Annotated[str | None, option(metavar="DIR")] = None
     """Folder of the data files: dataset.path=DIR. Default: $UNMASK_DATA."""

@@ -138,7 +138,7 @@ def run(runs: Sequence[EvalSettings], as_json: bool) -> None:
 
     results = []
     for number, settings in enumerate(runs, start=1):
-        label = f"{settings.task} {settings.method.decoder_name}"
+        label = f"{settings.task_name} {settings.method.decoder_name}"
         if len(runs) > 1:
             label = f"{number}/{len(runs)} {label}"
         with _progress(label) as report:

@@ -140,7 +140,7 @@ def planned(
     )
     if composed["output"] is None:
         name = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{composed['model.name']}")
-        output = f"{RUNS}/{settings.task}-{name}-{settings.method.decoder_name}"
+        output = f"{RUNS}/{settings.task_name}-{name}-{settings.method.decoder_name}"
         settings = dataclasses.replace(settings, output=output)
     return settings, plan
 

@@ -120,7 +120,11 @@ def _add_file(overrides: list[Override], path: Path) -> list[Override]:
 
 def _schema_keys(tree: object) -> object:
     """Rename the keys of a run folder's config.yaml (names of `EvalSettings`) to those of the schema."""
-    if not isinstance(tree, dict) or not {"task", "knobs"} <= set(tree):
+    if (
+        not isinstance(tree, dict)
+        or "knobs" not in tree
+        or not {"task", "dataset.name"} & set(tree)
+    ):
         return tree
     names = {"model": "model.path", "cache": "cache.name"}
     renamed = {names.get(key, key): value for key, value in tree.items() if key != "knobs"}

@@ -8,6 +8,7 @@ sweep.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,11 @@ TEXTS = (
     "dataset.name",
     "dataset.path",
     "dataset.system_prompt",
+    "dataset.prompt",
+    "dataset.target",
+    "dataset.metric",
+    "dataset.shots",
+    "dataset.stop",
 )
 
 
@@ -88,7 +94,8 @@ def _value_text(name: str, text: str, item: types.Override) -> str:
     """Return a value for Hydra; numbers as values of text keys (a folder called 2026) are quoted."""
     if name in TEXTS and isinstance(item.value(), (int, float)):
         return _spell(text.partition("=")[2])
-    return str(item.get_value_element_as_str())
+    # a dollar before a field of a template, "${{price}}", is no interpolation, and cannot be one
+    return re.sub(r"(?<!\\)\$(?=\{\{)", r"\\$", str(item.get_value_element_as_str()))
 
 
 def _parse(text: str) -> types.Override:

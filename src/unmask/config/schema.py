@@ -60,7 +60,11 @@ class EvalKeys:
 class DatasetKeys:
     """Keys of group `dataset`."""
 
-    name: str | None = key(None, "task, e.g. gsm8k, humaneval or word_problem")
+    name: str | None = key(
+        None,
+        "task, e.g. gsm8k, humaneval or word_problem; or a file: rows (.jsonl, .csv, ...), or a task file "
+        "of lm-eval (.yaml)",
+    )
     path: str | None = key(
         None, "folder of the data files; default: $UNMASK_DATA; bundled tasks need none"
     )
@@ -71,6 +75,25 @@ class DatasetKeys:
         unit="examples",
     )
     system_prompt: str | None = key(None, "first message of the chat; default: none")
+    prompt: str | None = key(
+        None,
+        "prompt of each row of an own file, such as '{{question}}'; default: its field prompt, instruction "
+        "or question",
+    )
+    target: str | None = key(
+        None,
+        "expected answer to each row of an own file, such as '{{answer}}'; default: its field answer, "
+        "target, label, response or output",
+    )
+    metric: str | None = key(
+        None,
+        "what makes an answer to an own file right: last_number, exact, contains, letter, math, choice (by "
+        "likelihood) or python:FILE; of a task file: METRIC or METRIC,FILTER; default: its first",
+    )
+    shots: str | None = key(
+        None, "file of worked examples for an own file; default: n_shot other rows of the file"
+    )
+    stop: str | None = key(None, "text that ends an answer to an own file; default: none")
 
 
 @dataclass(frozen=True)
@@ -140,6 +163,11 @@ ALIASES = {
     "dataset.n_shot": ("eval_args.num_fewshot", "num_fewshot"),
     "dataset.system_prompt": ("system_prompt",),
     "dataset.path": ("data",),
+    "dataset.prompt": ("prompt",),
+    "dataset.target": ("target",),
+    "dataset.metric": ("metric",),
+    "dataset.shots": ("shots",),
+    "dataset.stop": ("stop",),
     "generation.strategy": ("decoder",),
     "generation.gen_length": ("gen_length",),
     "cache.name": ("cache.strategy",),

@@ -11,7 +11,7 @@ from unmask.config.compose import SCHEMA_DEFAULT, Composed
 from unmask.config.method import method_of
 from unmask.errors import ConfigError, ModelError
 from unmask.evals.catalog import CATALOG
-from unmask.evals.settings import EvalSettings
+from unmask.evals.settings import OF_OWN_TASKS, EvalSettings
 from unmask.method import CACHE_PREFIX, GEN_LENGTH, MethodSpec, split_cache_keys
 from unmask.models import with_revision
 from unmask.sampling.params import SamplingParams
@@ -24,10 +24,12 @@ def settings_of(composed: Composed, method: MethodSpec | None = None) -> EvalSet
     method = method_of(composed) if method is None else method
     task = composed["dataset.name"]
     if task is None:
-        raise ConfigError(f"no task; set dataset.name=NAME, one of {', '.join(sorted(CATALOG))}")
+        raise ConfigError(
+            f"no task; set dataset.name=NAME, one of {', '.join(sorted(CATALOG))}, or a file of your own"
+        )
     known = CATALOG.get(task)
     data = composed.values["dataset.path"]
-    if data.layer.startswith("environment") and known is not None and not known.needs_data:
+    if data.layer.startswith("environment") and not (known is not None and known.needs_data):
         data = dataclasses.replace(data, value=None)
     settings = EvalSettings(
         task=task,
@@ -39,6 +41,7 @@ def settings_of(composed: Composed, method: MethodSpec | None = None) -> EvalSet
         data=data.value,
         num_fewshot=composed["dataset.n_shot"],
         system_prompt=composed["dataset.system_prompt"],
+        **{name: composed[f"dataset.{name}"] for name in OF_OWN_TASKS},
         **{name: composed[name] for name in _SAME if composed[name] is not None},
     )
     output = composed["output"]
@@ -72,7 +75,7 @@ def _length(composed: Composed, method: MethodSpec) -> int | None:
 def folder_of(settings: EvalSettings, composed: Composed) -> Path:
     """Return a folder named after the settings, so that the same overrides resume an interrupted run."""
     method = settings.method
-    words = [settings.task, composed["model.name"] or settings.model, method.decoder_name]
+    words = [settings.task_name, composed["model.name"] or settings.model, method.decoder_name]
     if method.cache_name != "none":
         words.append(method.cache_name)
     name = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", str(word)).strip("._") for word in words)

@@ -49,8 +49,7 @@ class DataRow:
         """Return name and value of the first field that is there and not null. Raises ConfigError."""
         for name in names:
             value = self.values.get(name)
-            if isinstance(value, _Ambiguous):
-                raise self.error(f" has the field {name!r} twice; leave one")
+            self.check_single(name)
             if value is not None:
                 return name, value
         listed = " or ".join(map(repr, names))
@@ -58,6 +57,11 @@ class DataRow:
             raise self.error(f": {listed} is null; complete or remove the row")
         there = ", ".join(repr(name) for name in list(self.values)[:8])
         raise self.error(f" has no {listed}, but {_short(there) or 'nothing'}; add it")
+
+    def check_single(self, name: str) -> None:
+        """Raise ConfigError for a field that the row has twice, with different values."""
+        if isinstance(self.values.get(name), _Ambiguous):
+            raise self.error(f" has the field {name!r} twice; leave one")
 
     def has(self, *names: str) -> bool:
         """Return True if one of the fields is there and not null."""

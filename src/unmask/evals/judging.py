@@ -76,7 +76,7 @@ def judge(folder: Path, *, may_run_code: bool, data: str | None = None) -> Resul
         texts = {(item.answer.doc, item.answer.part): item.answer.text for item in answers}
         too_long = {item.answer.doc for item in answers if item.answer.is_too_long}
         scored = score(StoredLM(texts, settings.offset), settings, part, is_chat=False)
-        verdict = judgment(settings, scored.samples, too_long)
+        verdict = judgment(settings, scored, too_long)
         results = dataclasses.replace(
             before,
             metrics=before.metrics | verdict.accuracy,

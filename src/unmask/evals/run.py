@@ -14,7 +14,6 @@ from unmask.bench.environment import git_commit, machine, package_versions, peak
 from unmask.durable import write_text
 from unmask.errors import DependencyError
 from unmask.evals import convergence, metrics
-from unmask.evals.catalog import CATALOG
 from unmask.evals.generation import AnswerTimer, EvalAnswer, Question, check_fit, decode_all
 from unmask.evals.likelihoods import Pair, score_all
 from unmask.evals.results import Results, markdown
@@ -27,7 +26,7 @@ from unmask.evals.run_folder import (
     writing,
 )
 from unmask.evals.sandbox import sandbox_name
-from unmask.evals.scoring import Judgment, Scored, digest_of, judgment, load_task, score
+from unmask.evals.scoring import Judgment, Scored, TaskPart, digest_of, judgment, load_task, score
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import uses_chat
 from unmask.version import __version__
@@ -89,8 +88,10 @@ def evaluate(
     model, if loaded. Raises ConfigError, ModelError, PromptError and DependencyError (extra `eval`).
     """
     _need_lm_eval()
-    if CATALOG[settings.task].runs_code and settings.judges:
+    if settings.entry.runs_code and settings.judges:
         sandbox_name()  # before hours of generation
+    if settings.own is not None:
+        load_task(settings)  # its mistakes are found before a model is loaded
     group = processes(settings.device)
     llm = _load(settings, group) if llm is None else llm
     with contextlib.ExitStack() as stack:
@@ -136,6 +137,7 @@ class _Run:
     answers: list[StoredAnswer] = field(default_factory=list)
     stops: tuple[str, ...] = ()
     digest: str = ""
+    part: TaskPart | None = None
 
     def answer_questions(self, questions: Sequence[Question]) -> Mapping[str, EvalAnswer]:
         watch = AnswerTimer()
@@ -201,7 +203,7 @@ def _scored(llm: LLM, settings: EvalSettings, run: _Run) -> Scored | None:
     from unmask.evals.lm import UnmaskLM
 
     part = load_task(settings)
-    run.digest = digest_of(part) if CATALOG[settings.task].runs_code else ""
+    run.digest, run.part = digest_of(part), part
     with contextlib.suppress(_ShareIsDone):
         lm = UnmaskLM.of(llm, settings, run.answer_questions, run.answer_pairs)
         return score(lm, settings, part, is_chat=uses_chat(llm, settings))
@@ -210,10 +212,10 @@ def _scored(llm: LLM, settings: EvalSettings, run: _Run) -> Scored | None:
 
 def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: Scored | None) -> Results:
     """Return the results; `scored` None: of answers that are not judged."""
-    entry = CATALOG[settings.task]
+    entry = settings.entry
     too_long = {item.answer.doc for item in run.answers if item.answer.is_too_long}
     docs = tuple(sorted({item.answer.doc for item in run.answers}))
-    verdict = Judgment() if scored is None else judgment(settings, scored.samples, too_long)
+    verdict = Judgment() if scored is None else judgment(settings, scored, too_long)
     counts = metrics.scoring if entry.choices else metrics.speed
     measured = {"num_docs": float(len(docs)), "num_too_long": float(len(too_long))}
     measured |= verdict.accuracy
@@ -224,7 +226,7 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: Scored | None)
             write_scores(settings.folder, scored.samples)
     method = settings.method.bind(llm.spec.block_size)
     return Results(
-        task=settings.task,
+        task=settings.task_name,
         model=llm.name,
         method=method.describe(),
         cache=method.describe_cache(),
@@ -245,9 +247,14 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: Scored | None)
 
 def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, object]:
     """Return the values that depend on task, model and machine, for settings that are None."""
-    entry = CATALOG[settings.task]
+    entry = settings.entry
+    assert run.part is not None, "the task is loaded"
+    num_fewshot = settings.num_fewshot
+    if num_fewshot is None:
+        own = run.part.task.config.num_fewshot or 0
+        num_fewshot = entry.num_fewshot if settings.own is None else own
     return {
-        "num_fewshot": entry.num_fewshot if settings.num_fewshot is None else settings.num_fewshot,
+        "num_fewshot": num_fewshot,
         "gen_length": entry.gen_length if settings.gen_length is None else settings.gen_length,
         "chat": uses_chat(llm, settings),
         "dtype": str(llm.model.dtype).removeprefix("torch."),
@@ -256,14 +263,14 @@ def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, object]:
         "method": json.loads(json.dumps(settings.method.bind(llm.spec.block_size).values())),
         "num_sessions": max(item.session for item in run.answers),
         "num_processes": run.group.count,
-        **({"documents": run.digest} if entry.runs_code else {}),
+        "documents": run.digest,
         **({"sandbox": sandbox_name()} if entry.runs_code and settings.judges else {}),
     }
 
 
 def _early(llm: LLM, settings: EvalSettings, run: _Run, scored: Scored) -> tuple[float, ...]:
     """Return the early answer convergence; empty without traces, and for tasks that run code."""
-    entry = CATALOG[settings.task]
+    entry = settings.entry
     if not settings.trace or entry.choices or entry.runs_code:
         return ()
     judge = convergence.judge_of(scored.task, entry.metric, entry.filter)

@@ -29,6 +29,8 @@ from unmask.evals.token_counts import Counted
 from unmask.yaml_text import parse_yaml
 
 CONFIG = "config.yaml"
+TASK = "dataset.name"
+"""Key of the task in config.yaml: lm-eval takes any YAML file with `task` for one of its tasks."""
 SAMPLES = "samples*.jsonl"
 OWN_FILES = (SAMPLES, "results.json", "results.md", "scores.jsonl", "confidence.json")
 
@@ -50,8 +52,8 @@ def begin_run(settings: EvalSettings) -> FolderLock:
                         old.unlink()
             elif path.exists() and any(folder.glob(SAMPLES)):
                 _check_same(path, settings)
-            text = yaml.safe_dump(settings.as_dict(), sort_keys=False, allow_unicode=True)
-            write_text(path, text)
+            content = {TASK if key == "task" else key: v for key, v in settings.as_dict().items()}
+            write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     except BaseException:
         lock.release()
         raise
@@ -86,6 +88,8 @@ def _check_same(path: Path, settings: EvalSettings) -> None:
             f"to go on (answers of these settings are kept), or give another output"
         ) from None
     now = yaml.safe_load(yaml.safe_dump(settings.identity()))
+    if isinstance(before, dict) and TASK in before:
+        before["task"] = before.pop(TASK)
     if not isinstance(before, dict) or not set(now) <= set(before):
         warnings.warn(
             f"{path} cannot be read and is written anew; answers of these settings are kept",

@@ -6,20 +6,21 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, UnmaskError, cut_text
 from unmask.evals import metrics
-from unmask.evals.catalog import CATALOG
+from unmask.evals.own_task import check_metric, is_mean
 from unmask.evals.run_folder import Sample, metric_of, set_misses
 from unmask.evals.settings import EvalSettings
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import TaskManager
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -35,10 +36,11 @@ class TaskPart:
 
 @dataclass(frozen=True)
 class Scored:
-    """The samples of lm-eval, and its task."""
+    """The samples of lm-eval, its task, and its scores of the whole set by "metric,filter"."""
 
     samples: list[Sample]
     task: ConfigurableTask
+    totals: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,40 @@ def load_task(settings: EvalSettings) -> TaskPart:
         from lm_eval.tasks import TaskManager
 
         docs, metadata = _docs(settings)
-        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-        loaded = manager.load([settings.task])
-        task = loaded["tasks"][settings.task]
+        if settings.own is None:
+            manager = TaskManager(
+                include_path=str(TASKS), include_defaults=False, metadata=metadata
+            )
+            loaded = manager.load([settings.task])
+        else:
+            loaded = _load_own(TaskManager(include_defaults=False, metadata=metadata), settings)
+        task = loaded["tasks"][settings.task_name]
         docs = _clip(docs, len(task.eval_docs), settings)
-        if settings.num_fewshot is not None and not CATALOG[settings.task].own_shots:
+        if settings.num_fewshot is not None and not settings.entry.own_shots:
             task.set_config(key="num_fewshot", value=settings.num_fewshot)
         task.set_fewshot_seed(seed=settings.seed)
-        _check_shots(task, settings.task)
+        _check_shots(task, settings)
         return TaskPart(loaded, task, docs)
+
+
+def _load_own(manager: TaskManager, settings: EvalSettings) -> dict[str, Any]:
+    """Load a task of the user's. Raises ConfigError for whatever goes wrong in the code of its file."""
+    assert settings.own is not None, "the caller has looked"
+    spec = settings.own.spec(settings.num_fewshot)
+    try:
+        loaded: dict[str, Any] = manager.load([spec])
+        task = loaded["tasks"][settings.task_name]
+        task.eval_docs  # noqa: B018 - reads the documents
+    except UnmaskError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"task={settings.task} cannot be loaded by lm-eval ({type(error).__name__}: "
+            f"{cut_text(reason, 300)}); correct the file"
+        ) from error
+    check_metric(task, settings.entry, settings.task)
+    return loaded
 
 
 def score(lm: LM, settings: EvalSettings, part: TaskPart, *, is_chat: bool) -> Scored:
@@ -80,7 +107,7 @@ def score(lm: LM, settings: EvalSettings, part: TaskPart, *, is_chat: bool) -> S
         evaluated = lm_evaluate(
             lm=lm,
             task_dict=part.loaded,
-            samples={settings.task: part.docs},
+            samples={settings.task_name: part.docs},
             bootstrap_iters=0,
             apply_chat_template=is_chat,
             fewshot_as_multiturn=False,
@@ -88,19 +115,27 @@ def score(lm: LM, settings: EvalSettings, part: TaskPart, *, is_chat: bool) -> S
             confirm_run_unsafe_code=True,
         )
     assert evaluated is not None, "rank 0 gets lm-eval's results"
-    return Scored(evaluated["samples"][settings.task], part.task)
+    name = settings.task_name
+    return Scored(evaluated["samples"][name], part.task, evaluated["results"][name])
 
 
-def judgment(
-    settings: EvalSettings, samples: Sequence[Sample], too_long: Collection[int]
-) -> Judgment:
-    """Return the scores of samples; documents that the context does not hold are set to misses."""
-    entry = CATALOG[settings.task]
+def judgment(settings: EvalSettings, scored: Scored, too_long: Collection[int]) -> Judgment:
+    """Return the scores of samples; documents that the context does not hold are set to misses.
+
+    A metric of which a document has no score, such as BLEU, has lm-eval's for the whole set.
+    """
+    samples = scored.samples
+    entry = settings.entry
     for sample in samples:
         if sample["doc_id"] in too_long:  # whatever its judge makes of an empty answer
             set_misses(sample)
     scores: dict[str, float] = {}
     for metric, filter_name in sorted({(m, s["filter"]) for s in samples for m in s["metrics"]}):
+        name = f"{metric},{filter_name}"
+        if settings.own is not None and not is_mean(scored.task, metric):
+            if isinstance(scored.totals.get(name), (int, float)):
+                scores[name] = float(scored.totals[name])
+            continue
         values = [metric_of(s, metric) for s in samples if s["filter"] == filter_name]
         mean = metrics.accuracy(values)
         scores[f"{metric},{filter_name}"] = mean["accuracy"]
@@ -144,21 +179,28 @@ def _docs(settings: EvalSettings) -> tuple[range, dict[str, str | int]]:
     end = None if settings.limit is None else settings.offset + settings.limit
     if settings.data is not None:
         metadata["data"] = settings.data
-    elif end is not None:
+    elif end is not None and settings.own is None:
         metadata["num_docs"] = end
-    if CATALOG[settings.task].own_shots and settings.num_fewshot is not None:
+    if settings.entry.own_shots and settings.num_fewshot is not None:
         metadata["shots"] = settings.num_fewshot
     return range(settings.offset, end or 0), metadata
 
 
-def _check_shots(task: ConfigurableTask, name: str) -> None:
+def _check_shots(task: ConfigurableTask, settings: EvalSettings) -> None:
     """Raise ConfigError for more examples than the task has."""
     count = task.config.num_fewshot or 0
-    there = len(task.fewshot_docs()) if count else 0
+    examples = task.fewshot_docs() if count else ()
+    if examples is None:
+        raise ConfigError(
+            f"num_fewshot={count}: task={settings.task} has no examples (fewshot_split); leave it out"
+        )
+    there = len(examples)
+    if there and settings.own is not None and settings.own.draws_from_itself:
+        there -= 1  # a document is no example of itself
     if there < count:
         raise ConfigError(
-            f"num_fewshot={count}: task={name} has {there} examples; use at most so many, or data with "
-            f"more"
+            f"num_fewshot={count}: task={settings.task} has {there} examples; use at most so many, or data "
+            f"with more"
         )
 
 

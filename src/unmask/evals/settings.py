@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -9,8 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import ConfigError, unknown_name
-from unmask.evals.catalog import CATALOG
+from unmask.errors import ConfigError
+from unmask.evals.catalog import CATALOG, TaskEntry
+from unmask.evals.own_task import OwnTask, own_task
 from unmask.knobs import set_field, whole
 from unmask.method import MethodSpec, Source
 
@@ -21,6 +23,8 @@ LEAVE = (
     "within the limits of docs/explanation/running-code.md"
 )
 """What allows programs of a model to be run, for messages."""
+OF_OWN_TASKS = ("prompt", "target", "metric", "shots", "stop")
+"""Settings of a task that is a file of the user's."""
 OF_NO_ANSWER = (*OF_THE_PART, "output", "resume", "confirm_run_unsafe_code")
 
 
@@ -35,6 +39,10 @@ class EvalSettings:
     run folder. `resume`: reuse the answers in the run folder; False: delete them. `mc_num`: Monte-Carlo
     samples of a log-likelihood. `confirm_run_unsafe_code`: run programs that the model wrote; without it
     they are stored and not judged. `trace`: store the trace of every answer, for the plots.
+
+    For a `task` that is a file of the user's (docs/how-to/own-task.md): `prompt` and `target` are templates
+    of fields, such as "{{question}}"; `metric`: what makes an answer right; `shots`: file of examples;
+    `stop`: text that ends an answer.
     """
 
     task: str
@@ -56,6 +64,11 @@ class EvalSettings:
     confirm_run_unsafe_code: bool = False
     mc_num: int = 128
     trace: bool = False
+    prompt: str | None = None
+    target: str | None = None
+    metric: str | None = None
+    shots: str | None = None
+    stop: str | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value that is not allowed."""
@@ -63,8 +76,8 @@ class EvalSettings:
             if item.name != "method":
                 value = set_field(type(self), item.name, getattr(self, item.name))
                 object.__setattr__(self, item.name, value)
-        if self.task not in CATALOG:
-            raise unknown_name("task", self.task, CATALOG)
+        if self.own is not None:
+            self.own.check(may_run_code=self.confirm_run_unsafe_code)
         for name, minimum in (("limit", 1), ("gen_length", 1), ("num_fewshot", 0)):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name), minimum)
@@ -75,7 +88,7 @@ class EvalSettings:
         self._check_task()
 
     def _check_task(self) -> None:
-        entry = CATALOG[self.task]
+        entry = self.entry
         if entry.needs_data and self.data is None:
             raise ConfigError(
                 f"task={self.task} needs data=FOLDER with {entry.files}; docs/reference/tasks.md says "
@@ -85,9 +98,10 @@ class EvalSettings:
             raise ConfigError(
                 f"data={self.data!r} is not a folder; give the folder with the task files"
             )
-        if self.data is not None and not entry.files:
-            raise ConfigError(f"data={self.data!r} has no effect: task={self.task} is bundled")
-        if self.num_fewshot and not entry.num_fewshot:
+        if self.data is not None and not entry.files and not (self.own and self.own.is_yaml):
+            where = "is a file" if self.own else "is bundled"
+            raise ConfigError(f"data={self.data!r} has no effect: task={self.task} {where}")
+        if self.num_fewshot and not entry.num_fewshot and self.own is None:
             raise ConfigError(
                 f"num_fewshot={self.num_fewshot} has no effect: task={self.task} has none; leave it out"
             )
@@ -95,7 +109,23 @@ class EvalSettings:
     @property
     def judges(self) -> bool:
         """True unless the answers are programs, which may not be run without leave."""
-        return self.confirm_run_unsafe_code or not CATALOG[self.task].runs_code
+        return self.confirm_run_unsafe_code or not self.entry.runs_code
+
+    @functools.cached_property
+    def own(self) -> OwnTask | None:
+        """The user's task; None for one of the catalog. Raises ConfigError for a name of neither."""
+        others = {name: getattr(self, name) for name in OF_OWN_TASKS}
+        return own_task(self.task, **others)
+
+    @functools.cached_property
+    def entry(self) -> TaskEntry:
+        """Requirements and defaults of the task."""
+        return CATALOG[self.task] if self.own is None else self.own.entry()
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task in results and tables."""
+        return self.task if self.own is None else self.own.name
 
     @property
     def folder(self) -> Path:
@@ -104,7 +134,7 @@ class EvalSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvalSettings:
-        """Return the settings of names and values as config.yaml holds them. Raises ConfigError."""
+        """Return the settings of names and values as results.json holds them. Raises ConfigError."""
         rest = {key: value for key, value in values.items() if key != "knobs"}
         knobs = values.get("knobs") or {}
         if not isinstance(knobs, Mapping):
@@ -113,7 +143,7 @@ class EvalSettings:
         return cls(method=MethodSpec.parse(Source({**names, **knobs}), is_trusted=True), **rest)
 
     def as_dict(self) -> dict[str, object]:
-        """Return names and values as config.yaml holds them: the method as `decoder`, `cache`, `knobs`."""
+        """Return names and values as results.json holds them: the method as `decoder`, `cache`, `knobs`."""
         method = {
             "decoder": self.method.decoder_name,
             "cache": self.method.cache_name,
@@ -126,7 +156,12 @@ class EvalSettings:
 
     def identity(self) -> dict[str, object]:
         """Return the settings that must be equal to resume a run in its folder."""
-        return {key: value for key, value in self.as_dict().items() if key not in OF_NO_ANSWER}
+        values = self.as_dict().items()
+        return {
+            key: value
+            for key, value in values
+            if key not in OF_NO_ANSWER and not (key in OF_OWN_TASKS and value is None)
+        }
 
     def fingerprint(self) -> str:
         """Return a hash of `identity`, which every stored answer carries."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unmask.data.fields import PROMPTS, RESPONSES
 from unmask.data.records import DataRow, shown
 from unmask.engine.prompts import PromptEncoder
 from unmask.engine.templates import check_messages
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from unmask.models.spec import ModelSpec
 
-PROMPTS, RESPONSES = ("prompt", "instruction", "question"), ("response", "output", "answer")
 FORMS = ("input_ids", "messages", "prompt_response", "text")
 
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from unmask.data.fields import PROMPTS, RESPONSES
 from unmask.data.records import DataRow
 from unmask.durable import new_folder
 from unmask.errors import ConfigError
 from unmask.train.files import RowSource
-from unmask.train.rows import PROMPTS, RESPONSES
 
 END, MASK, TURN_END, BEGIN = "<|endoftext|>", "<|mdm_mask|>", "<|eot_id|>", "<|startoftext|>"
 SPECIAL_TOKENS = (BEGIN, END, MASK, TURN_END)

@@ -77,7 +77,7 @@ def preset(
     lines = [
         f"# Written by: {one_line(command)}",
         f"# {datetime.now(timezone.utc):%Y-%m-%d}, unmask {__version__}, model "
-        f"{one_line(bench.settings.model)}, task {one_line(bench.settings.task)}, "
+        f"{one_line(bench.settings.model)}, task {one_line(bench.settings.task_name)}, "
         f"prompts 0 to {best.num_prompts - 1}: "
         + ", ".join(f"{name} {best.metrics[name]:.4g}" for name in result.plan.objectives),
     ]
@@ -165,7 +165,7 @@ def markdown(bench: Bench, result: SearchResult, held_out: HeldOut | None, comma
     plan, settings = result.plan, bench.settings
     num_stopped = len(result.points) - len(result.complete)
     lines = [
-        f"# {settings.method.decoder_name} tuned on {markdown_text(settings.task)}",
+        f"# {settings.method.decoder_name} tuned on {markdown_text(settings.task_name)}",
         "",
         f"    {one_line(command)}",
         "",
