@@ -181,7 +181,7 @@ def load_function(reference: str) -> Callable[..., object]:
         raise ConfigError(
             f"{cut_text(reference)!r} is neither FILE.py:NAME nor module:NAME; name a function so"
         )
-    module = _file_module(Path(place)) if place.endswith(".py") else _module(place)
+    module = load_file(Path(place)) if place.endswith(".py") else _module(place)
     found = vars(module).get(name)
     if not callable(found):
         raise PluginError(f"{place}: defines no function {name}; write it, or name another one")
