@@ -36,6 +36,7 @@ from unmask.engine.text_pool import fork_server
 from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
 from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
+from unmask.engine.weight_update import Weights, read_weights, use_weights
 from unmask.errors import ConfigError, ModelError
 from unmask.knobs import check_flags, whole
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
@@ -395,6 +396,21 @@ class LLM:
     ) -> Likelihood | list[Likelihood]:
         """Return ln p(answer | prompt) in nats; options and errors: `engine.likelihood.loglikelihood`."""
         return loglikelihood(self.model, self.prompts, prompt, answer, **options)
+
+    def read_weights(self, folder: str | Path) -> Weights:
+        """Return the weights of a checkpoint of the same shape, for `use_weights`.
+
+        Raises ModelError for another shape, ConfigError for a quantized or sharded model.
+        """
+        return read_weights(self.model, resolve_model(folder))
+
+    def use_weights(self, weights: Weights) -> None:
+        """Exchange the weights of the model; the tokenizer stays. Not while it decodes.
+
+        A server calls it by `Engine.change`.
+        """
+        use_weights(self.model, weights)
+        self._background = None
 
     def output(self, sequence: SequenceState, return_trace: bool) -> Output:
         """Return the output of a finished sequence."""

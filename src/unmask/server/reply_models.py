@@ -132,6 +132,19 @@ class TraceStep(TypedDict):
 Trace = SkipValidation[list[TraceStep]]
 
 
+class StepMap(TypedDict):
+    """The tokens of an answer with the forward, from 1, that decided each and its log-probability then.
+
+    null: decided by no forward; without a log-probability. `weights_version`: the number of updates of the
+    weights before the answer.
+    """
+
+    token_ids: list[int]
+    forwards: list[int | None]
+    logprobs: list[float | None]
+    weights_version: int
+
+
 class AssistantMessage(ReplyModel):
     """The generated turn."""
 
@@ -148,6 +161,7 @@ class ChatChoice(ReplyModel):
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None
     trace: Trace = Field(default_factory=list)
+    step_map: SkipValidation[StepMap] | None = None
 
 
 class TextChoice(ReplyModel):
@@ -158,6 +172,7 @@ class TextChoice(ReplyModel):
     finish_reason: FinishReason
     logprobs: TextLogprobs | None
     trace: Trace = Field(default_factory=list)
+    step_map: SkipValidation[StepMap] | None = None
 
 
 class InfillChoice(TextChoice):
@@ -255,6 +270,7 @@ class ChunkFields(TypedDict):
     index: int
     finish_reason: FinishReason | None
     trace: NotRequired[list[TraceStep]]
+    step_map: NotRequired[StepMap]
     canvas: NotRequired[StreamFrame]
 
 
@@ -266,6 +282,7 @@ class ChatChunkChoice(ReplyModel):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     trace: Trace = Field(default_factory=list)
+    step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 
 
@@ -279,6 +296,7 @@ class TextChunkChoice(ReplyModel):
     finish_reason: FinishReason | None
     blanks: list[str] = Field(default_factory=list)
     trace: Trace = Field(default_factory=list)
+    step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 
 
