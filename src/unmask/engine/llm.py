@@ -35,6 +35,7 @@ from unmask.engine.templates import FORMAT_OPTIONS, ChatFormat, Messages
 from unmask.engine.text_pool import fork_server
 from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
+from unmask.engine.token_text import TokenTexts
 from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
 from unmask.engine.weight_update import Weights, read_weights, use_weights
 from unmask.errors import ConfigError, ModelError
@@ -120,6 +121,7 @@ class LLM:
             background=self.background,
             end_ids=self.stop_ids,
         )
+        self._token_texts = lru_cache(None)(lambda: TokenTexts(self.tokenizer))
         self._has_text = lru_cache(None)(lambda id_: bool(self.decode([id_])))
         self.prompts = PromptEncoder(
             self.tokenizer,
@@ -414,7 +416,7 @@ class LLM:
 
     def output(self, sequence: SequenceState, return_trace: bool) -> Output:
         """Return the output of a finished sequence."""
-        return output_of(sequence, self.decode, return_trace)
+        return output_of(sequence, self.decode, return_trace, self._token_texts, self.name)
 
     def decode(self, ids: list[int], fixed: Bools | None = None) -> str:
         """Return the text of token ids without special tokens; empty without a tokenizer.
