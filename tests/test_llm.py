@@ -677,7 +677,13 @@ def test_daedal_finds_the_length_and_says_so_when_told_one(tiny):
 
 def test_a_smaller_model_may_draft(tiny, monkeypatch):
     llm, small = tiny(seed=1), tiny(seed=1)
-    llm.requests.drafters["small"] = draft_by(small)
+    made, draft_of = [], draft_by(small)
+
+    def draft(canvas):
+        made.append(draft_of(canvas))
+        return made[-1]
+
+    llm.requests.drafters["small"] = draft
     plain = llm.generate([[1, 2]], "threshold", gen_length=16, threshold=0.99)[0]
     drafted = llm.generate(
         [[1, 2]],
@@ -686,8 +692,17 @@ def test_a_smaller_model_may_draft(tiny, monkeypatch):
         gen_length=16,
         threshold=0.99,
         accept_threshold=0.0,
+        return_trace=True,
     )[0]
-    assert drafted.num_forwards < plain.num_forwards
+    forwards, queries = sum(d.num_forwards for d in made), sum(d.num_queries for d in made)
+    assert (drafted.num_draft_forwards, drafted.num_draft_queries) == (forwards, queries)
+    assert forwards > 0
+    assert queries == forwards * 18
+    own = len(drafted.trace)
+    assert own < plain.num_forwards
+    assert drafted.num_forwards == own + forwards, "the drafter's work is part of the counts"
+    assert drafted.num_queries == sum(step.num_queries for step in drafted.trace) + queries
+    assert (plain.num_draft_forwards, plain.num_draft_queries) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from unmask.engine import text_pool
+from unmask.engine import templates, text_pool
 from unmask.engine.templates import ChatFormat
 from unmask.engine.text_frames import MAX_FRAME, FrameError, packed, unpacked
 from unmask.engine.text_pool import TextLimits, TextPool, WorkerConnection, time_limit
@@ -122,6 +122,29 @@ def test_a_template_that_loops_is_found_once_and_then_refused_at_once(tokenizer,
         with pytest.raises(TextLimitError, match="not tried again"):
             chat.render(ASK)
     assert time.monotonic() - began < 0.3, "no process was asked"
+
+
+@pytest.mark.parametrize(("num_slow", "is_refused"), [(1, False), (20, True)])
+def test_a_template_that_is_slow_each_time_is_tried_twice(
+    tokenizer, monkeypatch, num_slow, is_refused
+):
+    monkeypatch.setattr(templates, "SLOW_S", 0.05)
+    taken = []
+
+    class Slow:
+        def render(self, template, messages, variables):
+            taken.append(0.1 if len(taken) < num_slow else 0.0)
+            time.sleep(taken[-1])
+            return "".join(str(message["content"]) for message in messages)
+
+    problem = ChatFormat(tokenizer, "{{ messages }}", pool=Slow()).problem()
+    assert (len(taken) == 2) == is_refused
+    if is_refused:
+        assert problem.startswith(
+            "the model's chat template takes 0.1 s for 4 words; at most 0.05 s"
+        )
+    else:
+        assert problem is None
 
 
 def test_a_call_ends_with_the_time_limit_around_it(pool):

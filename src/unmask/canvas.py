@@ -331,13 +331,41 @@ def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """A smaller model's predictions: one token per position, -1 for none, and the work that they took.
+
+    `num_forwards` and `num_queries` are the smaller model's forwards and the positions computed in them.
+    """
+
+    tokens: Ints
+    num_forwards: int = 0
+    num_queries: int = 0
+
+
+@dataclass(slots=True)
+class DraftMeter:
+    """A drafter that counts the work of its drafts, for one request."""
+
+    draft: Callable[[Canvas], Draft]
+    num_forwards: int = 0
+    num_queries: int = 0
+
+    def __call__(self, canvas: Canvas) -> Draft:
+        """Return the draft of a canvas, counted."""
+        made = self.draft(canvas)
+        self.num_forwards += made.num_forwards
+        self.num_queries += made.num_queries
+        return made
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """Facts of the model and of the request that decoders may use.
 
     `end_ids`: all tokens that end an answer, `eos_id` and `turn_end_id` included.
     `block_size`: of block-causal attention, None for full attention. `max_length`: of the context.
     `background()`: the frequency of each token in the model's own output, `(V,)`, measured at the first
-    call. `draft(canvas)`: cheap predictions of the open positions, one token per position, -1 for none.
+    call. `draft(canvas)`: cheap predictions of the open positions.
     `adaptable`: the knobs that nobody wrote for this request; see `MethodSpec.adaptable`.
     """
 
@@ -347,7 +375,7 @@ class ModelFacts:
     block_size: int | None
     max_length: int = 1 << 30
     background: Callable[[], Floats] | None = None
-    draft: Callable[[Canvas], Ints] | None = None
+    draft: Callable[[Canvas], Draft] | None = None
     adaptable: frozenset[str] = frozenset()
     end_ids: frozenset[int] = frozenset()
 

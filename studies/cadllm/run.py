@@ -14,6 +14,7 @@ import time
 
 import calibration
 import dynamics
+import failures
 import frequencies
 import parts
 import pictures
@@ -21,7 +22,7 @@ import tables
 import timing
 from cells import ensure, forget
 
-EXTRA = {"reliability": calibration, "dynamics": dynamics, "timing": timing}
+EXTRA = {"reliability": calibration, "dynamics": dynamics, "failures": failures, "timing": timing}
 BEGAN = time.monotonic()
 
 

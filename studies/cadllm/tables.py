@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+import failures
 import parts
 from cells import HERE, Cell, Measured, stored
 from dynamics import CASES
@@ -22,11 +23,12 @@ from spelling import (
     per_forward,
     per_forward_short,
     percent,
+    points,
     queries,
     same,
     times,
 )
-from stats import Interval
+from stats import Interval, difference, wilson
 
 README = HERE / "README.md"
 RESULTS = HERE / "results"
@@ -288,6 +290,59 @@ def front(store: DenseStore) -> str:
     return markdown(["decoder", *(f"{model}, {cache}" for model, cache in columns)], made)
 
 
+def failure_rows(prompts: str, n: int, arms: dict[str, str]) -> list[list[str]]:
+    """Return the rows of a table of `failures`; the first arm is the reference of its task."""
+    found = _read("failures.json")
+    reference = found.get(f"{prompts} {n} {next(iter(arms.values()))}")
+    made = []
+    for label, method in arms.items():
+        got = found.get(f"{prompts} {n} {method}")
+        row = [label]
+        if got is None or reference is None:
+            made.append([*row, MISSING])
+            continue
+        if "right" in got:
+            row += [
+                percent(wilson(sum(got["right"]), n)),
+                points(difference(got["right"], reference["right"])),
+                f"{100 * got['invalid'] / n:.0f}",
+            ]
+        row += [
+            f"{got['forwards'] / n:.1f}",
+            f"{got['tokens'] / got['forwards']:.2f}",
+            f"{got['vocab_size']:.0f}",
+            f"{got['loops']} of {n}, {100 * got['in_loops']:.0f}",
+        ]
+        made.append([*row, *(f"{got['forced']}" for _ in range("right" in got))])
+    return made
+
+
+COUNTS = ("forwards", "tokens / forward", "mean V_t", "texts with loops, % of positions")
+JUDGED = ("exact, %", "points against", "invalid, %", *COUNTS, "forced forwards")
+
+
+def collapse(store: DenseStore) -> str:
+    """Return the table of CadLLM with ever smaller vocabularies and thresholds."""
+    made = [
+        [NAMES[task], *row]
+        for task in parts.TASKS
+        for row in failure_rows(task, failures.N, failures.COLLAPSE)
+    ]
+    return markdown(("task", "arm", *JUDGED), made)
+
+
+def loops(store: DenseStore) -> str:
+    """Return the table of essays with and without the repetition factor."""
+    rows = failure_rows("essay", failures.NUM_ESSAYS, failures.LOOPS)
+    return markdown(("arm", *COUNTS), rows)
+
+
+def stalls(store: DenseStore) -> str:
+    """Return the table of CadLLM where no confidence reaches the threshold."""
+    rows = failure_rows("word", failures.NUM_SLOW, failures.STALLS)
+    return markdown(("arm", *JUDGED), rows)
+
+
 def document(store: DenseStore) -> str:
     """Return accuracy, latency and throughput in the form that serving benchmarks print."""
     timing = _read("timing.json")
@@ -374,7 +429,7 @@ TABLES: dict[str, Callable[[DenseStore], str]] = {
     made.__name__: made
     for made in (
         baseline, document, ablation, scaled, pairs, variants, vocabulary, shifted, losses, sharpness,
-        lengths, dynamics, shapes, front, timing, heads, large, machine,
+        lengths, dynamics, collapse, loops, stalls, shapes, front, timing, heads, large, machine,
     )
 }  # fmt: skip
 

@@ -37,7 +37,6 @@ ROUTES = [
     ("POST", "/v1/fim/completions"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
-    ("POST", "/update_weights"),
     ("GET", "/version"),
     ("GET", "/no/such/route"),
     ("GET", "//health"),

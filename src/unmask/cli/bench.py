@@ -187,6 +187,10 @@ SERVER_COMMANDS = {
         "bench_tasks:mmlu_command",
         "Evaluate a running server on a sample of MMLU, zero-shot, one chat turn per question.",
     ),
+    "algorithms": (
+        "bench_algorithms:algorithms_command",
+        "Serve a model with each algorithm, run GSM8K, MMLU and a load test, and write their tables.",
+    ),
 }
 """Commands of modules with more imports, with the first line of their docstrings."""
 for _name, (_place, _summary) in SERVER_COMMANDS.items():

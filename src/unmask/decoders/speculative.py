@@ -6,7 +6,7 @@ positions: the continuation of an earlier occurrence of the preceding tokens (`d
 predictions of a smaller model (`drafter=NAME`). A position where the draft equals the model's proposal,
 with confidence at least `accept_threshold`, is committed in addition to the commits of the wrapped decoder;
 so no forward commits fewer than that decoder would on the same canvas. A smaller model drafts once per
-block; its forwards are not counted in `num_forwards`.
+block; its forwards and queries are part of the counts of the output, and told apart there.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Speculative(Wrapper[Guess]):
             tokens = lookup(canvas, ask.rows, self.ngram)
         elif ask.window[1] != state.window_end:
             assert state.facts.draft is not None, "checked at the start"
-            tokens = state.facts.draft(canvas)
+            tokens = state.facts.draft(canvas).tokens
         else:
             return ask, state
         draft = {

@@ -23,6 +23,13 @@ with the reason.
 """
 
 
+STUDIES = {
+    "cadllm": "Its failures outside of these ranges (collapse, loops, no progress) are measured in "
+    "[the study](../../studies/cadllm/README.md#failure-signatures).",
+}
+"""Sentences with links to measurements of a decoder, from the page in `docs/reference`."""
+
+
 def markdown() -> str:
     """Render the page."""
     parts = [HEAD.format(caches=", ".join(caches.names())), _overview()]
@@ -108,6 +115,8 @@ def _section(name: str) -> str:
     text = f"## {name}\n\n{inspect.getdoc(cls)}\n"
     if differs:
         text += f"\nDiffers from the source: {differs}\n"
+    if name in STUDIES:
+        text += f"\n{STUDIES[name]}\n"
     aliases = [alias for alias in ALIASES if alias.on == name]
     if aliases:
         written = ", ".join(f"`{alias.key}` ({alias.target})" for alias in aliases)

@@ -45,7 +45,8 @@ curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/
     "finish_reason": "stop", "logprobs": null}],
  "usage": {"prompt_tokens": 22, "completion_tokens": 12, "total_tokens": 34,
            "prompt_tokens_details": {"cached_tokens": 0},
-           "num_forwards": 3, "tokens_per_forward": 4.0, "num_queries": 210, "num_wasted": 105},
+           "num_forwards": 3, "tokens_per_forward": 4.0, "num_queries": 210, "num_wasted": 105,
+           "num_draft_forwards": 0, "num_draft_queries": 0},
  "unmask": {"decoder": "threshold", "cache": "none", "cache_exact": true, "seed": 0}}
 ```
 """
@@ -60,18 +61,16 @@ The bodies are OpenAI's. Beyond them:
 | `usage.tokens_per_forward` | `completion_tokens` / `num_forwards` |
 | `usage.num_queries` | positions computed in the forwards, positions of prompts included |
 | `usage.num_wasted` | positions computed to the right of an end token; 0 until an answer is complete |
+| `usage.num_draft_forwards`, `usage.num_draft_queries` | of both, the drafter's part |
 | `unmask.decoder`, `unmask.cache` | the resolved method, with the knobs that are not at their defaults |
 | `unmask.cache_exact` | false: the cache may have changed the text |
 | `unmask.seed` | seed of choice 0; choice i, over all prompts, has `seed + i`, as in `LLM.generate` |
 | `choices[i].blanks` | `/v1/infill`: the filled texts |
 | `choices[i].trace` | with `return_trace`: the edits of every forward |
-| `choices[i].step_map` | with `return_step_map`: the tokens of the answer and when each was decided |
 
-A step map has the lists `token_ids`, `forwards` (the forward that decided each, from 1) and `logprobs` (the
-log-probabilities at that time), and `weights_version`, the number of updates of the weights before the
-answer. Commits of a trace are `[position, token, confidence, text]`. `completion_tokens` counts the tokens
-before the end token, without the padding after it; with `ignore_eos` every position, of an infill the
-filled ones. `finish_reason` is `stop` (an end token or a stop string) or `length`. `logprobs` are the
+Commits of a trace are `[position, token, confidence, text]`. `completion_tokens` counts the tokens before
+the end token, without the padding after it; with `ignore_eos` every position, of an infill the filled
+ones. `finish_reason` is `stop` (an end token or a stop string) or `length`. `logprobs` are the
 log-probabilities of the tokens when they were committed, null where the method has none (a replaced
 token).
 

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from unmask.canvas import Bools, Canvas, Floats, Ints, ModelFacts
+from unmask.canvas import Bools, Canvas, Draft, Floats, ModelFacts
 from unmask.distributed import tensor_parallel
 from unmask.engine.likelihood import Likelihood, loglikelihood
 from unmask.engine.model_runner import ModelRunner
@@ -25,7 +25,7 @@ from unmask.engine.request_builder import (
     STREAM_OPTIONS,
     CacheLike,
     DecoderLike,
-    Draft,
+    Drafter,
     RequestBuilder,
     parse_method,
 )
@@ -35,9 +35,7 @@ from unmask.engine.templates import FORMAT_OPTIONS, ChatFormat, Messages
 from unmask.engine.text_pool import fork_server
 from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
-from unmask.engine.token_text import TokenTexts
 from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
-from unmask.engine.weight_update import Weights, read_weights, use_weights
 from unmask.errors import ConfigError, ModelError
 from unmask.knobs import check_flags, whole
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
@@ -121,7 +119,6 @@ class LLM:
             background=self.background,
             end_ids=self.stop_ids,
         )
-        self._token_texts = lru_cache(None)(lambda: TokenTexts(self.tokenizer))
         self._has_text = lru_cache(None)(lambda id_: bool(self.decode([id_])))
         self.prompts = PromptEncoder(
             self.tokenizer,
@@ -373,7 +370,7 @@ class LLM:
         """See `PromptEncoder.middle_canvas`."""
         return self.prompts.middle_canvas(prefix, num_blanks, suffix, special=special)
 
-    def _drafter(self, name: str) -> Draft:
+    def _drafter(self, name: str) -> Drafter:
         """Return the drafter of a smaller model, loaded by name; see `draft_by`."""
         small = LLM(name, dtype=self.model.dtype, device=self.model.device)
         if small.spec.vocab_size != self.spec.vocab_size:
@@ -399,24 +396,9 @@ class LLM:
         """Return ln p(answer | prompt) in nats; options and errors: `engine.likelihood.loglikelihood`."""
         return loglikelihood(self.model, self.prompts, prompt, answer, **options)
 
-    def read_weights(self, folder: str | Path) -> Weights:
-        """Return the weights of a checkpoint of the same shape, for `use_weights`.
-
-        Raises ModelError for another shape, ConfigError for a quantized or sharded model.
-        """
-        return read_weights(self.model, resolve_model(folder))
-
-    def use_weights(self, weights: Weights) -> None:
-        """Exchange the weights of the model; the tokenizer stays. Not while it decodes.
-
-        A server calls it by `Engine.change`.
-        """
-        use_weights(self.model, weights)
-        self._background = None
-
     def output(self, sequence: SequenceState, return_trace: bool) -> Output:
         """Return the output of a finished sequence."""
-        return output_of(sequence, self.decode, return_trace, self._token_texts, self.name)
+        return output_of(sequence, self.decode, return_trace)
 
     def decode(self, ids: list[int], fixed: Bools | None = None) -> str:
         """Return the text of token ids without special tokens; empty without a tokenizer.
@@ -459,12 +441,12 @@ class LLM:
         return [finished[i] for i in range(len(requests))]
 
 
-def draft_by(small: LLM) -> Draft:
+def draft_by(small: LLM) -> Drafter:
     """Return a function that proposes tokens for all open positions, decoded with the smaller model."""
     method = parse_method("threshold", knobs={"threshold": 0.7})
     template = small.requests.template(method, stop_at_eos=False)
 
-    def draft(canvas: Canvas) -> Ints:
+    def draft(canvas: Canvas) -> Draft:
         if len(canvas) > small.spec.max_length:
             raise ConfigError(
                 f"drafter={small.name!r} has a context of {small.spec.max_length}, but the canvas "
@@ -476,8 +458,9 @@ def draft_by(small: LLM) -> Draft:
             mask_id=small.spec.mask_id,
             infilling=True,
         )
-        done = small.run([template(own)], 1)[0].canvas
-        return np.where(canvas.open, done.tokens, -1)
+        done = small.run([template(own)], 1)[0]
+        tokens = np.where(canvas.open, done.canvas.tokens, -1)
+        return Draft(tokens, done.num_forwards, done.num_queries)
 
     return draft
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from unmask.caches.base import AnyCache
-from unmask.canvas import Canvas, Ints, ModelFacts, pin
+from unmask.canvas import Canvas, Draft, ModelFacts, pin
 from unmask.decoders.base.protocol import AnyDecoder
 from unmask.engine.prompts import Prompt, PromptEncoder
 from unmask.engine.request import Request, row_seed
@@ -42,7 +42,7 @@ DecoderLike = str | MethodSpec | AnyDecoder | type[AnyDecoder]
 """A decoder by name, `name(knob=value)`, file, `module:Class`, class or object; or a whole method."""
 CacheLike = str | AnyCache | type[AnyCache]
 """A cache policy by name, `name(knob=value)`, file, `module:Class`, class or object."""
-Draft = Callable[[Canvas], Ints]
+Drafter = Callable[[Canvas], Draft]
 """A function that proposes tokens for a canvas: one token id per position, -1 for none."""
 
 
@@ -135,11 +135,11 @@ class RequestBuilder:
         prompts: PromptEncoder,
         facts: ModelFacts,
         stop_ids: frozenset[int],
-        make_drafter: Callable[[str], Draft],
+        make_drafter: Callable[[str], Drafter],
     ) -> None:
         self.prompts, self.facts, self.stop_ids = prompts, facts, stop_ids
         self._make_drafter = make_drafter
-        self.drafters: dict[str, Draft] = {}
+        self.drafters: dict[str, Drafter] = {}
 
     @property
     def spec(self) -> ModelSpec:

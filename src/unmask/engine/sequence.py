@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unmask.caches.base import Observation
-from unmask.canvas import NO_SCORES, Ask, Canvas, Edit, Floats, Ints, apply_checked, truncate
+from unmask.canvas import (
+    NO_SCORES,
+    Ask,
+    Canvas,
+    DraftMeter,
+    Edit,
+    Floats,
+    Ints,
+    apply_checked,
+    truncate,
+)
 from unmask.engine.outputs import FinishReason, Step, step_of
 from unmask.engine.request import Request, checked_count
 from unmask.errors import DecoderError
@@ -27,6 +37,8 @@ class SequenceState:
     cache_state: object
     sampler_state: SamplerState
     index: int = 0
+    drafting: DraftMeter | None = None
+    """A smaller model's work for this sequence; None without one."""
     num_forwards: int = 0
     num_queries: int = 0
     num_answer: int = 0
@@ -56,9 +68,13 @@ class SequenceState:
         if not isinstance(canvas, Canvas):
             rule = f"first_canvas returned {type(canvas).__name__}; it returns a Canvas"
             raise DecoderError(rule, request.decoder.name, 0)
-        state = request.decoder.start(request.canvas, request.facts)
+        facts, drafting = request.facts, None
+        if facts.draft is not None:
+            drafting = DraftMeter(facts.draft)
+            facts = replace(facts, draft=drafting)
+        state = request.decoder.start(request.canvas, facts)
         cached = request.cache.start(canvas, request.facts)
-        sequence = cls(request, canvas, state, cached, SamplerState(), index)
+        sequence = cls(request, canvas, state, cached, SamplerState(), index, drafting)
         sequence.end = sequence._ending()
         return sequence
 
@@ -83,6 +99,16 @@ class SequenceState:
             before, self.canvas, observation, self.cache_state
         )
         self._check_end()
+
+    @property
+    def num_draft_forwards(self) -> int:
+        """The forwards of a smaller model, which are not in `num_forwards`."""
+        return 0 if self.drafting is None else self.drafting.num_forwards
+
+    @property
+    def num_draft_queries(self) -> int:
+        """The positions that a smaller model computed, which are not in `num_queries`."""
+        return 0 if self.drafting is None else self.drafting.num_queries
 
     def stop_position(self) -> int | None:
         """Return the position of the first decided stop token, if no earlier one is open or may change."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,6 +48,8 @@ CANDIDATES: tuple[Forms, ...] = (
 )
 PROBES = (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",))
 """Roles of the conversations that are rendered to find the form: some templates refuse a system message."""
+SLOW_S, MAX_SLOW = 2.0, 2
+"""Seconds of a slow rendering of them (milliseconds are usual), and how many of these end the search."""
 
 
 @dataclass(frozen=True)
@@ -235,10 +238,18 @@ class ChatFormat:
 
     def _probe_forms(self, template: str) -> TemplateReading:
         """Find the form by rendering marks: the first candidate that shows most of them."""
-        forms, best = TEXT, set[str]()
+        forms, best, num_slow = TEXT, set[str](), 0
         for roles in PROBES:
             for candidate in CANDIDATES:
+                began = time.monotonic()
                 shown = self._shown(template, roles, candidate)
+                taken = time.monotonic() - began
+                num_slow += taken > SLOW_S  # the first may wait for a worker to start
+                if num_slow == MAX_SLOW:
+                    raise TextLimitError(
+                        f"the model's chat template takes {taken:.1f} s for {len(roles)} words; at most "
+                        f"{SLOW_S:g} s are allowed"
+                    )
                 if "user" in shown and len(shown) > len(best):
                     forms, best = candidate, shown
             if best:

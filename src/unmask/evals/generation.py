@@ -60,6 +60,8 @@ class EvalAnswer:
     counted: Counted = field(default_factory=Counted)
     num_forwards: int = 0
     num_queries: int = 0
+    num_draft_forwards: int = 0
+    num_draft_queries: int = 0
     num_wasted: int = 0
     num_logit_rows: int = 0
     num_forced: int = 0
@@ -144,6 +146,8 @@ def decode_all(
             counted=counted,
             num_forwards=output.num_forwards,
             num_queries=output.num_queries,
+            num_draft_forwards=output.num_draft_forwards,
+            num_draft_queries=output.num_draft_queries,
             num_wasted=output.num_wasted,
             num_logit_rows=output.num_logit_rows,
             num_forced=output.num_forced,

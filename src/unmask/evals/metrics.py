@@ -62,6 +62,8 @@ def speed(stored: Sequence[StoredAnswer], batch_size: int) -> Metrics:
         "canvas_tokens": sum(c.canvas for c in counted),
         "num_forwards": forwards,
         "num_queries": sum(a.num_queries for a in answers),
+        "num_draft_forwards": sum(a.num_draft_forwards for a in answers),
+        "num_draft_queries": sum(a.num_draft_queries for a in answers),
         "num_wasted": sum(a.num_wasted for a in answers),
         "num_logit_rows": sum(a.num_logit_rows for a in answers),
         "num_forced": sum(a.num_forced for a in answers),

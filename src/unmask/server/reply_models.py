@@ -66,7 +66,7 @@ class PromptTokensDetails(ReplyModel):
 
 
 class Usage(ReplyModel):
-    """Tokens, forwards and computed positions of all choices of a reply."""
+    """Tokens, forwards and computed positions of all choices of a reply, drafts included."""
 
     prompt_tokens: Count
     completion_tokens: Count
@@ -76,6 +76,8 @@ class Usage(ReplyModel):
     tokens_per_forward: float
     num_queries: Count
     num_wasted: Count
+    num_draft_forwards: Count
+    num_draft_queries: Count
 
 
 class MethodFields(ReplyModel):
@@ -132,19 +134,6 @@ class TraceStep(TypedDict):
 Trace = SkipValidation[list[TraceStep]]
 
 
-class StepMap(TypedDict):
-    """The tokens of an answer with the forward, from 1, that decided each and its log-probability then.
-
-    null: decided by no forward; without a log-probability. `weights_version`: the number of updates of the
-    weights before the answer.
-    """
-
-    token_ids: list[int]
-    forwards: list[int | None]
-    logprobs: list[float | None]
-    weights_version: int
-
-
 class AssistantMessage(ReplyModel):
     """The generated turn."""
 
@@ -161,7 +150,6 @@ class ChatChoice(ReplyModel):
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None
     trace: Trace = Field(default_factory=list)
-    step_map: SkipValidation[StepMap] | None = None
 
 
 class TextChoice(ReplyModel):
@@ -172,7 +160,6 @@ class TextChoice(ReplyModel):
     finish_reason: FinishReason
     logprobs: TextLogprobs | None
     trace: Trace = Field(default_factory=list)
-    step_map: SkipValidation[StepMap] | None = None
 
 
 class InfillChoice(TextChoice):
@@ -270,7 +257,6 @@ class ChunkFields(TypedDict):
     index: int
     finish_reason: FinishReason | None
     trace: NotRequired[list[TraceStep]]
-    step_map: NotRequired[StepMap]
     canvas: NotRequired[StreamFrame]
 
 
@@ -282,7 +268,6 @@ class ChatChunkChoice(ReplyModel):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     trace: Trace = Field(default_factory=list)
-    step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 
 
@@ -296,7 +281,6 @@ class TextChunkChoice(ReplyModel):
     finish_reason: FinishReason | None
     blanks: list[str] = Field(default_factory=list)
     trace: Trace = Field(default_factory=list)
-    step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 
 

@@ -171,6 +171,8 @@ class ResponseUsage(ReplyModel):
     tokens_per_forward: float
     num_queries: Count
     num_wasted: Count
+    num_draft_forwards: Count
+    num_draft_queries: Count
 
 
 class IncompleteDetails(ReplyModel):

@@ -90,7 +90,6 @@ def check_response_fields(body: ResponseRequest) -> None:
         "n": (body.choices > 1, ONE_ANSWER),
         "stream_mode": (body.wants_canvas, ONLY_TEXT_EVENTS),
         "return_trace": (body.return_trace, NO_TRACE),
-        "return_step_map": (body.return_step_map, NO_TRACE),
     }
     for param, (is_refused, reason) in refused.items():
         if is_refused:
@@ -220,6 +219,8 @@ def response_usage(answers: Sequence[Answer]) -> ResponseUsage:
         tokens_per_forward=counts.tokens_per_forward,
         num_queries=counts.num_queries,
         num_wasted=counts.num_wasted,
+        num_draft_forwards=counts.num_draft_forwards,
+        num_draft_queries=counts.num_draft_queries,
     )
 
 

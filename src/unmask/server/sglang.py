@@ -136,6 +136,7 @@ class MetaInfo(ReplyModel):
     completion_tokens: Count
     cached_tokens: Count
     num_forwards: Count
+    num_draft_forwards: Count
     e2e_latency: float
     decoder: str
     cache: str
@@ -287,6 +288,7 @@ def generate_reply(generation: Generation, answer: Answer) -> GenerateReply:
         completion_tokens=answer.num_tokens,
         cached_tokens=answer.num_cached,
         num_forwards=answer.num_forwards,
+        num_draft_forwards=answer.num_draft_forwards,
         e2e_latency=generation.seconds,
         decoder=method.decoder,
         cache=method.cache,

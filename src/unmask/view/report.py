@@ -34,7 +34,7 @@ class DecodeRun:
         out = self.output
         cache = f"cache {out.cache} ({'exact' if out.cache_exact else 'approximate'})"
         parts = [
-            _count(out.num_forwards, "forward"),
+            _forwards(out),
             _count(len(out.token_ids), "token"),
             f"{self.tokens_per_forward:.2f} tokens per forward",
             f"{self.tokens_per_s:.1f} tokens/s",
@@ -56,6 +56,8 @@ class DecodeRun:
             "finish_reason": out.finish_reason,
             "num_forwards": out.num_forwards,
             "num_queries": out.num_queries,
+            "num_draft_forwards": out.num_draft_forwards,
+            "num_draft_queries": out.num_draft_queries,
             "num_logit_rows": out.num_logit_rows,
             "seconds": self.seconds,
             "tokens_per_forward": self.tokens_per_forward,
@@ -70,6 +72,12 @@ class DecodeRun:
             "seed": self.seed,
         }
         return record | ({"blanks": list(out.blanks)} if out.blanks else {})
+
+
+def _forwards(out: Output) -> str:
+    """Return the number of forwards, and how many of them were a smaller model's."""
+    text = _count(out.num_forwards, "forward")
+    return f"{text} ({out.num_draft_forwards} by the drafter)" if out.num_draft_forwards else text
 
 
 def _count(number: int, word: str) -> str:
