@@ -35,6 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("knobs", "plugins", "own_code"),
     ("options", "data"),
     ("canvas", "selection"),
+    ("pictures",),
     ("sampling", "proposal", "randomness", "background"),  # the last three: before the redraw
     ("decoders", "caches"),
     ("models",),

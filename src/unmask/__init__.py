@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
     from unmask.engine.outputs import Output
     from unmask.models import load_model
+    from unmask.pictures.film import Film
+    from unmask.view.trace import read_film
 
 __all__ = [
     "LLM",
     "ConfigError",
     "DependencyError",
+    "Film",
     "Likelihood",
     "ModelError",
     "Output",
@@ -29,13 +32,16 @@ __all__ = [
     "__version__",
     "load_model",
     "objectives",
+    "read_film",
     "train",
 ]
 _LAZY = {
     "LLM": "unmask.engine.llm",
+    "Film": "unmask.pictures.film",
     "Likelihood": "unmask.engine.likelihood",
     "Output": "unmask.engine.outputs",
     "load_model": "unmask.models",
+    "read_film": "unmask.view.trace",
 }
 _SUBMODULES = ("objectives", "train")
 

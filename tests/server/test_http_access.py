@@ -37,6 +37,7 @@ ROUTES = [
     ("POST", "/v1/fim/completions"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
+    ("POST", "/update_weights"),
     ("GET", "/version"),
     ("GET", "/no/such/route"),
     ("GET", "//health"),

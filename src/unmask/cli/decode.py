@@ -125,9 +125,11 @@ def decode(
         seconds += time.perf_counter() - began
         if event is None:
             break
-        last = event.sequence
         if trace is not None:
-            trace.step(last.num_forwards - 1, last.trace[-1])
+            if last is None:
+                trace.begin(event.before)
+            trace.step(event.sequence.num_forwards - 1, event.sequence.trace[-1])
+        last = event.sequence
         if view is not None:
             view.show(event)
     assert last is not None, "a canvas with an open position takes at least one forward"
@@ -170,6 +172,7 @@ def _decode_and_report(
                 tokens=canvas.tokens.tolist(),
                 open=canvas.open_positions().tolist(),
                 method=method.describe(),
+                ends=sorted(llm.stop_ids),
             )
             trace = stack.enter_context(TraceWriter(show.trace, header, pieces))
         if console is not None:

@@ -31,6 +31,10 @@ COMMANDS = {
         "generate:infill",
         'Fill the blanks of a text: unmask infill "The {2} sat on the {1}."',
     ),
+    "replay": (
+        "replay:replay",
+        "Show a decode again from its trace file: in the terminal, or as GIF, SVG, page or figure.",
+    ),
     "chat": (
         "chat:chat",
         "Chat with a local model or a server; of piped input, every line is a turn.",

@@ -369,7 +369,30 @@ def settings_of(
         )
     own = Path(model).name if Path(model).exists() else model
     names = options.server.served_model_name or (own,)
-    return ServerSettings(models=names, defaults=defaults, limits=limits, access=access)
+    return ServerSettings(
+        models=names,
+        defaults=defaults,
+        limits=limits,
+        access=access,
+        weights_folder=weights_folder(options, access),
+    )
+
+
+def weights_folder(options: ServeOptions, access: Access) -> Path | None:
+    """Return the folder of POST /update_weights. Raises ConfigError where updates cannot work."""
+    folder = options.server.weights_folder
+    if folder is None:
+        return None
+    if access.key_digest is None:
+        raise ConfigError(
+            f"--weights-folder {folder} needs an API key, as who may exchange the weights decides all "
+            f"answers; set {KEY_VARIABLE} or --api-key"
+        )
+    if not folder.expanduser().is_dir():
+        raise ConfigError(f"--weights-folder {folder} is no folder; create it first")
+    if any(each is not None for each in dataclasses.astuple(options.replicas)[:3]):
+        raise ConfigError("--weights-folder is not for several replicas; leave one out")
+    return folder
 
 
 def facts(

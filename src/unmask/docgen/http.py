@@ -67,10 +67,13 @@ The bodies are OpenAI's. Beyond them:
 | `unmask.seed` | seed of choice 0; choice i, over all prompts, has `seed + i`, as in `LLM.generate` |
 | `choices[i].blanks` | `/v1/infill`: the filled texts |
 | `choices[i].trace` | with `return_trace`: the edits of every forward |
+| `choices[i].step_map` | with `return_step_map`: the tokens of the answer and when each was decided |
 
-Commits of a trace are `[position, token, confidence, text]`. `completion_tokens` counts the tokens before
-the end token, without the padding after it; with `ignore_eos` every position, of an infill the filled
-ones. `finish_reason` is `stop` (an end token or a stop string) or `length`. `logprobs` are the
+A step map has the lists `token_ids`, `forwards` (the forward that decided each, from 1) and `logprobs` (the
+log-probabilities at that time), and `weights_version`, the number of updates of the weights before the
+answer. Commits of a trace are `[position, token, confidence, text]`. `completion_tokens` counts the tokens
+before the end token, without the padding after it; with `ignore_eos` every position, of an infill the
+filled ones. `finish_reason` is `stop` (an end token or a stop string) or `length`. `logprobs` are the
 log-probabilities of the tokens when they were committed, null where the method has none (a replaced
 token).
 

@@ -82,6 +82,8 @@ class RequestHandle:
     num_open: int
     """Open positions at its submission."""
     started_s: float | None = None
+    num_changes: int = 0
+    """Number of changes of the engine before the request began."""
     requested_end: Literal["abort", "stop"] | None = None
     wake: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
@@ -100,6 +102,20 @@ class RequestHandle:
         """Seconds from submission to the first forward, or to now."""
         until = time.monotonic() if self.started_s is None else self.started_s
         return until - self.submitted_s
+
+
+@dataclass(eq=False)
+class _Change:
+    """Work to be done while no request is in progress."""
+
+    work: Callable[[], None]
+    begun_s: float = 0.0
+    has_begun: bool = False
+    is_done: bool = False
+
+
+def _has_begun(handle: RequestHandle) -> bool:
+    return handle.started_s is not None
 
 
 class Engine:
@@ -136,6 +152,9 @@ class Engine:
         self._counters = EngineCounters()
         self._thread: threading.Thread | None = None
         self._next_index = 0
+        self._change: _Change | None = None
+        self.num_changes = 0
+        """Number of completed changes."""
         self._beat_s: float | None = None
         self._batch = Scheduler(_runner(llm, config), config.max_num_batched_tokens)
 
@@ -182,15 +201,18 @@ class Engine:
             self._wake.notify()
         return handle
 
-    def check_accepts(self) -> None:
-        """Raise CapacityError or EngineError if `submit` would refuse any request now."""
+    def check_accepts(self, *, is_request: bool = True) -> None:
+        """Raise CapacityError or EngineError if `submit` would refuse any request now.
+
+        Without `is_request` the queue may be full.
+        """
         if self.failure is not None:
             raise EngineError("the engine has failed; restart the server") from self.failure
         if self._thread is None:
             raise EngineError("the engine was not started; call start()")
         if not self._accepts:
             raise CapacityError("the engine is stopping and accepts no more requests", 1.0)
-        if len(self._queue) >= self.config.max_queue:
+        if is_request and len(self._queue) >= self.config.max_queue:
             wait = self._seconds_until_room()
             raise CapacityError(
                 f"{len(self._queue)} requests are waiting, at most {self.config.max_queue} may; try again "
@@ -246,6 +268,36 @@ class Engine:
         beat_s = self._beat_s
         return 0.0 if beat_s is None else time.monotonic() - beat_s
 
+    def change(self, work: Callable[[], None], timeout_s: float) -> float:
+        """Call `work` on the engine's thread between requests; return the seconds of the wait. Thread-safe.
+
+        Requests that have begun are decoded to their end before, all others after it: none sees both
+        states. Cached prefixes are dropped. If `work` raises, the engine has failed. Raises CapacityError
+        if another change waits, or the requests do not end within the timeout, and EngineError from a
+        failed engine.
+        """
+        began, change = time.monotonic(), _Change(work)
+        with self._wake:
+            self.check_accepts(is_request=False)
+            if self._change is not None:
+                raise CapacityError("another change waits for the running requests; try again", 1.0)
+            self._change = change
+            self._wake.notify_all()
+            self._wake.wait_for(lambda: change.is_done or not self._accepts, timeout_s)
+            if not change.has_begun:
+                self._change = None
+                self._wake.notify_all()
+                self.check_accepts(is_request=False)
+                raise CapacityError(
+                    f"{len(self._running)} running requests did not end within {timeout_s:g} s; nothing "
+                    f"was changed; try again",
+                    1.0,
+                )
+            self._wake.wait_for(lambda: change.is_done or self.failure is not None)
+        if self.failure is not None:
+            raise EngineError("the engine has failed; restart the server") from self.failure
+        return change.begun_s - began
+
     def drain(self, timeout_s: float) -> bool:
         """Refuse new requests, wait for the accepted ones; return whether all ended within the timeout."""
         until = time.monotonic() + timeout_s
@@ -286,17 +338,40 @@ class Engine:
             with self._wake:
                 if self._stops:
                     return False
-                ending = self._ending()
-                if not ending and not self._queue and not self._running:
+                ending, change = self._ending(), self._change
+                if change is not None and (self._running or any(map(_has_begun, self._queue))):
+                    change = None  # not yet
+                is_idle = not self._queue and not self._running
+                if not ending and change is None and is_idle:
                     self._wake.notify_all()
                     self._beat_s = None
                     self._wake.wait()
                     self._beat_s = time.monotonic()
             for handle, kind in ending:
                 self._end(handle, kind)
+            if change is not None:
+                self._apply(change)
             self._admit()
             if self._running:
                 return True
+
+    def _apply(self, change: _Change) -> None:
+        """Make a change, unless its caller has given up."""
+        with self._wake:
+            if self._change is not change:
+                return
+            change.begun_s, change.has_begun = time.monotonic(), True
+        change.work()
+        if self._batch.runner.paging is not None:
+            self._batch.runner.paging.store.pool.clear_cached()
+        with self._wake:
+            change.is_done, self._change = True, None
+            self.num_changes += 1
+            self._wake.notify_all()
+
+    def _startable(self) -> list[RequestHandle]:
+        """Return the queued requests in order; while a change waits, those alone that have begun."""
+        return [each for each in self._queue if self._change is None or _has_begun(each)]
 
     def _ending(self) -> list[tuple[RequestHandle, UpdateKind]]:
         """Return the requests to end now, with the kind of their last update."""
@@ -318,7 +393,7 @@ class Engine:
         while True:
             now = time.monotonic()
             with self._wake:
-                handle = next(iter(list(self._queue)[skipped:]), None)
+                handle = next(iter(self._startable()[skipped:]), None)
                 if handle is None:
                     break
                 num_extra = sum(self._small.values())  # the other rows are not theirs
@@ -335,7 +410,7 @@ class Engine:
     def _next_small(self) -> RequestHandle | None:
         """Return the first waiting request that is small beside those in the batch and fits, else None."""
         with self._wake:
-            waiting = list(self._queue)
+            waiting = self._startable()
         if not waiting:
             return None
         num_taken = sum(self._small.values())
@@ -353,7 +428,8 @@ class Engine:
         with self._wake:
             self._queue.remove(handle)
             self._running[id(handle.sequence)] = handle
-        handle.started_s = handle.started_s or time.monotonic()
+        if handle.started_s is None:
+            handle.started_s, handle.num_changes = time.monotonic(), self.num_changes
         with ErrorCapture() as capture:
             self._batch.admit(handle.sequence)
         if capture.error is not None:
@@ -444,6 +520,7 @@ class Engine:
     def _end_remaining(self, failure: BaseException | None) -> None:
         with self._wake:
             self.failure, self._accepts = failure, False
+            self._wake.notify_all()
             handles = [*self._queue, *self._running.values()]
         for handle in handles:
             if failure is None:

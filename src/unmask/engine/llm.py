@@ -35,7 +35,9 @@ from unmask.engine.templates import FORMAT_OPTIONS, ChatFormat, Messages
 from unmask.engine.text_pool import fork_server
 from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
+from unmask.engine.token_text import TokenTexts
 from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
+from unmask.engine.weight_update import Weights, read_weights, use_weights
 from unmask.errors import ConfigError, ModelError
 from unmask.knobs import check_flags, whole
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
@@ -119,6 +121,7 @@ class LLM:
             background=self.background,
             end_ids=self.stop_ids,
         )
+        self._token_texts = lru_cache(None)(lambda: TokenTexts(self.tokenizer))
         self._has_text = lru_cache(None)(lambda id_: bool(self.decode([id_])))
         self.prompts = PromptEncoder(
             self.tokenizer,
@@ -396,9 +399,24 @@ class LLM:
         """Return ln p(answer | prompt) in nats; options and errors: `engine.likelihood.loglikelihood`."""
         return loglikelihood(self.model, self.prompts, prompt, answer, **options)
 
+    def read_weights(self, folder: str | Path) -> Weights:
+        """Return the weights of a checkpoint of the same shape, for `use_weights`.
+
+        Raises ModelError for another shape, ConfigError for a quantized or sharded model.
+        """
+        return read_weights(self.model, resolve_model(folder))
+
+    def use_weights(self, weights: Weights) -> None:
+        """Exchange the weights of the model; the tokenizer stays. Not while it decodes.
+
+        A server calls it by `Engine.change`.
+        """
+        use_weights(self.model, weights)
+        self._background = None
+
     def output(self, sequence: SequenceState, return_trace: bool) -> Output:
         """Return the output of a finished sequence."""
-        return output_of(sequence, self.decode, return_trace)
+        return output_of(sequence, self.decode, return_trace, self._token_texts, self.name)
 
     def decode(self, ids: list[int], fixed: Bools | None = None) -> str:
         """Return the text of token ids without special tokens; empty without a tokenizer.

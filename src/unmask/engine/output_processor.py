@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from unmask.caches.registry import describe as describe_cache
 from unmask.canvas import Bools, Canvas
 from unmask.decoders.registry import describe
-from unmask.engine.outputs import Output
+from unmask.engine.outputs import Opening, Output
 from unmask.engine.sequence import SequenceState
+from unmask.pictures.film import PositionTexts
 
 
 class TextDecoder(Protocol):
@@ -19,8 +20,17 @@ class TextDecoder(Protocol):
         """Return the text without special tokens, except for those where `fixed` is True."""
 
 
-def output_of(sequence: SequenceState, text_of: TextDecoder, return_trace: bool) -> Output:
-    """Return the output of a finished sequence, or the settled part of one that was stopped early."""
+def output_of(
+    sequence: SequenceState,
+    text_of: TextDecoder,
+    return_trace: bool,
+    texts: Callable[[], PositionTexts] | None = None,
+    model: str = "",
+) -> Output:
+    """Return the output of a finished sequence, or the settled part of one that was stopped early.
+
+    With `texts`, a traced output can show itself as a film, under the name of the model.
+    """
     assert sequence.finish_reason is not None, "the sequence is not finished"
     canvas = sequence.canvas
     ids = canvas.tokens.tolist()
@@ -52,8 +62,23 @@ def output_of(sequence: SequenceState, text_of: TextDecoder, return_trace: bool)
         num_cached=sequence.num_cached,
         trace=tuple(sequence.trace) if return_trace else None,
         blanks=blanks,
+<<<<<<< 75dabb8
         num_draft_forwards=sequence.num_draft_forwards,
         num_draft_queries=sequence.num_draft_queries,
+=======
+        opening=_opening(sequence, texts, model) if return_trace and texts is not None else None,
+    )
+
+
+def _opening(sequence: SequenceState, texts: Callable[[], PositionTexts], model: str) -> Opening:
+    request = sequence.request
+    names = (model, describe(request.decoder), f"cache {describe_cache(request.cache)}")
+    return Opening(
+        canvas=request.decoder.first_canvas(request.canvas, request.facts),
+        texts=texts,
+        end_ids=request.stop_ids,
+        title=" · ".join(name for name in names if name),
+>>>>>>> b8a35f6
     )
 
 

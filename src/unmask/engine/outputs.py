@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from unmask.canvas import Edit
+import numpy as np
+
+from unmask.canvas import Canvas, Edit, Ints
+from unmask.errors import ConfigError
+from unmask.pictures.film import Film, PositionTexts, film_of
+from unmask.plain_text import one_line, printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FinishReason = Literal["stop", "length"]
+MAX_SHOWN = 60
+"""Characters of the text in an output's short form."""
 
 
 class Commit(NamedTuple):
@@ -54,7 +66,37 @@ def step_of(edit: Edit, num_queries: int) -> Step:
     )
 
 
+def edit_of(step: Step) -> Edit:
+    """Return the edit that a trace entry records."""
+
+    def ints(values: object) -> Ints:
+        return np.array(values, dtype=np.int64).reshape(-1)
+
+    return Edit(
+        commit=ints([item.position for item in step.committed]),
+        tokens=ints([item.token for item in step.committed]),
+        confidence=np.array([item.confidence for item in step.committed], dtype=np.float64),
+        replace=ints([item.position for item in step.replaced]),
+        replace_tokens=ints([item.token for item in step.replaced]),
+        remask=ints(step.remasked),
+        delete=ints(step.deleted),
+        insert=step.inserted,
+        append=ints(step.appended),
+        notes=step.notes,
+    )
+
+
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """The beginning of a traced decode: the first canvas, the texts of tokens, and the end tokens."""
+
+    canvas: Canvas
+    texts: Callable[[], PositionTexts]
+    end_ids: frozenset[int]
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Output:
     """A decoded request.
 
@@ -69,7 +111,14 @@ class Output:
     `num_forced`: forwards in which the scheduler decided because the decoder changed nothing or exceeded
     the maximum number of forwards. `num_wasted`: part of `num_queries` that lay right of the end token.
     `num_cached`: positions whose keys another request had computed (an engine's prefix cache).
+<<<<<<< 75dabb8
     `num_draft_forwards`, `num_draft_queries`: the part of both counts that a smaller model did.
+=======
+    `opening`: where the trace begins, for `film`; only with return_trace.
+
+    A notebook shows the text with the decode's figures, and with a trace each token in the color of its
+    probability.
+>>>>>>> b8a35f6
     """
 
     text: str
@@ -89,8 +138,65 @@ class Output:
     num_forced: int = 0
     num_wasted: int = 0
     num_cached: int = 0
+<<<<<<< 75dabb8
     num_draft_forwards: int = 0
     num_draft_queries: int = 0
+=======
+    opening: Opening | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        """Return a line with the beginning of the text and the main figures."""
+        text = one_line(self.text)
+        shown = text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+        return f"Output({shown!r}, {self._figures()})"
+
+    def _figures(self) -> str:
+        return (
+            f"{len(self.token_ids)} tokens, {self.num_forwards} forwards, "
+            f"finish={self.finish_reason}, {self.method or 'unknown method'}"
+        )
+
+    def film(self) -> Film:
+        """Return the frames of the decode. Raises ConfigError for an output without a trace."""
+        if self.trace is None or self.opening is None:
+            raise ConfigError("this output has no trace; decode with return_trace=True")
+        return film_of(
+            self.opening.canvas,
+            [(edit_of(step), step.num_queries) for step in self.trace],
+            self.opening.texts(),
+            self.opening.end_ids,
+            title=self.opening.title,
+        )
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        columns: int = 80,
+        fps: float = 4.0,
+        hold_s: float = 2.0,
+        font: str | Path | None = None,
+    ) -> Path:
+        """Write the decode as .gif, .svg or .html and return the path; see `pictures.save.save_film`."""
+        return self.film().save(path, columns=columns, fps=fps, hold_s=hold_s, font=font)
+
+    def plot(self) -> Figure:
+        """Return a figure of the decode: tokens per forward, and when each position was decided.
+
+        Raises ConfigError for an output without a trace, and DependencyError without matplotlib.
+        """
+        return self.film().plot()
+
+    def _repr_html_(self) -> str:
+        figures = f'<div style="color:#777">{escape(self._figures())}</div>'
+        if self.trace is None or self.opening is None:
+            return (
+                f'<div style="white-space:pre-wrap">{escape(printable(self.text))}</div>{figures}'
+            )
+        from unmask.pictures.page import still_of
+
+        return still_of(self.film()) + figures
+>>>>>>> b8a35f6
 
     @property
     def waste(self) -> float:

@@ -8,6 +8,7 @@ from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING
 
 from unmask.canvas import Canvas
+from unmask.pictures.film import PositionTexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,19 +81,24 @@ class TokenTexts:
 
         A character that consists of several tokens is the text of the first of them.
         """
-        ids, is_open = canvas.tokens.tolist(), canvas.open.tolist()
-        texts = ["" if hidden else self.text(id_) for id_, hidden in zip(ids, is_open, strict=True)]
-        for position in range(start, len(ids)):
-            if "\ufffd" not in texts[position]:
-                continue
-            for end in range(position + 2, min(position + 4, len(ids)) + 1):
-                if any(is_open[position:end]):
-                    break
-                joined = self.text(*ids[position:end])
-                if "\ufffd" not in joined:
-                    texts[position:end] = [joined, *[""] * (end - position - 1)]
-                    break
-        return texts[start:]
+        return texts_of_positions(self, canvas, start)
+
+
+def texts_of_positions(texts_of: PositionTexts, canvas: Canvas, start: int) -> list[str]:
+    """Return a text for every position from `start` on, empty for open ones; see `TokenTexts`."""
+    ids, is_open = canvas.tokens.tolist(), canvas.open.tolist()
+    texts = ["" if hidden else texts_of.text(id_) for id_, hidden in zip(ids, is_open, strict=True)]
+    for position in range(start, len(ids)):
+        if "\ufffd" not in texts[position]:
+            continue
+        for end in range(position + 2, min(position + 4, len(ids)) + 1):
+            if any(is_open[position:end]):
+                break
+            joined = texts_of.text(*ids[position:end])
+            if "\ufffd" not in joined:
+                texts[position:end] = [joined, *[""] * (end - position - 1)]
+                break
+    return texts[start:]
 
 
 def decoder_kinds(decoder: Stage | None) -> set[str]:

@@ -42,6 +42,7 @@ from unmask.server.service import Service
 from unmask.server.settings import ServerSettings
 from unmask.server.sglang import add_sglang_routes
 from unmask.server.tokenizing import add_tokenizing_routes
+from unmask.server.weights_route import add_weights_route
 from unmask.version import __version__
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
     add_response_route(app, service)
     add_sglang_routes(app, service)
     add_tokenizing_routes(app, service)
+    add_weights_route(app, service)
     add_info_routes(app, service)
     add_state_routes(app, service)
     add_page(app, settings.static)

@@ -18,6 +18,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from unmask.canvas import Canvas, Edit
 from unmask.server.reply_models import CanvasPosition, StreamFrame
 
@@ -28,13 +30,19 @@ OPEN_MARK = "\u2591"
 
 
 class Confidences:
-    """The confidence in [0, 1] of every committed token, by the uid of its position."""
+    """The confidence in [0, 1] of every committed token, and the forward that decided it, by the uid of its
+    position."""
 
     def __init__(self) -> None:
         self._by_uid: dict[int, float] = {}
+        self._forward: dict[int, int] = {}
 
-    def apply(self, before: Canvas, edit: Edit) -> None:
-        """Update the confidences with an edit of the canvas `before`."""
+    def apply(self, before: Canvas, edit: Edit, forward: int = 0) -> None:
+        """Update the confidences with an edit of the canvas `before`, made by a forward."""
+        decided = np.concatenate((edit.commit, edit.replace))
+        self._forward.update(dict.fromkeys(before.uid[decided].tolist(), forward))
+        for uid in before.uid[edit.remask].tolist():
+            self._forward.pop(uid, None)
         for uid in before.uid[edit.replace].tolist() + before.uid[edit.remask].tolist():
             self._by_uid.pop(uid, None)
         replaced = set(edit.replace.tolist())
@@ -51,6 +59,10 @@ class Confidences:
     def get(self, uid: int) -> float | None:
         """Return a confidence, or None for a token without one (fixed, replaced, filled in)."""
         return self._by_uid.get(uid)
+
+    def forward(self, uid: int) -> int | None:
+        """Return the forward, counted from 1, that decided a token; None for a token that none decided."""
+        return self._forward.get(uid)
 
     def logprob(self, uid: int) -> float | None:
         """Return the logarithm of a confidence in nats, at least -9999, or None."""

@@ -173,10 +173,14 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class CommittedToken:
-    """A token and its log-probability in nats at its commit (None: not available)."""
+    """A token, its log-probability in nats at its commit (None: not available), and the forward of it.
+
+    Forwards count from 1; None: no forward decided it.
+    """
 
     token: int
     logprob: float | None
+    forward: int | None
 
 
 class Answer:
@@ -197,6 +201,7 @@ class Answer:
         self.num_draft_forwards, self.num_draft_queries = 0, 0
         self.finish_reason: FinishReason | None = None
         self.output: Output | None = None
+        self.weights_version = 0
 
     @property
     def index(self) -> int:
@@ -233,8 +238,8 @@ class Answer:
     def add(self, update: RequestUpdate) -> str:
         """Add an update; return the text that it made final."""
         if update.kind == "step":
-            self.confidences.apply(update.before, update.edit)
-        self.canvas = update.canvas
+            self.confidences.apply(update.before, update.edit, update.num_forwards)
+        self.canvas, self.weights_version = update.canvas, update.handle.num_changes
         self.num_forwards, self.num_queries = update.num_forwards, update.num_queries
         self.num_draft_forwards = update.num_draft_forwards
         self.num_draft_queries = update.num_draft_queries
@@ -271,6 +276,7 @@ class Answer:
             CommittedToken(
                 int(self.canvas.tokens[position]),
                 self.confidences.logprob(int(self.canvas.uid[position])),
+                self.confidences.forward(int(self.canvas.uid[position])),
             )
             for position in positions
         ]

@@ -219,6 +219,11 @@ class DecodingRequest(StrictModel):
         "text", description="stream text that only grows, or the whole canvas after every forward"
     )
     return_trace: bool = Field(False, description="return the edits of every forward")
+    return_step_map: bool = Field(
+        False,
+        description="return for each token of the answer the forward that decided it and its "
+        "log-probability then",
+    )
     timeout_s: float | None = Field(
         None,
         gt=0,

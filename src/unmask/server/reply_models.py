@@ -134,6 +134,19 @@ class TraceStep(TypedDict):
 Trace = SkipValidation[list[TraceStep]]
 
 
+class StepMap(TypedDict):
+    """The tokens of an answer with the forward, from 1, that decided each and its log-probability then.
+
+    null: decided by no forward; without a log-probability. `weights_version`: the number of updates of the
+    weights before the answer.
+    """
+
+    token_ids: list[int]
+    forwards: list[int | None]
+    logprobs: list[float | None]
+    weights_version: int
+
+
 class AssistantMessage(ReplyModel):
     """The generated turn."""
 
@@ -150,6 +163,7 @@ class ChatChoice(ReplyModel):
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None
     trace: Trace = Field(default_factory=list)
+    step_map: SkipValidation[StepMap] | None = None
 
 
 class TextChoice(ReplyModel):
@@ -160,6 +174,7 @@ class TextChoice(ReplyModel):
     finish_reason: FinishReason
     logprobs: TextLogprobs | None
     trace: Trace = Field(default_factory=list)
+    step_map: SkipValidation[StepMap] | None = None
 
 
 class InfillChoice(TextChoice):
@@ -257,6 +272,7 @@ class ChunkFields(TypedDict):
     index: int
     finish_reason: FinishReason | None
     trace: NotRequired[list[TraceStep]]
+    step_map: NotRequired[StepMap]
     canvas: NotRequired[StreamFrame]
 
 
@@ -268,6 +284,7 @@ class ChatChunkChoice(ReplyModel):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     trace: Trace = Field(default_factory=list)
+    step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 
 
@@ -281,6 +298,7 @@ class TextChunkChoice(ReplyModel):
     finish_reason: FinishReason | None
     blanks: list[str] = Field(default_factory=list)
     trace: Trace = Field(default_factory=list)
+    step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 
 

@@ -90,6 +90,7 @@ def check_response_fields(body: ResponseRequest) -> None:
         "n": (body.choices > 1, ONE_ANSWER),
         "stream_mode": (body.wants_canvas, ONLY_TEXT_EVENTS),
         "return_trace": (body.return_trace, NO_TRACE),
+        "return_step_map": (body.return_step_map, NO_TRACE),
     }
     for param, (is_refused, reason) in refused.items():
         if is_refused:

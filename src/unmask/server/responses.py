@@ -30,6 +30,7 @@ from unmask.server.reply_models import (
     InfillCompletion,
     PromptTokensDetails,
     ReplyHead,
+    StepMap,
     StreamFrame,
     TextChoice,
     TextChunk,
@@ -54,9 +55,10 @@ ID_PREFIX: dict[Route, str] = {
 
 
 class TraceFields(TypedDict, total=False):
-    """The trace of an answer, absent unless it was requested."""
+    """The trace and the step map of an answer, absent unless they were requested."""
 
     trace: list[TraceStep]
+    step_map: StepMap
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class ReplyBuilder:
     texts: TokenTexts
     wants_logprobs: bool = False
     wants_trace: bool = False
+    wants_step_map: bool = False
     wants_diffusion_meta: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     suffix: str = field(default_factory=lambda: secrets.token_hex(12))
@@ -191,6 +194,8 @@ class ReplyBuilder:
         fields: ChunkFields = {"index": answer.index, "finish_reason": answer.finish_reason}
         if self.wants_trace:
             fields["trace"] = self._trace_steps(answer)
+        if self.wants_step_map:
+            fields["step_map"] = self._step_map(answer)
         # vLLM's client rejects an answer none of whose chunks has content
         content = text if text or not answer.text else None
         chunk = self._chunk(answer, content, num_sent, fields, is_first=is_first)
@@ -269,7 +274,21 @@ class ReplyBuilder:
         )
 
     def _trace(self, answer: Answer) -> TraceFields:
-        return {"trace": self._trace_steps(answer)} if self.wants_trace else {}
+        fields: TraceFields = {}
+        if self.wants_trace:
+            fields["trace"] = self._trace_steps(answer)
+        if self.wants_step_map:
+            fields["step_map"] = self._step_map(answer)
+        return fields
+
+    def _step_map(self, answer: Answer) -> StepMap:
+        tokens = answer.committed_tokens()
+        return {
+            "token_ids": [item.token for item in tokens],
+            "forwards": [item.forward for item in tokens],
+            "logprobs": [item.logprob for item in tokens],
+            "weights_version": answer.weights_version,
+        }
 
     def _trace_steps(self, answer: Answer) -> list[TraceStep]:
         trace = answer.output.trace if answer.output is not None else None

@@ -153,6 +153,7 @@ class Service:
             self.texts,
             wants_logprobs=body.wants_logprobs,
             wants_trace=body.return_trace,
+            wants_step_map=body.return_step_map,
             wants_diffusion_meta=isinstance(body, ChatRequest) and bool(body.diffusing),
         )
         generation = self.submit(request, plans, timeout_s, reply.id, body.user, arrived_s)

@@ -81,6 +81,9 @@ class ServerConfig:
     shutdown_timeout: Annotated[float, option(least=0, metavar="S")] = 30.0
     """Seconds to drain after SIGTERM."""
 
+    weights_folder: Annotated[Path | None, option(metavar="DIR")] = None
+    """Checkpoints of POST /update_weights; needs a key."""
+
     log_requests: bool = True
     """Log each request on standard error."""
 
@@ -102,10 +105,10 @@ class ReplicaConfig:
     """Maximum number of replicas, following the load."""
 
     upscale_delay: Annotated[float | None, option(least=0, metavar="S")] = None
-    """Seconds of high load before a replica is added. Default: 30."""
+    """Seconds of high load to add one. Default: 30."""
 
     downscale_delay: Annotated[float | None, option(least=0, metavar="S")] = None
-    """Seconds of low load before a replica is removed. Default: 600."""
+    """Seconds of low load to remove one. Default: 600."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ class ServerSettings:
     """Settings of a server.
 
     `models`: the names under which the model is served, the first one in the replies. `defaults`: the
-    default method of requests.
+    default method of requests. `weights_folder`: the folder below which `POST /update_weights` may name
+    checkpoints; None: it is refused.
     """
 
     models: tuple[str, ...]
@@ -160,3 +164,4 @@ class ServerSettings:
     limits: Limits = Limits()
     access: Access = Access()
     static: Path = STATIC
+    weights_folder: Path | None = None

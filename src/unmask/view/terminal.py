@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -27,6 +27,9 @@ from unmask.engine.scheduler import Event
 from unmask.engine.sequence import SequenceState
 from unmask.engine.token_text import TokenTexts
 from unmask.plain_text import printable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 OPEN, REOPENED, END, RETURN = "░", "▒", "∎", "↵"
 OPEN_STYLE = "#444444"
@@ -83,7 +86,7 @@ def canvas_text(
     canvas: Canvas, changes: Changes, pieces: TokenTexts, stop_ids: frozenset[int] = frozenset()
 ) -> Text:
     """Render a canvas as styled text; a new line end has a mark, a run of end tokens is one mark."""
-    return _render(_canvas_cells(canvas, changes, pieces, stop_ids))
+    return cells_text(_canvas_cells(canvas, changes, pieces, stop_ids))
 
 
 def _canvas_cells(
@@ -134,7 +137,7 @@ class CanvasFrame(TypedDict):
 
 def frame_text(frame: CanvasFrame) -> Text:
     """Render a server's canvas frame in the style of `canvas_text`."""
-    return _render(map(_frame_cell, frame["slots"]))
+    return cells_text(map(_frame_cell, frame["slots"]))
 
 
 def _frame_cell(position: FramePosition) -> Cell:
@@ -163,7 +166,7 @@ def _marked(text: str, is_new: bool) -> str:
     return safe.replace("\n", RETURN + "\n") if is_new else safe
 
 
-def _render(cells: Iterable[Cell]) -> Text:
+def cells_text(cells: Iterable[Cell]) -> Text:
     """Join cells; end tokens in a row with one style become one mark with their number."""
     rendered = Text(no_wrap=False, overflow="fold")
     for (is_end, end_style), run in itertools.groupby(
@@ -235,22 +238,19 @@ def legend() -> Text:
     return line
 
 
-class LiveView:
-    """Context manager with a live display of one decode, redrawn in place and erased at the end.
+class FramePlayer:
+    """Context manager with a live display of frames, redrawn in place and erased at the end.
 
-    `fps`: maximum number of frames per second, one frame per forward; None draws as fast as the model
-    decodes.
+    `fps`: maximum number of frames per second; None draws every frame at once.
     """
 
-    def __init__(
-        self, console: Console, pieces: TokenTexts, stop_ids: frozenset[int], fps: float | None
-    ) -> None:
-        self._console, self._pieces, self._stop_ids = console, pieces, stop_ids
+    def __init__(self, console: Console, fps: float | None) -> None:
+        self._console = console
         self._delay = 1.0 / fps if fps else 0.0
         self._drawn_at = 0.0
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> Self:
         self._live.__enter__()
         return self
 
@@ -264,23 +264,11 @@ class LiveView:
             self._wait()
         self._live.__exit__(kind, value, traceback)
 
-    def begin(self, canvas: Canvas) -> None:
-        """Draw the canvas before the first forward."""
-        self.show_text(self._text(canvas, Changes()), "forward 0")
-
-    def show(self, event: Event) -> None:
-        """Draw the canvas after a forward, waiting as `fps` requires."""
-        text = self._text(event.sequence.canvas, Changes.of(event))
-        self.show_text(text, status_line(event.sequence))
-
     def show_text(self, text: Text, status: str) -> None:
         """Draw styled text with a status line below it, waiting as `fps` requires."""
         self._wait()
         self._live.update(self.frame(text, status), refresh=True)
         self._drawn_at = time.perf_counter()
-
-    def _text(self, canvas: Canvas, changes: Changes) -> Text:
-        return canvas_text(canvas, changes, self._pieces, self._stop_ids)
 
     def frame(self, text: Text, status: str) -> RenderableType:
         """Return styled text with a status line, no taller than the terminal."""
@@ -298,3 +286,25 @@ class LiveView:
         left = self._drawn_at + self._delay - time.perf_counter()
         if left > 0:
             time.sleep(left)
+
+
+class LiveView(FramePlayer):
+    """Live display of one decode, one frame per forward; None as `fps` draws as fast as it decodes."""
+
+    def __init__(
+        self, console: Console, pieces: TokenTexts, stop_ids: frozenset[int], fps: float | None
+    ) -> None:
+        super().__init__(console, fps)
+        self._pieces, self._stop_ids = pieces, stop_ids
+
+    def begin(self, canvas: Canvas) -> None:
+        """Draw the canvas before the first forward."""
+        self.show_text(self._text(canvas, Changes()), "forward 0")
+
+    def show(self, event: Event) -> None:
+        """Draw the canvas after a forward, waiting as `fps` requires."""
+        text = self._text(event.sequence.canvas, Changes.of(event))
+        self.show_text(text, status_line(event.sequence))
+
+    def _text(self, canvas: Canvas, changes: Changes) -> Text:
+        return canvas_text(canvas, changes, self._pieces, self._stop_ids)

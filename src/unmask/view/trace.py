@@ -2,21 +2,23 @@
 
 The header holds model, method and the canvas before the first forward (`tokens`, and the undecided
 positions `open`); each line holds the changes of one forward, in positions of the canvas before it. A
-trace file suffices to replay the decode without the model.
+trace file suffices to replay the decode without the model: `read_film`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TypedDict
 
-from unmask.engine.outputs import Commit, Step
-from unmask.engine.token_text import TokenTexts
-from unmask.errors import ConfigError
+from unmask.canvas import Canvas, new_canvas
+from unmask.engine.outputs import Commit, Step, edit_of
+from unmask.engine.token_text import TokenTexts, texts_of_positions
+from unmask.errors import ConfigError, DecoderError
+from unmask.pictures.film import Film, film_of
 
 FORMAT = "unmask-trace"
 VERSION = 1
@@ -27,7 +29,9 @@ class Header:
     """First line of a trace file.
 
     `knobs`: all settings in force, defaults included; `method`: the decoder with the knobs that differ
-    from their defaults, in the syntax of `--decoder`.
+    from their defaults, in the syntax of `--decoder`. `texts`: the text of each token of the first canvas,
+    by id; `ends`: the ids of end tokens; `special`: ids that are not shown. The last three: empty in files
+    of version 0.1.
     """
 
     model: str
@@ -41,6 +45,9 @@ class Header:
     tokens: list[int]
     open: list[int]
     method: str = ""
+    texts: dict[str, str] = field(default_factory=dict)
+    ends: list[int] = field(default_factory=list)
+    special: list[int] = field(default_factory=list)
     format: str = FORMAT
     version: int = VERSION
 
@@ -81,6 +88,18 @@ class TraceWriter:
         if self._file is not None:
             self._file.close()
 
+    def begin(self, canvas: Canvas) -> None:
+        """Set the canvas before the first forward, which a decoder may make of the request's."""
+        tokens, is_open = canvas.tokens.tolist(), canvas.open.tolist()
+        decided = {id_ for id_, hidden in zip(tokens, is_open, strict=True) if not hidden}
+        self._header = replace(
+            self._header,
+            tokens=tokens,
+            open=canvas.open_positions().tolist(),
+            texts={str(id_): self._pieces.text(id_) for id_ in sorted(decided)},
+            special=sorted(decided & self._pieces.special),
+        )
+
     def step(self, number: int, step: Step) -> None:
         """Write the changes of forward `number`."""
         if self._file is None:
@@ -102,8 +121,20 @@ class TraceWriter:
                 "appended": list(step.appended),
                 "num_queries": step.num_queries,
                 "notes": dict(step.notes),
+                **self._more(step),
             },
         )
+
+    def _more(self, step: Step) -> dict[str, dict[str, str]]:
+        """Return the texts of appended tokens, and the bytes of tokens that are part of a character."""
+        written = [item.token for item in (*step.committed, *step.replaced)] + list(step.appended)
+        texts = {str(id_): self._pieces.text(id_) for id_ in step.appended}
+        parts = {
+            str(id_): self._pieces.data(id_).hex()
+            for id_ in written
+            if "\ufffd" in self._pieces.text(id_)
+        }
+        return ({"texts": texts} if texts else {}) | ({"bytes": parts} if parts else {})
 
     def _commit(self, item: Commit) -> tuple[int, int, float, str]:
         return item.position, item.token, item.confidence, self._pieces.text(item.token)
@@ -116,7 +147,7 @@ class TraceWriter:
             raise _not_writable(self._path, error.strerror) from None
 
 
-class _StepRecord(TypedDict):
+class _StepRecord(TypedDict, total=False):
     """A line of a trace file, the number of the forward aside; a commit ends with its text."""
 
     committed: list[tuple[int, int, float, str]]
@@ -127,20 +158,95 @@ class _StepRecord(TypedDict):
     appended: list[int]
     num_queries: int
     notes: dict[str, float]
+    texts: dict[str, str]
+    bytes: dict[str, str]
+
+
+class TraceTexts:
+    """The texts of tokens as a trace file has them; the text of another token is its id."""
+
+    def __init__(
+        self, texts: Mapping[int, str], parts: Mapping[int, bytes], special: frozenset[int]
+    ) -> None:
+        self._texts, self._parts, self.special = texts, parts, special
+
+    def text(self, *ids: int) -> str:
+        """Return the text of neighboring tokens."""
+        if any(id_ in self._parts for id_ in ids):
+            return b"".join(self._data(id_) for id_ in ids).decode("utf-8", "replace")
+        return "".join(self._texts.get(id_, f"<{id_}>") for id_ in ids)
+
+    def _data(self, id_: int) -> bytes:
+        return self._parts.get(id_) or self._texts.get(id_, f"<{id_}>").encode()
+
+    def of_positions(self, canvas: Canvas, start: int) -> list[str]:
+        """Return a text for every position from `start` on, as `TokenTexts.of_positions` does."""
+        return texts_of_positions(self, canvas, start)
 
 
 def read_trace(path: Path) -> tuple[Header, list[Step]]:
     """Return header and steps of a trace file. Raises ConfigError for any other file."""
+    header, records = _read(path)
+    return header, _steps(path, records)
+
+
+def read_film(path: str | Path) -> Film:
+    """Return the film of a trace file, made without the model.
+
+    A file of version 0.1 has no texts of the prompt: its tokens are shown as ids. Raises ConfigError for
+    any other file, and for edits that do not fit the canvas.
+    """
+    source = Path(path).expanduser()
+    header, records = _read(source)
+    steps = _steps(source, records)
+    try:
+        texts = {int(id_): text for id_, text in header.texts.items()}
+        parts: dict[int, bytes] = {}
+        for record in records:
+            for _, token, _, text in (*record["committed"], *record["replaced"]):
+                texts[token] = text
+            texts |= {int(id_): text for id_, text in record.get("texts", {}).items()}
+            parts |= {int(id_): bytes.fromhex(v) for id_, v in record.get("bytes", {}).items()}
+        blanks = set(header.open)
+        canvas = new_canvas(
+            header.tokens,
+            [position in blanks for position in range(len(header.tokens))],
+            len(header.prompt_ids),
+            header.mask_id,
+        )
+        edits = [(edit_of(step), step.num_queries) for step in steps]
+        title = " · ".join((header.model, header.method or header.decoder, f"cache {header.cache}"))
+        return film_of(
+            canvas,
+            edits,
+            TraceTexts(texts, parts, frozenset(header.special)),
+            frozenset(header.ends),
+            title=title,
+        )
+    except DecoderError as error:
+        raise ConfigError(f"{source}: the edits do not fit the canvas ({error})") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ConfigError(f"{source}: not a readable trace file ({error})") from None
+
+
+def _read(path: Path) -> tuple[Header, list[_StepRecord]]:
     try:
         first, *rest = [
             json.loads(line) for line in path.read_text("utf-8").rstrip("\n").split("\n")
         ]
         if first.get("format") != FORMAT or first.get("version") != VERSION:
             raise ConfigError(f"{path}: not a trace of version {VERSION}")
-        return Header(**first), [_step(line) for line in rest]
+        return Header(**first), rest
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
+        raise ConfigError(f"{path}: not a readable trace file ({error})") from None
+
+
+def _steps(path: Path, records: Sequence[_StepRecord]) -> list[Step]:
+    try:
+        return [_step(record) for record in records]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: not a readable trace file ({error})") from None
 
 
