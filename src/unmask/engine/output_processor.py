@@ -62,10 +62,8 @@ def output_of(
         num_cached=sequence.num_cached,
         trace=tuple(sequence.trace) if return_trace else None,
         blanks=blanks,
-<<<<<<< 75dabb8
         num_draft_forwards=sequence.num_draft_forwards,
         num_draft_queries=sequence.num_draft_queries,
-=======
         opening=_opening(sequence, texts, model) if return_trace and texts is not None else None,
     )
 
@@ -78,7 +76,6 @@ def _opening(sequence: SequenceState, texts: Callable[[], PositionTexts], model:
         texts=texts,
         end_ids=request.stop_ids,
         title=" · ".join(name for name in names if name),
->>>>>>> b8a35f6
     )
 
 

@@ -111,14 +111,11 @@ class Output:
     `num_forced`: forwards in which the scheduler decided because the decoder changed nothing or exceeded
     the maximum number of forwards. `num_wasted`: part of `num_queries` that lay right of the end token.
     `num_cached`: positions whose keys another request had computed (an engine's prefix cache).
-<<<<<<< 75dabb8
     `num_draft_forwards`, `num_draft_queries`: the part of both counts that a smaller model did.
-=======
     `opening`: where the trace begins, for `film`; only with return_trace.
 
     A notebook shows the text with the decode's figures, and with a trace each token in the color of its
     probability.
->>>>>>> b8a35f6
     """
 
     text: str
@@ -138,10 +135,8 @@ class Output:
     num_forced: int = 0
     num_wasted: int = 0
     num_cached: int = 0
-<<<<<<< 75dabb8
     num_draft_forwards: int = 0
     num_draft_queries: int = 0
-=======
     opening: Opening | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -196,7 +191,6 @@ class Output:
         from unmask.pictures.page import still_of
 
         return still_of(self.film()) + figures
->>>>>>> b8a35f6
 
     @property
     def waste(self) -> float:
