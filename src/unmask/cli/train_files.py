@@ -69,12 +69,17 @@ def show_estimate(config: TrainConfig) -> None:
         ("parameters", f"{found.parameters:,}, trained {found.trained:,}"),
         ("rows", f"{found.rows:,}; {found.units_per_epoch:,} units an epoch"),
         ("steps", f"{found.steps:,}, {found.tokens_per_step:,.0f} tokens each (padding included)"),
+        ("process", f"{_size(found.process_bytes)} (Python and libraries)"),
         ("weights", _size(found.weights_bytes)),
         ("gradients", _size(found.gradients_bytes)),
         ("optimizer", _size(found.optimizer_bytes)),
         ("activations", _size(found.activations_bytes)),
-        ("peak", f"{_size(found.peak_bytes)} of the whole process"),
-        ("time", f"{minutes} min {seconds} s at {found.step_s:.3g} s a step"),
+        ("peak", f"{_size(found.peak_bytes)} in all"),
+        (
+            "time",
+            f"{minutes} min {seconds} s: {found.step_s:.3g} s a step, {found.other_s:.3g} s for "
+            f"evaluations and checkpoints",
+        ),
     ):
         print(f"{name:<12} {text}")
 
