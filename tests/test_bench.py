@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from unmask import decoders
-from unmask.bench.decode import TASKS, held_out, measure, method_in
+from unmask.bench.decode import measure, method_in
+from unmask.bench.examples import TASKS, examples_of
 from unmask.bench.plot import Box, draw, points
 from unmask.bench.report import (
     BASELINE,
@@ -161,15 +162,15 @@ def test_the_tasks_are_held_out_sets_and_too_high_a_limit_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for task in TASKS:
-        assert len(held_out(DecodeSetting(task=task, limit=2))) == 2
+        assert len(examples_of(DecodeSetting(task=task, limit=2))) == 2
     assert setting_of(SettingOptions(task="sudoku")).gen_length == 32
     assert setting_of(SettingOptions(task="sudoku", gen_length=16)).gen_length == 16
-    (puzzle,) = held_out(DecodeSetting(task="sudoku", limit=1))
+    (puzzle,) = examples_of(DecodeSetting(task="sudoku", limit=1))
     assert puzzle == held_out_set("sudoku", 1, blanks=8)[0]
     monkeypatch.setattr("unmask.demo.tasks.PATIENCE", 1)
     monkeypatch.setattr("unmask.demo.tasks.is_held_out", lambda example: False)
     with pytest.raises(ConfigError, match=r"limit=3 is too high: only 0 distinct"):
-        held_out(DecodeSetting(task="countdown", limit=3))
+        examples_of(DecodeSetting(task="countdown", limit=3))
 
 
 # comparing

@@ -344,3 +344,75 @@ def test_the_metrics_are_listed_in_the_reference():
     page = (Path(__file__).parents[1] / "docs/how-to/own-task.md").read_text(encoding="utf-8")
     for name in METRICS:
         assert f"| `{name}` | {metric_of(name).about}" in page
+
+
+def bench(tmp_path, monkeypatch, capsys, *words):
+    """Run `unmask bench` on rows; return the JSON of a comparison, or the error."""
+    from unmask.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    write(Path("mine.jsonl"), ROWS)
+    status = main(["bench", *words, "--gen-length", "8", "--block-length", "8", "--json", "-"])
+    found = capsys.readouterr()
+    return json.loads(found.out) if status == 0 else found.err
+
+
+def test_bench_decode_judges_rows_by_a_metric(tmp_path, monkeypatch, capsys, llm):
+    (tmp_path / "judge.py").write_text("def score(answer, row):\n    return 'How' in str(row)\n")
+    words = ["decode", "-d", "threshold", "--task", "mine.jsonl", "--metric", "python:judge.py"]
+    found = bench(tmp_path, monkeypatch, capsys, *words, "--limit", "2")
+    assert [row["result"]["right"] for row in found["rows"]] == [[True, True]] * 2
+    assert (found["setting"]["limit"], found["setting"]["metric"]) == (2, "python:judge.py")
+    assert "--task mine.jsonl " in found["command"]
+    outs = llm.generate(
+        [row["question"] for row in ROWS[:2]], "threshold", gen_length=8, block_length=8
+    )
+    assert found["rows"][1]["result"]["num_forwards"] == sum(out.num_forwards for out in outs)
+
+
+def test_prompts_without_targets_are_compared_with_the_baselines_answers(
+    tmp_path, monkeypatch, capsys
+):
+    words = ["-d", "threshold(threshold=0.1)", "--prompts", "mine.jsonl"]
+    found = bench(tmp_path, monkeypatch, capsys, "decode", *words, "--prompt", "Say {{question}}")
+    assert found["rows"][0]["result"]["right"] == [True] * 3, "vanilla is the baseline"
+    assert not all(found["rows"][1]["result"]["right"])
+    assert "--prompts mine.jsonl" in found["command"]
+    assert "--task" not in found["command"]
+    caches = ["--caches", "prefix", "--prompts", "mine.jsonl", "--limit", "2"]
+    found = bench(tmp_path, monkeypatch, capsys, "cache", *caches)
+    assert found["caches"][0]["right"] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "mine.jsonl"], "needs --metric"),
+        (["--task", "mine.jsonl", "--metric", "choice"], "give letter or exact"),
+        (["--task", "mine.jsonl", "--metric", "letter"], "must be a capital letter"),
+        (["--task", "gone.jsonl", "--metric", "exact"], "'gone.jsonl' is no file"),
+        (["--task", "mine.txt"], "unknown task 'mine.txt'"),
+        (["--metric", "exact"], "--metric 'exact' has no effect with --task word_problem"),
+        (["--prompts", "mine.jsonl", "--metric", "exact"], "'exact' has no effect with --prompts"),
+        (["--prompts", "mine.jsonl", "--task", "sudoku"], "contradict"),
+    ],
+)
+def test_bench_refuses_what_it_cannot_do(tmp_path, monkeypatch, capsys, words, message):
+    found = bench(tmp_path, monkeypatch, capsys, "decode", "-d", "threshold", *words)
+    assert isinstance(found, str)
+    assert message in found
+
+
+def test_tune_searches_on_rows(tmp_path, monkeypatch, capsys):
+    from unmask.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(4)]
+    write(Path("mine.jsonl"), rows)
+    words = ["tune", "--task", "mine.jsonl", "--metric", "last_number", "--decoder", "threshold"]
+    words += ["--gen-length", "8", "generation.block_length=8", "--trials", "2", "--prompts", "2"]
+    words += ["--held-out", "2", "--constraint", "none", "--plot", "front.svg"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "held out, best against defaults" in out
+    assert "generation=runs/tune/mine-demo-threshold/preset.yaml" in out

@@ -136,7 +136,7 @@ class Workshop(Generic[Base]):
         place, _, attribute = reference.rpartition(":")
         if not place or reference.endswith(".py"):
             place, attribute = reference, ""
-        module = load_file(Path(place)) if place.endswith(".py") else _module(place)
+        module = _file_module(Path(place)) if place.endswith(".py") else _module(place)
         return self._class_of(module, attribute, place)
 
     def _class_of(self, module: ModuleType, attribute: str, place: str) -> type[Base]:
@@ -181,7 +181,7 @@ def load_function(reference: str) -> Callable[..., object]:
         raise ConfigError(
             f"{cut_text(reference)!r} is neither FILE.py:NAME nor module:NAME; name a function so"
         )
-    module = load_file(Path(place)) if place.endswith(".py") else _module(place)
+    module = _file_module(Path(place)) if place.endswith(".py") else _module(place)
     found = vars(module).get(name)
     if not callable(found):
         raise PluginError(f"{place}: defines no function {name}; write it, or name another one")
@@ -214,7 +214,7 @@ def _module(name: str) -> ModuleType:
         ) from error
 
 
-def load_file(path: Path) -> ModuleType:
+def _file_module(path: Path) -> ModuleType:
     """Import a file, again if it has changed. Raises ConfigError, or PluginError if it fails."""
     try:
         path = path.expanduser().resolve(strict=True)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from unmask.bench.decode import decode_all
+from unmask.bench.examples import BenchExample, judge
 from unmask.bench.report import DecodeSetting
 from unmask.caches.registry import bind, make_cache
-from unmask.demo.tasks import Example, check
 from unmask.engine.model_runner import ForwardInput, ModelRunner
 from unmask.method import MethodSpec
 from unmask.models.transformer import topology
@@ -130,7 +130,7 @@ def measure_caches(
     names: Sequence[str],
     method: MethodSpec,
     setting: DecodeSetting,
-    examples: Sequence[Example],
+    examples: Sequence[BenchExample],
     watch: Callable[[str, int], AbstractContextManager[None]] = lambda name, repeat: nullcontext(),
 ) -> list[CacheResult]:
     """Measure cache `none`, then each of `names`. Raises ConfigError for a cache that the model refuses."""
@@ -153,7 +153,9 @@ def measure_caches(
     return [_result(llm, item, passes[0].outputs, examples) for item in passes]
 
 
-def _result(llm: LLM, item: _Pass, exact: list[Output], examples: Sequence[Example]) -> CacheResult:
+def _result(
+    llm: LLM, item: _Pass, exact: list[Output], examples: Sequence[BenchExample]
+) -> CacheResult:
     outputs, staleness = item.outputs, item.staleness
     pairs = list(zip(outputs, exact, strict=True))
     answers = [(o.canvas_ids[o.prompt_length :], e.canvas_ids[e.prompt_length :]) for o, e in pairs]
@@ -164,7 +166,7 @@ def _result(llm: LLM, item: _Pass, exact: list[Output], examples: Sequence[Examp
     return CacheResult(
         name=item.name,
         is_exact=bind(make_cache(item.name), llm.spec.block_size).exact,
-        right=tuple(check(e, o.text) for e, o in zip(examples, outputs, strict=True)),
+        right=judge(examples, outputs, exact),
         same_answers=sum(o.token_ids == e.token_ids for o, e in pairs) / len(pairs),
         same_tokens=equal / total,
         divergence=staleness.divergence / rows if rows else divergence,

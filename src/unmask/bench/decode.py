@@ -16,8 +16,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from unmask.bench.environment import machine
+from unmask.bench.examples import BenchExample, judge
 from unmask.bench.report import BASELINE, DecodeSetting, Report, ReportRow, Result
-from unmask.demo.tasks import Example, check, held_out_set
 from unmask.errors import ConfigError
 from unmask.method import MethodSpec, Source
 from unmask.version import __version__
@@ -27,27 +27,8 @@ if TYPE_CHECKING:
     from unmask.engine.outputs import Output
 
 
-@dataclass(frozen=True)
-class Task:
-    """A held-out set: default number of positions, and number of blank cells of a Sudoku."""
-
-    gen_length: int
-    blanks: int | None = None
-
-
-TASKS = {"word_problem": Task(64), "sudoku": Task(32, blanks=8), "countdown": Task(32)}
-
-
 Watch = Callable[[MethodSpec, int], AbstractContextManager[None]]
 """Function that returns the context of a pass, from the method and the repeat (0: warm-up)."""
-
-
-def held_out(setting: DecodeSetting) -> list[Example]:
-    """Return the held-out examples of a setting. Raises ConfigError when the task has fewer."""
-    try:
-        return held_out_set(setting.task, setting.limit, blanks=TASKS[setting.task].blanks)
-    except ValueError as error:
-        raise ConfigError(f"limit={setting.limit} is too high: {error}") from None
 
 
 def method_in(setting: DecodeSetting, method: MethodSpec, cache: str) -> MethodSpec:
@@ -83,7 +64,7 @@ def measure(
     llm: LLM,
     entries: Sequence[MethodSpec],
     setting: DecodeSetting,
-    examples: Sequence[Example],
+    examples: Sequence[BenchExample],
     watch: Watch = lambda method, repeat: nullcontext(),
 ) -> Report:
     """Measure the baseline and the methods `entries` on the examples.
@@ -107,7 +88,7 @@ def measure(
         dtype=str(next(llm.model.parameters()).dtype).removeprefix("torch."),
         device=str(llm.model.device),
         setting=setting,
-        rows=tuple(item.row(examples) for item in passes),
+        rows=tuple(item.row(examples, passes[0]) for item in passes),
         machine=facts,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=__version__,
@@ -130,16 +111,15 @@ class _Passes:
         self.is_repeatable &= all(a.token_ids == b.token_ids for a, b in pairs)
         self.seconds.append(seconds)
 
-    def row(self, examples: Sequence[Example]) -> ReportRow:
+    def row(self, examples: Sequence[BenchExample], baseline: _Passes) -> ReportRow:
         knobs = {key: str(value) for key, value in self.method.given.items()}
         row = ReportRow(
             self.method.label, self.method.decoder_name, knobs, self.in_force, None, self.problem
         )
         if self.problem is not None:
             return row
-        pairs = zip(examples, self.outputs, strict=True)
         result = Result(
-            right=tuple(check(example, output.text) for example, output in pairs),
+            right=judge(examples, self.outputs, baseline.outputs),
             num_tokens=sum(len(output.token_ids) for output in self.outputs),
             num_forwards=sum(output.num_forwards for output in self.outputs),
             num_queries=sum(output.num_queries for output in self.outputs),
@@ -154,7 +134,7 @@ class _Bench:
     """Passes over one set of prompts, tokenized beforehand: only decoding is timed."""
 
     def __init__(
-        self, llm: LLM, setting: DecodeSetting, examples: Sequence[Example], watch: Watch
+        self, llm: LLM, setting: DecodeSetting, examples: Sequence[BenchExample], watch: Watch
     ) -> None:
         self.llm, self.setting, self.watch = llm, setting, watch
         self.prompts = [llm.prompt_ids(example.prompt) for example in examples]

@@ -189,7 +189,7 @@ def _write_legend(figure: Figure, axes: Axes, report: Report) -> None:
 
     setting, facts = report.setting, report.machine
     axes.set_title(
-        f"{setting.task}: {setting.limit} held-out prompts, model {report.model}, cache {setting.cache}"
+        f"{setting.task_name}: {setting.limit} prompts, model {report.model}, cache {setting.cache}"
     )
     hollow = Line2D(
         [], [], color="black", marker="o", linestyle="", markersize=8, markerfacecolor="white"

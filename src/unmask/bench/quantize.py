@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.bench.decode import decode_all, held_out
+from unmask.bench.decode import decode_all
 from unmask.bench.environment import peak_resident_bytes
+from unmask.bench.examples import examples_of, judge
 from unmask.bench.report import DecodeSetting
-from unmask.demo.tasks import check
 from unmask.errors import UnmaskError, unknown_name
 from unmask.method import MethodSpec
 
@@ -152,7 +152,7 @@ def run(job: QuantizeJob) -> QuantizeResult:
     _import_everything(dtype, kind)
     before = peak_resident_bytes()
     llm = LLM(job.model, device="cpu", dtype=dtype, quantization=kind, pack_weights=False)
-    examples = held_out(job.setting)
+    examples = examples_of(job.setting)
     prompts = [llm.prompt_ids(item.prompt) for item in examples]
     canvas = torch.tensor([prompts[0] + [llm.spec.mask_id] * job.setting.gen_length])
     llm.model(canvas)
@@ -162,7 +162,7 @@ def run(job: QuantizeJob) -> QuantizeResult:
         llm.model(canvas)
         times.append(time.perf_counter() - began)
     outputs = decode_all(llm, prompts, job.method, "none", job.setting)
-    right = [check(item, out.text) for item, out in zip(examples, outputs, strict=True)]
+    right = judge(examples, outputs, outputs)
     canvases = job.canvases or [
         [
             token if at < out.prompt_length or at % 2 else llm.spec.mask_id
@@ -175,7 +175,7 @@ def run(job: QuantizeJob) -> QuantizeResult:
         num_bytes=weight_bytes(llm.model),
         peak_bytes=None if before is None or after is None else after - before,
         seconds=median(times),
-        right=tuple(right),
+        right=right,
     )
     return QuantizeResult(result, canvases, _log_probs(llm, canvases))
 

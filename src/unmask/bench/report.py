@@ -7,7 +7,11 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from unmask.data.own_rows import name_of
+from unmask.data.records import SUFFIXES
 
 STANDARD_ERRORS = 2
 """Number of standard errors above which a mean difference counts as one."""
@@ -17,7 +21,11 @@ BASELINE = "vanilla"
 
 @dataclass(frozen=True)
 class DecodeSetting:
-    """Settings common to all decoders of a run: `limit` prompts, `repeat` timed passes over them."""
+    """Settings common to all decoders of a run: `limit` prompts, `repeat` timed passes over them.
+
+    `task` may be a file of rows, with `prompt`, `target` and `metric` as in `RowTask`; `prompts` is one
+    whose rows have no right answers.
+    """
 
     task: str = "word_problem"
     cache: str = "none"
@@ -27,6 +35,20 @@ class DecodeSetting:
     repeat: int = 1
     max_batch_size: int = 1
     seed: int = 0
+    prompt: str | None = None
+    target: str | None = None
+    metric: str | None = None
+    prompts: str | None = None
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task in tables: that of a file without its folder and ending."""
+        return name_of(Path(self.task)) if self.is_own else self.task
+
+    @property
+    def is_own(self) -> bool:
+        """True for prompts from a file of the user's."""
+        return self.prompts is not None or self.task.endswith(SUFFIXES)
 
 
 @dataclass(frozen=True)

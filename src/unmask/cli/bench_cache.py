@@ -11,9 +11,17 @@ from contextlib import contextmanager
 
 from unmask import caches
 from unmask.bench.cache import CacheResult, measure_caches
-from unmask.bench.decode import held_out
 from unmask.bench.environment import machine
-from unmask.cli.bench_decode import check_json, one_decoder, setting_of, split_list, write_json
+from unmask.bench.examples import examples_of
+from unmask.cli.bench_decode import (
+    check_json,
+    one_decoder,
+    prompts_of,
+    rule_of,
+    setting_of,
+    split_list,
+    write_json,
+)
 from unmask.cli.bench_options import BenchModelOptions, SettingOptions
 from unmask.cli.decode import load
 from unmask.cli.options import DecodeOptions
@@ -44,9 +52,11 @@ def cache(
     if names != "all":
         for name in split_list(names):
             caches.make_cache(name.strip())
+    examples = examples_of(setting)
+    setting = dataclasses.replace(setting, limit=len(examples))
     llm, _ = load(DecodeOptions(**dataclasses.asdict(model)))
     chosen = _chosen(names, llm.spec.block_size)
-    results = measure_caches(llm, chosen, method, setting, held_out(setting), _watch)
+    results = measure_caches(llm, chosen, method, setting, examples, _watch)
     facts = machine(llm.model.device)
     report = {
         "decoder": method.label,
@@ -61,13 +71,13 @@ def cache(
         return
     print("\n".join([HEAD, *(_row(item, results[0]) for item in results)]))
     print(
-        f"\ndecoder {method.label} | task {setting.task} | {setting.limit} held-out prompts | model "
+        f"\ndecoder {method.label} | task {setting.task_name} | {prompts_of(setting)} | model "
         f"{llm.name} | gen_length {setting.gen_length} | block_length {setting.block_length} | batch "
         f"{setting.max_batch_size} | seed {setting.seed} | repeats {setting.repeat} | "
         f"{facts['accelerator'] or facts['processor']}, {facts['num_threads']} threads, torch "
         f"{facts['torch']}"
     )
-    print(EXPLAINED)
+    print(EXPLAINED.replace("right: ", f"right: {rule_of(setting)}", 1))
     write_json(as_json, text)
 
 

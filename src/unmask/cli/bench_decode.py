@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from unmask import decoders
-from unmask.bench.decode import TASKS, Watch, held_out, measure
+from unmask.bench.decode import Watch, measure
+from unmask.bench.examples import DEFAULT, check_task, default_length, examples_of
 from unmask.bench.report import (
     BASELINE,
     Comparison,
@@ -76,8 +77,9 @@ def decode(
     setting = setting_of(options, cache)
     entries = parse_decoders(names)
     _check_files(outputs)
+    examples = examples_of(setting)
+    setting = dataclasses.replace(setting, limit=len(examples))
     llm, _ = load(DecodeOptions(**dataclasses.asdict(model), cache=cache))
-    examples = held_out(setting)
     passes = len({BASELINE, *(entry.label for entry in entries)}) * (setting.repeat + 1)
     with _progress(passes, setting.repeat) as watch:
         report = measure(llm, entries, setting, examples, watch)
@@ -91,10 +93,15 @@ def decode(
 
 def setting_of(options: SettingOptions, cache: str = "none") -> DecodeSetting:
     """Build a setting from flags; `gen_length` None stands for that of the task. Raises ConfigError."""
-    if options.task not in TASKS:
-        raise unknown_name("task", options.task, TASKS)
-    length = TASKS[options.task].gen_length if options.gen_length is None else options.gen_length
-    setting = DecodeSetting(**vars(options) | {"gen_length": length, "cache": cache})
+    if options.prompts is not None and options.task is not None:
+        raise ConfigError(
+            f"--prompts {options.prompts} and --task {options.task} contradict; give one of them"
+        )
+    task = options.prompts or options.task or DEFAULT
+    setting = DecodeSetting(**vars(options) | {"task": task, "gen_length": 1, "cache": cache})
+    check_task(setting)
+    length = default_length(setting) if options.gen_length is None else options.gen_length
+    setting = dataclasses.replace(setting, gen_length=length)
     for key in ("limit", "gen_length", "block_length", "repeat", "max_batch_size"):
         whole(key, getattr(setting, key), 1)
     return setting
@@ -262,6 +269,8 @@ def command(report: Report, model: BenchModelOptions) -> str:
         "device": model.device,
         **vars(report.setting),
     }
+    if report.setting.prompts is not None:
+        del flags["task"]
     words = ["unmask", "bench", "decode"]
     for key, value in flags.items():
         if value is not None:
@@ -323,16 +332,28 @@ def facts(report: Report) -> Sequence[str]:
     place = machine["accelerator"] or machine["processor"]
     busy = "" if machine["load_average"] is None else f", load {machine['load_average']} before"
     return (
-        f"task {setting.task} | {setting.limit} held-out prompts | model {report.model} | cache "
+        f"task {setting.task_name} | {prompts_of(setting)} | model {report.model} | cache "
         f"{setting.cache} | gen_length {setting.gen_length} | block_length {setting.block_length} | "
         f"batch {setting.max_batch_size} | seed {setting.seed} | repeats {setting.repeat}",
         f"{report.dtype} on {place} | {machine['num_threads']} threads, {machine['num_cpus']} "
         f"CPUs{busy} | {machine['platform']} | unmask {report.version}, torch {machine['torch']}, "
         f"Python {machine['python']} | {report.date}",
-        "right: with its standard error | waste: share of the queries right of an end token | tokens/s: "
-        "median (lowest..highest) of the repeats, to the end token | differs: mean paired difference in "
-        "points, yes beyond 2 standard errors",
+        f"right: {rule_of(setting)}with its standard error | waste: share of the queries right of an end "
+        "token | tokens/s: median (lowest..highest) of the repeats, to the end token | differs: mean "
+        "paired difference in points, yes beyond 2 standard errors",
     )
+
+
+def prompts_of(setting: DecodeSetting) -> str:
+    """Describe the prompts of a setting."""
+    return f"{setting.limit} {'' if setting.is_own else 'held-out '}prompts"
+
+
+def rule_of(setting: DecodeSetting) -> str:
+    """Describe which answers of a file count as right; empty for bundled tasks."""
+    if setting.prompts is not None:
+        return "equal to the first row's answers, as the prompts have no targets, "
+    return f"by {setting.metric}, " if setting.is_own else ""
 
 
 def overhead(sizes: OverheadOptions, names: str) -> None:

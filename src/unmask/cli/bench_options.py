@@ -24,14 +24,26 @@ class BenchModelOptions(DeviceOptions):
 class SettingOptions:
     """Settings that all entries of a comparison share."""
 
-    task: Annotated[str, option(metavar="T")] = "word_problem"
-    """Task: word_problem, sudoku or countdown."""
+    task: Annotated[str | None, option(metavar="T")] = None
+    """Task: word_problem (default), sudoku or countdown; or a file of rows, with --metric."""
+
+    prompts: Annotated[str | None, option(metavar="FILE")] = None
+    """File of rows without right answers; answers are compared with the first row's instead."""
+
+    prompt: Annotated[str | None, option(metavar="TEXT")] = None
+    """Prompt of each row of the file, such as '{{question}}'. Default: the field prompt or question."""
+
+    target: Annotated[str | None, option(metavar="TEXT")] = None
+    """Expected answer, such as '{{answer}}'. Default: the field answer or target."""
+
+    metric: Annotated[str | None, option(metavar="M")] = None
+    """What is right: last_number, exact, contains, letter, math or python:FILE."""
 
     limit: int = 50
-    """Number of prompts."""
+    """Number of prompts; of a file at most."""
 
     gen_length: Annotated[int | None, option(metavar="N")] = None
-    """Number of positions to generate. Default: 64; 32 for puzzles."""
+    """Number of positions to generate. Default: 64; 32 for puzzles, 256 for a file."""
 
     block_length: int = 32
     """Number of positions per block, for decoders with blocks."""

@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from unmask.errors import ConfigError, DependencyError, PluginError, cut_text, unknown_name
-from unmask.own_code import load_file
+from unmask.own_code import load_function
 
 PYTHON, FUNCTION = "python:", "score"
 CHOICE = "choice"
@@ -128,12 +128,7 @@ def _own(name: str) -> Metric:
             f"metric={cut_text(name)!r} names no Python file; give {PYTHON}FILE.py with a function "
             f"{FUNCTION}(answer, row), or {PYTHON}FILE.py:FUNCTION"
         )
-    own = getattr(load_file(Path(place)), function, None)
-    if not callable(own):
-        raise PluginError(
-            f"{place}: defines no function {function}; write `def {function}(answer, row)`, which returns "
-            f"a number from 0 to 1"
-        )
+    own = load_function(f"{place}:{function}")
 
     def score(answer: str, target: str, row: Mapping[str, object]) -> float:
         try:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
+GEN_LENGTH = 256
+"""Default number of positions of an answer."""
+
+
 @dataclass(frozen=True)
 class RowDocument:
     """A row with its prompt and target; `choices` and the index `right` of one are for metric choice."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from unmask.data.own_metrics import CHOICE, METRICS, PYTHON
-from unmask.data.own_rows import RowDocument, RowTask, lead_of, name_of
+from unmask.data.own_rows import GEN_LENGTH, RowDocument, RowTask, lead_of, name_of
 from unmask.data.records import SUFFIXES, read_text
 from unmask.errors import ConfigError, cut_text, unknown_name
 from unmask.evals.catalog import CATALOG, TaskEntry
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 RIGHT = "right"
-GEN_LENGTH = 256
-"""Default number of positions of an answer."""
 YAML = (".yaml", ".yml")
 MAX_INCLUDES = 20
 
