@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unmask.engine.likelihood import Likelihood
     from unmask.engine.llm import LLM
     from unmask.engine.outputs import Output
+    from unmask.grammar.constraint import TextConstraint, choice, json_object, json_schema, regex
     from unmask.models import load_model
     from unmask.pictures.film import Film
     from unmask.view.trace import read_film
@@ -28,11 +29,16 @@ __all__ = [
     "ModelError",
     "Output",
     "PromptError",
+    "TextConstraint",
     "UnmaskError",
     "__version__",
+    "choice",
+    "json_object",
+    "json_schema",
     "load_model",
     "objectives",
     "read_film",
+    "regex",
     "train",
 ]
 _LAZY = {
@@ -42,6 +48,11 @@ _LAZY = {
     "Output": "unmask.engine.outputs",
     "load_model": "unmask.models",
     "read_film": "unmask.view.trace",
+    "TextConstraint": "unmask.grammar.constraint",
+    "choice": "unmask.grammar.constraint",
+    "json_object": "unmask.grammar.constraint",
+    "json_schema": "unmask.grammar.constraint",
+    "regex": "unmask.grammar.constraint",
 }
 _SUBMODULES = ("objectives", "train")
 

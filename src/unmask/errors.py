@@ -3,6 +3,7 @@
     UnmaskError
     ├── ConfigError      an option, knob or recipe value that is not allowed
     │   ├── ContradictionError  one option with two values
+    │   ├── GrammarError  a constraint that is not supported or that no answer can meet
     │   └── PluginError  a decoder, cache or family file that cannot be used
     ├── ModelError       a checkpoint that cannot be found, read or understood
     ├── PromptError      a prompt that cannot be decoded (empty, no tokenizer)
@@ -56,6 +57,10 @@ class ContradictionError(ConfigError):
     def __reduce__(self) -> tuple[type[ContradictionError], tuple[str | None, str, str]]:
         """Return the constructor's arguments for pickle."""
         return type(self), (self.key, *self.texts)
+
+
+class GrammarError(ConfigError):
+    """A constraint that cannot be understood, is too large, or that no answer can meet."""
 
 
 class PluginError(ConfigError):
