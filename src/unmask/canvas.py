@@ -426,6 +426,19 @@ class Credit:
     gamma: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Allowed:
+    """Allowed tokens per position: token t at `positions[i]` if `sets[i, classes[t]]`.
+
+    `positions` `(n,)` ascend; `sets` `(n, C)` has a flag per class of tokens, `classes` `(V,)` the class of
+    each token id, the same array for all positions and forwards of a request.
+    """
+
+    positions: Ints
+    sets: Bools
+    classes: NDArray[np.int32]
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A decoder's request to the next forward.
@@ -437,7 +450,8 @@ class Ask:
     `top_v`: compute the confidence over this many largest logits only, at least 1. `from_sampling`: compute
     confidence and statistics from the sampling distribution, after temperature, top_p and top_k, instead of
     the model's own. `shadows`: positions to predict as if they were open, by shadow queries, which attend
-    to every position but their own and, with `shadows_attend`, to each other.
+    to every position but their own and, with `shadows_attend`, to each other. `allowed`: the tokens that
+    the request's constraint allows at `rows`; the engine sets it, a decoder leaves it None.
 
     Positions ascend, are unique and lie within the canvas (see `ask_fault`). Raises ConfigError for an
     unknown statistic.
@@ -454,6 +468,7 @@ class Ask:
     shadows_attend: bool = True
     bias: Bias | None = None
     credit: Credit | None = None
+    allowed: Allowed | None = None
 
     def __post_init__(self) -> None:
         """Check the names of the statistics."""
@@ -490,6 +505,8 @@ def ask_fault(canvas: Canvas, ask: object, vocab_size: int) -> str | None:
         return f"Ask.window={window} must be a range [start, end) within the {size} positions"
     if ask.top_v is not None and ask.top_v < 1:
         return f"Ask.top_v={ask.top_v} must be at least 1"
+    if ask.allowed is not None:
+        return "Ask.allowed is set by the engine, from the request's constraint; leave it None"
     return _added_fault(ask, size, vocab_size)
 
 

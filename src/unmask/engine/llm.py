@@ -39,6 +39,7 @@ from unmask.engine.token_text import TokenTexts
 from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
 from unmask.engine.weight_update import Weights, read_weights, use_weights
 from unmask.errors import ConfigError, ModelError
+from unmask.grammar.constraint import TextConstraint
 from unmask.knobs import check_flags, whole
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
 from unmask.models import BUNDLED, read_config, resolve_model
@@ -206,6 +207,7 @@ class LLM:
         return_trace: bool = False,
         raw: bool = False,
         max_batch_size: int = 32,
+        constraint: TextConstraint | None = None,
         **knobs: Any,
     ) -> list[Output]:
         """Decode `n` answers to every prompt, in order: those to the first prompt come first.
@@ -223,6 +225,8 @@ class LLM:
         `cache.NAME`, or part of its name: "dllm(kp=50, kr=7)". Both may be your own: an object
         (`Threshold(threshold=0.8)`), a class, a file ("./mine.py"), "module:Class", or the entry point of
         an installed package. A `MethodSpec` as `decoder` has all of these: decoder, cache and knobs.
+        `constraint`, made by `unmask.regex`, `choice`, `json_schema` or `json_object`, holds for every
+        answer, whatever the method; it excludes vocabulary=frequency and union.
 
         Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
         is not allowed, with the nearest name).
@@ -231,7 +235,11 @@ class LLM:
         check_flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
         method = parse_method(decoder, cache, cache_args, knobs, gen_length=gen_length)
         template = self.requests.template(
-            method, seed=seed, stop_at_eos=stop_at_eos, stop_token_ids=stop_token_ids
+            method,
+            seed=seed,
+            stop_at_eos=stop_at_eos,
+            stop_token_ids=stop_token_ids,
+            constraint=constraint,
         )
         canvases = [
             self.requests.canvas(prompt, template.method, gen_length, raw=raw)
@@ -285,15 +293,19 @@ class LLM:
         cache_args: Mapping[str, object] | None = None,
         seed: int = 0,
         return_trace: bool = False,
+        constraint: TextConstraint | None = None,
         **knobs: Any,
     ) -> Output:
         """Fill the blanks of a text: `parts` are strings and numbers of blank tokens.
 
         Example: `infill(["The ", 3, " sat on the mat."])`. The whole text is one block without
-        `block_length`. The output's `text` is the whole text, its `blanks` are the filled texts.
+        `block_length`. The output's `text` is the whole text, its `blanks` are the filled texts, each of
+        which meets `constraint` on its own.
         """
         method = parse_method(decoder, cache, cache_args, knobs, options=INFILL_OPTIONS)
-        template = self.requests.template(method, seed=seed, stop_at_eos=False)
+        template = self.requests.template(
+            method, seed=seed, stop_at_eos=False, constraint=constraint
+        )
         request = template(self.infill_canvas(parts))
         return self.output(self.run([request], 1)[0], return_trace)
 
@@ -307,12 +319,17 @@ class LLM:
         seed: int = 0,
         stop_at_eos: bool = True,
         stop_token_ids: Iterable[int] = (),
+        constraint: TextConstraint | None = None,
         **knobs: Any,
     ) -> Iterator[Event]:
         """Decode one canvas (of `prompt_canvas` or `infill_canvas`); yield an event per forward."""
         method = parse_method(decoder, cache, cache_args, knobs, options=STREAM_OPTIONS)
         template = self.requests.template(
-            method, seed=seed, stop_at_eos=stop_at_eos, stop_token_ids=stop_token_ids
+            method,
+            seed=seed,
+            stop_at_eos=stop_at_eos,
+            stop_token_ids=stop_token_ids,
+            constraint=constraint,
         )
         yield from self.events([template(canvas)], 1)
 
@@ -328,6 +345,7 @@ class LLM:
         stop_at_eos: bool = True,
         stop_token_ids: Iterable[int] = (),
         raw: bool = False,
+        constraint: TextConstraint | None = None,
         **knobs: Any,
     ) -> Request:
         """Return one request for an engine to decode; options as those of `generate`.
@@ -347,6 +365,7 @@ class LLM:
             stop_at_eos=stop_at_eos,
             stop_token_ids=stop_token_ids,
             raw=raw,
+            constraint=constraint,
         )
 
     def prompt_canvas(

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unmask.canvas import Ask, Ints
@@ -21,10 +22,11 @@ from unmask.sampling.params import SamplingParams
 from unmask.sampling.sampler import STATS, Span, Vocabulary, log_odds, propose
 from unmask.sampling.token_frequencies import load_background
 
+Classes = NDArray[np.int32]
 HEAD_CHUNK = 1 << 26
 """Logits computed at a time (256 MB in float32); an eighth of it for rows that are sampled."""
 MAX_VOCABULARIES = 32
-"""Size of the cache of vocabularies of frequent tokens; clients choose their sizes."""
+"""Size of the caches of vocabularies and of classes of tokens; clients choose them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class LMHead:
             partial(_frequency_vocabulary, model, vocabulary)
         )
         self._longest: Tensor | None = None
+        self._on_device: dict[int, tuple[Classes, Tensor]] = {}
 
     @property
     def longest_row(self) -> Tensor:
@@ -184,7 +187,23 @@ class LMHead:
             previous, has_previous = part.sequence.sampler_state.previous(
                 uids, size, self.model.device
             )
-        return Span(part.ask.rows[piece], part.params, part.ask, previous, has_previous)
+        allowed = classes = None
+        if part.ask.allowed is not None:
+            allowed = torch.from_numpy(part.ask.allowed.sets[piece]).to(self.model.device)
+            classes = self._classes(part.ask.allowed.classes)
+        return Span(
+            part.ask.rows[piece], part.params, part.ask, previous, has_previous, allowed, classes
+        )
+
+    def _classes(self, classes: Classes) -> Tensor:
+        """Return the class of each token on the device; those of recent requests stay there."""
+        found = self._on_device.pop(id(classes), None)
+        if found is None:
+            found = classes, torch.from_numpy(classes).to(self.model.device).long()
+        self._on_device[id(classes)] = found
+        if len(self._on_device) > MAX_VOCABULARIES:
+            del self._on_device[next(iter(self._on_device))]
+        return found[1]
 
     def _keep(self, part: LogitRows, piece: slice, distributions: Tensor) -> None:
         """Store distributions for the next forward; a part's pieces arrive in order."""

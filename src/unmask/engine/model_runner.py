@@ -29,6 +29,7 @@ from unmask.canvas import (
     pair_fault,
     places,
 )
+from unmask.engine.constrained import allowed_tokens
 from unmask.engine.kv_dense import Branch, DenseKV
 from unmask.engine.kv_paged import PagedKV, fed_tokens
 from unmask.engine.lm_head import LMHead, LogitRows
@@ -227,7 +228,10 @@ class ModelRunner:
         plan = _up_to(plan, limit)
         rows = self.row_of(positions)
         computed = np.isin(rows, plan.queries)
-        return ForwardInput(sequence, replace(ask, rows=positions[computed]), rows[computed], plan)
+        read = positions[computed]
+        allowed = allowed_tokens(request, canvas, sequence.limit, read)
+        ask = replace(ask, rows=read, allowed=allowed)
+        return ForwardInput(sequence, ask, rows[computed], plan)
 
     @staticmethod
     def _check(sequence: SequenceState, ask: Ask, rows: Ints, plan: CachePlan) -> None:

@@ -9,6 +9,7 @@ from unmask.caches.base import AnyCache
 from unmask.canvas import Canvas, ModelFacts
 from unmask.decoders.base.protocol import AnyDecoder
 from unmask.errors import DecoderError
+from unmask.grammar.reach import TokenAutomaton
 from unmask.method import MethodSpec
 from unmask.sampling.params import SamplingParams
 
@@ -24,7 +25,10 @@ def row_seed(seed: int, row: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to decode by a method; `stop_ids` end the answer when `stop_at_eos`."""
+    """One sequence to decode by a method; `stop_ids` end the answer when `stop_at_eos`.
+
+    `constraint` is the automaton that the answer, or each blank of an infill, must be accepted by.
+    """
 
     canvas: Canvas
     method: MethodSpec
@@ -32,6 +36,7 @@ class Request:
     stop_ids: frozenset[int]
     stop_at_eos: bool
     facts: ModelFacts
+    constraint: TokenAutomaton | None = None
 
     @property
     def decoder(self) -> AnyDecoder:

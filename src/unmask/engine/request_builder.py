@@ -9,16 +9,27 @@ from dataclasses import dataclass, field, replace
 from unmask.caches.base import AnyCache
 from unmask.canvas import Canvas, Draft, ModelFacts, pin
 from unmask.decoders.base.protocol import AnyDecoder
+from unmask.engine.constraints import ConstraintCompiler
 from unmask.engine.prompts import Prompt, PromptEncoder
 from unmask.engine.request import Request, row_seed
 from unmask.engine.sequence import SequenceState
 from unmask.errors import ConfigError, SettingWarning
+from unmask.grammar.constraint import TextConstraint
+from unmask.grammar.reach import TokenAutomaton
 from unmask.knobs import Source, check_flags, shorten, whole
 from unmask.method import CACHE_PREFIX, DEFAULT_CACHE, DEFAULT_DECODER, MethodSpec
 from unmask.models.spec import ModelSpec
 from unmask.sampling.token_frequencies import load_background
 
-INFILL_OPTIONS = ("decoder", "preset", "cache", "cache_args", "seed", "return_trace")
+INFILL_OPTIONS = (
+    "decoder",
+    "preset",
+    "cache",
+    "cache_args",
+    "seed",
+    "return_trace",
+    "constraint",
+)
 STREAM_OPTIONS = (
     "decoder",
     "preset",
@@ -27,6 +38,7 @@ STREAM_OPTIONS = (
     "seed",
     "stop_at_eos",
     "stop_token_ids",
+    "constraint",
 )
 OPTIONS = (
     *INFILL_OPTIONS,
@@ -88,6 +100,7 @@ class RequestTemplate:
     facts: ModelFacts
     given: Mapping[int, int] = field(default_factory=dict)
     """Given tokens of the answer, by offset from the prompt's end."""
+    constraint: TokenAutomaton | None = None
 
     def __call__(self, canvas: Canvas, row: int = 0) -> Request:
         """Return the request for a canvas, `row` of a call: its seed is `row_seed(seed, row)`.
@@ -101,6 +114,7 @@ class RequestTemplate:
             stop_ids=self.stop_ids,
             stop_at_eos=self.stop_at_eos,
             facts=self.facts,
+            constraint=self.constraint,
         )
 
     def _with_given(self, canvas: Canvas) -> Canvas:
@@ -140,6 +154,7 @@ class RequestBuilder:
         self.prompts, self.facts, self.stop_ids = prompts, facts, stop_ids
         self._make_drafter = make_drafter
         self.drafters: dict[str, Drafter] = {}
+        self.constraints = ConstraintCompiler(prompts.tokenizer, prompts.spec)
 
     @property
     def spec(self) -> ModelSpec:
@@ -153,10 +168,12 @@ class RequestBuilder:
         seed: int = 0,
         stop_at_eos: bool = True,
         stop_token_ids: Iterable[int] = (),
+        constraint: TextConstraint | None = None,
     ) -> RequestTemplate:
         """Bind a method to the model, and return a template of requests.
 
         `stop_token_ids` end an answer besides the model's own end tokens, or alone without `stop_at_eos`.
+        Every answer meets `constraint`.
         Warns of values without effect. Raises ConfigError for a method that the model does not allow.
         """
         seed, method = whole("seed", seed), method.bind(self.spec.block_size)
@@ -187,7 +204,23 @@ class RequestBuilder:
                 self.drafters[drafter] = self._make_drafter(drafter)
             facts = replace(facts, draft=self.drafters[drafter])
         given = self.given_tokens(method)
-        return RequestTemplate(method, seed, stop_ids, stop_at_eos, facts, given)
+        automaton = None if constraint is None else self._compiled(constraint, method, stop_ids)
+        return RequestTemplate(method, seed, stop_ids, stop_at_eos, facts, given, automaton)
+
+    def _compiled(
+        self, constraint: TextConstraint, method: MethodSpec, stop_ids: frozenset[int]
+    ) -> TokenAutomaton:
+        """Return the automaton of a constraint. Raises ConfigError where it cannot be obeyed."""
+        params = method.sampling_params
+        if params.vocabulary in ("frequency", "union"):
+            raise ConfigError(
+                f"vocabulary={params.vocabulary} leaves out tokens that the constraint may need; use "
+                f"static, adaptive or none"
+            )
+        ends = stop_ids
+        if params.logits_eos_inf:
+            ends = frozenset({self.facts.turn_end_id} & stop_ids)
+        return self.constraints.automaton(constraint, ends)
 
     def _stops(self, ids: Iterable[int]) -> frozenset[int]:
         """Return the ids that can end an answer: those of tokens that the model may propose.
@@ -237,6 +270,7 @@ class RequestBuilder:
         stop_at_eos: bool = True,
         stop_token_ids: Iterable[int] = (),
         raw: bool = False,
+        constraint: TextConstraint | None = None,
     ) -> Request:
         """Return a request, after all checks that are possible before the first forward.
 
@@ -250,6 +284,7 @@ class RequestBuilder:
             seed=seed,
             stop_at_eos=stop_at_eos and not infills,
             stop_token_ids=() if infills else stop_token_ids,
+            constraint=constraint,
         )
         if isinstance(content, Canvas):
             if gen_length is not None or raw:

@@ -12,6 +12,7 @@ import numpy as np
 
 from unmask.caches.base import Observation
 from unmask.canvas import Canvas, Edit, Reading, edit_fault, pair_fault
+from unmask.engine.constrained import restrict
 from unmask.engine.model_runner import NOT_FINITE, ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
 from unmask.engine.shares import MAX_DEFERRED, SMALLER, work_left
@@ -200,14 +201,17 @@ def decide(sequence: SequenceState, reading: Reading) -> Edit:
     if rule is not None:
         raise DecoderError(rule, request.decoder.name, sequence.num_forwards)
     edit, sequence.decoder_state = answer
+    edit = restrict(request, canvas, sequence.limit, edit, reading)
     undecided = reading.undecided(canvas)
     if request.sampling_params.vocabulary == "adaptive":
         sequence.sampler_state.record(undecided.confidence, edit.tokens)
         edit = replace(edit, notes={"vocab_size": float(reading.top_v or 0), **edit.notes})
     if sequence.num_forwards >= request.max_forwards:
         sequence.num_forced += 1
-        return undecided.commit(np.arange(len(undecided.positions)))
+        everything = undecided.commit(np.arange(len(undecided.positions)))
+        return restrict(request, canvas, sequence.limit, everything, reading)
     if edit.is_empty and len(undecided.positions):
         sequence.num_forced += 1
-        return undecided.commit(np.argmax(undecided.log_odds, keepdims=True))
+        best = undecided.commit(np.argmax(undecided.log_odds, keepdims=True))
+        return restrict(request, canvas, sequence.limit, best, reading)
     return edit

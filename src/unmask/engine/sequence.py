@@ -19,6 +19,7 @@ from unmask.canvas import (
     apply_checked,
     truncate,
 )
+from unmask.engine.constrained import check_possible
 from unmask.engine.outputs import FinishReason, Step, step_of
 from unmask.engine.request import Request, checked_count
 from unmask.errors import DecoderError
@@ -76,6 +77,7 @@ class SequenceState:
         cached = request.cache.start(canvas, request.facts)
         sequence = cls(request, canvas, state, cached, SamplerState(), index, drafting)
         sequence.end = sequence._ending()
+        check_possible(request, canvas)
         return sequence
 
     def advance(self, edit: Edit, num_queries: int, observation: Observation) -> None:

@@ -77,7 +77,8 @@ class Span:
     """Consecutive rows of logits of one sequence: `positions`, their sampling parameters and their ask.
 
     `previous` `(n, V)` are the distributions at these positions in the previous forward, where bool
-    `has_previous` `(n,)`.
+    `has_previous` `(n,)`. With a constraint, token t is allowed in row i if `allowed[i, classes[t]]`: bool
+    `(n, C)` and int64 `(V,)`.
     """
 
     positions: Ints
@@ -85,6 +86,8 @@ class Span:
     ask: Ask
     previous: Tensor | None = None
     has_previous: Tensor | None = None
+    allowed: Tensor | None = None
+    classes: Tensor | None = None
 
 
 def _rows(spans: list[Span], test: Callable[[Span], object]) -> list[int]:
@@ -112,6 +115,9 @@ def propose(
     `keys` are the random keys of `row_keys`, one uint64 per row. `logits_NV` is overwritten. Probabilities
     are normalized over all columns; the lowest id wins a tie. The second result has the distributions
     `(n, V)` of each span (by index) that requests "kl".
+
+    A row whose proposal its constraint allows is as without a constraint; in others, the logits of all
+    forbidden tokens count as -inf, for the proposal, its log-odds and all statistics but "gap".
     """
     logits = logits_NV.float()
     packed = torch.zeros(len(logits), 2 + len(STATS), dtype=torch.float64, device=logits.device)
@@ -124,6 +130,7 @@ def propose(
     forbidden = logits[:, vocabulary.forbidden]
     logits[:, vocabulary.forbidden] = -torch.inf
     tokens = logits.argmax(dim=-1)
+    _constrain(logits, tokens, forbidden, spans, keys, vocabulary)
     _end_is_top(tokens, spans, vocabulary, packed)
     _sample(logits, tokens, forbidden, spans, keys, vocabulary)
     for rows, column in _suppressed_scores(spans, vocabulary):
@@ -224,10 +231,7 @@ def _sample(
     """
     sampled = _rows(spans, lambda span: span.params.temperature > 0)
     if sampled:
-        tempered = _tempered(logits, sampled, spans)
-        on_device = torch.from_numpy(keys[sampled].view(np.int64)).to(logits.device)
-        noisy = gumbel(on_device, vocabulary.token_ids).add_(tempered)
-        tokens[sampled] = noisy.argmax(dim=-1)
+        tokens[sampled] = _draw(logits, sampled, spans, keys, vocabulary)
     logits[:, vocabulary.forbidden] = forbidden
     tempered_rows = _rows(spans, lambda span: span.ask.from_sampling)
     if tempered_rows:
@@ -236,6 +240,44 @@ def _sample(
         scale = _temperatures(logits, tempered_rows, spans)
         unfiltered = logits[tempered_rows].gather(1, own).double() / scale
         logits[tempered_rows] = tempered.scatter_(1, own, unfiltered).float()
+
+
+def _draw(
+    logits: Tensor, rows: list[int], spans: list[Span], keys: np.ndarray, vocabulary: Vocabulary
+) -> Tensor:
+    """Return a token drawn from the sampling distribution of each of these rows."""
+    tempered = _tempered(logits, rows, spans)
+    on_device = torch.from_numpy(keys[rows].view(np.int64)).to(logits.device)
+    noisy = gumbel(on_device, vocabulary.token_ids).add_(tempered)
+    return noisy.argmax(dim=-1)
+
+
+def _constrain(
+    logits: Tensor,
+    tokens: Tensor,
+    forbidden: Tensor,
+    spans: list[Span],
+    keys: np.ndarray,
+    vocabulary: Vocabulary,
+) -> None:
+    """Set the logits that a constraint forbids to -inf, in rows whose proposal it forbids.
+
+    `tokens` has the likeliest tokens, and those of these rows afterwards. The draws that `_sample` makes
+    later are the same where they are allowed: they have the same noise.
+    """
+    first = 0
+    for span in spans:
+        last = first + len(span.positions)
+        if span.allowed is not None and span.classes is not None and last > first:
+            proposals = tokens[first:last]
+            if span.params.temperature > 0:
+                proposals = _draw(logits, list(range(first, last)), spans, keys, vocabulary)
+            is_allowed = span.allowed.gather(1, span.classes[proposals][:, None])
+            part = logits[first:last]
+            part.masked_fill_(~(span.allowed[:, span.classes] | is_allowed), -torch.inf)
+            forbidden[first:last].masked_fill_(~is_allowed, -torch.inf)
+            tokens[first:last] = part.argmax(dim=-1)
+        first = last
 
 
 def _temperatures(logits: Tensor, rows: list[int], spans: list[Span]) -> Tensor:
