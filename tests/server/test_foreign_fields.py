@@ -83,7 +83,6 @@ def test_what_a_sibling_switches_off_is_taken_and_without_it_refused():
         {"include_stop_str_in_output": True, "stop_token_ids": [5]},
         {"reasoning": {"enabled": True}},
         {"reasoning": {"effort": "low", "enabled": None}},
-        {"structured_outputs": {"choice": ["a"]}},
         {"logprob_start_len": "0"},
         {"do_sample": False, "temperature": 1},
         {"logit_bias": {"5": 1}},

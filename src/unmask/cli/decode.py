@@ -15,8 +15,10 @@ from rich.console import Console
 from unmask.cli import launcher
 from unmask.cli.key_value import parse_blanks, read_prompt, refuse_words
 from unmask.cli.messages import say
-from unmask.cli.options import DecodeOptions, ShowOptions
-from unmask.errors import ConfigError, SettingWarning
+from unmask.cli.options import DecodeOptions, FillOptions, ShowOptions
+from unmask.errors import ConfigError, SettingWarning, cut_text
+from unmask.grammar.constraint import MAX_SOURCE_CHARS, TextConstraint, choice, json_schema, regex
+from unmask.regular_files import read_bounded
 
 if TYPE_CHECKING:
     from unmask.canvas import Canvas
@@ -93,6 +95,7 @@ def load(options: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method
         from unmask.engine.request_builder import OPTIONS
         from unmask.method import MethodSpec
 
+        read_constraint(options)  # its errors come before the weights are read
         method = MethodSpec.parse(
             options.method, gen_length=options.gen_length, options=OPTIONS, is_trusted=True
         )
@@ -102,6 +105,35 @@ def load(options: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method
     if method.notes:
         warnings.simplefilter("ignore", SettingWarning)
     return llm, method.bind(llm.spec.block_size)
+
+
+def read_constraint(options: FillOptions) -> TextConstraint | None:
+    """Return the constraint of `--json-schema`, `--regex` or `--choice`. Raises ConfigError."""
+    flags = {
+        "--json-schema": options.json_schema,
+        "--regex": options.regex,
+        "--choice": options.choice,
+    }
+    given = {flag: text for flag, text in flags.items() if text is not None}
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are constraints on one answer; give one of them")
+    if options.regex is not None:
+        return regex(options.regex)
+    if options.choice is not None:
+        return choice(options.choice.split("|"))
+    return None if options.json_schema is None else json_schema(_schema_text(options.json_schema))
+
+
+def _schema_text(given: str) -> str:
+    """Return a schema that is given as JSON text, or as a file that holds it. Raises ConfigError."""
+    if given.lstrip()[:1] in ("{", "t"):
+        return given
+    try:
+        return read_bounded(Path(given).expanduser(), MAX_SOURCE_CHARS).decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--json-schema {cut_text(given)!r} cannot be read ({error}); give a JSON file, or JSON text"
+        ) from None
 
 
 def decode(
@@ -115,7 +147,13 @@ def decode(
     """Decode to the end and measure the time of the engine, without that of drawing and writing."""
     from unmask.view.report import DecodeRun
 
-    events = llm.stream(canvas, method, seed=options.seed, stop_at_eos=options.stop_at_eos)
+    events = llm.stream(
+        canvas,
+        method,
+        seed=options.seed,
+        stop_at_eos=options.stop_at_eos,
+        constraint=read_constraint(options),
+    )
     if view is not None:
         view.begin(canvas)
     seconds, last = 0.0, None

@@ -14,8 +14,8 @@ from unmask.cli.options import (
     MODEL,
     OUTPUT,
     DecodeOptions,
+    FillOptions,
     GenerateOptions,
-    MethodOptions,
     ModelOptions,
     ShowOptions,
     flat,
@@ -72,7 +72,7 @@ def infill(
             help="The text in quotes, {3} for a blank of 3 tokens, {{ and }} for braces; and knobs.",
         ),
     ],
-    method: Annotated[MethodOptions, flat(METHOD)] = MethodOptions(),
+    method: Annotated[FillOptions, flat(METHOD)] = FillOptions(),
     model: Model = ModelOptions(),
     show: Show = ShowOptions(),
 ) -> None:

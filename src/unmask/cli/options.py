@@ -131,7 +131,21 @@ class MethodOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(MethodOptions):
+class FillOptions(MethodOptions):
+    """The method, and a constraint on every generated text."""
+
+    json_schema: Annotated[str | None, option(metavar="S")] = None
+    """Answer in JSON of this schema: a file, or JSON text."""
+
+    regex: Annotated[str | None, option(metavar="R")] = None
+    """Answer with a text that this regular expression matches as a whole."""
+
+    choice: Annotated[str | None, option(metavar="A|B")] = None
+    """Answer with one of these texts, with vertical bars between them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(FillOptions):
     """The method, and the length and form of the answer."""
 
     gen_length: Annotated[int | None, option(metavar="N")] = None

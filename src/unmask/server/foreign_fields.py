@@ -195,14 +195,14 @@ FOREIGN_FIELDS: Mapping[str, Harmless] = {
     ),
     **each(
         only({}),
-        """structured_outputs mm_processor_kwargs vllm_xargs chat_template_kwargs extra_body options
+        """mm_processor_kwargs vllm_xargs chat_template_kwargs extra_body options
         custom_params""",
     ),
     **each(
         only(),
         """prompt prompt_embeds messages suffix conversation moderation audio prediction web_search_options
-        chat_template allowed_token_ids logprob_token_ids prompt_logprobs guided_json guided_regex
-        guided_choice guided_grammar structural_tag regex ebnf json_schema guideline tool_prompt
+        chat_template allowed_token_ids logprob_token_ids prompt_logprobs guided_grammar
+        structural_tag ebnf guideline tool_prompt
         thinking_budget thinking_token_budget reasoning_summary repetition_detection random_seed prompt_mode
         lora_path session_params custom_logit_processor input_embeds kv_transfer_params bootstrap_host
         bootstrap_port bootstrap_room data_parallel_rank""",
@@ -221,7 +221,6 @@ FOREIGN_FIELDS: Mapping[str, Harmless] = {
         (False,), holds=is_without_stops, condition="true without stop and stop_token_ids"
     ),
     "truncation": only("disabled"),
-    "response_format": only({"type": "text"}),
     "modalities": only(["text"]),
     "verbosity": only("medium"),
     "reasoning_effort": only("none"),

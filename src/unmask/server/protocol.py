@@ -230,6 +230,29 @@ class DecodingRequest(StrictModel):
         description="seconds before the request is aborted; default and maximum: the server's",
     )
     user: str | None = Field(None, max_length=256, description="written to the log; no other use")
+    response_format: dict[str, JsonValue] | None = Field(
+        None,
+        description="OpenAI's form of structured output: type text, json_object, or json_schema with "
+        "json_schema.schema",
+    )
+    structured_outputs: dict[str, JsonValue] | None = Field(
+        None, description="vLLM's form: json (a schema), regex, choice or json_object"
+    )
+    guided_json: dict[str, JsonValue] | str | None = Field(
+        None, description="the answer is JSON of this schema (vLLM's older form)"
+    )
+    guided_regex: str | None = Field(
+        None, description="the answer matches this regular expression (vLLM's older form)"
+    )
+    guided_choice: list[JsonValue] | None = Field(
+        None, description="the answer is one of these texts (vLLM's older form)"
+    )
+    regex: str | None = Field(
+        None, description="the answer matches this regular expression (SGLang's form)"
+    )
+    json_schema: dict[str, JsonValue] | str | None = Field(
+        None, description="the answer is JSON of this schema (SGLang's form, there as text)"
+    )
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from unmask.server.protocol import (
 )
 from unmask.server.request_parsing import check_knobs, check_method_text
 from unmask.server.settings import ServerSettings
+from unmask.server.structured_fields import constraint_of
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -192,6 +193,7 @@ class Planner:
         stop_ids = given if body.ignore_eos or infills else given | self.llm.stop_ids
         ends = StopCriteria(stop_ids, body.stops)
         num_prompt, start, size = span
+        constraint = constraint_of(body)
         try:
             request = self.llm.requests.request(
                 content,
@@ -200,6 +202,7 @@ class Planner:
                 seed=seed,
                 stop_at_eos=not body.ignore_eos,
                 stop_token_ids=given,
+                constraint=constraint,
             )
         except UnmaskError as error:
             raise library_error(error) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 from typing_extensions import NotRequired, TypedDict
 
 from unmask.server.protocol import (
@@ -62,9 +62,25 @@ class InputItem(StrictModel):
 
 
 class TextFormat(StrictModel):
-    """The format of the text; only plain text is supported."""
+    """The format of the text: plain, any JSON object, or JSON of a schema."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    name: Annotated[str, Field(max_length=256)] | None = None
+    description: str | None = None
+    schema_: dict[str, JsonValue] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> TextFormat:
+        if (self.type == "json_schema") != (self.schema_ is not None):
+            raise ValueError('schema belongs to type="json_schema", which needs it')
+        return self
+
+    def as_response_format(self) -> dict[str, JsonValue]:
+        """Return the format in the form of a chat request."""
+        if self.type != "json_schema":
+            return {"type": self.type}
+        return {"type": self.type, "json_schema": {"schema": self.schema_}}
 
 
 class TextOptions(StrictModel):
@@ -90,7 +106,9 @@ class ResponseRequest(DecodingRequest):
     )
     max_tokens: Annotated[None, only_value(None, OTHER_NAME)] = Field(None, description=OTHER_NAME)
     text: TextOptions | None = Field(
-        None, description='only {"format": {"type": "text"}}, which is the default'
+        None,
+        description='{"format": {"type": T}}: T is text (the default), json_object, or json_schema with '
+        "`schema`",
     )
     previous_response_id: Annotated[None, only_value(None, NOT_STORED)] = Field(
         None, description=NOT_STORED
@@ -189,9 +207,13 @@ class ResponseFailure(ReplyModel):
 
 
 class FormatFields(TypedDict):
-    """The format of the text."""
+    """The format of the text; the other fields belong to a schema."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    name: NotRequired[str]
+    description: NotRequired[str]
+    schema: NotRequired[dict[str, JsonValue]]
+    strict: NotRequired[bool]
 
 
 class TextFields(TypedDict):

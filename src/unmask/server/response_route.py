@@ -26,6 +26,7 @@ from unmask.server.response_models import (
     ONLY_TEXT_EVENTS,
     EventFields,
     EventType,
+    FormatFields,
     IncompleteDetails,
     InputDetails,
     ItemStatus,
@@ -107,6 +108,16 @@ def plan_response(
 ) -> list[GenerationPlan]:
     """Return the plan of the chat request that a response stands for. Raises ApiError."""
     given = {key: getattr(body, key) for key in body.model_fields_set - OWN_FIELDS}
+    form = body.text.format if body.text is not None else None
+    if form is not None and form.type != "text":
+        if body.response_format is not None:
+            raise ApiError(
+                400,
+                "response_format and text.format are two constraints on one answer; leave out the first",
+                param="response_format",
+                code="invalid_value",
+            )
+        given["response_format"] = form.as_response_format()
     turns = body.messages()
     if len(turns) > MAX_MESSAGES:
         raise ApiError(
@@ -119,6 +130,20 @@ def plan_response(
         {**given, "messages": turns, "max_tokens": body.max_output_tokens}
     )
     return renamed(planner, chat, knobs)
+
+
+def format_fields(body: ResponseRequest) -> FormatFields:
+    """Return the format of a response's text, as the client gave it."""
+    form = body.text.format if body.text is not None else None
+    if form is None:
+        return {"type": "text"}
+    fields: FormatFields = {"type": form.type}
+    if form.schema_ is not None:
+        fields["name"], fields["schema"] = form.name or "answer", form.schema_
+        fields["strict"] = form.strict is not False
+    if form.description is not None:
+        fields["description"] = form.description
+    return fields
 
 
 class ResponseChat(ChatRequest):
@@ -176,7 +201,7 @@ class ResponseBuilder:
             top_p=body.top_p,
             tool_choice="auto",
             tools=[],
-            text={"format": {"type": "text"}},
+            text={"format": format_fields(self.body)},
             truncation="disabled",
             background=False,
             store=False,

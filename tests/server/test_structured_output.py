@@ -1,0 +1,150 @@
+"""Structured output over HTTP, in the spellings of OpenAI, vLLM and SGLang."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from served import CHAT
+
+CHAT_URL = "/v1/chat/completions"
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "integer"}, "unit": {"enum": ["eggs", "km"]}},
+    "required": ["answer", "unit"],
+    "additionalProperties": False,
+}
+OPENAI = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}}
+SHORT = {"max_tokens": 40, "decoder": "threshold", "seed": 1}
+
+
+def content(client, **fields):
+    reply = client.post(CHAT_URL, json={**CHAT, **SHORT, **fields})
+    assert reply.status_code == 200, reply.text
+    return reply.json()["choices"][0]["message"]["content"]
+
+
+def is_answer(text):
+    value = json.loads(text)
+    return isinstance(value["answer"], int) and value["unit"] in ("eggs", "km")
+
+
+@pytest.mark.parametrize(
+    ("fields", "check"),
+    [
+        ({"response_format": OPENAI}, is_answer),
+        ({"response_format": {"type": "json_object"}}, json.loads),
+        ({"structured_outputs": {"json": SCHEMA}}, is_answer),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA), "regex": None}}, is_answer),
+        ({"structured_outputs": {"json_object": True, "disable_fallback": True}}, json.loads),
+        ({"structured_outputs": {"regex": "[ab]{3}-\\d"}}, re.compile("[ab]{3}-\\d").fullmatch),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, ("yes", "no").__contains__),
+        ({"guided_json": SCHEMA}, is_answer),
+        ({"guided_regex": "(ab)+"}, re.compile("(ab)+").fullmatch),
+        ({"guided_choice": ["left", "right"]}, ("left", "right").__contains__),
+        ({"guided_json": SCHEMA, "json_schema": json.dumps(SCHEMA)}, is_answer),
+        ({"response_format": OPENAI, "temperature": 1.5, "decoder": "prophet"}, is_answer),
+    ],
+)
+def test_an_answer_has_the_form_that_was_asked_for(client, fields, check):
+    assert check(content(client, **fields)) not in (None, False)
+
+
+@pytest.mark.parametrize("key", ["response_format", "structured_outputs"])
+def test_a_field_that_asks_for_nothing_changes_nothing(client, key):
+    idle = {"response_format": {"type": "text"}, "structured_outputs": {}}
+    assert content(client, **{key: idle[key]}) == content(client)
+
+
+def test_every_choice_and_every_prompt_has_the_form(client):
+    body = {"prompt": ["1 + 1 =", "a"], "n": 3, "temperature": 2.0, "max_tokens": 24, "seed": 3}
+    reply = client.post("/v1/completions", json={**body, "guided_json": SCHEMA})
+    choices = reply.json()["choices"]
+    assert len(choices) == 6
+    assert all(is_answer(choice["text"]) for choice in choices)
+
+
+def test_a_middle_and_a_blank_have_the_form(client):
+    body = {"prompt": "Is it? ", "suffix": " That is all.", "max_tokens": 6}
+    reply = client.post("/v1/completions", json={**body, "guided_choice": ["yes", "no"]})
+    assert reply.json()["choices"][0]["text"] in ("yes", "no")
+    parts = ["The eggs: ", 4, ", the rest: ", 3, "."]
+    reply = client.post("/v1/infill", json={"parts": parts, "regex": "[0-9]+"})
+    assert re.fullmatch(r"The eggs:( )?\d+, the rest:( )?\d+\.", reply.json()["choices"][0]["text"])
+
+
+def test_a_stream_joins_to_the_form(client):
+    body = {**CHAT, **SHORT, "response_format": OPENAI, "stream": True}
+    text = ""
+    with client.stream("POST", CHAT_URL, json=body) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: {"):
+                text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+    assert is_answer(text)
+
+
+def test_sglang_and_responses_have_their_own_spellings(client):
+    sampling = {"max_new_tokens": 40, "json_schema": json.dumps(SCHEMA)}
+    reply = client.post("/generate", json={"text": "a", "sampling_params": sampling})
+    assert is_answer(reply.json()["text"])
+    sampling = {"max_new_tokens": 8, "regex": "x{3}"}
+    reply = client.post("/generate", json={"text": "a", "sampling_params": sampling})
+    assert reply.json()["text"] == "xxx"
+    form = {"type": "json_schema", "name": "answer", "schema": SCHEMA, "strict": True}
+    body = {"input": "a", "max_output_tokens": 40, "text": {"format": form}}
+    reply = client.post("/v1/responses", json=body).json()
+    assert is_answer(reply["output"][0]["content"][0]["text"])
+    assert reply["text"]["format"] == form
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "word"),
+    [
+        ({"guided_regex": "(?=a)"}, "guided_regex", "lookaround"),
+        ({"guided_json": {"type": "integer", "multipleOf": 2}}, "guided_json", "multipleOf"),
+        ({"guided_choice": []}, "guided_choice", "at least one"),
+        ({"guided_choice": [1]}, "guided_choice", "text"),
+        ({"guided_json": "{"}, "guided_json", "schema"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "two constraints"),
+        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "use json"),
+        ({"structured_outputs": {"json_object": 1}}, "structured_outputs.json_object", "true"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
+            "response_format.json_schema.schema",
+            "an object",
+        ),
+        ({"guided_regex": "a{60}", "max_tokens": 3}, None, "positions, but the answer has 3"),
+        ({"guided_regex": "a", "vocabulary": "union"}, None, "leaves out tokens"),
+    ],
+)
+def test_what_no_answer_can_meet_is_refused_at_once(client, fields, param, word):
+    reply = client.post(CHAT_URL, json={**CHAT, **SHORT, **fields})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param)
+    assert word in error["message"]
+
+
+def test_the_openai_sdk_parses_its_own_models(live):
+    import openai
+    from pydantic import BaseModel
+
+    class Step(BaseModel):
+        count: int
+        is_last: bool
+
+    class Plan(BaseModel):
+        title: str
+        steps: list[Step]
+
+    with openai.OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0) as sdk:
+        for seed in range(3):
+            reply = sdk.chat.completions.parse(
+                model="demo",
+                messages=[{"role": "user", "content": "Plan."}],
+                response_format=Plan,
+                max_tokens=96,
+                seed=seed,
+            )
+            assert isinstance(reply.choices[0].message.parsed, Plan)
