@@ -217,9 +217,9 @@ class RequestBuilder:
                 f"vocabulary={params.vocabulary} leaves out tokens that the constraint may need; use "
                 f"static, adaptive or none"
             )
-        ends = stop_ids
-        if params.logits_eos_inf:
-            ends = frozenset({self.facts.turn_end_id} & stop_ids)
+        turn_end = self.facts.turn_end_id
+        only_turns = stop_ids & (frozenset() if turn_end is None else {turn_end})
+        ends = only_turns if params.logits_eos_inf else stop_ids
         return self.constraints.automaton(constraint, ends)
 
     def _stops(self, ids: Iterable[int]) -> frozenset[int]:
