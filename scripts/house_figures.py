@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version", "durable", "yaml_text", "json_text", "plain_text", "regular_files"),
     ("knobs", "plugins", "own_code"),
     ("options", "data"),
-    ("canvas", "selection", "grammar"),
+    ("canvas", "ask_rules", "selection", "grammar"),
     ("pictures",),
     ("sampling", "proposal", "randomness", "background"),  # the last three: before the redraw
     ("decoders", "caches"),

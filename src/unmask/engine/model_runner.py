@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unmask.ask_rules import ask_fault, pair_fault
 from unmask.attention.layered import FeatureRowMeta, FeatureStore, LayeredAttention
 from unmask.attention.packed import PackedAttention, RowMeta
 from unmask.attention.rollout import rollout
@@ -25,8 +26,6 @@ from unmask.canvas import (
     Floats,
     Ints,
     Reading,
-    ask_fault,
-    pair_fault,
     places,
 )
 from unmask.engine.constrained import allowed_tokens

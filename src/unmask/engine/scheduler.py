@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from unmask.ask_rules import pair_fault
 from unmask.caches.base import Observation
-from unmask.canvas import Canvas, Edit, Reading, edit_fault, pair_fault
+from unmask.canvas import Canvas, Edit, Reading, edit_fault
 from unmask.engine.constrained import restrict
 from unmask.engine.model_runner import NOT_FINITE, ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
