@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
-import subprocess
-import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -157,40 +153,3 @@ def test_a_folder_is_pushed_whole_and_nothing_else(tmp_path, hub, monkeypatch):
         push(done.folder, "me/mine", endpoint=hub, token="hf_test")
     with pytest.raises(ConfigError, match="is no folder"):
         push(tmp_path / "nowhere", "me/mine", endpoint=hub)
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_at_random_ends_as_one_that_is_not(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    words = ["init=null", "model.d_model=32", "model.num_layers=2", "model.num_heads=2"]
-    words += ["model.vocab_size=300", "steps=60", "batch_size=4", "watch.checkpoint_every=3"]
-    command = [sys.executable, "-m", "unmask.cli.main", "train", f"data={file}", *words]
-
-    def start(name):
-        return subprocess.Popen(
-            [*command, f"output={tmp_path / name}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    assert start("whole").wait(timeout=300) == 0
-    rng, killed = random.Random(1), 0
-    for _ in range(60):
-        process = start("killed")
-        log = tmp_path / "killed" / "log.jsonl"
-        size = log.stat().st_size if log.exists() else 0
-        until = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < until:
-            if log.exists() and log.stat().st_size > size:  # it trains: kill it at any instant
-                time.sleep(rng.random() * 0.5)
-                break
-            time.sleep(0.02)
-        if killed < 8 and process.poll() is None:
-            process.kill()
-            killed += 1
-        if process.wait(timeout=300) == 0:
-            break
-    one, other = (tmp_path / name / "final" / "model.safetensors" for name in ("whole", "killed"))
-    assert killed > 0
-    assert one.read_bytes() == other.read_bytes()

@@ -37,8 +37,13 @@ def run(words: Sequence[str], is_dry: bool = False) -> None:
         return
     from unmask.train.run import FileTrainer
 
+    score = None
+    if config.watch.tasks:
+        from unmask.evals.while_training import task_scorer
+
+        score = task_scorer(config.watch.tasks, config.watch.task_limit)
     try:
-        trainer = FileTrainer(config)
+        trainer = FileTrainer(config, score=score)
         if launcher.is_follower():
             for _ in trainer:
                 pass

@@ -15,6 +15,7 @@ from unmask.train.config import GROUPS, TrainConfig, from_values
 if TYPE_CHECKING:
     from unmask.train.loop import StepLog
     from unmask.train.rewards import Reward
+    from unmask.train.run import Scorer
 
 Data = str | Path | Sequence[str | Path] | Sequence[Mapping[str, object]]
 
@@ -34,6 +35,7 @@ def train(
     *,
     report: Callable[[StepLog], None] | None = None,
     reward: Reward | None = None,
+    score: Scorer | None = None,
     **settings: object,
 ) -> Trained:
     """Train to the end and return the final folder; an interrupted run in `output` goes on.
@@ -41,7 +43,8 @@ def train(
     `data`: files, or rows as mappings. `settings` are the keys of `unmask train`: a group is a mapping,
     `lora={"rank": 16}`, or a dotted key, `**{"lora.rank": 16}`. `report` is called after each step.
     `reward`, of a row and an answer's text, is for objective="diffu_grpo", instead of the name `rl.reward`.
-    Raises ConfigError, ModelError.
+    `score` returns numbers of the model, which are logged every `watch.task_every` steps. Raises
+    ConfigError, ModelError.
     """
     from unmask.train.run import FileTrainer
 
@@ -51,7 +54,7 @@ def train(
             f"reward has no effect with objective={config.objective!r}; give objective='diffu_grpo', or "
             f"leave it out"
         )
-    trainer = FileTrainer(config, reward)
+    trainer = FileTrainer(config, reward, score)
     entry = None
     for entry in trainer:
         if report is not None:

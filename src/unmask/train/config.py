@@ -217,6 +217,13 @@ class WatchConfig(_Group):
     sample_every: Annotated[int, option(least=0)] = 0
     """Answers to the first held-out (else training) prompts, written to samples.jsonl."""
     samples: Annotated[int, option(least=1)] = 4
+    tasks: tuple[str, ...] = ()
+    """Tasks of `unmask eval`, names or files of your own, whose accuracy is measured while training, e.g.
+    [countdown,sudoku] (extra `eval`)."""
+    task_every: Annotated[int, option(least=0)] = 200
+    """The tasks every so many steps, and at the end; 0: at the end only."""
+    task_limit: Annotated[int, option(least=1)] = 50
+    """Number of documents of each task. Small: wide intervals; large: slow."""
     tensorboard: bool = False
     """Write TensorBoard's event files to the output folder (extra `train`)."""
     wandb: str | None = None

@@ -28,6 +28,8 @@ class Noisy:
     ids_BT: Tensor
     weights_BT: Tensor
     """float32, 0 where a token was not masked."""
+    levels_BT: Tensor | None = None
+    """Probability with which each position was masked, where it is known; it stays on the CPU."""
 
     @property
     def masked_BT(self) -> Tensor:

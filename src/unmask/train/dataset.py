@@ -33,7 +33,11 @@ class Batch:
         """Return the batch with its tensors on a device."""
         if device.type == "cpu":
             return self
-        noisy = Noisy(self.noisy.ids_BT.to(device), self.noisy.weights_BT.to(device))
+        noisy = replace(
+            self.noisy,
+            ids_BT=self.noisy.ids_BT.to(device),
+            weights_BT=self.noisy.weights_BT.to(device),
+        )
         segments, positions = self.segments_BT, self.position_ids_BT
         return replace(
             self,

@@ -75,13 +75,7 @@ def estimate(config: TrainConfig) -> Estimate:
         trainer.close()
         total, trained = network.num_parameters
         weights = {id(v): v for v in (*network.model.parameters(), *network.masters.values())}
-        states = [
-            value
-            for optimizer in trainer.optimizers.values()
-            for state in optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, torch.Tensor)
-        ]
+        states = _states(trainer)
         peak = _peak()
         parts = [
             sum(v.numel() * v.element_size() for v in each) for each in (weights.values(), states)
@@ -109,6 +103,17 @@ def estimate(config: TrainConfig) -> Estimate:
             other_s=other_s,
             total_s=step_s * trainer.steps + other_s,
         )
+
+
+def _states(trainer: FileTrainer) -> list[torch.Tensor]:
+    """Return the tensors of the optimizers."""
+    return [
+        value
+        for optimizer in trainer.optimizers.values()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
 
 
 def _step_sizes(trainer: FileTrainer) -> dict[int, int]:

@@ -92,14 +92,15 @@ def corrupt_rows(
     kind = noise.weight
     if kind == "auto":
         kind = "cart" if objective == "dream" else "inverse"
-    ids, weights = [], []
+    ids, weights, levels = [], [], []
     for p, chosen in pairs:
         factor = _factor(
             kind, p, chosen, layout, noise, draw if objective == "block_diffusion" else None
         )
         ids.append(torch.where(chosen, mask_id, layout.ids_BT))
         weights.append(_weights(chosen, factor, layout, noise, draw) / len(pairs))
-    return Noisy(torch.cat(ids), torch.cat(weights))
+        levels.append(p)
+    return Noisy(torch.cat(ids), torch.cat(weights), torch.cat(levels))
 
 
 def _units(layout: Layout) -> Iterator[tuple[int, int, Tensor]]:

@@ -46,6 +46,8 @@ def join(config: TrainConfig) -> TrainRanks:
         raise ConfigError("optim.name=muon is not for parallel=fsdp; use adamw")
     if config.watch.sample_every:
         raise ConfigError("watch.sample_every is not for parallel=fsdp; leave it out")
+    if config.watch.tasks:
+        raise ConfigError("watch.tasks is not for parallel=fsdp; leave it out")
     if config.compile:
         raise ConfigError("compile=true is not for parallel=fsdp; leave it out")
     if not torch.distributed.is_initialized():

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from unmask.data.fields import PROMPTS, RESPONSES
 from unmask.data.records import DataRow
 from unmask.errors import ConfigError, cut_text
 from unmask.own_code import load_function
 from unmask.train.config import TrainConfig
 from unmask.train.files import find_sources
 from unmask.train.prepare import Prepared
-from unmask.train.rows import PROMPTS, RESPONSES, RowEncoder, TokenRow
+from unmask.train.rows import RowEncoder, TokenRow
 from unmask.train.store import Account, examples
 
 Row = Mapping[str, object]

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from unmask.durable import FolderLock, new_folder, write_text
+from unmask.engine.llm import LLM
 from unmask.errors import ConfigError
 from unmask.objectives import confidence_loss
 from unmask.train import checkpoint
@@ -35,17 +36,25 @@ from unmask.train.rewards import Reward, find_reward, prompt_rows
 from unmask.train.store import HELD_OUT
 from unmask.train.watch import SAMPLES, make_loggers, write_samples
 
+Scorer = Callable[[LLM], Mapping[str, float]]
+"""Numbers by name of a model in training, such as its accuracy in tasks."""
 CONFIG, FINAL, BAD_ROWS = "config.yaml", "final", "bad_rows.jsonl"
 HELD_OUT_REWARD = "held_out_reward"
 EVAL_PROMPTS = 64
 """Maximum number of held-out prompts whose greedy answers are judged."""
+NUM_LEVELS = 4
+"""Number of equal intervals of noise levels whose losses are logged."""
 EVAL_BATCHES = 4
 """Number of held-out batches whose loss is measured, the same ones with the same noise every time."""
 
 
 @dataclass(frozen=True)
 class StepFigures:
-    """The figures of an optimizer step: mean loss, losses by noise level, gradient norm, tokens, scores."""
+    """The figures of an optimizer step: mean loss, losses by noise level, gradient norm, tokens, scores.
+
+    `by_level`: the mean cross-entropy in nats, without weights, of the tokens that were masked with a
+    probability in each quarter of [0, 1], such as t0.25-0.5; of this process's rows.
+    """
 
     loss: float
     by_level: dict[str, float]
@@ -58,11 +67,19 @@ class FileTrainer:
     """A run of settings on data files; iterate over it to train.
 
     The folder is locked while the object exists. `reward`: function of objective=diffu_grpo instead of
-    that of `rl.reward`. Raises ConfigError and ModelError.
+    that of `rl.reward`. `score`: function of the model, called every `watch.task_every` steps, whose
+    numbers are logged. Raises ConfigError and ModelError.
     """
 
-    def __init__(self, config: TrainConfig, reward: Reward | None = None) -> None:
-        self.reward = reward
+    def __init__(
+        self, config: TrainConfig, reward: Reward | None = None, score: Scorer | None = None
+    ) -> None:
+        self.reward, self.score = reward, score
+        if config.watch.tasks and score is None:
+            raise ConfigError(
+                "watch.tasks is of the command `unmask train`; in Python give score=, such as "
+                "unmask.evals.while_training.task_scorer(['countdown'])"
+            )
         self.config, self.output = config, Path(config.output).expanduser()
         self.processes = join(config)
         self._lock = FolderLock(self.output, "training") if self.is_first else None
@@ -153,7 +170,7 @@ class FileTrainer:
         )
 
     def _losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the weighted sum, and the weighted losses `(N,)` with the row of each."""
+        """Return the weighted sum, the plain losses `(N,)` and the noise level of each, on the CPU."""
         batch = batch.to(self.device)
         masked, model = batch.noisy.masked_BT, self.network.model
         is_auto = self.config.precision == "autocast"
@@ -165,7 +182,9 @@ class FileTrainer:
         if self.config.noise.confidence:
             share = self.config.noise.confidence * len(batch.tasks)
             total = total + share * confidence_loss(model, states, targets)
-        return total, losses * weights, masked.nonzero()[:, 0]
+        levels = batch.noisy.levels_BT
+        level_N = torch.ones(len(losses)) if levels is None else levels[masked.cpu()]
+        return total, losses.float().cpu(), level_N
 
     def train_step(self) -> StepFigures:
         """Take one optimizer step, with objective=diffu_grpo the inner steps of one round of answers."""
@@ -173,20 +192,24 @@ class FileTrainer:
         if self.policy is not None:
             return self._reward_step(self.policy)
         rows, loss, tokens = self.config.batch_size, 0.0, 0
-        sums: dict[str, list[float]] = {}
+        sums, counts = torch.zeros(NUM_LEVELS), torch.zeros(NUM_LEVELS)
         for batch in self.data.batches(self.step):
-            total, losses, row_N = self._losses(batch)
+            total, losses, level_N = self._losses(batch)
             # FSDP averages gradients over the processes; rows counts those of all of them.
             (total * self.processes.size / rows).backward()  # type: ignore[no-untyped-call]
             loss += total.item() / rows
             tokens += batch.clean_BT.numel()
-            by_row = torch.zeros(len(batch.tasks)).index_add(0, row_N.cpu(), losses.cpu().float())
-            for task, value in zip(batch.tasks, by_row.tolist(), strict=True):
-                sums.setdefault(task, []).append(value)
+            bucket = (level_N * NUM_LEVELS).long().clamp(max=NUM_LEVELS - 1)
+            sums.index_add_(0, bucket, losses)
+            counts.index_add_(0, bucket, torch.ones(len(losses)))
         norm = self._optimize()
         loss, tokens = self._summed(loss, tokens)
         self._finish_step(loss, norm)
-        by_level = {task: sum(v) / len(v) for task, v in sums.items()}
+        by_level = {
+            f"t{k / NUM_LEVELS:g}-{(k + 1) / NUM_LEVELS:g}": (sums[k] / counts[k]).item()
+            for k in range(NUM_LEVELS)
+            if counts[k]
+        }
         return StepFigures(loss, by_level, norm, tokens)
 
     def _optimize(self) -> float:
@@ -260,6 +283,17 @@ class FileTrainer:
         return {HELD_OUT_REWARD: float(found.rewards_B.mean())}
 
     @torch.no_grad()
+    def _task_scores(self, score: Scorer) -> dict[str, float]:
+        """Return the numbers of `score` for the model as it is."""
+        model = self.network.model
+        was_training = model.training
+        llm = LLM(model.eval(), tokenizer=self.prepared.start.tokenizer, pack_weights=False)
+        try:
+            return dict(score(llm))
+        finally:
+            model.train(was_training)
+
+    @torch.no_grad()
     def evaluate(self) -> float | None:
         """Return the loss of held-out rows; None without any, and with objective=diffu_grpo."""
         data = self.eval_data if self.policy is None else None
@@ -290,6 +324,9 @@ class FileTrainer:
                 held_out, scores = None, done.scores
                 if is_due:
                     held_out, scores = self.evaluate(), {**scores, **self.evaluate_rewards()}
+                is_scored = self.step % (watch.task_every or self.steps) == 0 or is_last
+                if self.score is not None and is_scored:
+                    scores = {**scores, **self._task_scores(self.score)}
                 if held_out is not None:
                     self.evaluations.append((self.step, held_out))
                 entry = StepLog(
