@@ -31,7 +31,16 @@ Tree = Mapping[PurePosixPath, str]
 """Source text by path below `src/unmask`."""
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version", "durable", "yaml_text", "json_text", "plain_text", "regular_files"),
+    (
+        "errors",
+        "version",
+        "durable",
+        "yaml_text",
+        "json_text",
+        "plain_text",
+        "regular_files",
+        "progress",
+    ),
     ("knobs", "plugins", "own_code"),
     ("options", "data"),
     ("canvas", "ask_rules", "selection", "grammar"),

@@ -63,3 +63,11 @@ def tiny():
     import tiny as module
 
     return lru_cache(maxsize=None)(module.tiny_llm)
+
+
+@pytest.fixture(scope="session")
+def demo_llm():
+    """The bundled model."""
+    from unmask import LLM
+
+    return LLM("demo", dtype="float32", device="cpu")

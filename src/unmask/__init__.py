@@ -12,9 +12,11 @@ from unmask.errors import ConfigError, DependencyError, ModelError, PromptError,
 from unmask.version import __version__
 
 if TYPE_CHECKING:
+    from unmask.engine.async_llm import AsyncLLM
     from unmask.engine.likelihood import Likelihood
     from unmask.engine.llm import LLM
     from unmask.engine.outputs import Output
+    from unmask.evals.api import evaluate, report
     from unmask.grammar.constraint import TextConstraint, choice, json_object, json_schema, regex
     from unmask.models import load_model
     from unmask.pictures.film import Film
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "ConfigError",
     "DependencyError",
     "Film",
@@ -33,20 +36,26 @@ __all__ = [
     "UnmaskError",
     "__version__",
     "choice",
+    "evaluate",
     "json_object",
     "json_schema",
     "load_model",
     "objectives",
     "read_film",
     "regex",
+    "report",
     "train",
+    "tune",
 ]
 _LAZY = {
+    "AsyncLLM": "unmask.engine.async_llm",
     "LLM": "unmask.engine.llm",
     "Film": "unmask.pictures.film",
     "Likelihood": "unmask.engine.likelihood",
     "Output": "unmask.engine.outputs",
+    "evaluate": "unmask.evals.api",
     "load_model": "unmask.models",
+    "report": "unmask.evals.api",
     "read_film": "unmask.view.trace",
     "TextConstraint": "unmask.grammar.constraint",
     "choice": "unmask.grammar.constraint",
@@ -54,7 +63,7 @@ _LAZY = {
     "json_schema": "unmask.grammar.constraint",
     "regex": "unmask.grammar.constraint",
 }
-_SUBMODULES = ("objectives", "train")
+_SUBMODULES = ("objectives", "train", "tune")
 
 
 def __getattr__(name: str) -> object:

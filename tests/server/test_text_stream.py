@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.canvas import Canvas, Edit, apply, new_canvas
-from unmask.server.detokenizer import StopCriteria, TextStream
+from unmask.engine.text_stream import StopCriteria, TextStream
 
 END, MASK = 300, 999
 PROMPT = [65, 66]

@@ -52,6 +52,7 @@ def decode_all(
         gen_length=None if method.chooses_length else setting.gen_length,
         seed=setting.seed,
         max_batch_size=setting.max_batch_size,
+        progress=False,
     )
     if llm.model.device.type == "cuda":
         import torch

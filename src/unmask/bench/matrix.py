@@ -97,7 +97,7 @@ def _run(
     llm: LLM, prompts: Sequence[Sequence[int]], name: str, cache: str, gen_length: int
 ) -> list[Output]:
     lengths = length_options(name, gen_length, gen_length // 2, gen_length // 2)
-    return llm.generate(list(prompts), name, cache, stop_at_eos=False, **lengths)
+    return llm.generate(list(prompts), name, cache, stop_at_eos=False, progress=False, **lengths)
 
 
 def _cell(name: str, cache: str, cached: list[Output], plain: list[Output]) -> Cell:

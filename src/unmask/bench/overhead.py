@@ -112,7 +112,7 @@ def measure(
         llm.model.hidden, llm.model.head = network, lm_head  # type: ignore[method-assign]
         try:
             began = time.perf_counter()
-            out = llm.generate(prompts, name, stop_at_eos=False, **lengths)[0]
+            out = llm.generate(prompts, name, stop_at_eos=False, progress=False, **lengths)[0]
             total = time.perf_counter() - began
         finally:
             llm.model.hidden, llm.model.head = hidden, head  # type: ignore[method-assign]

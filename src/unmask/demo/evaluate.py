@@ -92,6 +92,7 @@ def accuracy(llm: LLM, setting: CardSetting, limit: int) -> dict[str, float]:
         gen_length=setting.gen_length,
         block_length=setting.block_length,
         max_batch_size=64,
+        progress=False,
         **setting.knobs,
     )
     seconds = time.perf_counter() - began

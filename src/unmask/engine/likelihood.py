@@ -36,6 +36,7 @@ from unmask.engine.prompts import Prompt, PromptEncoder, prompt_list
 from unmask.errors import ConfigError, ModelError, PromptError, unknown_name
 from unmask.knobs import check_flags, whole
 from unmask.models.transformer import Transformer, topology
+from unmask.progress import CallProgress, ProgressLike
 
 Method = Literal["monte_carlo", "chain_rule"]
 METHODS = ("monte_carlo", "chain_rule")
@@ -105,6 +106,7 @@ def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
     seed: int = 0,
     batch_size: int = 32,
     raw: bool = False,
+    progress: ProgressLike = None,
 ) -> Likelihood | list[Likelihood]:
     """Return the log-likelihood of an answer, or those of a list of answers to a list of prompts.
 
@@ -114,16 +116,13 @@ def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
     `generate`, 0 for none. The masks of each example are drawn by a CPU generator of its own, seeded with
     `seed`: apart from the rounding of different matrix shapes, the result does not depend on the other
     examples or on `batch_size`, the number of copies in a forward. Probabilities are over the model's whole
-    vocabulary. `chain_rule` draws nothing and computes one copy per token.
+    vocabulary. `chain_rule` draws nothing and computes one copy per token. `progress` as in `generate`, of
+    finished answers.
 
     Raises PromptError (empty, too long, ids outside the vocabulary), ConfigError (any other value that
     is not allowed) and ModelError (logits that are not finite).
     """
-    if method not in METHODS:
-        raise unknown_name("method", str(method), METHODS)
-    mc_num, seed = whole("mc_num", mc_num, 1), whole("seed", seed)
-    if method == "chain_rule" and mc_num != DEFAULT_MC_NUM:
-        raise ConfigError(f"mc_num={mc_num} has no effect with method='chain_rule'; leave it out")
+    mc_num, seed = _samples(mc_num, method), whole("seed", seed)
     batch_size = whole("batch_size", batch_size, 1)
     weight = _guidance(cfg_scale)
     check_flags(raw=raw)
@@ -145,13 +144,26 @@ def loglikelihood(  # noqa: PLR0913 - the call's options are the interface
                 yield _Row(index, examples[index], masked, scored)
 
     waiting = rows()
-    while batch := list(islice(waiting, batch_size)):
-        for row, score in zip(batch, _score(model, batch, weight).tolist(), strict=True):
-            scores[row.number].append(score)
-            if len(scores[row.number]) == len(copies[row.number].masked):
-                likelihoods[row.number] = _result(copies.pop(row.number), scores.pop(row.number))
+    with CallProgress(progress, "scoring", "answers") as report:
+        while batch := list(islice(waiting, batch_size)):
+            for row, score in zip(batch, _score(model, batch, weight).tolist(), strict=True):
+                number = row.number
+                scores[number].append(score)
+                if len(scores[number]) == len(copies[number].masked):
+                    likelihoods[number] = _result(copies.pop(number), scores.pop(number))
+            report(len(likelihoods), len(examples))
     results = [likelihoods[index] for index in range(len(examples))]
     return results[0] if is_single else results
+
+
+def _samples(mc_num: int, method: Method) -> int:
+    """Return the number of samples. Raises ConfigError for an unknown method or a number without effect."""
+    if method not in METHODS:
+        raise unknown_name("method", str(method), METHODS)
+    mc_num = whole("mc_num", mc_num, 1)
+    if method == "chain_rule" and mc_num != DEFAULT_MC_NUM:
+        raise ConfigError(f"mc_num={mc_num} has no effect with method='chain_rule'; leave it out")
+    return mc_num
 
 
 def _guidance(cfg_scale: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from unmask.engine.scheduler import Event, decode
 from unmask.engine.sequence import SequenceState
 from unmask.engine.templates import FORMAT_OPTIONS, ChatFormat, Messages
 from unmask.engine.text_pool import fork_server
+from unmask.engine.text_stream import StopCriteria, TextStream
 from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
 from unmask.engine.token_text import TokenTexts
@@ -50,6 +51,7 @@ from unmask.models.quantize import quantize_weights
 from unmask.models.registry import find_family
 from unmask.models.transformer import Transformer
 from unmask.models.weights import Progress
+from unmask.progress import CallProgress, ProgressLike
 from unmask.sampling.sampler import Vocabulary
 
 
@@ -208,6 +210,7 @@ class LLM:
         raw: bool = False,
         max_batch_size: int = 32,
         constraint: TextConstraint | None = None,
+        progress: ProgressLike = None,
         **knobs: Any,
     ) -> list[Output]:
         """Decode `n` answers to every prompt, in order: those to the first prompt come first.
@@ -227,6 +230,7 @@ class LLM:
         an installed package. A `MethodSpec` as `decoder` has all of these: decoder, cache and knobs.
         `constraint`, made by `unmask.regex`, `choice`, `json_schema` or `json_object`, holds for every
         answer, whatever the method; it excludes vocabulary=frequency and union.
+        `progress`: True, False, or a function of decided and all positions; None: a bar where one is seen.
 
         Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
         is not allowed, with the nearest name).
@@ -247,7 +251,7 @@ class LLM:
         ]
         rows = [canvas for canvas in canvases for _ in range(n)]
         requests = [template(canvas, row) for row, canvas in enumerate(rows)]
-        finished = self.run(requests, max_batch_size)
+        finished = self.run(requests, max_batch_size, progress)
         return [self.output(sequence, return_trace) for sequence in finished]
 
     @overload
@@ -294,44 +298,88 @@ class LLM:
         seed: int = 0,
         return_trace: bool = False,
         constraint: TextConstraint | None = None,
+        progress: ProgressLike = None,
         **knobs: Any,
     ) -> Output:
         """Fill the blanks of a text: `parts` are strings and numbers of blank tokens.
 
         Example: `infill(["The ", 3, " sat on the mat."])`. The whole text is one block without
         `block_length`. The output's `text` is the whole text, its `blanks` are the filled texts, each of
-        which meets `constraint` on its own.
+        which meets `constraint` on its own. `progress` as in `generate`.
         """
         method = parse_method(decoder, cache, cache_args, knobs, options=INFILL_OPTIONS)
         template = self.requests.template(
             method, seed=seed, stop_at_eos=False, constraint=constraint
         )
         request = template(self.infill_canvas(parts))
-        return self.output(self.run([request], 1)[0], return_trace)
+        return self.output(self.run([request], 1, progress)[0], return_trace)
+
+    @overload
+    def stream(
+        self, content: Canvas, decoder: DecoderLike = ..., cache: CacheLike = ..., **options: Any
+    ) -> Iterator[Event]: ...
+
+    @overload
+    def stream(
+        self,
+        content: Prompt,
+        decoder: DecoderLike = ...,
+        cache: CacheLike = ...,
+        *,
+        mode: Literal["text"] = "text",
+        **options: Any,
+    ) -> Iterator[str]: ...
+
+    @overload
+    def stream(
+        self,
+        content: Prompt,
+        decoder: DecoderLike = ...,
+        cache: CacheLike = ...,
+        *,
+        mode: Literal["canvas"],
+        **options: Any,
+    ) -> Iterator[Canvas]: ...
 
     def stream(
         self,
-        canvas: Canvas,
+        content: Prompt | Canvas,
         decoder: DecoderLike = DEFAULT_DECODER,
         cache: CacheLike = DEFAULT_CACHE,
         *,
-        cache_args: Mapping[str, object] | None = None,
-        seed: int = 0,
-        stop_at_eos: bool = True,
-        stop_token_ids: Iterable[int] = (),
-        constraint: TextConstraint | None = None,
-        **knobs: Any,
-    ) -> Iterator[Event]:
-        """Decode one canvas (of `prompt_canvas` or `infill_canvas`); yield an event per forward."""
-        method = parse_method(decoder, cache, cache_args, knobs, options=STREAM_OPTIONS)
-        template = self.requests.template(
-            method,
-            seed=seed,
-            stop_at_eos=stop_at_eos,
-            stop_token_ids=stop_token_ids,
-            constraint=constraint,
-        )
-        yield from self.events([template(canvas)], 1)
+        mode: Literal["text", "canvas"] | None = None,
+        **options: Any,
+    ) -> Iterator[str] | Iterator[Canvas] | Iterator[Event]:
+        """Decode one prompt and yield its progress; `options` are those of `request`.
+
+        `mode` "text" (the default) yields pieces of text as soon as they can no longer change: joined they
+        are the text of `generate`. "canvas" yields the canvas before the first forward and after each one.
+        For a `Canvas` (of `prompt_canvas` or `infill_canvas`) it yields an event per forward, without mode.
+        All options are checked at the call. Raises PromptError and ConfigError.
+        """
+        is_canvas = isinstance(content, Canvas)
+        modes = (None,) if is_canvas else (None, "text", "canvas")
+        if mode not in modes:
+            allowed = "left out for a canvas" if is_canvas else "'text' or 'canvas'"
+            raise ConfigError(f"mode={mode!r} must be {allowed}")
+        request = self.request(content, decoder, cache, **options)
+        if is_canvas:
+            return self.events([request], 1)
+        return self._canvases(request) if mode == "canvas" else self._deltas(request)
+
+    def _canvases(self, request: Request) -> Iterator[Canvas]:
+        for number, event in enumerate(self.events([request], 1)):
+            if number == 0:
+                yield event.before
+            yield event.sequence.canvas
+
+    def _deltas(self, request: Request) -> Iterator[str]:
+        text = TextStream(self.decode, StopCriteria(request.stop_ids), request.canvas.prompt_length)
+        for event in self.events([request], 1):
+            sequence = event.sequence
+            is_last = sequence.finish_reason is not None
+            if delta := text.feed(sequence.canvas, sequence.num_settled, is_last=is_last):
+                yield delta
 
     def request(  # noqa: PLR0913 - the call's options are the interface
         self,
@@ -469,12 +517,24 @@ class LLM:
         )
         yield from decode(sequences, runner)
 
-    def run(self, requests: list[Request], max_batch_size: int) -> list[SequenceState]:
-        """Decode requests and return their finished sequences in order."""
+    def run(
+        self, requests: list[Request], max_batch_size: int, progress: ProgressLike = False
+    ) -> list[SequenceState]:
+        """Decode requests and return their finished sequences in order; `progress` as in `generate`."""
         finished: dict[int, SequenceState] = {}
-        for event in self.events(requests, max_batch_size):
-            if event.sequence.finish_reason is not None:
-                finished[event.sequence.index] = event.sequence
+        sizes = [request.canvas.num_open for request in requests]
+        done = dict.fromkeys(range(len(requests)), 0)
+        with CallProgress(progress, "decoding", "positions") as report:
+            for event in self.events(requests, max_batch_size):
+                sequence = event.sequence
+                if sequence.finish_reason is not None:
+                    finished[sequence.index] = sequence
+                if progress is not False:
+                    is_done = sequence.index in finished
+                    size, canvas = sizes[sequence.index], sequence.canvas
+                    num_decided = int((~canvas.open & ~canvas.fixed).sum())
+                    done[sequence.index] = size if is_done else min(size, num_decided)
+                    report(sum(done.values()), sum(sizes))
         return [finished[i] for i in range(len(requests))]
 
 

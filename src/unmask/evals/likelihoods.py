@@ -60,6 +60,7 @@ def score_all(
                 cfg_scale=settings.method.sampling_params.cfg_scale,
                 seed=settings.seed,
                 batch_size=settings.batch_size,
+                progress=False,
             )
         except PromptError as error:
             raise PromptError(f"documents {chunk[0].doc} to {chunk[-1].doc}: {error}") from None

@@ -15,6 +15,7 @@ from unmask.caches.registry import describe as describe_cache
 from unmask.canvas import Canvas
 from unmask.decoders.registry import describe as describe_decoder
 from unmask.engine.outputs import FinishReason, Output
+from unmask.engine.text_stream import TextStream
 from unmask.errors import (
     CapacityError,
     ConfigError,
@@ -23,7 +24,6 @@ from unmask.errors import (
     UnmaskError,
 )
 from unmask.server.canvas_frames import Confidences, canvas_frame
-from unmask.server.detokenizer import TextStream
 from unmask.server.errors import (
     ApiError,
     engine_dead,

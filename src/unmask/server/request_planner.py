@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from unmask.canvas import Canvas
 from unmask.engine.prompts import Prompt, prompt_list
 from unmask.engine.request import Request, row_seed
+from unmask.engine.text_stream import StopCriteria
 from unmask.errors import ConfigError, ContradictionError, PromptError, UnmaskError
 from unmask.method import CACHE_PREFIX, GEN_LENGTH, MethodSpec, Source
 from unmask.server.capabilities import SERVER_ONLY
-from unmask.server.detokenizer import StopCriteria
 from unmask.server.errors import ApiError, library_error
 from unmask.server.protocol import (
     ChatRequest,

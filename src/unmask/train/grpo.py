@@ -106,6 +106,7 @@ class DiffuGrpo:
                 gen_length=config.gen_length,
                 seed=seed,
                 n=group,
+                progress=False,
             )
         shape = (len(outputs), max(len(out.canvas_ids) for out in outputs))
         ids = torch.full(shape, self.model.spec.eos_id)

@@ -130,7 +130,7 @@ def write_samples(network: Network, prepared: Prepared, step: int, path: Path) -
         return
     network.model.eval()
     llm = LLM(network.model, tokenizer=start.tokenizer, pack_weights=False)
-    outputs = llm.generate(prompts, gen_length=length, seed=0, return_trace=True)
+    outputs = llm.generate(prompts, gen_length=length, seed=0, return_trace=True, progress=False)
     network.model.train()
     with path.open("a", encoding="utf-8") as file:
         for prompt, out in zip(prompts, outputs, strict=True):
