@@ -328,7 +328,8 @@ def test_models_lists_the_bundled_names(cli: Cli) -> None:
     status, out, _ = cli("models")
     assert status == 0
     assert out.split("\t")[0] == "demo"
-    (entry,) = json.loads(cli("models", "--json").out)
+    entries = json.loads(cli("models", "--json").out)
+    (entry,) = [each for each in entries if each["origin"] == "bundled"]
     assert entry["name"] == "demo"
     assert Path(entry["folder"]).is_dir()
 

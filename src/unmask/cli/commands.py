@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from unmask.cli.options import PRINT_JSON
+from unmask.cli.fit_options import FitOptions
+from unmask.cli.options import PRINT_JSON, flat
 from unmask.options import option
 
 
@@ -33,7 +34,10 @@ def demo(
 
 
 def models(*, as_json: Annotated[bool, PRINT_JSON] = False) -> None:
-    """List the bundled models.
+    """List the bundled models, those in the local hub cache, and the presets of known ones.
+
+    With size, the memory of a decode of 256 + 128 positions, and whether it fits here, where the config is
+    on this machine. Nothing is downloaded.
 
     Args:
         as_json: Print JSON.
@@ -49,8 +53,11 @@ def inspect(
     *,
     revision: Annotated[str | None, option(metavar="R")] = None,
     as_json: Annotated[bool, PRINT_JSON] = False,
+    fit: Annotated[FitOptions, flat()] = FitOptions(),
 ) -> None:
     """Describe a checkpoint (sizes, special ids, attention) without reading weights.
+
+    --fit --batch 16 --gen-length 512 computes the memory of a decode, and whether it fits here.
 
     Args:
         model: Bundled name, folder or hub id.
@@ -60,7 +67,26 @@ def inspect(
     from unmask.cli import inspect as command
     from unmask.models import with_revision
 
-    command.show(with_revision(model, revision), as_json)
+    command.show(with_revision(model, revision), as_json, fit)
+
+
+def pull(
+    model: Annotated[str, Parameter(name="MODEL")],
+    /,
+    *,
+    revision: Annotated[str | None, option(metavar="R")] = None,
+) -> None:
+    """Download a checkpoint from the hub into the local cache, and print its folder.
+
+    Only safetensors, JSON and the files of the tokenizer are fetched. An interrupted download continues.
+
+    Args:
+        model: Hub id, or the name of a preset such as llada-inst; `unmask models` lists them.
+        revision: Branch, tag or commit; the same as MODEL@R. Default: main.
+    """
+    from unmask.cli import models as command
+
+    command.pull(model, revision)
 
 
 def convert(

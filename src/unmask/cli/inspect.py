@@ -12,6 +12,8 @@ from rich.text import Text
 
 from unmask import decoders
 from unmask.caches.registry import bind, describe, make_cache
+from unmask.cli.fit import gigabytes
+from unmask.cli.fit_options import FitOptions
 from unmask.decoders.base.presets import PRESETS
 from unmask.models import read_config, read_spec, resolve_model
 from unmask.models.folder_files import listing
@@ -154,9 +156,14 @@ def weights(folder: Path, spec: ModelSpec) -> dict[str, object]:
     }
 
 
-def show(model: str, as_json: bool) -> None:
-    """Print the facts."""
+def show(model: str, as_json: bool, fit: FitOptions) -> None:
+    """Print the facts, with `fit` those of the memory of a decode too."""
+    fit.check()
     entries = facts(model)
+    if fit.fit:
+        from unmask.cli.fit import facts_of_fit
+
+        entries |= facts_of_fit(read_spec(model), fit)
     if as_json:
         print(json.dumps(entries, indent=2))
         return
@@ -179,6 +186,8 @@ def _text(key: str, value: object) -> str:
         return "yes" if value else "no"
     if value is None:
         return "none"
+    if key.startswith("memory_") and isinstance(value, int):
+        return gigabytes(value)
     if isinstance(value, list):
         return "; ".join(map(str, value))
     return f"{value:,}" if key.endswith("parameters") else str(value)

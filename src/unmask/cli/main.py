@@ -56,7 +56,14 @@ COMMANDS = {
     ),
     "data": ("data:data", "Look at the rows of a training before it is run."),
     "demo": ("commands:demo", "Watch a small model solve word problems, a Sudoku and an infill."),
-    "models": ("commands:models", "List the bundled models."),
+    "models": (
+        "commands:models",
+        "List the bundled models, those in the local hub cache, and the presets of known ones.",
+    ),
+    "pull": (
+        "commands:pull",
+        "Download a checkpoint from the hub into the local cache, and print its folder.",
+    ),
     "inspect": (
         "commands:inspect",
         "Describe a checkpoint (sizes, special ids, attention) without reading weights.",
