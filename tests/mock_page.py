@@ -18,6 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from unmask.pictures.page import PLAYER
 from unmask.server.auth import AccessMiddleware
 from unmask.server.settings import STATIC, Access, ServerSettings
 
@@ -143,6 +144,9 @@ class App:
                 Route("/v1/models", self.models),
                 Route("/v1/schema", self.schema),
                 *(Route(path, self.decode, methods=["POST"]) for path in posts),
+                Route(
+                    "/static/player.html", lambda _: FileResponse(PLAYER, media_type="text/plain")
+                ),
                 Mount("/static", StaticFiles(directory=STATIC)),
             ]
         )

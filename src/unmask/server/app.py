@@ -16,6 +16,7 @@ from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
 from unmask.errors import ModelError
+from unmask.pictures.page import PLAYER
 from unmask.server.auth import AccessMiddleware
 from unmask.server.capabilities import Capabilities, capabilities
 from unmask.server.errors import ApiError, log, unexpected
@@ -308,5 +309,10 @@ def add_page(app: FastAPI, static: Path) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(index)
+
+    @app.get("/static/player.html", include_in_schema=False)
+    async def player() -> FileResponse:
+        """Return the page that plays a decode, as text: the playground fills it in for a download."""
+        return FileResponse(PLAYER, media_type="text/plain")
 
     app.mount("/static", StaticFiles(directory=static), name="static")

@@ -2,7 +2,8 @@
 
 import { hasBlank, parse } from "./blanks.js";
 import { Scale } from "./chart.js";
-import { Lane } from "./lane.js";
+import { linkTo, readLink } from "./export.js";
+import { copy, Lane } from "./lane.js";
 import { getJson } from "./stream.js";
 
 const at = (id) => document.getElementById(id);
@@ -83,6 +84,7 @@ async function run(event) {
   say("Decoding.");
   const before = document.activeElement;
   const chosen = active();
+  showCanvas(chosen[0]);
   const succeeded = await Promise.all(chosen.map((lane) => lane.run(key(), running.signal)));
   running = null;
   at("run").disabled = false;
@@ -96,6 +98,34 @@ async function run(event) {
   } else if ([document.body, at("stop")].includes(document.activeElement)) {
     (before === document.body ? at("run") : before).focus(); // a disabled button loses the focus
   }
+}
+
+// On a narrow screen the canvas lies below the form: brings it into view.
+function showCanvas(lane) {
+  const { canvas } = lane.parts;
+  const { top, bottom } = canvas.getBoundingClientRect();
+  if (top >= 0 && bottom <= innerHeight) return;
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  canvas.scrollIntoView({ block: innerWidth < 832 ? "start" : "nearest", behavior: isCalm ? "auto" : "smooth" });
+}
+
+// Returns the form as a link keeps it; the key is never part of it.
+function formState() {
+  return { mode: mode(), text: at("text").value, tokens: at("max-tokens").value, seed: at("seed").value,
+    compare: at("compare").checked, lanes: lanes.map((lane) => lane.state()) };
+}
+
+// Fills the form from a link; what the server does not offer stays as it is.
+function restoreForm(state) {
+  const texts = { text: state.text, "max-tokens": state.tokens, seed: state.seed };
+  for (const [id, text] of Object.entries(texts)) if (typeof text === "string") at(id).value = text;
+  const wanted = document.getElementById(`mode-${state.mode}`);
+  if (wanted && !wanted.disabled) wanted.checked = true;
+  if (typeof state.compare === "boolean") at("compare").checked = state.compare;
+  const offers = (list, name) => schema[list].some((item) => item.name === name);
+  (Array.isArray(state.lanes) ? state.lanes : []).slice(0, lanes.length).forEach((method, i) => {
+    if (offers("decoders", method?.decoder) && offers("caches", method.cache)) lanes[i].fill(method);
+  });
 }
 
 // Asks the last question again without its answer, for example with another decoder.
@@ -149,6 +179,8 @@ function setUp() {
     showExamples();
     if (!at("text").value) at("text").value = EXAMPLES[0][2];
   }
+  const state = readLink();
+  if (state) restoreForm(state);
   showLanes();
   hint();
 }
@@ -221,6 +253,8 @@ at("again").addEventListener("click", again);
 at("reset").addEventListener("click", restart);
 at("compare").addEventListener("change", showLanes);
 at("text").addEventListener("input", hint);
+at("colors").addEventListener("change", () => lanes.forEach((lane) => lane.show(lane.at)));
+at("link").addEventListener("click", () => copy(linkTo(formState()), at("link")));
 at("connect").addEventListener("submit", (event) => {
   event.preventDefault();
   connect();

@@ -24,16 +24,31 @@ function textOf(frame, i) {
   return mark & NEW ? text.replaceAll("\n", "↵\n") : text;
 }
 
-export function draw(element, frame) {
+// Returns a color of a share in [0, 1], light enough for dark text: violet, green, yellow.
+function heat(share) {
+  return `hsl(${Math.round(280 - 230 * share)} 65% ${Math.round(74 + 6 * share)}%)`;
+}
+
+// Returns the background of a decided position by confidence or order; "" for the colors of the classes.
+function heatOf(frame, i, colors) {
+  const mark = frame.marks[i];
+  if (colors === "new" || mark & (OPEN | FIXED | SPECIAL)) return "";
+  const share = colors === "order" ? (frame.order[i] - 1) / Math.max(1, frame.forward - 1) : frame.sure[i];
+  return Number.isNaN(share) || (colors === "order" && !frame.order[i]) ? "" : heat(share);
+}
+
+export function draw(element, frame, colors = "new") {
   const { texts } = frame;
   while (element.childElementCount > texts.length) element.lastElementChild.remove();
   while (element.childElementCount < texts.length) element.append(document.createElement("span"));
   for (let i = 0; i < texts.length; i += 1) {
     const span = element.children[i];
-    const className = classOf(frame, i);
+    const background = heatOf(frame, i, colors);
+    const className = `${classOf(frame, i)}${background ? " heat" : ""}`;
     const text = textOf(frame, i);
     if (span.className !== className) span.className = className;
     if (span.textContent !== text) span.textContent = text;
+    if (span.style.background !== background) span.style.background = background;
   }
   if (element.scrollHeight > element.clientHeight) {
     const fresh = element.querySelector(".new");
@@ -47,5 +62,6 @@ export function describe(frame, i) {
   if (mark & OPEN) return `position ${i}: undecided`;
   const text = JSON.stringify(frame.texts[i]);
   const sure = frame.sure[i];
-  return `position ${i}: ${text}${Number.isNaN(sure) ? "" : `, confidence ${sure.toFixed(2)}`}`;
+  const forward = frame.order[i] ? `, forward ${frame.order[i]}` : "";
+  return `position ${i}: ${text}${Number.isNaN(sure) ? "" : `, confidence ${sure.toFixed(2)}`}${forward}`;
 }

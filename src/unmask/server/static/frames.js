@@ -29,8 +29,16 @@ export class Frames {
       marks.forEach((mark, i) => { marks[i] |= (last.marks[i] ?? 0) & (NEW | AGAIN); });
       this.list.pop();
     }
+    const before = last && last.forward === frame.forward ? last : this.list.at(-1);
+    const order = new Uint32Array(marks.length); // the forward that wrote each token
+    marks.forEach((mark, i) => {
+      if (mark & NEW) order[i] = frame.forward;
+      else if (!(mark & (OPEN | FIXED)) && before && !(before.marks[i] & OPEN) && before.texts[i] === texts[i]) {
+        order[i] = before.order[i] ?? 0; // 0: unknown, as after an insertion to the left
+      }
+    });
     const count = marks.reduce((sum, mark) => sum + ((mark & NEW) !== 0), 0);
-    this.list.push({ forward: frame.forward, open: frame.num_open, texts, sure, marks, count });
+    this.list.push({ forward: frame.forward, open: frame.num_open, texts, sure, marks, order, count });
   }
 
   shared(text) {

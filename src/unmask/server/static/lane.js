@@ -2,6 +2,7 @@
 
 import { describe, draw } from "./canvas.js";
 import { Chart } from "./chart.js";
+import { download, filmOf, pageOf, python } from "./export.js";
 import { Frames, OPEN } from "./frames.js";
 import { Knobs } from "./knobs.js";
 import { curl, events } from "./stream.js";
@@ -29,6 +30,7 @@ export class Lane {
       changed: find(".changed"), turns: find(".turns"), canvas: find(".canvas"),
       problem: find(".problem"), play: find(".play"), step: find(".step"), where: find(".where"),
       facts: find(".facts"), copyText: find(".copy-text"), copyCurl: find(".copy-curl"),
+      copyPython: find(".copy-python"), save: find(".save"),
     };
     this.parts.title.textContent = `Lane ${name}`;
     this.element.setAttribute("aria-label", `Lane ${name}`);
@@ -107,7 +109,11 @@ export class Lane {
     });
     parts.play.addEventListener("click", () => (this.timer ? this.pause() : this.play()));
     parts.copyText.addEventListener("click", () => copy(this.text, parts.copyText));
-    parts.copyCurl.addEventListener("click", () => this.copyCurl());
+    parts.copyCurl.addEventListener("click", () => this.copyRequest(parts.copyCurl, ({ path, body }) =>
+      curl(path, body, document.getElementById("key").value)));
+    parts.copyPython.addEventListener("click", () => this.copyRequest(parts.copyPython, ({ path, body }) =>
+      python(path, body)));
+    parts.save.addEventListener("click", () => this.save());
     parts.canvas.addEventListener("pointerover", ({ target }) => {
       const position = [...parts.canvas.children].indexOf(target);
       const frame = this.frames.list[this.at];
@@ -165,6 +171,7 @@ export class Lane {
     this.parts.problem.hidden = true;
     this.parts.facts.textContent = "";
     this.parts.copyText.disabled = true;
+    this.parts.save.disabled = true;
     this.parts.play.disabled = true;
     this.parts.step.disabled = true;
     this.parts.step.value = "0";
@@ -191,11 +198,13 @@ export class Lane {
     if (this.frames.length) this.show(this.frames.length - 1);
     this.parts.play.disabled = this.frames.length < 2;
     this.parts.copyText.disabled = !this.text;
+    this.parts.save.disabled = !this.frames.length;
     const facts = [];
     if (usage) {
       facts.push(counted(usage.completion_tokens, "token"), counted(usage.num_forwards ?? "?", "forward"));
       if (usage.tokens_per_forward) facts.push(`${usage.tokens_per_forward.toFixed(2)} tokens/forward`);
     }
+    if (usage && seconds > 0) facts.push(`${(usage.completion_tokens / seconds).toFixed(0)} tokens/s`);
     facts.push(`${seconds.toFixed(2)} s`, ENDINGS[reason] ?? reason ?? "");
     if (method) facts.push(`${method.cache_exact ? "exact" : "approximate"} cache`);
     this.parts.facts.textContent = facts.filter(Boolean).join(" · ");
@@ -210,7 +219,7 @@ export class Lane {
     const frame = this.frames.list[index];
     if (!frame) return;
     this.at = index;
-    draw(this.parts.canvas, frame);
+    draw(this.parts.canvas, frame, document.getElementById("colors").value);
     this.chart.draw(this.frames.counts(), frame.forward);
     const { step, where } = this.parts;
     step.value = String(index);
@@ -260,19 +269,39 @@ export class Lane {
     this.parts.turns.scrollTop = this.parts.turns.scrollHeight;
   }
 
-  copyCurl() {
+  // Copies what `write` makes of the request that the form describes.
+  copyRequest(button, write) {
     try {
-      const { path, body } = this.request();
+      const request = this.request();
       this.parts.problem.hidden = true;
-      copy(curl(path, body, document.getElementById("key").value), this.parts.copyCurl);
+      copy(write(request), button);
     } catch (error) {
       this.complain(error);
     }
   }
+
+  // Downloads the decode as a page with a slider.
+  async save() {
+    try {
+      const reply = await fetch("static/player.html");
+      if (!reply.ok) throw new Error(`The player cannot be loaded: ${reply.status}.`);
+      const title = `${this.schema.model.id} · ${this.parts.decoder.value} · cache ${this.parts.cache.value}`;
+      const question = [...this.parts.turns.querySelectorAll("li.user")].at(-1)?.textContent ?? "";
+      download("decode.html", pageOf(await reply.text(), filmOf(this.frames, title, question)), "text/html");
+    } catch (error) {
+      this.complain(error);
+    }
+  }
+
+  // Returns the method of the form, for a link to it.
+  state() {
+    return { decoder: this.parts.decoder.value, cache: this.parts.cache.value,
+      knobs: this.knobs.typed("decoder"), cacheArgs: this.knobs.typed("cache") };
+  }
 }
 
 // Copies to the clipboard; where it is not available (plain http), shows a box to copy from.
-async function copy(text, button) {
+export async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
     const before = button.textContent;
