@@ -18,8 +18,10 @@ HOME = "README.md"
 PAGES = (
     HOME,
     "CHANGELOG.md",
+    "CODE_OF_CONDUCT.md",
     "CONTRIBUTING.md",
     "CONVENTIONS.md",
+    "SECURITY.md",
     "benchmarks/clients.md",
     "benchmarks/serve_demo.md",
     "src/unmask/demo/model/README.md",

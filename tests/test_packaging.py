@@ -110,6 +110,12 @@ def test_the_installed_package_is_the_one_from_the_wheel(clean: Path, elsewhere:
     assert file.resolve().is_relative_to(clean.resolve())
 
 
+def test_the_installed_command_answers_a_question(clean: Path, elsewhere: Path) -> None:
+    prompt = "Tom has 3 pens. He buys 5 more pens. How many pens does he have?"
+    answer = _run(_script(clean, "unmask"), "generate", prompt, "--gen-length", "48", cwd=elsewhere)
+    assert answer.split()[-1] == "8"
+
+
 @pytest.mark.parametrize("argument", ["--help", "models"])
 def test_the_installed_command_answers_in_any_folder(
     argument: str, clean: Path, elsewhere: Path
