@@ -64,7 +64,7 @@ def test_a_download_plays_the_decode_without_the_server(visit, page, browser, tm
         "open"
     }
     player.click("#play")
-    player.wait_for_function("document.getElementById('play').textContent === 'Play'")
+    player.wait_for_selector("#play:text-is('Play')")
     assert "forward 4 of 4" in player.inner_text("#status")
     player.hover("#canvas span")
     assert "forward 1, probability" in player.inner_text("#detail")
