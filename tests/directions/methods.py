@@ -433,7 +433,7 @@ def a_match_must_be_this_long(name: str) -> None:
 
 
 @direction("accept_threshold", "speculative", ends="0, 1")
-@direction("drafter", "speculative", ends="lookup")
+@direction("drafter", "speculative", ends="lookup, previous")
 def a_matching_draft_is_accepted(name: str) -> None:
     llm = table_llm(table(1))
     llm.requests.drafters["same"] = draft_by(llm)
@@ -441,10 +441,28 @@ def a_matching_draft_is_accepted(name: str) -> None:
     always, never = (
         decode(llm, name, drafter="same", accept_threshold=value, **knobs) for value in (0.0, 1.0)
     )
-    assert always.num_forwards == 1, "its own predictions are the draft"
-    assert never.num_forwards == LENGTH
+    assert len(always.trace) == 1, "its own predictions are the draft"
+    assert len(never.trace) == LENGTH
     out = decode(llm, name, **knobs)
     assert sum(notes(out, "num_drafted")) <= sum(notes(always, "num_drafted")) * LENGTH
+    repeated = decode(llm, name, **{**knobs, "drafter": "previous"}, accept_threshold=0.0)
+    assert [len(step.committed) for step in repeated.trace] == [1, LENGTH - 1], (
+        "no proposal changes"
+    )
+
+
+@direction("lossless", "speculative", ends="true, false")
+@direction("depth", "speculative", ends="1, 8")
+def canvases_are_read_ahead(name: str) -> None:
+    llm = table_llm(table(1))
+    knobs = {"inner": "vanilla", "block_length": LENGTH, "drafter": "previous"}
+    plain = decode(llm, "vanilla", block_length=LENGTH)
+    one, eight = (decode(llm, name, lossless=True, depth=depth, **knobs) for depth in (1, 8))
+    assert trace_of(one) == trace_of(eight) == trace_of(plain)
+    assert plain.num_forwards == LENGTH
+    assert eight.num_forwards < one.num_forwards < LENGTH, "every prediction comes true"
+    drafted = decode(llm, name, lossless=False, accept_threshold=0.0, **knobs)
+    assert trace_of(drafted) != trace_of(plain)
 
 
 assert SLOW.keys() >= {"wino", "daedal"}

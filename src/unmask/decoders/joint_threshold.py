@@ -12,6 +12,7 @@ SGLang, with a forward that only stores keys).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +33,8 @@ class Editing:
 @dataclass(frozen=True)
 class JointThreshold(WholeBlocks):
     """Threshold decoding with editing."""
+
+    revises: ClassVar[bool] = True
 
     threshold: float = knob(
         0.9,

@@ -11,7 +11,7 @@ are only computed when the block has decided positions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -27,6 +27,8 @@ FIRST_ACCEPT = 30
 @dataclass(frozen=True)
 class Wino(Blockwise):
     """Draft and verification in the same forward."""
+
+    revises: ClassVar[bool] = True
 
     wide_in_thres: float = knob(
         0.6,

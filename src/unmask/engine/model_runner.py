@@ -8,6 +8,7 @@ Letters: N queries of all rows or logit rows of all sequences, D width, C column
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -267,8 +268,13 @@ class ModelRunner:
         return True
 
     @torch.inference_mode()
-    def forward(self, inputs: list[ForwardInput]) -> list[Observation]:
+    def forward(
+        self, inputs: list[ForwardInput], ahead: Sequence[ForwardInput] = ()
+    ) -> list[Observation]:
         """Run the network once for some admitted sequences; return one observation per input.
+
+        The inputs `ahead` are not admitted: predicted canvases of sequences without a cache. Their
+        observations come last.
 
         Raises ModelError when the network's states are not finite, or the proposals of a sequence without
         temperature, guidance or credit.
@@ -279,6 +285,9 @@ class ModelRunner:
             for sequence, sees_prompt in self.metas
             if id(sequence) in by_id
         ]
+        for item in ahead:
+            metas += [(item, branch == 0) for branch in range(self.rows_of(item.sequence))]
+        inputs = [*inputs, *ahead]
         flat_ND, starts, importance = self._states(metas)
         states: dict[tuple[int, bool], tuple[Ints, Ints]] = {}
         for (item, sees_prompt), start in zip(metas, starts, strict=True):

@@ -111,6 +111,7 @@ class Output:
     `num_forced`: forwards in which the scheduler decided because the decoder changed nothing or exceeded
     the maximum number of forwards. `num_wasted`: part of `num_queries` that lay right of the end token.
     `num_cached`: positions whose keys another request had computed (an engine's prefix cache).
+    `num_ahead`: steps whose reading came with an earlier forward, so that they took none of their own.
     `num_draft_forwards`, `num_draft_queries`: the part of both counts that a smaller model did.
     `opening`: where the trace begins, for `film`; only with return_trace.
 
@@ -135,6 +136,7 @@ class Output:
     num_forced: int = 0
     num_wasted: int = 0
     num_cached: int = 0
+    num_ahead: int = 0
     num_draft_forwards: int = 0
     num_draft_queries: int = 0
     opening: Opening | None = field(default=None, compare=False)

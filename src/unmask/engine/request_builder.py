@@ -177,6 +177,7 @@ class RequestBuilder:
         Warns of values without effect. Raises ConfigError for a method that the model does not allow.
         """
         seed, method = whole("seed", seed), method.bind(self.spec.block_size)
+        method.decoder.check_cache(stores=method.cache.stores)
         stops = self._stops(stop_token_ids)
         stop_ids = stops | self.stop_ids if stop_at_eos or not stops else stops
         stop_at_eos = stop_at_eos or bool(stops)

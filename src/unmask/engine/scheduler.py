@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from unmask.ask_rules import pair_fault
 from unmask.caches.base import Observation
 from unmask.canvas import Canvas, Edit, Reading, edit_fault
 from unmask.engine.constrained import restrict
+from unmask.engine.lookahead import count_unused, inputs_ahead, is_same_forward
 from unmask.engine.model_runner import NOT_FINITE, ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
 from unmask.engine.shares import MAX_DEFERRED, SMALLER, work_left
@@ -80,14 +81,60 @@ class Scheduler:
         inputs = self._choose()
         if not inputs:
             return events
-        for item, observation in zip(inputs, self.runner.forward(inputs), strict=True):
+        ahead, failed = self._read_ahead(inputs)
+        events += failed
+        inputs = [item for item in inputs if id(item.sequence) in ahead]
+        extra = [guess for guesses in ahead.values() for guess in guesses]
+        if not inputs:
+            return events
+        observations = self.runner.forward(inputs, extra)
+        seen = dict(zip(map(id, extra), observations[len(inputs) :], strict=True))
+        for item, observation in zip(inputs, observations, strict=False):
             event = self._advance(item, observation)
-            if event is None:
-                continue
-            if event.error is not None or event.sequence.finish_reason is not None:
-                self.remove(event.sequence)
-            events.append(event)
+            guesses = deque(ahead[id(item.sequence)])
+            while event is not None:
+                events.append(event)
+                if event.error is not None or event.sequence.finish_reason is not None:
+                    self.remove(event.sequence)
+                    break
+                event = self._advance_ahead(event.sequence, guesses, seen) if guesses else None
+            for guess in guesses:
+                cost = self._cost(guess)
+                self.num_computed += cost
+                count_unused(item.sequence, guess, cost)
         return events
+
+    def _read_ahead(
+        self, inputs: list[ForwardInput]
+    ) -> tuple[dict[int, list[ForwardInput]], list[Event]]:
+        """Return the inputs of predicted canvases by `id` of their sequence; sequences that fail leave."""
+        ahead, failed = dict[int, list[ForwardInput]](), list[Event]()
+        for item in inputs:
+            with ErrorCapture() as capture:
+                ahead[id(item.sequence)] = inputs_ahead(item, self.runner)
+            if capture.error is not None:
+                self.remove(item.sequence)
+                failed.append(Event(item.sequence.canvas, Edit(), item.sequence, capture.error))
+        return ahead, failed
+
+    def _advance_ahead(
+        self,
+        sequence: SequenceState,
+        guesses: deque[ForwardInput],
+        seen: Mapping[int, Observation],
+    ) -> Event | None:
+        """Make the step of a reading ahead if its canvas came true; else keep the input for later."""
+        with ErrorCapture() as capture:
+            item = self.runner.prepare(sequence, self.max_tokens)
+        if capture.error is not None:
+            return None  # the next plan meets it again
+        if not is_same_forward(item, guesses[0]):
+            self._inputs[id(sequence)] = item
+            return None
+        guess = guesses.popleft()
+        sequence.num_ahead += 1
+        sequence.num_logit_rows += guess.sequence.num_logit_rows
+        return self._advance(item, seen[id(guess)])
 
     def _plan(self) -> list[Event]:
         """Prepare every sequence's input and reserve its pages; sequences that fail leave the batch."""

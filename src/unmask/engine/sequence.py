@@ -45,6 +45,8 @@ class SequenceState:
     num_answer: int = 0
     num_logit_rows: int = 0
     num_forced: int = 0
+    num_ahead: int = 0
+    """The part of `num_forwards` whose readings came with an earlier forward of the network."""
     num_cached: int = 0
     num_preempted: int = 0
     cache_bytes: int = 0
@@ -101,6 +103,16 @@ class SequenceState:
             before, self.canvas, observation, self.cache_state
         )
         self._check_end()
+
+    @property
+    def all_forwards(self) -> int:
+        """The forwards of the network one after another, a smaller model's included."""
+        return self.num_forwards - self.num_ahead + self.num_draft_forwards
+
+    @property
+    def all_queries(self) -> int:
+        """The positions computed, by a smaller model too."""
+        return self.num_queries + self.num_draft_queries
 
     @property
     def num_draft_forwards(self) -> int:

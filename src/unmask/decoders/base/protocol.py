@@ -29,6 +29,8 @@ class Decoder(ABC, Generic[State]):
     """True if the method chooses the length of the answer; `gen_length` is then rejected."""
     length_knob: ClassVar[str] = "gen_length"
     """The knob to lower when the prompt and the first canvas exceed the model's context."""
+    revises: ClassVar[bool] = False
+    """True if the method may replace or remask decided tokens."""
     reads_sampling: ClassVar[bool] = False
     """True if scores are computed from the sampling distribution, after temperature, top_p, top_k and
     min_p; then these three have an effect at temperature 0 too."""
@@ -53,6 +55,15 @@ class Decoder(ABC, Generic[State]):
 
         An empty edit is replaced by a commit of the most confident position in the reading.
         """
+
+    def predict(self, canvas: Canvas, state: State) -> tuple[Edit, ...]:
+        """Return the edits that the next steps will probably make, each of the canvas after the one before.
+
+        Called after `ask`. The canvases behind them are read along with the present one, and the readings
+        are used where the edits come true (`engine.lookahead`); a wrong prediction changes no token.
+        Default: none.
+        """
+        return ()
 
     @property
     def name(self) -> str:
@@ -114,6 +125,9 @@ class Decoder(ABC, Generic[State]):
             )
             error.key = "frequencies"
             raise error
+
+    def check_cache(self, *, stores: bool) -> None:
+        """Raise ConfigError for a cache that does not suit; `stores`: it keeps keys and values."""
 
     def first_length(self) -> int:
         """Return the initial number of positions of the answer, for a decoder that chooses the length."""
@@ -242,9 +256,17 @@ class Wrapper(Decoder[Wrapped], Generic[Wrapped]):
         """Forward to the wrapped decoder."""
         return self.inner.draft_model
 
+    def predict(self, canvas: Canvas, state: Wrapped) -> tuple[Edit, ...]:
+        """Forward to the wrapped decoder."""
+        return self.inner.predict(canvas, state.inner)
+
     def check_sampling(self, params: SamplingParams) -> None:
         """Forward to the wrapped decoder."""
         self.inner.check_sampling(params)
+
+    def check_cache(self, *, stores: bool) -> None:
+        """Forward to the wrapped decoder."""
+        self.inner.check_cache(stores=stores)
 
     def first_length(self) -> int:
         """Forward to the wrapped decoder."""
