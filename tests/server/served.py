@@ -55,9 +55,9 @@ class Gate:
 
 def gated(gate: Gate) -> type[ModelRunner]:
     class GatedRunner(ModelRunner):
-        def forward(self, inputs: Any) -> Any:
+        def forward(self, inputs: Any, ahead: Any = ()) -> Any:
             gate.pass_()
-            return super().forward(inputs)
+            return super().forward(inputs, ahead)
 
     return GatedRunner
 

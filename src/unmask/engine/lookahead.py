@@ -4,8 +4,8 @@ A decoder that can say what its next edits will probably be (`Decoder.predict`) 
 these edits read in the same forward. If an edit comes out as predicted, its canvas has been read already,
 and the decoder goes on with that reading; otherwise the reading is dropped. A sequence's trace is that of
 decoding without reading ahead, with the same random numbers: they depend on the number of the step. Only
-sequences without a cache are read ahead: a predicted canvas must not change stored keys and values. One with
-a constraint is not: what the constraint leaves of a predicted edit is not known before the step.
+sequences without a cache are read ahead: a predicted canvas must not change stored keys and values. One
+with a constraint is not: what the constraint leaves of a predicted edit is not known before the step.
 """
 
 from __future__ import annotations
