@@ -12,10 +12,36 @@ import pytest
 from hypothesis import settings
 
 FIXTURES = Path(__file__).parent / "fixtures"
+THINNED = {
+    "test_caches",
+    "test_drop_after_eos",
+    "test_extremes",
+    "test_oracles_methods",
+    "test_properties",
+}
+"""Modules whose cases run on every second family in the short run, and on both in the whole one."""
 
 pytest.register_assert_rewrite("directions")
 settings.register_profile("unmask", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.load_profile("unmask")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark one family of each case of a thinned module as slow, by turns; a test with one case keeps both.
+
+    So in the short run a decoder meets every cache, and every decoder and every cache both families.
+    """
+    cases = {}
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if item.path.stem in THINNED and call is not None and "family" in call.params:
+            rest = tuple(f"{key}={value}" for key, value in call.params.items() if key != "family")
+            cases.setdefault(item.function, {}).setdefault(rest, []).append(item)
+    for groups in cases.values():
+        for number, group in enumerate(groups.values() if len(groups) > 1 else ()):
+            for item in group[:: len(group)] if number % 2 else group[1:]:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
