@@ -518,7 +518,9 @@ def test_bench_overhead_refuses_what_cannot_be(words: tuple[str, ...], says: str
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize("words", [["--help"], ["models"], ["inspect", "demo"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["models"], pytest.param(["inspect", "demo"], marks=pytest.mark.slow)]
+)
 def test_output_to_a_full_disk_is_one_line_on_standard_error(words: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = run_full(words, stdout=full, stderr=subprocess.PIPE)

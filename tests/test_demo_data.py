@@ -71,6 +71,7 @@ def test_same_seed_same_examples_and_answers_check(task: str, level: int) -> Non
         assert not tasks.check(example, "")
 
 
+@pytest.mark.slow
 def test_held_out_set_is_deterministic_and_checks_its_options() -> None:
     assert tasks.held_out_set("sudoku", 9, seed=4) == tasks.held_out_set("sudoku", 9, seed=4)
     assert tasks.held_out_set("sudoku", 9, seed=4) != tasks.held_out_set("sudoku", 9, seed=5)
@@ -252,6 +253,7 @@ def tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_tokenizer_ids(tokenizer: Any) -> None:
     assert len(tokenizer) == VOCABULARY == 2046
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(2040, 2046))
@@ -293,6 +295,7 @@ def test_tokenizer_is_short_enough(tokenizer: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_tokenizer_is_deterministic(folder: Path, tmp_path: Path) -> None:
     build_tokenizer(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -47,6 +47,17 @@ def cells_of(table):
     }
 
 
+def test_the_matrix_page_has_every_decoder_and_cache():
+    if not DOCS.exists():
+        pytest.skip("the source distribution has no docs")
+    page = (DOCS / "reference" / "cache-matrix.md").read_text(encoding="utf-8")
+    for text in re.split(r"^## .*$", page, flags=re.MULTILINE)[1:]:
+        cells = cells_of(text)
+        assert {name for name, _ in cells} == set(decoders.names())
+        assert len(cells) == len(decoders.names()) * len({cache for _, cache in cells})
+
+
+@pytest.mark.slow
 def test_the_matrix_page_has_every_cell_as_it_runs():
     """Shares are measurements; what runs, what is refused and what is exact must be so now."""
     if not DOCS.exists():

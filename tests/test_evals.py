@@ -186,6 +186,7 @@ def test_a_killed_run_goes_on_where_it_was(llm: unmask.LLM, tmp_path: Path) -> N
     assert results.resolved["num_sessions"] == 2
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(whole: Path, tmp_path: Path) -> None:
     script = tmp_path / "go.py"
     script.write_text(

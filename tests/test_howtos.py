@@ -166,6 +166,7 @@ TESTS = {
 """Tests of the copy that the pages concern, and those of each that run here."""
 
 
+@pytest.mark.slow
 def test_the_pages_work_as_printed(copy):
     leftmost, periodic, family, statistic = copy.run_scripts(
         [script for page in PAGES for script in copy.follow(page)]

@@ -39,8 +39,15 @@ def turns_of(listener, forwards):
     return [n for n, rows in enumerate(forwards) if any(one is own for one in rows)]
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix"])
-@pytest.mark.parametrize("max_num_seqs", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("max_num_seqs", "cache"),
+    [
+        (1, "none"),
+        (4, "prefix"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, "prefix"), (2, "none")]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, "prefix"), (4, "none")]),
+    ],
+)
 def test_a_small_request_does_not_wait_for_large_ones(max_num_seqs, cache):
     llm = model()
     first = gated(llm, cache=cache, gen_length=LARGE)

@@ -197,8 +197,15 @@ def test_weights_are_the_table_of_the_survey_by_hand():
     assert counted.weights_BT.sum(-1).numpy() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("complementary", [False, True])
-@pytest.mark.parametrize("objective", ["llada", "block_diffusion"])
+@pytest.mark.parametrize(
+    ("objective", "complementary"),
+    [
+        ("llada", True),
+        ("block_diffusion", False),
+        pytest.param("llada", False, marks=pytest.mark.slow),
+        pytest.param("block_diffusion", True, marks=pytest.mark.slow),
+    ],
+)
 def test_the_mean_over_many_draws_is_every_tokens_share(objective, complementary):
     """With weights 1/p, each trained token's mean weight is 1/n, whatever the levels."""
     noise = NoiseConfig(
