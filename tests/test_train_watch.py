@@ -113,6 +113,17 @@ def test_tasks_are_measured_while_the_command_trains(tmp_path):
     assert entry["scores"] == {"word_problem": pytest.approx(1.0, abs=0.5)}
 
 
+def test_every_key_is_explained_and_listed(capsys):
+    from unmask.cli.train_files import key_help
+    from unmask.train.config import keys
+
+    assert main(["train"]) == 0
+    page = capsys.readouterr().out
+    for key, cls, name in keys():
+        assert len(key_help(cls).get(name, "")) > 10, key
+        assert f"{key} " in page, key
+
+
 def test_tasks_that_cannot_be_measured_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'countdown'"):
         task_scorer(["countdwn"])

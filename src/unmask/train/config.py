@@ -112,12 +112,17 @@ class ModelConfig(_Group):
     """Network of `init=null`; sizes of a loaded model are its own."""
 
     d_model: Annotated[int, option(least=2)] = 256
+    """Width of the states. Small: fast, learns little; parameters and time grow with its square."""
     num_layers: Annotated[int, option(least=1)] = 6
+    """Number of layers. 1: no steps of thought; time and memory grow in proportion."""
     num_heads: Annotated[int, option(least=1)] = 4
+    """Number of attention heads, which share the width. 1: one pattern a layer; many: narrow ones."""
     d_ff: Annotated[int, option(least=1)] = 768
+    """Width of the feed-forward part, mostly 3 times d_model. Small: little is stored; large: slow."""
     max_length: Annotated[int, option(least=2)] = 1024
     """Maximum number of positions of the network's context."""
     rope_theta: Annotated[float, option(above=0)] = 10000.0
+    """Base of the rotary position angles. Small: distant positions look alike; large: near ones do."""
     vocab_size: Annotated[int, option(least=300)] = 2048
     """Size of the tokenizer that is learned from the data when none is given."""
     embed_std: Annotated[float, option(above=0)] = 0.5
@@ -152,13 +157,15 @@ class OptimConfig(_Group):
     muon_lr: Annotated[float, option(above=0)] = 0.01
     """Peak rate of Muon's matrices."""
     weight_decay: Annotated[float, option(least=0)] = 0.01
+    """Decay of matrices, times the rate, per step. 0: none; 1 and more: weights shrink to nothing."""
     warmup: Annotated[float, option(least=0, most=1)] = 0.05
     """Share of the steps in which the rate rises linearly from 0."""
     decay: Annotated[float, option(least=0, most=1)] = 0.3
     """Share of the steps, at the end, in which the rate falls linearly to `optim.final` of its peak."""
     final: Annotated[float, option(least=0, most=1)] = 0.05
+    """Rate of the last step as a share of the peak. 0: the end changes nothing; 1: no decay."""
     clip: Annotated[float, option(above=0)] = 1.0
-    """Maximum norm of the gradient."""
+    """Maximum norm of the gradient. Toward 0: all steps have one size; large: a bad batch may do harm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +177,7 @@ class LoraConfig(_Group):
     alpha: Annotated[float | None, option(above=0)] = None
     """Scale of an adapter is alpha/rank. Default: twice the rank."""
     dropout: Annotated[float, option(least=0, most=0.9)] = 0.0
+    """Share of an adapter's inputs that are zeroed in training. 0: none; 0.9: little is learned."""
     targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
     """Matrices with adapters: of q, k, v, o (attention), gate, up, down (feed-forward)."""
 
@@ -210,6 +218,7 @@ class WatchConfig(_Group):
     """Reports and checkpoints; `*_every` in steps, 0: never."""
 
     checkpoint_every: Annotated[int, option(least=1)] = 200
+    """Steps from one checkpoint to the next, and the most that a kill can cost. 1: mostly writing."""
     keep: Annotated[int, option(least=1)] = 2
     """Number of checkpoints that are kept, besides the best one by evaluation loss."""
     eval_every: Annotated[int, option(least=0)] = 50
@@ -217,6 +226,7 @@ class WatchConfig(_Group):
     sample_every: Annotated[int, option(least=0)] = 0
     """Answers to the first held-out (else training) prompts, written to samples.jsonl."""
     samples: Annotated[int, option(least=1)] = 4
+    """Number of prompts that `watch.sample_every` answers."""
     tasks: tuple[str, ...] = ()
     """Tasks of `unmask eval`, names or files of your own, whose accuracy is measured while training, e.g.
     [countdown,sudoku] (extra `eval`)."""
@@ -259,6 +269,7 @@ class TrainConfig(_Group):
     before it; causal: next token, of new networks; diffu_grpo: rewards of the model's own answers, see
     `rl.*`. auto: block_diffusion for models with blocks, else llada."""
     seed: Annotated[int, option(least=0)] = 0
+    """Seed of order, noise, new weights and answers; equal seeds give equal runs on the same CPU."""
     steps: Annotated[int | None, option(least=1)] = None
     """Optimizer steps. Default: those of `epochs`."""
     epochs: Annotated[float, option(above=0)] = 3.0
