@@ -30,7 +30,7 @@ def test_train_from_python_returns_the_folder_and_reports_steps(tmp_path):
         steps=3,
         report=lambda entry: seen.append(entry.step),
         watch={"sample_every": 3, "samples": 2},
-        **{"data.eval_fraction": 0.3},
+        data={"eval_fraction": 0.3},
         **SMALL,
     )
     assert seen == [1, 2, 3]

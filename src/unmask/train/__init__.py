@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class _CallableModule(ModuleType):
     """This package, which is also the function `unmask.train`."""
 
-    def __call__(self, data: Data, **settings: object) -> Trained:
+    def __call__(self, data: Data, /, **settings: object) -> Trained:
         """Train to the end; see `unmask.train.api.train`."""
         from unmask.train.api import train
 

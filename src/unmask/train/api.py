@@ -32,6 +32,7 @@ class Trained:
 
 def train(
     data: Data,
+    /,
     *,
     report: Callable[[StepLog], None] | None = None,
     reward: Reward | None = None,
