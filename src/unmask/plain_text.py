@@ -6,6 +6,7 @@ bidirectional controls, separators of lines and paragraphs, invisible characters
 
 from __future__ import annotations
 
+import json
 import re
 
 REPLACEMENT = "\ufffd"
@@ -40,3 +41,14 @@ def escaped(text: str) -> str:
 def markdown_text(text: str) -> str:
     """Return a text on one line that Markdown, with HTML in it, shows as it is, in a table's cell too."""
     return _MARKUP.sub(lambda match: f"\\{match[0]}", one_line(text))
+
+
+def script_json(value: object) -> str:
+    """Return a value as JSON for a script element of HTML, which no text in it can end.
+
+    Only "<" could end the element or open a comment; U+2028 and U+2029 are line ends of JavaScript.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for char, code in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
+        text = text.replace(char, code)
+    return text

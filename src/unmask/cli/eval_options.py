@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from unmask.cli.messages import say
 from unmask.errors import ConfigError
 from unmask.options import option
+from unmask.plugins import is_reference
 
 if TYPE_CHECKING:
     from unmask.config import Sources
@@ -41,6 +42,8 @@ KEYS = {
     "output": "output",
 }
 """Configuration key of each flag."""
+CALLS = {"decoder": "generation.strategy", "cache": "cache.name"}
+"""Keys of flags whose values may be files of the user's, or calls with knobs."""
 
 KEY_WORDS = Parameter(
     name="KEY=VALUE",
@@ -107,11 +110,7 @@ class KeyOptions:
     def words(self, words: Sequence[str]) -> list[str]:
         """Return the words, followed by the flags that are set, as overrides."""
         values = {name: getattr(self, name, None) for name in KEYS}
-        flags = [
-            f"{KEYS[name]}={_quoted(str(value))}"
-            for name, value in values.items()
-            if value is not None
-        ]
+        flags = [word(name, str(value)) for name, value in values.items() if value is not None]
         return [*words, *flags]
 
 
@@ -147,6 +146,13 @@ class SourceOptions:
             data_folder=Path(data) if data else None,
             may_run_code=os.environ.get("HF_ALLOW_CODE_EVAL") == "1",
         )
+
+
+def word(flag: str, value: str) -> str:
+    """Return a flag as an override; a decoder or cache that is no preset (a file, a call) by its name."""
+    is_preset = not is_reference(value) and "(" not in value
+    key = KEYS[flag] if is_preset else CALLS.get(flag, KEYS[flag])
+    return f"{key}={_quoted(value)}"
 
 
 def _quoted(text: str) -> str:

@@ -61,6 +61,9 @@ class EvalOptions(KeyOptions):
     num_processes: Annotated[int | None, option(metavar="N", least=1, most=MAX_PROCESSES)] = None
     """Number of processes that share the examples, on a GPU each or on the CPU. Default: 1."""
 
+    reproduce: Annotated[Path | None, option(metavar="FILE")] = None
+    """Repeat the run of this results.json and say what came out the same; exit status 1 if not all did."""
+
     judge: Annotated[Path | None, option(metavar="RUN")] = None
     """Judge the stored programs of this run folder; needs confirm_run_unsafe_code=true."""
 
@@ -72,7 +75,7 @@ def evaluate(
     multirun: Annotated[bool, Parameter(alias="-m")] = False,
     cfg: Annotated[str | None, option(metavar="job")] = None,
     as_json: Annotated[bool, PRINT_JSON] = False,
-) -> None:
+) -> int:
     """Evaluate a task: accuracy and speed.
 
     The keys are Hydra's: `dataset.name=gsm8k generation=klass model=llada-inst`. The same command
@@ -89,7 +92,11 @@ def evaluate(
         if multirun or cfg is not None or options.num_processes is not None:
             raise ConfigError("--judge takes no -m, --cfg or --num-processes; leave them out")
         present([_judge(options.judge, keys, sources)], [str(options.judge)], as_json)
-        return
+        return 0
+    if options.reproduce is not None:
+        if multirun or cfg is not None or options.num_processes is not None:
+            raise ConfigError("--reproduce takes no -m, --cfg or --num-processes; leave them out")
+        return _reproduce(options.reproduce, keys, sources, as_json)
     if cfg is None:
         runs = planned(keys, sources, multirun)
         if _shares(runs, options.num_processes):
@@ -97,7 +104,7 @@ def evaluate(
             again += ["--json"] if as_json else []
             raise SystemExit(launcher.start(options.num_processes or 1, ["eval", *again]))
         run(runs, as_json)
-        return
+        return 0
     if cfg != "job":
         raise ConfigError(f"--cfg {cfg}: only job is there, the configuration of the run")
     if multirun:
@@ -105,6 +112,48 @@ def evaluate(
     from unmask.cli.config import print_job
 
     print_job(keys, sources)
+    return 0
+
+
+def _reproduce(path: Path, words: Sequence[str], sources: Sources, as_json: bool) -> int:
+    """Repeat a run, print what is the same, and return the exit status."""
+    from unmask.config import compose
+    from unmask.config.overrides import parse
+    from unmask.evals.reproduce import check_model, compare, reproduction_of
+    from unmask.evals.run import evaluate
+    from unmask.models import with_revision
+
+    composed = compose(words, sources)
+    changes: dict[str, object] = {}
+    for each in parse(words):
+        if each.key == "model" or each.key.startswith("model."):
+            name = composed["model.path"] or composed["model.name"]
+            changes["model"] = with_revision(name, composed["model.revision"])
+        elif each.key in composed.values:
+            changes["data" if each.key == "dataset.path" else each.key] = composed[each.key]
+        else:
+            changes[each.key] = each.value
+    before, settings = reproduction_of(path, changes)
+    from unmask.engine.llm import LLM
+
+    llm = LLM(settings.model, dtype=settings.dtype, device=settings.device)
+    check_model(path, before, llm)
+    with progress(f"{settings.task_name} {settings.method.decoder_name}") as report:
+        found = compare(path, before, evaluate(settings, report, llm))
+    present([before, found.now], [str(path), settings.output], as_json)
+    for name, (old, new) in found.environment.items():
+        note(f"{name} was {old}, is {new}")
+    for name, (old, new) in found.counts.items():
+        print(f"differs: {name} was {old}, is {new}", file=sys.stderr)
+    if found.docs:
+        listed = ", ".join(map(str, found.docs[:8]))
+        print(f"differs: {len(found.docs)} documents (the first: {listed})", file=sys.stderr)
+    what = (
+        "answers and scores" if found.has_texts else "scores (the answers are not beside the file)"
+    )
+    if found.is_same:
+        print(f"reproduced: {len(before.docs)} documents, the same {what}", file=sys.stderr)
+    return int(not found.is_same)
 
 
 def _shares(runs: Sequence[EvalSettings], num_processes: int | None) -> bool:
@@ -141,7 +190,7 @@ def run(runs: Sequence[EvalSettings], as_json: bool) -> None:
         label = f"{settings.task_name} {settings.method.decoder_name}"
         if len(runs) > 1:
             label = f"{number}/{len(runs)} {label}"
-        with _progress(label) as report:
+        with progress(label) as report:
             results.append(evaluate(settings, report))
     if not is_first():
         return
@@ -190,7 +239,7 @@ def planned(words: Sequence[str], sources: Sources, is_sweep: bool) -> list[Eval
 
 
 @contextmanager
-def _progress(label: str) -> Iterator[Any]:
+def progress(label: str) -> Iterator[Any]:
     """Show a bar on a terminal, else print a line at every tenth; both on standard error."""
     console = Console(stderr=True, highlight=False)
     if not is_first():

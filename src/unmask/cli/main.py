@@ -44,6 +44,14 @@ COMMANDS = {
         "Serve a model over HTTP: OpenAI's and SGLang's routes, infilling, a playground.",
     ),
     "eval": ("evaluate:evaluate", "Evaluate a task: accuracy and speed."),
+    "compare": (
+        "compare:compare",
+        "Compare decoders and caches on a task: table, plots, and a page of all answers.",
+    ),
+    "samples": (
+        "samples:samples",
+        "Show the answers of a run of `eval`, or those by which two runs differ.",
+    ),
     "report": (
         "report:report",
         "Compare runs of `eval`: a table, and plots of quality against speed.",
@@ -56,6 +64,10 @@ COMMANDS = {
     ),
     "data": ("data:data", "Look at the rows of a training before it is run."),
     "demo": ("commands:demo", "Watch a small model solve word problems, a Sudoku and an infill."),
+    "cite": (
+        "cite:cite",
+        "Print BibTeX of unmask, and of the papers behind a decoder and a cache.",
+    ),
     "models": (
         "commands:models",
         "List the bundled models, those in the local hub cache, and the presets of known ones.",

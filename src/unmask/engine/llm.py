@@ -97,7 +97,7 @@ class LLM:
             is_own = False
         else:
             folder = resolve_model(model, revision)
-            self.name = str(model)
+            self.name, self.folder = str(model), folder
             is_own = tokenizer is None and folder in BUNDLED.values()
             if not is_own:
                 fork_server().start()  # imports transformers while the weights are read
@@ -136,6 +136,8 @@ class LLM:
         )
         self.requests = RequestBuilder(self.prompts, self.facts, self.stop_ids, self._drafter)
 
+    folder: Path | None = None
+    """Folder of the checkpoint; None for a network from Python."""
     make_runner: Callable[..., ModelRunner] = ModelRunner
     """The class that runs the forwards; measurements replace it."""
 

@@ -86,7 +86,7 @@ def judge(folder: Path, *, may_run_code: bool, data: str | None = None) -> Resul
             resolved={**before.resolved, "sandbox": wall},
         )
         with writing(folder):
-            write_scores(folder, scored.samples)
+            write_scores(folder, scored.samples, scored.task.doc_to_text)
             results.write(folder)
             write_text(folder / "results.md", markdown(results))
     return results

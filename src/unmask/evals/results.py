@@ -255,14 +255,27 @@ def paired(first: Results, run: Results) -> str:
         return "other task"
     if not (first.is_judged and run.is_judged):
         return NOT_JUDGED
+    gain = paired_gain(first, run)
+    if gain is None:
+        return "no common documents"
+    return f"{100 * gain[0]:+.1f} ± {100 * gain[1]:.1f}"
+
+
+def paired_gain(first: Results, run: Results) -> tuple[float, float] | None:
+    """Return the mean gain in score over the first run, and its paired standard error.
+
+    None for another task, and for fewer than two judged documents in common.
+    """
+    if run.task != first.task or not (first.is_judged and run.is_judged):
+        return None
     before = dict(zip(first.docs, first.right, strict=True))
     gains = [
         right - before[doc] for doc, right in zip(run.docs, run.right, strict=True) if doc in before
     ]
     if len(gains) < 2:
-        return "no common documents"
+        return None
     mean = accuracy(gains)
-    return f"{100 * mean['accuracy']:+.1f} ± {100 * mean['accuracy_stderr']:.1f}"
+    return mean["accuracy"], mean["accuracy_stderr"]
 
 
 def _cell(metrics: Mapping[str, float], name: str, spec: str) -> str:

@@ -29,6 +29,7 @@ from unmask.evals.sandbox import sandbox_name
 from unmask.evals.scoring import Judgment, Scored, TaskPart, digest_of, judgment, load_task, score
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import uses_chat
+from unmask.models.digests import checkpoint_digests, file_digest
 from unmask.version import __version__
 
 if TYPE_CHECKING:
@@ -78,14 +79,19 @@ def processes(device: str | None = None) -> Processes:
 
 
 def evaluate(
-    settings: EvalSettings, progress: Progress | None = None, llm: LLM | None = None
+    settings: EvalSettings,
+    progress: Progress | None = None,
+    llm: LLM | None = None,
+    *,
+    has_curves: bool = True,
 ) -> Results:
     """Run a task and write the run folder, whose files docs/reference/numbers.md describes.
 
     Programs are judged with `confirm_run_unsafe_code` only, else stored for `judging.judge`. A run is
     resumed from the answers in its folder, which are neither generated again nor counted twice. Processes
     started by torchrun or accelerate launch share the documents; each returns the same results. `llm`: the
-    model, if loaded. Raises ConfigError, ModelError, PromptError and DependencyError (extra `eval`).
+    model, if loaded. `has_curves`: with traces, compute the early answers too, which costs a forward for
+    each one of the answers. Raises ConfigError, ModelError, PromptError and DependencyError (extra `eval`).
     """
     _need_lm_eval()
     if settings.entry.runs_code and settings.judges:
@@ -98,18 +104,22 @@ def evaluate(
         if group.rank == 0:
             stack.enter_context(begin_run(settings))
         group.wait()
-        return _evaluate(settings, group, llm, progress)
+        return _evaluate(settings, group, llm, progress, has_curves)
 
 
 def _evaluate(
-    settings: EvalSettings, group: Processes, llm: LLM, progress: Progress | None
+    settings: EvalSettings,
+    group: Processes,
+    llm: LLM,
+    progress: Progress | None,
+    has_curves: bool,
 ) -> Results:
     """Run a task in a folder that is locked."""
     stored = read_all(settings.folder)
     group.wait()
     session = 1 + max((item.session for item in stored.values()), default=0)
     with Journal(settings.folder, group.rank, session) as journal:
-        run = _Run(llm, settings, group, journal, stored, progress)
+        run = _Run(llm, settings, group, journal, stored, progress, has_curves)
         scored = _scored(llm, settings, run)
     if group.rank == 0:
         results = _results(llm, settings, run, scored)
@@ -134,6 +144,7 @@ class _Run:
     journal: Journal
     stored: dict[str, StoredAnswer]
     progress: Progress | None
+    has_curves: bool
     answers: list[StoredAnswer] = field(default_factory=list)
     stops: tuple[str, ...] = ()
     digest: str = ""
@@ -223,7 +234,7 @@ def _results(llm: LLM, settings: EvalSettings, run: _Run, scored: Scored | None)
     measured["peak_memory_bytes"] = float(peak_memory_bytes(llm.model.device))
     if scored is not None:
         with writing(settings.folder):
-            write_scores(settings.folder, scored.samples)
+            write_scores(settings.folder, scored.samples, scored.task.doc_to_text)
     method = settings.method.bind(llm.spec.block_size)
     return Results(
         task=settings.task_name,
@@ -264,6 +275,8 @@ def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, object]:
         "num_sessions": max(item.session for item in run.answers),
         "num_processes": run.group.count,
         "documents": run.digest,
+        "checkpoint": None if llm.folder is None else checkpoint_digests(llm.folder),
+        "files": {str(path): file_digest(path) for path in settings.files()},
         **({"sandbox": sandbox_name()} if entry.runs_code and settings.judges else {}),
     }
 
@@ -271,7 +284,7 @@ def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, object]:
 def _early(llm: LLM, settings: EvalSettings, run: _Run, scored: Scored) -> tuple[float, ...]:
     """Return the early answer convergence; empty without traces, and for tasks that run code."""
     entry = settings.entry
-    if not settings.trace or entry.choices or entry.runs_code:
+    if not settings.trace or not run.has_curves or entry.choices or entry.runs_code:
         return ()
     judge = convergence.judge_of(scored.task, entry.metric, entry.filter)
     curves, confidences = [], convergence.ConfidenceMap()

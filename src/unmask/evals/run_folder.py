@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
@@ -32,7 +32,8 @@ CONFIG = "config.yaml"
 TASK = "dataset.name"
 """Key of the task in config.yaml: lm-eval takes any YAML file with `task` for one of its tasks."""
 SAMPLES = "samples*.jsonl"
-OWN_FILES = (SAMPLES, "results.json", "results.md", "scores.jsonl", "confidence.json")
+SCORES = "scores.jsonl"
+OWN_FILES = (SAMPLES, "results.json", "results.md", SCORES, "confidence.json")
 
 
 def begin_run(settings: EvalSettings) -> FolderLock:
@@ -114,6 +115,7 @@ class Sample(TypedDict):
     """lm-eval's record of a document under a filter; the metrics are further keys, named by `metrics`."""
 
     doc_id: int
+    doc: object
     filter: str
     target: object
     filtered_resps: object
@@ -131,15 +133,21 @@ def set_misses(sample: Sample) -> None:
         sample[name] = 0.0  # type: ignore[literal-required]
 
 
-def write_scores(folder: Path, samples: Sequence[Sample]) -> None:
-    """Write scores.jsonl: per document and filter the extracted answer and its metrics."""
+def write_scores(
+    folder: Path, samples: Sequence[Sample], prompt_of: Callable[[object], object]
+) -> None:
+    """Write scores.jsonl: per document and filter the prompt, the extracted answer and its metrics.
+
+    `prompt_of` returns the prompt of a document, without worked examples.
+    """
     lines = []
     for item in sorted(samples, key=lambda item: (item["doc_id"], item["filter"])):
         record = {"doc": item["doc_id"], "filter": item["filter"], "target": item["target"]}
         record["taken"] = item["filtered_resps"]
+        record["prompt"] = str(prompt_of(item["doc"]))
         record |= {name: item[name] for name in item["metrics"]}  # type: ignore[literal-required]
         lines.append(json.dumps(record, ensure_ascii=False, default=str))
-    write_text(folder / "scores.jsonl", "\n".join(lines) + "\n")
+    write_text(folder / SCORES, "\n".join(lines) + "\n")
 
 
 @dataclass(frozen=True)

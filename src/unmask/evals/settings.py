@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from unmask.data.own_metrics import PYTHON
 from unmask.errors import ConfigError
 from unmask.evals.catalog import CATALOG, TaskEntry
 from unmask.evals.own_task import OwnTask, own_task
@@ -126,6 +127,14 @@ class EvalSettings:
     def task_name(self) -> str:
         """Name of the task in results and tables."""
         return self.task if self.own is None else self.own.name
+
+    def files(self) -> list[Path]:
+        """Return the files of the user's that take part: task, examples, metric, decoder and cache."""
+        python = (self.metric or "").removeprefix(PYTHON)
+        code = [self.method.decoder_name, self.method.cache_name, python]
+        names = [text[: text.rfind(".py") + 3] for text in code if ".py" in text]
+        own = [self.task, self.shots] if self.own is not None else []
+        return [Path(name) for name in (*own, *names) if name is not None and Path(name).is_file()]
 
     @property
     def folder(self) -> Path:

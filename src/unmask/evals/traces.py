@@ -53,18 +53,21 @@ def compact(request: Request, output: Output) -> AnswerTrace:
     }
 
 
-def replay(trace: AnswerTrace, mask_id: int) -> Iterator[Canvas]:
-    """Yield the canvas before every forward, and the final canvas."""
+def opening(trace: AnswerTrace, mask_id: int) -> Canvas:
+    """Return the canvas before the first forward."""
     prompt, count = trace["prompt_ids"], trace["num_positions"]
     blanks = [False] * len(prompt) + [True] * count
-    canvas = new_canvas([*prompt, *[mask_id] * count], blanks, len(prompt), mask_id)
-    for number, parts in enumerate(trace["steps"]):
-        yield canvas
+    return new_canvas([*prompt, *[mask_id] * count], blanks, len(prompt), mask_id)
+
+
+def edits_of(trace: AnswerTrace) -> Iterator[Edit]:
+    """Yield the edit of every forward."""
+    for parts in trace["steps"]:
         commits, remasked, replaced, inserted, deleted, appended = (
             np.array(part, dtype=np.int64) for part in [*parts, [], [], [], [], []][:6]
         )
         commits, replaced = commits.reshape(-1, 3), replaced.reshape(-1, 2)
-        edit = Edit(
+        yield Edit(
             commit=commits[:, 0],
             tokens=commits[:, 1],
             confidence=commits[:, 2] / SCALE,
@@ -75,5 +78,12 @@ def replay(trace: AnswerTrace, mask_id: int) -> Iterator[Canvas]:
             delete=deleted,
             append=appended,
         )
-        canvas = apply(canvas, edit, number)
+
+
+def replay(trace: AnswerTrace, mask_id: int) -> Iterator[Canvas]:
+    """Yield the canvas before every forward, and the final canvas."""
+    canvas = opening(trace, mask_id)
     yield canvas
+    for number, edit in enumerate(edits_of(trace)):
+        canvas = apply(canvas, edit, number)
+        yield canvas
