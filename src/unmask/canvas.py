@@ -25,6 +25,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 NO_POSITIONS: Ints = np.zeros(0, dtype=np.int64)
 NO_SCORES: Floats = np.zeros(0, dtype=np.float64)
+NO_TOP: Ints = np.zeros((0, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,7 +452,8 @@ class Ask:
     confidence and statistics from the sampling distribution, after temperature, top_p and top_k, instead of
     the model's own. `shadows`: positions to predict as if they were open, by shadow queries, which attend
     to every position but their own and, with `shadows_attend`, to each other. `allowed`: the tokens that
-    the request's constraint allows at `rows`; the engine sets it, a decoder leaves it None.
+    the request's constraint allows at `rows`; the engine sets it, a decoder leaves it None. `num_top` and
+    `named`: return the log-probabilities of so many likeliest tokens and of these token ids.
 
     Positions ascend, are unique and lie within the canvas (see `ask_fault`). Raises ConfigError for an
     unknown statistic.
@@ -469,6 +471,8 @@ class Ask:
     bias: Bias | None = None
     credit: Credit | None = None
     allowed: Allowed | None = None
+    num_top: int = 0
+    named: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the names of the statistics."""
@@ -486,7 +490,7 @@ class Reading:
     function of (seed, forward, position identity). `stats`: the requested statistics; with `Credit` also
     the model's likeliest token without it (`raw_token`, `raw_confidence`). `shadow_log_odds`: of the
     canvas's token at each shadow. `top_v`: number of tokens over which the confidence was computed, None
-    for all.
+    for all. `top_tokens` and `top_log_probs` `(n, k)`: the likeliest tokens and the named ones, in nats.
     """
 
     positions: Ints
@@ -496,6 +500,8 @@ class Reading:
     stats: Mapping[str, Floats] = field(default_factory=dict)
     shadow_log_odds: Floats = field(default_factory=lambda: NO_SCORES)
     top_v: int | None = None
+    top_tokens: Ints = field(default_factory=lambda: NO_TOP)
+    top_log_probs: Floats = field(default_factory=lambda: NO_TOP.astype(np.float64))
 
     @property
     def confidence(self) -> Floats:
@@ -517,6 +523,10 @@ class Reading:
             tokens=self.tokens[selected],
             log_odds=self.log_odds[selected],
             uniform=self.uniform[selected],
+            top_tokens=self.top_tokens[selected] if self.top_tokens.size else self.top_tokens,
+            top_log_probs=self.top_log_probs[selected]
+            if self.top_tokens.size
+            else self.top_log_probs,
             stats={name: values[selected] for name, values in self.stats.items()},
         )
 

@@ -274,7 +274,7 @@ def test_a_decoders_name_is_a_name(client, decoder):
         ("guided_grammar", "root ::= a", None),
         ("repetition_penalty", 1.1, 1.0),
         ("skip_special_tokens", False, True),
-        ("top_logprobs", 3, None),
+        ("top_logprobs", 21, None),
         ("reasoning_effort", "high", None),
     ],
 )
@@ -464,7 +464,7 @@ def test_a_block_that_would_reach_beyond_the_context_is_cut_or_refused(client, l
         (CHAT_URL, {"messages": [{"role": "user", "content": "a"}] * 1025}),
         (COMPLETIONS, {"prompt": ["a"] * 65}),
         (COMPLETIONS, {"prompt": "a", "best_of": 2}),
-        (COMPLETIONS, {"prompt": "a", "logprobs": 5}),
+        (COMPLETIONS, {"prompt": "a", "logprobs": 21}),
         (COMPLETIONS, {"prompt": "a", "echo": True}),
         (INFILL, {"parts": ["a", 1] * 600}),
         (CHAT_URL, {"decoder_args": {f"k{i}": 1 for i in range(65)}}),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from unmask.canvas import Canvas, Edit
+from unmask.canvas import Canvas, Edit, Reading
 from unmask.distributed.tensor_parallel import new_paged_store
 from unmask.engine.config import EngineConfig
 from unmask.engine.kv_budget import KVBudget
@@ -64,6 +64,8 @@ class RequestUpdate:
     queue_s: float
     output: Output | None = None
     error: BaseException | None = None
+    reading: Reading | None = None
+    """The forward's reading, for a request of log-probabilities."""
 
 
 Listener = Callable[[RequestUpdate], None]
@@ -511,6 +513,7 @@ class Engine:
                     queue_s=handle.queue_s,
                     output=output,
                     error=error,
+                    reading=None if event is None else event.reading,
                 )
             )
         if capture.error is not None:

@@ -19,7 +19,7 @@ from unmask.engine.sampler_state import Candidates
 from unmask.engine.sequence import SequenceState
 from unmask.models.transformer import Transformer
 from unmask.sampling.params import SamplingParams
-from unmask.sampling.sampler import STATS, Span, Vocabulary, log_odds, propose
+from unmask.sampling.sampler import STATS, Span, Vocabulary, log_odds, num_columns, propose
 from unmask.sampling.token_frequencies import load_background
 
 Classes = NDArray[np.int32]
@@ -75,7 +75,10 @@ class LMHead:
         starts = np.cumsum([0, *(len(part.ask.rows) for part in parts)])
         num_shadows = sum(len(part.ask.shadows) for part in parts)
         packed = torch.zeros(
-            int(starts[-1]) + num_shadows, 2 + len(STATS), dtype=torch.float64, device=flat.device
+            int(starts[-1]) + num_shadows,
+            num_columns([part.ask for part in parts]),
+            dtype=torch.float64,
+            device=flat.device,
         )
         groups: dict[int, tuple[Vocabulary, list[int]]] = {}
         for i, part in enumerate(parts):
@@ -147,7 +150,7 @@ class LMHead:
         for number, (i, piece) in enumerate(chosen):
             count = piece.stop - piece.start
             at = int(starts[i]) + piece.start
-            packed[at : at + count] = values[row : row + count]
+            _copy_rows(packed[at : at + count], values[row : row + count])
             row += count
             if number in distributions:
                 self._keep(parts[i], piece, distributions[number])
@@ -278,6 +281,15 @@ class LMHead:
                 at = torch.from_numpy(start + chosen).to(flat.device)
                 packed[at, 1] = log_odds(logits, tokens).double()
             start += len(shadows)
+
+
+def _copy_rows(target: Tensor, values: Tensor) -> None:
+    """Copy packed rows into wider ones, in place: the likeliest tokens, then their log-probabilities."""
+    first = 2 + len(STATS)
+    own, half = (values.shape[1] - first) // 2, (target.shape[1] - first) // 2
+    target[:, : first + own] = values[:, : first + own]
+    target[:, first + own : first + half] = -1.0
+    target[:, first + half : first + half + own] = values[:, first + own :]
 
 
 def _frequency_vocabulary(

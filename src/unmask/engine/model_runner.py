@@ -230,7 +230,8 @@ class ModelRunner:
         computed = np.isin(rows, plan.queries)
         read = positions[computed]
         allowed = allowed_tokens(request, canvas, sequence.limit, read)
-        ask = replace(ask, rows=read, allowed=allowed)
+        top, named = request.num_top, request.named
+        ask = replace(ask, rows=read, allowed=allowed, num_top=top, named=named)
         return ForwardInput(sequence, ask, rows[computed], plan)
 
     @staticmethod
@@ -336,6 +337,7 @@ class ModelRunner:
             )
             if is_plain and np.isnan(own[:, :2]).any():
                 raise ModelError(NOT_FINITE)
+            top_tokens, top_log_probs = _top_of(own, part.ask)
             names: list[str] = [name for name in STATS if name in part.ask.stats]
             names += ["eos_top"] if "eos" in names else []
             if part.ask.credit is not None:
@@ -350,6 +352,8 @@ class ModelRunner:
                     tokens=own[:, 0].astype(np.int64),
                     log_odds=own[:, 1].copy(),
                     uniform=uniform(part.keys),
+                    top_tokens=top_tokens,
+                    top_log_probs=top_log_probs,
                     stats={name: own[:, 2 + STATS.index(name)].copy() for name in names},
                     shadow_log_odds=values[shadow:shadow_end, 1].copy(),
                     top_v=effective_top_v(part.sequence.request.sampling_params, part.ask),
@@ -438,6 +442,14 @@ class ModelRunner:
         tokens = fed_tokens(item.sequence.canvas, sees_prompt)[item.plan.queries]
         masks = np.full(len(item.ask.shadows), self.model.spec.mask_id, dtype=np.int64)
         return np.concatenate((tokens, masks))
+
+
+def _top_of(values: np.ndarray, ask: Ask) -> tuple[Ints, Floats]:
+    """Return the likeliest and named tokens of packed rows and their log-probabilities, `(n, k)`."""
+    first = 2 + len(STATS)
+    half, count = (values.shape[1] - first) // 2, ask.num_top + len(ask.named)
+    tokens = values[:, first : first + count].astype(np.int64)
+    return tokens, values[:, first + half : first + half + count].copy()
 
 
 def _up_to(plan: CachePlan, limit: int | None) -> CachePlan:

@@ -28,6 +28,8 @@ class Request:
     """One sequence to decode by a method; `stop_ids` end the answer when `stop_at_eos`.
 
     `constraint` is the automaton that the answer, or each blank of an infill, must be accepted by.
+    `num_top` and `named`: return the log-probabilities of so many likeliest tokens and of these token ids
+    with each event.
     """
 
     canvas: Canvas
@@ -37,6 +39,8 @@ class Request:
     stop_at_eos: bool
     facts: ModelFacts
     constraint: TokenAutomaton | None = None
+    num_top: int = 0
+    named: tuple[int, ...] = ()
 
     @property
     def decoder(self) -> AnyDecoder:

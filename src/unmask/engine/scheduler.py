@@ -27,13 +27,14 @@ class Event:
     """The result of a forward for one sequence: the canvas before it, the edit, and the sequence.
 
     `error` is an exception of the sequence's own decoder or cache; the sequence has then left the batch,
-    unfinished, and the edit is empty.
+    unfinished, and the edit is empty. `reading` is that of the forward, for a request of log-probabilities.
     """
 
     before: Canvas
     edit: Edit
     sequence: SequenceState
     error: BaseException | None = None
+    reading: Reading | None = None
 
 
 class Scheduler:
@@ -211,7 +212,9 @@ class Scheduler:
             sequence.advance(edit, cost, observation)
             self.runner.follow(sequence, before)
             sequence.cache_bytes = max(sequence.cache_bytes, self.runner.cache_bytes(sequence))
-        return Event(before, edit, sequence, capture.error)
+        request = sequence.request
+        reading = observation.reading if request.num_top or request.named else None
+        return Event(before, edit, sequence, capture.error, reading)
 
 
 def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Event]:

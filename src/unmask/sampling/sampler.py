@@ -120,7 +120,8 @@ def propose(
     forbidden tokens count as -inf, for the proposal, its log-odds and all statistics but "gap".
     """
     logits = logits_NV.float()
-    packed = torch.zeros(len(logits), 2 + len(STATS), dtype=torch.float64, device=logits.device)
+    width = num_columns([span.ask for span in spans])
+    packed = torch.zeros(len(logits), width, dtype=torch.float64, device=logits.device)
     _add_biases(logits, spans, vocabulary)
     _add_credit(logits, spans, vocabulary, packed)
     no_eos = _rows(spans, lambda span: span.params.logits_eos_inf)
@@ -133,6 +134,7 @@ def propose(
     _constrain(logits, tokens, forbidden, spans, keys, vocabulary)
     _end_is_top(tokens, spans, vocabulary, packed)
     _sample(logits, tokens, forbidden, spans, keys, vocabulary)
+    _likeliest(logits, spans, vocabulary, packed)
     for rows, column in _suppressed_scores(spans, vocabulary):
         logits[rows, column] = -torch.inf
     distributions = _divergence(logits, spans, packed)
@@ -142,6 +144,39 @@ def propose(
     if top_v is not None:
         packed[top_v[0], 1] = top_v[1].double()
     return packed, distributions
+
+
+def num_columns(asks: list[Ask]) -> int:
+    """Return the number of columns of a packed result: the token, its log-odds, statistics, and pairs.
+
+    The pairs are the likeliest and the named tokens and their log-probabilities: all tokens come first.
+    """
+    return 2 + len(STATS) + 2 * max((ask.num_top + len(ask.named) for ask in asks), default=0)
+
+
+def _likeliest(logits: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor) -> None:
+    """Fill in the likeliest tokens, fewer than asked for in a small vocabulary, and the named ones.
+
+    Columns beyond them have the token -1. A named token without a column has the log-probability -inf.
+    """
+    start, first = 0, 2 + len(STATS)
+    half = (packed.shape[1] - first) // 2
+    for span in spans:
+        end = start + len(span.positions)
+        ask, rows = span.ask, slice(start, end)
+        if (ask.num_top or ask.named) and end > start:
+            shares = logits[rows].log_softmax(dim=-1)
+            packed[rows, first : first + half] = -1.0
+            count = min(ask.num_top, shares.shape[-1])
+            top = shares.index_fill(1, vocabulary.forbidden, -torch.inf).topk(count, dim=-1)
+            packed[rows, first : first + count] = vocabulary.token_ids[top.indices].double()
+            packed[rows, first + half : first + half + count] = top.values.double()
+            for number, id_ in enumerate(ask.named, start=count):
+                at = (vocabulary.token_ids == id_).nonzero()[:, 0]
+                values = shares[:, at[0]].double() if len(at) else -torch.inf
+                packed[rows, first + number] = float(id_)
+                packed[rows, first + half + number] = values
+        start = end
 
 
 def _column(name: str) -> int:

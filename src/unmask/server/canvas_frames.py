@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unmask.canvas import Canvas, Edit
+from unmask.canvas import Canvas, Edit, Reading
 from unmask.server.reply_models import CanvasPosition, StreamFrame
 
 if TYPE_CHECKING:
@@ -36,6 +36,24 @@ class Confidences:
     def __init__(self) -> None:
         self._by_uid: dict[int, float] = {}
         self._forward: dict[int, int] = {}
+        self._likeliest: dict[int, list[tuple[int, float]]] = {}
+
+    def add_likeliest(self, before: Canvas, edit: Edit, reading: Reading) -> None:
+        """Store the likeliest tokens at the positions that an edit of `before` decides."""
+        for position in (*edit.commit.tolist(), *edit.replace.tolist()):
+            row = int(np.searchsorted(reading.positions, position))
+            if row < len(reading.positions) and reading.positions[row] == position:
+                pairs = zip(
+                    reading.top_tokens[row].tolist(),
+                    reading.top_log_probs[row].tolist(),
+                    strict=True,
+                )
+                unique = {id_: max(share, -9999.0) for id_, share in pairs if id_ >= 0}
+                self._likeliest[int(before.uid[position])] = list(unique.items())
+
+    def likeliest(self, uid: int) -> list[tuple[int, float]]:
+        """Return token ids and their log-probabilities when a token was decided; none without a request."""
+        return self._likeliest.get(uid, [])
 
     def apply(self, before: Canvas, edit: Edit, forward: int = 0) -> None:
         """Update the confidences with an edit of the canvas `before`, made by a forward."""

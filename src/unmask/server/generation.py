@@ -175,12 +175,14 @@ class Generation:
 class CommittedToken:
     """A token, its log-probability in nats at its commit (None: not available), and the forward of it.
 
-    Forwards count from 1; None: no forward decided it.
+    Forwards count from 1; None: no forward decided it. `likeliest`: ids and log-probabilities of the
+    likeliest and the named tokens then, if they were requested.
     """
 
     token: int
     logprob: float | None
     forward: int | None
+    likeliest: list[tuple[int, float]]
 
 
 class Answer:
@@ -239,6 +241,8 @@ class Answer:
         """Add an update; return the text that it made final."""
         if update.kind == "step":
             self.confidences.apply(update.before, update.edit, update.num_forwards)
+            if update.reading is not None:
+                self.confidences.add_likeliest(update.before, update.edit, update.reading)
         self.canvas, self.weights_version = update.canvas, update.handle.num_changes
         self.num_forwards, self.num_queries = update.num_forwards, update.num_queries
         self.num_draft_forwards = update.num_draft_forwards
@@ -277,6 +281,7 @@ class Answer:
                 int(self.canvas.tokens[position]),
                 self.confidences.logprob(int(self.canvas.uid[position])),
                 self.confidences.forward(int(self.canvas.uid[position])),
+                self.confidences.likeliest(int(self.canvas.uid[position])),
             )
             for position in positions
         ]

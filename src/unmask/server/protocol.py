@@ -23,6 +23,8 @@ MAX_MESSAGES = 1024
 MAX_TOKENS = 1 << 20
 MAX_KNOBS = 64
 MAX_GIVEN = 4096
+MAX_TOP = 20
+MAX_NAMED = 128
 """Upper limits of a request; the context length and the queue limit it further."""
 MESSAGE_HINTS = frozenset(
     (
@@ -230,6 +232,13 @@ class DecodingRequest(StrictModel):
         description="seconds before the request is aborted; default and maximum: the server's",
     )
     user: str | None = Field(None, max_length=256, description="written to the log; no other use")
+    logprob_token_ids: (
+        Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)]], list_limits(max_length=MAX_NAMED)]
+        | None
+    ) = Field(
+        None,
+        description="ids of tokens whose log-probabilities are returned with each token; needs logprobs",
+    )
     response_format: dict[str, JsonValue] | None = Field(
         None,
         description="OpenAI's form of structured output: type text, json_object, or json_schema with "
@@ -282,6 +291,16 @@ class DecodingRequest(StrictModel):
         return False
 
     @property
+    def num_top(self) -> int:
+        """The number of likeliest tokens to return with each token."""
+        return 0
+
+    @property
+    def named(self) -> tuple[int, ...]:
+        """The ids of the tokens whose log-probabilities are to be returned with each token."""
+        return tuple(dict.fromkeys(self.logprob_token_ids or ())) if self.wants_logprobs else ()
+
+    @property
     def wants_canvas(self) -> bool:
         """True if the stream is to contain whole canvases."""
         return self.stream_mode == "canvas"
@@ -295,6 +314,8 @@ class DecodingRequest(StrictModel):
             raise ValueError('stream_mode="canvas" needs stream=true')
         if self.stream_mode == "canvas" and self.stops:
             raise ValueError('stop has no effect on stream_mode="canvas"; leave one of them out')
+        if self.logprob_token_ids and not self.wants_logprobs:
+            raise ValueError("logprob_token_ids needs logprobs")
         return self
 
 
@@ -400,8 +421,8 @@ class ChatRequest(TemplateFields, DecodingRequest):
     logprobs: bool | None = Field(
         None, description="return the log-probability of each token when it was committed"
     )
-    top_logprobs: Literal[0] | None = Field(
-        None, description="only 0: log-probabilities of other tokens are not available"
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = Field(
+        None, description="number of likeliest tokens to return with each token; needs logprobs"
     )
     add_special_tokens: bool | None = Field(
         None,
@@ -430,6 +451,11 @@ class ChatRequest(TemplateFields, DecodingRequest):
         return bool(self.logprobs)
 
     @property
+    def num_top(self) -> int:
+        """The number of likeliest tokens to return with each token."""
+        return self.top_logprobs or 0
+
+    @property
     def wants_canvas(self) -> bool:
         """True if the stream is to contain whole canvases."""
         return self.stream_mode == "canvas" or bool(self.diffusing)
@@ -440,6 +466,8 @@ class ChatRequest(TemplateFields, DecodingRequest):
         if None not in both and both[0] != both[1]:
             texts = f"max_tokens={both[0]}", f"max_completion_tokens={both[1]}"
             raise ContradictionError("max_tokens", *texts)
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
         if self.diffusing and self.stream and self.stops:
             raise ValueError("stop has no effect with diffusing; leave one of them out")
         return self
@@ -461,15 +489,23 @@ class CompletionRequest(DecodingRequest):
         None,
         description="the tokenizer's begin token before a text that has none; default: true",
     )
-    logprobs: Annotated[Literal[0] | None, BeforeValidator(none_for_false)] = Field(
+    logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_TOP)] | None, BeforeValidator(none_for_false)
+    ] = Field(
         None,
-        description="only 0: return the log-probability of each token when it was committed",
+        description="return the log-probability of each token when it was committed, and those of so many "
+        "likeliest tokens",
     )
 
     @property
     def wants_logprobs(self) -> bool:
         """True if the reply is to contain log-probabilities."""
         return self.logprobs is not None
+
+    @property
+    def num_top(self) -> int:
+        """The number of likeliest tokens to return with each token."""
+        return self.logprobs or 0
 
 
 class FimRequest(CompletionRequest):

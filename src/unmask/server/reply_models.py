@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SkipValidation
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 from starlette.responses import JSONResponse
 from typing_extensions import NotRequired, TypedDict
 
@@ -89,13 +89,21 @@ class MethodFields(ReplyModel):
     seed: int
 
 
+class TopLogprob(TypedDict):
+    """One of the likeliest tokens at a position, or one that the request names."""
+
+    token: str
+    logprob: float
+    bytes: list[Count]
+
+
 class TokenLogprob(TypedDict):
     """A token and its log-probability; `bytes` are UTF-8, perhaps a part of a character."""
 
     token: str
     logprob: float | None
     bytes: list[Count]
-    top_logprobs: Annotated[list[JsonValue], Field(max_length=0)]
+    top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(ReplyModel):
@@ -110,7 +118,7 @@ class TextLogprobs(ReplyModel):
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: None
+    top_logprobs: list[dict[str, float]] | None
     text_offset: list[Count]
 
 

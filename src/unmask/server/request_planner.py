@@ -194,6 +194,15 @@ class Planner:
         ends = StopCriteria(stop_ids, body.stops)
         num_prompt, start, size = span
         constraint = constraint_of(body)
+        size_of_vocabulary = self.llm.spec.vocab_size
+        if any(id_ >= size_of_vocabulary for id_ in body.named):
+            raise ApiError(
+                400,
+                f"logprob_token_ids has {max(body.named)}; the vocabulary has the ids 0 to "
+                f"{size_of_vocabulary - 1}",
+                param="logprob_token_ids",
+                code="invalid_value",
+            )
         try:
             request = self.llm.requests.request(
                 content,
@@ -211,7 +220,12 @@ class Planner:
             GenerationPlan(
                 index=first + copy,
                 prompt=first // body.choices,
-                request=replace(request, seed=row_seed(seed, first + copy)),
+                request=replace(
+                    request,
+                    seed=row_seed(seed, first + copy),
+                    num_top=min(body.num_top, self.llm.spec.vocab_size),
+                    named=body.named,
+                ),
                 num_prompt=num_prompt,
                 ends=ends,
                 start=start,

@@ -254,7 +254,14 @@ class ReplyBuilder:
                     "token": self.texts.text(item.token),
                     "logprob": item.logprob,
                     "bytes": list(self.texts.data(item.token)),
-                    "top_logprobs": [],
+                    "top_logprobs": [
+                        {
+                            "token": self.texts.text(id_),
+                            "logprob": share,
+                            "bytes": list(self.texts.data(id_)),
+                        }
+                        for id_, share in item.likeliest
+                    ],
                 }
             )
         return ChatLogprobs(content=content, refusal=None)
@@ -265,11 +272,13 @@ class ReplyBuilder:
             return None
         tokens = answer.committed_tokens()
         texts = [self.texts.text(item.token) for item in tokens]
+        top = [{self.texts.text(id_): p for id_, p in reversed(item.likeliest)} for item in tokens]
+        top = top[num_sent:]
         offsets = list(accumulate(map(len, texts), initial=0))
         return TextLogprobs(
             tokens=texts[num_sent:],
             token_logprobs=[item.logprob for item in tokens[num_sent:]],
-            top_logprobs=None,
+            top_logprobs=top if any(top) else None,
             text_offset=offsets[num_sent:-1],
         )
 
