@@ -268,7 +268,7 @@ def test_a_decoders_name_is_a_name(client, decoder):
         ("frequency_penalty", 0.5, 0),
         ("presence_penalty", -1, 0.0),
         ("logit_bias", {"5": 1}, {}),
-        ("tools", [{"type": "function"}], []),
+        ("functions", [{"name": "f"}], []),
         ("tool_choice", "required", "auto"),
         ("response_format", {"type": "structural_tag"}, {"type": "text"}),
         ("guided_grammar", "root ::= a", None),

@@ -103,7 +103,7 @@ REFUSED = [
     ({**CHAT, SECRET: 1}, 400, "unknown_parameter"),
     ({**CHAT, "decoder": SECRET}, 400, "invalid_value (decoder)"),
     ({**CHAT, "model": SECRET}, 404, "model_not_found (model)"),
-    ({**CHAT, "tools": [{"type": SECRET}]}, 400, "unsupported_parameter (tools)"),
+    ({**CHAT, "functions": [{"type": SECRET}]}, 400, "unsupported_parameter (functions)"),
     ({**CHAT, "messages": [{"role": SECRET}]}, 400, "invalid_value (messages)"),
     ({**CHAT, "threshold": SECRET}, 400, "invalid_value"),
     (SECRET, 400, "invalid_json"),

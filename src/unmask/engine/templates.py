@@ -32,6 +32,7 @@ FORMAT_OPTIONS = (
     "chat_template_kwargs",
     "add_generation_prompt",
     "continue_final_message",
+    "tools",
 )
 """Options of `ChatFormat.render`."""
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -171,13 +172,15 @@ class ChatFormat:
         chat_template_kwargs: Mapping[str, object] | None = None,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, object]] | None = None,
     ) -> str:
         """Return the text of a conversation up to the beginning of the answer.
 
         `chat_template`: another template for this call; `chat_template_kwargs`: variables that the template
         reads, such as `enable_thinking`. With `continue_final_message` the text ends inside the last
         message, which the answer continues; without `add_generation_prompt` (default: unless a message is
-        continued) it ends after the last message. Raises PromptError and ConfigError.
+        continued) it ends after the last message. Raises
+        PromptError and ConfigError. `tools` are shown where the template reads them.
         """
         messages = check_messages(conversation)
         template = self.template() if chat_template is None else self._find(chat_template)
@@ -201,6 +204,8 @@ class ChatFormat:
                     "continue_final_message: the last message must be the assistant's"
                 )
         variables["continue_final_message"] = continue_final_message
+        if tools:
+            variables["tools"] = [dict(tool) for tool in tools]
         reading = self._probe(template)
         if reading.is_stopped:
             raise TextLimitError(

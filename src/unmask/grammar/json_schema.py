@@ -332,7 +332,7 @@ class _Reader:
                 f"schema {path}: required={cut_text(repr(required))} must be a list of names"
             )
         if not properties and not required:
-            if more is False:
+            if more is False or (properties == given.get("properties") and more is True):
                 return concat("{}")
             return mapping(self.node(more, f"{path}/additionalProperties", refs))
         members: list[tuple[Node, bool]] = []

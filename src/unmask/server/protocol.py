@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 from pydantic.fields import FieldInfo
 
 from unmask.engine.templates import TEXT_TYPES
 from unmask.errors import ContradictionError
+from unmask.server.base_models import StrictModel
+from unmask.server.tool_fields import ToolRequest
 
 MAX_N = 16
 MAX_PROMPTS = 64
@@ -123,12 +125,6 @@ StopIds = Annotated[
     list[Annotated[int, Field(ge=0, le=1 << 31)]], list_limits(max_length=MAX_STOP_IDS)
 ]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)]], list_limits(min_length=1)]
-
-
-class StrictModel(BaseModel):
-    """A model that converts no value and rejects unknown fields, NaN and infinity."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 def without_nulls(fields: object) -> object:
@@ -291,6 +287,11 @@ class DecodingRequest(StrictModel):
         return False
 
     @property
+    def tool_schema(self) -> dict[str, JsonValue] | None:
+        """The schema of a call that is required, None without one."""
+        return None
+
+    @property
     def num_top(self) -> int:
         """The number of likeliest tokens to return with each token."""
         return 0
@@ -408,7 +409,7 @@ class TemplateFields(StrictModel):
         }
 
 
-class ChatRequest(TemplateFields, DecodingRequest):
+class ChatRequest(TemplateFields, ToolRequest, DecodingRequest):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], list_limits(min_length=1, max_length=MAX_MESSAGES)] = Field(
@@ -434,6 +435,12 @@ class ChatRequest(TemplateFields, DecodingRequest):
         description='Mercury\'s name of stream_mode="canvas", with `diffusion_meta`; no effect without '
         "stream",
     )
+
+    @property
+    def template_options(self) -> dict[str, object]:
+        """The fields as options of `LLM.chat_ids`."""
+        tools = [tool.model_dump(exclude_none=True) for tool in self.offered_tools]
+        return {**super().template_options, "tools": tools or None}
 
     @property
     def length(self) -> int | None:
@@ -466,6 +473,8 @@ class ChatRequest(TemplateFields, DecodingRequest):
         if None not in both and both[0] != both[1]:
             texts = f"max_tokens={both[0]}", f"max_completion_tokens={both[1]}"
             raise ContradictionError("max_tokens", *texts)
+        if self.offered_tools and (self.wants_canvas or self.stops):
+            raise ValueError("tools exclude stop, diffusing and canvas streams; leave these out")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
         if self.diffusing and self.stream and self.stops:

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from typing_extensions import NotRequired, TypedDict
 
 from unmask.engine.outputs import FinishReason
+from unmask.server.tool_fields import ToolCall
 
 
 class ReplyModel(BaseModel):
@@ -155,12 +156,22 @@ class StepMap(TypedDict):
     weights_version: int
 
 
+ChatFinish = FinishReason | Literal["tool_calls"]
+
+
+class IndexedCall(ToolCall):
+    """A call in a stream, with its index among the calls of the answer."""
+
+    index: int
+
+
 class AssistantMessage(ReplyModel):
     """The generated turn."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: SkipValidation[list[ToolCall]] = Field(default_factory=list)
 
 
 class ChatChoice(ReplyModel):
@@ -168,7 +179,7 @@ class ChatChoice(ReplyModel):
 
     index: Count
     message: AssistantMessage
-    finish_reason: FinishReason
+    finish_reason: ChatFinish
     logprobs: ChatLogprobs | None
     trace: Trace = Field(default_factory=list)
     step_map: SkipValidation[StepMap] | None = None
@@ -272,6 +283,7 @@ class ChatDelta(ReplyModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: SkipValidation[list[IndexedCall]] = Field(default_factory=list)
 
 
 class ChunkFields(TypedDict):
@@ -290,7 +302,7 @@ class ChatChunkChoice(ReplyModel):
     index: Count
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinish | None
     trace: Trace = Field(default_factory=list)
     step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None

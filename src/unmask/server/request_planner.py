@@ -64,10 +64,25 @@ class Planner:
 
     def chat(self, body: ChatRequest, knobs: Mapping[str, object]) -> list[GenerationPlan]:
         """Plan the next turn of a conversation."""
+        self._check_tools(body)
         ids = self.conversation_ids(body.messages, body)
         if body.add_special_tokens:
             ids = self.llm.prompts.with_begin(ids)
         return self.continuations(body, [ids], knobs, "messages")
+
+    def _check_tools(self, body: ChatRequest) -> None:
+        """Raise ApiError for tools that the model may choose but cannot read of."""
+        if not body.offered_tools or body.forced_tools:
+            return
+        template = self.llm.prompts.chat.template()
+        if template is not None and "tools" not in template:
+            raise ApiError(
+                400,
+                "the model's chat template does not read tools, so it cannot choose one; use "
+                'tool_choice="required" or name a function, or leave tools out',
+                param="tools",
+                code="unsupported_parameter",
+            )
 
     def conversation_ids(self, turns: Sequence[Message], fields: TemplateFields) -> list[int]:
         """Return the token ids of a conversation in the chat template."""

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 from typing_extensions import NotRequired, TypedDict
 
+from unmask.server.base_models import StrictModel
 from unmask.server.protocol import (
     MAX_MESSAGES,
     DecodingRequest,
-    StrictModel,
     TokenCount,
     list_limits,
     only_value,

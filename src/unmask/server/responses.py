@@ -21,11 +21,13 @@ from unmask.server.reply_models import (
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
+    ChatFinish,
     ChatLogprobs,
     ChunkFields,
     DiffusionMeta,
     FimChoice,
     FimCompletion,
+    IndexedCall,
     InfillChoice,
     InfillCompletion,
     PromptTokensDetails,
@@ -42,6 +44,7 @@ from unmask.server.reply_models import (
     TraceStep,
     Usage,
 )
+from unmask.server.tool_fields import ToolCall, ToolParser
 from unmask.version import __version__
 
 Route = Literal["chat", "completion", "fim", "infill"]
@@ -72,6 +75,7 @@ class ReplyBuilder:
     wants_trace: bool = False
     wants_step_map: bool = False
     wants_diffusion_meta: bool = False
+    tools: ToolParser | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     suffix: str = field(default_factory=lambda: secrets.token_hex(12))
 
@@ -127,10 +131,19 @@ class ReplyBuilder:
 
     def _chat_choice(self, answer: Answer) -> ChatChoice:
         assert answer.finish_reason is not None, "the answer is complete"
+        message = AssistantMessage(role="assistant", content=answer.text, refusal=None)
+        finish: ChatFinish = answer.finish_reason
+        if self.tools is not None:
+            content, calls = self.tools.parse(answer.text)
+            if calls:
+                finish = "tool_calls"
+                message = AssistantMessage(
+                    role="assistant", content=content, refusal=None, tool_calls=calls
+                )
         return ChatChoice(
             index=answer.index,
-            message=AssistantMessage(role="assistant", content=answer.text, refusal=None),
-            finish_reason=answer.finish_reason,
+            message=message,
+            finish_reason=finish,
             logprobs=self._chat_logprobs(answer, 0),
             **self._trace(answer),
         )
@@ -199,11 +212,26 @@ class ReplyBuilder:
         # vLLM's client rejects an answer none of whose chunks has content
         content = text if text or not answer.text else None
         chunk = self._chunk(answer, content, num_sent, fields, is_first=is_first)
+        if self.tools is not None and isinstance(chunk, ChatChunk):
+            chunk = self._with_calls(chunk, *self.tools.parse(answer.text))
         update: dict[str, object] = {"unmask": answer.method()}
         if self.wants_diffusion_meta:
             meta = DiffusionMeta(diffusion_progress=1.0, diffusion_content=True)
             update["diffusion_meta"] = meta
         return chunk.model_copy(update=update)
+
+    @staticmethod
+    def _with_calls(chunk: ChatChunk, content: str | None, calls: list[ToolCall]) -> ChatChunk:
+        """Return the last chunk of an answer with its calls, and with its text without them."""
+        if not calls:
+            return chunk
+        (choice,) = chunk.choices
+        indexed: list[IndexedCall] = [
+            {"index": number, **call} for number, call in enumerate(calls)
+        ]
+        update: dict[str, object] = {"content": content, "tool_calls": indexed}
+        ours = {"delta": choice.delta.model_copy(update=update), "finish_reason": "tool_calls"}
+        return chunk.model_copy(update={"choices": [choice.model_copy(update=ours)]})
 
     def usage_chunk(self, answers: Sequence[Answer]) -> Chunk:
         """Return the chunk after the last answer, which has the usage and no choices."""

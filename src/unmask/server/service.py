@@ -33,6 +33,7 @@ from unmask.server.request_planner import GenerationPlan, Planner
 from unmask.server.responses import ReplyBuilder, Route
 from unmask.server.settings import ServerSettings
 from unmask.server.sse import canvas_events, error_as_event, text_events
+from unmask.server.tool_fields import ToolParser
 from unmask.server.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class Service:
             wants_trace=body.return_trace,
             wants_step_map=body.return_step_map,
             wants_diffusion_meta=isinstance(body, ChatRequest) and bool(body.diffusing),
+            tools=tool_parser(body),
         )
         generation = self.submit(request, plans, timeout_s, reply.id, body.user, arrived_s)
         if not body.stream:
@@ -261,3 +263,12 @@ async def wait_for_disconnect(request: Request) -> None:
     """Return when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def tool_parser(body: DecodingRequest) -> ToolParser | None:
+    """Return the parser of the calls in the answers to a body that offers tools, else None."""
+    if not isinstance(body, ChatRequest) or not body.offered_tools:
+        return None
+    tools = body.forced_tools or body.offered_tools
+    names = frozenset(tool.function.name for tool in tools)
+    return ToolParser(names, body.parallel_tool_calls is not False)

@@ -22,6 +22,7 @@ from pydantic import Field, JsonValue, ValidationError
 from unmask.engine.outputs import FinishReason
 from unmask.errors import PromptError
 from unmask.models import BUNDLED
+from unmask.server.base_models import StrictModel
 from unmask.server.errors import ApiError, library_error
 from unmask.server.foreign_fields import FOREIGN_FIELDS, check_foreign
 from unmask.server.generation import Answer, Generation
@@ -30,7 +31,6 @@ from unmask.server.protocol import (
     MAX_PROMPTS,
     DecodingRequest,
     Seed,
-    StrictModel,
     TokenCount,
     TokenIds,
     list_limits,

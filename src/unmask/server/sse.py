@@ -47,6 +47,8 @@ async def text_events(
     states = {answer.index: SentState() for answer in generation.answers}
     async for answer, _, text in generation.updates():
         sent = states[answer.index]
+        if reply.tools is not None:  # a call is sent when it is complete
+            text = answer.text if answer.finish_reason is not None else ""
         if answer.finish_reason is not None:
             if reply.route == "chat" and sent.is_first and not text:
                 yield chunk_event(generation, reply.role_chunk(answer), with_usage=usage_always)

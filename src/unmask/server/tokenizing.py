@@ -12,9 +12,10 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from unmask.errors import PromptError
+from unmask.server.base_models import StrictModel
 from unmask.server.errors import ApiError, library_error
 from unmask.server.openapi import Api
-from unmask.server.protocol import MAX_MESSAGES, Message, StrictModel, TemplateFields, list_limits
+from unmask.server.protocol import MAX_MESSAGES, Message, TemplateFields, list_limits
 from unmask.server.reply_models import Count, ReplyModel, ReplyResponse
 from unmask.server.request_parsing import parse_body, read_json
 

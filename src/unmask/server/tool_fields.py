@@ -1,0 +1,206 @@
+"""Fields by which clients offer tools, and the calls in an answer.
+
+A call that the request requires is guaranteed: the answer is bound to the tools' schemas. With "auto" the
+model decides, and its answer is searched for calls in the forms of Hermes and Qwen
+(`<tool_call>{...}</tool_call>`), and of Llama 3 (a JSON object with `name` and `parameters`, or plain JSON
+with `arguments`). A stream sends a call when the answer is complete, and its text then too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, ValidationInfo, field_validator
+from typing_extensions import TypedDict
+
+from unmask.server.base_models import StrictModel
+
+MAX_TOOLS = 128
+TOOL_NAME = r"^[a-zA-Z0-9_.-]+$"
+TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+
+
+class FunctionFields(StrictModel):
+    """A function that the model may call."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=TOOL_NAME)]
+    description: Annotated[str, Field(max_length=1 << 16)] | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class Tool(StrictModel):
+    """A tool; only functions are supported."""
+
+    type: Literal["function"]
+    function: FunctionFields
+
+
+class FunctionName(StrictModel):
+    """The name of a function."""
+
+    name: Annotated[str, Field(max_length=64)]
+
+
+class ToolChoice(StrictModel):
+    """A choice as an object: of a function, or "none" and "auto" in another spelling."""
+
+    type: Literal["function", "none", "auto", "required"]
+    function: FunctionName | None = None
+
+
+class FunctionCall(TypedDict):
+    """A function and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call in an answer."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+def call_schema(tools: Sequence[Tool]) -> dict[str, JsonValue]:
+    """Return the schema of one call of one of the tools: an object with `name` and `arguments`."""
+    calls: list[JsonValue] = []
+    for number, tool in enumerate(tools):
+        place = f"#/anyOf/{number}/properties/arguments"
+        parameters: JsonValue = tool.function.parameters or {"type": "object", "properties": {}}
+        calls.append(
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": tool.function.name},
+                    "arguments": _moved(parameters, place),
+                },
+                "required": ["name", "arguments"],
+            }
+        )
+    return {"anyOf": calls}
+
+
+def _moved(schema: JsonValue, place: str) -> JsonValue:
+    """Return a schema whose references hold at another place of a document."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: place + value[1:]
+        if key == "$ref" and isinstance(value, str) and value.startswith("#")
+        else _moved(value, place)
+        for key, value in schema.items()
+    }
+
+
+class ToolRequest(StrictModel):
+    """The fields of a request that offers tools."""
+
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
+        None, description="functions that the model may call; their schemas hold for required calls"
+    )
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = Field(
+        None,
+        description="none, auto (default), required, or a function by name; a required or named call is "
+        "guaranteed",
+    )
+    parallel_tool_calls: bool | None = Field(
+        None, description="false: at most one call; a required call is always one"
+    )
+
+    @field_validator("tool_choice", mode="after")
+    @classmethod
+    def _check_choice(
+        cls, choice: ToolChoice | str | None, info: ValidationInfo
+    ) -> ToolChoice | str | None:
+        tools: list[Tool] = info.data.get("tools") or []
+        kind = choice.type if isinstance(choice, ToolChoice) else choice
+        if kind == "required" and not tools:
+            raise ValueError('"required" needs tools; without them, use "none" or "auto"')
+        if not isinstance(choice, ToolChoice):
+            return choice
+        if (kind == "function") != (choice.function is not None):
+            raise ValueError('function belongs to type="function", which needs it')
+        names = {tool.function.name for tool in tools}
+        if choice.function is not None and choice.function.name not in names:
+            raise ValueError("names a function that is not among tools")
+        return choice
+
+    @property
+    def forced_tools(self) -> list[Tool]:
+        """The tools of which one must be called; none if the model decides."""
+        tools, choice = self.tools or [], self.tool_choice
+        if isinstance(choice, ToolChoice) and choice.function is not None:
+            return [tool for tool in tools if tool.function.name == choice.function.name]
+        kind = choice.type if isinstance(choice, ToolChoice) else choice
+        return [*tools] if kind == "required" else []
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """The tools that the model may call."""
+        choice = self.tool_choice
+        kind = choice.type if isinstance(choice, ToolChoice) else choice
+        return [] if kind == "none" else [*(self.tools or ())]
+
+    @property
+    def tool_schema(self) -> dict[str, JsonValue] | None:
+        """The schema of a call that is required, None without one."""
+        forced = self.forced_tools
+        return call_schema(forced) if forced else None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolParser:
+    """The parser of one request's answers: the `names` of its tools; one call at most if not parallel."""
+
+    names: frozenset[str]
+    is_parallel: bool = True
+
+    def parse(self, text: str) -> tuple[str | None, list[ToolCall]]:
+        """Return the text of an answer without its calls (None: no text), and the calls."""
+        found = [self._call(part) for part in TAGGED.findall(text)]
+        rest = TAGGED.sub("", text).strip()
+        if not found:
+            found, rest = self._plain(text), ""
+        calls = [call for call in found if call is not None]
+        if not calls or len(calls) < len(found):
+            return text, []
+        return rest or None, calls if self.is_parallel else calls[:1]
+
+    def _plain(self, text: str) -> list[ToolCall | None]:
+        """Return the calls of an answer that is JSON as a whole."""
+        try:
+            value: object = json.loads(text)
+        except (ValueError, RecursionError):
+            return []
+        values = value if isinstance(value, list) else [value]
+        return [self._of_value(each) for each in values]
+
+    def _call(self, text: str) -> ToolCall | None:
+        """Return the call that a JSON text is, None if it is none."""
+        try:
+            return self._of_value(json.loads(text))
+        except (ValueError, RecursionError):
+            return None
+
+    def _of_value(self, value: object) -> ToolCall | None:
+        name = value.get("name") if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping) or not isinstance(name, str) or name not in self.names:
+            return None
+        arguments = value.get("arguments", value.get("parameters"))
+        if not isinstance(arguments, Mapping):
+            return None
+        function: FunctionCall = {
+            "name": name,
+            "arguments": json.dumps(arguments, ensure_ascii=False),
+        }
+        return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
