@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one layer, 4 steps")
     args = parser.parse_args()
     num_layers, num_steps = (1, 4) if args.quick else (args.layers, args.steps)
-    print(machine())
+    print(machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     llm = LLM(random_model(num_layers), tokenizer=SyntheticTokenizer(), pack_weights=False)
     constraint = unmask.json_schema(schema())
     compiler = llm.requests.constraints
