@@ -69,7 +69,10 @@ def is_same_forward(item: ForwardInput, ahead: ForwardInput) -> bool:
         and item.ask.stats == ahead.ask.stats
         and item.ask.top_v == ahead.ask.top_v
         and item.ask.from_sampling == ahead.ask.from_sampling
-        and item.ask.bias is item.ask.credit is ahead.ask.bias is ahead.ask.credit is None
+        and item.ask.bias is None
+        and ahead.ask.bias is None
+        and item.ask.credit is None
+        and ahead.ask.credit is None
     )
 
 
