@@ -11,6 +11,7 @@ VALUES = {
     "str": ["", "x", "cadllm", "threshold(threshold=0)"],
     "choice": ["x"],
     "list": [[], [0], [1e300] * 64, [-1.0]],
+    "object": [{}, {"0": 1}, {"0": 1e300}, {"9": 1}, {"-1": 1}, {"x": 1}, {"0": "So"}],
 }
 DANGEROUS = [
     {"decoder": "credit", "credit_alpha": 1e300},
