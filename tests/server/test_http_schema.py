@@ -164,7 +164,9 @@ def test_what_names_things_that_are_there_is_answered_as_documented(served, path
         for key in ("max_tokens", "stop", "ignore_eos") if "parts" in known else ():
             body.pop(key, None)
         body.pop("input_ids", None)
-        for key in ("n", "stream_mode", "return_trace") if "input" in known else ():
+        for key in (
+            ("n", "stream_mode", "return_trace", "text", "max_tokens") if "input" in known else ()
+        ):
             body.pop(key, None)
         case.body = body
         check(case, seen)
