@@ -13,7 +13,7 @@ import pytest
 
 from unmask.errors import ConfigError
 from unmask.evals import sandbox
-from unmask.evals.code import fenced, humaneval_program, longest_program, mbpp_program
+from unmask.evals.code import definitions, fenced, humaneval_program, longest_program, mbpp_program
 from unmask.evals.sandbox import SandboxLimits, judge_answer, run_program
 from unmask.evals.sandbox.wall import NO_WALL, WALLS, Wall, find_wall, visible_paths, works
 from unmask.evals.tasks.judges import humaneval, mbpp
@@ -54,6 +54,19 @@ def test_reference_solutions_pass() -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the public data beside the checkout")
 def test_all_reference_solutions_pass() -> None:
     assert ceilings(SHARED) == ([], [])
+
+
+def test_an_invalid_escape_is_no_error_and_no_warning() -> None:
+    program = "import re\n\ndef words(text):\n    return re.findall('\\w+', text)"
+    assert definitions(program) == ["words"]
+    doc = {
+        "task_id": 0,
+        "code": program,
+        "test_setup_code": "",
+        "test_list": ["assert words('a b') == ['a', 'b']"],
+    }
+    assert mbpp(doc, [program]) == {"pass_at_1": 1.0}
+    assert run_program(f"{program}\nassert words('a') == ['a']").passed
 
 
 def test_a_wrong_solution_fails() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 
 MAX_LINES = 100
 DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -33,9 +34,14 @@ def longest_program(text: str) -> str:
 
 
 def parse(program: str) -> ast.Module | None:
-    """Return the syntax tree; None for text that is not Python."""
+    """Return the syntax tree; None for text that is not Python.
+
+    Warnings about the answer's text, such as of an invalid escape, are the model's business: none is shown.
+    """
     try:
-        return ast.parse(program)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,9 @@ def run_program(program: str, limits: SandboxLimits | None = None) -> Verdict:
     Raises ConfigError where answers may not be run.
     """
     try:
-        body = ast.parse(program).body
+        with warnings.catch_warnings():  # such as of an invalid escape: the answer's own business
+            warnings.simplefilter("ignore")
+            body = ast.parse(program).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return Verdict(False, f"{type(error).__name__}: {error}"[:MAX_REASON])
     start = len(body)
