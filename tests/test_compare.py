@@ -228,3 +228,19 @@ def test_cells_are_escaped_for_their_format(compared):
     assert "'@a b" in text
     assert "=1+1|\\textbackslash{}input\\{x\\}" in as_latex([hostile])
     assert script_json("</script>\u2028") == '"\\u003c/script>\\u2028"'
+
+
+def test_a_label_stands_beside_its_point_in_svg_and_pdf_too(tmp_path):
+    from matplotlib.text import Annotation
+
+    from unmask.bench.plot import Point, new_figure, save, set_limits
+
+    figure, axes = new_figure(9, 6)
+    points = [Point(name, 1.0, (0, 0), 75.0, 5.0, False, False) for name in ("one", "two, prefix")]
+    set_limits(axes, points)
+    save(figure, tmp_path / "front.svg", axes, points)
+    figure.dpi = 72  # that of the formats made of lines
+    x, _ = axes.transData.transform((1.0, 75.0))
+    for text in axes.findobj(Annotation):
+        box = text.get_window_extent(figure.canvas.get_renderer())
+        assert min(abs(box.x0 - x), abs(box.x1 - x)) < 20

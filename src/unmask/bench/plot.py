@@ -235,7 +235,7 @@ def label_points(axes: Axes, renderer: RendererBase, shown: Sequence[Point]) -> 
             point.label,
             (point.x, point.y),
             xytext=(0, 0),
-            textcoords="offset pixels",
+            textcoords="offset points",  # an SVG or PDF has other pixels
             ha="center",
             va="center",
             fontsize="small",
@@ -247,9 +247,9 @@ def label_points(axes: Axes, renderer: RendererBase, shown: Sequence[Point]) -> 
         size = text.get_window_extent(renderer)
         place = _place(center, (size.width, size.height), inside, taken)
         taken.append((place, 20.0))
-        text.set_position(
-            ((place.left + place.right) / 2 - center[0], (place.bottom + place.top) / 2 - center[1])
-        )
+        right = (place.left + place.right) / 2 - center[0]
+        up = (place.bottom + place.top) / 2 - center[1]
+        text.set_position((72 / DPI * right, 72 / DPI * up))
 
 
 def _place(
