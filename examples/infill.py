@@ -3,6 +3,6 @@
 import unmask
 
 llm = unmask.LLM("demo")
-out = llm.infill(["The ", 3, " sat on the mat."])
+out = llm.infill(["The ", 2, " sat on the mat."])
 print(out.text)
 print("blanks:", list(out.blanks))

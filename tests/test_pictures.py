@@ -62,6 +62,7 @@ def test_a_frame_tells_what_is_open_new_and_old():
         ["new", "old", "new", "open"],
     ]
     assert film.prompt == "Q"
+    assert repr(film) == "Film('', 3 frames)"
     assert film.status(film.frames[1]) == "forward 1 of 2 · 1 of 4 positions"
     assert about(film.frames[2].cells[1], 1) == "position 1: ' sat', forward 1, probability 0.20"
 

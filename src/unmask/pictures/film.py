@@ -26,9 +26,13 @@ class PositionTexts(Protocol):
         """Return a text for every position from `start` on, empty for open ones."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Film(Frames):
     """The frames of a decode, with the files and figures that show them; a notebook shows a player."""
+
+    def __repr__(self) -> str:
+        """Return a line with the title and the number of frames."""
+        return f"Film({self.title!r}, {len(self.frames)} frames)"
 
     def save(
         self,

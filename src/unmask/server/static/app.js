@@ -11,7 +11,7 @@ const THEMES = ["auto", "light", "dark"];
 const EXAMPLES = [
   ["Word problem", "chat", "Tom has 3 boxes with 4 pens each. He buys 5 more pens. How many pens does he have?", 64],
   ["Sudoku", "chat", "Sudoku\n0200\n4302\n3401\n0004", 32],
-  ["Infill", "prompt", "Anna has {2} eggs. She buys 5 more eggs. Now she has {3} eggs.", 64],
+  ["Infill", "prompt", "The {2} sat on the mat.", 64],
 ];
 
 let schema = null;
@@ -94,7 +94,7 @@ async function run(event) {
     lastQuestion = at("text").value;
     at("text").value = "";
     hint();
-    at("text").focus();
+    at("text").focus({ preventScroll: true }); // the canvas stays in view
   } else if ([document.body, at("stop")].includes(document.activeElement)) {
     (before === document.body ? at("run") : before).focus(); // a disabled button loses the focus
   }
