@@ -174,7 +174,7 @@ def test_samples_shows_answers_and_those_that_differ(compared, capsys):
     assert "3 of 3 documents" in out
     assert "\x1b" not in out
     assert main(["samples", first, "--wrong", "--json"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line) for line in capsys.readouterr().out.split("\n") if line]
     assert [line["doc"] for line in lines] == [0, 1]
     assert {line["verdict"] for line in lines} == {"wrong"}
     assert main(["samples", first, "--diff", others[-1], "--limit", "1"]) == 0
