@@ -145,13 +145,13 @@ def _adapter(folder: Path) -> ModelError:
     found = f"{folder}: {ADAPTER} says that this is a {kind} adapter{of}"
     if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")):
         return ModelError(
-            f"{found}, and a model is beside it; adapters are not applied. Delete {ADAPTER} and "
+            f"{found}, and a model is beside it, merged or not. Delete {ADAPTER} and "
             f"adapter_model.* if the model has it merged already; otherwise merge it first, with peft's "
-            f"merge_and_unload() and save_pretrained()"
+            f"merge_and_unload() and save_pretrained(), or move it and give the model with --lora FOLDER"
         )
     return ModelError(
-        f"{found}, not a whole model; adapters are not applied. Merge it into its base model first, with "
-        f"peft's merge_and_unload() and save_pretrained(), and give the new folder"
+        f"{found}, not a whole model. Give its base model, and this folder with --lora (lora= in Python); "
+        f"or merge it into its base model first, with peft's merge_and_unload() and save_pretrained(), and give the new folder"
     )
 
 
