@@ -151,7 +151,8 @@ def _adapter(folder: Path) -> ModelError:
         )
     return ModelError(
         f"{found}, not a whole model. Give its base model, and this folder with --lora (lora= in Python); "
-        f"or merge it into its base model first, with peft's merge_and_unload() and save_pretrained(), and give the new folder"
+        f"or merge it into its base model first, with peft's merge_and_unload() and save_pretrained(), and "
+        f"give the new folder"
     )
 
 
