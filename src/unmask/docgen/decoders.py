@@ -26,6 +26,8 @@ with the reason.
 STUDIES = {
     "cadllm": "Its failures outside of these ranges (collapse, loops, no progress) are measured in "
     "[the study](../../studies/cadllm/README.md#failure-signatures).",
+    "speculative": "What each drafter saves and costs is measured in "
+    "[When drafts pay](../explanation/drafting.md).",
 }
 """Sentences with links to measurements of a decoder, from the page in `docs/reference`."""
 
