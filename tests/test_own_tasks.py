@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import unmask
 from unmask.data.own_metrics import last_number, metric_of
 from unmask.data.own_rows import RowTask
 from unmask.errors import ConfigError, PluginError
+from unmask.evals.own_task import read_yaml
 from unmask.evals.results import Results
 from unmask.evals.run import evaluate
 from unmask.evals.run_folder import read_all
@@ -281,7 +283,7 @@ def test_a_task_file_that_cannot_be_run_is_an_error_in_plain_words(yaml_task, ow
     with pytest.raises(ConfigError, match="give leave with confirm_run_unsafe_code=true"):
         own(None, task="my.yaml")
     Path("my.yaml").write_text("include: my.yaml\n")
-    with pytest.raises(ConfigError, match="included by itself"):
+    with pytest.raises(ConfigError, match="or itself"):
         own(None, task="my.yaml")
 
 
@@ -416,3 +418,14 @@ def test_tune_searches_on_rows(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "held out, best against defaults" in out
     assert "generation=runs/tune/mine-demo-threshold/preset.yaml" in out
+
+
+def test_a_task_file_that_grows_without_end_is_refused(tmp_path):
+    (tmp_path / "circle.yaml").write_text("task: a\ninclude: [circle.yaml, circle.yaml]\n")
+    layers = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    for name, inner in pairwise("abcdefgh"):
+        layers += f"{inner}: &{inner} [{', '.join([f'*{name}'] * 9)}]\n"
+    (tmp_path / "bomb.yaml").write_text(layers)
+    for name, said in (("circle", "more than 20 files, or itself"), ("bomb", "100000 values")):
+        with pytest.raises(ConfigError, match=said):
+            read_yaml(tmp_path / f"{name}.yaml")

@@ -14,15 +14,15 @@ class YamlLimitError(yaml.YAMLError):
     """YAML that is too long, too deep, or that grows too much by its aliases."""
 
 
-def parse_yaml(text: str) -> object:
-    """Parse YAML of the safe types. Raises yaml.YAMLError.
+def parse_yaml(text: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader) -> object:
+    """Parse YAML of the safe types, and of the tags that `kind` adds to them. Raises yaml.YAMLError.
 
     Text of more than 1 Mi characters, nesting beyond 50 levels, and values of more than 100,000 nodes,
     where an alias counts as all that it stands for, are refused before a value exists.
     """
     try:
-        is_small = len(text) <= SHORT and "&" not in text
-        return yaml.safe_load(text) if is_small else _parse(text)
+        is_small = len(text) <= SHORT and "&" not in text and kind is yaml.SafeLoader
+        return yaml.safe_load(text) if is_small else _parse(text, kind)
     except (
         ValueError,
         OverflowError,
@@ -31,18 +31,18 @@ def parse_yaml(text: str) -> object:
         raise yaml.YAMLError(f"{error}"[:300]) from None
 
 
-def _parse(text: str) -> object:
+def _parse(text: str, kind: type[yaml.SafeLoader]) -> object:
     if len(text) > MAX_CHARACTERS:
         raise YamlLimitError(f"{len(text)} characters; at most {MAX_CHARACTERS} are read")
     _check_depth(text)
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = yaml.compose(text, Loader=kind)
     if node is None:
         return None
     if _size(node, {}, set()) > MAX_NODES:
         raise YamlLimitError(
             f"more than {MAX_NODES} values, its aliases counted; write less, or without aliases"
         )
-    loader = yaml.SafeLoader("")
+    loader = kind("")
     try:
         value: object = loader.construct_document(node)
     finally:

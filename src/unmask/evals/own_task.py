@@ -15,6 +15,7 @@ from unmask.data.own_rows import GEN_LENGTH, RowDocument, RowTask, lead_of, name
 from unmask.data.records import SUFFIXES, read_text
 from unmask.errors import ConfigError, cut_text, unknown_name
 from unmask.evals.catalog import CATALOG, TaskEntry
+from unmask.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -53,7 +54,7 @@ class OwnTask:
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
         """Content of a task file, functions by name, included files merged. Raises ConfigError."""
-        config = _read_yaml(Path(self.task))
+        config = read_yaml(Path(self.task))
         name = config.get("task")
         if not isinstance(name, str) or "group" in config or "class" in config:
             raise ConfigError(
@@ -246,12 +247,19 @@ def _name_of_function(loader: yaml.SafeLoader, node: yaml.Node) -> str:
 _Loader.add_constructor("!function", _name_of_function)
 
 
-def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
-    """Read a task file and the files that it includes; its own keys come last. Raises ConfigError."""
-    if depth > MAX_INCLUDES:
-        raise ConfigError(f"{path} is included by itself; break the circle")
+def read_yaml(path: Path, read: list[Path] | None = None) -> dict[str, Any]:
+    """Read a task file and the files that it includes; its own keys come last. Raises ConfigError.
+
+    `read` collects the files, of which one task may have MAX_INCLUDES.
+    """
+    read = [] if read is None else read
+    read.append(path)
+    if len(read) > MAX_INCLUDES:
+        raise ConfigError(
+            f"{read[0]} includes more than {MAX_INCLUDES} files, or itself; break the circle"
+        )
     try:
-        config = yaml.load(read_text(path), Loader=_Loader)
+        config = parse_yaml(read_text(path), _Loader)
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} is not YAML: {cut_text(reason, 200)}") from None
@@ -260,7 +268,7 @@ def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
     includes = config.pop("include", [])
     merged: dict[str, Any] = {}
     for name in includes if isinstance(includes, list) else [includes]:
-        merged |= _read_yaml(path.parent / str(name), depth + 1)
+        merged |= read_yaml(path.parent / str(name), read)
     return merged | config
 
 
