@@ -4,9 +4,9 @@
     python scripts/run_transcript.py PAGE --write    writes the output into the page
 
 A `sh` block is run; in a `console` block a line that begins with `$ ` is run (with its continuation lines)
-and the lines behind it are its standard output. All are run by one shell, in order, in a folder of their own that
-holds the repository's `eval.py`. Numbers are compared as `#` and spaces as one: times differ on every
-machine. Standard library only.
+and the lines behind it are its standard output. All are run by one shell, in order, in a folder of their
+own that holds the repository's `eval.py`. Numbers are compared as `#` and spaces as one: times differ on
+every machine. Standard library only.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,12 +101,12 @@ def run(
     outputs: list[list[str]] = [[]]
     try:
         assert process.stdout is not None, "a pipe"
-        for line in process.stdout:  # a server in the background holds the pipe open: count the marks
+        for line in process.stdout:
             if line.startswith(MARK):
                 status = int(line.removeprefix(MARK))
                 outputs[-1] += [f"(exit status {status})"] if status else []
                 if len(outputs) == len(commands):
-                    break
+                    break  # a server in the background may hold the pipe open
                 outputs.append([])
             else:
                 outputs[-1].append(line.rstrip())
@@ -116,6 +117,7 @@ def run(
             )
     finally:
         timer.stop()
+        process.communicate()
     return outputs
 
 
@@ -123,8 +125,6 @@ class _Timer:
     """Kills a process group after some time, and when it is stopped."""
 
     def __init__(self, pid: int, seconds: float) -> None:
-        import threading
-
         self._pid = pid
         self._timer = threading.Timer(seconds, self._kill)
         self._timer.daemon = True
@@ -142,7 +142,7 @@ class _Timer:
 
 
 def plain(lines: Sequence[str]) -> list[str]:
-    """Return lines in the form in which they are compared: no numbers, single spaces, no rules, no blanks."""
+    """Return lines as they are compared: without numbers, rules and empty lines, with single spaces."""
     texts = (" ".join(re.sub(r"[-─═=]{2,}", " ", NUMBER.sub("#", line)).split()) for line in lines)
     return [text for text in texts if text.strip("| -")]
 
@@ -154,7 +154,11 @@ def differences(name: str, blocks: Sequence[Block], outputs: Sequence[Sequence[s
     for command, lines in zip(commands, outputs, strict=True):
         if command.shown is not None and plain(command.shown) != plain(lines):
             diff = difflib.unified_diff(
-                plain(command.shown), plain(lines), f"{name}: {command.text[:60]}", "output", lineterm=""
+                plain(command.shown),
+                plain(lines),
+                f"{name}: {command.text[:60]}",
+                "output",
+                lineterm="",
             )
             found.append("\n".join(diff))
     return found
@@ -176,8 +180,10 @@ def written(page: str, blocks: Sequence[Block], outputs: Sequence[Sequence[str]]
 
 
 def environment_of(folder: Path) -> dict[str, str]:
-    """Return the environment: the interpreter's scripts first, no network, narrow tables without colours."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("UNMASK", "RANK"))}
+    """Return the environment: the interpreter's scripts first, no network, plain tables of one width."""
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("UNMASK", "RANK"))
+    }
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "HF_HUB_OFFLINE": "1",
