@@ -5,8 +5,8 @@
 
 A `sh` block is run; in a `console` block a line that begins with `$ ` is run (with its continuation lines)
 and the lines behind it are its standard output. All are run by one shell, in order, in a folder of their
-own that holds the repository's `eval.py`. Numbers are compared as `#` and spaces as one: times differ on
-every machine. Standard library only.
+own that holds the repository's `eval.py`. Numbers and hashes are compared as `#` and spaces as one:
+times differ on every machine. Standard library only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(sh|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = "@@@ end of command"
-NUMBER = re.compile(r"\d+(\.\d+)?")
+NUMBER = re.compile(r"(?<=-)[0-9a-f]{16}\b|\d+(\.\d+)?")
 
 
 @dataclass
