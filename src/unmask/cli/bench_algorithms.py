@@ -304,7 +304,7 @@ def page_of(
     lines = [f"# {' and '.join(names)} on {options.model}", "", *origin(options, names), ""]
     lines += ["## Side by side", "", f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
     for number, client in enumerate(clients):
-        rows = [dict(ROW.findall(tables[name][number])) for name in names]
+        rows = [_rows_of(tables[name][number]) for name in names]
         for label in dict.fromkeys(label for row in rows for label in row):
             cells = [_cell(label, row.get(label, "n/a"), client) for row in rows]
             lines.append(f"| {client.title}: {label} | {' | '.join(cells)} |")
@@ -341,6 +341,11 @@ def origin(options: AlgorithmOptions, names: Sequence[str]) -> list[str]:
         f"are asked with their own answers in the prompt, as in SGLang. A load above the number of cores "
         f"makes times and rates unreliable; accuracies and forwards do not depend on it.",
     ]
+
+
+def _rows_of(table: str) -> dict[str, str]:
+    """Return the values of a client's table by label; of an error, that there are none."""
+    return {"Result": "none"} if table.startswith("no result") else dict(ROW.findall(table))
 
 
 def _cell(label: str, value: str, client: Client) -> str:
