@@ -24,6 +24,7 @@ PAGES = (
     "SECURITY.md",
     "benchmarks/clients.md",
     "benchmarks/serve_demo.md",
+    "benchmarks/train_speed.md",
     "src/unmask/demo/model/README.md",
     "studies/cadllm/README.md",
     "studies/cadllm/models/README.md",
