@@ -52,6 +52,19 @@ def few_threads():
     torch.set_num_threads(min(2, max(1, int(os.environ.get("OMP_NUM_THREADS", "2")))))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_methods_leave():
+    """Decoders and caches that a module registers are not there in the next one."""
+    from unmask import caches, decoders
+
+    owns = [each.WORKSHOP.registry.own for each in (decoders, caches)]
+    before = [dict(own) for own in owns]
+    yield
+    for own, was in zip(owns, before, strict=True):
+        own.clear()
+        own.update(was)
+
+
 @pytest.fixture(scope="session")
 def parity_folder():
     """Folder of a parity checkpoint: `config.json`, `model.safetensors` and reference values."""

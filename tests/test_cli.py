@@ -124,6 +124,8 @@ def test_json_is_one_object_with_all_numbers(cli: Cli, model: Path) -> None:
         "finish_reason",
         "num_forwards",
         "num_queries",
+        "num_draft_forwards",
+        "num_draft_queries",
         "num_logit_rows",
         "seconds",
         "tokens_per_forward",

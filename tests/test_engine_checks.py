@@ -31,12 +31,12 @@ def test_an_abort_in_the_middle_of_a_long_prompt_frees_its_pages():
     ) as engine:
         plain, count = engine._batch.runner.forward, []
 
-        def forward(inputs):
+        def forward(inputs, ahead=()):
             count.append(inputs)
             if len(count) == 3:
                 reached.set()
                 assert go.wait(WAIT_S)
-            return plain(inputs)
+            return plain(inputs, ahead)
 
         engine._batch.runner.forward = forward
         handle, listener = submit(engine, long)

@@ -121,7 +121,7 @@ def test_two_processes_decode_like_one(tmp_path: Path) -> None:
     cases = [family(name, tmp_path) for name in FAMILIES[:2]]
     first, second = results(tmp_path, {"cases": cases, "decodes": DECODES})
     check_equal(first, second)
-    for name in FAMILIES[:4]:
+    for name in FAMILIES[:2]:
         assert first[name]["num_forwards"] > 40, "the comparison compared something"
         whole = sum(x.numel() for x in load_model(PARITY / name, "float32", "cpu").parameters())
         assert second[name]["numbers"] < first[name]["numbers"] < whole

@@ -25,9 +25,9 @@ def watched(engine):
     runner, found = engine._batch.runner, []
     plain = runner.forward
 
-    def forward(inputs):
+    def forward(inputs, ahead=()):
         found.append([item.sequence for item in inputs])
-        return plain(inputs)
+        return plain(inputs, ahead)
 
     runner.forward = forward
     return found

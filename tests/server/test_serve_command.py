@@ -297,6 +297,7 @@ def test_every_option_may_stand_in_a_file(wanted, file):
         "max_replicas": 10,
         "upscale_delay": 0.0,
         "downscale_delay": 14.0,
+        "weights_folder": None,
         "api_key": "-a=key",
         "allow_unauthenticated": True,
         "allowed_host": ("one",),

@@ -156,7 +156,7 @@ def weights(folder: Path, spec: ModelSpec) -> dict[str, object]:
     }
 
 
-def show(model: str, as_json: bool, fit: FitOptions) -> None:
+def show(model: str, as_json: bool, fit: FitOptions = FitOptions()) -> None:
     """Print the facts, with `fit` those of the memory of a decode too."""
     fit.check()
     entries = facts(model)
