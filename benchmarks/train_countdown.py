@@ -18,18 +18,15 @@ import unmask
 from unmask.bench.environment import machine
 from unmask.demo.tasks import check, held_out_set, training_example
 from unmask.train.api import train
+from unmask.tune.goal import wilson
 
 Row = dict[str, str]
 
 
 def share(right: int, count: int) -> str:
     """Return a share in percent with Wilson's interval."""
-    z, p = 1.96, right / count
-    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * (p * (1 - p) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
-    return (
-        f"{100 * p:.0f} % ({100 * max(0, middle - half):.0f} to {100 * min(1, middle + half):.0f})"
-    )
+    low, high = wilson(right, count, z=1.96)
+    return f"{100 * right / count:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> Path:

@@ -111,7 +111,7 @@ class Speculative(Wrapper[Guess]):
 
     @property
     def draft_model(self) -> str | None:
-        """Name or folder of the smaller model; None for drafter=lookup."""
+        """Name or folder of the smaller model; None for drafter=lookup and drafter=previous."""
         return None if self.drafter in ("lookup", "previous") else self.drafter
 
     def check_cache(self, *, stores: bool) -> None:

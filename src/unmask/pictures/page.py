@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 from typing import TypedDict
 
 from unmask.pictures.cells import FilmCell, Frames, Written, about, shown_text
-from unmask.plain_text import printable
+from unmask.plain_text import printable, script_json
 
 PLAYER = Path(__file__).parent / "player.html"
 """The page; `FILM_DATA` in it stands for the film."""
@@ -68,11 +67,7 @@ def _rounded(confidence: float | None) -> float | None:
 
 def html_of(film: Frames) -> str:
     """Return the page of a film, one file that loads nothing else."""
-    text = json.dumps(data_of(film), ensure_ascii=False, separators=(",", ":"))
-    # inside a script element only "<" could end it or open a comment; U+2028 and U+2029 are line ends
-    for char, code in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
-        text = text.replace(char, code)
-    return PLAYER.read_text("utf-8").replace(MARK, text)
+    return PLAYER.read_text("utf-8").replace(MARK, script_json(data_of(film)))
 
 
 def frame_of_page(film: Frames, height: int = 420) -> str:
