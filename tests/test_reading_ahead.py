@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from test_engine import submit_all
 from tiny import FAMILIES, tiny_llm, trace_of
 
 from unmask import decoders
 from unmask.canvas import Edit
 from unmask.decoders.threshold import Threshold
+from unmask.engine.config import EngineConfig
+from unmask.engine.engine import Engine
 from unmask.errors import ConfigError, DecoderError
 
 PROMPTS = [[7, 8, 9], [3], [40, 41, 2, 2, 13, 57]]
@@ -69,6 +72,19 @@ def test_a_forward_is_saved_where_a_prediction_comes_true():
     assert forwards[0] - forwards[1] == saved[0]
     queries = [sum(out.num_queries for out in outs) for outs in (plain, shallow, deep)]
     assert queries[0] < queries[1] < queries[2], "what is read ahead is paid for"
+
+
+def test_what_is_read_ahead_takes_only_positions_that_are_left():
+    llm = tiny_llm("llada", 0, sure=3.0)
+    knobs = {"gen_length": 12, "threshold": 0.99, "depth": 3, "stop_at_eos": False}
+    request = llm.request(PROMPTS[0], "speculative", **knobs, **AHEAD)
+    outputs = {}
+    for positions in (15, 16, 30, 8192):  # the canvas has 15
+        with Engine(llm, EngineConfig(max_num_batched_tokens=positions)) as engine:
+            outputs[positions] = submit_all(engine, [request])[0].last.output
+    counts = [outputs[positions].num_ahead for positions in (15, 16, 30, 8192)]
+    assert counts[0] == counts[1] == 0 < counts[2] <= counts[3]
+    assert len({tuple(output.canvas_ids) for output in outputs.values()}) == 1
 
 
 def test_guidance_is_read_ahead_too():

@@ -9,6 +9,7 @@ the next).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ Amounts = dict[tuple[int, int], float]
 @dataclass(frozen=True)
 class CreditDecoding(Blockwise):
     """The threshold rule on logits to which the credit is added."""
+
+    compares_forwards: ClassVar[bool] = True
 
     threshold: float = knob(
         0.9,

@@ -11,6 +11,7 @@ defaults to a value of the paper's range.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ History = dict[int, tuple[float, ...]]
 @dataclass(frozen=True)
 class Klass(Scheduled):
     """All stable and confident positions, or the quota."""
+
+    compares_forwards: ClassVar[bool] = True
 
     threshold: float = knob(
         0.9,

@@ -95,7 +95,7 @@ class Speculative(Wrapper[Guess]):
                 f"lossless=true has no effect on decoder {self.inner.name}, which revises tokens: what it "
                 f"will do does not follow from the open positions; use another inner decoder"
             )
-        if self.lossless and (self.stats & {"kl"} or self.inner.name == "credit"):
+        if self.lossless and self.inner.core.compares_forwards:
             raise ConfigError(
                 f"lossless=true has no effect on decoder {self.inner.name}, which compares each forward "
                 f"with the one before; use another inner decoder"

@@ -79,10 +79,10 @@ class Scheduler:
     def step(self) -> list[Event]:
         """Run one forward; finished and failed sequences leave the batch immediately."""
         events, self.num_computed, self.num_answer = self._plan(), 0, 0
-        inputs = self._choose()
+        inputs, room = self._choose()
         if not inputs:
             return events
-        ahead, failed = self._read_ahead(inputs)
+        ahead, failed = self._read_ahead(inputs, room)
         events += failed
         inputs = [item for item in inputs if id(item.sequence) in ahead]
         extra = [guess for guesses in ahead.values() for guess in guesses]
@@ -106,16 +106,27 @@ class Scheduler:
         return events
 
     def _read_ahead(
-        self, inputs: list[ForwardInput]
+        self, inputs: list[ForwardInput], room: float
     ) -> tuple[dict[int, list[ForwardInput]], list[Event]]:
-        """Return the inputs of predicted canvases by `id` of their sequence; sequences that fail leave."""
+        """Return the inputs of predicted canvases by `id` of their sequence; sequences that fail leave.
+
+        They take what the inputs have left of the forward, `room` positions. Rows are not counted: a
+        canvas that is read ahead stores nothing.
+        """
         ahead, failed = dict[int, list[ForwardInput]](), list[Event]()
         for item in inputs:
             with ErrorCapture() as capture:
-                ahead[id(item.sequence)] = inputs_ahead(item, self.runner)
+                guesses = inputs_ahead(item, self.runner)
             if capture.error is not None:
                 self.remove(item.sequence)
                 failed.append(Event(item.sequence.canvas, Edit(), item.sequence, capture.error))
+                continue
+            fitting = ahead[id(item.sequence)] = []
+            for guess in guesses:  # the nearest first: a later one is of no use without it
+                if (cost := self._cost(guess)) > room:
+                    break
+                room -= cost
+                fitting.append(guess)
         return ahead, failed
 
     def _advance_ahead(
@@ -159,8 +170,11 @@ class Scheduler:
         sequence.num_preempted += 1
         self.preempted.append(sequence)
 
-    def _choose(self) -> list[ForwardInput]:
-        """Return the inputs of this forward, in the order of their turns as long as they fit."""
+    def _choose(self) -> tuple[list[ForwardInput], float]:
+        """Return the inputs of this forward, in the order of their turns as long as they fit.
+
+        Second is the number of positions that are left, `inf` without a limit.
+        """
         chosen, num_rows = list[ForwardInput](), self.runner.max_rows
         room = math.inf if self.max_tokens is None else self.max_tokens
         for sequence in self._by_turn():
@@ -174,7 +188,7 @@ class Scheduler:
         for item in chosen:
             del self._inputs[id(item.sequence)]
             self._num_deferred.pop(id(item.sequence), None)
-        return chosen
+        return chosen, room
 
     def _by_turn(self) -> list[SequenceState]:
         """Return the active sequences: those deferred too often, small ones, then by deferrals and age."""

@@ -31,6 +31,8 @@ class Decoder(ABC, Generic[State]):
     """The knob to lower when the prompt and the first canvas exceed the model's context."""
     revises: ClassVar[bool] = False
     """True if the method may replace or remask decided tokens."""
+    compares_forwards: ClassVar[bool] = False
+    """True if a step depends on readings of earlier forwards, so that one cannot predict its edits."""
     reads_sampling: ClassVar[bool] = False
     """True if scores are computed from the sampling distribution, after temperature, top_p, top_k and
     min_p; then these three have an effect at temperature 0 too."""
