@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from unmask.canvas import Canvas, Edit, apply, new_canvas
+from unmask.durable import check_writable
 from unmask.engine.outputs import Commit, Step
 from unmask.engine.scheduler import Event
 from unmask.engine.token_text import TokenTexts
@@ -27,7 +28,7 @@ from unmask.view.terminal import (
     window,
     wrap,
 )
-from unmask.view.trace import Header, TraceWriter, check_writable, read_trace
+from unmask.view.trace import Header, TraceWriter, read_trace
 
 MASK, EOS = 99, 90
 WORDS = {1: "The", 2: " cat", 3: " sat", 4: "\n", 5: " mat", EOS: "<eos>"}
@@ -243,8 +244,8 @@ def test_another_file_is_not_taken_for_a_trace(text: str, tmp_path: Path) -> Non
 
 def test_a_place_where_no_trace_can_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="it is a folder"):
-        check_writable(tmp_path)
+        check_writable(tmp_path, "trace file")
     with pytest.raises(ConfigError, match="there is no folder"):
-        check_writable(tmp_path / "absent" / "trace.jsonl")
-    check_writable(tmp_path / "trace.jsonl")
+        check_writable(tmp_path / "absent" / "trace.jsonl", "trace file")
+    check_writable(tmp_path / "trace.jsonl", "trace file")
     assert not (tmp_path / "trace.jsonl").exists()

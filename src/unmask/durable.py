@@ -36,6 +36,25 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def check_writable(path: Path, kind: str) -> None:
+    """Raise ConfigError when no file can be written at `path`; `kind` names the file. Writes nothing."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"there is no folder {str(folder)!r}"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        reason = "no permission"
+    else:
+        return
+    raise not_writable(path, reason, kind)
+
+
+def not_writable(path: Path, reason: object, kind: str) -> ConfigError:
+    """Return the error of a file that cannot be written."""
+    return ConfigError(f"{kind} {str(path)!r} cannot be written: {reason}; give a path to a file")
+
+
 def sync_folder(folder: Path) -> None:
     """Sync the names in a folder to disk; nothing on Windows, which cannot."""
     if sys.platform == "win32":

@@ -50,8 +50,8 @@ class _Decode(Protocol):
 def run(batch: BatchOptions, options: DecodeOptions) -> int:
     """Decode the prompts that the output does not have yet; return 1 if a row has an error, else 0."""
     from unmask.cli.decode import load
+    from unmask.durable import check_writable
     from unmask.view.progress import EvaluationView
-    from unmask.view.trace import check_writable
 
     if batch.prompts is None or batch.output is None:
         raise ConfigError("--prompts FILE and --output FILE go together; give both or neither")

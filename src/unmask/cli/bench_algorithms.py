@@ -106,7 +106,7 @@ def algorithms_command(
     names = algorithms or ("LowConfidence", "CadLLM")
     configs = _configs(names, options.config)
     if options.output is not None:
-        from unmask.view.trace import check_writable
+        from unmask.durable import check_writable
 
         check_writable(options.output, "page")
     with tempfile.TemporaryDirectory(prefix="unmask-algorithms-") as folder:

@@ -35,10 +35,10 @@ from unmask.cli.decode import load
 from unmask.cli.key_value import WORD
 from unmask.cli.messages import say
 from unmask.cli.options import DecodeOptions
+from unmask.durable import check_writable
 from unmask.errors import ConfigError, unknown_name
 from unmask.knobs import Source, split_commas, whole
 from unmask.method import MethodSpec
-from unmask.view.trace import check_writable
 
 DECODER_WORD = re.compile(r"\s*([A-Za-z_.~/][\w.~/:-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 SHARED_FLAGS = ("cache", "gen_length", "max_batch_size", "seed")

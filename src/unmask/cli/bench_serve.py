@@ -302,7 +302,7 @@ def _checked(options: BenchServeOptions) -> Callable[..., ServingReport]:
         raise ConfigError(f"block_length={options.results.block_length} must be at least 1")
     for path in (options.save, options.results.output_file):
         if path is not None:
-            from unmask.view.trace import check_writable
+            from unmask.durable import check_writable
 
             check_writable(path, "result file")
     return partial(

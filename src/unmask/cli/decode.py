@@ -85,9 +85,9 @@ def take_rank(options: DecodeOptions) -> None:
 def load(options: DecodeOptions, trace: Path | None = None) -> tuple[LLM, MethodSpec]:
     """Parse the method, then load the model, so that errors of the method come first."""
     if trace is not None:
-        from unmask.view.trace import check_writable
+        from unmask.durable import check_writable
 
-        check_writable(trace)
+        check_writable(trace, "trace file")
     from unmask.view.progress import LoadingView
 
     with LoadingView(options.model) as progress:

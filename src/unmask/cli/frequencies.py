@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Annotated, Any, TextIO
 from cyclopts import Parameter
 
 from unmask.cli.options import DeviceOptions, flat
+from unmask.durable import check_writable
 from unmask.errors import ConfigError, PromptError
 from unmask.models import with_revision
 from unmask.options import option
@@ -158,18 +158,12 @@ def _target(out: Path | None, is_forced: bool) -> Path:
     if out is None:
         raise ConfigError("no output file; name one with --out OUT.json")
     path = out.expanduser()
-    folder = path.absolute().parent
-    if path.is_dir():
-        reason = "it is a folder; give a path to a file"
-    elif not folder.is_dir():
-        reason = f"there is no folder {str(folder)!r}; create it or give another path"
-    elif path.exists() and not is_forced:
-        reason = "it exists; use --force to overwrite it"
-    elif not os.access(folder, os.W_OK):
-        reason = "no permission; give another path"
-    else:
-        return path
-    raise ConfigError(f"background file {str(out)!r} cannot be written: {reason}")
+    check_writable(path, "background file")
+    if path.exists() and not is_forced:
+        raise ConfigError(
+            f"background file {str(out)!r} cannot be written: it exists; use --force to overwrite it"
+        )
+    return path
 
 
 def _texts(sources: Iterable[Path], field: str | None) -> Iterator[str]:

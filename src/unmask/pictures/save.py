@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from unmask.durable import check_writable
 from unmask.errors import ConfigError
 from unmask.pictures.cells import Frames
 
@@ -15,14 +15,9 @@ MAX_FPS = 50.0
 
 def check_picture(path: Path, endings: tuple[str, ...] = ENDINGS) -> None:
     """Raise ConfigError when no picture can be written at `path`. Writes nothing."""
-    folder = path.absolute().parent
     if path.suffix.lower() not in endings:
         raise ConfigError(f"picture {str(path)!r} must end in {' or '.join(endings)}")
-    if path.is_dir() or not folder.is_dir():
-        reason = "it is a folder" if path.is_dir() else f"there is no folder {str(folder)!r}"
-        raise ConfigError(f"picture {str(path)!r} cannot be written: {reason}; give another path")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigError(f"picture {str(path)!r} cannot be written: no permission")
+    check_writable(path, "picture")
 
 
 def save_film(

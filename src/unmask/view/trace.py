@@ -8,13 +8,13 @@ trace file suffices to replay the decode without the model: `read_film`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TypedDict
 
 from unmask.canvas import Canvas, new_canvas
+from unmask.durable import not_writable
 from unmask.engine.outputs import Commit, Step, edit_of
 from unmask.engine.token_text import TokenTexts, texts_of_positions
 from unmask.errors import ConfigError, DecoderError
@@ -50,24 +50,6 @@ class Header:
     special: list[int] = field(default_factory=list)
     format: str = FORMAT
     version: int = VERSION
-
-
-def check_writable(path: Path, kind: str = "trace file") -> None:
-    """Raise ConfigError when no file can be written at `path`; `kind` names the file. Writes nothing."""
-    folder = path.absolute().parent
-    if path.is_dir():
-        reason = "it is a folder"
-    elif not folder.is_dir():
-        reason = f"there is no folder {str(folder)!r}"
-    elif not os.access(path if path.exists() else folder, os.W_OK):
-        reason = "no permission"
-    else:
-        return
-    raise _not_writable(path, reason, kind)
-
-
-def _not_writable(path: Path, reason: object, kind: str = "trace file") -> ConfigError:
-    return ConfigError(f"{kind} {str(path)!r} cannot be written: {reason}; give a path to a file")
 
 
 class TraceWriter:
@@ -106,7 +88,7 @@ class TraceWriter:
             try:
                 self._file = self._path.open("w", encoding="utf-8")
             except OSError as error:
-                raise _not_writable(self._path, error.strerror) from None
+                raise not_writable(self._path, error.strerror, "trace file") from None
             first = {"format": self._header.format, "version": self._header.version}
             self._write(self._file, first | asdict(self._header))
         self._write(
@@ -144,7 +126,7 @@ class TraceWriter:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
         except OSError as error:
-            raise _not_writable(self._path, error.strerror) from None
+            raise not_writable(self._path, error.strerror, "trace file") from None
 
 
 class _StepRecord(TypedDict, total=False):
