@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -24,6 +25,12 @@ THINNED = {
 pytest.register_assert_rewrite("directions")
 settings.register_profile("unmask", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.load_profile("unmask")
+
+
+def pytest_configure():
+    """Make the checkpoints that are tracked in a smaller form: a few seconds, the first time."""
+    script = FIXTURES.parents[1] / "scripts" / "fixture_weights.py"
+    runpy.run_path(str(script))["make"]((FIXTURES,))
 
 
 @pytest.hookimpl(tryfirst=True)

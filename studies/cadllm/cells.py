@@ -7,6 +7,7 @@ interval can be made again without decoding. Cells that are there are not measur
 from __future__ import annotations
 
 import json
+import runpy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -76,6 +77,8 @@ class Measured:
 @cache
 def load(model: str, sharpness: float) -> unmask.LLM:
     """Load a model of the study; `sharpness` scales its LM head, hence all logits."""
+    script = HERE.parents[1] / "scripts" / "fixture_weights.py"
+    runpy.run_path(str(script))["make"]((HERE / "models",))
     network = load_model(MODELS[model], "float32", "cpu")
     if sharpness != 1:
         network.lm_head.weight.mul_(sharpness)
