@@ -24,6 +24,12 @@ Pairs = tuple[tuple[int, int | str], ...]
 """Numbers or texts by a number, ascending: the type of a field that is written as a mapping."""
 MAX_SHOWN = 80
 """Length to which an error shortens a value."""
+_NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+_INTERVAL = re.compile(r"\bin ([\[(])([^,\])]+), ([^\])]+)([\])])")
+_LEAST = re.compile(
+    rf"(?:(?P<zero>\b0) or )?\bat least (?:(?P<least>{_NUMBER})|[a-zA-Z]+_\w+)"
+    rf"|> (?P<above>{_NUMBER})|>= (?P<from>{_NUMBER})"
+)
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -33,6 +39,51 @@ def knob(default: Any, help: str, tune: tuple[float, float] | None = None) -> An
     `tune` is the range that `unmask tune` searches, for knobs that trade quality for speed.
     """
     return dataclasses.field(default=default, metadata={"help": help, "tune": tune})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KnobRange:
+    """The range of a number, as a help text states it: `text`, and those of its limits that are numbers.
+
+    `least` and `most` are allowed values, `above` and `below` are not. None: no such limit, or the limit is
+    another knob.
+    """
+
+    text: str
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+
+def range_of(help: str) -> KnobRange | None:
+    """Return the range that a help text states, None without one.
+
+    The forms: "in [0, 1]" with round brackets for excluded limits, "at least 1" or the name of another
+    knob, "0 or at least 1e-6", "> 0" and ">= 0".
+    """
+    found = _INTERVAL.search(help)
+    if found is not None:
+        opening, low, high, closing = found.groups()
+        first, last = _limit(low), _limit(high)
+        return KnobRange(
+            found[0],
+            least=first if opening == "[" else None,
+            most=last if closing == "]" else None,
+            above=first if opening == "(" else None,
+            below=last if closing == ")" else None,
+        )
+    found = _LEAST.search(help)
+    if found is None:
+        return None
+    if found["above"] is not None:
+        return KnobRange(found[0], above=float(found["above"]))
+    least = found["zero"] or found["least"] or found["from"]
+    return KnobRange(found[0], least=None if least is None else float(least))
+
+
+def _limit(text: str) -> float | None:
+    return float(text) if re.fullmatch(_NUMBER, text) else None
 
 
 def field_names(cls: type[Any]) -> set[str]:

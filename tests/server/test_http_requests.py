@@ -118,6 +118,9 @@ def test_a_wrong_knob_is_refused_with_its_name(client):
     assert "threshold" in error["message"]
     error = error_of(client.post(CHAT_URL, json={**CHAT, "threshold": 1.5}))
     assert "threshold=1.5" in error["message"]
+    assert error["param"] == "threshold"
+    body = {**CHAT, "cache": "dllm", "cache_args": {"kr": 3, "kp": 0}}
+    assert error_of(client.post(CHAT_URL, json=body))["param"] == "cache_args.kp"
 
 
 # 4

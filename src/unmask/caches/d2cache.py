@@ -62,7 +62,8 @@ class D2Cache(CachePolicy[D2CacheState]):
         "beyond gen_length: the most confident ones",
     )
     inflate_w: int = knob(
-        4, "recompute gaps between selected positions up to this distance; 0: none, large: all"
+        4,
+        "recompute gaps between selected positions up to this distance, at least 0; 0: none, large: all",
     )
     compat: bool = knob(
         False,

@@ -65,7 +65,8 @@ class DelayedCache(CachePolicy[DelayedState]):
     )
     interval: int | None = knob(
         None,
-        "a full forward at least every so many forwards; 1: always, large: the first of a block; null: 4, "
+        "a full forward at least every so many forwards, at least 1; 1: always, large: the first of "
+        "a block; null: 4, "
         "or never with inner",
     )
 

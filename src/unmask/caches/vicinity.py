@@ -24,17 +24,18 @@ class Vicinity(PerBlock):
     """A cache that recomputes a window around the block, and everything when the block moves."""
 
     prefix_look: int = knob(
-        16, "number of positions left of the block to recompute; 0: none, large: all"
+        16, "number of positions left of the block to recompute, at least 0; 0: none, large: all"
     )
     after_look: int = knob(
-        16, "number of positions right of the block to recompute; 0: none, large: all"
+        16, "number of positions right of the block to recompute, at least 0; 0: none, large: all"
     )
     warmup_steps: int = knob(
-        0, "number of full forwards at the beginning; 0: none, large: all; dInfer's scripts use 4"
+        0,
+        "number of full forwards at the beginning, at least 0; 0: none, large: all; dInfer's scripts use 4",
     )
     cache_update_freq: int | None = knob(
         None,
-        "a full forward at least every so many forwards; 1: always, large: "
+        "a full forward at least every so many forwards, at least 1; 1: always, large: "
         "once per block; null: once per block only",
     )
 

@@ -24,12 +24,14 @@ class BlockDiffusion(Growing):
 
     block_length: int | None = knob(
         None,
-        "positions per block; 1: autoregressive, gen_length: a single block; the last one ends with the "
+        "positions per block, at least 1; 1: autoregressive, gen_length: a single block; the last "
+        "one ends with the "
         "answer; default: 32",
     )
     steps: int | None = knob(
         None,
-        "total forwards, a multiple of the number of blocks if block_length is given too; few: many tokens "
+        "total forwards, at least 1, a multiple of the number of blocks if block_length is given too; "
+        "few: many tokens "
         "per forward; default: gen_length (one token per forward)",
     )
 

@@ -56,7 +56,8 @@ class Daedal(Scoring, Decoder[Growth]):
     )
     max_gen_length: int | None = knob(
         None,
-        "maximum length of the answer, within the model's context; at initial_gen_length: no growth; "
+        "maximum length of the answer, at least initial_gen_length and within the model's context; "
+        "at initial_gen_length: no growth; "
         "default: 2048",
     )
     initial_eot_expand_thres: float = knob(

@@ -41,7 +41,8 @@ class Prophet(Wrapper[Watch]):
     )
     answer_start: int | None = knob(
         None,
-        "first position of the answer, counted from the prompt's end; 0: the generated part's first; "
+        "first position of the answer, counted from the prompt's end, at least 0; 0: the generated "
+        "part's first; "
         "default: all open positions count, except those that propose an end token",
     )
     answer_length: int = knob(

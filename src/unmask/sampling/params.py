@@ -55,7 +55,8 @@ class SamplingParams:
     )
     top_k: int | None = knob(
         None,
-        "sample from this many likeliest tokens; 1: greedy, -1 or 0: all tokens; default: all; no effect "
+        "sample from this many likeliest tokens, at least -1; 1: greedy, -1 or 0: all tokens; "
+        "default: all; no effect "
         "on greedy decoding, except in decoder dream",
     )
     min_p: float = knob(

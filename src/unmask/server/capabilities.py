@@ -17,7 +17,7 @@ from typing_extensions import NotRequired, TypedDict
 from unmask import caches, decoders
 from unmask.canvas import ModelFacts, new_canvas
 from unmask.errors import ConfigError
-from unmask.knobs import Pairs
+from unmask.knobs import Pairs, range_of
 from unmask.method import CACHE_PREFIX, MethodSpec, split_cache_keys
 from unmask.sampling.params import SamplingParams
 from unmask.server.reply_models import Count, ReplyModel
@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 SERVER_ONLY: dict[str, str | None] = {"frequencies": None, "drafter": "lookup"}
 """Knobs that name files or models of the server's machine, and the value that clients may send."""
+COMMON = frozenset(("steps", "block_length", "temperature", "inner"))
+"""Knobs that most requests set, besides those for which `unmask tune` has a range."""
 TYPE_NAMES: dict[object, str] = {int: "int", float: "float", bool: "bool", str: "str"}
+
+
+Limit = typing.Literal["min", "max", "above", "below"]
 
 
 class TypeFields(TypedDict):
@@ -40,12 +45,27 @@ class TypeFields(TypedDict):
     nullable: NotRequired[bool]
 
 
-class KnobInfo(TypeFields):
-    """A knob of a decoder or cache."""
+class RangeFields(TypedDict, total=False):
+    """The range of a number: its text, and those of its limits that are numbers."""
+
+    range: str
+    min: float
+    max: float
+    above: float
+    below: float
+
+
+class KnobInfo(TypeFields, RangeFields):
+    """A knob of a decoder or cache.
+
+    `range`: the allowed numbers as the help states them; its limits that are numbers are `min` and `max`
+    (allowed), `above` and `below` (not allowed). `is_common`: one of the knobs that are changed most often.
+    """
 
     name: str
     default: JsonValue
     help: str
+    is_common: bool
 
 
 class ModelInfo(ReplyModel):
@@ -216,10 +236,31 @@ def knob_infos(cls: type[object], hidden: Set[str] = frozenset()) -> list[KnobIn
             **type_fields(hints[field.name]),
             "default": json_default(field.default),
             "help": field.metadata.get("help", ""),
+            "is_common": field.name in COMMON or field.metadata.get("tune") is not None,
+            **range_fields(hints[field.name], field.metadata.get("help", "")),
         }
         for field in dataclasses.fields(cls)
         if field.name not in hidden and field.name not in SERVER_ONLY
     ]
+
+
+def range_fields(hint: object, help: str) -> RangeFields:
+    """Return the range of a number, as its help text states it."""
+    is_number = type_fields(hint)["type"] in ("int", "float")
+    found = range_of(help) if is_number else None
+    if found is None:
+        return {}
+    limits: dict[Limit, float | None] = {
+        "min": found.least,
+        "max": found.most,
+        "above": found.above,
+        "below": found.below,
+    }
+    fields: RangeFields = {"range": found.text}
+    for name, limit in limits.items():
+        if limit is not None:
+            fields[name] = limit
+    return fields
 
 
 def type_fields(hint: object) -> TypeFields:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 DEFAULT_FIRST_LENGTH = 64
 """Initial number of positions for a decoder that chooses the length; at most `max_tokens`."""
+MAX_SUSPECTS = 64
+"""Largest number of knobs of a request that are tried one by one to name the one that is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,22 @@ class GenerationPlan:
     ends: StopCriteria
     start: int
     size: int | None = None
+
+
+def knob_at_fault(*sources: Source) -> str | None:
+    """Return the first knob without which sources that are refused make a method, as its source spells it.
+
+    None if there is no such knob, or if there are more than `MAX_SUSPECTS` of them.
+    """
+    suspects = [(i, key) for i, source in enumerate(sources) for key in source.values]
+    for i, key in suspects if len(suspects) <= MAX_SUSPECTS else []:
+        rest = {name: value for name, value in sources[i].values.items() if name != key}
+        try:
+            MethodSpec.parse(*sources[:i], replace(sources[i], values=rest), *sources[i + 1 :])
+        except UnmaskError:
+            continue
+        return sources[i].spelling.format(key=key.removeprefix(CACHE_PREFIX), flag=key)
+    return None
 
 
 class Planner:
@@ -268,16 +286,20 @@ class Planner:
         sources = (
             Source(top),
             Source(decoder_args, spelling="decoder_args.{key}"),
-            Source({CACHE_PREFIX + key: value for key, value in cache_args.items()}),
+            Source(
+                {CACHE_PREFIX + key: value for key, value in cache_args.items()},
+                spelling="cache_args.{key}",
+            ),
             Source(own_knobs(body) | {k: text for k, text in names.items() if text is not None}),
         )
         try:
             method = MethodSpec.parse(*sources, *self._defaults(body))
         except UnmaskError as error:
             knob = error.key if isinstance(error, ConfigError) else None
+            knob = knob or knob_at_fault(*sources, *self._defaults(body))
             if knob in SERVER_ONLY and knob not in self.settings.defaults.given:
                 raise server_only(knob) from None
-            raise library_error(error) from None
+            raise library_error(error, knob) from None
         for note in method.notes:
             if note.code == "no_effect":
                 raise ApiError(400, note.message, param=note.key, code="unsupported_parameter")

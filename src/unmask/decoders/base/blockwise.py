@@ -54,7 +54,8 @@ class Blockwise(Scoring, Decoder[Block]):
 
     block_length: int | None = knob(
         None,
-        "positions per block; 1: left to right, gen_length: any order; the last one ends with the answer; "
+        "positions per block, at least 1; 1: left to right, gen_length: any order; the last one "
+        "ends with the answer; "
         "default: the largest divisor in 8..32, else gen_length; for infilling, the whole text; for "
         "block-causal models, the model's own block",
     )
@@ -137,9 +138,10 @@ class Scheduled(Blockwise):
 
     steps: int | None = knob(
         None,
-        "total forwards, a multiple of the number of blocks if block_length is given too; few: many tokens "
-        "per forward, gen_length or more: one; default: gen_length; for block-causal models any number, at "
-        "least 1: every block commits gen_length / steps tokens per forward",
+        "total forwards, at least 1, a multiple of the number of blocks if block_length is given too; "
+        "few: many tokens "
+        "per forward, gen_length or more: one; default: gen_length; for block-causal models any "
+        "number: every block commits gen_length / steps tokens per forward",
     )
     block_steps: int | None = knob(
         None, "forwards per block, at least 1; 1: the whole block at once; default: set by steps"

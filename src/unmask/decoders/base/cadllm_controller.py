@@ -64,7 +64,8 @@ class Controller:
     )
     max_steps: int = knob(
         90,
-        "S_max: the same at confidence 0; 1: S_base for every block (as all values up to it), large: the "
+        "S_max: the same at confidence 0, at least 1; 1: S_base for every block (as all values up "
+        "to it), large: the "
         "threshold stays high where the model doubts",
         tune=(48, 128),
     )
