@@ -29,7 +29,8 @@ SURE = (0.95, 0.2, 0.5)
 
 
 def _knob(name, type_, default, help_, **more):
-    return {"name": name, "type": type_, "default": default, "help": help_, **more}
+    found = {"name": name, "type": type_, "default": default, "help": help_, "is_common": True}
+    return found | more
 
 
 def _decoder(name, *knobs, **more):
@@ -39,6 +40,9 @@ def _decoder(name, *knobs, **more):
 
 
 THRESHOLD = _knob("threshold", "float", 0.9, "1: one at a time; 0: all at once", min=0, max=1)
+THRESHOLD["range"] = "in [0, 1]"
+RARE = {"is_common": False, "range": "> 0", "above": 0}
+DRAFTS = [_knob(f"draft_{name}", "float", 5, "how many", **RARE) for name in "abcd"]
 SCHEMA = {
     "model": {"id": "demo", "family": "llada", "block_size": None, "max_length": 1024},
     "defaults": {"decoder": "vanilla", "knobs": {}, "cache": "none", "cache_args": {}},
@@ -46,7 +50,7 @@ SCHEMA = {
         _decoder("prophet", _knob("inner", "str", None, "the decoder inside"), wraps=True),
         _decoder("threshold", THRESHOLD, _knob("sizes", "list", [1, 2], "a list", of="int")),
         _decoder("vanilla", _knob("steps", "int", None, "forwards", nullable=True)),
-        _decoder("wino"),
+        _decoder("wino", *DRAFTS, _knob("wide", "float", 0.6, "first")),
     ],
     "caches": [
         {"name": "block_causal", "title": "Blocks", "exact": True, "knobs": []}
@@ -73,6 +77,8 @@ class Page:
     """Whether the page's files need no key."""
     sets_cookies: bool = True
     refuses: str | None = None
+    param: str | None = None
+    """The field that a refusal names."""
     status: int = 400
     breaks_off: bool = False
     has_template: bool = True
@@ -143,6 +149,7 @@ class App:
                 Route("/", self.index),
                 Route("/v1/models", self.models),
                 Route("/v1/schema", self.schema),
+                Route("/openapi.json", self.openapi),
                 *(Route(path, self.decode, methods=["POST"]) for path in posts),
                 Route(
                     "/static/player.html", lambda _: FileResponse(PLAYER, media_type="text/plain")
@@ -177,6 +184,9 @@ class App:
         model = {**SCHEMA["model"], "has_chat_template": self.page.has_template}
         return JSONResponse({**SCHEMA, "model": model})
 
+    async def openapi(self, request: Request) -> JSONResponse:
+        return JSONResponse({"paths": {"/v1/infill": {"post": {"summary": "Fill the blanks."}}}})
+
     async def models(self, request: Request) -> JSONResponse:
         return JSONResponse({"data": [{"id": "demo"}]})
 
@@ -184,7 +194,7 @@ class App:
         body = await request.json()
         self.page.log.append(body)
         if self.page.refuses is not None:
-            error = {"error": {"message": self.page.refuses}}
+            error = {"error": {"message": self.page.refuses, "param": self.page.param}}
             return JSONResponse(error, self.page.status)
         return StreamingResponse(self._events(body, request), media_type="text/event-stream")
 

@@ -47,7 +47,7 @@ def visit(browser):
         context = browser.new_context(viewport={"width": 1280, "height": 900}, **settings)
         contexts.append(context)
         tab = context.new_page()
-        tab.set_default_timeout(10_000)
+        tab.set_default_timeout(30_000)
 
         def hear(message) -> None:
             is_known = any(part in message.text for part in expected)
@@ -246,7 +246,7 @@ def test_only_changed_knobs_are_sent_and_their_types_are_kept(visit, page):
     lane = tab.locator(".lane").nth(0)
     lane.locator(".decoder").select_option("threshold")
     lane.locator(".cache").select_option("dual")
-    lane.locator(".knobs summary").click()
+    lane.locator(".knobs > summary").click()
     threshold = lane.locator("[data-knob=threshold]")
     assert threshold.get_attribute("placeholder") == "0.9"
     tip = lane.locator(f"#{threshold.get_attribute('aria-describedby')}")
@@ -278,7 +278,7 @@ def test_a_decoder_that_wraps_another_shows_its_knobs_too(visit, page):
     tab = ready(visit(page))
     lane = tab.locator(".lane").nth(0)
     lane.locator(".decoder").select_option("prophet")
-    lane.locator(".knobs summary").click()
+    lane.locator(".knobs > summary").click()
     lane.locator("[data-knob=inner]").select_option("threshold")
     lane.locator("[data-knob=threshold]").fill("0.7")
     generate(tab, "How many?")
@@ -498,7 +498,7 @@ def test_the_theme_is_kept(visit, page):
 def test_the_help_of_a_knob_shows_in_one_place_and_moves_nothing(visit, page):
     tab = ready(visit(page))
     tab.locator(".decoder").nth(0).select_option("threshold")
-    tab.locator(".knobs summary").nth(0).click()
+    tab.locator(".knobs > summary").nth(0).click()
     explains = tab.locator(".explains").nth(0)
     before = tab.locator(".canvas").nth(0).bounding_box()
     tab.locator(".lane").nth(0).locator("[data-knob=threshold]").hover()
@@ -512,7 +512,7 @@ def test_the_help_of_a_knob_shows_in_one_place_and_moves_nothing(visit, page):
 def test_another_cache_keeps_the_decoders_knobs_and_another_decoder_the_shared_ones(visit, page):
     tab = ready(visit(page))
     lane = tab.locator(".lane").nth(1)
-    lane.locator(".knobs summary").click()
+    lane.locator(".knobs > summary").click()
     lane.locator("[data-knob=threshold]").fill("0.5")
     lane.locator("[data-knob=temperature]").fill("0.3")
     lane.locator(".cache").select_option("dual")
@@ -549,7 +549,7 @@ def test_the_lanes_stand_side_by_side_part_by_part(visit, page):
     tab = ready(visit(page, expected=("400",)))
     tab.locator(".decoder").nth(0).select_option("threshold")
     generate(tab, "How many?")
-    tab.locator(".knobs summary").nth(0).click()
+    tab.locator(".knobs > summary").nth(0).click()
     sync_api.expect(tab.locator(".knobs[open]")).to_have_count(2)
     for part in (".canvas", ".replay", ".chart", ".foot"):
         tops = [tab.locator(part).nth(i).bounding_box()["y"] for i in (0, 1)]
@@ -618,7 +618,7 @@ def test_stopping_from_the_keyboard_leaves_the_focus_in_the_page(visit, page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_controls_stand_out_from_their_card(visit, page, scheme):
     tab = ready(visit(page, color_scheme=scheme))
-    tab.locator(".knobs summary").nth(0).click()
+    tab.locator(".knobs > summary").nth(0).click()
     tab.evaluate("""() => document.querySelectorAll("textarea, input, select, #run")
         .forEach((e) => { e.style.color = getComputedStyle(e).borderTopColor; })""")
     found = {name: contrast(tab, name) for name in ("#text", "#seed", ".decoder", ".knob input")}

@@ -4,6 +4,7 @@ import { hasBlank, parse } from "./blanks.js";
 import { Scale } from "./chart.js";
 import { linkTo, readLink } from "./export.js";
 import { copy, Lane } from "./lane.js";
+import { filter, showReference } from "./reference.js";
 import { getJson } from "./stream.js";
 
 const at = (id) => document.getElementById(id);
@@ -156,6 +157,7 @@ function showLanes() {
 
 function setUp() {
   const { model, defaults } = schema;
+  at("docs").disabled = false;
   const names = schema.decoders.map(({ name }) => name);
   const first = { decoder: defaults?.decoder ?? names[0], cache: defaults?.cache ?? "none",
     knobs: defaults?.knobs, cacheArgs: defaults?.cache_args };
@@ -228,6 +230,20 @@ async function connect() {
   }
 }
 
+// Opens the reference of decoders, caches, knobs and routes.
+async function openReference() {
+  const openapi = await getJson("openapi.json", key()).catch(() => null);
+  showReference(at("reference-text"), schema, openapi);
+  seek();
+  at("reference").showModal();
+  at("sought").focus();
+}
+
+function seek() {
+  const count = filter(at("reference-text"), at("sought").value);
+  at("found").textContent = at("sought").value.trim() ? `${count} section${count === 1 ? "" : "s"} with this text` : "";
+}
+
 function theme(name) {
   const chosen = THEMES.includes(name) ? name : "auto";
   document.documentElement.dataset.theme = chosen;
@@ -260,6 +276,9 @@ at("connect").addEventListener("submit", (event) => {
   connect();
 });
 at("curl-close").addEventListener("click", () => at("curl").close());
+at("docs").addEventListener("click", openReference);
+at("sought").addEventListener("input", seek);
+at("reference-close").addEventListener("click", () => at("reference").close());
 at("theme").addEventListener("click", () => {
   theme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length]);
 });

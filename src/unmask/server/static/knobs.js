@@ -3,6 +3,7 @@
 let serial = 0;
 
 const EXPLAINS = "Help for a knob is shown here: point at it, or move to it with Tab.";
+const LEAST_HIDDEN = 3; // fewer rare knobs are shown with the others
 
 function valueText(value) {
   if (value === null || value === undefined) return "none";
@@ -14,7 +15,7 @@ function defaultText(knob) {
   return knob.default === null && knob.help.includes("default:") ? "default" : valueText(knob.default);
 }
 
-function helpText(knob) {
+export function helpText(knob) {
   return defaultText(knob) === "default" ? knob.help : `${knob.help} (default: ${valueText(knob.default)})`;
 }
 
@@ -23,7 +24,9 @@ function read(knob, text) {
   if (knob.type === "int" || knob.type === "float") {
     const value = Number(text);
     const isRight = Number.isFinite(value) && (knob.type === "float" || Number.isInteger(value));
-    if (!isRight) throw new Error(`${knob.name}: ${text} is not ${knob.type === "int" ? "an integer" : "a number"}`);
+    if (!isRight) throw new Error(`${text} is not ${knob.type === "int" ? "an integer" : "a number"}`);
+    const isOut = value < knob.min || value > knob.max || value <= knob.above || value >= knob.below;
+    if (isOut) throw new Error(`${text} must be ${knob.range ?? "in the range of the help"}`);
     return value;
   }
   if (knob.type === "bool") return text === "true";
@@ -32,6 +35,30 @@ function read(knob, text) {
     return items.map((part) => read({ name: knob.name, type: knob.of ?? "str" }, part));
   }
   return text;
+}
+
+function make(name, className, text = "") {
+  const element = document.createElement(name);
+  element.className = className;
+  element.textContent = text;
+  return element;
+}
+
+// Returns the value of a field, undefined for an empty one. Throws an Error for an invalid one.
+function valueOf({ knob, input }) {
+  if (input.validity?.badInput) throw new Error("not a number");
+  const text = input.value.trim();
+  return text === "" ? undefined : read(knob, text);
+}
+
+// Shows a problem at its field, or removes it.
+function mark(field, problem) {
+  field.wrong.textContent = problem;
+  field.wrong.hidden = !problem;
+  if (problem) {
+    field.input.setAttribute("aria-invalid", "true");
+    field.rest?.setAttribute("open", "");
+  } else field.input.removeAttribute("aria-invalid");
 }
 
 export class Knobs {
@@ -43,47 +70,72 @@ export class Knobs {
     this.fields = [];
   }
 
-  // Groups are [title, knobs, where, values]; `where` is the part of the request.
+  // Groups are [title, knobs, where, values]; `where` is the part of the request. In a group the common
+  // knobs come first; rare ones are behind a summary.
   show(groups) {
     this.fields = [];
     const sections = groups.filter(([, knobs]) => knobs.length).map(([title, knobs, where, values]) => {
       const set = document.createElement("fieldset");
-      const legend = document.createElement("legend");
-      legend.textContent = title;
-      set.append(legend, ...knobs.map((knob) => this.row(knob, where, values?.[knob.name])));
+      set.append(make("legend", "", title));
+      const common = knobs.filter((knob) => knob.is_common);
+      let rare = knobs.filter((knob) => !knob.is_common);
+      if (rare.length < LEAST_HIDDEN) {
+        common.push(...rare);
+        rare = [];
+      }
+      set.append(...common.map((knob) => this.row(knob, where, values?.[knob.name])));
+      if (rare.length) set.append(this.rest(rare, where, values, common.length));
       return set;
     });
     this.element.replaceChildren(...sections);
     this.explains.textContent = EXPLAINS;
   }
 
-  row(knob, where, value) {
+  rest(knobs, where, values, numCommon) {
+    const details = make("details", "rest");
+    const names = knobs.slice(0, 3).map(({ name }) => name).join(", ");
+    details.append(make("summary", "", `${knobs.length} ${numCommon ? "more" : "knobs"}: ${names}${knobs.length > 3 ? "…" : ""}`));
+    const rows = make("div", "rows");
+    rows.append(...knobs.map((knob) => this.row(knob, where, values?.[knob.name], details)));
+    details.append(rows);
+    return details;
+  }
+
+  row(knob, where, value, rest = null) {
     serial += 1;
-    const row = document.createElement("div");
-    row.className = "knob";
+    const row = make("div", "knob");
     const label = document.createElement("label");
     label.append(...knob.name.split(/(?<=_)/).flatMap((part) => [part, document.createElement("wbr")]));
     label.htmlFor = `knob-${serial}`;
     const input = this.input(knob);
     input.id = label.htmlFor;
     input.dataset.knob = knob.name;
-    input.setAttribute("aria-describedby", `help-${serial}`);
     if (value !== undefined && value !== knob.default) input.value = valueText(value);
-    const help = document.createElement("span");
-    help.className = "unseen";
+    const range = make("span", "range", knob.range ?? "");
+    const wrong = make("span", "wrong");
+    wrong.id = `wrong-${serial}`;
+    wrong.hidden = true;
+    wrong.setAttribute("role", "alert");
+    const help = make("span", "unseen", helpText(knob));
     help.id = `help-${serial}`;
-    help.textContent = helpText(knob);
+    input.setAttribute("aria-describedby", `${help.id} ${wrong.id}`);
     const explain = () => { this.explains.textContent = `${knob.name}: ${help.textContent}`; };
     row.addEventListener("pointerenter", explain);
     row.addEventListener("focusin", explain);
-    row.append(label, input, help);
-    const field = { knob, where, input };
+    const name = make("span", "name");
+    name.append(label, range);
+    row.append(name, input, wrong, help);
+    const field = { knob, where, input, wrong, rest };
     const note = () => {
       row.classList.toggle("is-changed", input.value !== "");
+      this.isValid(field);
       this.changed(field);
     };
     input.addEventListener("change", note);
-    row.classList.toggle("is-changed", input.value !== "");
+    input.addEventListener("input", () => { if (!wrong.hidden) this.isValid(field); });
+    const isChanged = input.value !== "";
+    row.classList.toggle("is-changed", isChanged);
+    if (isChanged) rest?.setAttribute("open", "");
     this.fields.push(field);
     return row;
   }
@@ -109,14 +161,36 @@ export class Knobs {
     return input;
   }
 
+  // Shows at a field what is wrong with it, and returns whether nothing is.
+  isValid(field) {
+    try {
+      valueOf(field);
+      mark(field, "");
+      return true;
+    } catch (error) {
+      mark(field, error.message);
+      return false;
+    }
+  }
+
   // Returns {decoder: {knob: value}, cache: {...}}. Throws an Error for an invalid value.
   values() {
     const values = { decoder: {}, cache: {} };
-    for (const { knob, where, input } of this.fields) {
-      if (input.validity?.badInput) throw new Error(`${knob.name}: not a number`);
-      if (input.value.trim() !== "") values[where][knob.name] = read(knob, input.value.trim());
+    const wrong = this.fields.filter((field) => !this.isValid(field));
+    if (wrong.length) throw new Error(wrong.map(({ knob, wrong: { textContent } }) => `${knob.name}: ${textContent}`).join("; "));
+    for (const field of this.fields) {
+      const value = valueOf(field);
+      if (value !== undefined) values[field.where][field.knob.name] = value;
     }
     return values;
+  }
+
+  // Shows the server's refusal at the knob that it names, such as decoder_args.steps, if there is one.
+  refuse(param, message) {
+    const [, part, name] = param?.match(/^(?:(decoder|cache)_args\.)?(\w+)$/) ?? [];
+    const field = this.fields.find(({ knob, where, input }) =>
+      knob.name === name && (!part || where === part) && input.value.trim() !== "");
+    if (field) mark(field, message);
   }
 
   // Returns the texts of the knobs of one part of the request, valid or not.

@@ -155,7 +155,10 @@ export class Lane {
     } catch (error) {
       const isStop = error.name === "AbortError";
       this.end((performance.now() - began) / 1000, { reason: isStop ? "stopped" : "failed" });
-      if (!isStop) this.complain(error);
+      if (!isStop) {
+        this.complain(error);
+        this.knobs.refuse(error.param, error.message);
+      }
       return false;
     }
   }

@@ -1,9 +1,11 @@
 // Requests: JSON in, JSON or server-sent events out.
 
 export class Refused extends Error {
-  constructor(status, message) {
+  // `param` is the field that the server names, if it names one.
+  constructor(status, message, param = null) {
     super(message);
     this.status = status;
+    this.param = param;
   }
 }
 
@@ -30,15 +32,16 @@ async function reach(path, options) {
 
 async function refusal(response) {
   const body = await response.text();
-  let message = body.slice(0, 500);
+  let message = body.slice(0, 500), param = null;
   try {
     const reply = JSON.parse(body);
     const error = reply.error ?? reply.detail ?? body;
     message = typeof error === "string" ? error : error.message ?? JSON.stringify(error);
+    param = error.param ?? null;
   } catch {
     // not JSON: shown as it is
   }
-  return new Refused(response.status, `${response.status}: ${message || response.statusText}`);
+  return new Refused(response.status, `${response.status}: ${message || response.statusText}`, param);
 }
 
 // Yields the JSON of every event until [DONE]. Throws an Error for an error event.
