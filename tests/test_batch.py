@@ -144,3 +144,18 @@ def test_a_batch_file_of_openai_is_answered_by_the_routes(files):
     assert run(source, target, "-m", "demo") == 1, "nothing is left to decode"
     assert rows_of(target) == found
     assert run(source, target, "-m", "demo", "--seed", "3") == 2
+
+
+def test_a_constraint_and_a_draft_hold_for_every_row(files, capsys):
+    source, target = files({"prompt": "The cat"}, {"prompt": "Is it?"})
+    assert run(source, target, "--choice", "yes|no", "--gen-length", "4") == 0
+    assert {row["text"] for row in rows_of(target)} <= {"yes", "no"}
+    target.unlink()
+    words = ["-d", "wino", "--draft", "The dog", "--max-edits", "0"]
+    assert run(source, target, *words) == 0
+    assert [row["text"] for row in rows_of(target)] == ["The dog"] * 2
+    line = {"method": "POST", "url": "/v1/chat/completions", "custom_id": "a", "body": {}}
+    source, _ = files(line)
+    target.unlink()
+    assert run(source, target, "--choice", "yes|no") == 2
+    assert "no effect on a batch file of OpenAI's" in capsys.readouterr().err

@@ -557,3 +557,29 @@ def test_a_fraction_is_no_whole_number(words: list[str], cli: Cli) -> None:
     status, _, error = cli(*words)
     assert status == 2
     assert error.rstrip().endswith("must be a whole number")
+
+
+# drafts
+
+
+def test_a_draft_is_revised_and_its_pinned_part_stays(cli: Cli, model: Path) -> None:
+    draft, words = "Then: 3+2=5", ("-d", "wino", "narrow_out_thres=1.0", "-m", model)
+    kept = cli("generate", PROMPT, *words, "--draft", draft, "--max-edits", "0")
+    assert (kept.status, kept.out) == (0, draft + "\n")
+    free = cli("generate", PROMPT, *words, "--draft", draft, "--no-stop-at-eos")
+    assert free.out != kept.out
+    pins = ("--pin", "Then", "--pin", "5")
+    held = cli("generate", PROMPT, *words, "--draft", draft, *pins, "--no-stop-at-eos")
+    assert held.out.startswith("Then")
+    assert "5" in held.out
+    filled = cli("infill", "Tom has {6}.", *words, "--draft", " 3 boxes", "max_edits=0")
+    assert filled.out.startswith("Tom has 3 boxes")
+
+
+def test_a_draft_that_cannot_be_used_is_refused(cli: Cli, model: Path) -> None:
+    words = ("generate", PROMPT, "-m", model)
+    assert "never changes a decided token" in refused(cli(*words, "--draft", "3"))
+    assert "no effect without draft" in refused(cli(*words, "--pin", "3"))
+    assert "not in the draft" in refused(
+        cli(*words, "-d", "wino", "--draft", "3", "--pin", "4", "--gen-length", "8")
+    )

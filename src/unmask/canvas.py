@@ -33,10 +33,10 @@ class Canvas:
     """The state of a sequence between two forwards. Arrays have one entry per position.
 
     `tokens`: ids, at open positions the mask id (as input of the network only). `open`: undecided. `fixed`:
-    part of the request, never edited. `origin`: the forward that committed the token, -1 for fixed and open
-    positions. `uid`: identity of the position, unchanged by insertions and deletions. `prompt_length`:
-    positions before it are the prompt. `next_uid`: the next unused identity. `infilling`: the open
-    positions are blanks in a text, not a continuation of a prompt.
+    part of the request, never edited. `origin`: the forward that committed the token; -1 for open and fixed
+    positions and for the tokens of a draft, -2 for padding. `uid`: identity of the position, unchanged by
+    insertions and deletions. `prompt_length`: positions before it are the prompt. `next_uid`: the next
+    unused identity. `infilling`: the open positions are blanks in a text, not a continuation of a prompt.
     """
 
     tokens: Ints
@@ -57,6 +57,12 @@ class Canvas:
     def num_open(self) -> int:
         """Number of undecided positions."""
         return int(self.open.sum())
+
+    @property
+    def drafted(self) -> Bools:
+        """A flag per position: it has a token of the request's draft, which the decoder may change."""
+        flags: Bools = ~self.open & ~self.fixed & (self.origin == -1)
+        return flags
 
     def open_positions(self, start: int = 0, end: int | None = None) -> Ints:
         """Return the undecided positions in `[start, end)`, ascending."""
@@ -87,12 +93,12 @@ def new_canvas(
     )
 
 
-def pin(canvas: Canvas, tokens: Mapping[int, int]) -> Canvas:
-    """Return the canvas with these tokens given, by position: decided and fixed."""
+def pin(canvas: Canvas, tokens: Mapping[int, int], *, is_draft: bool = False) -> Canvas:
+    """Return the canvas with these tokens given, by position: decided and, unless `is_draft`, fixed."""
     positions = np.array(sorted(tokens), dtype=np.int64)
     ids, open_, fixed = canvas.tokens.copy(), canvas.open.copy(), canvas.fixed.copy()
     ids[positions] = [tokens[position] for position in positions.tolist()]
-    open_[positions], fixed[positions] = False, True
+    open_[positions], fixed[positions] = False, not is_draft
     return replace(canvas, tokens=ids, open=open_, fixed=fixed)
 
 

@@ -171,16 +171,27 @@ def _method_text(method: MethodSpec) -> str:
 
 def _plain(llm: LLM, method: MethodSpec, options: DecodeOptions, size: int) -> _Decode:
     """Return the decoding of rows with `prompt` or `messages`; row i has the seed `seed` + i."""
+    from unmask.cli.decode import read_constraint
+    from unmask.engine.drafts import read_draft
+
     told = _method_text(method)
+    draft = read_draft(options.draft, options.pinned, options.max_edits)
+    one = None if draft is None else draft.per_prompt(1)[0]
     template = llm.requests.template(
-        method, seed=options.seed, stop_at_eos=options.stop_at_eos, stop_token_ids=()
+        method,
+        seed=options.seed,
+        stop_at_eos=options.stop_at_eos,
+        constraint=read_constraint(options),
+        draft=draft,
     )
 
     def request(row: Row, index: int) -> Any:
         content: Any = row.get("prompt")
         if content is None:
             content = llm.chat_ids(row["messages"])  # type: ignore[arg-type]
-        canvas = llm.requests.canvas(content, method, options.gen_length, raw=options.raw)
+        canvas = llm.requests.canvas(
+            content, method, options.gen_length, raw=options.raw, draft=one
+        )
         return template(canvas, index)
 
     def decode(rows: Sequence[Row], first: int) -> list[Row]:
@@ -213,6 +224,7 @@ def _plain(llm: LLM, method: MethodSpec, options: DecodeOptions, size: int) -> _
 
 def _openai(llm: LLM, method: MethodSpec, options: DecodeOptions, size: int) -> _Decode:
     """Return the decoding of batch lines, by the routes of the server in this process."""
+    from unmask.cli.decode import read_constraint
     from unmask.cli.serve import need_extra
 
     need_extra()
@@ -220,6 +232,11 @@ def _openai(llm: LLM, method: MethodSpec, options: DecodeOptions, size: int) -> 
         raise ConfigError(
             "--gen-length, --seed, --raw and --no-stop-at-eos have no effect on a batch file of OpenAI's: "
             "its bodies have max_tokens and seed; leave them out"
+        )
+    if read_constraint(options) is not None or options.draft is not None:
+        raise ConfigError(
+            "--json-schema, --regex, --choice and --draft have no effect on a batch file of OpenAI's: its "
+            "bodies have response_format and draft; leave them out"
         )
     from unmask.engine.config import EngineConfig
     from unmask.engine.engine import Engine

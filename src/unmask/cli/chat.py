@@ -88,7 +88,7 @@ class Local:
         self, messages: list[dict[str, str]], options: DecodeOptions, console: Console | None
     ) -> ChatAnswer:
         """Decode the next turn."""
-        from unmask.cli.decode import decode
+        from unmask.cli.decode import decode, request_of
         from unmask.engine.token_text import TokenTexts
         from unmask.view.terminal import LiveView
 
@@ -101,7 +101,8 @@ class Local:
                     console, TokenTexts(self.llm.tokenizer), self.llm.stop_ids, self.fps
                 )
                 view = stack.enter_context(live)
-            run = decode(self.llm, canvas, options, method, view)
+            request = request_of(self.llm, canvas, options, method)
+            run = decode(self.llm, request, options, method, view)
         return ChatAnswer(run.output.text, run.line())
 
 

@@ -23,6 +23,7 @@ from unmask.regular_files import read_bounded
 if TYPE_CHECKING:
     from unmask.canvas import Canvas
     from unmask.engine.llm import LLM
+    from unmask.engine.request import Request
     from unmask.method import MethodSpec
     from unmask.view.report import DecodeRun
     from unmask.view.terminal import LiveView
@@ -44,8 +45,7 @@ def generate(prompt: str | None, options: DecodeOptions, show: ShowOptions) -> N
     console = live_console(show)
     text = read_prompt(prompt)
     llm, method = load(options, show.trace)
-    canvas = llm.requests.canvas(text, method, options.gen_length, raw=options.raw)
-    _decode_and_report(llm, canvas, options, method, show, console)
+    _decode_and_report(llm, text, options, method, show, console)
 
 
 def infill(text: str | None, options: DecodeOptions, show: ShowOptions) -> None:
@@ -91,11 +91,13 @@ def load(options: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method
     from unmask.view.progress import LoadingView
 
     with LoadingView(options.model) as progress:
+        from unmask.engine.drafts import read_draft
         from unmask.engine.llm import LLM
         from unmask.engine.request_builder import OPTIONS
         from unmask.method import MethodSpec
 
         read_constraint(options)  # its errors come before the weights are read
+        read_draft(options.draft, options.pinned, options.max_edits)
         method = MethodSpec.parse(
             options.method, gen_length=options.gen_length, options=OPTIONS, is_trusted=True
         )
@@ -136,9 +138,28 @@ def _schema_text(given: str) -> str:
         ) from None
 
 
+def request_of(
+    llm: LLM, content: str | Canvas, options: DecodeOptions, method: MethodSpec
+) -> Request:
+    """Return the request for a prompt, or for a canvas that has its positions."""
+    is_prompt = isinstance(content, str)
+    return llm.request(
+        content,
+        method,
+        gen_length=options.gen_length if is_prompt else None,
+        raw=options.raw and is_prompt,
+        seed=options.seed,
+        stop_at_eos=options.stop_at_eos,
+        constraint=read_constraint(options),
+        draft=options.draft,
+        pinned=options.pinned,
+        max_edits=options.max_edits,
+    )
+
+
 def decode(
     llm: LLM,
-    canvas: Canvas,
+    request: Request,
     options: DecodeOptions,
     method: MethodSpec,
     view: LiveView | None = None,
@@ -147,15 +168,9 @@ def decode(
     """Decode to the end and measure the time of the engine, without that of drawing and writing."""
     from unmask.view.report import DecodeRun
 
-    events = llm.stream(
-        canvas,
-        method,
-        seed=options.seed,
-        stop_at_eos=options.stop_at_eos,
-        constraint=read_constraint(options),
-    )
+    events = llm.events([request], 1)
     if view is not None:
-        view.begin(canvas)
+        view.begin(request.canvas)
     seconds, last = 0.0, None
     while True:
         began = time.perf_counter()
@@ -183,7 +198,7 @@ def decode(
 
 def _decode_and_report(
     llm: LLM,
-    canvas: Canvas,
+    content: str | Canvas,
     options: DecodeOptions,
     method: MethodSpec,
     show: ShowOptions,
@@ -194,7 +209,8 @@ def _decode_and_report(
     from unmask.view.terminal import LiveView
     from unmask.view.trace import Header, TraceWriter
 
-    pieces = TokenTexts(llm.tokenizer)
+    pieces, request = TokenTexts(llm.tokenizer), request_of(llm, content, options, method)
+    canvas = request.canvas
     with ExitStack() as stack:
         view = trace = None
         if show.trace is not None:
@@ -215,7 +231,7 @@ def _decode_and_report(
             trace = stack.enter_context(TraceWriter(show.trace, header, pieces))
         if console is not None:
             view = stack.enter_context(LiveView(console, pieces, llm.stop_ids, show.fps))
-        run = decode(llm, canvas, options, method, view, trace)
+        run = decode(llm, request, options, method, view, trace)
     if show.as_json:
         print(json.dumps(run.as_json(), ensure_ascii=False), flush=True)
     else:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.decode import decode, live_console, load
+from unmask.cli.decode import decode, live_console, load, request_of
 from unmask.cli.key_value import parse_blanks
 from unmask.cli.options import DecodeOptions, ShowOptions
 from unmask.demo.example import Example
@@ -109,13 +109,14 @@ def _decode(
         canvas = llm.infill_canvas(parse_blanks(item.example.prompt))
     else:
         canvas = llm.prompt_canvas(item.example.prompt, item.gen_length)
+    request = request_of(llm, canvas, options, method)
     if console is None:
-        return decode(llm, canvas, options, method)
+        return decode(llm, request, options, method)
     from unmask.engine.token_text import TokenTexts
     from unmask.view.terminal import LiveView
 
     with LiveView(console, TokenTexts(llm.tokenizer), llm.stop_ids, pace) as view:
-        return decode(llm, canvas, options, method, view)
+        return decode(llm, request, options, method, view)
 
 
 def _verdict(item: DemoItem, right: bool) -> str:

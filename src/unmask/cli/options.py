@@ -143,13 +143,22 @@ class FillOptions(MethodOptions):
     choice: Annotated[str | None, option(metavar="A|B")] = None
     """Answer with one of these texts, with vertical bars between them."""
 
+    draft: Annotated[str | None, option(metavar="TEXT")] = None
+    """Begin with this text as the answer, or in the blank; a decoder that revises changes it."""
+
+    pinned: Annotated[tuple[str, ...], option("--pin", metavar="TEXT")] = ()
+    """Never change this part of the draft; may be repeated."""
+
+    max_edits: Annotated[int | None, option(metavar="N", least=0)] = None
+    """Change at most this many tokens of the draft. Default: no limit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(FillOptions):
     """The method, and the length and form of the answer."""
 
     gen_length: Annotated[int | None, option(metavar="N")] = None
-    """Number of positions to generate. Default: 128."""
+    """Number of positions to generate. Default: 128, or the draft's."""
 
     stop_at_eos: bool = True
     """Stop at the end of the answer; otherwise decode every position."""

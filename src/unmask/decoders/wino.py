@@ -5,7 +5,8 @@ the block with confidence above `wide_in_thres`, at most the share `draft_share`
 `min_draft` and `max_draft`: the cap of the authors' code (`decoding.py`) with its numbers. Verify: a
 shadow block predicts each decided position from all others; positions whose token has a probability below
 `narrow_out_thres` are remasked, always fewer than the previous forward committed. Differs: shadow queries
-are only computed when the block has decided positions.
+are only computed when the block has decided positions. A draft given with the request is taken for a
+draft of the method: the first forward of a block verifies it, all of it if need be.
 """
 
 from __future__ import annotations
@@ -73,8 +74,13 @@ class Wino(Blockwise):
 
     def num_settled(self, canvas: Canvas, state: Block) -> int:
         """Return the number of settled positions: those before the running block until it is full."""
-        full = not canvas.open[: state.end].any()
+        full = not canvas.open[: state.end].any() and not self.is_unverified(canvas, state)
         return min(state.end if full else state.start, len(canvas))
+
+    @staticmethod
+    def is_unverified(canvas: Canvas, state: Block) -> bool:
+        """Return whether the block has a part of the request's draft and was in no forward yet."""
+        return state.memory is None and bool(canvas.drafted[state.start : state.end].any())
 
     def decided(self, canvas: Canvas, block: Block) -> Ints:
         """Return the decided positions of the block, which may be remasked."""
@@ -82,9 +88,14 @@ class Wino(Blockwise):
         return inside[~canvas.open[inside] & ~canvas.fixed[inside]]
 
     def ask(self, canvas: Canvas, state: Block) -> tuple[Ask, Block]:
-        """Ask for the block's open positions, and for shadow queries once there is a commit to verify."""
-        ask, state = super().ask(canvas, state)
+        """Ask for the block's open positions, and for shadow queries once there is a token to verify."""
+        rows = canvas.open_positions(0, state.end)
+        while not len(rows) and not self.is_unverified(canvas, state):
+            state = self.next_block(canvas, state)
+            rows = canvas.open_positions(0, state.end)
         decided = self.decided(canvas, state)
+        rows = rows if len(rows) else decided
+        ask = Ask(rows, (min(state.start, int(rows[0])), state.end), stats=self.stats)
         shadows = NO_POSITIONS
         if len(decided):
             shadows = np.arange(state.start, state.end) if self.shadows == "block" else decided
@@ -97,8 +108,14 @@ class Wino(Blockwise):
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
         """Commit the draft; remask fewer positions than the previous forward committed."""
         drafted = reading.undecided(canvas, end=state.end)
+        is_given = self.is_unverified(canvas, state)
+        limit = self.num_accepted(canvas, state) - 1
         if not len(drafted.positions):
-            return Edit(), replace(state, step=state.step + 1)
+            after = replace(state, step=state.step + 1)
+            if not is_given:
+                return Edit(), after
+            remask = self.verify(canvas, state, reading, limit)
+            return Edit(remask=remask), replace(after, memory=1)
         scores = self.scores(canvas, state.facts, state.start, drafted)
         sure: Ints = np.flatnonzero(scores.level > self.wide_in_thres)
         cap = int(self.draft_share * len(drafted.positions))
@@ -108,10 +125,16 @@ class Wino(Blockwise):
         elif not len(sure):
             sure = selection.ranking(scores.rank)[:1]
         edit = drafted.commit(sure)
-        accepted = state.memory if isinstance(state.memory, int) else FIRST_ACCEPT
-        if len(sure) > 1:
-            edit = replace(edit, remask=self.verify(canvas, state, reading, accepted - 1))
+        if len(sure) > 1 or is_given:
+            edit = replace(edit, remask=self.verify(canvas, state, reading, limit))
         return edit, replace(state, step=state.step + 1, memory=len(sure))
+
+    def num_accepted(self, canvas: Canvas, state: Block) -> int:
+        """Return the commits of the previous forward; before the first, all of a draft and one."""
+        if isinstance(state.memory, int):
+            return state.memory
+        is_given, num_decided = self.is_unverified(canvas, state), len(self.decided(canvas, state))
+        return num_decided + 1 if is_given else FIRST_ACCEPT
 
     def verify(self, canvas: Canvas, state: Block, reading: Reading, limit: int) -> Ints:
         """Return the decided positions that fail the verification, at most the `limit` worst ones."""

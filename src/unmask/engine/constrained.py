@@ -76,13 +76,47 @@ def check_possible(request: Request, canvas: Canvas) -> None:
             )
         if not canvas.open[part.start : part.end].all():
             raise GrammarError(
-                f"the given tokens of the answer (constraints) contradict the constraint on its {size} "
-                f"positions; leave one of them out, or change gen_length"
+                f"the given tokens of {where} (pinned or in constraints) contradict the constraint on its "
+                f"{size} positions; leave one of them out, or change the length"
             )
         raise GrammarError(
             f"no text of the constraint fills exactly {size} positions, and the model has no end token to "
             f"fill the rest; the shortest has {least}: change the length of {where}"
         )
+
+
+def fit_draft(request: Request) -> Request:
+    """Return the request with those tokens of its draft left open that the constraint does not allow.
+
+    They are kept from left to right, as long as a text of the constraint agrees with those kept so far and
+    with all pinned ones. Those left open count as edits. Raises GrammarError for more than `max_edits`.
+    """
+    canvas, drafted = request.canvas, np.flatnonzero(request.canvas.drafted)
+    if request.constraint is None or not len(drafted):
+        return request
+    bare = apply_checked(canvas, Edit(remask=drafted), -1)
+    parts = reaches(replace(request, canvas=bare), bare)
+    if not all(reach.is_possible for _, reach in parts):
+        return replace(request, canvas=bare)  # `check_possible` refuses it
+    wrong = [position for position in drafted.tolist() if not _put(parts, canvas, position)]
+    if request.max_edits is None:
+        fitted = None
+    elif len(wrong) > request.max_edits:
+        raise GrammarError(
+            f"the draft breaks the constraint at {len(wrong)} positions, but max_edits="
+            f"{request.max_edits}; use {len(wrong)} or more, or another draft"
+        )
+    else:
+        fitted = request.max_edits - len(wrong)
+    opened = apply_checked(canvas, Edit(remask=np.array(wrong, dtype=np.int64)), -1)
+    return replace(request, canvas=opened, max_edits=fitted)
+
+
+def _put(parts: list[tuple[Part, Reach]], canvas: Canvas, position: int) -> bool:
+    """Decide a position by the canvas's token if its part allows it; return whether it does."""
+    token = int(canvas.tokens[position])
+    inside = [(part, reach) for part, reach in parts if part.start <= position < part.end]
+    return all(reach.put(position - part.start, token) for part, reach in inside)
 
 
 def allowed_tokens(

@@ -13,6 +13,7 @@ import torch
 
 from unmask.canvas import Bools, Canvas, Draft, Floats, ModelFacts
 from unmask.distributed import tensor_parallel
+from unmask.engine.drafts import DraftLike, Pins, read_draft
 from unmask.engine.likelihood import Likelihood, loglikelihood
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.output_processor import output_of
@@ -212,6 +213,9 @@ class LLM:
         raw: bool = False,
         max_batch_size: int = 32,
         constraint: TextConstraint | None = None,
+        draft: DraftLike = None,
+        pinned: Pins | None = None,
+        max_edits: int | None = None,
         progress: ProgressLike = None,
         **knobs: Any,
     ) -> list[Output]:
@@ -232,10 +236,12 @@ class LLM:
         an installed package. A `MethodSpec` as `decoder` has all of these: decoder, cache and knobs.
         `constraint`, made by `unmask.regex`, `choice`, `json_schema` or `json_object`, holds for every
         answer, whatever the method; it excludes vocabulary=frequency and union.
-        `progress`: True, False, or a function of decided and all positions; None: a bar where one is seen.
+        `draft`, a text or ids (or a list, one for each prompt), is what the answer begins as, and sets the
+        default length; a decoder that revises changes it, at most `max_edits` tokens and nothing `pinned`:
+        texts, or ranges [start, end) of characters (for ids: positions). `progress`: True, False, or a
+        function of decided and all positions; None: a bar where one is seen.
 
-        Raises PromptError (empty, too long, ids outside the vocabulary) and ConfigError (anything that
-        is not allowed, with the nearest name).
+        Raises PromptError (empty, too long, unknown ids) and ConfigError (anything that is not allowed).
         """
         max_batch_size, n = whole("max_batch_size", max_batch_size, 1), whole("n", n, 1)
         check_flags(stop_at_eos=stop_at_eos, return_trace=return_trace, raw=raw)
@@ -246,13 +252,9 @@ class LLM:
             stop_at_eos=stop_at_eos,
             stop_token_ids=stop_token_ids,
             constraint=constraint,
+            draft=read_draft(draft, pinned, max_edits),
         )
-        canvases = [
-            self.requests.canvas(prompt, template.method, gen_length, raw=raw)
-            for prompt in prompt_list(prompts)
-        ]
-        rows = [canvas for canvas in canvases for _ in range(n)]
-        requests = [template(canvas, row) for row, canvas in enumerate(rows)]
+        requests = self.requests.rows(template, prompt_list(prompts), gen_length, n, raw=raw)
         finished = self.run(requests, max_batch_size, progress)
         return [self.output(sequence, return_trace) for sequence in finished]
 
@@ -290,7 +292,7 @@ class LLM:
             return self.generate([ids], decoder, **options)[0]
         return self.generate([ids], decoder, n=n, **options)
 
-    def infill(
+    def infill(  # noqa: PLR0913 - the call's options are the interface
         self,
         parts: Sequence[str | int],
         decoder: DecoderLike = DEFAULT_DECODER,
@@ -300,6 +302,9 @@ class LLM:
         seed: int = 0,
         return_trace: bool = False,
         constraint: TextConstraint | None = None,
+        draft: DraftLike = None,
+        pinned: Pins | None = None,
+        max_edits: int | None = None,
         progress: ProgressLike = None,
         **knobs: Any,
     ) -> Output:
@@ -307,13 +312,17 @@ class LLM:
 
         Example: `infill(["The ", 3, " sat on the mat."])`. The whole text is one block without
         `block_length`. The output's `text` is the whole text, its `blanks` are the filled texts, each of
-        which meets `constraint` on its own. `progress` as in `generate`.
+        which meets `constraint` on its own; of several blanks, `draft` has one text (or None) for each, and
+        a `pinned` part ends a blank like given text. Other options as in `generate`.
         """
         method = parse_method(decoder, cache, cache_args, knobs, options=INFILL_OPTIONS)
-        template = self.requests.template(
-            method, seed=seed, stop_at_eos=False, constraint=constraint
+        request = self.requests.request(
+            self.infill_canvas(parts),
+            method,
+            seed=seed,
+            constraint=constraint,
+            draft=read_draft(draft, pinned, max_edits),
         )
-        request = template(self.infill_canvas(parts))
         return self.output(self.run([request], 1, progress)[0], return_trace)
 
     @overload
@@ -396,6 +405,9 @@ class LLM:
         stop_token_ids: Iterable[int] = (),
         raw: bool = False,
         constraint: TextConstraint | None = None,
+        draft: DraftLike = None,
+        pinned: Pins | None = None,
+        max_edits: int | None = None,
         **knobs: Any,
     ) -> Request:
         """Return one request for an engine to decode; options as those of `generate`.
@@ -416,6 +428,7 @@ class LLM:
             stop_token_ids=stop_token_ids,
             raw=raw,
             constraint=constraint,
+            draft=read_draft(draft, pinned, max_edits),
         )
 
     def prompt_canvas(
@@ -524,7 +537,7 @@ class LLM:
     ) -> list[SequenceState]:
         """Decode requests and return their finished sequences in order; `progress` as in `generate`."""
         finished: dict[int, SequenceState] = {}
-        sizes = [request.canvas.num_open for request in requests]
+        sizes = [int((~request.canvas.fixed).sum()) for request in requests]
         done = dict.fromkeys(range(len(requests)), 0)
         with CallProgress(progress, "decoding", "positions") as report:
             for event in self.events(requests, max_batch_size):

@@ -29,7 +29,7 @@ class Request:
 
     `constraint` is the automaton that the answer, or each blank of an infill, must be accepted by.
     `num_top` and `named`: return the log-probabilities of so many likeliest tokens and of these token ids
-    with each event.
+    with each event. `max_edits`: the most positions that may differ from a draft in the canvas, None: all.
     """
 
     canvas: Canvas
@@ -41,6 +41,7 @@ class Request:
     constraint: TokenAutomaton | None = None
     num_top: int = 0
     named: tuple[int, ...] = ()
+    max_edits: int | None = None
 
     @property
     def decoder(self) -> AnyDecoder:

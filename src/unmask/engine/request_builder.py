@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from unmask.caches.base import AnyCache
 from unmask.canvas import Canvas, Draft, ModelFacts, pin
 from unmask.decoders.base.protocol import AnyDecoder
+from unmask.engine.constrained import fit_draft
 from unmask.engine.constraints import ConstraintCompiler
+from unmask.engine.drafts import DraftRequest, check_draft, encode_draft, seeded, write_draft
 from unmask.engine.prompts import Prompt, PromptEncoder
 from unmask.engine.request import Request, row_seed
 from unmask.engine.sequence import SequenceState
@@ -21,6 +23,7 @@ from unmask.method import CACHE_PREFIX, DEFAULT_CACHE, DEFAULT_DECODER, MethodSp
 from unmask.models.spec import ModelSpec
 from unmask.sampling.token_frequencies import load_background
 
+DRAFT_OPTIONS = ("draft", "pinned", "max_edits")
 INFILL_OPTIONS = (
     "decoder",
     "preset",
@@ -29,6 +32,7 @@ INFILL_OPTIONS = (
     "seed",
     "return_trace",
     "constraint",
+    *DRAFT_OPTIONS,
 )
 STREAM_OPTIONS = (
     "decoder",
@@ -39,6 +43,7 @@ STREAM_OPTIONS = (
     "stop_at_eos",
     "stop_token_ids",
     "constraint",
+    *DRAFT_OPTIONS,
 )
 OPTIONS = (
     *INFILL_OPTIONS,
@@ -101,21 +106,27 @@ class RequestTemplate:
     given: Mapping[int, int] = field(default_factory=dict)
     """Given tokens of the answer, by offset from the prompt's end."""
     constraint: TokenAutomaton | None = None
+    draft: DraftRequest | None = None
 
     def __call__(self, canvas: Canvas, row: int = 0) -> Request:
         """Return the request for a canvas, `row` of a call: its seed is `row_seed(seed, row)`.
 
-        Raises ConfigError if `given` does not fit the canvas.
+        Raises ConfigError if `given` or the draft in it does not fit the canvas or the method.
         """
-        return Request(
-            canvas=self._with_given(canvas) if self.given else canvas,
+        canvas = self._with_given(canvas) if self.given else canvas
+        if self.draft is not None or canvas.drafted.any():
+            check_draft(canvas, self.method.decoder)
+        request = Request(
+            canvas=canvas,
             method=self.method,
             seed=row_seed(self.seed, row),
             stop_ids=self.stop_ids,
             stop_at_eos=self.stop_at_eos,
             facts=self.facts,
             constraint=self.constraint,
+            max_edits=None if self.draft is None else self.draft.max_edits,
         )
+        return fit_draft(request)
 
     def _with_given(self, canvas: Canvas) -> Canvas:
         size, last = len(canvas) - canvas.prompt_length, max(self.given)
@@ -129,8 +140,15 @@ class RequestTemplate:
                 f"constraints: offset {last} is beyond the {size} generated positions; use 0 to "
                 f"{size - 1}, or a larger gen_length"
             )
-        given = pin(canvas, {canvas.prompt_length + at: id_ for at, id_ in self.given.items()})
-        if not given.num_open:
+        tokens = {canvas.prompt_length + at: id_ for at, id_ in self.given.items()}
+        for position, id_ in tokens.items():
+            if not canvas.open[position] and canvas.tokens[position] != id_:
+                raise ConfigError(
+                    f"constraints and the draft have different tokens at offset "
+                    f"{position - canvas.prompt_length}; leave one of them out"
+                )
+        given = pin(canvas, tokens)
+        if given.fixed.all():
             raise ConfigError(
                 f"constraints give all {size} positions; leave at least one of them to the model"
             )
@@ -169,11 +187,12 @@ class RequestBuilder:
         stop_at_eos: bool = True,
         stop_token_ids: Iterable[int] = (),
         constraint: TextConstraint | None = None,
+        draft: DraftRequest | None = None,
     ) -> RequestTemplate:
         """Bind a method to the model, and return a template of requests.
 
         `stop_token_ids` end an answer besides the model's own end tokens, or alone without `stop_at_eos`.
-        Every answer meets `constraint`.
+        Every answer meets `constraint`. `draft` is that of the canvases, which have its tokens already.
         Warns of values without effect. Raises ConfigError for a method that the model does not allow.
         """
         seed, method = whole("seed", seed), method.bind(self.spec.block_size)
@@ -206,7 +225,7 @@ class RequestBuilder:
             facts = replace(facts, draft=self.drafters[drafter])
         given = self.given_tokens(method)
         automaton = None if constraint is None else self._compiled(constraint, method, stop_ids)
-        return RequestTemplate(method, seed, stop_ids, stop_at_eos, facts, given, automaton)
+        return RequestTemplate(method, seed, stop_ids, stop_at_eos, facts, given, automaton, draft)
 
     def _compiled(
         self, constraint: TextConstraint, method: MethodSpec, stop_ids: frozenset[int]
@@ -261,7 +280,7 @@ class RequestBuilder:
                 given[at] = id_
         return given
 
-    def request(
+    def request(  # noqa: PLR0913 - the call's options are the interface
         self,
         content: Prompt | Canvas,
         method: MethodSpec,
@@ -272,10 +291,12 @@ class RequestBuilder:
         stop_token_ids: Iterable[int] = (),
         raw: bool = False,
         constraint: TextConstraint | None = None,
+        draft: DraftRequest | None = None,
     ) -> Request:
         """Return a request, after all checks that are possible before the first forward.
 
-        `content` is a prompt, or a canvas, which has its positions already. Raises PromptError and
+        `content` is a prompt, or a canvas, which has its positions already. `draft` is written into its
+        open positions. Raises PromptError and
         ConfigError.
         """
         check_flags(stop_at_eos=stop_at_eos, raw=raw)
@@ -286,15 +307,17 @@ class RequestBuilder:
             stop_at_eos=stop_at_eos and not infills,
             stop_token_ids=() if infills else stop_token_ids,
             constraint=constraint,
+            draft=draft,
         )
         if isinstance(content, Canvas):
             if gen_length is not None or raw:
                 raise ConfigError(
                     f"gen_length={gen_length}, raw={raw} have no effect on a canvas; leave them out"
                 )
-            canvas = content
+            canvas = content if draft is None else seeded(self.prompts, content, draft)
         else:
-            canvas = self.canvas(content, template.method, gen_length, raw=raw)
+            one = None if draft is None else draft.per_prompt(1)[0]
+            canvas = self.canvas(content, template.method, gen_length, raw=raw, draft=one)
         frequencies = template.method.sampling_params.frequencies
         if frequencies is not None:
             load_background(frequencies, self.spec.vocab_size)
@@ -302,10 +325,44 @@ class RequestBuilder:
         SequenceState.begin(request)
         return request
 
+    def rows(
+        self,
+        template: RequestTemplate,
+        prompts: list[Prompt],
+        gen_length: int | None,
+        n: int,
+        *,
+        raw: bool = False,
+    ) -> list[Request]:
+        """Return `n` requests for each prompt, in order. Raises PromptError and ConfigError."""
+        drafts: list[DraftRequest | None] = [None] * len(prompts)
+        if template.draft is not None:
+            drafts = template.draft.per_prompt(len(prompts))
+        canvases = [
+            self.canvas(prompt, template.method, gen_length, raw=raw, draft=draft)
+            for prompt, draft in zip(prompts, drafts, strict=True)
+        ]
+        rows = [canvas for canvas in canvases for _ in range(n)]
+        return [template(canvas, row) for row, canvas in enumerate(rows)]
+
     def canvas(
-        self, prompt: Prompt, method: MethodSpec, gen_length: int | None, *, raw: bool = False
+        self,
+        prompt: Prompt,
+        method: MethodSpec,
+        gen_length: int | None,
+        *,
+        raw: bool = False,
+        draft: DraftRequest | None = None,
     ) -> Canvas:
-        """Return a prompt with the method's initial positions. Raises PromptError and ConfigError."""
+        """Return a prompt with the method's initial positions, the first ones those of a draft of it.
+
+        With a draft, the default length is that of the draft. Raises PromptError and ConfigError.
+        """
         option = method.decoder.length_knob
         length = method.first_length(gen_length)
-        return self.prompts.prompt_canvas(prompt, length, raw=raw, option=option)
+        if draft is None:
+            return self.prompts.prompt_canvas(prompt, length, raw=raw, option=option)
+        tokens = encode_draft(self.prompts, draft)
+        length = len(tokens.ids) if gen_length is None else length
+        canvas = self.prompts.prompt_canvas(prompt, length, raw=raw, option=option)
+        return write_draft(canvas, tokens, canvas.prompt_length, len(canvas))

@@ -12,8 +12,9 @@ import numpy as np
 
 from unmask.ask_rules import pair_fault
 from unmask.caches.base import Observation
-from unmask.canvas import Canvas, Edit, Reading, edit_fault
+from unmask.canvas import NO_POSITIONS, Canvas, Edit, Reading, edit_fault
 from unmask.engine.constrained import restrict
+from unmask.engine.drafts import within_edits
 from unmask.engine.lookahead import count_unused, inputs_ahead, is_same_forward
 from unmask.engine.model_runner import NOT_FINITE, ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
@@ -266,6 +267,9 @@ def decide(sequence: SequenceState, reading: Reading) -> Edit:
     if rule is not None:
         raise DecoderError(rule, request.decoder.name, sequence.num_forwards)
     edit, sequence.decoder_state = answer
+    if request.max_edits is not None:
+        shadows = NO_POSITIONS if sequence.ask is None else sequence.ask.shadows
+        edit = within_edits(request, canvas, edit, shadows, reading)
     edit = restrict(request, canvas, sequence.limit, edit, reading)
     undecided = reading.undecided(canvas)
     if request.sampling_params.vocabulary == "adaptive":

@@ -232,5 +232,9 @@ class SequenceState:
         end = facts.turn_end_id if facts.eos_id is None else facts.eos_id
         end = min(self.request.stop_ids) if end is None else end
         padded = self.canvas.open & (np.arange(len(self.canvas)) >= start)
-        tokens = np.where(padded, end, self.canvas.tokens)
-        self.canvas = replace(self.canvas, tokens=tokens, open=self.canvas.open & ~padded)
+        self.canvas = replace(
+            self.canvas,
+            tokens=np.where(padded, end, self.canvas.tokens),
+            open=self.canvas.open & ~padded,
+            origin=np.where(padded, -2, self.canvas.origin),
+        )

@@ -17,14 +17,19 @@ NUM_LEVELS = 3
 
 
 def work_left(sequence: SequenceState) -> int:
-    """Return the positions that are still to compute at most: open ones, times those of a forward."""
-    return sequence.canvas.num_open * len(sequence.canvas)
+    """Return the positions that are still to compute at most: undecided ones, times those of a forward.
+
+    Positions with a draft's token count as undecided.
+    """
+    canvas = sequence.canvas
+    return (canvas.num_open + int(canvas.drafted.sum())) * len(canvas)
 
 
 def work_at_most(sequence: SequenceState) -> int:
     """Return `work_left` of a sequence before its first forward, for the longest canvas it may have."""
-    longest = sequence.request.max_positions
-    return (longest - len(sequence.canvas) + sequence.canvas.num_open) * longest
+    canvas, longest = sequence.canvas, sequence.request.max_positions
+    num_undecided = canvas.num_open + int(canvas.drafted.sum())
+    return (longest - len(canvas) + num_undecided) * longest
 
 
 def num_extra_rows(max_rows: int) -> int:

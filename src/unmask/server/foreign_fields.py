@@ -195,7 +195,7 @@ FOREIGN_FIELDS: Mapping[str, Harmless] = {
     ),
     **each(
         only({}),
-        """mm_processor_kwargs vllm_xargs chat_template_kwargs extra_body options
+        """mm_processor_kwargs chat_template_kwargs extra_body options
         custom_params""",
     ),
     **each(

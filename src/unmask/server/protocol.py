@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from unmask.engine.templates import TEXT_TYPES
 from unmask.errors import ContradictionError
 from unmask.server.base_models import StrictModel
+from unmask.server.draft_fields import DraftFields
 from unmask.server.tool_fields import ToolRequest
 
 MAX_N = 16
@@ -152,7 +153,7 @@ class StreamOptions(StrictModel):
         return self.include_usage or self.continuous_usage_stats
 
 
-class DecodingRequest(StrictModel):
+class DecodingRequest(DraftFields):
     """Fields of every route that decodes."""
 
     model: str | None = Field(

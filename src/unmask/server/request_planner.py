@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from unmask.canvas import Canvas
+from unmask.engine.drafts import DraftRequest, encode_draft
 from unmask.engine.prompts import Prompt, prompt_list
 from unmask.engine.request import Request, row_seed
 from unmask.engine.text_stream import StopCriteria
@@ -140,7 +141,7 @@ class Planner:
         except PromptError as error:
             raise library_error(error, "parts") from None
         self._check_room(len(canvas), "the text", "parts")
-        return self._plans(body, [canvas], [0], knobs)
+        return self._plans(body, [canvas], [0], knobs, [body.draft_request])
 
     def continuations(
         self,
@@ -153,11 +154,29 @@ class Planner:
         self.check_choices(body, len(prompts))
         method, seed = self.method(body, knobs), _seed_of(body)
         plans: list[GenerationPlan] = []
-        for ids in prompts:
-            length = self._length(len(ids), body, param)
+        for ids, draft in zip(prompts, self._drafts(body, len(prompts)), strict=True):
+            length = self._length(len(ids), body, param, self._draft_length(draft))
             span, option = (len(ids), None), None if method.chooses_length else length
-            plans += self._copies(body, method, seed, ids, (len(ids), *span), len(plans), option)
+            spans = (len(ids), *span)
+            plans += self._copies(body, method, seed, ids, spans, len(plans), option, draft)
         return plans
+
+    def _drafts(self, body: DecodingRequest, count: int) -> list[DraftRequest | None]:
+        """Return the draft of each prompt."""
+        draft = body.draft_request
+        try:
+            return [None] * count if draft is None else draft.per_prompt(count)
+        except ConfigError as error:
+            raise library_error(error, "draft") from None
+
+    def _draft_length(self, draft: DraftRequest | None) -> int | None:
+        """Return the number of a draft's tokens, None without one."""
+        if draft is None:
+            return None
+        try:
+            return len(encode_draft(self.llm.prompts, draft).ids)
+        except (ConfigError, PromptError) as error:
+            raise library_error(error, "draft") from None
 
     def check_choices(self, body: DecodingRequest, num_prompts: int) -> None:
         """Raise ApiError for more choices than the queue holds, before any of them is planned."""
@@ -175,11 +194,16 @@ class Planner:
     ) -> list[GenerationPlan]:
         assert body.suffix is not None, "without a suffix there is no middle"
         special = body.add_special_tokens is not False
-        canvases = [self._middle(one, body.suffix, body.length, special) for one in prompts]
+        drafts = self._drafts(body, len(prompts))
+        sizes = [body.length or self._draft_length(draft) for draft in drafts]
+        canvases = [
+            self._middle(one, body.suffix, size, special)
+            for one, size in zip(prompts, sizes, strict=True)
+        ]
         for canvas in canvases:
             self._check_room(len(canvas), "prompt, answer and suffix", body.length_name)
         starts = [canvas.prompt_length for canvas in canvases]
-        return self._plans(body, canvases, starts, knobs, has_size=True)
+        return self._plans(body, canvases, starts, knobs, drafts, has_size=True)
 
     def _middle(self, prompt: Prompt, suffix: str, size: int | None, special: bool) -> Canvas:
         """Return the canvas of a middle of `size` positions; None: the default, or what is left."""
@@ -194,16 +218,17 @@ class Planner:
         canvases: list[Canvas],
         starts: list[int],
         knobs: Mapping[str, object],
+        drafts: list[DraftRequest | None],
         *,
         has_size: bool = False,
     ) -> list[GenerationPlan]:
         """Plan the open positions of canvases; with `has_size` the text is that of these alone."""
         method, seed = self.method(body, knobs), _seed_of(body)
         plans: list[GenerationPlan] = []
-        for canvas, start in zip(canvases, starts, strict=True):
+        for canvas, start, draft in zip(canvases, starts, drafts, strict=True):
             num_prompt = int(canvas.fixed.sum())
             span = (num_prompt, start, canvas.num_open if has_size else None)
-            plans += self._copies(body, method, seed, canvas, span, len(plans))
+            plans += self._copies(body, method, seed, canvas, span, len(plans), draft=draft)
         return plans
 
     def _copies(
@@ -215,6 +240,7 @@ class Planner:
         span: tuple[int, int, int | None],
         first: int,
         gen_length: int | None = None,
+        draft: DraftRequest | None = None,
     ) -> list[GenerationPlan]:
         """Plan the `n` answers to one prompt, which differ by their seeds alone.
 
@@ -227,15 +253,7 @@ class Planner:
         ends = StopCriteria(stop_ids, body.stops)
         num_prompt, start, size = span
         constraint = constraint_of(body)
-        size_of_vocabulary = self.llm.spec.vocab_size
-        if any(id_ >= size_of_vocabulary for id_ in body.named):
-            raise ApiError(
-                400,
-                f"logprob_token_ids has {max(body.named)}; the vocabulary has the ids 0 to "
-                f"{size_of_vocabulary - 1}",
-                param="logprob_token_ids",
-                code="invalid_value",
-            )
+        self._check_named(body)
         try:
             request = self.llm.requests.request(
                 content,
@@ -245,6 +263,7 @@ class Planner:
                 stop_at_eos=not body.ignore_eos,
                 stop_token_ids=given,
                 constraint=constraint,
+                draft=draft,
             )
         except UnmaskError as error:
             raise library_error(error) from None
@@ -266,6 +285,17 @@ class Planner:
             )
             for copy in range(body.choices)
         ]
+
+    def _check_named(self, body: DecodingRequest) -> None:
+        """Raise ApiError for token ids that the vocabulary does not have."""
+        size = self.llm.spec.vocab_size
+        if any(id_ >= size for id_ in body.named):
+            raise ApiError(
+                400,
+                f"logprob_token_ids has {max(body.named)}; the vocabulary has the ids 0 to {size - 1}",
+                param="logprob_token_ids",
+                code="invalid_value",
+            )
 
     def method(self, body: DecodingRequest, top: Mapping[str, object]) -> MethodSpec:
         """Return the method of a body, its knobs at the `top` level, and the server's defaults."""
@@ -326,10 +356,16 @@ class Planner:
             if value not in (harmless, self.settings.defaults.given.get(key, harmless)):
                 raise server_only(key)
 
-    def _length(self, num_prompt: int, body: DecodingRequest, param: str) -> int:
-        """Return the positions to generate after a prompt, of the field `param`."""
+    def _length(
+        self, num_prompt: int, body: DecodingRequest, param: str, num_draft: int | None
+    ) -> int:
+        """Return the positions to generate after a prompt, of the field `param`.
+
+        The default is the length of a draft, or 128.
+        """
         room, name = self.max_length - num_prompt, body.length_name
-        least = 1 if body.length is None else body.length
+        default = 1 if num_draft is None else num_draft
+        least = default if body.length is None else body.length
         if least > room:
             advice = f"use {name}={room} or less" if room > 0 else "shorten the prompt"
             raise ApiError(
@@ -339,7 +375,9 @@ class Planner:
                 param=name if room > 0 else param,
                 code="context_length_exceeded",
             )
-        return min(GEN_LENGTH, room) if body.length is None else body.length
+        if body.length is None and num_draft is None:
+            return min(GEN_LENGTH, room)
+        return least
 
     def _check_room(self, size: int, what: str, param: str) -> None:
         """Raise ApiError for a canvas that is longer than the context."""

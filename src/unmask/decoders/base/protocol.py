@@ -30,7 +30,11 @@ class Decoder(ABC, Generic[State]):
     length_knob: ClassVar[str] = "gen_length"
     """The knob to lower when the prompt and the first canvas exceed the model's context."""
     revises: ClassVar[bool] = False
-    """True if the method may replace or remask decided tokens."""
+    """True if the method may replace or remask decided tokens.
+
+    Its first canvas may then hold a draft, from a few tokens (`Canvas.drafted`) to the whole answer; the
+    method has to look at each of them, in an ask and a step, before it counts it as settled.
+    """
     compares_forwards: ClassVar[bool] = False
     """True if a step depends on readings of earlier forwards, so that one cannot predict its edits."""
     reads_sampling: ClassVar[bool] = False
