@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from tiny import tiny_llm, tiny_model
@@ -101,3 +104,67 @@ def test_packed_experts_say_the_same_and_each_used_one_multiplies_once(
 def test_packing_on_demand_is_refused_where_it_has_no_effect():
     with pytest.raises(ConfigError, match="pack_weights=True needs large float32 weights"):
         LLM(tiny_model("llada"), pack_weights=True)
+
+
+@torch.inference_mode()
+def test_a_packed_row_has_the_same_bits_among_any_number_of_rows(everything_is_large):
+    """Rows are padded to a rung and cut into pieces: no row may notice."""
+    with torch.inference_mode(mode=False):
+        plain = torch.nn.Linear(48, 64).requires_grad_(False)
+        linear = packing.PackedLinear(plain)
+    x = torch.randn(2 * packing.RUNGS[-1] + 3, 48)
+    whole = linear(x)
+    assert float((whole - plain(x)).abs().max()) <= 1e-5
+    for count in (1, 3, 8, 9, 17, 33, 65, 129, packing.RUNGS[-1], packing.RUNGS[-1] + 1, len(x)):
+        assert torch.equal(linear(x[:count]), whole[:count]), count
+        assert torch.equal(linear(x[-count:]), whole[-count:]), count
+    x[4] = torch.nan
+    others = [row for row in range(9) if row != 4]
+    assert torch.equal(linear(x[:9])[others], whole[others]), "a row of NaN stays alone"
+
+
+def test_packed_products_have_few_numbers_of_rows(everything_is_large, monkeypatch):
+    """The kernels keep half a megabyte for every number of rows that they have met."""
+    seen = set()
+    product = torch.ops.mkldnn._linear_pointwise
+
+    class Ops:
+        @staticmethod
+        def _linear_pointwise(x, *rest):
+            seen.add(len(x))
+            return product(x, *rest)
+
+    linear = packing.PackedLinear(torch.nn.Linear(8, 8).requires_grad_(False))
+    monkeypatch.setattr(packing, "_ops", lambda: Ops)
+    with torch.inference_mode():
+        for count in range(1, 800):
+            assert linear(torch.zeros(count, 8)).shape == (count, 8)
+    assert seen == set(packing.RUNGS)
+    assert len(seen) <= 32
+    steps = zip(packing.RUNGS, packing.RUNGS[1:], strict=False)
+    assert all(high <= low + max(1, low // 4) for low, high in steps), "little is added"
+
+
+GROWTH = """
+import torch
+from unmask.models.packed_weights import PackedLinear
+
+def resident_mb():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+linear = PackedLinear(torch.nn.Linear(256, 256).requires_grad_(False))
+with torch.inference_mode():
+    linear(torch.randn(400, 256))
+    before = resident_mb()
+    for count in range(1, 400):
+        linear(torch.zeros(count, 256))
+print(resident_mb() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_new_numbers_of_rows_take_little_memory():
+    """399 of them took 200 MB unpadded; here they add at most that of the rungs."""
+    run = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 40
