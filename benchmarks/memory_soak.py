@@ -70,7 +70,7 @@ def server(model: str) -> Iterator[tuple[int, str]]:
 
 
 def body_of(number: int, seed: int, longest: int) -> dict[str, object]:
-    """Return the body of a request with a prompt of 1 to `longest` tokens, the same for the same numbers."""
+    """Return the body of a request with a prompt of 1 to `longest` tokens; equal calls agree."""
     draw = random.Random(f"{seed}-{number}")
     decoder, cache = draw.choice(METHODS)
     body: dict[str, object] = {
