@@ -91,7 +91,7 @@ def ask(url: str, body: dict[str, object]) -> None:
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(f"{url}/v1/completions", data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=300) as reply:
+        with urllib.request.urlopen(request, timeout=3600) as reply:
             reply.read()
     except urllib.error.HTTPError as error:
         raise SystemExit(f"{error.code}: {error.read().decode()} for {body}") from error
