@@ -109,6 +109,60 @@ def test_each_used_expert_multiplies_its_own_tokens_once(monkeypatch):
     assert sum(count for _, count in seen) == 5 * 2
 
 
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped product")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_products_give_the_sums_of_one_expert_after_the_other(kind, dtype):
+    layer = layer_of(KINDS[kind]).to(dtype)
+    x = torch.randn(21, 32, generator=torch.Generator().manual_seed(5)).to(dtype)
+    weight, chosen = layer.router(x)
+    grouped = layer.mix_grouped(x, weight, chosen)
+    in_turn = layer.mix_in_turn(x, weight, chosen)
+    assert layer.experts.can_group(x)
+    assert grouped.dtype == in_turn.dtype == torch.float32
+    assert float((grouped - in_turn).abs().max()) <= 1e-5
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped product")
+def test_grouped_products_have_the_gradients_of_one_expert_after_the_other():
+    layer = layer_of(SIGMOID).requires_grad_(True)
+    x = torch.randn(11, 32, generator=torch.Generator().manual_seed(5))
+    found = []
+    for mix in (layer.mix_grouped, layer.mix_in_turn):
+        layer.zero_grad()
+        mix(x, *layer.router(x)).square().sum().backward()
+        found.append([value.grad for value in layer.parameters() if value.grad is not None])
+    assert len(found[0]) == len(found[1]) >= 4
+    for grouped, in_turn in zip(*found, strict=True):
+        assert torch.allclose(grouped, in_turn, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped product")
+@pytest.mark.slow  # torch.compile loads and traces for half a minute
+def test_a_layer_of_grouped_products_is_one_graph_for_any_choice():
+    layer, graphs = layer_of(SIGMOID).bfloat16(), []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    mix = torch.compile(
+        lambda x: layer.mix_grouped(x, *layer.router(x)), backend=keep, fullgraph=True
+    )
+    for seed in range(3):
+        x = torch.randn(7, 32, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        assert float((mix(x) - layer.mix_in_turn(x, *layer.router(x))).abs().max()) <= 1e-5
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "d_ff"), [(torch.float64, 24), (torch.bfloat16, 20)], ids=["float64", "unaligned"]
+)
+def test_matrices_that_the_grouped_product_cannot_take_are_multiplied_in_turn(dtype, d_ff):
+    layer = layer_of(replace(SOFTMAX, d_ff=d_ff)).to(dtype)
+    assert not layer.experts.can_group(torch.zeros(3, 32, dtype=dtype))
+
+
 def test_no_token_gives_no_output():
     layer = layer_of(SIGMOID)
     assert layer(torch.zeros(0, 32)).shape == (0, 32)

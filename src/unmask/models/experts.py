@@ -1,11 +1,14 @@
 """Feed-forward layers: SwiGLU, or a mixture of experts (a few of many small SwiGLUs per token).
 
-Only chosen experts are computed: tokens are sorted by expert, and each chosen expert processes its tokens
-in one product. The host needs the choice, which takes one synchronization per layer.
+Only chosen experts are computed, with the tokens sorted by expert. On a GPU three grouped products
+(`torch.nn.functional.grouped_mm`) process the tokens of all experts, and the host never learns the choice.
+On a CPU each chosen expert is one product after the other, from packed weights if there are any, and so it
+is on a GPU where the grouped product is missing or cannot take the matrices; there the host waits for the
+choice in every layer.
 
 Source: routers of LLaDA-MoE (arXiv:2509.24389), Qwen3-MoE (arXiv:2505.09388), LLaDA2 (arXiv:2512.15745).
 
-Letters: N tokens, D width, E experts, K experts of a token, M width of an expert.
+Letters: N tokens, D width, E experts, K experts of a token, P = N K pairs of both, sorted by expert.
 """
 
 from __future__ import annotations
@@ -16,6 +19,11 @@ from torch import Tensor, nn
 
 from unmask.models.ranks import ALONE, Ranks
 from unmask.models.spec import ExpertSpec, ModelSpec
+
+GROUPED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""Dtypes that the grouped product takes."""
+GROUPED_ALIGNMENT = 16
+"""Bytes of which the length of a row of its matrices must be a multiple."""
 
 
 def feed_forward(spec: ModelSpec, layer: int, ranks: Ranks = ALONE) -> nn.Module:
@@ -107,6 +115,24 @@ class Bank(nn.Module):
         inner = F.silu(self.gate.times(expert, x_ND)) * self.up.times(expert, x_ND)
         return self.down.times(expert, inner)
 
+    def can_group(self, x: Tensor) -> bool:
+        """Return True if the grouped product exists and takes the matrices and inputs of this dtype."""
+        weight = self.gate.weight
+        widths = (weight.shape[1], weight.shape[2])
+        return (
+            hasattr(F, "grouped_mm")
+            and x.dtype == weight.dtype
+            and x.dtype in GROUPED_DTYPES
+            and all(width * x.element_size() % GROUPED_ALIGNMENT == 0 for width in widths)
+        )
+
+    def grouped(self, x_PD: Tensor, ends_E: Tensor) -> Tensor:
+        """Compute the SwiGLUs of all experts, `(P, D)`; expert e has the rows up to int32 `ends[e]`."""
+        gate, up, down = (each.weight.transpose(1, 2) for each in (self.gate, self.up, self.down))
+        inner = F.silu(F.grouped_mm(x_PD, gate, offs=ends_E))
+        inner = inner * F.grouped_mm(x_PD, up, offs=ends_E)
+        return F.grouped_mm(inner, down, offs=ends_E)
+
 
 class Experts(nn.Module):
     """Weighted sum of a token's experts, plus the shared one if there is one.
@@ -122,15 +148,25 @@ class Experts(nn.Module):
         self.shared = FeedForward(d_model, spec.d_shared) if spec.d_shared else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `(..., D)`; the sum runs over ascending experts, in float32 or in the model's dtype."""
+        """Return `(..., D)`; the sum over the experts is in float32 or in the model's dtype."""
         x_ND = x.reshape(-1, x.shape[-1])
         weight_NK, chosen_NK = self.router(x_ND)
+        is_grouped = x.device.type != "cpu" and self.experts.can_group(x)
+        mix = self.mix_grouped if is_grouped else self.mix_in_turn
+        kind = torch.float32 if self.in_fp32 else x.dtype
+        result = mix(x_ND, weight_NK.to(kind), chosen_NK).to(x.dtype).view(x.shape)
+        return self.ranks.sum(result if self.shared is None else result + self.shared(x))
+
+    def mix_in_turn(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
+        """Return the weighted sums `(N, D)` in the weights' dtype, with a product for each chosen expert.
+
+        They run over ascending experts. The host reads the choice.
+        """
         num_chosen = chosen_NK.shape[1]
         order = chosen_NK.flatten().argsort(stable=True)
         counts = chosen_NK.flatten().bincount(minlength=len(self.router.weight)).tolist()
-        kind = torch.float32 if self.in_fp32 else x.dtype
-        total_ND = torch.zeros(x_ND.shape, dtype=kind, device=x.device)
-        weights = weight_NK.flatten().to(kind)
+        total_ND = torch.zeros(x_ND.shape, dtype=weight_NK.dtype, device=x_ND.device)
+        weights = weight_NK.flatten()
         start = 0
         for expert, count in enumerate(counts):
             if not count:
@@ -138,7 +174,19 @@ class Experts(nn.Module):
             pairs = order[start : start + count]
             tokens = pairs // num_chosen
             output = self.experts.apply_to(expert, x_ND[tokens])
-            total_ND.index_add_(0, tokens, output.to(kind) * weights[pairs, None])
+            total_ND.index_add_(0, tokens, output.to(total_ND.dtype) * weights[pairs, None])
             start += count
-        result = total_ND.to(x.dtype).view(x.shape)
-        return self.ranks.sum(result if self.shared is None else result + self.shared(x))
+        return total_ND
+
+    def mix_grouped(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
+        """Return the same sums with grouped products, over the experts in the order of the choice.
+
+        The number of operations does not depend on the tokens, and the host reads nothing.
+        """
+        experts_P, order_P = chosen_NK.flatten().sort(stable=True)
+        all_E = torch.arange(len(self.router.weight), device=x_ND.device)
+        ends_E = torch.searchsorted(experts_P, all_E, right=True, out_int32=True)
+        sorted_PD = self.experts.grouped(x_ND[order_P // chosen_NK.shape[1]], ends_E)
+        output_PD = torch.empty_like(sorted_PD).index_copy_(0, order_P, sorted_PD)
+        output_NKD = output_PD.view(*chosen_NK.shape, x_ND.shape[-1])
+        return (output_NKD * weight_NK[..., None]).sum(dim=1)

@@ -1,0 +1,124 @@
+"""Kernels, copies and waits of a steady forward on a GPU, counted on a pretend one, at a release's depth.
+
+A forward of n equal layers costs a + b n. Both numbers come from two shallow networks that decode alike,
+since their layers add nothing to the states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from pretend import Counts, can_pretend, forwards, pretend, to_device
+from tiny import StubTokenizer, tiny_model
+
+from unmask import LLM
+from unmask.models.spec import ExpertSpec
+
+pytestmark = pytest.mark.skipif(not can_pretend(), reason="no C++ compiler for the device guard")
+
+MOE = ExpertSpec(num_experts=64, num_chosen=8, d_ff=8, score="softmax", renormalize=False)
+MINI = ExpertSpec(
+    num_experts=256,
+    num_chosen=8,
+    d_ff=8,
+    score="sigmoid",
+    renormalize=True,
+    scale=2.5,
+    num_groups=8,
+    num_chosen_groups=4,
+    router_bias=True,
+    in_fp32=True,
+    d_shared=8,
+    dense_layers=(0,),
+)
+RELEASES = {
+    "llada-8b": (32, {}),
+    "dream-7b": (28, {"family": "dream"}),
+    "sdar-8b": (
+        36,
+        {
+            "num_kv_heads": 1,
+            "qk_norm": True,
+            "norm_fp32": True,
+            "rope_fp32": False,
+            "block_size": 4,
+        },
+    ),
+    "llada-moe": (16, {"qk_norm": True, "experts": MOE}),
+    "llada2-mini": (
+        20,
+        {
+            "num_kv_heads": 1,
+            "qk_norm": True,
+            "rotary_dim": 4,
+            "block_size": 32,
+            "experts": MINI,
+        },
+    ),
+}
+"""Number of layers and structure of released models; widths are tiny, and weights bfloat16."""
+
+
+def llm_of(name: str, num_layers: int) -> LLM:
+    changes = {**RELEASES[name][1], "num_layers": num_layers}
+    model = tiny_model(changes.pop("family", "llada"), **changes).bfloat16()
+    for layer in model.layers:
+        layer.attn.o.weight.zero_()
+        if (down := getattr(layer.ffn, "down", None)) is not None:
+            down.weight.zero_()
+        else:
+            layer.ffn.experts.down.weight.zero_()
+            if layer.ffn.shared is not None:
+                layer.ffn.shared.down.weight.zero_()
+    to_device(model)
+    with pretend():
+        return LLM(model, tokenizer=StubTokenizer())
+
+
+def steady(name: str, num_layers: int, batch: int, is_ragged: bool, **method: object) -> Counts:
+    """Return the counts of the fourth forward."""
+    llm = llm_of(name, num_layers)
+    block = llm.spec.block_size or 32
+    sizes = [10 + 3 * row * is_ragged for row in range(batch)]
+    prompts = [" ".join(str(i % 50) for i in range(size)) for size in sizes]
+    method = {"gen_length": 2 * block, "block_length": block, "threshold": 0.99, **method}
+    return forwards(llm, prompts, 4, **method)[-1]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A steady forward at full depth."""
+
+    launches: int
+    syncs: int
+    a_layer: int
+    shallow: Counts
+
+
+def measure(name: str, batch: int = 1, is_ragged: bool = False, **method: object) -> Figures:
+    first, second = (steady(name, n, batch, is_ragged, **method) for n in (2, 3))
+    more = RELEASES[name][0] - 2
+    launches, syncs = second.launches - first.launches, second.syncs - first.syncs
+    return Figures(first.launches + more * launches, first.syncs + more * syncs, launches, second)
+
+
+BUDGETS = {
+    ("llada-8b", "dual", 1, False): (1203, 5),
+    ("llada-8b", "dual", 16, True): (1400, 6),
+    ("dream-7b", "dual", 1, False): (949, 5),
+    ("sdar-8b", "block_causal", 1, False): (1967, 6),
+    ("sdar-8b", "block_causal", 16, True): (5600, 26),
+    ("llada-moe", "dual", 1, False): (1500, 5),
+    ("llada2-mini", "block_causal", 1, False): (2000, 6),
+}
+"""The most launches and waits of a steady forward, by release, cache, batch and raggedness."""
+
+
+@pytest.mark.parametrize("case", BUDGETS, ids=lambda case: "-".join(map(str, case)))
+def test_a_steady_forward_stays_within_its_budget(case):
+    name, cache, batch, is_ragged = case
+    found = measure(name, batch, is_ragged, decoder="threshold", cache=cache)
+    assert found.launches <= BUDGETS[case][0]
+    assert found.syncs <= BUDGETS[case][1]
+    assert found.launches >= RELEASES[name][0] * 12, "the counter has missed operations"
