@@ -52,7 +52,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("attention",),
     ("distributed",),
     ("method",),
-    ("engine",),
+    ("engine", "decisions"),
     ("train", "objectives"),
     ("demo",),
     ("bench",),

@@ -36,6 +36,7 @@ __all__ = [
     "UnmaskError",
     "__version__",
     "choice",
+    "decisions",
     "evaluate",
     "json_object",
     "json_schema",
@@ -63,7 +64,7 @@ _LAZY = {
     "json_schema": "unmask.grammar.constraint",
     "regex": "unmask.grammar.constraint",
 }
-_SUBMODULES = ("objectives", "train", "tune")
+_SUBMODULES = ("decisions", "objectives", "train", "tune")
 
 
 def __getattr__(name: str) -> object:

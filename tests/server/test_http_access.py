@@ -34,6 +34,8 @@ ROUTES = [
     ("POST", "/v1/infill"),
     ("POST", "/generate"),
     ("POST", "/v1/responses"),
+    ("POST", "/v1/decisions"),
+    ("POST", "/v1/systemone"),
     ("POST", "/v1/fim/completions"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),

@@ -61,6 +61,7 @@ DECODING = [
     "/v1/responses",
 ]
 TOKENIZING = ["/tokenize", "/detokenize"]
+DECIDING = ["/v1/decisions", "/v1/systemone"]
 FACTS = [
     *("/v1/models", "/v1/models/{name}", "/v1/schema", "/health", "/metrics", "/ready", "/version"),
     *("/server_info", "/get_server_info", "/model_info", "/get_model_info"),
@@ -107,7 +108,7 @@ def several(num):
 
 
 def test_every_route_of_the_document_is_tried(served):
-    assert set(served.raw_schema["paths"]) == {*DECODING, *TOKENIZING, *FACTS}
+    assert set(served.raw_schema["paths"]) == {*DECODING, *TOKENIZING, *DECIDING, *FACTS}
 
 
 @pytest.mark.parametrize("path", FACTS)
@@ -138,6 +139,19 @@ def test_whatever_is_sent_the_answer_is_one_of_the_documented(served, path, is_v
 
     run()
     assert seen[400] > 50
+
+
+@pytest.mark.parametrize("path", DECIDING)
+def test_whatever_is_asked_the_answer_is_one_of_the_documented(served, path):
+    seen = Counter()
+
+    @several(40)
+    @given(case=served[path]["POST"].as_strategy())
+    def run(case):
+        check(case, seen)
+
+    run()
+    assert seen[400] > 10
 
 
 @pytest.mark.parametrize("path", DECODING)

@@ -25,6 +25,7 @@ from unmask.errors import ConfigError, DependencyError, PluginError
 from unmask.knobs import Source
 
 if TYPE_CHECKING:
+    from unmask.decisions.calibration import Calibration
     from unmask.engine.llm import LLM
     from unmask.method import MethodSpec
     from unmask.models.spec import ModelSpec
@@ -375,7 +376,19 @@ def settings_of(
         limits=limits,
         access=access,
         weights_folder=weights_folder(options, access),
+        calibration=calibration_of(options, model),
     )
+
+
+def calibration_of(options: ServeOptions, model: str) -> Calibration | None:
+    """Return the calibration of decisions. Raises ConfigError if it is not that of the model's weights."""
+    from unmask.decisions.calibration import calibration_for
+    from unmask.models import resolve_model
+
+    if options.server.calibration is None:
+        return None
+    folder = None if options.load.lora else resolve_model(model, options.load.revision)
+    return calibration_for(options.server.calibration, folder, model)
 
 
 def weights_folder(options: ServeOptions, access: Access) -> Path | None:

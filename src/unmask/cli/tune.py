@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from cyclopts import App, Parameter
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from unmask.cli.eval_options import KEY_WORDS, KeyOptions, SourceOptions, tell
-from unmask.cli.options import PRINT_JSON, SEARCH, flat
+from unmask.cli.options import MODEL, PRINT_JSON, SEARCH, ModelOptions, flat
+from unmask.cli.tune_decisions import DecisionFitOptions
 from unmask.errors import ConfigError
 from unmask.options import option
 
@@ -68,7 +70,11 @@ class TuneOptions:
     """Print all numbers as JSON instead of the table."""
 
 
-def tune(
+tune = App(name="tune", help="Search a decoder's knobs for speed without loss of quality.")
+
+
+@tune.default
+def knobs(
     *words: Annotated[str, KEY_WORDS],
     options: Annotated[TuneOptions, flat(SEARCH)] = TuneOptions(),
     keys: Annotated[KeyOptions, flat()] = KeyOptions(),
@@ -81,6 +87,26 @@ def tune(
     Repeating the command continues an interrupted study.
     """
     run(keys.words(words), files.sources(), options)
+
+
+@tune.command
+def decisions(
+    rows: Annotated[Path, Parameter(name="ROWS")],
+    /,
+    *,
+    options: Annotated[DecisionFitOptions, flat()] = DecisionFitOptions(),
+    model: Annotated[ModelOptions, flat(MODEL)] = ModelOptions(),
+) -> None:
+    """Fit the calibration of a model's decisions to labelled questions.
+
+    A row has input, questions as in the body of POST /v1/decisions, and answers: the right values.
+
+    Args:
+        rows: Data file (.jsonl, .json, .parquet).
+    """
+    from unmask.cli import tune_decisions as command
+
+    command.run(rows, options, model)
 
 
 def run(words: Sequence[str], sources: Sources, options: TuneOptions) -> None:

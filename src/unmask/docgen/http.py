@@ -118,6 +118,17 @@ LIMITS_HEAD = """## Limits
 """
 
 
+DECISIONS = ("/v1/decisions", "/v1/systemone")
+"""Routes that decode nothing and have fields of their own."""
+DECISION_REPLIES = """## Decisions
+
+`/v1/decisions` and `/v1/systemone` decode nothing: every answer is a distribution over the values of its
+question, read in one forward. `confidence` is (n * peak - 1) / (n - 1) for n values, of a score too; `score`
+is the mean index of the level, from 0 on; `label_mass` is the probability, without calibration, that the
+model writes one of the values at all. `usage.input_tokens` counts the given tokens of all canvases,
+`usage.num_rows` the canvases; `unmask.temperature` is that of `serve --calibration`, 1 without. Images are
+refused, and no answer is a refusal.
+"""
 Schema = dict[str, JsonValue]
 
 
@@ -130,6 +141,7 @@ def markdown(app: FastAPI) -> str:
         EXAMPLE,
         *body_sections(document),
         REPLIES + frame_format(),
+        DECISION_REPLIES,
         SGLANG,
         neutral_table(),
         limit_table(),
@@ -172,7 +184,7 @@ def body_sections(document: Schema) -> list[str]:
 
 def is_openai(path: str) -> bool:
     """Return True for a route whose body has the shared fields."""
-    return path.startswith("/v1/")
+    return path.startswith("/v1/") and path not in DECISIONS
 
 
 def field_table(schema: Schema, names: list[str]) -> str:

@@ -12,6 +12,11 @@ import numpy as np
 import torch
 
 from unmask.canvas import Bools, Canvas, Draft, Floats, ModelFacts
+from unmask.decisions.answers import Decisions
+from unmask.decisions.asking import DecisionRequests
+from unmask.decisions.calibration import CalibrationLike, calibration_for
+from unmask.decisions.canvases import DecisionOptions
+from unmask.decisions.questions import DecisionQuestion
 from unmask.distributed import tensor_parallel
 from unmask.engine.drafts import DraftLike, Pins, read_draft
 from unmask.engine.likelihood import Likelihood, loglikelihood
@@ -98,7 +103,11 @@ class LLM:
             is_own = False
         else:
             folder = resolve_model(model, revision)
-            self.name, self.folder = str(model), folder
+            self.name, self.folder, self.weights_folder = (
+                str(model),
+                folder,
+                None if lora else folder,
+            )
             is_own = tokenizer is None and folder in BUNDLED.values()
             if not is_own:
                 fork_server().start()  # imports transformers while the weights are read
@@ -139,6 +148,8 @@ class LLM:
 
     folder: Path | None = None
     """Folder of the checkpoint; None for a network from Python."""
+    weights_folder: Path | None = None
+    """The folder while its weights are the model's: without an adapter, and before `use_weights`."""
     make_runner: Callable[..., ModelRunner] = ModelRunner
     """The class that runs the forwards; measurements replace it."""
 
@@ -481,6 +492,27 @@ class LLM:
         """Return ln p(answer | prompt) in nats; options and errors: `engine.likelihood.loglikelihood`."""
         return loglikelihood(self.model, self.prompts, prompt, answer, **options)
 
+    def decide(
+        self,
+        content: str,
+        questions: Sequence[DecisionQuestion],
+        *,
+        calibration: CalibrationLike = None,
+        max_batch_size: int = 32,
+        **options: Any,
+    ) -> Decisions:
+        """Return the answers to questions about a text, made by `unmask.decisions`, from one forward.
+
+        `options`: those of `DecisionOptions`. Raises PromptError and ConfigError.
+        """
+        own = calibration_for(calibration, self.weights_folder, self.name)
+        asked = DecisionRequests.about(
+            self.requests, content, questions, DecisionOptions.of(options)
+        )
+        events = self.events(list(asked.requests), whole("max_batch_size", max_batch_size, 1))
+        found = {event.sequence.index: event.reading for event in events if event.reading}
+        return asked.decisions([found[row] for row in range(len(asked.rows))], own)
+
     def read_weights(self, folder: str | Path) -> Weights:
         """Return the weights of a checkpoint of the same shape, for `use_weights`.
 
@@ -489,12 +521,9 @@ class LLM:
         return read_weights(self.model, resolve_model(folder))
 
     def use_weights(self, weights: Weights) -> None:
-        """Exchange the weights of the model; the tokenizer stays. Not while it decodes.
-
-        A server calls it by `Engine.change`.
-        """
+        """Exchange the weights, not the tokenizer; not while it decodes: see `Engine.change`."""
         use_weights(self.model, weights)
-        self._background = None
+        self._background = self.weights_folder = None
 
     def output(self, sequence: SequenceState, return_trace: bool) -> Output:
         """Return the output of a finished sequence."""

@@ -66,3 +66,8 @@ def checkpoint_digests(folder: Path) -> dict[str, str | None]:
     is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
     found["revision"] = folder.name if is_snapshot else None
     return found
+
+
+def weights_digest(folder: Path | None) -> str | None:
+    """Return the digest of a checkpoint's weights, as in `checkpoint_digests`; None without a folder."""
+    return None if folder is None else checkpoint_digests(folder)["weights"]

@@ -171,11 +171,13 @@ def _likeliest(logits: Tensor, spans: list[Span], vocabulary: Vocabulary, packed
             top = shares.index_fill(1, vocabulary.forbidden, -torch.inf).topk(count, dim=-1)
             packed[rows, first : first + count] = vocabulary.token_ids[top.indices].double()
             packed[rows, first + half : first + half + count] = top.values.double()
-            for number, id_ in enumerate(ask.named, start=count):
-                at = (vocabulary.token_ids == id_).nonzero()[:, 0]
-                values = shares[:, at[0]].double() if len(at) else -torch.inf
-                packed[rows, first + number] = float(id_)
-                packed[rows, first + half + number] = values
+            named = torch.tensor(ask.named, dtype=torch.int64, device=logits.device)
+            ids = vocabulary.token_ids
+            at = torch.searchsorted(ids, named).clamp(max=len(ids) - 1)
+            values = shares[:, at].double().masked_fill(ids[at] != named, -torch.inf)
+            last = first + count + len(ask.named)
+            packed[rows, first + count : last] = named.double()
+            packed[rows, first + half + count : last + half] = values
         start = end
 
 

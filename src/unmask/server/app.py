@@ -19,6 +19,7 @@ from unmask.errors import ModelError
 from unmask.pictures.page import PLAYER
 from unmask.server.auth import AccessMiddleware
 from unmask.server.capabilities import Capabilities, capabilities
+from unmask.server.decision_route import add_decision_routes
 from unmask.server.errors import ApiError, log, unexpected
 from unmask.server.foreign_fields import only
 from unmask.server.openapi import ERRORS, Api, error_responses
@@ -84,6 +85,7 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
     add_error_handlers(app)
     add_decoding_routes(app, service)
     add_response_route(app, service)
+    add_decision_routes(app, service)
     add_sglang_routes(app, service)
     add_tokenizing_routes(app, service)
     add_weights_route(app, service)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from unmask.caches.registry import describe as describe_cache
-from unmask.canvas import Canvas
+from unmask.canvas import Canvas, Reading
 from unmask.decoders.registry import describe as describe_decoder
 from unmask.engine.outputs import FinishReason, Output
 from unmask.engine.text_stream import TextStream
@@ -203,6 +203,7 @@ class Answer:
         self.num_draft_forwards, self.num_draft_queries = 0, 0
         self.finish_reason: FinishReason | None = None
         self.output: Output | None = None
+        self.reading: Reading | None = None
         self.weights_version = 0
 
     @property
@@ -239,7 +240,9 @@ class Answer:
 
     def add(self, update: RequestUpdate) -> str:
         """Add an update; return the text that it made final."""
-        if update.kind == "step":
+        if self.plan.keeps_reading:
+            self.reading = update.reading or self.reading
+        elif update.kind == "step":
             self.confidences.apply(update.before, update.edit, update.num_forwards)
             if update.reading is not None:
                 self.confidences.add_likeliest(update.before, update.edit, update.reading)

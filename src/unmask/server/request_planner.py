@@ -42,7 +42,8 @@ class GenerationPlan:
     """One answer to decode.
 
     `index`: of the choice; `prompt`: index of its prompt, which has `num_prompt` tokens. The text is that
-    of `size` positions (None: all) from `start` on, until one of `ends`.
+    of `size` positions (None: all) from `start` on, until one of `ends`. With `keeps_reading`, the answer
+    has the last reading of its canvas, in place of the tokens' log-probabilities.
     """
 
     index: int
@@ -52,6 +53,7 @@ class GenerationPlan:
     ends: StopCriteria
     start: int
     size: int | None = None
+    keeps_reading: bool = False
 
 
 def knob_at_fault(*sources: Source) -> str | None:

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from unmask.options import NOT_A_FLAG, check_fields, option
 
 if TYPE_CHECKING:
+    from unmask.decisions.calibration import Calibration
     from unmask.method import MethodSpec
 
 LogFormat = Literal["text", "json"]
@@ -83,6 +84,9 @@ class ServerConfig:
 
     weights_folder: Annotated[Path | None, option(metavar="DIR")] = None
     """Checkpoints of POST /update_weights; needs a key."""
+
+    calibration: Annotated[Path | None, option(metavar="FILE")] = None
+    """Of decisions, made by `unmask tune decisions`."""
 
     log_requests: bool = True
     """Log each request on standard error."""
@@ -156,7 +160,7 @@ class ServerSettings:
 
     `models`: the names under which the model is served, the first one in the replies. `defaults`: the
     default method of requests. `weights_folder`: the folder below which `POST /update_weights` may name
-    checkpoints; None: it is refused.
+    checkpoints; None: it is refused. `calibration`: of decisions.
     """
 
     models: tuple[str, ...]
@@ -165,3 +169,4 @@ class ServerSettings:
     access: Access = Access()
     static: Path = STATIC
     weights_folder: Path | None = None
+    calibration: Calibration | None = None
