@@ -123,11 +123,11 @@ DECISIONS = ("/v1/decisions", "/v1/systemone")
 DECISION_REPLIES = """## Decisions
 
 `/v1/decisions` and `/v1/systemone` decode nothing: every answer is a distribution over the values of its
-question, read in one forward. `confidence` is (n * peak - 1) / (n - 1) for n values, of a score too; `score`
-is the mean index of the level, from 0 on; `label_mass` is the probability, without calibration, that the
-model writes one of the values at all. `usage.input_tokens` counts the given tokens of all canvases,
-`usage.num_rows` the canvases; `unmask.temperature` is that of `serve --calibration`, 1 without. Images are
-refused, and no answer is a refusal.
+question, read in one forward. `confidence` is (n * peak - 1) / (n - 1) for n values, of a score too;
+`score` is the mean index of the level, from 0 on; `label_mass` is the probability, without calibration,
+that the model writes one of the values at all. `usage.input_tokens` counts the given tokens of all
+canvases, `usage.num_rows` the canvases; `unmask.temperature` is that of `serve --calibration`, 1 without.
+Images are refused, and no answer is a refusal.
 """
 Schema = dict[str, JsonValue]
 

@@ -103,11 +103,7 @@ class LLM:
             is_own = False
         else:
             folder = resolve_model(model, revision)
-            self.name, self.folder, self.weights_folder = (
-                str(model),
-                folder,
-                None if lora else folder,
-            )
+            self.name, self.folder, self.weights_folder = str(model), folder, folder
             is_own = tokenizer is None and folder in BUNDLED.values()
             if not is_own:
                 fork_server().start()  # imports transformers while the weights are read
@@ -162,6 +158,7 @@ class LLM:
         names = find_family(read_config(folder), folder).names
         load_adapters(self.model, names, Path(lora).expanduser())
         merge_adapters(self.model)
+        self.weights_folder = None
         self.model.requires_grad_(False)
 
     def _prepare_weights(self, quantization: str | None, pack_weights: bool | None) -> None:
@@ -501,10 +498,7 @@ class LLM:
         max_batch_size: int = 32,
         **options: Any,
     ) -> Decisions:
-        """Return the answers to questions about a text, made by `unmask.decisions`, from one forward.
-
-        `options`: those of `DecisionOptions`. Raises PromptError and ConfigError.
-        """
+        """Return the answers to questions about a text; options are those of `DecisionOptions`."""
         own = calibration_for(calibration, self.weights_folder, self.name)
         asked = DecisionRequests.about(
             self.requests, content, questions, DecisionOptions.of(options)
