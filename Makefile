@@ -14,10 +14,10 @@ STAMP := .venv/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format docs train-demo card study study-timing clean
+.PHONY: help venv demo test test-all gpu-test gpu-bench check format docs train-demo card study study-timing clean
 
 # Nothing below may reach for the network once the environment is there.
-demo test test-all check train-demo card study study-timing: export HF_HUB_OFFLINE = 1
+demo test test-all gpu-test gpu-bench check train-demo card study study-timing: export HF_HUB_OFFLINE = 1
 
 help: ## list the targets (the default)
 	@echo 'usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX="..."]'
@@ -62,6 +62,13 @@ test-all: $(STAMP) ## run every test, the slow ones too; installs Ray (500 MB) a
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 	@echo '==> 2/2 running the slow tests one after the other: they measure time and memory'
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+gpu-test: $(STAMP) ## on a CUDA machine: compare its results with the CPU's (skips without one)
+	@echo '==> running tests/test_cuda.py in $(WORKERS) processes'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_cuda.py -W ignore -rs -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+gpu-bench: $(STAMP) ## on a CUDA machine: time of a step beside its floor; CASES="..." chooses
+	@$(PY) benchmarks/gpu_speed.py $(CASES)
 
 check: $(STAMP) ## lint, formatting and types; changes nothing
 	@echo '==> ruff check'
