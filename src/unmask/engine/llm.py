@@ -43,9 +43,10 @@ from unmask.engine.text_stream import StopCriteria, TextStream
 from unmask.engine.threads import run_in_thread
 from unmask.engine.token_frequencies import estimate
 from unmask.engine.token_text import TokenTexts
-from unmask.engine.tokenizer import known_ids, load_tokenizer, token_id
+from unmask.engine.tokenizer import load_tokenizer
+from unmask.engine.vocabulary import vocabulary_of
 from unmask.engine.weight_update import Weights, read_weights, use_weights
-from unmask.errors import ConfigError, ModelError
+from unmask.errors import ConfigError
 from unmask.grammar.constraint import TextConstraint
 from unmask.knobs import check_flags, whole
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
@@ -58,7 +59,6 @@ from unmask.models.registry import find_family
 from unmask.models.transformer import Transformer
 from unmask.models.weights import Progress
 from unmask.progress import CallProgress, ProgressLike
-from unmask.sampling.sampler import Vocabulary
 
 
 class LLM:
@@ -118,7 +118,7 @@ class LLM:
         self._prepare_weights(quantization, pack_weights)
         tensor_parallel.start_workers(self.model)
         self.spec = self.model.spec
-        self.vocabulary = self._vocabulary()
+        self.vocabulary = vocabulary_of(self.spec, self.tokenizer, self.model.device)
         self.stop_ids = frozenset(self.vocabulary.end_ids)
         self._background: Floats | None = None
         self.facts = ModelFacts(
@@ -178,32 +178,6 @@ class LLM:
                 )
             if packable:
                 pack(self.model)
-
-    def _vocabulary(self) -> Vocabulary:
-        """Return the vocabulary. Rows without a token are never proposed, those in holes included."""
-        spec, rows = self.spec, self.spec.vocab_size
-        tokens = range(rows) if self.tokenizer is None else known_ids(self.tokenizer)
-        if max(tokens, default=-1) >= rows:
-            raise ModelError(
-                f"the tokenizer's highest id is {max(tokens)}, but the model has only {rows} rows; use the "
-                f"model's own tokenizer"
-            )
-        if not 0 <= spec.mask_id < rows:
-            raise ModelError(f"mask_token_id={spec.mask_id} is outside the {rows} rows")
-        is_free = torch.ones(rows, dtype=torch.bool)
-        is_free[torch.tensor(sorted(tokens), dtype=torch.int64)] = False
-        is_free[spec.mask_id] = True
-        own = getattr(self.tokenizer, "eos_token_id", None)  # also that of another tokenizer
-        more = dict.fromkeys((*spec.end_ids, *([own] if isinstance(own, int) else [])))
-        turn_end_id = token_id(self.tokenizer, spec.turn_end)
-        others = {spec.mask_id, spec.eos_id, turn_end_id}
-        return Vocabulary(
-            token_ids=torch.arange(rows, device=self.model.device),
-            forbidden=is_free.nonzero()[:, 0].to(self.model.device),
-            eos_id=spec.eos_id if spec.eos_id < rows else None,
-            turn_end_id=turn_end_id,
-            more_ends=tuple(id_ for id_ in more if 0 <= id_ < rows and id_ not in others),
-        )
 
     def generate(  # noqa: PLR0913 - the call's options are the interface
         self,
