@@ -20,7 +20,7 @@ import numpy as np
 import unmask
 from unmask.canvas import Canvas, Draft
 from unmask.demo.tasks import Example, check, held_out_set, training_example
-from unmask.engine.llm import draft_by
+from unmask.engine.drafter import draft_by
 from unmask.engine.outputs import Output
 
 GEN_LENGTH, BATCH, OWN_OUTPUTS = 64, 12, 96

@@ -7,7 +7,7 @@ import torch
 from tiny import EOS, FAMILIES, KNOWN, MASK, VOCAB, tiny_llm, trace_of
 
 from unmask import ModelError, decoders
-from unmask.engine.llm import draft_by
+from unmask.engine.drafter import draft_by
 from unmask.method import MethodSpec, Source
 
 PROMPT = [7, 8, 9]

@@ -27,7 +27,7 @@ from tiny import (
 
 import unmask
 from unmask import LLM, ConfigError, ModelError, PromptError
-from unmask.engine.llm import draft_by
+from unmask.engine.drafter import draft_by
 from unmask.errors import SettingWarning
 
 FIXTURES = Path(__file__).parent / "fixtures"

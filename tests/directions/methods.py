@@ -8,7 +8,7 @@ import torch
 from tiny import EOS, trace_of
 
 from unmask.decoders import make_decoder
-from unmask.engine.llm import draft_by
+from unmask.engine.drafter import draft_by
 from unmask.errors import ConfigError
 
 from .registry import direction

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 
-from unmask.canvas import Bools, Canvas, Draft, Floats, ModelFacts
+from unmask.canvas import Bools, Canvas, Floats, ModelFacts
 from unmask.decisions.answers import Decisions
 from unmask.decisions.asking import DecisionRequests
 from unmask.decisions.calibration import CalibrationLike, calibration_for
 from unmask.decisions.canvases import DecisionOptions
 from unmask.decisions.questions import DecisionQuestion
 from unmask.distributed import tensor_parallel
+from unmask.engine.drafter import draft_by
 from unmask.engine.drafts import DraftLike, Pins, read_draft
 from unmask.engine.likelihood import Likelihood, loglikelihood
 from unmask.engine.model_runner import ModelRunner
@@ -548,30 +547,6 @@ class LLM:
                     done[sequence.index] = size if is_done else min(size, num_decided)
                     report(sum(done.values()), sum(sizes))
         return [finished[i] for i in range(len(requests))]
-
-
-def draft_by(small: LLM) -> Drafter:
-    """Return a function that proposes tokens for all open positions, decoded with the smaller model."""
-    method = parse_method("threshold", knobs={"threshold": 0.7})
-    template = small.requests.template(method, stop_at_eos=False)
-
-    def draft(canvas: Canvas) -> Draft:
-        if len(canvas) > small.spec.max_length:
-            raise ConfigError(
-                f"drafter={small.name!r} has a context of {small.spec.max_length}, but the canvas "
-                f"has {len(canvas)} positions; use a shorter gen_length or another drafter"
-            )
-        own = replace(
-            canvas,
-            tokens=np.where(canvas.open, small.spec.mask_id, canvas.tokens),
-            mask_id=small.spec.mask_id,
-            infilling=True,
-        )
-        done = small.run([template(own)], 1)[0]
-        tokens = np.where(canvas.open, done.canvas.tokens, -1)
-        return Draft(tokens, done.num_forwards, done.num_queries)
-
-    return draft
 
 
 def _refuse_options(*given: object) -> None:
