@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 UNUSED_WORDS = {"return_trace": "use --trace FILE"}
+NO_TRACE = "--trace-alternatives has no effect without --trace FILE; add it, or leave it out"
 UNUSED_IN_INFILL = UNUSED_WORDS | {
     "gen_length": "the blanks give the number of tokens",
     "stop_at_eos": "every blank is filled",
@@ -60,6 +62,8 @@ def infill(text: str | None, options: DecodeOptions, show: ShowOptions) -> None:
 
 def live_console(show: ShowOptions) -> Console | None:
     """Return the console of the live canvas, None without it. Raises ConfigError for contradictions."""
+    if show.trace_alternatives and show.trace is None:
+        raise ConfigError(NO_TRACE)
     if show.fps is not None and not 0 < show.fps <= 1000:
         raise ConfigError(f"fps={show.fps:g} must be above 0 and at most 1000")
     streams = (sys.stdout, sys.stderr) if show.live else (sys.stdout,)
@@ -205,29 +209,17 @@ def _decode_and_report(
     console: Console | None,
 ) -> None:
     from unmask.engine.token_text import TokenTexts
+    from unmask.engine.trace_records import header_of
     from unmask.plain_text import printable
     from unmask.view.terminal import LiveView
-    from unmask.view.trace import Header, TraceWriter
+    from unmask.view.trace import TraceWriter
 
     pieces, request = TokenTexts(llm.tokenizer), request_of(llm, content, options, method)
-    canvas = request.canvas
+    request, canvas = replace(request, num_alternatives=show.trace_alternatives), request.canvas
     with ExitStack() as stack:
         view = trace = None
         if show.trace is not None:
-            header = Header(
-                model=options.model,
-                decoder=method.decoder_name,
-                cache=method.describe_cache(),
-                knobs=method.knobs(),
-                seed=options.seed,
-                prompt_ids=canvas.tokens[: canvas.prompt_length].tolist(),
-                gen_length=len(canvas) - canvas.prompt_length,
-                mask_id=canvas.mask_id,
-                tokens=canvas.tokens.tolist(),
-                open=canvas.open_positions().tolist(),
-                method=method.describe(),
-                ends=sorted(llm.stop_ids),
-            )
+            header = header_of(method, canvas, llm.stop_ids, model=options.model, seed=options.seed)
             trace = stack.enter_context(TraceWriter(show.trace, header, pieces))
         if console is not None:
             view = stack.enter_context(LiveView(console, pieces, llm.stop_ids, show.fps))

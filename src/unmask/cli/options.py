@@ -191,6 +191,9 @@ class ShowOptions:
     trace: Annotated[Path | None, option(metavar="FILE")] = None
     """Write the edits of every forward pass to this file, as JSON lines."""
 
+    trace_alternatives: Annotated[int, option(least=0, most=20, metavar="K")] = 0
+    """Write also the K likeliest tokens of each commit, at most 20. Default: 0."""
+
     live: bool | None = None
     """Draw the canvas while it is decoded. Default: on a terminal."""
 

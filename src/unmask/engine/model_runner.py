@@ -230,7 +230,7 @@ class ModelRunner:
         computed = np.isin(rows, plan.queries)
         read = positions[computed]
         allowed = allowed_tokens(request, canvas, sequence.limit, read)
-        top, named = request.num_top, request.named
+        top, named = request.num_likeliest, request.named
         ask = replace(ask, rows=read, allowed=allowed, num_top=top, named=named)
         return ForwardInput(sequence, ask, rows[computed], plan)
 

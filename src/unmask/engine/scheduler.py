@@ -228,7 +228,8 @@ class Scheduler:
             self.runner.follow(sequence, before)
             sequence.cache_bytes = max(sequence.cache_bytes, self.runner.cache_bytes(sequence))
         request = sequence.request
-        reading = observation.reading if request.num_top or request.named else None
+        has_likeliest = request.num_likeliest or request.named
+        reading = observation.reading if has_likeliest else None
         return Event(before, edit, sequence, capture.error, reading)
 
 

@@ -20,7 +20,7 @@ from unmask.canvas import (
     truncate,
 )
 from unmask.engine.constrained import check_possible
-from unmask.engine.outputs import FinishReason, Step, step_of
+from unmask.engine.outputs import FinishReason, Step, alternatives_of, step_of
 from unmask.engine.request import Request, checked_count
 from unmask.errors import DecoderError
 
@@ -96,7 +96,8 @@ class SequenceState:
         self.end = self._ending()
         if self.request.sampling_params.drop_after_eos and self.end is not None:
             edit = self._drop(edit, self.end + 1)
-        self.trace.append(step_of(edit, num_queries))
+        others = alternatives_of(edit, observation.reading, self.request.num_alternatives)
+        self.trace.append(step_of(edit, num_queries, others))
         self.num_forwards += 1
         self.ask = None
         self.cache_state = self.request.cache.observe(

@@ -218,6 +218,16 @@ class DecodingRequest(DraftFields):
         "text", description="stream text that only grows, or the whole canvas after every forward"
     )
     return_trace: bool = Field(False, description="return the edits of every forward")
+    trace_alternatives: Annotated[int, Field(ge=0, le=MAX_TOP)] = Field(
+        0,
+        description="with return_trace or a canvas stream: return so many likeliest tokens of each commit "
+        "and their probabilities",
+    )
+    trace_header: bool = Field(
+        False,
+        description="with return_trace: return also the first line of a trace file and, with each step, "
+        "what `unmask replay` needs; line k + 2 of the file is step k with `step` k",
+    )
     return_step_map: bool = Field(
         False,
         description="return for each token of the answer the forward that decided it and its "
@@ -318,6 +328,10 @@ class DecodingRequest(DraftFields):
             raise ValueError('stop has no effect on stream_mode="canvas"; leave one of them out')
         if self.logprob_token_ids and not self.wants_logprobs:
             raise ValueError("logprob_token_ids needs logprobs")
+        if self.trace_header and not self.return_trace:
+            raise ValueError("trace_header needs return_trace=true")
+        if self.trace_alternatives and not (self.return_trace or self.wants_canvas):
+            raise ValueError('trace_alternatives needs return_trace=true or stream_mode="canvas"')
         return self
 
 

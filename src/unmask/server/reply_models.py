@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SkipValidation
 from starlette.responses import JSONResponse
 from typing_extensions import NotRequired, TypedDict
 
@@ -127,8 +127,16 @@ TraceCommit = tuple[int, int, float, str]
 """Position, token id, confidence and text."""
 
 
+TraceAlternative = tuple[int, float, str]
+"""Token id, probability and text."""
+
+
 class TraceStep(TypedDict):
-    """The edits of one forward, as in `unmask.engine.outputs.Step`."""
+    """The edits of one forward, as in `unmask.engine.outputs.Step`.
+
+    `alternatives`, with `trace_alternatives`: the likeliest tokens of committed and replaced positions.
+    `texts` of appended tokens and `bytes` of parts of characters: with `trace_header`.
+    """
 
     committed: list[TraceCommit]
     remasked: tuple[int, ...]
@@ -138,6 +146,9 @@ class TraceStep(TypedDict):
     num_queries: int
     appended: tuple[int, ...]
     notes: dict[str, float]
+    alternatives: NotRequired[dict[str, list[TraceAlternative]]]
+    texts: NotRequired[dict[str, str]]
+    bytes: NotRequired[dict[str, str]]
 
 
 Trace = SkipValidation[list[TraceStep]]
@@ -182,6 +193,7 @@ class ChatChoice(ReplyModel):
     finish_reason: ChatFinish
     logprobs: ChatLogprobs | None
     trace: Trace = Field(default_factory=list)
+    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
 
 
@@ -193,6 +205,7 @@ class TextChoice(ReplyModel):
     finish_reason: FinishReason
     logprobs: TextLogprobs | None
     trace: Trace = Field(default_factory=list)
+    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
 
 
@@ -266,6 +279,7 @@ class CanvasPosition(TypedDict):
     fixed: NotRequired[bool]
     special: NotRequired[bool]
     taken_back: NotRequired[bool]
+    alternatives: NotRequired[list[tuple[str, float]]]
 
 
 class StreamFrame(TypedDict):
@@ -292,6 +306,7 @@ class ChunkFields(TypedDict):
     index: int
     finish_reason: FinishReason | None
     trace: NotRequired[list[TraceStep]]
+    trace_header: NotRequired[dict[str, JsonValue]]
     step_map: NotRequired[StepMap]
     canvas: NotRequired[StreamFrame]
 
@@ -304,6 +319,7 @@ class ChatChunkChoice(ReplyModel):
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinish | None
     trace: Trace = Field(default_factory=list)
+    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 
@@ -318,6 +334,7 @@ class TextChunkChoice(ReplyModel):
     finish_reason: FinishReason | None
     blanks: list[str] = Field(default_factory=list)
     trace: Trace = Field(default_factory=list)
+    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 
