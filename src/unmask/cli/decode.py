@@ -18,7 +18,14 @@ from unmask.cli.key_value import parse_blanks, read_prompt, refuse_words
 from unmask.cli.messages import say
 from unmask.cli.options import DecodeOptions, FillOptions, ShowOptions
 from unmask.errors import ConfigError, SettingWarning, cut_text
-from unmask.grammar.constraint import MAX_SOURCE_CHARS, TextConstraint, choice, json_schema, regex
+from unmask.grammar.constraint import (
+    MAX_SOURCE_CHARS,
+    TextConstraint,
+    choice,
+    ebnf,
+    json_schema,
+    regex,
+)
 from unmask.regular_files import read_bounded
 
 if TYPE_CHECKING:
@@ -114,17 +121,20 @@ def load(options: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method
 
 
 def read_constraint(options: FillOptions) -> TextConstraint | None:
-    """Return the constraint of `--json-schema`, `--regex` or `--choice`. Raises ConfigError."""
+    """Return the constraint of `--json-schema`, `--regex`, `--choice` or `--grammar`; one or none."""
     flags = {
         "--json-schema": options.json_schema,
         "--regex": options.regex,
         "--choice": options.choice,
+        "--grammar": options.grammar,
     }
     given = {flag: text for flag, text in flags.items() if text is not None}
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} are constraints on one answer; give one of them")
     if options.regex is not None:
         return regex(options.regex)
+    if options.grammar is not None:
+        return ebnf(_grammar_text(options.grammar))
     if options.choice is not None:
         return choice(options.choice.split("|"))
     return None if options.json_schema is None else json_schema(_schema_text(options.json_schema))
@@ -139,6 +149,16 @@ def _schema_text(given: str) -> str:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--json-schema {cut_text(given)!r} cannot be read ({error}); give a JSON file, or JSON text"
+        ) from None
+
+
+def _grammar_text(file: str) -> str:
+    """Return the grammar in a file. Raises ConfigError."""
+    try:
+        return read_bounded(Path(file).expanduser(), MAX_SOURCE_CHARS).decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--grammar {cut_text(file)!r} cannot be read ({error}); give a file in GBNF"
         ) from None
 
 

@@ -143,6 +143,9 @@ class FillOptions(MethodOptions):
     choice: Annotated[str | None, option(metavar="A|B")] = None
     """Answer with one of these texts, with vertical bars between them."""
 
+    grammar: Annotated[str | None, option(metavar="FILE")] = None
+    """Answer with a text of this grammar, in GBNF: a file."""
+
     draft: Annotated[str | None, option(metavar="TEXT")] = None
     """Begin with this text as the answer, or in the blank; a decoder that revises changes it."""
 

@@ -252,7 +252,8 @@ class DecodingRequest(DraftFields):
         "json_schema.schema",
     )
     structured_outputs: dict[str, JsonValue] | None = Field(
-        None, description="vLLM's form: json (a schema), regex, choice or json_object"
+        None,
+        description="vLLM's form: json (a schema), regex, choice, grammar (GBNF) or json_object",
     )
     guided_json: dict[str, JsonValue] | str | None = Field(
         None, description="the answer is JSON of this schema (vLLM's older form)"
@@ -263,8 +264,14 @@ class DecodingRequest(DraftFields):
     guided_choice: list[JsonValue] | None = Field(
         None, description="the answer is one of these texts (vLLM's older form)"
     )
+    guided_grammar: str | None = Field(
+        None, description="the answer is a text of this grammar, in GBNF (vLLM's older form)"
+    )
     regex: str | None = Field(
         None, description="the answer matches this regular expression (SGLang's form)"
+    )
+    ebnf: str | None = Field(
+        None, description="the answer is a text of this grammar, in GBNF (SGLang's form)"
     )
     json_schema: dict[str, JsonValue] | str | None = Field(
         None, description="the answer is JSON of this schema (SGLang's form, there as text)"
