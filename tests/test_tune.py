@@ -18,6 +18,7 @@ from unmask.tune.goal import front, parse_constraint, parse_objectives, wilson
 from unmask.tune.measure import Measurement, compare_paired
 from unmask.tune.outcome import TURNS, check, write
 from unmask.tune.plot import draw
+from unmask.tune.reference import num_searched
 from unmask.tune.space import Choice, Range, parse_changes, space_of, start_of
 from unmask.tune.study import StudyPlan, run
 
@@ -350,6 +351,62 @@ def test_a_mistake_is_found_before_anything_runs(words, message, tmp_path, monke
     assert main(["tune", *words]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def rows_file(folder, count=9):
+    rows = [{"question": f"Anna has {n} eggs. She buys 5 more. How many?"} for n in range(count)]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_prompts_without_answers_are_compared_with_those_of_the_defaults(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    rows_file(tmp_path)
+    words = ["--decoder", "threshold", "--prompts", "mine.jsonl", "--prompt", "Q: {{question}}"]
+    words += ["--trials", "2", "--num-prompts", "3", "--held-out", "1", "--batch-size", "4"]
+    words += ["--gen-length", "16", "--space", "threshold=0.3:0.95", "-o", "out"]
+    assert main(["tune", *words]) == 0
+    assert "held out, best against defaults" in capsys.readouterr().out
+    rows = [json.loads(line) for line in Path("out/reference.jsonl").read_text().splitlines()]
+    assert [row["prompt"][:12] for row in rows] == [f"Q: Anna has {n}"[:12] for n in range(4)]
+    assert all(row["target"] for row in rows)
+    numbers = json.loads(Path("out/tune.json").read_text())
+    assert numbers["baseline"]["accuracy"] == 1.0, "the defaults agree with themselves"
+    assert "--prompts mine.jsonl" in numbers["command"]
+    assert main(["tune", *words]) == 0, "the same command finds everything answered"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompts", "none.jsonl"], "is no file"),
+        (["--prompts", "1"], "must be at least 2, or a file"),
+        (["--prompts", "mine.jsonl", "--num-prompts", "9"], "has 9 rows, but 9 prompts"),
+        (["--prompts", "mine.jsonl", "--prompt", "{{no}}"], "line 1"),
+        (["--prompts", "mine.jsonl", "--metric", "exact"], "leave --metric out"),
+        (["--prompts", "mine.jsonl", "--task", "sudoku"], "leave --task out"),
+        (["--num-prompts", "4"], "write --prompts 4"),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_refused_at_once(
+    words, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    rows_file(tmp_path)
+    assert main(["tune", "--decoder", "threshold", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
+
+
+def test_the_prompts_of_a_file_are_shared_out():
+    assert num_searched(600, None, 200, "f") == 100
+    assert num_searched(30, None, 200, "f") == 20
+    assert num_searched(30, None, 0, "f") == 30
+    assert num_searched(30, 29, 200, "f") == 29
+    for rows, given, held_out in ((30, 30, 1), (2, None, 1), (1, None, 0), (30, 31, 0)):
+        with pytest.raises(ConfigError, match="f has"):
+            num_searched(rows, given, held_out, "f")
 
 
 def test_an_interval_of_a_rate_is_finite_where_nothing_was_answered():

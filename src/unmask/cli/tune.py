@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from unmask.evals.settings import EvalSettings
     from unmask.tune.measure import Bench
     from unmask.tune.outcome import HeldOut
+    from unmask.tune.reference import PromptFile
     from unmask.tune.study import SearchResult, StudyPlan, TrialPoint
 
 TASK = "word_problem"
@@ -56,8 +57,12 @@ class TuneOptions:
     trials: Annotated[int, option(least=1)] = 40
     """Total number of points; a larger number continues the study."""
 
-    prompts: Annotated[int, option(least=2)] = 100
-    """Number of prompts of the search."""
+    prompts: Annotated[str, option(metavar="N|FILE")] = "100"
+    """Number of prompts of the search, or a file of rows with prompts alone, as in `bench decode`: accuracy
+    is then the share of answers that are those of the decoder's defaults. Default: 100."""
+
+    num_prompts: Annotated[int | None, option(least=2, metavar="N")] = None
+    """Number of prompts of the search in --prompts FILE. Default: 100, or two thirds of a shorter file."""
 
     held_out: Annotated[int, option(least=0)] = 200
     """Number of further prompts for the final comparison; 0 skips it."""
@@ -111,16 +116,23 @@ def decisions(
 
 def run(words: Sequence[str], sources: Sources, options: TuneOptions) -> None:
     """Run the search, compare on held-out prompts, write the files and print the result."""
-    settings, plan = planned(words, sources, options)
+    settings, plan, file = planned(words, sources, options)
     from unmask.bench.plot import check_plot_file
     from unmask.tune import outcome, plot
 
     if options.plot is not None:
         check_plot_file(options.plot)
     bench = _bench(settings)
+    from unmask.tune.reference import with_reference
     from unmask.tune.study import run as search
 
     with _progress(plan) as (watch, done):
+        if file is not None:
+            count = plan.num_prompts + options.held_out
+            settings = with_reference(
+                bench.llm, settings, file, count, lambda n, total: watch("reference", n, total)
+            )
+            bench = dataclasses.replace(bench, settings=settings)
         result = search(bench, plan, watch, done)
         held_out = outcome.check(bench, result, options.held_out, watch)
     command = _command(words, options)
@@ -134,14 +146,20 @@ def run(words: Sequence[str], sources: Sources, options: TuneOptions) -> None:
 
 def planned(
     words: Sequence[str], sources: Sources, options: TuneOptions
-) -> tuple[EvalSettings, StudyPlan]:
-    """Return the settings that every point shares, and the search. Raises ConfigError before loading."""
+) -> tuple[EvalSettings, StudyPlan, PromptFile | None]:
+    """Return the settings that every point shares, the search, and the file of prompts, if one is given.
+
+    Raises ConfigError before loading.
+    """
     from unmask.config import compose, method_of
     from unmask.config.settings import settings_of
     from unmask.tune.goal import parse_constraint, parse_objectives
+    from unmask.tune.reference import PromptFile, num_searched, parse_prompts
     from unmask.tune.space import parse_changes, space_of
     from unmask.tune.study import StudyPlan
 
+    prompts = parse_prompts(options.prompts)
+    words = _with_file(words, sources, prompts) if isinstance(prompts, Path) else words
     composed = compose(_with_task(words, sources), sources)
     for key in ("limit", "offset"):
         if composed.values[key].is_set:
@@ -155,12 +173,22 @@ def planned(
         raise ConfigError(
             f"task={settings.task} is tuned by running code that the model wrote; {LEAVE}"
         )
+    file, num_prompts = None, prompts if isinstance(prompts, int) else 0
+    if isinstance(prompts, Path):
+        file = PromptFile(prompts, settings.prompt)
+        rows = len(file.documents())
+        num_prompts = num_searched(rows, options.num_prompts, options.held_out, str(prompts))
+    elif options.num_prompts is not None:
+        raise ConfigError(
+            f"--num-prompts {options.num_prompts} is for --prompts FILE; write --prompts "
+            f"{options.num_prompts}"
+        )
     constraints = () if options.constraint == ("none",) else options.constraint
     plan = StudyPlan(
         space=space_of(method.decoder_name, parse_changes(options.space), tuple(method.given)),
         objectives=parse_objectives(options.objective),
         constraints=tuple(parse_constraint(text) for text in constraints),
-        num_prompts=options.prompts,
+        num_prompts=num_prompts,
         num_trials=options.trials,
         seed=settings.seed,
     )
@@ -168,7 +196,25 @@ def planned(
         name = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{composed['model.name']}")
         output = f"{RUNS}/{settings.task_name}-{name}-{settings.method.decoder_name}"
         settings = dataclasses.replace(settings, output=output)
-    return settings, plan
+    return settings, plan, file
+
+
+def _with_file(words: Sequence[str], sources: Sources, path: Path) -> list[str]:
+    """Return the words with a file of prompts as the task. Raises ConfigError beside another task."""
+    from unmask.cli.eval_options import word
+    from unmask.config import compose
+    from unmask.tune.reference import METRIC
+
+    composed = compose(words, sources)
+    for key in ("name", "target", "metric", "shots"):
+        value = composed[f"dataset.{key}"]
+        if value is not None:
+            flag = "task" if key == "name" else key
+            raise ConfigError(
+                f"--{flag} {value} and --prompts {path} contradict: prompts have no right answers; leave "
+                f"--{flag} out, or give the file as --task"
+            )
+    return [*words, word("task", str(path)), word("metric", METRIC)]
 
 
 def _with_task(words: Sequence[str], sources: Sources) -> list[str]:
@@ -245,7 +291,9 @@ def _command(words: Sequence[str], options: TuneOptions) -> str:
     ):
         for value in values:
             typed += [flag, value]
-    typed += ["--trials", str(options.trials), "--prompts", str(options.prompts)]
+    typed += ["--trials", str(options.trials), "--prompts", options.prompts]
+    if options.num_prompts is not None:
+        typed += ["--num-prompts", str(options.num_prompts)]
     return shlex.join([*typed, "--held-out", str(options.held_out)])
 
 

@@ -19,7 +19,9 @@ from unmask.tune.space import parse_changes, space_of
 from unmask.tune.study import SearchResult, StudyPlan, TrialPoint, run
 
 if TYPE_CHECKING:
+    from unmask.engine.knob_types import CacheName, DecoderName
     from unmask.engine.llm import LLM
+    from unmask.own_code import Reference
 
 DEFAULT_OBJECTIVES = ("tokens_per_forward",)
 DEFAULT_CONSTRAINTS = ("accuracy>=0.99*baseline",)
@@ -50,9 +52,9 @@ class Tuned:
 
 
 def tune(  # noqa: PLR0913 - the call's options are the interface
-    decoder: str,
+    decoder: DecoderName | Reference,
     model: str | Path | LLM = "demo",
-    cache: str = "none",
+    cache: CacheName | Reference = "none",
     *,
     task: str = "word_problem",
     space: Mapping[str, str] | None = None,
