@@ -61,10 +61,11 @@ def few_threads():
 
 @pytest.fixture(scope="module", autouse=True)
 def own_methods_leave():
-    """Decoders and caches that a module registers are not there in the next one."""
+    """Decoders, caches and families that a module registers are not there in the next one."""
     from unmask import caches, decoders
+    from unmask.models.registry import OWN
 
-    owns = [each.WORKSHOP.registry.own for each in (decoders, caches)]
+    owns = [*(each.WORKSHOP.registry.own for each in (decoders, caches)), OWN.added]
     before = [dict(own) for own in owns]
     yield
     for own, was in zip(owns, before, strict=True):

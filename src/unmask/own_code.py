@@ -1,4 +1,4 @@
-"""Decoders and caches of users: an object, a class, a file, `module:Class`, or an installed entry point.
+"""Code of users: decoders and caches (object, class, file, `module:Class`, entry point), and families.
 
 `Workshop.admit` gives each a name in the registry of its kind, by which everything else finds it. Only
 callers whose text comes from the person that runs the process may call it: it runs the code that the text
@@ -17,13 +17,16 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import Generic, NewType, TypeVar
 
 from unmask.errors import ConfigError, PluginError, cut_text
 from unmask.knobs import split_call
 from unmask.plugins import Registry, check_class, is_reference, module_names
 
 Base = TypeVar("Base")
+Reference = NewType("Reference", str)
+"""A text that no type checker can know as a method: a file, `module:Class`, an entry point, a call such as
+`threshold(threshold=0.8)`, or a name that is computed."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,11 @@ class Workshop(Generic[Base]):
     def admit(self, value: object) -> tuple[object, dict[str, object]]:
         """Return the name of a plug-in and the knobs of its instance; text may be a call with knobs.
 
-        `value`: an instance or a class below `base`, or a text; anything else is returned as it is. Raises
-        ConfigError, and PluginError for code that cannot be used.
+        `value`: an instance or a class below `base`, a path, or a text; anything else is returned as it is.
+        Raises ConfigError, and PluginError for code that cannot be used.
         """
+        if isinstance(value, Path):
+            value = str(value)
         if isinstance(value, str):
             name, inside = split_call(value)
             self._admit_text(name)
@@ -102,7 +107,9 @@ class Workshop(Generic[Base]):
         elif name not in self.registry.own:
             for point in entry_points(group=self.group):
                 if point.name == name:
-                    self._add(name, check_class(_loaded(point), self.base, f"entry point {name}"))
+                    self._add(
+                        name, check_class(load_point(point), self.base, f"entry point {name}")
+                    )
 
     def _admit_class(self, cls: type[Base]) -> str:
         package, _, stem = cls.__module__.rpartition(".")
@@ -193,7 +200,18 @@ def _listed(classes: list[type[Base]]) -> str:
     return ", ".join(cls.__name__ for cls in classes[:8]) or "none"
 
 
-def _loaded(point: EntryPoint) -> object:
+def points_of(group: str) -> list[EntryPoint]:
+    """Return the entry points of a group that installed packages declare; none is imported."""
+    return list(entry_points(group=group))
+
+
+def load_module(reference: str) -> ModuleType:
+    """Import a file ending in .py or a module by its name. Raises ConfigError and PluginError."""
+    return _file_module(Path(reference)) if reference.endswith(".py") else _module(reference)
+
+
+def load_point(point: EntryPoint) -> object:
+    """Import what an entry point names. Raises PluginError."""
     try:
         loaded: object = point.load()
     except (Exception, SystemExit) as error:

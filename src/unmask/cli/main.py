@@ -12,7 +12,7 @@ from typing import TextIO
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
-from unmask.cli import launcher, parsing
+from unmask.cli import launcher, parsing, plugins
 from unmask.cli.help import PlainHelp
 from unmask.cli.messages import warnings_as_lines
 from unmask.errors import UnmaskError
@@ -148,6 +148,10 @@ def make_app(*, with_summaries: bool = False) -> App:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    try:
+        arguments = _with_plugins(arguments)
+    except UnmaskError as error:
+        return _fail(str(error))
     typed = parsing.hide_dashes(arguments)
     asks_all = ALL_HELP in typed
     if asks_all:
@@ -172,6 +176,19 @@ def _run(arguments: Sequence[str]) -> int:
     if app.parse_commands(typed)[1][-1].default_command is None:
         return USAGE_STATUS  # a group of commands without one of them: its help was printed
     return status if isinstance(status, int) else 0
+
+
+def _with_plugins(arguments: Sequence[str]) -> Sequence[str]:
+    """Register the plug-ins of `--plugin`, and return the rest; `serve` has an option of this name."""
+    if (
+        plugins.FLAG not in {word.partition("=")[0] for word in arguments}
+        or arguments[0] == "serve"
+    ):
+        return arguments
+    rest, references = plugins.split_plugins(arguments)
+    for reference in references:
+        plugins.add_plugin(reference)
+    return rest
 
 
 def _print_all(arguments: Sequence[str]) -> None:
