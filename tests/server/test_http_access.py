@@ -12,14 +12,17 @@ from served import CHAT
 import unmask
 from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine
+from unmask.errors import ConfigError
 from unmask.server.app import create_app
-from unmask.server.settings import Access, Limits, ServerSettings
+from unmask.server.cors import allowed_origins
+from unmask.server.settings import STATIC, Access, Limits, ServerSettings
 
 KEY = "k3y-\u00e9-long-and-random"
 CHAT_URL = "/v1/chat/completions"
 ROUTES = [
     ("GET", "/"),
     ("GET", "/static/app.js"),
+    ("GET", "/docs"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/demo"),
     ("GET", "/v1/schema"),
@@ -204,12 +207,17 @@ def test_the_key_opens_the_page_and_its_cookie_the_pages_files_only(closed):
     assert cookie == f"unmask_page={TOKEN}; Path=/; HttpOnly; SameSite=Strict"
     closed.cookies.clear()
     sent = {"cookie": f"other=1; unmask_page={TOKEN}"}
-    for path in ("/", "/static/app.js"):
+    for path in ("/", "/docs", "/static/app.js"):
         response = closed.get(path, headers=sent | BROWSER)
         assert response.status_code == 200
         assert "set-cookie" not in response.headers
     for method, path in ROUTES:
-        if path not in ("/", "/static/app.js", "//health"):  # the client reads the last as a host
+        if path not in (
+            "/",
+            "/docs",
+            "/static/app.js",
+            "//health",
+        ):  # the client reads the last as a host
             assert closed.request(method, path, headers=sent).status_code == 401, path
     assert closed.get("/static/../v1/schema", headers=sent).status_code == 401
     assert "set-cookie" not in closed.get("/v1/models", headers=bearer(KEY)).headers
@@ -349,6 +357,101 @@ def test_other_origins_get_no_permission(made):
         client.options(CHAT_URL, headers=origin | asked),
     ):
         assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+def preflight(client, origin, path=CHAT_URL, names="authorization, x-stainless-os"):
+    headers = {"origin": origin, "access-control-request-method": "POST"}
+    return client.options(path, headers=headers | {"access-control-request-headers": names})
+
+
+def test_an_allowed_origin_gets_permission_and_no_other(made):
+    access = Access(key_digest=Access.digest(KEY))
+    client = made(access=access, origins=allowed_origins(["HTTPS://App.example:443"]))
+    own = "https://app.example"
+    asked = preflight(client, own)
+    assert asked.status_code == 204, "a browser sends no key with it"
+    assert asked.headers["access-control-allow-origin"] == own
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    assert asked.headers["access-control-allow-headers"] == "authorization, x-stainless-os"
+    for headers, status in ((bearer(KEY), 200), ({}, 401)):
+        reply = client.get("/v1/models", headers={**headers, "origin": own})
+        assert reply.status_code == status
+        assert reply.headers["access-control-allow-origin"] == own
+        assert reply.headers["vary"] == "Origin"
+        assert "x-request-id" in reply.headers["access-control-expose-headers"]
+        assert "access-control-allow-credentials" not in reply.headers
+    for other in (
+        own + ".evil",
+        "http://app.example",
+        own + ":8443",
+        "null",
+        "https://x.app.example",
+    ):
+        refused = preflight(client, other)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "origin_not_allowed")
+        reply = client.get("/v1/models", headers={**bearer(KEY), "origin": other})
+        assert reply.status_code == 200
+        found = [name for name in (*reply.headers, *refused.headers) if name.startswith("access-")]
+        assert not found, other
+        assert reply.headers["vary"] == "Origin", "or a cache would give it to an allowed one"
+
+
+def test_any_origin_gets_permission_without_credentials(made):
+    client = made(origins=allowed_origins(["*"]))
+    asked = preflight(client, "https://any.example", names="evil\t{}")
+    assert asked.headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-headers" not in asked.headers, "no list of header names"
+    reply = client.get("/v1/models", headers={"origin": "null"})
+    assert reply.headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-credentials" not in reply.headers
+    assert "access-control-allow-origin" not in client.get("/v1/models").headers
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["app.example"], "give scheme, host and port alone"),
+        (["https://app.example/"], "give scheme, host and port alone"),
+        (["https://app.example/path"], "give scheme, host and port alone"),
+        (["ftp://app.example"], "give scheme, host and port alone"),
+        (["https://*.example"], "give scheme, host and port alone"),
+        (["null"], "give scheme, host and port alone"),
+        (["*", "https://app.example"], "leave https://app.example out"),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused_at_the_start(texts, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        allowed_origins(texts)
+
+
+def test_origins_have_the_form_in_which_browsers_send_them():
+    texts = ["http://localhost:3000", "http://[::1]:80", "https://A.example:443"]
+    assert allowed_origins(texts) == {
+        "http://localhost:3000",
+        "http://[::1]",
+        "https://a.example",
+    }
+    assert allowed_origins([]) == frozenset()
+
+
+def test_the_page_about_the_api_needs_no_other_host(made):
+    client = made()
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    for name in ("docs.html", "docs.js", "docs.css"):
+        content = (STATIC / name).read_text(encoding="utf-8")
+        assert not re.findall(r"(?:https?:)?//[a-z]", content.replace("// ", "")), name
+        assert "innerHTML" not in content, "the document's text is no markup"
+    assert "<style" not in page.text, "which the policy forbids"
+    assert client.get("/openapi.json").status_code == 200
+    assert "/docs" not in client.get("/openapi.json").json()["paths"]
+
+
+def test_the_page_about_the_api_is_open_with_a_public_page_and_the_document_is_not(made):
+    access = Access(key_digest=Access.digest(KEY), is_page_public=True)
+    client = made(access=access)
+    assert client.get("/docs").status_code == 200
+    assert client.get("/openapi.json").status_code == 401
 
 
 # 42

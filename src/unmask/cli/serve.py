@@ -9,7 +9,8 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +20,10 @@ from unmask.cli import launcher
 from unmask.cli.key_value import WORD
 from unmask.cli.messages import say
 from unmask.cli.options import KEY_VARIABLE, flat
+from unmask.cli.plugins import add_plugin, refuse_own_code
 from unmask.cli.serve_options import ServeOptions
 from unmask.engine.config import EngineConfig
-from unmask.errors import ConfigError, DependencyError, PluginError
+from unmask.errors import ConfigError, DependencyError
 from unmask.knobs import Source
 
 if TYPE_CHECKING:
@@ -73,7 +75,10 @@ def run(options: ServeOptions) -> None:
     """
     need_extra()
     model, words = split(options)
-    add_plugins(options.plugin)
+    for reference in options.plugin:
+        name = add_plugin(reference)
+        in_requests = "adds a model family" if name is None else f"is {name!r} in requests"
+        say(f"--plugin {reference} {in_requests}", "note")
     method = method_of(options, words)
     counts = counts_of(options.replicas, options.load.tensor_parallel_size)
     is_sglang = options.method.dllm_algorithm is not None and counts is None
@@ -173,36 +178,6 @@ def split(options: ServeOptions) -> tuple[str, dict[str, str]]:
     return model or "demo", knobs
 
 
-def add_plugins(references: Sequence[str]) -> None:
-    """Register decoders and caches of users, so that requests may name them.
-
-    Raises ConfigError for code that cannot be used.
-    """
-    from unmask import caches, decoders
-
-    for reference in references:
-        try:
-            name = decoders.WORKSHOP.add_named(reference)
-        except PluginError as error:
-            try:
-                name = caches.WORKSHOP.add_named(reference)
-            except PluginError:
-                raise error from None
-        say(f"--plugin {reference} is {name!r} in requests", "note")
-
-
-def refuse_own_code() -> None:
-    """Raise ConfigError for plug-ins beside --replicas, whose processes would not have them."""
-    from unmask import caches, decoders
-
-    own = [*decoders.WORKSHOP.registry.own, *caches.WORKSHOP.registry.own]
-    if own:
-        raise ConfigError(
-            f"{own[0]!r} is not in the package, and --replicas starts processes that do not have it; "
-            f"leave --replicas out, or install it in src/unmask"
-        )
-
-
 def method_of(options: ServeOptions, words: Mapping[str, str]) -> MethodSpec:
     """Return the default method of requests. Raises ConfigError."""
     from unmask.method import MethodSpec
@@ -254,6 +229,11 @@ def notes_of(options: ServeOptions, access: Access) -> list[str]:
         )
     if not options.method.dllm_fdfo:
         notes.append("--no-dllm-fdfo has no effect: both schedules of a batch decode alike")
+    if "*" in options.server.allowed_origins and access.key_digest is None:
+        notes.append(
+            "--allowed-origins * without an API key: every web page that is open in a browser on this "
+            "machine may use the server"
+        )
     if access.is_local_only:
         notes.append(
             f"--host {options.server.host} without an API key: only requests from this machine are "
@@ -331,9 +311,12 @@ def load(options: ServeOptions, model: str) -> LLM:
 
     with LoadingView(model) as progress:
         from unmask.engine.llm import LLM
+        from unmask.engine.origin import read_ahead
         from unmask.engine.threads import run_in_thread
 
-        return run_in_thread(lambda: LLM(model, progress=progress, **options.load.keywords()))
+        folder = Path(model).expanduser()
+        with read_ahead(folder) if folder.is_dir() else nullcontext():
+            return run_in_thread(lambda: LLM(model, progress=progress, **options.load.keywords()))
 
 
 def defaults_of(spec: ModelSpec, options: ServeOptions, method: MethodSpec) -> MethodSpec:
@@ -357,7 +340,9 @@ def settings_of(
 ) -> ServerSettings:
     """Return the settings of the app. Raises ConfigError."""
     from unmask.server.capabilities import refusal
+    from unmask.server.cors import allowed_origins
     from unmask.server.settings import ServerSettings
+    from unmask.server.tracing import check_endpoint
 
     why = refusal(defaults.cache_name, spec)
     if why is not None:
@@ -377,6 +362,8 @@ def settings_of(
         access=access,
         weights_folder=weights_folder(options, access),
         calibration=calibration_of(options, model),
+        origins=allowed_origins(options.server.allowed_origins),
+        otlp_endpoint=check_endpoint(options.server.otlp_traces_endpoint),
     )
 
 

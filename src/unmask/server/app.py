@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,13 +18,13 @@ from starlette.staticfiles import StaticFiles
 
 from unmask.errors import ModelError
 from unmask.pictures.page import PLAYER
-from unmask.server.auth import AccessMiddleware
+from unmask.server.auth import DOCS_PATH, AccessMiddleware
 from unmask.server.capabilities import Capabilities, capabilities
+from unmask.server.cors import CorsMiddleware
 from unmask.server.decision_route import add_decision_routes
 from unmask.server.errors import ApiError, log, unexpected
 from unmask.server.foreign_fields import only
 from unmask.server.openapi import ERRORS, Api, error_responses
-from unmask.server.picture_route import add_picture_route
 from unmask.server.protocol import ChatRequest, CompletionRequest, FimRequest, InfillRequest
 from unmask.server.reply_models import (
     ChatChunk,
@@ -42,26 +43,35 @@ from unmask.server.reply_models import (
 from unmask.server.request_log import note_error, note_reason
 from unmask.server.response_route import add_response_route
 from unmask.server.service import Service
-from unmask.server.settings import ServerSettings
+from unmask.server.settings import STATIC, ServerSettings
 from unmask.server.sglang import add_sglang_routes
 from unmask.server.tokenizing import add_tokenizing_routes
+from unmask.server.tracing import TraceMiddleware, make_provider
 from unmask.server.weights_route import add_weights_route
 from unmask.version import __version__
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
     from unmask.engine.engine import Engine
     from unmask.engine.llm import LLM
 
 
-def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
+def create_app(
+    llm: LLM, engine: Engine, settings: ServerSettings, tracing: TracerProvider | None = None
+) -> FastAPI:
     """Return an app that serves a model through an engine, which it starts and stops.
 
-    `app.state.service` is its `Service`. Raises ModelError for a model without a tokenizer.
+    `app.state.service` is its `Service`. `tracing`: receives a span per request, and is shut down at the
+    end (None: one of `settings.otlp_endpoint`, or none). Raises ModelError for a model without a tokenizer.
     """
     if llm.tokenizer is None:
         raise ModelError(f"model {llm.name!r} has no tokenizer, which a server needs; add one")
     service = Service(llm, engine, settings)
 
+    if tracing is None and settings.otlp_endpoint is not None:
+        tracing = make_provider(settings.otlp_endpoint, __version__)
+    service.is_traced = tracing is not None
     problem = llm.prompts.chat.problem()
 
     @asynccontextmanager
@@ -71,6 +81,8 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
         engine.start()
         yield
         service.stop()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.shutdown)
 
     app = Api(
         title="unmask",
@@ -83,6 +95,12 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
     )
     app.state.service = service
     app.add_middleware(AccessMiddleware, settings=settings, count=service.metrics.count_http)
+    if settings.origins:
+        app.add_middleware(
+            CorsMiddleware, origins=settings.origins
+        )  # outside: no key in a preflight
+    if tracing is not None:
+        app.add_middleware(TraceMiddleware, provider=tracing)
     add_error_handlers(app)
     add_decoding_routes(app, service)
     add_response_route(app, service)
@@ -93,7 +111,6 @@ def create_app(llm: LLM, engine: Engine, settings: ServerSettings) -> FastAPI:
     add_info_routes(app, service)
     add_state_routes(app, service)
     add_page(app, settings.static)
-    add_picture_route(app, service)
     return app
 
 
@@ -318,5 +335,10 @@ def add_page(app: FastAPI, static: Path) -> None:
     async def player() -> FileResponse:
         """Return the page that plays a decode, as text: the playground fills it in for a download."""
         return FileResponse(PLAYER, media_type="text/plain")
+
+    @app.get(DOCS_PATH, include_in_schema=False)
+    async def docs() -> FileResponse:
+        """Return the page that shows `/openapi.json`; all its files are this server's."""
+        return FileResponse(STATIC / "docs.html")
 
     app.mount("/static", StaticFiles(directory=static), name="static")

@@ -31,7 +31,7 @@ SECURITY_HEADERS: Headers = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]
-INDEX_PATH, STATIC_PATH = "/", "/static/"
+INDEX_PATH, DOCS_PATH, STATIC_PATH = "/", "/docs", "/static/"
 KEY_PAGE = Path(__file__).parent / "static" / "key.html"
 PROBE_PATHS = ("/health", "/ready")
 COOKIE = b"unmask_page"
@@ -81,7 +81,7 @@ class AccessMiddleware:
     def _page_cookie(self, scope: Scope) -> Headers:
         """Return the header that lets a browser load the page's files after it has sent the key."""
         access = self.settings.access
-        needs_cookie = scope["path"] == INDEX_PATH and not access.is_page_public
+        needs_cookie = scope["path"] in (INDEX_PATH, DOCS_PATH) and not access.is_page_public
         if access.page_token is None or not needs_cookie or not self._has_key(scope["headers"]):
             return []
         return [set_cookie(access.page_token, scope.get("scheme", "http"))]
@@ -167,14 +167,17 @@ def is_this_machine(address: str) -> bool:
 
 
 def is_page(path: str) -> bool:
-    """Return True for the path of the page or of one of its files."""
-    return path == INDEX_PATH or path.startswith(STATIC_PATH)
+    """Return True for the path of the page, of that about the API, or of one of their files.
+
+    They hold nothing of this server's: the latter reads `/openapi.json`, which needs the key itself.
+    """
+    return path in (INDEX_PATH, DOCS_PATH) or path.startswith(STATIC_PATH)
 
 
 def opens_page(scope: Scope) -> bool:
     """Return True if a browser requests the page in order to show it."""
     accepted = b",".join(header_values(scope["headers"], b"accept"))
-    is_page_request = scope["path"] == INDEX_PATH and scope["method"] == "GET"
+    is_page_request = scope["path"] in (INDEX_PATH, DOCS_PATH) and scope["method"] == "GET"
     return is_page_request and b"text/html" in accepted.lower()
 
 

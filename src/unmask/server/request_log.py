@@ -30,7 +30,10 @@ QUIET_PATHS = ("/health", "/ready", "/metrics", "/static/")
 
 @dataclass
 class RequestRecord:
-    """The facts of a request that are logged; `reason` of a refusal, `details` of a decoded answer."""
+    """The facts of a request that are logged; `reason` of a refusal, `details` of a decoded answer.
+
+    `attributes`: those of a decoded answer in traces (`server.tracing`).
+    """
 
     request_id: str
     method: str
@@ -39,6 +42,7 @@ class RequestRecord:
     status: int = 0
     reason: str | None = None
     details: Mapping[str, str | int] = field(default_factory=dict)
+    attributes: Mapping[str, str | int | float | list[str]] = field(default_factory=dict)
     field_names: frozenset[str] = frozenset()
 
     def note(self, error: ApiError) -> None:

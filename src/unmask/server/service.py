@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import JsonValue
 from sse_starlette import EventSourceResponse
 
+from unmask.engine.origin import versions
 from unmask.engine.token_text import TokenTexts
 from unmask.errors import UnmaskError
 from unmask.server.errors import (
@@ -22,7 +23,7 @@ from unmask.server.errors import (
     server_stopping,
 )
 from unmask.server.foreign_fields import Harmless
-from unmask.server.generation import Generation, submit_error
+from unmask.server.generation import Generation, Origins, submit_error
 from unmask.server.metrics import Metrics
 from unmask.server.planning import Planning
 from unmask.server.protocol import ChatRequest, DecodingRequest, StreamOptions
@@ -34,6 +35,7 @@ from unmask.server.responses import ReplyBuilder, Route
 from unmask.server.settings import ServerSettings
 from unmask.server.sse import canvas_events, error_as_event, text_events
 from unmask.server.tool_fields import ToolParser
+from unmask.server.tracing import attributes_of
 from unmask.server.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ class Service:
         self.planner = Planner(llm, settings, engine.config.max_queue)
         self.metrics = Metrics(engine, settings.models[0])
         self.texts = TokenTexts(llm.tokenizer)
-        self.is_draining, self.has_hung = False, False
+        self.origins = Origins([llm.origin()], versions())
+        self.is_draining, self.has_hung, self.is_traced = False, False, False
         self.planning = Planning()
         self.watchdog = Watchdog(engine, self.planning, settings.limits.watchdog_timeout)
         self.metrics.watch(self.planning, llm.prompts.pool)
@@ -154,7 +157,6 @@ class Service:
             self.texts,
             wants_logprobs=body.wants_logprobs,
             wants_trace=body.return_trace,
-            wants_trace_header=body.trace_header,
             wants_step_map=body.return_step_map,
             wants_diffusion_meta=isinstance(body, ChatRequest) and bool(body.diffusing),
             tools=tool_parser(body),
@@ -189,7 +191,7 @@ class Service:
     ) -> Generation:
         """Submit plans to the engine and return their generation. Raises ApiError."""
         generation = Generation(
-            self.engine, plans, self.llm.decode, timeout_s, request_id, arrived_s
+            self.engine, plans, self.llm.decode, timeout_s, request_id, arrived_s, self.origins
         )
         generation.user, generation.record = user, record_of(request.scope)
         generation.submit()
@@ -225,6 +227,10 @@ class Service:
             return
         if generation.error is not None:
             generation.record.note(generation.error)
+        if self.is_traced:
+            generation.record.attributes = attributes_of(
+                generation, generation.record.path, self.settings.models[0], reason
+            )
         generation.record.details = {
             "id": generation.log_id,
             "end": reason or "done",

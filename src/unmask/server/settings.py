@@ -69,7 +69,13 @@ class ServerConfig:
     """Accept remote requests without an API key."""
 
     allowed_host: Annotated[tuple[str, ...], option(metavar="NAME")] = ()
-    """Accepted Host header of a server without a key; may be repeated."""
+    """Accepted Host header if there is no key."""
+
+    allowed_origins: Annotated[tuple[str, ...], option(metavar="URL")] = ()
+    """Web origin that may use it (CORS), or *."""
+
+    otlp_traces_endpoint: Annotated[str | None, Parameter(show=False)] = None
+    """Collector of traces, as http://HOST:4318/v1/traces (OpenTelemetry, extra `otel`)."""
 
     public_metrics: bool = False
     """Serve /metrics without the key."""
@@ -160,7 +166,8 @@ class ServerSettings:
 
     `models`: the names under which the model is served, the first one in the replies. `defaults`: the
     default method of requests. `weights_folder`: the folder below which `POST /update_weights` may name
-    checkpoints; None: it is refused. `calibration`: of decisions.
+    checkpoints; None: it is refused. `calibration`: of decisions. `origins`: of web pages that may use the
+    server; `*`: all. `otlp_endpoint`: address of the collector of traces (None: there are none).
     """
 
     models: tuple[str, ...]
@@ -170,3 +177,5 @@ class ServerSettings:
     static: Path = STATIC
     weights_folder: Path | None = None
     calibration: Calibration | None = None
+    origins: frozenset[str] = frozenset()
+    otlp_endpoint: str | None = None
