@@ -17,15 +17,10 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
     from unmask.engine.outputs import Output
     from unmask.evals.api import evaluate, report
-    from unmask.grammar.constraint import (
-        TextConstraint,
-        choice,
-        ebnf,
-        json_object,
-        json_schema,
-        regex,
-    )
+    from unmask.grammar.constraint import TextConstraint, choice, json_object, json_schema, regex
     from unmask.models import load_model
+    from unmask.models.registry import add_family
+    from unmask.own_code import Reference
     from unmask.pictures.film import Film
     from unmask.view.trace import read_film
 
@@ -39,12 +34,13 @@ __all__ = [
     "ModelError",
     "Output",
     "PromptError",
+    "Reference",
     "TextConstraint",
     "UnmaskError",
     "__version__",
+    "add_family",
     "choice",
     "decisions",
-    "ebnf",
     "evaluate",
     "json_object",
     "json_schema",
@@ -62,13 +58,14 @@ _LAZY = {
     "Film": "unmask.pictures.film",
     "Likelihood": "unmask.engine.likelihood",
     "Output": "unmask.engine.outputs",
+    "add_family": "unmask.models.registry",
     "evaluate": "unmask.evals.api",
     "load_model": "unmask.models",
+    "Reference": "unmask.own_code",
     "report": "unmask.evals.api",
     "read_film": "unmask.view.trace",
     "TextConstraint": "unmask.grammar.constraint",
     "choice": "unmask.grammar.constraint",
-    "ebnf": "unmask.grammar.constraint",
     "json_object": "unmask.grammar.constraint",
     "json_schema": "unmask.grammar.constraint",
     "regex": "unmask.grammar.constraint",

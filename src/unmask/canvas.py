@@ -56,7 +56,7 @@ class Canvas:
     @property
     def num_open(self) -> int:
         """Number of undecided positions."""
-        return int(np.count_nonzero(self.open))
+        return int(self.open.sum())
 
     @property
     def drafted(self) -> Bools:
@@ -146,10 +146,8 @@ def apply_checked(canvas: Canvas, edit: Edit, step: int) -> Canvas:
     """Return the canvas after an edit by forward `step` that is known to break no rule."""
     tokens, open_, origin = canvas.tokens.copy(), canvas.open.copy(), canvas.origin.copy()
     tokens[edit.commit], open_[edit.commit], origin[edit.commit] = edit.tokens, False, step
-    if len(edit.replace):
-        tokens[edit.replace], origin[edit.replace] = edit.replace_tokens, step
-    if len(edit.remask):
-        tokens[edit.remask], open_[edit.remask], origin[edit.remask] = canvas.mask_id, True, -1
+    tokens[edit.replace], origin[edit.replace] = edit.replace_tokens, step
+    tokens[edit.remask], open_[edit.remask], origin[edit.remask] = canvas.mask_id, True, -1
     changed = replace(canvas, tokens=tokens, open=open_, origin=origin)
     if len(edit.delete) or edit.insert:
         changed = _restructure(changed, edit)
@@ -172,8 +170,6 @@ def edit_fault(canvas: Canvas, edit: object, vocab_size: int | None = None) -> s
         "delete": edit.delete,
     }
     for name, values in positions.items():
-        if values is NO_POSITIONS:  # most edits leave most fields at their defaults
-            continue
         fault = positions_fault(f"Edit.{name}", values, len(canvas))
         if fault is None and name != "commit" and len(values) and canvas.fixed[values].any():
             first = values[canvas.fixed[values]][0]
@@ -185,9 +181,7 @@ def edit_fault(canvas: Canvas, edit: object, vocab_size: int | None = None) -> s
         return f"Edit.commit has position {first}, which is decided; commit open positions only"
     for name in ("replace", "remask"):
         values = positions[name]
-        if not len(values):
-            continue
-        undecided = canvas.open[values] & ~np.isin(values, edit.commit)
+        undecided = canvas.open[values] & ~np.isin(values, edit.commit) if len(values) else values
         if undecided.any():
             return f"Edit.{name} has position {values[undecided][0]}, which is undecided"
     return (
@@ -212,7 +206,7 @@ def positions_fault(name: str, values: object, size: int) -> str | None:
         return f"{name} is {_type_of(values)}; use an array of int64 with one dimension"
     if not len(values):
         return None
-    if np.count_nonzero(values[1:] <= values[:-1]):
+    if (values[1:] <= values[:-1]).any():
         return f"{name}={values.tolist()[:20]} must ascend, without duplicates"
     if values[0] < 0 or values[-1] >= size:
         outside = values[0] if values[0] < 0 else values[-1]
@@ -245,7 +239,7 @@ def _confidence_fault(edit: Edit) -> str | None:
     if len(values) != len(edit.commit):
         return f"Edit.confidence has {len(values)} numbers for {len(edit.commit)} commits"
     inside = (values >= 0) & (values <= 1)
-    if np.count_nonzero(inside) < len(values):
+    if not inside.all():
         return f"Edit.confidence has {values[~inside][0]}; confidences lie in [0, 1]"
     return None
 
@@ -313,12 +307,15 @@ def _append(canvas: Canvas, tokens: Ints, step: int) -> Canvas:
 def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
     """Delete and insert positions; the others retain their identities."""
     size = len(canvas)
-    remains = np.ones(size, dtype=np.bool_)
-    remains[edit.delete] = False
-    source: Ints = np.flatnonzero(remains)
-    if edit.insert:
-        befores, counts = np.array(sorted(edit.insert), dtype=np.int64).T
-        source = np.insert(source, np.repeat(np.searchsorted(source, befores), counts), -1)
+    order: list[Ints] = []
+    inserts = dict(edit.insert)
+    remains = ~np.isin(np.arange(size), edit.delete)
+    for position in range(size + 1):
+        if position in inserts:
+            order.append(np.full(inserts[position], -1, dtype=np.int64))
+        if position < size and remains[position]:
+            order.append(np.array([position], dtype=np.int64))
+    source = np.concatenate(order) if order else NO_POSITIONS
     new = source < 0
     count = int(new.sum())
 
@@ -524,7 +521,7 @@ class Reading:
 
     def only(self, selected: Bools) -> Reading:
         """Return the part of the reading where `selected`, a flag per position, is True."""
-        if np.count_nonzero(selected) == len(selected):
+        if selected.all():
             return self
         return replace(
             self,
@@ -565,7 +562,7 @@ def probability(log_odds: Floats) -> Floats:
 
 def places(before: Canvas, after: Canvas) -> Ints:
     """Return the index in `before` of each position of `after`, or -1 for a new position."""
-    if has_same_positions(before, after):
+    if len(before) == len(after) and np.array_equal(before.uid, after.uid):
         return np.arange(len(after))
     order = np.argsort(before.uid, kind="stable")
     at = np.minimum(np.searchsorted(before.uid, after.uid, sorter=order), len(before) - 1)
@@ -573,16 +570,8 @@ def places(before: Canvas, after: Canvas) -> Ints:
     return indices
 
 
-def has_same_positions(before: Canvas, after: Canvas) -> bool:
-    """Return whether the canvases have the same positions, so that indices in one hold in the other."""
-    return before.uid is after.uid or np.array_equal(before.uid, after.uid)
-
-
 def edited(before: Canvas, after: Canvas) -> Bools:
     """Return a flag per position of `after`: True if it is new, or its token or state has changed."""
-    if has_same_positions(before, after):
-        touched: Bools = (before.tokens != after.tokens) | (before.open != after.open)
-        return touched
     at = places(before, after)
     changed: Bools = (
         (at < 0) | (before.tokens[at] != after.tokens) | (before.open[at] != after.open)

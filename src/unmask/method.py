@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from unmask import caches, decoders
 from unmask.caches.base import AnyCache
@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 CACHE_PREFIX = "cache."
 """Prefix of the keys of the cache's knobs."""
-DEFAULT_DECODER, DEFAULT_CACHE = "vanilla", "none"
+DEFAULT_DECODER: Final = "vanilla"
+DEFAULT_CACHE: Final = "none"
 GEN_LENGTH = 128
 """Default length of an answer, in positions."""
 
@@ -186,10 +187,14 @@ class MethodSpec:
         """Return the effective values of all sampling parameters and knobs of the decoder."""
         return dataclasses.asdict(self.sampling_params) | dataclasses.asdict(self.decoder)
 
-    def values(self) -> dict[str, object]:
-        """Return all effective values: `decoder`, `cache` and every knob (`cache.NAME`: of the cache)."""
+    def all_knobs(self) -> dict[str, object]:
+        """Return the effective values of `knobs` and of those of the cache, as `cache.NAME`."""
         inside = {f"{CACHE_PREFIX}{k}": v for k, v in dataclasses.asdict(self.cache).items()}
-        return {"decoder": self.decoder_name, "cache": self.cache_name, **self.knobs(), **inside}
+        return self.knobs() | inside
+
+    def values(self) -> dict[str, object]:
+        """Return all effective values: `decoder`, `cache` and every knob."""
+        return {"decoder": self.decoder_name, "cache": self.cache_name, **self.all_knobs()}
 
     def first_length(self, gen_length: int | None) -> int:
         """Return the initial length of the answer for a `gen_length` (None: the default).

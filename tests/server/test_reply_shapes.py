@@ -73,8 +73,10 @@ CHANGING = {
     "system_fingerprint": "",
     "version": "",
     "avg_spec_accept_length": 0,
+    "versions": {},
+    "knobs": {},
 }
-"""Keys whose values differ from run to run."""
+"""Keys whose values differ from run to run, or with every new knob."""
 
 
 def send(client, path, body):

@@ -16,6 +16,7 @@ from unmask import LLM
 from unmask.engine.engine import Engine
 from unmask.errors import CapacityError, ConfigError, EngineError
 from unmask.models import BUNDLED
+from unmask.models.digests import checkpoint_digests
 from unmask.server.settings import Access, ServerSettings
 
 CHAT_URL, URL = "/v1/chat/completions", "/update_weights"
@@ -253,3 +254,14 @@ def test_the_command_refuses_a_folder_without_a_key(tmp_path):
     )
     with pytest.raises(ConfigError, match="not for several replicas"):
         weights_folder(several, keyed)
+
+
+def test_a_reply_names_the_weights_that_gave_it(client, folders):
+    update(client, "old")
+    reply = client.post(CHAT_URL, json=SHORT, headers=KEY).json()
+    old = reply["unmask"]["model"]["weights"]
+    update(client, "new")
+    reply = client.post(CHAT_URL, json=SHORT, headers=KEY).json()
+    new = reply["unmask"]["model"]["weights"]
+    assert (old, new) == tuple(checkpoint_digests(folders / n)["weights"] for n in ("old", "new"))
+    assert old != new

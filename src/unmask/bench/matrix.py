@@ -13,6 +13,7 @@ from unmask.bench.overhead import length_options
 from unmask.errors import ConfigError
 from unmask.models.spec import ModelSpec
 from unmask.models.transformer import Transformer
+from unmask.own_code import Reference
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -97,7 +98,14 @@ def _run(
     llm: LLM, prompts: Sequence[Sequence[int]], name: str, cache: str, gen_length: int
 ) -> list[Output]:
     lengths = length_options(name, gen_length, gen_length // 2, gen_length // 2)
-    return llm.generate(list(prompts), name, cache, stop_at_eos=False, progress=False, **lengths)
+    return llm.generate(
+        list(prompts),
+        Reference(name),
+        Reference(cache),
+        stop_at_eos=False,
+        progress=False,
+        **lengths,
+    )
 
 
 def _cell(name: str, cache: str, cached: list[Output], plain: list[Output]) -> Cell:

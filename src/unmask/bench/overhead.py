@@ -14,6 +14,7 @@ from unmask import decoders
 from unmask.engine.llm import LLM
 from unmask.models.spec import ModelSpec
 from unmask.models.transformer import Transformer
+from unmask.own_code import Reference
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -112,7 +113,9 @@ def measure(
         llm.model.hidden, llm.model.head = network, lm_head  # type: ignore[method-assign]
         try:
             began = time.perf_counter()
-            out = llm.generate(prompts, name, stop_at_eos=False, progress=False, **lengths)[0]
+            out = llm.generate(
+                prompts, Reference(name), stop_at_eos=False, progress=False, **lengths
+            )[0]
             total = time.perf_counter() - began
         finally:
             llm.model.hidden, llm.model.head = hidden, head  # type: ignore[method-assign]

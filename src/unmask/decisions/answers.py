@@ -87,9 +87,8 @@ def _shares(log_probs: Floats) -> Floats:
     peak = log_probs.max()
     if not np.isfinite(peak):
         return np.full(len(log_probs), 1 / len(log_probs))
-    shares = np.exp(log_probs - peak)
-    normalized: Floats = shares / shares.sum()
-    return normalized
+    shares: Floats = np.exp(log_probs - peak)
+    return shares / shares.sum()
 
 
 def _label_mass(log_probs: Floats, lengths: Floats) -> float:

@@ -114,9 +114,8 @@ def calibrated(probabilities: Floats, temperature: float) -> Floats:
         return probabilities
     with np.errstate(divide="ignore"):
         scores = np.log(probabilities) / temperature
-    shares = np.exp(scores - scores.max())
-    normalized: Floats = shares / shares.sum()
-    return normalized
+    shares: Floats = np.exp(scores - scores.max())
+    return shares / shares.sum()
 
 
 def fit_temperature(rows: Sequence[tuple[Floats, int]]) -> float:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.demo.sentences import check_sentence
 from unmask.demo.tasks import check, held_out_set
 from unmask.models import BUNDLED
+from unmask.own_code import Reference
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -87,8 +88,8 @@ def accuracy(llm: LLM, setting: CardSetting, limit: int) -> dict[str, float]:
     began = time.perf_counter()
     outs = llm.generate(
         [example.prompt for example in examples],
-        setting.decoder,
-        setting.cache,
+        Reference(setting.decoder),
+        Reference(setting.cache),
         gen_length=setting.gen_length,
         block_length=setting.block_length,
         max_batch_size=64,

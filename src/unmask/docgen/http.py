@@ -38,7 +38,7 @@ curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/
 
 ```json
 {"id": "chatcmpl-29d79a3923504dbf58e8e8d3", "object": "chat.completion", "created": 1795623413,
- "model": "demo", "system_fingerprint": "unmask-0.1.0",
+ "model": "demo", "system_fingerprint": "unmask-0.2.0",
  "choices": [
    {"index": 0,
     "message": {"role": "assistant", "content": "Then: 7+5=12\\n#### 12", "refusal": null},
@@ -47,7 +47,10 @@ curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/
            "prompt_tokens_details": {"cached_tokens": 0},
            "num_forwards": 3, "tokens_per_forward": 4.0, "num_queries": 210, "num_wasted": 105,
            "num_draft_forwards": 0, "num_draft_queries": 0},
- "unmask": {"decoder": "threshold", "cache": "none", "cache_exact": true, "seed": 0}}
+ "unmask": {"decoder": "threshold", "cache": "none", "cache_exact": true, "seed": 0,
+            "knobs": {"temperature": 0.0, ..., "threshold": 0.9, ...},
+            "model": {"weights": "c7d23e9c...", "tokenizer": "a9b9517d...", ..., "dtype": "float32"},
+            "versions": {"python": "3.11.7", "unmask": "0.2.0", "torch": "2.13.0", ...}}}
 ```
 """
 
@@ -65,9 +68,16 @@ The bodies are OpenAI's. Beyond them:
 | `unmask.decoder`, `unmask.cache` | the resolved method, with the knobs that are not at their defaults |
 | `unmask.cache_exact` | false: the cache may have changed the text |
 | `unmask.seed` | seed of choice 0; choice i, over all prompts, has `seed + i`, as in `LLM.generate` |
+| `unmask.knobs` | every setting in force, defaults included; those of the cache as `cache.NAME` |
+| `unmask.model` | the model's files as SHA-256 digests, its hub revision, dtype and device |
+| `unmask.versions` | of Python, unmask, torch, transformers, tokenizers and numpy |
 | `choices[i].blanks` | `/v1/infill`: the filled texts |
 | `choices[i].trace` | with `return_trace`: the edits of every forward |
 | `choices[i].step_map` | with `return_step_map`: the tokens of the answer and when each was decided |
+
+In `unmask.model`, `weights`, `config` and `tokenizer` are the digests of `results.json` (`unmask eval`);
+`adapter` is that of `--lora`, `chat_template` that of a template chosen at the start; null where there is
+none. After `POST /update_weights` it names the weights that gave the answer.
 
 A step map has the lists `token_ids`, `forwards` (the forward that decided each, from 1) and `logprobs` (the
 log-probabilities at that time), and `weights_version`, the number of updates of the weights before the

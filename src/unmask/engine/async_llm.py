@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
+from unmask.engine.call_options import RequestOptions
 from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine, RequestUpdate
 from unmask.engine.llm import LLM
@@ -56,7 +59,7 @@ class AsyncLLM:
         cache: CacheLike = DEFAULT_CACHE,
         *,
         timeout_s: float | None = None,
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> Output:
         """Decode one prompt; `options` are those of `LLM.request`. The output has its trace.
 
@@ -76,7 +79,7 @@ class AsyncLLM:
         cache: CacheLike = DEFAULT_CACHE,
         *,
         timeout_s: float | None = None,
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> AsyncIterator[str]:
         """Yield pieces of text as soon as they can no longer change; otherwise as `generate`."""
         request = await asyncio.to_thread(self.llm.request, prompt, decoder, cache, **options)

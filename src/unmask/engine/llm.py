@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
+from typing_extensions import Unpack
 
 from unmask.canvas import Bools, Canvas, Floats, ModelFacts
 from unmask.decisions.answers import Decisions
@@ -16,10 +18,13 @@ from unmask.decisions.calibration import CalibrationLike, calibration_for
 from unmask.decisions.canvases import DecisionOptions
 from unmask.decisions.questions import DecisionQuestion
 from unmask.distributed import tensor_parallel
+from unmask.engine.call_options import ConversationOptions, RequestOptions
 from unmask.engine.drafter import draft_by
 from unmask.engine.drafts import DraftLike, Pins, read_draft
+from unmask.engine.knob_types import Knobs
 from unmask.engine.likelihood import Likelihood, loglikelihood
 from unmask.engine.model_runner import ModelRunner
+from unmask.engine.origin import FolderWeights, LoadedParts, ModelOrigin, read_ahead
 from unmask.engine.output_processor import output_of
 from unmask.engine.outputs import Output
 from unmask.engine.prompts import Prompt, PromptEncoder, prompt_list
@@ -33,7 +38,6 @@ from unmask.engine.request_builder import (
     Drafter,
     RequestBuilder,
     parse_method,
-    with_alternatives,
 )
 from unmask.engine.scheduler import Event, decode
 from unmask.engine.sequence import SequenceState
@@ -97,6 +101,7 @@ class LLM:
         chat_template_kwargs: Mapping[str, object] | None = None,
         lora: str | Path | None = None,
     ) -> None:
+        parts = LoadedParts(has_other_tokenizer=tokenizer is not None, quantization=quantization)
         if isinstance(model, Transformer):
             _refuse_options(revision, dtype, device, lora, tensor_parallel_size)
             self.name, self.model, self.tokenizer = "model", model, tokenizer
@@ -104,6 +109,8 @@ class LLM:
         else:
             folder = resolve_model(model, revision)
             self.name, self.folder, self.weights_folder = str(model), folder, folder
+            adapter = None if lora is None else Path(lora).expanduser()
+            parts = replace(parts, folder=folder, lora=adapter)
             is_own = tokenizer is None and folder in BUNDLED.values()
             if not is_own:
                 fork_server().start()  # imports transformers while the weights are read
@@ -121,15 +128,7 @@ class LLM:
         self.vocabulary = vocabulary_of(self.spec, self.tokenizer, self.model.device)
         self.stop_ids = frozenset(self.vocabulary.end_ids)
         self._background: Floats | None = None
-        self.facts = ModelFacts(
-            vocab_size=self.spec.vocab_size,
-            eos_id=self.vocabulary.eos_id,
-            turn_end_id=self.vocabulary.turn_end_id,
-            block_size=self.spec.block_size,
-            max_length=self.spec.max_length,
-            background=self.background,
-            end_ids=self.stop_ids,
-        )
+        self.facts = self._facts()
         self._token_texts = lru_cache(None)(lambda: TokenTexts(self.tokenizer))
         self._has_text = lru_cache(None)(lambda id_: bool(self.decode([id_])))
         self.prompts = PromptEncoder(
@@ -140,6 +139,10 @@ class LLM:
             chat_template_kwargs,
             is_own=is_own,
         )
+        if chat_template is not None or chat_template_kwargs:
+            text = None if chat_template is None else self.prompts.chat.template()
+            parts = replace(parts, template=(text, chat_template_kwargs or {}))
+        self._parts = parts
         self.requests = RequestBuilder(self.prompts, self.facts, self.stop_ids, self._drafter)
 
     folder: Path | None = None
@@ -148,6 +151,18 @@ class LLM:
     """The folder while its weights are the model's: without an adapter, and before `use_weights`."""
     make_runner: Callable[..., ModelRunner] = ModelRunner
     """The class that runs the forwards; measurements replace it."""
+
+    def _facts(self) -> ModelFacts:
+        """Return the facts that decoders may ask for."""
+        return ModelFacts(
+            vocab_size=self.spec.vocab_size,
+            eos_id=self.vocabulary.eos_id,
+            turn_end_id=self.vocabulary.turn_end_id,
+            block_size=self.spec.block_size,
+            max_length=self.spec.max_length,
+            background=self.background,
+            end_ids=self.stop_ids,
+        )
 
     def _merge(self, lora: str | Path, folder: Path) -> None:
         """Add an adapter to the weights. Raises ModelError, and ConfigError for a sharded model."""
@@ -192,7 +207,6 @@ class LLM:
         stop_at_eos: bool = True,
         stop_token_ids: Iterable[int] = (),
         return_trace: bool = False,
-        trace_alternatives: int = 0,
         raw: bool = False,
         max_batch_size: int = 32,
         constraint: TextConstraint | None = None,
@@ -200,27 +214,29 @@ class LLM:
         pinned: Pins | None = None,
         max_edits: int | None = None,
         progress: ProgressLike = None,
-        **knobs: Any,
+        **knobs: Unpack[Knobs],
     ) -> list[Output]:
         """Decode `n` answers to every prompt, in order: those to the first prompt come first.
 
-        `prompts`: a string, a list of strings, or lists of token ids. A string is one user turn in the
-        model's chat template if it has one; with `raw=True` it is plain text. `gen_length` positions are
-        generated (default 128; decoder daedal chooses the number itself); with `stop_at_eos`, decoding ends
-        early when all positions before an end token are decided; `stop_token_ids` are further end tokens,
-        or the only ones without `stop_at_eos`. Output i has the seed `seed` + i, which fixes its randomness
-        in any batch: it alone is the call with its prompt and `seed` + i. Up to `max_batch_size` rows share
-        a forward. `knobs` are those of `SamplingParams` (`temperature`...) and the decoder's own (`steps`,
-        `threshold`...); `decoder` may include some: "prophet(inner=cadllm)". Knobs of the cache are in
-        `cache_args`, called `cache.NAME`, or part of its name: "dllm(kp=50, kr=7)". Both may be your own:
-        an object (`Threshold(threshold=0.8)`), a class, a file ("./mine.py"), "module:Class", or the entry
-        point of an installed package. A `MethodSpec` as `decoder` has all of these. `constraint`, made by
-        `unmask.regex`, `choice`, `json_schema` or `json_object`, holds for every answer; it excludes
-        vocabulary=frequency and union. A trace has the `trace_alternatives` (at most 20) likeliest tokens
-        of each commit. `draft`, a text or ids (or a list, one for each prompt), is what the answer begins
-        as, and sets the default length; a decoder that revises changes it, at most `max_edits` tokens and
-        nothing `pinned`: texts, or ranges [start, end) of characters (for ids: positions). `progress`:
-        True, False, or a function of decided and all positions; None: a bar where one is seen.
+        `prompts`: a string, a list of strings, or lists of token ids, which are used unchanged. A string is
+        one user turn in the model's chat template if it has one; with `raw=True` it is plain text.
+        `gen_length` positions are generated (default 128; decoder daedal chooses the number itself); with
+        `stop_at_eos`, decoding ends early when all positions before an end token are decided;
+        `stop_token_ids` are further end tokens, or the only ones without `stop_at_eos`. Row i of the
+        outputs has the seed `seed` + i, which fixes all its randomness in any batch: equal prompts are
+        sampled differently, and row i alone is the call with its prompt and `seed` + i. Up to
+        `max_batch_size` rows share a forward. `knobs` are those of `SamplingParams` (`temperature`,
+        `cfg_scale`, `vocabulary`...) and the decoder's own (`steps`, `block_length`, `threshold`...);
+        `decoder` may include some: "prophet(inner=cadllm)". Knobs of the cache are in `cache_args`, called
+        `cache.NAME`, or part of its name: "dllm(kp=50, kr=7)". Both may be your own: an object
+        (`Threshold(threshold=0.8)`), a class, a file ("./mine.py"), "module:Class", or the entry point of
+        an installed package. A `MethodSpec` as `decoder` has all of these: decoder, cache and knobs.
+        `constraint`, made by `unmask.regex`, `choice`, `json_schema` or `json_object`, holds for every
+        answer, whatever the method; it excludes vocabulary=frequency and union.
+        `draft`, a text or ids (or a list, one for each prompt), is what the answer begins as, and sets the
+        default length; a decoder that revises changes it, at most `max_edits` tokens and nothing `pinned`:
+        texts, or ranges [start, end) of characters (for ids: positions). `progress`: True, False, or a
+        function of decided and all positions; None: a bar where one is seen.
 
         Raises PromptError (empty, too long, unknown ids) and ConfigError (anything that is not allowed).
         """
@@ -235,9 +251,8 @@ class LLM:
             constraint=constraint,
             draft=read_draft(draft, pinned, max_edits),
         )
-        rows = self.requests.rows(template, prompt_list(prompts), gen_length, n, raw=raw)
-        rows = with_alternatives(rows, trace_alternatives, has_trace=return_trace)
-        finished = self.run(rows, max_batch_size, progress)
+        requests = self.requests.rows(template, prompt_list(prompts), gen_length, n, raw=raw)
+        finished = self.run(requests, max_batch_size, progress)
         return [self.output(sequence, return_trace) for sequence in finished]
 
     @overload
@@ -247,12 +262,17 @@ class LLM:
         decoder: DecoderLike = ...,
         *,
         n: None = None,
-        **options: Any,
+        **options: Unpack[ConversationOptions],
     ) -> Output: ...
 
     @overload
     def chat(
-        self, messages: Messages, decoder: DecoderLike = ..., *, n: int, **options: Any
+        self,
+        messages: Messages,
+        decoder: DecoderLike = ...,
+        *,
+        n: int,
+        **options: Unpack[ConversationOptions],
     ) -> list[Output]: ...
 
     def chat(
@@ -261,18 +281,19 @@ class LLM:
         decoder: DecoderLike = DEFAULT_DECODER,
         *,
         n: int | None = None,
-        **options: Any,
+        **options: Unpack[ConversationOptions],
     ) -> Output | list[Output]:
         """Decode the assistant's next turn; `messages` are dicts with "role" and "content".
 
         Returns one output, or with `n` a list of so many, sampled as in `generate`. Options and errors as
         those of `generate` and of `chat_ids`.
         """
-        own = {key: options.pop(key) for key in FORMAT_OPTIONS if key in options}
+        values = cast(dict[str, Any], options)
+        own = {key: values.pop(key) for key in FORMAT_OPTIONS if key in values}
         ids = self.chat_ids(messages, **own)
         if n is None:
-            return self.generate([ids], decoder, **options)[0]
-        return self.generate([ids], decoder, n=n, **options)
+            return self.generate([ids], decoder, **values)[0]
+        return self.generate([ids], decoder, n=n, **values)
 
     def infill(  # noqa: PLR0913 - the call's options are the interface
         self,
@@ -283,13 +304,12 @@ class LLM:
         cache_args: Mapping[str, object] | None = None,
         seed: int = 0,
         return_trace: bool = False,
-        trace_alternatives: int = 0,
         constraint: TextConstraint | None = None,
         draft: DraftLike = None,
         pinned: Pins | None = None,
         max_edits: int | None = None,
         progress: ProgressLike = None,
-        **knobs: Any,
+        **knobs: Unpack[Knobs],
     ) -> Output:
         """Fill the blanks of a text: `parts` are strings and numbers of blank tokens.
 
@@ -306,12 +326,15 @@ class LLM:
             constraint=constraint,
             draft=read_draft(draft, pinned, max_edits),
         )
-        rows = with_alternatives([request], trace_alternatives, has_trace=return_trace)
-        return self.output(self.run(rows, 1, progress)[0], return_trace)
+        return self.output(self.run([request], 1, progress)[0], return_trace)
 
     @overload
     def stream(
-        self, content: Canvas, decoder: DecoderLike = ..., cache: CacheLike = ..., **options: Any
+        self,
+        content: Canvas,
+        decoder: DecoderLike = ...,
+        cache: CacheLike = ...,
+        **options: Unpack[RequestOptions],
     ) -> Iterator[Event]: ...
 
     @overload
@@ -322,7 +345,7 @@ class LLM:
         cache: CacheLike = ...,
         *,
         mode: Literal["text"] = "text",
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> Iterator[str]: ...
 
     @overload
@@ -333,7 +356,7 @@ class LLM:
         cache: CacheLike = ...,
         *,
         mode: Literal["canvas"],
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> Iterator[Canvas]: ...
 
     def stream(
@@ -343,7 +366,7 @@ class LLM:
         cache: CacheLike = DEFAULT_CACHE,
         *,
         mode: Literal["text", "canvas"] | None = None,
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> Iterator[str] | Iterator[Canvas] | Iterator[Event]:
         """Decode one prompt and yield its progress; `options` are those of `request`.
 
@@ -392,8 +415,7 @@ class LLM:
         draft: DraftLike = None,
         pinned: Pins | None = None,
         max_edits: int | None = None,
-        trace_alternatives: int = 0,
-        **knobs: Any,
+        **knobs: Unpack[Knobs],
     ) -> Request:
         """Return one request for an engine to decode; options as those of `generate`.
 
@@ -404,7 +426,7 @@ class LLM:
         method = parse_method(
             decoder, cache, cache_args, knobs, gen_length=gen_length, options=options
         )
-        request = self.requests.request(
+        return self.requests.request(
             content,
             method,
             gen_length=gen_length,
@@ -415,7 +437,6 @@ class LLM:
             constraint=constraint,
             draft=read_draft(draft, pinned, max_edits),
         )
-        return with_alternatives([request], trace_alternatives)[0]
 
     def prompt_canvas(
         self, prompt: Prompt, gen_length: int, *, raw: bool = False, option: str = "gen_length"
@@ -485,17 +506,30 @@ class LLM:
         found = {event.sequence.index: event.reading for event in events if event.reading}
         return asked.decisions([found[row] for row in range(len(asked.rows))], own)
 
-    def read_weights(self, folder: str | Path) -> Weights:
+    def read_weights(self, folder: str | Path) -> FolderWeights:
         """Return the weights of a checkpoint of the same shape, for `use_weights`.
 
         Raises ModelError for another shape, ConfigError for a quantized or sharded model.
         """
-        return read_weights(self.model, resolve_model(folder))
+        path = resolve_model(folder)
+        with read_ahead(path) as digests:
+            weights = FolderWeights(read_weights(self.model, path))
+            weights.digest = digests.result()["weights"]
+        return weights
 
     def use_weights(self, weights: Weights) -> None:
         """Exchange the weights, not the tokenizer; not while it decodes: see `Engine.change`."""
         use_weights(self.model, weights)
+        digest = weights.digest if isinstance(weights, FolderWeights) else None
+        self._parts = replace(self._parts, exchanged=(digest,))
         self._background = self.weights_folder = None
+
+    def origin(self) -> ModelOrigin:
+        """Return digests of the model's files as they are now, and the form of its weights.
+
+        Files outside of the hub's cache are read once per process. Raises ModelError.
+        """
+        return self._parts.origin(self.model)
 
     def output(self, sequence: SequenceState, return_trace: bool) -> Output:
         """Return the output of a finished sequence."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from unmask.caches.base import AnyCache
 from unmask.canvas import Canvas, Draft, ModelFacts, pin
@@ -12,6 +13,7 @@ from unmask.decoders.base.protocol import AnyDecoder
 from unmask.engine.constrained import fit_draft
 from unmask.engine.constraints import ConstraintCompiler
 from unmask.engine.drafts import DraftRequest, check_draft, encode_draft, seeded, write_draft
+from unmask.engine.knob_types import CacheName, DecoderName
 from unmask.engine.prompts import Prompt, PromptEncoder
 from unmask.engine.request import Request, row_seed
 from unmask.engine.sequence import SequenceState
@@ -21,6 +23,7 @@ from unmask.grammar.reach import TokenAutomaton
 from unmask.knobs import Source, check_flags, shorten, whole
 from unmask.method import CACHE_PREFIX, DEFAULT_CACHE, DEFAULT_DECODER, MethodSpec
 from unmask.models.spec import ModelSpec
+from unmask.own_code import Reference
 from unmask.sampling.token_frequencies import load_background
 
 DRAFT_OPTIONS = ("draft", "pinned", "max_edits")
@@ -31,7 +34,6 @@ INFILL_OPTIONS = (
     "cache_args",
     "seed",
     "return_trace",
-    "trace_alternatives",
     "constraint",
     *DRAFT_OPTIONS,
 )
@@ -43,7 +45,6 @@ STREAM_OPTIONS = (
     "seed",
     "stop_at_eos",
     "stop_token_ids",
-    "trace_alternatives",
     "constraint",
     *DRAFT_OPTIONS,
 )
@@ -57,33 +58,14 @@ OPTIONS = (
     "n",
 )
 """Options of `generate` besides the knobs, like those of `infill` and `stream` above; listed in errors."""
-DecoderLike = str | MethodSpec | AnyDecoder | type[AnyDecoder]
-"""A decoder by name, `name(knob=value)`, file, `module:Class`, class or object; or a whole method."""
-CacheLike = str | AnyCache | type[AnyCache]
-"""A cache policy by name, `name(knob=value)`, file, `module:Class`, class or object."""
+DecoderLike = DecoderName | Reference | Path | MethodSpec | AnyDecoder | type[AnyDecoder]
+"""A decoder by name, file, `name(knob=value)`, `module:Class`, class or object; or a whole method.
+
+A text that is none of the names is a `Reference` for type checkers; any text will do when it runs."""
+CacheLike = CacheName | Reference | Path | AnyCache | type[AnyCache]
+"""A cache policy, in the same forms."""
 Drafter = Callable[[Canvas], Draft]
 """A function that proposes tokens for a canvas: one token id per position, -1 for none."""
-
-
-MAX_ALTERNATIVES = 20
-"""Largest number of likeliest tokens that a trace keeps of each commit."""
-
-
-def with_alternatives(
-    requests: Sequence[Request], trace_alternatives: int, *, has_trace: bool = True
-) -> list[Request]:
-    """Return requests whose traces keep so many likeliest tokens of each commit.
-
-    Raises ConfigError unless the number is 0 to 20, and for one above 0 without a trace.
-    """
-    count = whole("trace_alternatives", trace_alternatives, 0)
-    if count > MAX_ALTERNATIVES:
-        raise ConfigError(f"trace_alternatives={count} must be at most {MAX_ALTERNATIVES}")
-    if count and not has_trace:
-        raise ConfigError(
-            f"trace_alternatives={count} has no effect without return_trace=True; add it, or leave it out"
-        )
-    return [replace(request, num_alternatives=count) for request in requests]
 
 
 def parse_method(

@@ -16,14 +16,16 @@ from unmask.method import MethodSpec, Source
 from unmask.progress import CallProgress, ProgressLike
 
 if TYPE_CHECKING:
+    from unmask.engine.knob_types import CacheName, DecoderName
     from unmask.engine.llm import LLM
+    from unmask.own_code import Reference
 
 
 def evaluate(
     task: str,
     model: str | Path | LLM = "demo",
-    decoder: str = "vanilla",
-    cache: str = "none",
+    decoder: DecoderName | Reference = "vanilla",
+    cache: CacheName | Reference = "none",
     *,
     progress: ProgressLike = None,
     **options: object,

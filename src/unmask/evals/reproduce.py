@@ -64,14 +64,13 @@ def settings_again(path: Path, before: Results, changes: Mapping[str, object]) -
 
 def check_model(path: Path, before: Results, llm: LLM) -> None:
     """Raise ConfigError if the model's files are not those of the run."""
-    from unmask.models.digests import checkpoint_digests
-
     earlier = before.resolved.get("checkpoint")
     if not isinstance(earlier, Mapping) or llm.folder is None:
         return
-    now = checkpoint_digests(llm.folder)
-    for part in ("weights", "tokenizer", "config"):
-        _need_same(f"the model's {part}", earlier.get(part), now[part], path)
+    now: Mapping[str, object] = {**llm.origin()}
+    for part in ("weights", "tokenizer", "config", "adapter", "chat_template"):
+        name = f"the model's {part.replace('_', ' ')}"
+        _need_same(name, earlier.get(part), now[part], path)
 
 
 def _need_same(name: str, before: object, now: object, path: Path) -> None:

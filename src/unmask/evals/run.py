@@ -29,7 +29,7 @@ from unmask.evals.sandbox import sandbox_name
 from unmask.evals.scoring import Judgment, Scored, TaskPart, digest_of, judgment, load_task, score
 from unmask.evals.settings import EvalSettings
 from unmask.evals.token_counts import uses_chat
-from unmask.models.digests import checkpoint_digests, file_digest
+from unmask.models.digests import file_digest
 from unmask.version import __version__
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def resolved(llm: LLM, settings: EvalSettings, run: _Run) -> dict[str, object]:
         "num_sessions": max(item.session for item in run.answers),
         "num_processes": run.group.count,
         "documents": run.digest,
-        "checkpoint": None if llm.folder is None else checkpoint_digests(llm.folder),
+        "checkpoint": None if llm.folder is None else llm.origin(),
         "files": {str(path): file_digest(path) for path in settings.files()},
         **({"sandbox": sandbox_name()} if entry.runs_code and settings.judges else {}),
     }

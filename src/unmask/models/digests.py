@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from unmask.errors import ModelError
@@ -24,6 +25,7 @@ PARTS = {
     ),
 }
 """Patterns of the files of each part of a checkpoint folder."""
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -55,14 +57,7 @@ def checkpoint_digests(folder: Path) -> dict[str, str | None]:
     The digest of a part is the SHA-256 of its lines "NAME DIGEST", sorted by name; None without files.
     Reads all files that are not in the hub's cache. Raises ModelError.
     """
-    found: dict[str, str | None] = {}
-    for part, patterns in PARTS.items():
-        paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-        try:
-            lines = [f"{path.name} {file_digest(path)}\n" for path in paths if path.is_file()]
-        except OSError as error:
-            raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from None
-        found[part] = hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
+    found = {part: _part_digest(folder, patterns) for part, patterns in PARTS.items()}
     is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
     found["revision"] = folder.name if is_snapshot else None
     return found
@@ -71,3 +66,17 @@ def checkpoint_digests(folder: Path) -> dict[str, str | None]:
 def weights_digest(folder: Path | None) -> str | None:
     """Return the digest of a checkpoint's weights, as in `checkpoint_digests`; None without a folder."""
     return None if folder is None else checkpoint_digests(folder)["weights"]
+
+
+def adapter_digest(folder: Path) -> str | None:
+    """Return the digest of an adapter's weights and configuration, as that of a part. Raises ModelError."""
+    return _part_digest(folder, ADAPTER)
+
+
+def _part_digest(folder: Path, patterns: Sequence[str]) -> str | None:
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    try:
+        lines = [f"{path.name} {file_digest(path)}\n" for path in paths if path.is_file()]
+    except OSError as error:
+        raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None

@@ -13,15 +13,11 @@ LOW_BELOW, MIDDLE_BELOW = 0.3, 0.7
 
 
 class Written(NamedTuple):
-    """A token that was written at a position: text, forward (from 1) and confidence (None: unknown).
-
-    `likeliest`: texts and probabilities of the likeliest tokens there at that time, if the trace has them.
-    """
+    """A token that was written at a position: text, forward (from 1) and confidence (None: unknown)."""
 
     text: str
     forward: int
     confidence: float | None
-    likeliest: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +102,7 @@ def level(cell: FilmCell) -> str:
 
 
 def about(cell: FilmCell, position: int) -> str:
-    """Return what is known of a position as one line: its token, and earlier ones.
-
-    Of each: forward, probability, and the likeliest tokens then, as far as they are known.
-    """
+    """Return what is known of a position as one line: token, forward, probability, earlier tokens."""
     if cell.kind == "fixed":
         return f"position {position}: {cell.text!r}, given"
     if cell.written is None:
@@ -123,10 +116,7 @@ def about(cell: FilmCell, position: int) -> str:
 
 def _told(written: Written) -> str:
     text = f"{written.text!r}, forward {written.forward}"
-    if written.confidence is not None:
-        text += f", probability {written.confidence:.2f}"
-    others = ", ".join(f"{other!r} {share:.2f}" for other, share in written.likeliest)
-    return f"{text}, likeliest {others}" if others else text
+    return text if written.confidence is None else f"{text}, probability {written.confidence:.2f}"
 
 
 def order_of(frames: Sequence[FilmFrame]) -> list[int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from unmask.caches.registry import describe as describe_cache
 from unmask.canvas import Canvas, Reading
 from unmask.decoders.registry import describe as describe_decoder
+from unmask.engine.origin import ModelOrigin
 from unmask.engine.outputs import FinishReason, Output
 from unmask.engine.text_stream import TextStream
 from unmask.errors import (
@@ -45,6 +46,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("unmask.server")
 
 
+@dataclass(frozen=True)
+class Origins:
+    """The model's origin after each number of updates of its weights, and the versions of packages."""
+
+    models: list[ModelOrigin]
+    versions: dict[str, str]
+
+
 class Generation:
     """The answers to one request, decoded by an engine that runs in its own thread.
 
@@ -62,9 +71,10 @@ class Generation:
         timeout_s: float,
         request_id: str,
         arrived_s: float,
+        origins: Origins,
     ) -> None:
         self.engine, self.timeout_s, self.request_id = engine, timeout_s, request_id
-        self.answers = [Answer(plan, decode) for plan in plans]
+        self.answers = [Answer(plan, decode, origins) for plan in plans]
         self.timings = [TokenTimings() for _ in plans]
         self.arrived_s = arrived_s
         self.first_text_s: float | None = None
@@ -191,8 +201,8 @@ class Answer:
     `finish_reason` is None until the answer is complete. `text` is the part of the text that is final.
     """
 
-    def __init__(self, plan: GenerationPlan, decode: TextDecoder) -> None:
-        self.plan = plan
+    def __init__(self, plan: GenerationPlan, decode: TextDecoder, origins: Origins) -> None:
+        self.plan, self.origins = plan, origins
         # an infill's reply contains the fixed tokens, special ones too
         has_fixed = plan.request.canvas.infilling and plan.start == 0
         fixed = plan.request.canvas.fixed if has_fixed else None
@@ -245,9 +255,7 @@ class Answer:
         elif update.kind == "step":
             self.confidences.apply(update.before, update.edit, update.num_forwards)
             if update.reading is not None:
-                self.confidences.add_likeliest(
-                    update.before, update.edit, update.reading, self.plan.request
-                )
+                self.confidences.add_likeliest(update.before, update.edit, update.reading)
         self.canvas, self.weights_version = update.canvas, update.handle.num_changes
         self.num_forwards, self.num_queries = update.num_forwards, update.num_queries
         self.num_draft_forwards = update.num_draft_forwards
@@ -309,13 +317,16 @@ class Answer:
         )
 
     def method(self) -> MethodFields:
-        """Return the decoding method and the seed."""
+        """Return the decoding method, the seed, and the model that gave the answer."""
         request = self.plan.request
         return MethodFields(
             decoder=describe_decoder(request.decoder),
             cache=describe_cache(request.cache),
             cache_exact=bool(request.cache.exact),
             seed=request.seed,
+            knobs=request.method.all_knobs(),
+            model=self.origins.models[self.weights_version],
+            versions=self.origins.versions,
         )
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SkipValidation
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 from starlette.responses import JSONResponse
 from typing_extensions import NotRequired, TypedDict
 
+from unmask.engine.origin import ModelOrigin
 from unmask.engine.outputs import FinishReason
 from unmask.server.tool_fields import ToolCall
 
@@ -82,12 +83,18 @@ class Usage(ReplyModel):
 
 
 class MethodFields(ReplyModel):
-    """The decoding method of a reply, sufficient to repeat it."""
+    """The decoding method of a reply and its model, sufficient to repeat it.
+
+    `knobs`: every setting in force, defaults included. `versions`: of packages.
+    """
 
     decoder: str
     cache: str
     cache_exact: bool
     seed: int
+    knobs: SkipValidation[dict[str, object]]
+    model: SkipValidation[ModelOrigin]
+    versions: SkipValidation[dict[str, str]]
 
 
 class TopLogprob(TypedDict):
@@ -127,16 +134,8 @@ TraceCommit = tuple[int, int, float, str]
 """Position, token id, confidence and text."""
 
 
-TraceAlternative = tuple[int, float, str]
-"""Token id, probability and text."""
-
-
 class TraceStep(TypedDict):
-    """The edits of one forward, as in `unmask.engine.outputs.Step`.
-
-    `alternatives`, with `trace_alternatives`: the likeliest tokens of committed and replaced positions.
-    `texts` of appended tokens and `bytes` of parts of characters: with `trace_header`.
-    """
+    """The edits of one forward, as in `unmask.engine.outputs.Step`."""
 
     committed: list[TraceCommit]
     remasked: tuple[int, ...]
@@ -146,9 +145,6 @@ class TraceStep(TypedDict):
     num_queries: int
     appended: tuple[int, ...]
     notes: dict[str, float]
-    alternatives: NotRequired[dict[str, list[TraceAlternative]]]
-    texts: NotRequired[dict[str, str]]
-    bytes: NotRequired[dict[str, str]]
 
 
 Trace = SkipValidation[list[TraceStep]]
@@ -193,7 +189,6 @@ class ChatChoice(ReplyModel):
     finish_reason: ChatFinish
     logprobs: ChatLogprobs | None
     trace: Trace = Field(default_factory=list)
-    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
 
 
@@ -205,7 +200,6 @@ class TextChoice(ReplyModel):
     finish_reason: FinishReason
     logprobs: TextLogprobs | None
     trace: Trace = Field(default_factory=list)
-    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
 
 
@@ -279,7 +273,6 @@ class CanvasPosition(TypedDict):
     fixed: NotRequired[bool]
     special: NotRequired[bool]
     taken_back: NotRequired[bool]
-    alternatives: NotRequired[list[tuple[str, float]]]
 
 
 class StreamFrame(TypedDict):
@@ -306,7 +299,6 @@ class ChunkFields(TypedDict):
     index: int
     finish_reason: FinishReason | None
     trace: NotRequired[list[TraceStep]]
-    trace_header: NotRequired[dict[str, JsonValue]]
     step_map: NotRequired[StepMap]
     canvas: NotRequired[StreamFrame]
 
@@ -319,7 +311,6 @@ class ChatChunkChoice(ReplyModel):
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinish | None
     trace: Trace = Field(default_factory=list)
-    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 
@@ -334,7 +325,6 @@ class TextChunkChoice(ReplyModel):
     finish_reason: FinishReason | None
     blanks: list[str] = Field(default_factory=list)
     trace: Trace = Field(default_factory=list)
-    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 

@@ -15,6 +15,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from unmask.engine.origin import with_weights
 from unmask.errors import UnmaskError
 from unmask.server.base_models import StrictModel
 from unmask.server.errors import ApiError, library_error
@@ -118,9 +119,14 @@ def exchange(service: Service, folder: Path, timeout_s: float) -> UpdateWeightsR
     except UnmaskError as error:
         raise library_error(error, "path") from None
 
+    def use() -> None:
+        service.llm.use_weights(weights)
+        models = service.origins.models
+        models.append(with_weights(models[-1], weights.digest))
+
     read = time.monotonic()
     try:
-        waited_s = service.engine.change(lambda: service.llm.use_weights(weights), timeout_s)
+        waited_s = service.engine.change(use, timeout_s)
     except UnmaskError as error:
         raise submit_error(error, service.engine) from None
     return UpdateWeightsReply(

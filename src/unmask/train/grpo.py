@@ -24,6 +24,7 @@ from unmask.engine.llm import LLM
 from unmask.engine.request_builder import parse_method
 from unmask.method import DEFAULT_CACHE
 from unmask.objectives import diffu_grpo_loss, one_step_log_probs
+from unmask.own_code import Reference
 from unmask.train.config import RlConfig
 from unmask.train.noise import mix
 from unmask.train.rewards import PromptRow, Reward, checked_reward
@@ -97,7 +98,7 @@ class DiffuGrpo:
         if config.block_length is not None:
             knobs["block_length"] = config.block_length
         method = parse_method(
-            config.decoder, DEFAULT_CACHE, None, knobs, gen_length=config.gen_length
+            Reference(config.decoder), DEFAULT_CACHE, None, knobs, gen_length=config.gen_length
         )
         with torch.no_grad():
             outputs = self.llm.generate(
