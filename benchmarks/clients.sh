@@ -16,7 +16,7 @@
 set -uo pipefail
 
 OPENAI=3.57.0 SGLANG=0.5.6 VLLM=0.33.0 GUIDELLM=0.8.1 LM_EVAL=0.4.13
-LANGCHAIN=1.7.4 LLAMA_INDEX=0.8.1 LITELLM=1.110.2
+LANGCHAIN=1.7.4 LLAMA_INDEX=0.8.1 LITELLM=1.110.2 INSTRUCTOR=1.17.0
 TORCH=torch==2.13.0
 TOKENIZING=(transformers==5.20.2 aiohttp==3.14.5 numpy==2.4.6 requests==2.34.2 tqdm==4.70.1 pillow==13.0.0
   pybase64==1.5.1)
@@ -152,17 +152,18 @@ if environment sdk "openai==$OPENAI"; then
   client "$name" sdk sdk.json "$home/env/sdk/bin/python" "$tools/sdk.py" "$url" sdk.json
 else not_installed "$name"; fi
 
-framework() { # name, version, package
+framework() { # name, version, package, more packages...
   local title="$1 $2"
-  if environment "$1" "$3==$2"; then
+  if environment "$1" "$3==$2" "${@:4}"; then
     # litellm would fetch a table of prices
     client "$title" sdk "$1.json" env LITELLM_LOCAL_MODEL_COST_MAP=True \
       "$home/env/$1/bin/python" "$tools/frameworks.py" "$1" "$url" "$1.json"
   else not_installed "$title"; fi
 }
-framework langchain "$LANGCHAIN" langchain-openai
+framework langchain "$LANGCHAIN" langchain-openai langchain
 framework llama-index "$LLAMA_INDEX" llama-index-llms-openai-like
 framework litellm "$LITELLM" litellm
+framework instructor "$INSTRUCTOR" instructor
 
 name="SGLang $SGLANG bench_serving"
 random=(--num-prompts 10 --random-input-len 64 --random-output-len 64 --random-range-ratio 0.5 --seed 1)

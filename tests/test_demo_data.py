@@ -309,5 +309,13 @@ def test_chat_template(tokenizer: Any) -> None:
         text = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=prompt)
         assert text == wanted
     assert tokenizer.apply_chat_template(chat, tokenize=False) == wanted + "Yes<|eot_id|>"
-    with pytest.raises(Exception, match="unknown role tool"):
-        tokenizer.apply_chat_template([{"role": "tool", "content": ""}], tokenize=False)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"left": 3}}}
+    calls = [
+        *chat[:1],
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "5"},
+    ]
+    shown = '{"name": "add", "arguments": {"left": 3}}<|eot_id|>5<|eot_id|>'
+    assert tokenizer.apply_chat_template(calls, tokenize=False) == wanted + shown
+    with pytest.raises(Exception, match="unknown role critic"):
+        tokenizer.apply_chat_template([{"role": "critic", "content": ""}], tokenize=False)

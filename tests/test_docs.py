@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -79,3 +80,14 @@ def test_the_matrix_page_has_every_cell_as_it_runs():
                 assert written[key].endswith("= 100 %"), key
     refused = {key for key, cell in cells_of(demo).items() if cell == "no"}
     assert refused == {(name, "block_causal") for name in decoders.names()}
+
+
+def test_the_picture_of_the_rule_is_what_its_script_draws():
+    spec = importlib.util.spec_from_file_location(
+        "rule_picture", DOCS.parent / "scripts/rule_picture.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.FILE.read_text(encoding="utf-8") == module.picture()

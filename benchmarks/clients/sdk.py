@@ -13,13 +13,38 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
+from pydantic import BaseModel
 
 QUESTION = "Anna has 7 eggs. She buys 5 more eggs. How many eggs does she have?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 USAGE = {"include_usage": True}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "calculate",
+        "description": "Return left sign right.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "left": {"type": "integer"},
+                "sign": {"enum": ["+", "-"]},
+                "right": {"type": "integer"},
+            },
+            "required": ["left", "sign", "right"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+class Count(BaseModel):
+    """A number of things."""
+
+    thing: Literal["eggs", "pens", "boxes"]
+    number: int
 
 
 class Checks:
@@ -116,6 +141,51 @@ class Checks:
     def _check_that_a_suffix_is_an_infill(self) -> None:
         found = self.complete(prompt="The cat ", suffix=" on the mat.", max_tokens=3)
         same("tokens asked for", found.usage.completion_tokens <= 3, True)
+
+    def _check_that_parse_returns_an_instance_of_a_pydantic_class(self) -> None:
+        asked = {"model": self.model, "messages": MESSAGES, "max_tokens": 96}
+        for seed in range(3):
+            found = self.client.chat.completions.parse(
+                **asked, seed=seed, temperature=1.0, response_format=Count
+            )
+            same("type", type(found.choices[0].message.parsed), Count)
+        with self.client.chat.completions.stream(**asked, response_format=Count) as stream:
+            final = stream.get_final_completion()
+        same("type", type(final.choices[0].message.parsed), Count)
+        answer = self.client.responses.parse(
+            model=self.model, input=QUESTION, max_output_tokens=96, text_format=Count
+        )
+        same("type", type(answer.output_parsed), Count)
+        self.sent += 5
+
+    def _check_that_a_call_is_the_same_in_a_stream_and_parses(self) -> None:
+        asked = {"tools": [TOOL], "max_tokens": 96, "tool_choice": "required"}
+        whole = self.chat(**asked)
+        (call,) = whole.choices[0].message.tool_calls
+        given = json.loads(call.function.arguments)
+        same("arguments", sorted(given), ["left", "right", "sign"])
+        name, text = "", ""
+        for chunk in self.chat(**asked, stream=True):
+            for part in chunk.choices[0].delta.tool_calls or ():
+                name += part.function.name or ""
+                text += part.function.arguments or ""
+        same("streamed call", (name, json.loads(text)), (call.function.name, given))
+        same("end", chunk.choices[0].finish_reason, "tool_calls")
+        history = [
+            *MESSAGES,
+            whole.choices[0].message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": call.id, "content": "12"},
+        ]
+        found = self.client.chat.completions.parse(
+            model=self.model,
+            messages=history,
+            max_tokens=96,
+            tools=[openai.pydantic_function_tool(Count)],
+            tool_choice={"type": "function", "function": {"name": "Count"}},
+        )
+        (parsed,) = found.choices[0].message.tool_calls
+        same("type", type(parsed.function.parsed_arguments), Count)
+        self.sent += 1
 
     def _check_that_our_own_fields_pass_through(self) -> None:
         found = self.chat(extra_body={"decoder": "klass", "cache": "dual"})

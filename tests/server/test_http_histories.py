@@ -77,8 +77,7 @@ def test_parts_and_hints_on_them_are_the_text(client, demo_llm):
         ({"role": "user", "content": ""}, "is empty"),
         ({"role": "user", "content": []}, "is empty"),
         ({"role": "user", "content": "x", "name": 7}, "string"),
-        ({"role": "assistant", "content": None, "tool_calls": [CALL]}, "tool_calls"),
-        ({"role": "tool", "content": "3", "tool_call_id": "c"}, "role"),
+        ({"role": "critic", "content": "3"}, "role"),
         ({"role": "assistant", "content": None, "refusal": "no"}, "write it as content"),
         ({"role": "assistant", "content": "1", "prefix": True}, "not permitted"),
         ({"role": "user", "content": "x", "images": ["data"]}, "not permitted"),
@@ -90,6 +89,32 @@ def test_what_would_have_to_be_dropped_is_refused_in_plain_words(client, turn, r
     assert response.status_code == 400
     assert reason in response.json()["error"]["message"]
     assert len(response.content) < 600
+
+
+def test_calls_and_their_results_are_part_of_a_history(client, demo_llm):
+    turns = [
+        ASK,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "3", "tool_call_id": "c"},
+    ]
+    usage = [ask(client, *turns[:count]).json()["usage"]["prompt_tokens"] for count in (1, 2, 3)]
+    assert usage[0] < usage[1] < usage[2] == len(demo_llm.chat_ids(turns))
+
+
+def test_a_template_that_leaves_out_calls_or_results_is_told(demo_llm, monkeypatch):
+    plain = (
+        "{% for message in messages if message.role != 'tool' %}{{ message.content }}{% endfor %}"
+    )
+    monkeypatch.setattr(demo_llm.prompts, "chat", ChatFormat(demo_llm.tokenizer, plain))
+    app = create_app(demo_llm, Engine(demo_llm), ServerSettings(models=("demo",)))
+    with TestClient(app) as client:
+        for turn, reason in (
+            ({"role": "assistant", "content": None, "tool_calls": [CALL]}, "tool_calls"),
+            ({"role": "tool", "content": "3", "tool_call_id": "c"}, "the tool's messages"),
+        ):
+            response = ask(client, ASK, turn)
+            assert response.status_code == 400
+            assert reason in response.json()["error"]["message"]
 
 
 def test_variables_of_the_template_are_taken_and_those_of_the_renderer_refused(client):

@@ -306,7 +306,7 @@ def test_filters_of_sampled_tokens_do_not_change_a_greedy_answer(client):
         [],
         [{"role": "user", "content": ""}],
         [{"role": "robot", "content": "hi"}],
-        [{"role": "tool", "content": "hi"}],
+        [{"role": "tool"}],
         [{"role": "user"}],
         [{"content": "hi"}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],

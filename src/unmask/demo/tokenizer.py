@@ -30,9 +30,11 @@ PIECES = r"\d|\n|: |#### | ?\p{L}+| +|[^\s\d\p{L}]|\s"
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant', 'tool'] %}"
     "{{ raise_exception('unknown role ' ~ message['role']) }}{% endif %}"
-    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{{ message['content'] | trim }}"
+    "{% for call in message['tool_calls'] or [] %}{{ call['function'] | tojson }}{% endfor %}"
+    "<|eot_id|>{% endfor %}"
 )
 
 
