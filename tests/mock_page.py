@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from mock_server import serving
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from unmask.pictures.page import PLAYER
 from unmask.server.auth import AccessMiddleware
+from unmask.server.picture_route import PictureRequest, picture_of
+from unmask.server.request_parsing import parse_body
 from unmask.server.settings import STATIC, Access, ServerSettings
 
 TOKEN = "a-random-token"
@@ -79,6 +81,7 @@ class Page:
     refuses: str | None = None
     param: str | None = None
     """The field that a refusal names."""
+    refuses_pictures: str | None = None
     status: int = 400
     breaks_off: bool = False
     has_template: bool = True
@@ -94,6 +97,10 @@ class Page:
 def _position(text, sure=None, *, new=False, fixed=None, **more):
     found = {"token": 1, "text": text, "confidence": sure, "open": False, "new": new, **more}
     return found | ({} if fixed is None else {"fixed": fixed})
+
+
+def _older(position):
+    return {key: item for key, item in position.items() if key != "alternatives"} | {"new": False}
 
 
 def _open(**more):
@@ -127,9 +134,9 @@ def frames(body):
     shown = [position if position.get("fixed") else _open() for position in final]
     yield 0, shown
     for number, chosen in enumerate(rounds, 1):
-        shown = [{**position, "new": False} for position in shown]
+        shown = [_older(position) for position in shown]
         for i in chosen:
-            shown[i] = {**final[i], "new": True}
+            shown[i] = {**final[i], "new": True, "alternatives": [["<b>", 0.25], ["x", 0.125]]}
         if takes_back and number == 3:
             shown[todo[0]] = _open(taken_back=True)
         yield number, shown
@@ -150,6 +157,7 @@ class App:
                 Route("/v1/models", self.models),
                 Route("/v1/schema", self.schema),
                 Route("/openapi.json", self.openapi),
+                Route("/v1/picture", self.picture, methods=["POST"]),
                 *(Route(path, self.decode, methods=["POST"]) for path in posts),
                 Route(
                     "/static/player.html", lambda _: FileResponse(PLAYER, media_type="text/plain")
@@ -184,6 +192,12 @@ class App:
         model = {**SCHEMA["model"], "has_chat_template": self.page.has_template}
         return JSONResponse({**SCHEMA, "model": model})
 
+    async def picture(self, request: Request) -> Response:
+        body = parse_body(PictureRequest, await request.json(), takes_knobs=False)[0]
+        if self.page.refuses_pictures:
+            return JSONResponse({"error": {"message": self.page.refuses_pictures}}, 400)
+        return Response(picture_of(body), media_type="image/svg+xml")
+
     async def openapi(self, request: Request) -> JSONResponse:
         return JSONResponse({"paths": {"/v1/infill": {"post": {"summary": "Fill the blanks."}}}})
 
@@ -214,7 +228,7 @@ class App:
             yield event({"choices": [choice]})
             if self.page.breaks_off and number == 2:
                 return
-        final = [{**position, "new": False} for position in positions]
+        final = [_older(position) for position in positions]
         if watched:
             frame = {"forward": number, "num_settled": 0, "num_open": 0, "slots": final}
             yield event({"choices": [{"index": 0, "text": "", "canvas": frame}]})
@@ -223,6 +237,11 @@ class App:
         )
         content = {"delta": {"content": text}} if is_chat else {"text": text}
         last = {"choices": [{"index": 0, **content, "finish_reason": "stop"}]}
+        if body.get("return_trace"):
+            last["choices"][0] |= {
+                "trace": [{"committed": []}] * number,
+                "trace_header": {"seed": 3},
+            }
         yield event(last | {"unmask": {"cache_exact": body["cache"] == "none"}})
         tokens = len([position for position in final if "end" not in position])
         usage = {"completion_tokens": tokens, "num_forwards": number}

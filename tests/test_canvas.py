@@ -269,3 +269,25 @@ def test_a_reading_commits_by_index_in_position_order():
     assert edit.commit.tolist() == [0, 4]
     assert edit.tokens.tolist() == [30, 32]
     assert edit.confidence[1] > edit.confidence[0]
+
+
+def test_insertions_and_deletions_are_those_of_a_walk_over_the_positions():
+    draw = np.random.default_rng(0)
+    for _ in range(60):
+        size, prompt = int(draw.integers(3, 12)), 1
+        canvas = new_canvas(list(range(size)), [i >= prompt for i in range(size)], prompt, 99)
+        deleted = np.flatnonzero(draw.random(size) < 0.4)
+        deleted = deleted[deleted >= prompt]
+        places_ = draw.permutation(np.arange(prompt, size + 1))[: int(draw.integers(0, 4))]
+        inserted = {int(place): int(draw.integers(1, 4)) for place in places_}
+        changed = apply(canvas, Edit(delete=deleted, insert=tuple(inserted.items())), 0)
+        walk, new = [], size
+        for position in range(size + 1):
+            walk += [None] * inserted.get(position, 0)
+            walk += [position] if position < size and position not in deleted else []
+        for i, uid in enumerate(walk):
+            if uid is None:
+                walk[i], new = new, new + 1
+        assert changed.uid.tolist() == walk
+        assert changed.next_uid == new
+        assert changed.open.tolist() == [uid >= prompt for uid in walk]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import pytest
 from mock_page import HOSTILE, WORDS
 from test_page import browser, canvas, finished, generate, page, pytestmark, ready, running, visit
 
@@ -87,6 +89,70 @@ def test_a_hostile_text_stays_text_in_the_download(visit, page, browser, tmp_pat
     assert HOSTILE in player.inner_text("#canvas")
     assert not player.evaluate("window.hacked === 1")
     context.close()
+
+
+def downloaded(tab, tmp_path, format: str):
+    """Return the path of lane B's decode as a file."""
+    tab.locator(".format").nth(1).select_option(format)
+    with tab.expect_download() as waiting:
+        tab.locator(".save").nth(1).click()
+    assert waiting.value.suggested_filename == f"decode.{format}"
+    waiting.value.save_as(tmp_path / waiting.value.suggested_filename)
+    return tmp_path / waiting.value.suggested_filename
+
+
+def test_a_decode_is_downloaded_as_svg_gif_and_trace(visit, page, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    tab = ready(visit(page))
+    generate(tab, "How many?")
+    root = ElementTree.parse(downloaded(tab, tmp_path, "svg")).getroot()
+    texts = "".join(root.itertext())
+    assert "forward 4 of 4" in texts
+    assert HOSTILE in texts
+    with image.open(downloaded(tab, tmp_path, "gif")) as picture:
+        assert picture.n_frames == 5
+    lines = downloaded(tab, tmp_path, "jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"seed": 3},
+        *({"step": number, "committed": []} for number in range(4)),
+    ]
+    assert page.log[0]["return_trace"] is page.log[0]["trace_header"] is True
+
+
+def test_a_picture_that_is_refused_and_a_trace_that_never_came_are_told(visit, page):
+    page.set(step_s=0.3, refuses_pictures="too large")
+    tab = ready(visit(page, expected=("400",)))
+    tab.uncheck("#compare")
+    tab.fill("#text", "How many?")
+    tab.click("#run")
+    tab.wait_for_selector(".canvas .position.new")
+    tab.keyboard.press("Escape")
+    finished(tab)
+    for format, problem in (("svg", "400: too large"), ("jsonl", "run it to its end")):
+        tab.locator(".format").first.select_option(format)
+        tab.locator(".save").first.click()
+        tab.wait_for_selector(f".problem:has-text('{problem}')")
+    assert tab.locator(".save").first.is_enabled()
+
+
+def test_alternatives_show_on_hover_and_are_asked_for_by_number(visit, page, tmp_path):
+    tab = ready(visit(page))
+    tab.fill("#alternatives", "2")
+    generate(tab, "How many?")
+    assert {body["trace_alternatives"] for body in page.log} == {2}
+    position = tab.locator(".canvas").nth(1).locator("span").first
+    position.hover()
+    assert position.get_attribute("title").endswith('forward 1, likeliest "<b>" 0.25, "x" 0.13')
+    page_text = downloaded(tab, tmp_path, "html").read_text("utf-8")
+    assert r'["\u003cb>",0.25]' in page_text
+    tab.click("#reset")
+    tab.fill("#alternatives", "0")
+    generate(tab, "How many?")
+    assert "trace_alternatives" not in page.log[-1]
+    tab.fill("#text", "x")
+    tab.fill("#alternatives", "21")
+    tab.click("#run")
+    assert len(page.log) == 4, "a form with a wrong number is not sent"
 
 
 def test_copy_as_python_is_the_request_that_is_sent(visit, page):

@@ -391,3 +391,15 @@ def test_the_lowest_temperature_draws_the_likeliest_token(size, told):
     packed = packed_of(logits, rule, from_sampling=told)
     assert packed[:, 0].tolist() == packed_of(logits)[:, 0].tolist()
     assert not packed[:, 1].isnan().any()
+
+
+def test_keys_of_many_sequences_at_once_are_those_of_each():
+    uids = [np.arange(5), np.array([7, 3]), np.arange(0)]
+    seeds, forwards, counts = [3, 2**64 - 1, 0], [0, 9, 4], [len(each) for each in uids]
+    at_once = row_keys(
+        np.repeat(np.array(seeds, dtype=np.uint64), counts),
+        np.repeat(np.array(forwards), counts),
+        np.concatenate(uids),
+    )
+    each = zip(seeds, forwards, uids, strict=True)
+    assert at_once.tolist() == np.concatenate([row_keys(*one) for one in each]).tolist()

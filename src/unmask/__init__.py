@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from unmask.engine.llm import LLM
     from unmask.engine.outputs import Output
     from unmask.evals.api import evaluate, report
-    from unmask.grammar.constraint import TextConstraint, choice, json_object, json_schema, regex
+    from unmask.grammar.constraint import (
+        TextConstraint,
+        choice,
+        ebnf,
+        json_object,
+        json_schema,
+        regex,
+    )
     from unmask.models import load_model
     from unmask.models.registry import add_family
     from unmask.own_code import Reference
@@ -41,6 +48,7 @@ __all__ = [
     "add_family",
     "choice",
     "decisions",
+    "ebnf",
     "evaluate",
     "json_object",
     "json_schema",
@@ -66,6 +74,7 @@ _LAZY = {
     "read_film": "unmask.view.trace",
     "TextConstraint": "unmask.grammar.constraint",
     "choice": "unmask.grammar.constraint",
+    "ebnf": "unmask.grammar.constraint",
     "json_object": "unmask.grammar.constraint",
     "json_schema": "unmask.grammar.constraint",
     "regex": "unmask.grammar.constraint",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unmask.canvas import Ask, Bias, Canvas, Credit, Floats, positions_fault
+from unmask.canvas import NO_POSITIONS, Ask, Bias, Canvas, Credit, Floats, positions_fault
 
 
 def pair_fault(method: str, kind: str, answer: object) -> str | None:
@@ -25,6 +25,8 @@ def ask_fault(canvas: Canvas, ask: object, vocab_size: int) -> str | None:
         ("optional", ask.optional),
         ("shadows", ask.shadows),
     ):
+        if values is NO_POSITIONS:
+            continue
         fault = positions_fault(f"Ask.{name}", values, size)
         if fault is not None:
             return fault

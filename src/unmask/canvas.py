@@ -56,7 +56,7 @@ class Canvas:
     @property
     def num_open(self) -> int:
         """Number of undecided positions."""
-        return int(self.open.sum())
+        return int(np.count_nonzero(self.open))
 
     @property
     def drafted(self) -> Bools:
@@ -146,8 +146,10 @@ def apply_checked(canvas: Canvas, edit: Edit, step: int) -> Canvas:
     """Return the canvas after an edit by forward `step` that is known to break no rule."""
     tokens, open_, origin = canvas.tokens.copy(), canvas.open.copy(), canvas.origin.copy()
     tokens[edit.commit], open_[edit.commit], origin[edit.commit] = edit.tokens, False, step
-    tokens[edit.replace], origin[edit.replace] = edit.replace_tokens, step
-    tokens[edit.remask], open_[edit.remask], origin[edit.remask] = canvas.mask_id, True, -1
+    if len(edit.replace):
+        tokens[edit.replace], origin[edit.replace] = edit.replace_tokens, step
+    if len(edit.remask):
+        tokens[edit.remask], open_[edit.remask], origin[edit.remask] = canvas.mask_id, True, -1
     changed = replace(canvas, tokens=tokens, open=open_, origin=origin)
     if len(edit.delete) or edit.insert:
         changed = _restructure(changed, edit)
@@ -170,6 +172,8 @@ def edit_fault(canvas: Canvas, edit: object, vocab_size: int | None = None) -> s
         "delete": edit.delete,
     }
     for name, values in positions.items():
+        if values is NO_POSITIONS:  # most edits leave most fields at their defaults
+            continue
         fault = positions_fault(f"Edit.{name}", values, len(canvas))
         if fault is None and name != "commit" and len(values) and canvas.fixed[values].any():
             first = values[canvas.fixed[values]][0]
@@ -181,7 +185,9 @@ def edit_fault(canvas: Canvas, edit: object, vocab_size: int | None = None) -> s
         return f"Edit.commit has position {first}, which is decided; commit open positions only"
     for name in ("replace", "remask"):
         values = positions[name]
-        undecided = canvas.open[values] & ~np.isin(values, edit.commit) if len(values) else values
+        if not len(values):
+            continue
+        undecided = canvas.open[values] & ~np.isin(values, edit.commit)
         if undecided.any():
             return f"Edit.{name} has position {values[undecided][0]}, which is undecided"
     return (
@@ -206,7 +212,7 @@ def positions_fault(name: str, values: object, size: int) -> str | None:
         return f"{name} is {_type_of(values)}; use an array of int64 with one dimension"
     if not len(values):
         return None
-    if (values[1:] <= values[:-1]).any():
+    if np.count_nonzero(values[1:] <= values[:-1]):
         return f"{name}={values.tolist()[:20]} must ascend, without duplicates"
     if values[0] < 0 or values[-1] >= size:
         outside = values[0] if values[0] < 0 else values[-1]
@@ -239,7 +245,7 @@ def _confidence_fault(edit: Edit) -> str | None:
     if len(values) != len(edit.commit):
         return f"Edit.confidence has {len(values)} numbers for {len(edit.commit)} commits"
     inside = (values >= 0) & (values <= 1)
-    if not inside.all():
+    if np.count_nonzero(inside) < len(values):
         return f"Edit.confidence has {values[~inside][0]}; confidences lie in [0, 1]"
     return None
 
@@ -307,15 +313,12 @@ def _append(canvas: Canvas, tokens: Ints, step: int) -> Canvas:
 def _restructure(canvas: Canvas, edit: Edit) -> Canvas:
     """Delete and insert positions; the others retain their identities."""
     size = len(canvas)
-    order: list[Ints] = []
-    inserts = dict(edit.insert)
-    remains = ~np.isin(np.arange(size), edit.delete)
-    for position in range(size + 1):
-        if position in inserts:
-            order.append(np.full(inserts[position], -1, dtype=np.int64))
-        if position < size and remains[position]:
-            order.append(np.array([position], dtype=np.int64))
-    source = np.concatenate(order) if order else NO_POSITIONS
+    remains = np.ones(size, dtype=np.bool_)
+    remains[edit.delete] = False
+    source: Ints = np.flatnonzero(remains)
+    if edit.insert:
+        befores, counts = np.array(sorted(edit.insert), dtype=np.int64).T
+        source = np.insert(source, np.repeat(np.searchsorted(source, befores), counts), -1)
     new = source < 0
     count = int(new.sum())
 
@@ -521,7 +524,7 @@ class Reading:
 
     def only(self, selected: Bools) -> Reading:
         """Return the part of the reading where `selected`, a flag per position, is True."""
-        if selected.all():
+        if np.count_nonzero(selected) == len(selected):
             return self
         return replace(
             self,
@@ -562,7 +565,7 @@ def probability(log_odds: Floats) -> Floats:
 
 def places(before: Canvas, after: Canvas) -> Ints:
     """Return the index in `before` of each position of `after`, or -1 for a new position."""
-    if len(before) == len(after) and np.array_equal(before.uid, after.uid):
+    if has_same_positions(before, after):
         return np.arange(len(after))
     order = np.argsort(before.uid, kind="stable")
     at = np.minimum(np.searchsorted(before.uid, after.uid, sorter=order), len(before) - 1)
@@ -570,8 +573,16 @@ def places(before: Canvas, after: Canvas) -> Ints:
     return indices
 
 
+def has_same_positions(before: Canvas, after: Canvas) -> bool:
+    """Return whether the canvases have the same positions, so that indices in one hold in the other."""
+    return before.uid is after.uid or np.array_equal(before.uid, after.uid)
+
+
 def edited(before: Canvas, after: Canvas) -> Bools:
     """Return a flag per position of `after`: True if it is new, or its token or state has changed."""
+    if has_same_positions(before, after):
+        touched: Bools = (before.tokens != after.tokens) | (before.open != after.open)
+        return touched
     at = places(before, after)
     changed: Bools = (
         (at < 0) | (before.tokens[at] != after.tokens) | (before.open[at] != after.open)

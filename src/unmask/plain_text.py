@@ -1,7 +1,8 @@
 """Text of models, files and clients, made harmless for terminals, logs and reports.
 
 Characters that drive a terminal, reorder a line or hide in it are replaced: controls (C0, C1),
-bidirectional controls, separators of lines and paragraphs, invisible characters, and lone surrogates.
+bidirectional controls, separators of lines and paragraphs, invisible characters, lone surrogates, and the
+two codes that XML has no place for.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import re
 REPLACEMENT = "\ufffd"
 _INVISIBLE = (
     r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
-    r"\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e00ff"
+    r"\ufeff\uffa0\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e00ff"
 )
 _BAD = re.compile(
     rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{_INVISIBLE}]"
     # joiners belong between letters of scripts that join and between emojis
     r"|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKUP = re.compile(r"[\\`*\[\]<>|]|&(?=#?\w+;)|(?<=:)//|(?<=www)\.|^[#+-](?=\s)")
 
 
@@ -46,9 +48,10 @@ def markdown_text(text: str) -> str:
 def script_json(value: object) -> str:
     """Return a value as JSON for a script element of HTML, which no text in it can end.
 
-    Only "<" could end the element or open a comment; U+2028 and U+2029 are line ends of JavaScript.
+    Only "<" could end the element or open a comment; U+2028 and U+2029 are line ends of JavaScript. Lone
+    surrogates, which UTF-8 cannot write, are escaped too.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for char, code in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
         text = text.replace(char, code)
-    return text
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -274,7 +274,7 @@ def test_a_decoders_name_is_a_name(client, decoder):
         ("functions", [{"name": "f"}], []),
         ("tool_choice", "required", "auto"),
         ("response_format", {"type": "structural_tag"}, {"type": "text"}),
-        ("guided_grammar", "root ::= a", None),
+        ("structural_tag", "x", None),
         ("repetition_penalty", 1.1, 1.0),
         ("skip_special_tokens", False, True),
         ("top_logprobs", 21, None),

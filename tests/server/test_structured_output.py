@@ -107,7 +107,14 @@ def test_sglang_and_responses_have_their_own_spellings(client):
         ({"guided_choice": [1]}, "guided_choice", "text"),
         ({"guided_json": "{"}, "guided_json", "schema"),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "two constraints"),
-        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "use json"),
+        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "rule"),
+        (
+            {"structured_outputs": {"structural_tag": "x"}},
+            "structured_outputs.structural_tag",
+            "use json",
+        ),
+        ({"guided_grammar": 'start: "a"'}, "guided_grammar", "Lark"),
+        ({"ebnf": "root ::= a"}, "ebnf", "no rule"),
         ({"structured_outputs": {"json_object": 1}}, "structured_outputs.json_object", "true"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "schema"),
         (
@@ -148,3 +155,21 @@ def test_the_openai_sdk_parses_its_own_models(live):
                 seed=seed,
             )
             assert isinstance(reply.choices[0].message.parsed, Plan)
+
+
+@pytest.mark.parametrize("form", ["structured_outputs", "guided_grammar", "ebnf"])
+def test_a_grammar_holds_in_each_clients_spelling(client, form):
+    grammar = 'root ::= "<" inner ">"\ninner ::= "(" inner ")" | [0-9]'
+    fields = {form: {"grammar": grammar} if form == "structured_outputs" else grammar}
+    for seed in range(2):
+        body = {**CHAT, **SHORT, **fields, "seed": seed, "temperature": 2.0, "max_tokens": 8}
+        reply = client.post(CHAT_URL, json=body)
+        assert reply.status_code == 200, reply.text
+        assert re.fullmatch(
+            r"<\({0,2}[0-9]\){0,2}>", reply.json()["choices"][0]["message"]["content"]
+        )
+
+
+def test_sglangs_ebnf_holds_in_its_own_route(client):
+    body = {"text": "a", "sampling_params": {"ebnf": 'root ::= "x" | "yz"', "max_new_tokens": 4}}
+    assert client.post("/generate", json=body).json()["text"] in ("x", "yz")

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,14 @@ from unmask.cli.key_value import parse_blanks, read_prompt, refuse_words
 from unmask.cli.messages import say
 from unmask.cli.options import DecodeOptions, FillOptions, ShowOptions
 from unmask.errors import ConfigError, SettingWarning, cut_text
-from unmask.grammar.constraint import MAX_SOURCE_CHARS, TextConstraint, choice, json_schema, regex
+from unmask.grammar.constraint import (
+    MAX_SOURCE_CHARS,
+    TextConstraint,
+    choice,
+    ebnf,
+    json_schema,
+    regex,
+)
 from unmask.regular_files import read_bounded
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 
 
 UNUSED_WORDS = {"return_trace": "use --trace FILE"}
+NO_TRACE = "--trace-alternatives has no effect without --trace FILE; add it, or leave it out"
 UNUSED_IN_INFILL = UNUSED_WORDS | {
     "gen_length": "the blanks give the number of tokens",
     "stop_at_eos": "every blank is filled",
@@ -60,6 +69,8 @@ def infill(text: str | None, options: DecodeOptions, show: ShowOptions) -> None:
 
 def live_console(show: ShowOptions) -> Console | None:
     """Return the console of the live canvas, None without it. Raises ConfigError for contradictions."""
+    if show.trace_alternatives and show.trace is None:
+        raise ConfigError(NO_TRACE)
     if show.fps is not None and not 0 < show.fps <= 1000:
         raise ConfigError(f"fps={show.fps:g} must be above 0 and at most 1000")
     streams = (sys.stdout, sys.stderr) if show.live else (sys.stdout,)
@@ -110,17 +121,20 @@ def load(options: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method
 
 
 def read_constraint(options: FillOptions) -> TextConstraint | None:
-    """Return the constraint of `--json-schema`, `--regex` or `--choice`. Raises ConfigError."""
+    """Return the constraint of `--json-schema`, `--regex`, `--choice` or `--grammar`; one or none."""
     flags = {
         "--json-schema": options.json_schema,
         "--regex": options.regex,
         "--choice": options.choice,
+        "--grammar": options.grammar,
     }
     given = {flag: text for flag, text in flags.items() if text is not None}
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} are constraints on one answer; give one of them")
     if options.regex is not None:
         return regex(options.regex)
+    if options.grammar is not None:
+        return ebnf(_grammar_text(options.grammar))
     if options.choice is not None:
         return choice(options.choice.split("|"))
     return None if options.json_schema is None else json_schema(_schema_text(options.json_schema))
@@ -135,6 +149,16 @@ def _schema_text(given: str) -> str:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--json-schema {cut_text(given)!r} cannot be read ({error}); give a JSON file, or JSON text"
+        ) from None
+
+
+def _grammar_text(file: str) -> str:
+    """Return the grammar in a file. Raises ConfigError."""
+    try:
+        return read_bounded(Path(file).expanduser(), MAX_SOURCE_CHARS).decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--grammar {cut_text(file)!r} cannot be read ({error}); give a file in GBNF"
         ) from None
 
 
@@ -206,29 +230,19 @@ def _decode_and_report(
 ) -> None:
     from unmask.engine.origin import versions
     from unmask.engine.token_text import TokenTexts
+    from unmask.engine.trace_records import header_of
     from unmask.plain_text import printable
     from unmask.view.terminal import LiveView
-    from unmask.view.trace import Header, TraceWriter
+    from unmask.view.trace import TraceWriter
 
     pieces, request = TokenTexts(llm.tokenizer), request_of(llm, content, options, method)
-    canvas = request.canvas
+    request, canvas = replace(request, num_alternatives=show.trace_alternatives), request.canvas
     with ExitStack() as stack:
         view = trace = None
         if show.trace is not None:
             limit = read_constraint(options)
-            header = Header(
-                model=options.model,
-                decoder=method.decoder_name,
-                cache=method.describe_cache(),
-                knobs=method.all_knobs(),
-                seed=options.seed,
-                prompt_ids=canvas.tokens[: canvas.prompt_length].tolist(),
-                gen_length=len(canvas) - canvas.prompt_length,
-                mask_id=canvas.mask_id,
-                tokens=canvas.tokens.tolist(),
-                open=canvas.open_positions().tolist(),
-                method=method.describe(),
-                ends=sorted(llm.stop_ids),
+            header = replace(
+                header_of(method, canvas, llm.stop_ids, model=options.model, seed=options.seed),
                 stop_at_eos=options.stop_at_eos,
                 constraint={} if limit is None else {"kind": limit.kind, "source": limit.source},
                 origin=llm.origin(),

@@ -143,6 +143,9 @@ class FillOptions(MethodOptions):
     choice: Annotated[str | None, option(metavar="A|B")] = None
     """Answer with one of these texts, with vertical bars between them."""
 
+    grammar: Annotated[str | None, option(metavar="FILE")] = None
+    """Answer with a text of this grammar, in GBNF: a file."""
+
     draft: Annotated[str | None, option(metavar="TEXT")] = None
     """Begin with this text as the answer, or in the blank; a decoder that revises changes it."""
 
@@ -190,6 +193,9 @@ class ShowOptions:
 
     trace: Annotated[Path | None, option(metavar="FILE")] = None
     """Write the edits of every forward pass to this file, as JSON lines."""
+
+    trace_alternatives: Annotated[int, option(least=0, most=20, metavar="K")] = 0
+    """Write also the K likeliest tokens of each commit, at most 20. Default: 0."""
 
     live: bool | None = None
     """Draw the canvas while it is decoded. Default: on a terminal."""

@@ -87,8 +87,9 @@ def _shares(log_probs: Floats) -> Floats:
     peak = log_probs.max()
     if not np.isfinite(peak):
         return np.full(len(log_probs), 1 / len(log_probs))
-    shares: Floats = np.exp(log_probs - peak)
-    return shares / shares.sum()
+    shares = np.exp(log_probs - peak)
+    normalized: Floats = shares / shares.sum()
+    return normalized
 
 
 def _label_mass(log_probs: Floats, lengths: Floats) -> float:

@@ -114,8 +114,9 @@ def calibrated(probabilities: Floats, temperature: float) -> Floats:
         return probabilities
     with np.errstate(divide="ignore"):
         scores = np.log(probabilities) / temperature
-    shares: Floats = np.exp(scores - scores.max())
-    return shares / shares.sum()
+    shares = np.exp(scores - scores.max())
+    normalized: Floats = shares / shares.sum()
+    return normalized
 
 
 def fit_temperature(rows: Sequence[tuple[Floats, int]]) -> float:

@@ -20,8 +20,6 @@ from unmask.decoders import Block, Scheduled, Scores, knob
 from unmask.errors import ConfigError
 from unmask.selection import quota
 
-History = dict[int, tuple[float, ...]]
-
 
 @dataclass(frozen=True)
 class Klass(Scheduled):
@@ -68,24 +66,26 @@ class Klass(Scheduled):
         return replace(ask, optional=following), state
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
-        """Append the divergences to the histories, then select."""
-        previous: History = state.memory if isinstance(state.memory, dict) else {}
-        history: History = {}
-        uids = canvas.uid[reading.positions].tolist()
-        for uid, divergence in zip(uids, reading.stats["kl"].tolist(), strict=True):
-            past = previous.get(uid, ()) if np.isfinite(divergence) else ()
-            history[uid] = (*past, divergence)[-self.kl_history_length :]
-        stable = [
-            len(history[uid]) == self.kl_history_length and max(history[uid]) < self.kl_threshold
-            for uid in uids
-        ]
-        marked = replace(reading, stats={**reading.stats, "stable": np.array(stable, dtype=float)})
-        return super().step(canvas, replace(state, memory=history), marked)
+        """Count each position's stable forwards in a row, then select.
+
+        A divergence that is not below the threshold, such as the infinite one of a position that was not
+        read before, starts the count again: the last n are all below it where the count is at least n.
+        """
+        uids, is_below = canvas.uid[reading.positions], reading.stats["kl"] < self.kl_threshold
+        runs = np.zeros(canvas.next_uid, dtype=np.int64)
+        if isinstance(state.memory, np.ndarray):
+            past = uids[uids < len(state.memory)]
+            runs[past] = state.memory[past]
+        runs[uids] = np.where(is_below, runs[uids] + 1, 0)
+        run = runs[uids]
+        marked = replace(reading, stats={**reading.stats, "run": run.astype(np.float64)})
+        return super().step(canvas, replace(state, memory=runs), marked)
 
     def select(self, reading: Reading, scores: Scores, block: Block) -> Ints:
         """Select all stable and confident positions, else the quota."""
         if block.step >= self.kl_history_length - 1:
-            ready = (reading.stats["stable"] > 0) & (scores.level > self.threshold)
+            is_stable = reading.stats["run"] >= self.kl_history_length
+            ready = is_stable & (scores.level > self.threshold)
             if ready.any():
                 chosen: Ints = np.flatnonzero(ready)
                 return chosen

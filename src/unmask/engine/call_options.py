@@ -25,6 +25,7 @@ class RequestOptions(Knobs, total=False):
     draft: DraftLike
     pinned: Pins | None
     max_edits: int | None
+    trace_alternatives: int
 
 
 class ConversationOptions(RequestOptions, total=False):

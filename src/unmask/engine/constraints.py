@@ -42,8 +42,8 @@ class ConstraintCompiler:
         """
         if not isinstance(constraint, TextConstraint):
             raise GrammarError(
-                f"constraint={constraint!r} must be unmask.regex(...), choice(...), json_schema(...) or "
-                f"json_object()"
+                f"constraint={constraint!r} must be unmask.regex(...), choice(...), json_schema(...), "
+                f"json_object() or ebnf(...)"
             )
         with self._lock:
             return self._automaton(constraint, end_ids)

@@ -38,6 +38,7 @@ from unmask.engine.request_builder import (
     Drafter,
     RequestBuilder,
     parse_method,
+    with_alternatives,
 )
 from unmask.engine.scheduler import Event, decode
 from unmask.engine.sequence import SequenceState
@@ -207,6 +208,7 @@ class LLM:
         stop_at_eos: bool = True,
         stop_token_ids: Iterable[int] = (),
         return_trace: bool = False,
+        trace_alternatives: int = 0,
         raw: bool = False,
         max_batch_size: int = 32,
         constraint: TextConstraint | None = None,
@@ -218,25 +220,23 @@ class LLM:
     ) -> list[Output]:
         """Decode `n` answers to every prompt, in order: those to the first prompt come first.
 
-        `prompts`: a string, a list of strings, or lists of token ids, which are used unchanged. A string is
-        one user turn in the model's chat template if it has one; with `raw=True` it is plain text.
-        `gen_length` positions are generated (default 128; decoder daedal chooses the number itself); with
-        `stop_at_eos`, decoding ends early when all positions before an end token are decided;
-        `stop_token_ids` are further end tokens, or the only ones without `stop_at_eos`. Row i of the
-        outputs has the seed `seed` + i, which fixes all its randomness in any batch: equal prompts are
-        sampled differently, and row i alone is the call with its prompt and `seed` + i. Up to
-        `max_batch_size` rows share a forward. `knobs` are those of `SamplingParams` (`temperature`,
-        `cfg_scale`, `vocabulary`...) and the decoder's own (`steps`, `block_length`, `threshold`...);
-        `decoder` may include some: "prophet(inner=cadllm)". Knobs of the cache are in `cache_args`, called
-        `cache.NAME`, or part of its name: "dllm(kp=50, kr=7)". Both may be your own: an object
-        (`Threshold(threshold=0.8)`), a class, a file ("./mine.py"), "module:Class", or the entry point of
-        an installed package. A `MethodSpec` as `decoder` has all of these: decoder, cache and knobs.
-        `constraint`, made by `unmask.regex`, `choice`, `json_schema` or `json_object`, holds for every
-        answer, whatever the method; it excludes vocabulary=frequency and union.
-        `draft`, a text or ids (or a list, one for each prompt), is what the answer begins as, and sets the
-        default length; a decoder that revises changes it, at most `max_edits` tokens and nothing `pinned`:
-        texts, or ranges [start, end) of characters (for ids: positions). `progress`: True, False, or a
-        function of decided and all positions; None: a bar where one is seen.
+        `prompts`: a string, a list of strings, or lists of token ids. A string is one user turn in the
+        model's chat template if it has one; with `raw=True` it is plain text. `gen_length` positions are
+        generated (default 128; decoder daedal chooses the number itself); with `stop_at_eos`, decoding ends
+        early when all positions before an end token are decided; `stop_token_ids` are further end tokens,
+        or the only ones without `stop_at_eos`. Output i has the seed `seed` + i, which fixes its randomness
+        in any batch: it alone is the call with its prompt and `seed` + i. Up to `max_batch_size` rows share
+        a forward. `knobs` are those of `SamplingParams` (`temperature`...) and the decoder's own (`steps`,
+        `threshold`...); `decoder` may include some: "prophet(inner=cadllm)". Knobs of the cache are in
+        `cache_args`, called `cache.NAME`, or part of its name: "dllm(kp=50, kr=7)". Both may be your own:
+        an object (`Threshold(threshold=0.8)`), a class, a file ("./mine.py"), "module:Class", or the entry
+        point of an installed package. A `MethodSpec` as `decoder` has all of these. `constraint`, made by
+        `unmask.regex`, `choice`, `json_schema` or `json_object`, holds for every answer; it excludes
+        vocabulary=frequency and union. A trace has the `trace_alternatives` (at most 20) likeliest tokens
+        of each commit. `draft`, a text or ids (or a list, one for each prompt), is what the answer begins
+        as, and sets the default length; a decoder that revises changes it, at most `max_edits` tokens and
+        nothing `pinned`: texts, or ranges [start, end) of characters (for ids: positions). `progress`:
+        True, False, or a function of decided and all positions; None: a bar where one is seen.
 
         Raises PromptError (empty, too long, unknown ids) and ConfigError (anything that is not allowed).
         """
@@ -251,8 +251,9 @@ class LLM:
             constraint=constraint,
             draft=read_draft(draft, pinned, max_edits),
         )
-        requests = self.requests.rows(template, prompt_list(prompts), gen_length, n, raw=raw)
-        finished = self.run(requests, max_batch_size, progress)
+        rows = self.requests.rows(template, prompt_list(prompts), gen_length, n, raw=raw)
+        rows = with_alternatives(rows, trace_alternatives, has_trace=return_trace)
+        finished = self.run(rows, max_batch_size, progress)
         return [self.output(sequence, return_trace) for sequence in finished]
 
     @overload
@@ -304,6 +305,7 @@ class LLM:
         cache_args: Mapping[str, object] | None = None,
         seed: int = 0,
         return_trace: bool = False,
+        trace_alternatives: int = 0,
         constraint: TextConstraint | None = None,
         draft: DraftLike = None,
         pinned: Pins | None = None,
@@ -326,7 +328,8 @@ class LLM:
             constraint=constraint,
             draft=read_draft(draft, pinned, max_edits),
         )
-        return self.output(self.run([request], 1, progress)[0], return_trace)
+        rows = with_alternatives([request], trace_alternatives, has_trace=return_trace)
+        return self.output(self.run(rows, 1, progress)[0], return_trace)
 
     @overload
     def stream(
@@ -415,6 +418,7 @@ class LLM:
         draft: DraftLike = None,
         pinned: Pins | None = None,
         max_edits: int | None = None,
+        trace_alternatives: int = 0,
         **knobs: Unpack[Knobs],
     ) -> Request:
         """Return one request for an engine to decode; options as those of `generate`.
@@ -426,7 +430,7 @@ class LLM:
         method = parse_method(
             decoder, cache, cache_args, knobs, gen_length=gen_length, options=options
         )
-        return self.requests.request(
+        request = self.requests.request(
             content,
             method,
             gen_length=gen_length,
@@ -437,6 +441,7 @@ class LLM:
             constraint=constraint,
             draft=read_draft(draft, pinned, max_edits),
         )
+        return with_alternatives([request], trace_alternatives)[0]
 
     def prompt_canvas(
         self, prompt: Prompt, gen_length: int, *, raw: bool = False, option: str = "gen_length"
@@ -525,10 +530,7 @@ class LLM:
         self._background = self.weights_folder = None
 
     def origin(self) -> ModelOrigin:
-        """Return digests of the model's files as they are now, and the form of its weights.
-
-        Files outside of the hub's cache are read once per process. Raises ModelError.
-        """
+        """Return digests of the model's files as they are now, and its dtype. Raises ModelError."""
         return self._parts.origin(self.model)
 
     def output(self, sequence: SequenceState, return_trace: bool) -> Output:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -176,7 +177,12 @@ class ModelRunner:
         In pages nothing moves: moved positions are not final any more.
         """
         dense = self._dense(sequence)
-        if dense is None or np.array_equal(before.uid, sequence.canvas.uid[: len(before)]):
+        after = sequence.canvas
+        if (
+            dense is None
+            or before.uid is after.uid
+            or np.array_equal(before.uid, after.uid[: len(before)])
+        ):
             return
         sources = places(before, sequence.canvas)
         targets = np.flatnonzero(sources >= 0)
@@ -208,7 +214,7 @@ class ModelRunner:
         if limit is not None and request.cache.exact:
             ask = replace(ask, optional=ask.optional[ask.optional < limit])
         positions = np.union1d(ask.rows, ask.optional) if len(ask.optional) else ask.rows
-        if request.cache.exact:  # without a cache all rows are computed
+        if request.cache.exact and positions is not ask.rows:  # without a cache all are computed
             ask = replace(ask, rows=positions)
         answering = self.row_of(ask.rows)
         answer = request.cache.plan(canvas, ask, answering, sequence.cache_state)
@@ -227,10 +233,12 @@ class ModelRunner:
         sequence.cache_state = state
         plan = _up_to(plan, limit)
         rows = self.row_of(positions)
-        computed = np.isin(rows, plan.queries)
+        is_computed = np.zeros(len(canvas), dtype=np.bool_)
+        is_computed[plan.queries] = True
+        computed = is_computed[rows]
         read = positions[computed]
         allowed = allowed_tokens(request, canvas, sequence.limit, read)
-        top, named = request.num_top, request.named
+        top, named = request.num_likeliest, request.named
         ask = replace(ask, rows=read, allowed=allowed, num_top=top, named=named)
         return ForwardInput(sequence, ask, rows[computed], plan)
 
@@ -296,13 +304,13 @@ class ModelRunner:
             shadows = np.arange(len(item.ask.shadows)) + start + len(item.plan.queries)
             states[id(item.sequence), sees_prompt] = (at, shadows)
         parts = []
-        for item in inputs:
+        for item, keys in zip(inputs, _keys(inputs), strict=True):
             cond, uncond = (states.get((id(item.sequence), branch)) for branch in (True, False))
             assert cond is not None, "every sequence has a row with its prompt"
             item.sequence.num_logit_rows += (len(item.rows) + len(item.ask.shadows)) * (
                 1 if uncond is None else 2
             )
-            parts.append(LogitRows(item.sequence, item.ask, cond, uncond, self._keys(item)))
+            parts.append(LogitRows(item.sequence, item.ask, cond, uncond, keys))
         packed = self.lm_head.propose(flat_ND, parts)
         importances = [tensor.double() for tensor in importance.values()]
         finite = flat_ND.isfinite().all().double()[None]
@@ -328,14 +336,19 @@ class ModelRunner:
     def _readings(self, parts: list[LogitRows], values: np.ndarray) -> list[Reading]:
         """Return the readings; rows of `values`: the proposals of all parts, then the shadows of all."""
         readings: list[Reading] = []
-        start, shadow = 0, sum(len(part.ask.rows) for part in parts)
-        for part in parts:
+        counts = [len(part.ask.rows) for part in parts]
+        start, shadow = 0, sum(counts)
+        has_nan = bool(np.isnan(values[:shadow, :2]).any())
+        tokens = _pieces(values[:shadow, 0].astype(np.int64), counts)
+        log_odds = _pieces(values[:shadow, 1].copy(), counts)
+        numbers = _pieces(uniform(np.concatenate([part.keys for part in parts])), counts)
+        for i, part in enumerate(parts):
             end, shadow_end = start + len(part.ask.rows), shadow + len(part.ask.shadows)
             own = values[start:end]
             is_plain = (
                 part.params.temperature == part.params.cfg_scale == 0 and part.ask.credit is None
             )
-            if is_plain and np.isnan(own[:, :2]).any():
+            if has_nan and is_plain and np.isnan(own[:, :2]).any():
                 raise ModelError(NOT_FINITE)
             top_tokens, top_log_probs = _top_of(own, part.ask)
             names: list[str] = [name for name in STATS if name in part.ask.stats]
@@ -349,9 +362,9 @@ class ModelRunner:
             readings.append(
                 Reading(
                     positions=part.ask.rows,
-                    tokens=own[:, 0].astype(np.int64),
-                    log_odds=own[:, 1].copy(),
-                    uniform=uniform(part.keys),
+                    tokens=tokens[i],
+                    log_odds=log_odds[i],
+                    uniform=numbers[i],
                     top_tokens=top_tokens,
                     top_log_probs=top_log_probs,
                     stats={name: own[:, 2 + STATS.index(name)].copy() for name in names},
@@ -361,11 +374,6 @@ class ModelRunner:
             )
             start, shadow = end, shadow_end
         return readings
-
-    def _keys(self, item: ForwardInput) -> np.ndarray:
-        sequence = item.sequence
-        uids = sequence.canvas.uid[item.ask.rows]
-        return row_keys(sequence.request.seed, sequence.num_forwards, uids)
 
     def _states(
         self, metas: list[tuple[ForwardInput, bool]]
@@ -442,6 +450,25 @@ class ModelRunner:
         tokens = fed_tokens(item.sequence.canvas, sees_prompt)[item.plan.queries]
         masks = np.full(len(item.ask.shadows), self.model.spec.mask_id, dtype=np.int64)
         return np.concatenate((tokens, masks))
+
+
+def _keys(inputs: list[ForwardInput]) -> list[np.ndarray]:
+    """Return the random keys of each input's rows, all computed together."""
+    counts = [len(item.ask.rows) for item in inputs]
+    seeds = [item.sequence.request.seed & (2**64 - 1) for item in inputs]
+    numbers = [item.sequence.num_forwards for item in inputs]
+    keys = row_keys(
+        np.repeat(np.array(seeds, dtype=np.uint64), counts),
+        np.repeat(np.array(numbers, dtype=np.int64), counts),
+        np.concatenate([item.sequence.canvas.uid[item.ask.rows] for item in inputs]),
+    )
+    return _pieces(keys, counts)
+
+
+def _pieces(values: np.ndarray, counts: list[int]) -> list[np.ndarray]:
+    """Cut an array into adjacent pieces of these lengths."""
+    ends = list(accumulate(counts))
+    return [values[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def _top_of(values: np.ndarray, ask: Ask) -> tuple[Ints, Floats]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from unmask.canvas import Canvas, Edit, Ints
+from unmask.canvas import Canvas, Edit, Ints, Reading
 from unmask.errors import ConfigError
 from unmask.pictures.film import Film, PositionTexts, film_of
 from unmask.plain_text import one_line, printable
@@ -31,6 +31,10 @@ class Commit(NamedTuple):
     confidence: float
 
 
+Alternatives = tuple[tuple[int, float], ...]
+"""The likeliest tokens of a position and their probabilities, the likeliest first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """Changes of one forward.
@@ -38,6 +42,8 @@ class Step:
     `committed` in position order; `replaced` likewise (decided before); `remasked` positions; `inserted`
     `(position, count)` pairs; `deleted` positions; `appended` tokens; `num_queries` positions computed by
     the forward; `notes`: numbers that the decoder chose for it (a controller's block length, threshold...).
+    `alternatives`: the likeliest tokens of committed and replaced positions, those that the forward read;
+    only with `trace_alternatives`.
     """
 
     committed: tuple[Commit, ...]
@@ -48,9 +54,29 @@ class Step:
     num_queries: int = 0
     appended: tuple[int, ...] = ()
     notes: Mapping[str, float] = field(default_factory=dict)
+    alternatives: Mapping[int, Alternatives] = field(default_factory=dict)
 
 
-def step_of(edit: Edit, num_queries: int) -> Step:
+def alternatives_of(edit: Edit, reading: Reading, count: int) -> dict[int, Alternatives]:
+    """Return up to `count` likeliest tokens of each position that an edit decides and a forward read.
+
+    Probabilities are those of the model's distribution, over the vocabulary of the request.
+    """
+    found: dict[int, Alternatives] = {}
+    for position in sorted({*edit.commit.tolist(), *edit.replace.tolist()}) if count else ():
+        row = int(np.searchsorted(reading.positions, position))
+        if row == len(reading.positions) or reading.positions[row] != position:
+            continue
+        tokens = reading.top_tokens[row, :count].tolist()
+        shares = np.exp(reading.top_log_probs[row, :count]).tolist()
+        pairs = zip(tokens, shares, strict=True)
+        found[position] = tuple((token, share) for token, share in pairs if token >= 0)
+    return found
+
+
+def step_of(
+    edit: Edit, num_queries: int, alternatives: Mapping[int, Alternatives] | None = None
+) -> Step:
     """Build the trace entry of an edit."""
     commits = zip(edit.commit.tolist(), edit.tokens.tolist(), edit.confidence.tolist(), strict=True)
     replaced = zip(edit.replace.tolist(), edit.replace_tokens.tolist(), strict=True)
@@ -63,6 +89,7 @@ def step_of(edit: Edit, num_queries: int) -> Step:
         num_queries=num_queries,
         appended=tuple(edit.append.tolist()),
         notes=dict(edit.notes),
+        alternatives=dict(alternatives or {}),
     )
 
 
@@ -163,6 +190,7 @@ class Output:
             self.opening.texts(),
             self.opening.end_ids,
             title=self.opening.title,
+            alternatives=[step.alternatives for step in self.trace],
         )
 
     def save(

@@ -30,6 +30,7 @@ class Request:
     `constraint` is the automaton that the answer, or each blank of an infill, must be accepted by.
     `num_top` and `named`: return the log-probabilities of so many likeliest tokens and of these token ids
     with each event. `max_edits`: the most positions that may differ from a draft in the canvas, None: all.
+    `num_alternatives`: keep so many likeliest tokens of each commit in the trace.
     """
 
     canvas: Canvas
@@ -42,6 +43,12 @@ class Request:
     num_top: int = 0
     named: tuple[int, ...] = ()
     max_edits: int | None = None
+    num_alternatives: int = 0
+
+    @property
+    def num_likeliest(self) -> int:
+        """The number of likeliest tokens to read at each position."""
+        return max(self.num_top, self.num_alternatives)
 
     @property
     def decoder(self) -> AnyDecoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ INFILL_OPTIONS = (
     "cache_args",
     "seed",
     "return_trace",
+    "trace_alternatives",
     "constraint",
     *DRAFT_OPTIONS,
 )
@@ -45,6 +46,7 @@ STREAM_OPTIONS = (
     "seed",
     "stop_at_eos",
     "stop_token_ids",
+    "trace_alternatives",
     "constraint",
     *DRAFT_OPTIONS,
 )
@@ -66,6 +68,27 @@ CacheLike = CacheName | Reference | Path | AnyCache | type[AnyCache]
 """A cache policy, in the same forms."""
 Drafter = Callable[[Canvas], Draft]
 """A function that proposes tokens for a canvas: one token id per position, -1 for none."""
+
+
+MAX_ALTERNATIVES = 20
+"""Largest number of likeliest tokens that a trace keeps of each commit."""
+
+
+def with_alternatives(
+    requests: Sequence[Request], trace_alternatives: int, *, has_trace: bool = True
+) -> list[Request]:
+    """Return requests whose traces keep so many likeliest tokens of each commit.
+
+    Raises ConfigError unless the number is 0 to 20, and for one above 0 without a trace.
+    """
+    count = whole("trace_alternatives", trace_alternatives, 0)
+    if count > MAX_ALTERNATIVES:
+        raise ConfigError(f"trace_alternatives={count} must be at most {MAX_ALTERNATIVES}")
+    if count and not has_trace:
+        raise ConfigError(
+            f"trace_alternatives={count} has no effect without return_trace=True; add it, or leave it out"
+        )
+    return [replace(request, num_alternatives=count) for request in requests]
 
 
 def parse_method(

@@ -193,13 +193,14 @@ class Scheduler:
 
     def _by_turn(self) -> list[SequenceState]:
         """Return the active sequences: those deferred too often, small ones, then by deferrals and age."""
-        most = max((work_left(sequence) for sequence in self.active), default=0)
+        work = {id(sequence): work_left(sequence) for sequence in self.active}
+        most = max(work.values(), default=0)
 
         def turn(sequence: SequenceState) -> tuple[int, int]:
             num_deferred = self._num_deferred.get(id(sequence), 0)
             if num_deferred >= MAX_DEFERRED:
                 return 0, -num_deferred
-            is_small = SMALLER * work_left(sequence) <= most
+            is_small = SMALLER * work[id(sequence)] <= most
             return 1 if is_small else 2, -num_deferred
 
         return sorted(self.active, key=turn)
@@ -215,8 +216,9 @@ class Scheduler:
         self.num_computed += cost
         queries = item.plan.queries
         if len(queries):
-            share = (queries >= before.prompt_length).sum() / len(queries)
-            num_answer = round(cost * float(share))
+            num_asked = len(queries) - int(np.searchsorted(queries, before.prompt_length))
+            share = num_asked / len(queries)
+            num_answer = round(cost * share)
             self.num_answer += num_answer
             sequence.num_answer += num_answer
         sequence.count(item.plan.queries, cost)
@@ -228,7 +230,8 @@ class Scheduler:
             self.runner.follow(sequence, before)
             sequence.cache_bytes = max(sequence.cache_bytes, self.runner.cache_bytes(sequence))
         request = sequence.request
-        reading = observation.reading if request.num_top or request.named else None
+        has_likeliest = request.num_likeliest or request.named
+        reading = observation.reading if has_likeliest else None
         return Event(before, edit, sequence, capture.error, reading)
 
 
@@ -271,15 +274,15 @@ def decide(sequence: SequenceState, reading: Reading) -> Edit:
         shadows = NO_POSITIONS if sequence.ask is None else sequence.ask.shadows
         edit = within_edits(request, canvas, edit, shadows, reading)
     edit = restrict(request, canvas, sequence.limit, edit, reading)
-    undecided = reading.undecided(canvas)
     if request.sampling_params.vocabulary == "adaptive":
-        sequence.sampler_state.record(undecided.confidence, edit.tokens)
+        sequence.sampler_state.record(reading.undecided(canvas).confidence, edit.tokens)
         edit = replace(edit, notes={"vocab_size": float(reading.top_v or 0), **edit.notes})
-    if sequence.num_forwards >= request.max_forwards:
+    if sequence.num_forwards >= sequence.max_forwards:
         sequence.num_forced += 1
+        undecided = reading.undecided(canvas)
         everything = undecided.commit(np.arange(len(undecided.positions)))
         return restrict(request, canvas, sequence.limit, everything, reading)
-    if edit.is_empty and len(undecided.positions):
+    if edit.is_empty and len((undecided := reading.undecided(canvas)).positions):
         sequence.num_forced += 1
         best = undecided.commit(np.argmax(undecided.log_odds, keepdims=True))
         return restrict(request, canvas, sequence.limit, best, reading)

@@ -11,6 +11,7 @@ from unmask.caches.base import Observation
 from unmask.canvas import (
     NO_SCORES,
     Ask,
+    Bools,
     Canvas,
     DraftMeter,
     Edit,
@@ -20,7 +21,7 @@ from unmask.canvas import (
     truncate,
 )
 from unmask.engine.constrained import check_possible
-from unmask.engine.outputs import FinishReason, Step, step_of
+from unmask.engine.outputs import FinishReason, Step, alternatives_of, step_of
 from unmask.engine.request import Request, checked_count
 from unmask.errors import DecoderError
 
@@ -60,6 +61,12 @@ class SequenceState:
     """The first decided stop token that cannot change any more, if it is to end the answer."""
     limit: int | None = None
     """Positions from here on are padding that no forward needs to compute (`drop_after_eos`)."""
+    max_forwards: int = field(init=False)
+    """That of the request, which takes a call of the decoder."""
+
+    def __post_init__(self) -> None:
+        """Compute the maximum number of forwards once."""
+        self.max_forwards = self.request.max_forwards
 
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> SequenceState:
@@ -96,7 +103,8 @@ class SequenceState:
         self.end = self._ending()
         if self.request.sampling_params.drop_after_eos and self.end is not None:
             edit = self._drop(edit, self.end + 1)
-        self.trace.append(step_of(edit, num_queries))
+        others = alternatives_of(edit, observation.reading, self.request.num_alternatives)
+        self.trace.append(step_of(edit, num_queries, others))
         self.num_forwards += 1
         self.ask = None
         self.cache_state = self.request.cache.observe(
@@ -157,9 +165,9 @@ class SequenceState:
 
     def _first_end(self) -> int | None:
         """Return the first decided stop token of the answer that cannot change any more."""
-        start, ids = self.canvas.prompt_length, np.fromiter(self.request.stop_ids, dtype=np.int64)
-        decided = ~self.canvas.open[start:]
-        ends = np.flatnonzero(decided & np.isin(self.canvas.tokens[start:], ids))
+        start = self.canvas.prompt_length
+        is_end = _is_among(self.canvas.tokens[start:], self.request.stop_ids)
+        ends = np.flatnonzero(is_end & ~self.canvas.open[start:])
         if not len(ends):
             return None
         first = start + int(ends[0])
@@ -210,7 +218,7 @@ class SequenceState:
         return round(float(self.computed[counted].sum()))
 
     def _check_end(self) -> None:
-        exhausted = self.num_forwards >= self.request.max_forwards
+        exhausted = self.num_forwards >= self.max_forwards
         if self.end is not None and not self._is_open_before(self.end):
             self.finish_reason = "stop"
             self._pad(0)
@@ -238,3 +246,11 @@ class SequenceState:
             open=self.canvas.open & ~padded,
             origin=np.where(padded, -2, self.canvas.origin),
         )
+
+
+def _is_among(tokens: Ints, ids: frozenset[int]) -> Bools:
+    """Return a flag per token: True if it is one of some ids, usually two or three."""
+    found: Bools = np.zeros(len(tokens), dtype=np.bool_)
+    for id_ in ids:
+        found |= tokens == id_
+    return found

@@ -8,6 +8,9 @@ in a row, so that a steady stream of small requests slows large ones down but ne
 
 from __future__ import annotations
 
+import numpy as np
+
+from unmask.canvas import Canvas
 from unmask.engine.sequence import SequenceState
 
 SMALLER = 8
@@ -22,14 +25,18 @@ def work_left(sequence: SequenceState) -> int:
     Positions with a draft's token count as undecided.
     """
     canvas = sequence.canvas
-    return (canvas.num_open + int(canvas.drafted.sum())) * len(canvas)
+    return _num_undecided(canvas) * len(canvas)
 
 
 def work_at_most(sequence: SequenceState) -> int:
     """Return `work_left` of a sequence before its first forward, for the longest canvas it may have."""
     canvas, longest = sequence.canvas, sequence.request.max_positions
-    num_undecided = canvas.num_open + int(canvas.drafted.sum())
-    return (longest - len(canvas) + num_undecided) * longest
+    return (longest - len(canvas) + _num_undecided(canvas)) * longest
+
+
+def _num_undecided(canvas: Canvas) -> int:
+    """Return the number of positions that no forward has committed: open ones and those of a draft."""
+    return int(np.count_nonzero((canvas.origin == -1) & ~canvas.fixed))
 
 
 def num_extra_rows(max_rows: int) -> int:

@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unmask.errors import GrammarError, cut_text
+from unmask.grammar.ebnf import MAX_GRAMMAR_DEPTH, ebnf_node
 from unmask.grammar.json_schema import MAX_DEPTH, object_node, schema_node
 from unmask.grammar.nodes import Node, either
 from unmask.grammar.regex import parse_regex
 from unmask.json_text import parse_json
 
 MAX_SOURCE_CHARS = 1 << 16
-"""Maximum length of a regular expression, of all choices together, and of a schema."""
+"""Maximum length of a regular expression, a schema, a grammar, and of all choices together."""
 
-ConstraintKind = Literal["regex", "choice", "json_schema", "json_object"]
+ConstraintKind = Literal["regex", "choice", "json_schema", "json_object", "ebnf"]
 
 
 @dataclass(frozen=True, slots=True)
 class TextConstraint:
     """A language that an answer must belong to: its kind, and its definition as text.
 
-    Make one with `regex`, `choice`, `json_schema` or `json_object`. Equal constraints share their compiled
-    automaton.
+    Make one with `regex`, `choice`, `json_schema`, `json_object` or `ebnf`. Equal constraints share
+    their compiled automaton.
     """
 
     kind: ConstraintKind
@@ -38,6 +39,9 @@ class TextConstraint:
         if self.kind == "json_object":
             assert isinstance(value, int), "made by json_object"
             return object_node(value)
+        if self.kind == "ebnf":
+            assert isinstance(value, list), "made by ebnf"
+            return ebnf_node(str(value[0]), int(value[1]))
         if self.kind == "choice":
             assert isinstance(value, list), "made by choice"
             return either(str(each) for each in value)
@@ -104,6 +108,20 @@ def json_object(max_depth: int = 3) -> TextConstraint:
             f"max_depth={max_depth} must be 1 to {MAX_DEPTH}; automata double with it"
         )
     return TextConstraint("json_object", str(max_depth))
+
+
+def ebnf(grammar: str, depth: int = 3) -> TextConstraint:
+    """Return the constraint that the answer is a text of a grammar's rule `root`, in GBNF's spelling.
+
+    A rule may stand within itself up to `depth` times (1 to 8); deeper texts are left out. Recursion at the
+    end or the beginning of a rule is not bounded. The syntax is in `unmask.grammar.ebnf`. Raises
+    GrammarError.
+    """
+    if not isinstance(grammar, str):
+        raise GrammarError(f"grammar={grammar!r} must be a text")
+    if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= MAX_GRAMMAR_DEPTH:
+        raise GrammarError(f"depth={depth!r} must be a whole number, 1 to {MAX_GRAMMAR_DEPTH}")
+    return _checked(TextConstraint("ebnf", json.dumps([_short(grammar, "the grammar"), depth])))
 
 
 def _short(source: str, name: str) -> str:

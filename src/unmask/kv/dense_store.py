@@ -9,6 +9,7 @@ Letters: G key/value heads, A head width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class DenseStore:
         yield self.keys
         yield self.values
 
-    @property
+    @cached_property
     def bytes_per_position(self) -> int:
         """Bytes per position over all layers and tensors."""
         return sum(_position_bytes(t) for tensors in self.tensors for t in tensors)

@@ -13,11 +13,15 @@ LOW_BELOW, MIDDLE_BELOW = 0.3, 0.7
 
 
 class Written(NamedTuple):
-    """A token that was written at a position: text, forward (from 1) and confidence (None: unknown)."""
+    """A token that was written at a position: text, forward (from 1) and confidence (None: unknown).
+
+    `likeliest`: texts and probabilities of the likeliest tokens there at that time, if the trace has them.
+    """
 
     text: str
     forward: int
     confidence: float | None
+    likeliest: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,10 @@ def level(cell: FilmCell) -> str:
 
 
 def about(cell: FilmCell, position: int) -> str:
-    """Return what is known of a position as one line: token, forward, probability, earlier tokens."""
+    """Return what is known of a position as one line: its token, and earlier ones.
+
+    Of each: forward, probability, and the likeliest tokens then, as far as they are known.
+    """
     if cell.kind == "fixed":
         return f"position {position}: {cell.text!r}, given"
     if cell.written is None:
@@ -116,7 +123,10 @@ def about(cell: FilmCell, position: int) -> str:
 
 def _told(written: Written) -> str:
     text = f"{written.text!r}, forward {written.forward}"
-    return text if written.confidence is None else f"{text}, probability {written.confidence:.2f}"
+    if written.confidence is not None:
+        text += f", probability {written.confidence:.2f}"
+    others = ", ".join(f"{other!r} {share:.2f}" for other, share in written.likeliest)
+    return f"{text}, likeliest {others}" if others else text
 
 
 def order_of(frames: Sequence[FilmFrame]) -> list[int]:

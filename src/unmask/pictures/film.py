@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -67,9 +67,11 @@ def film_of(
     end_ids: frozenset[int] = frozenset(),
     *,
     title: str = "",
+    alternatives: Sequence[Mapping[int, Sequence[tuple[int, float]]]] = (),
 ) -> Film:
     """Return the film of a decode that began with `canvas`; `edits` are pairs of edit and queries.
 
+    `alternatives`: by forward, ids and probabilities of the likeliest tokens of positions that it decided.
     Positions right of a decided end token that no forward has decided are shown as ends in the last frame:
     the engine fills them without the network. Raises DecoderError for an edit that does not fit its canvas.
     """
@@ -77,7 +79,8 @@ def film_of(
     record = _Record(texts, end_ids, start)
     frames = [record.frame(canvas, 0, 0)]
     for number, (edit, num_queries) in enumerate(edits):
-        canvas = record.follow(canvas, edit, number)
+        others = alternatives[number] if alternatives else {}
+        canvas = record.follow(canvas, edit, number, others)
         frames.append(record.frame(canvas, number + 1, num_queries))
     frames[-1] = _closed(frames[-1])
     hidden = texts.special | end_ids
@@ -91,19 +94,31 @@ class _Record:
     def __init__(self, texts: PositionTexts, end_ids: frozenset[int], start: int) -> None:
         self._texts, self._end_ids, self._start = texts, end_ids, start
         self._written: dict[int, tuple[int, float | None]] = {}
+        self._likeliest: dict[int, tuple[tuple[str, float], ...]] = {}
         self._earlier: dict[int, tuple[Written, ...]] = {}
         self._shown: Mapping[int, str] = {}
         self._remasked: frozenset[int] = frozenset()
 
-    def follow(self, before: Canvas, edit: Edit, number: int) -> Canvas:
+    def follow(
+        self,
+        before: Canvas,
+        edit: Edit,
+        number: int,
+        alternatives: Mapping[int, Sequence[tuple[int, float]]],
+    ) -> Canvas:
         """Record an edit of forward `number` (from 0) and return the canvas after it."""
         after = apply(before, edit, number)
         taken = before.uid[edit.replace].tolist() + before.uid[edit.remask].tolist()
         for uid in taken:
             if uid in self._written and uid in self._shown:
-                old = Written(self._shown[uid], *self._written[uid])
+                likeliest = self._likeliest.get(uid, ())
+                old = Written(self._shown[uid], *self._written[uid], likeliest)
                 self._earlier[uid] = (*self._earlier.get(uid, ()), old)
             self._written.pop(uid, None)
+            self._likeliest.pop(uid, None)
+        for position, pairs in alternatives.items():
+            named = tuple((self._texts.text(id_), share) for id_, share in pairs)
+            self._likeliest[int(before.uid[position])] = named
         new = zip(before.uid[edit.commit].tolist(), edit.confidence.tolist(), strict=True)
         confidences: dict[int, float | None] = dict(new)
         confidences |= dict.fromkeys(before.uid[edit.replace].tolist(), None)
@@ -136,7 +151,7 @@ class _Record:
                 continue
             number, confidence = self._written.get(uid, (0, None))
             kind = "new" if forward and number == forward else "old"
-            written = Written(text, number, confidence)
+            written = Written(text, number, confidence, self._likeliest.get(uid, ()))
             yield FilmCell(uid, text, kind, token in self._end_ids, written, earlier)
 
 

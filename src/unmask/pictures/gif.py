@@ -44,13 +44,21 @@ def gif_of(
     frame_s: float = 0.25,
     hold_s: float = 2.0,
     font: Path | None = None,
+    max_total: int | None = None,
 ) -> bytes:
     """Return the GIF; a frame lasts `frame_s` seconds, the last one `hold_s` more. It repeats without end.
 
     `font`: a TrueType or OpenType file with letters of one width (default: DejaVu Sans Mono, which has no
-    Chinese, Japanese or Korean). Raises ConfigError and DependencyError.
+    Chinese, Japanese or Korean). `max_total`: largest number of pixels of all frames. Raises ConfigError
+    and DependencyError.
     """
     stage = _Stage(layout_of(film, columns), font, has_title=bool(film.title))
+    total = stage.width * stage.height * len(film.frames)
+    if max_total is not None and total > max_total:
+        raise ConfigError(
+            f"the {len(film.frames)} frames of this GIF would have {total} pixels, more than {max_total}; "
+            f"use an SVG or a page instead"
+        )
     pictures = [stage.picture(film, frame) for frame in film.frames]
     durations = [max(20, round(1000 * frame_s))] * len(pictures)
     durations[-1] += round(1000 * hold_s)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast, get_args
 
-from unmask.pictures.cells import FilmCell, Frames, Written, about, shown_text
+from unmask.errors import ConfigError
+from unmask.pictures.cells import CellKind, FilmCell, FilmFrame, Frames, Written, about, shown_text
 from unmask.plain_text import printable, script_json
 
 PLAYER = Path(__file__).parent / "player.html"
 """The page; `FILM_DATA` in it stands for the film."""
 MARK = "/*FILM_DATA*/null"
-KINDS = ("open", "again", "new", "old", "fixed")
+KINDS: tuple[CellKind, ...] = get_args(CellKind)
+MAX_FRAMES, MAX_CELLS, MAX_POSITIONS, MAX_CHARS = 2000, 4096, 400_000, 4_000_000
+"""Limits of a film from elsewhere: frames, distinct positions, and positions and characters in all."""
 
-PageCell = tuple[int, str, int, int, int, float | None, list[tuple[str, int, float | None]]]
-"""Identity, text, index into KINDS, 1 for an end, forward (0: none), probability, earlier tokens."""
+Likeliest = list[tuple[str, float]]
+PageCell = tuple[
+    int, str, int, int, int, float | None, list[tuple[str, int, float | None, Likeliest]], Likeliest
+]
+"""Identity, text, index into KINDS, 1 for an end, forward (0: none), probability, earlier tokens, and the
+likeliest tokens when it was written. An earlier token has text, forward, probability and likeliest ones."""
 
 
 class FilmData(TypedDict):
@@ -47,7 +55,11 @@ def data_of(film: Frames) -> FilmData:
                         int(cell.is_end),
                         written.forward,
                         _rounded(written.confidence),
-                        [(old.text, old.forward, _rounded(old.confidence)) for old in cell.earlier],
+                        [
+                            (old.text, old.forward, _rounded(old.confidence), _likeliest(old))
+                            for old in cell.earlier
+                        ],
+                        _likeliest(written),
                     )
                 )
             indices.append(cells[cell])
@@ -59,6 +71,80 @@ def data_of(film: Frames) -> FilmData:
         "cells": rows,
         "frames": frames,
     }
+
+
+def film_of_data(data: Mapping[str, object]) -> Frames:
+    """Return the film that a page has as data; the reverse of `data_of`, without the likeliest tokens.
+
+    Raises ConfigError for other data and for a film beyond the limits.
+    """
+    try:
+        film = _read_film(data)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"the film cannot be read ({type(error).__name__}: {error}); send what the page's player takes"
+        ) from None
+    num_positions = sum(len(frame.cells) for frame in film.frames)
+    num_chars = sum(len(cell.text) for frame in film.frames for cell in frame.cells)
+    num_cells = len({cell.uid for frame in film.frames for cell in frame.cells})
+    for count, most, noun in (
+        (len(film.frames), MAX_FRAMES, "frames"),
+        (num_cells, MAX_CELLS, "distinct positions"),
+        (num_positions, MAX_POSITIONS, "positions in all frames"),
+        (num_chars, MAX_CHARS, "characters in all frames"),
+    ):
+        if count > most:
+            raise ConfigError(
+                f"the film has {count} {noun}; the most is {most}: use a page instead"
+            )
+    return film
+
+
+def _read_film(data: Mapping[str, object]) -> Frames:
+    cells = [_read_cell(row) for row in _list(data["cells"])]
+    frames = []
+    for row in _list(data["frames"]):
+        forward, num_queries, indices = _list(row)
+        shown = tuple(cells[_count(index)] for index in _list(indices))
+        frames.append(FilmFrame(_count(forward), shown, _count(num_queries)))
+    if not frames:
+        raise ValueError("no frames")
+    return Frames(tuple(frames), _text(data["title"]), _text(data["prompt"]))
+
+
+def _read_cell(row: object) -> FilmCell:
+    uid, text, kind, is_end, forward, confidence, *_ = _list(row)
+    share = None if confidence is None else _share(confidence)
+    written = Written(_text(text), _count(forward), share) if _count(forward) else None
+    return FilmCell(_count(uid), _text(text), KINDS[_count(kind)], bool(is_end), written)
+
+
+def _list(value: object) -> Sequence[object]:
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} in place of a list")
+    return cast("list[object]", value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of a text")
+    return value
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError("something else in place of a count")
+    return value
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise TypeError("something else in place of a probability")
+    return float(value)
+
+
+def _likeliest(written: Written) -> Likeliest:
+    return [(text, round(share, 4)) for text, share in written.likeliest]
 
 
 def _rounded(confidence: float | None) -> float | None:

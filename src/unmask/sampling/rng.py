@@ -25,11 +25,14 @@ def _mix_host(x: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def row_keys(seed: int, forward: int, uids: Ints) -> np.ndarray:
-    """Return one uint64 key per position; `uids` are the identities of the positions."""
+def row_keys(seed: int | np.ndarray, forward: int | Ints, uids: Ints) -> np.ndarray:
+    """Return one uint64 key per position; `uids` are the identities of the positions.
+
+    `seed` (uint64 in an array) and `forward` are those of all positions, or arrays with one for each.
+    """
     with np.errstate(over="ignore"):
-        key = np.full(len(uids), seed & (2**64 - 1), dtype=np.uint64)
-        for part in (np.full(len(uids), forward), uids):
+        key = np.uint64(seed & (2**64 - 1)) if isinstance(seed, int) else seed
+        for part in (np.broadcast_to(forward, uids.shape), uids):
             key = _mix_host(key * np.uint64(_GOLDEN) + part.astype(np.uint64) + np.uint64(1))
     return key
 

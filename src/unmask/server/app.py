@@ -25,6 +25,7 @@ from unmask.server.decision_route import add_decision_routes
 from unmask.server.errors import ApiError, log, unexpected
 from unmask.server.foreign_fields import only
 from unmask.server.openapi import ERRORS, Api, error_responses
+from unmask.server.picture_route import add_picture_route
 from unmask.server.protocol import ChatRequest, CompletionRequest, FimRequest, InfillRequest
 from unmask.server.reply_models import (
     ChatChunk,
@@ -111,6 +112,7 @@ def create_app(
     add_info_routes(app, service)
     add_state_routes(app, service)
     add_page(app, settings.static)
+    add_picture_route(app, service)
     return app
 
 

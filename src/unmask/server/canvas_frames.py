@@ -9,8 +9,9 @@ A frame is
 an infill those of the whole text, where the fixed ones have `"fixed": true`, and the tokens that only open
 the text `"special": true`. An open position has token and confidence null and no text. `new`: this forward
 wrote it; `taken_back`: this forward remasked it; `end`: it ends the text or the turn. `confidence` is null
-where the method has none. The first `num_settled` positions will not change. `text` is the text without its
-end and opening tokens, with a light shade for every open position, as in Mercury's `diffusing` streams.
+where the method has none. `alternatives`, of new tokens with `trace_alternatives`: texts and probabilities
+of the likeliest. The first `num_settled` positions will not change. `text` is the text without its end and
+opening tokens, with a light shade for every open position, as in Mercury's `diffusing` streams.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unmask.canvas import Canvas, Edit, Reading
+from unmask.engine.outputs import Alternatives, alternatives_of
+from unmask.engine.request import Request
 from unmask.server.reply_models import CanvasPosition, StreamFrame
 
 if TYPE_CHECKING:
@@ -37,9 +40,17 @@ class Confidences:
         self._by_uid: dict[int, float] = {}
         self._forward: dict[int, int] = {}
         self._likeliest: dict[int, list[tuple[int, float]]] = {}
+        self._alternatives: dict[int, Alternatives] = {}
 
-    def add_likeliest(self, before: Canvas, edit: Edit, reading: Reading) -> None:
-        """Store the likeliest tokens at the positions that an edit of `before` decides."""
+    def add_likeliest(self, before: Canvas, edit: Edit, reading: Reading, request: Request) -> None:
+        """Store the likeliest tokens at the positions that an edit of `before` decides.
+
+        Those of `num_top` and `named` are for `likeliest`, those of `num_alternatives` for `alternatives`.
+        """
+        others = alternatives_of(edit, reading, request.num_alternatives)
+        self._alternatives |= {int(before.uid[at]): pairs for at, pairs in others.items()}
+        if not (request.num_top or request.named):
+            return
         for position in (*edit.commit.tolist(), *edit.replace.tolist()):
             row = int(np.searchsorted(reading.positions, position))
             if row < len(reading.positions) and reading.positions[row] == position:
@@ -48,12 +59,20 @@ class Confidences:
                     reading.top_log_probs[row].tolist(),
                     strict=True,
                 )
-                unique = {id_: max(share, -9999.0) for id_, share in pairs if id_ >= 0}
+                unique = {
+                    id_: max(share, -9999.0)
+                    for rank, (id_, share) in enumerate(pairs)
+                    if id_ >= 0 and (rank < request.num_top or id_ in request.named)
+                }
                 self._likeliest[int(before.uid[position])] = list(unique.items())
 
     def likeliest(self, uid: int) -> list[tuple[int, float]]:
         """Return token ids and their log-probabilities when a token was decided; none without a request."""
         return self._likeliest.get(uid, [])
+
+    def alternatives(self, uid: int) -> Alternatives:
+        """Return token ids and their probabilities when a token was decided; none without a request."""
+        return self._alternatives.get(uid, ())
 
     def apply(self, before: Canvas, edit: Edit, forward: int = 0) -> None:
         """Update the confidences with an edit of the canvas `before`, made by a forward."""
@@ -127,6 +146,9 @@ def canvas_frame(
             is_opening = is_opening and entry["fixed"] and token in token_texts.special
             if is_opening:
                 entry["special"] = True
+        others = confidences.alternatives(uid) if entry["new"] else ()
+        if others:
+            entry["alternatives"] = [(token_texts.text(id_), share) for id_, share in others]
         if uid in remasked:
             entry["taken_back"] = True
         positions.append(entry)

@@ -201,8 +201,8 @@ FOREIGN_FIELDS: Mapping[str, Harmless] = {
     **each(
         only(),
         """prompt prompt_embeds messages suffix conversation moderation audio prediction web_search_options
-        chat_template allowed_token_ids prompt_logprobs guided_grammar
-        structural_tag ebnf guideline tool_prompt
+        chat_template allowed_token_ids prompt_logprobs
+        structural_tag guideline tool_prompt
         thinking_budget thinking_token_budget reasoning_summary repetition_detection random_seed prompt_mode
         lora_path session_params custom_logit_processor input_embeds kv_transfer_params bootstrap_host
         bootstrap_port bootstrap_room data_parallel_rank""",

@@ -255,7 +255,9 @@ class Answer:
         elif update.kind == "step":
             self.confidences.apply(update.before, update.edit, update.num_forwards)
             if update.reading is not None:
-                self.confidences.add_likeliest(update.before, update.edit, update.reading)
+                self.confidences.add_likeliest(
+                    update.before, update.edit, update.reading, self.plan.request
+                )
         self.canvas, self.weights_version = update.canvas, update.handle.num_changes
         self.num_forwards, self.num_queries = update.num_forwards, update.num_queries
         self.num_draft_forwards = update.num_draft_forwards

@@ -218,6 +218,16 @@ class DecodingRequest(DraftFields):
         "text", description="stream text that only grows, or the whole canvas after every forward"
     )
     return_trace: bool = Field(False, description="return the edits of every forward")
+    trace_alternatives: Annotated[int, Field(ge=0, le=MAX_TOP)] = Field(
+        0,
+        description="with return_trace or a canvas stream: return so many likeliest tokens of each commit "
+        "and their probabilities",
+    )
+    trace_header: bool = Field(
+        False,
+        description="with return_trace: return also the first line of a trace file and, with each step, "
+        "what `unmask replay` needs; line k + 2 of the file is step k with `step` k",
+    )
     return_step_map: bool = Field(
         False,
         description="return for each token of the answer the forward that decided it and its "
@@ -242,7 +252,8 @@ class DecodingRequest(DraftFields):
         "json_schema.schema",
     )
     structured_outputs: dict[str, JsonValue] | None = Field(
-        None, description="vLLM's form: json (a schema), regex, choice or json_object"
+        None,
+        description="vLLM's form: json (a schema), regex, choice, grammar (GBNF) or json_object",
     )
     guided_json: dict[str, JsonValue] | str | None = Field(
         None, description="the answer is JSON of this schema (vLLM's older form)"
@@ -253,8 +264,14 @@ class DecodingRequest(DraftFields):
     guided_choice: list[JsonValue] | None = Field(
         None, description="the answer is one of these texts (vLLM's older form)"
     )
+    guided_grammar: str | None = Field(
+        None, description="the answer is a text of this grammar, in GBNF (vLLM's older form)"
+    )
     regex: str | None = Field(
         None, description="the answer matches this regular expression (SGLang's form)"
+    )
+    ebnf: str | None = Field(
+        None, description="the answer is a text of this grammar, in GBNF (SGLang's form)"
     )
     json_schema: dict[str, JsonValue] | str | None = Field(
         None, description="the answer is JSON of this schema (SGLang's form, there as text)"
@@ -318,6 +335,10 @@ class DecodingRequest(DraftFields):
             raise ValueError('stop has no effect on stream_mode="canvas"; leave one of them out')
         if self.logprob_token_ids and not self.wants_logprobs:
             raise ValueError("logprob_token_ids needs logprobs")
+        if self.trace_header and not self.return_trace:
+            raise ValueError("trace_header needs return_trace=true")
+        if self.trace_alternatives and not (self.return_trace or self.wants_canvas):
+            raise ValueError('trace_alternatives needs return_trace=true or stream_mode="canvas"')
         return self
 
 

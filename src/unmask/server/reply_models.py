@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SkipValidation
 from starlette.responses import JSONResponse
 from typing_extensions import NotRequired, TypedDict
 
@@ -134,8 +134,16 @@ TraceCommit = tuple[int, int, float, str]
 """Position, token id, confidence and text."""
 
 
+TraceAlternative = tuple[int, float, str]
+"""Token id, probability and text."""
+
+
 class TraceStep(TypedDict):
-    """The edits of one forward, as in `unmask.engine.outputs.Step`."""
+    """The edits of one forward, as in `unmask.engine.outputs.Step`.
+
+    `alternatives`, with `trace_alternatives`: the likeliest tokens of committed and replaced positions.
+    `texts` of appended tokens and `bytes` of parts of characters: with `trace_header`.
+    """
 
     committed: list[TraceCommit]
     remasked: tuple[int, ...]
@@ -145,6 +153,9 @@ class TraceStep(TypedDict):
     num_queries: int
     appended: tuple[int, ...]
     notes: dict[str, float]
+    alternatives: NotRequired[dict[str, list[TraceAlternative]]]
+    texts: NotRequired[dict[str, str]]
+    bytes: NotRequired[dict[str, str]]
 
 
 Trace = SkipValidation[list[TraceStep]]
@@ -189,6 +200,7 @@ class ChatChoice(ReplyModel):
     finish_reason: ChatFinish
     logprobs: ChatLogprobs | None
     trace: Trace = Field(default_factory=list)
+    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
 
 
@@ -200,6 +212,7 @@ class TextChoice(ReplyModel):
     finish_reason: FinishReason
     logprobs: TextLogprobs | None
     trace: Trace = Field(default_factory=list)
+    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
 
 
@@ -273,6 +286,7 @@ class CanvasPosition(TypedDict):
     fixed: NotRequired[bool]
     special: NotRequired[bool]
     taken_back: NotRequired[bool]
+    alternatives: NotRequired[list[tuple[str, float]]]
 
 
 class StreamFrame(TypedDict):
@@ -299,6 +313,7 @@ class ChunkFields(TypedDict):
     index: int
     finish_reason: FinishReason | None
     trace: NotRequired[list[TraceStep]]
+    trace_header: NotRequired[dict[str, JsonValue]]
     step_map: NotRequired[StepMap]
     canvas: NotRequired[StreamFrame]
 
@@ -311,6 +326,7 @@ class ChatChunkChoice(ReplyModel):
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinish | None
     trace: Trace = Field(default_factory=list)
+    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 
@@ -325,6 +341,7 @@ class TextChunkChoice(ReplyModel):
     finish_reason: FinishReason | None
     blanks: list[str] = Field(default_factory=list)
     trace: Trace = Field(default_factory=list)
+    trace_header: SkipValidation[dict[str, JsonValue]] | None = None
     step_map: SkipValidation[StepMap] | None = None
     canvas: SkipValidation[StreamFrame] | None = None
 

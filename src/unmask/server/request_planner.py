@@ -279,6 +279,7 @@ class Planner:
                     seed=row_seed(seed, first + copy),
                     num_top=min(body.num_top, self.llm.spec.vocab_size),
                     named=body.named,
+                    num_alternatives=body.trace_alternatives,
                 ),
                 num_prompt=num_prompt,
                 ends=ends,

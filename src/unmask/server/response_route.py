@@ -91,6 +91,8 @@ def check_response_fields(body: ResponseRequest) -> None:
         "n": (body.choices > 1, ONE_ANSWER),
         "stream_mode": (body.wants_canvas, ONLY_TEXT_EVENTS),
         "return_trace": (body.return_trace, NO_TRACE),
+        "trace_header": (body.trace_header, NO_TRACE),
+        "trace_alternatives": (body.trace_alternatives > 0, NO_TRACE),
         "return_step_map": (body.return_step_map, NO_TRACE),
     }
     for param, (is_refused, reason) in refused.items():

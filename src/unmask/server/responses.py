@@ -5,14 +5,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
+from pydantic import JsonValue
 from typing_extensions import TypedDict
 
 from unmask.engine.outputs import Commit, Step
 from unmask.engine.token_text import TokenTexts
+from unmask.engine.trace_records import extra_fields, header_of, opening_fields
 from unmask.server.generation import Answer
 from unmask.server.reply_models import (
     AssistantMessage,
@@ -61,6 +63,7 @@ class TraceFields(TypedDict, total=False):
     """The trace and the step map of an answer, absent unless they were requested."""
 
     trace: list[TraceStep]
+    trace_header: dict[str, JsonValue]
     step_map: StepMap
 
 
@@ -73,6 +76,7 @@ class ReplyBuilder:
     texts: TokenTexts
     wants_logprobs: bool = False
     wants_trace: bool = False
+    wants_trace_header: bool = False
     wants_step_map: bool = False
     wants_diffusion_meta: bool = False
     tools: ToolParser | None = None
@@ -207,6 +211,8 @@ class ReplyBuilder:
         fields: ChunkFields = {"index": answer.index, "finish_reason": answer.finish_reason}
         if self.wants_trace:
             fields["trace"] = self._trace_steps(answer)
+        if self.wants_trace_header:
+            fields["trace_header"] = self._trace_header(answer)
         if self.wants_step_map:
             fields["step_map"] = self._step_map(answer)
         # vLLM's client rejects an answer none of whose chunks has content
@@ -314,6 +320,8 @@ class ReplyBuilder:
         fields: TraceFields = {}
         if self.wants_trace:
             fields["trace"] = self._trace_steps(answer)
+        if self.wants_trace_header:
+            fields["trace_header"] = self._trace_header(answer)
         if self.wants_step_map:
             fields["step_map"] = self._step_map(answer)
         return fields
@@ -331,11 +339,31 @@ class ReplyBuilder:
         trace = answer.output.trace if answer.output is not None else None
         return [self._trace_step(step) for step in trace or ()]
 
+    def _trace_header(self, answer: Answer) -> dict[str, JsonValue]:
+        """Return the first line of the trace file of a complete answer."""
+        request, output = answer.plan.request, answer.output
+        assert output is not None, "the answer is complete"
+        assert output.opening is not None, "the engine keeps traces"
+        canvas = request.canvas
+        header = header_of(
+            request.method, canvas, request.stop_ids, model=self.model, seed=request.seed
+        )
+        method = answer.method()
+        header = replace(
+            header,
+            **opening_fields(output.opening.canvas, self.texts),
+            stop_at_eos=request.stop_at_eos,
+            origin=method.model,
+            versions=method.versions,
+        )
+        first: dict[str, JsonValue] = {"format": header.format, "version": header.version}
+        return first | asdict(header)
+
     def _trace_step(self, step: Step) -> TraceStep:
         def with_text(commits: Sequence[Commit]) -> list[TraceCommit]:
             return [(*commit, self.texts.text(commit.token)) for commit in commits]
 
-        return {
+        fields: TraceStep = {
             "committed": with_text(step.committed),
             "remasked": step.remasked,
             "inserted": step.inserted,
@@ -345,6 +373,14 @@ class ReplyBuilder:
             "appended": step.appended,
             "notes": dict(step.notes),
         }
+        extra = extra_fields(step, self.texts)
+        if "alternatives" in extra:
+            fields["alternatives"] = extra["alternatives"]
+        if self.wants_trace_header and "texts" in extra:
+            fields["texts"] = extra["texts"]
+        if self.wants_trace_header and "bytes" in extra:
+            fields["bytes"] = extra["bytes"]
+        return fields
 
 
 def delta(text: str | None, *, is_first: bool) -> ChatDelta:

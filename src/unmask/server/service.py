@@ -157,6 +157,7 @@ class Service:
             self.texts,
             wants_logprobs=body.wants_logprobs,
             wants_trace=body.return_trace,
+            wants_trace_header=body.trace_header,
             wants_step_map=body.return_step_map,
             wants_diffusion_meta=isinstance(body, ChatRequest) and bool(body.diffusing),
             tools=tool_parser(body),

@@ -72,6 +72,7 @@ OWN_FIELDS = (
     "ignore_eos",
     "regex",
     "json_schema",
+    "ebnf",
 )
 SAMPLING_FIELDS = frozenset((*RENAMED_FIELDS, *METHOD_FIELDS, *OWN_FIELDS))
 """Sampling parameters with an effect here; knobs of decoders may stand beside them."""
@@ -103,7 +104,7 @@ class GenerateRequest(StrictModel):
     sampling_params: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="max_new_tokens, temperature, top_p, top_k, stop, stop_token_ids, n, ignore_eos, "
-        "sampling_seed, regex, json_schema, knobs",
+        "sampling_seed, regex, json_schema, ebnf, knobs",
     )
     stream: bool = Field(False, description="send cumulative text as server-sent events")
     rid: str | None = Field(None, max_length=128, description="returned as meta_info.id")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from unmask.errors import GrammarError
-from unmask.grammar.constraint import TextConstraint, choice, json_object, json_schema, regex
+from unmask.grammar.constraint import TextConstraint, choice, ebnf, json_object, json_schema, regex
 from unmask.server.errors import ApiError, library_error
 
 if TYPE_CHECKING:
     from unmask.server.protocol import DecodingRequest
 
 FORMAT_TYPES = ("text", "json_object", "json_schema")
-OUTPUT_KEYS = ("json", "regex", "choice", "json_object")
+OUTPUT_KEYS = ("json", "regex", "choice", "grammar", "json_object")
 IDLE_OUTPUT_KEYS = (
     "disable_fallback",
     "disable_any_whitespace",
@@ -61,7 +61,9 @@ def _fields(body: DecodingRequest) -> list[tuple[str, JsonValue]]:
         "guided_json",
         "guided_regex",
         "guided_choice",
+        "guided_grammar",
         "regex",
+        "ebnf",
         "json_schema",
     )
     given: list[tuple[str, JsonValue]] = [(name, getattr(body, name)) for name in names]
@@ -87,6 +89,8 @@ def _constraint(param: str, value: JsonValue) -> TextConstraint | None:
     kind = param.rpartition(".")[2].removeprefix("guided_")
     if kind == "regex":
         return regex(_text(param, value))
+    if kind in ("grammar", "ebnf"):
+        return ebnf(_text(param, value))
     if kind == "choice":
         if not isinstance(value, list):
             raise _invalid(param, "a list of texts")

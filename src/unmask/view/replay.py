@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from unmask.pictures.cells import FilmCell, FilmFrame, Frames
+from unmask.pictures.cells import FilmCell, FilmFrame, Frames, about
 from unmask.plain_text import printable
 from unmask.view.terminal import (
     MIDDLE_BELOW,
@@ -25,17 +25,28 @@ from unmask.view.terminal import (
 
 
 def play(film: Frames, console: Console, fps: float) -> None:
-    """Draw the frames at `fps` per second; the last one stays on the screen."""
+    """Draw the frames at `fps` per second; the last one stays, with the alternatives that the trace has."""
     with FramePlayer(console, fps) as player:
         for frame in film.frames:
             player.show_text(cells_text(frame_cells(frame)), film.status(frame))
     console.print(cells_text(frame_cells(film.frames[-1])))
+    for line in likeliest_lines(film.frames[-1]):
+        console.print(line, markup=False, style="dim")
 
 
 def plain_frames(film: Frames) -> Iterator[str]:
-    """Yield the text of every frame after its status line."""
+    """Yield the text of every frame after its status line, and the alternatives of its new tokens."""
     for frame in film.frames:
-        yield f"{film.status(frame)}\n{cells_text(frame_cells(frame)).plain}\n"
+        lines = "".join(f"{line}\n" for line in likeliest_lines(frame, only_new=True))
+        yield f"{film.status(frame)}\n{cells_text(frame_cells(frame)).plain}\n{lines}"
+
+
+def likeliest_lines(frame: FilmFrame, *, only_new: bool = False) -> Iterator[str]:
+    """Yield a line for every decided position whose alternatives are known, or the new ones of them."""
+    for position, cell in enumerate(frame.cells):
+        is_chosen = cell.kind == "new" or (not only_new and cell.kind == "old")
+        if is_chosen and cell.written is not None and cell.written.likeliest:
+            yield f"  {about(cell, position)}"
 
 
 def frame_cells(frame: FilmFrame) -> Iterator[Cell]:

@@ -9,54 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TypedDict
 
 from unmask.canvas import Canvas, new_canvas
 from unmask.durable import not_writable
-from unmask.engine.origin import ModelOrigin
 from unmask.engine.outputs import Commit, Step, edit_of
 from unmask.engine.token_text import TokenTexts, texts_of_positions
+from unmask.engine.trace_records import FORMAT, VERSION, Header, extra_fields, opening_fields
 from unmask.errors import ConfigError, DecoderError
 from unmask.pictures.film import Film, film_of
-
-FORMAT = "unmask-trace"
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class Header:
-    """First line of a trace file.
-
-    `knobs`: all settings in force, defaults included, those of the cache as `cache.NAME`; `method`: the
-    decoder with the knobs that differ from their defaults, in the syntax of `--decoder`. `texts`: the text
-    of each token of the first canvas, by id; `ends`: the ids of end tokens; `special`: ids that are not
-    shown. `origin`: digests of the model's files, dtype and device (`engine.origin.ModelOrigin`);
-    `versions`: of packages; `constraint`: kind and definition of that on the answer. From `texts` on,
-    empty or None in files of earlier versions.
-    """
-
-    model: str
-    decoder: str
-    cache: str
-    knobs: dict[str, object]
-    seed: int
-    prompt_ids: list[int]
-    gen_length: int
-    mask_id: int
-    tokens: list[int]
-    open: list[int]
-    method: str = ""
-    texts: dict[str, str] = field(default_factory=dict)
-    ends: list[int] = field(default_factory=list)
-    special: list[int] = field(default_factory=list)
-    stop_at_eos: bool = True
-    constraint: dict[str, str] = field(default_factory=dict)
-    origin: ModelOrigin | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    format: str = FORMAT
-    version: int = VERSION
 
 
 class TraceWriter:
@@ -79,15 +42,7 @@ class TraceWriter:
 
     def begin(self, canvas: Canvas) -> None:
         """Set the canvas before the first forward, which a decoder may make of the request's."""
-        tokens, is_open = canvas.tokens.tolist(), canvas.open.tolist()
-        decided = {id_ for id_, hidden in zip(tokens, is_open, strict=True) if not hidden}
-        self._header = replace(
-            self._header,
-            tokens=tokens,
-            open=canvas.open_positions().tolist(),
-            texts={str(id_): self._pieces.text(id_) for id_ in sorted(decided)},
-            special=sorted(decided & self._pieces.special),
-        )
+        self._header = replace(self._header, **opening_fields(canvas, self._pieces))
 
     def step(self, number: int, step: Step) -> None:
         """Write the changes of forward `number`."""
@@ -110,20 +65,9 @@ class TraceWriter:
                 "appended": list(step.appended),
                 "num_queries": step.num_queries,
                 "notes": dict(step.notes),
-                **self._more(step),
+                **extra_fields(step, self._pieces),
             },
         )
-
-    def _more(self, step: Step) -> dict[str, dict[str, str]]:
-        """Return the texts of appended tokens, and the bytes of tokens that are part of a character."""
-        written = [item.token for item in (*step.committed, *step.replaced)] + list(step.appended)
-        texts = {str(id_): self._pieces.text(id_) for id_ in step.appended}
-        parts = {
-            str(id_): self._pieces.data(id_).hex()
-            for id_ in written
-            if "\ufffd" in self._pieces.text(id_)
-        }
-        return ({"texts": texts} if texts else {}) | ({"bytes": parts} if parts else {})
 
     def _commit(self, item: Commit) -> tuple[int, int, float, str]:
         return item.position, item.token, item.confidence, self._pieces.text(item.token)
@@ -149,6 +93,7 @@ class _StepRecord(TypedDict, total=False):
     notes: dict[str, float]
     texts: dict[str, str]
     bytes: dict[str, str]
+    alternatives: dict[str, list[tuple[int, float, str]]]
 
 
 class TraceTexts:
@@ -194,6 +139,8 @@ def read_film(path: str | Path) -> Film:
         for record in records:
             for _, token, _, text in (*record["committed"], *record["replaced"]):
                 texts[token] = text
+            for pairs in record.get("alternatives", {}).values():
+                texts |= {token: text for token, _, text in pairs}
             texts |= {int(id_): text for id_, text in record.get("texts", {}).items()}
             parts |= {int(id_): bytes.fromhex(v) for id_, v in record.get("bytes", {}).items()}
         blanks = set(header.open)
@@ -211,6 +158,7 @@ def read_film(path: str | Path) -> Film:
             TraceTexts(texts, parts, frozenset(header.special)),
             frozenset(header.ends),
             title=title,
+            alternatives=[step.alternatives for step in steps],
         )
     except DecoderError as error:
         raise ConfigError(f"{source}: the edits do not fit the canvas ({error})") from None
@@ -252,4 +200,8 @@ def _step(line: _StepRecord) -> Step:
         num_queries=line["num_queries"],
         appended=tuple(line["appended"]),
         notes=line["notes"],
+        alternatives={
+            int(position): tuple((token, float(share)) for token, share, _ in pairs)
+            for position, pairs in line.get("alternatives", {}).items()
+        },
     )

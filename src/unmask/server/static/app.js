@@ -44,6 +44,8 @@ function ask(turns) {
     return Number(input.value);
   };
   const body = { model: schema.model.id, seed: number("seed", "Seed") };
+  const alternatives = number("alternatives", "Alternatives");
+  if (alternatives) body.trace_alternatives = alternatives;
   if (mode() === "chat") {
     const messages = [...turns, { role: "user", content: text }];
     return { path: "v1/chat/completions", body: { ...body, messages, max_tokens: number("max-tokens", "Tokens") } };

@@ -63,5 +63,7 @@ export function describe(frame, i) {
   const text = JSON.stringify(frame.texts[i]);
   const sure = frame.sure[i];
   const forward = frame.order[i] ? `, forward ${frame.order[i]}` : "";
-  return `position ${i}: ${text}${Number.isNaN(sure) ? "" : `, confidence ${sure.toFixed(2)}`}${forward}`;
+  const others = frame.likeliest[i].map(([other, share]) => `${JSON.stringify(other)} ${share.toFixed(2)}`).join(", ");
+  return `position ${i}: ${text}${Number.isNaN(sure) ? "" : `, confidence ${sure.toFixed(2)}`}${forward}`
+    + (others ? `, likeliest ${others}` : "");
 }

@@ -22,7 +22,7 @@ export function filmOf(frames, title, prompt) {
       const sure = Number.isNaN(frame.sure[i]) ? null : Math.round(frame.sure[i] * 1e4) / 1e4;
       const isOpen = (mark & OPEN) !== 0;
       const cell = [i, isOpen ? "" : frame.texts[i], kindOf(mark), mark & END && !isOpen ? 1 : 0,
-        isOpen || mark & FIXED ? 0 : frame.order[i], isOpen ? null : sure, []];
+        isOpen || mark & FIXED ? 0 : frame.order[i], isOpen ? null : sure, [], isOpen ? [] : frame.likeliest[i]];
       const key = JSON.stringify(cell);
       if (!known.has(key)) {
         known.set(key, cells.length);
@@ -42,9 +42,15 @@ export function pageOf(template, film) {
   return template.split(MARK).join(data);
 }
 
-export function download(name, text, type) {
+// Returns the trace file that `unmask replay` reads.
+export function traceOf({ header, steps }) {
+  const lines = [header, ...steps.map((step, number) => ({ step: number, ...step }))];
+  return lines.map((line) => `${JSON.stringify(line)}\n`).join("");
+}
+
+export function download(name, blob) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);

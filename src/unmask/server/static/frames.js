@@ -31,14 +31,17 @@ export class Frames {
     }
     const before = last && last.forward === frame.forward ? last : this.list.at(-1);
     const order = new Uint32Array(marks.length); // the forward that wrote each token
+    const likeliest = slots.map((position) => position.alternatives ?? []); // and what else it could have been
     marks.forEach((mark, i) => {
       if (mark & NEW) order[i] = frame.forward;
       else if (!(mark & (OPEN | FIXED)) && before && !(before.marks[i] & OPEN) && before.texts[i] === texts[i]) {
         order[i] = before.order[i] ?? 0; // 0: unknown, as after an insertion to the left
+        likeliest[i] = before.likeliest[i] ?? [];
       }
+      if (last && last.forward === frame.forward && mark & NEW && !likeliest[i].length) likeliest[i] = last.likeliest[i] ?? [];
     });
     const count = marks.reduce((sum, mark) => sum + ((mark & NEW) !== 0), 0);
-    this.list.push({ forward: frame.forward, open: frame.num_open, texts, sure, marks, order, count });
+    this.list.push({ forward: frame.forward, open: frame.num_open, texts, sure, marks, order, likeliest, count });
   }
 
   shared(text) {

@@ -2,10 +2,10 @@
 
 import { describe, draw } from "./canvas.js";
 import { Chart } from "./chart.js";
-import { download, filmOf, pageOf, python } from "./export.js";
+import { download, filmOf, pageOf, python, traceOf } from "./export.js";
 import { Frames, OPEN } from "./frames.js";
 import { Knobs } from "./knobs.js";
-import { curl, events } from "./stream.js";
+import { curl, events, postForBlob } from "./stream.js";
 
 const FRAME_MS = 120, LEAST_FRAME_MS = 20, REPLAY_MS = 12_000; // a long replay runs faster
 const ENDINGS = { stop: "ended", length: "all positions used" };
@@ -30,7 +30,7 @@ export class Lane {
       changed: find(".changed"), turns: find(".turns"), canvas: find(".canvas"),
       problem: find(".problem"), play: find(".play"), step: find(".step"), where: find(".where"),
       facts: find(".facts"), copyText: find(".copy-text"), copyCurl: find(".copy-curl"),
-      copyPython: find(".copy-python"), save: find(".save"),
+      copyPython: find(".copy-python"), save: find(".save"), format: find(".format"),
     };
     this.parts.title.textContent = `Lane ${name}`;
     this.element.setAttribute("aria-label", `Lane ${name}`);
@@ -129,7 +129,8 @@ export class Lane {
     if (Object.keys(decoder).length) request.decoder_args = decoder;
     request.cache = this.parts.cache.value;
     if (Object.keys(cache).length) request.cache_args = cache;
-    return { path, body: { ...request, stream: true, stream_mode: "canvas", stream_options: { include_usage: true } } };
+    return { path, body: { ...request, stream: true, stream_mode: "canvas", stream_options: { include_usage: true },
+      return_trace: true, trace_header: true } };
   }
 
   async run(key, signal) {
@@ -144,6 +145,7 @@ export class Lane {
         const choice = chunk.choices?.[0];
         if (choice?.canvas) this.take(choice.canvas);
         else if (choice) this.text = choice.delta?.content ?? choice.text ?? this.text;
+        if (choice?.trace) this.trace = { header: choice.trace_header, steps: choice.trace };
         reason = choice?.finish_reason ?? reason;
         usage = chunk.usage ?? usage;
         method = chunk.unmask ?? method;
@@ -166,6 +168,7 @@ export class Lane {
   begin() {
     this.pause();
     this.frames = new Frames();
+    this.trace = null;
     this.text = "";
     this.at = 0;
     this.follows = true;
@@ -283,17 +286,31 @@ export class Lane {
     }
   }
 
-  // Downloads the decode as a page with a slider.
+  // Downloads the decode as a page with a slider, a picture or a trace file.
   async save() {
+    const format = this.parts.format.value;
+    this.parts.save.disabled = true;
     try {
-      const reply = await fetch("static/player.html");
-      if (!reply.ok) throw new Error(`The player cannot be loaded: ${reply.status}.`);
-      const title = `${this.schema.model.id} · ${this.parts.decoder.value} · cache ${this.parts.cache.value}`;
-      const question = [...this.parts.turns.querySelectorAll("li.user")].at(-1)?.textContent ?? "";
-      download("decode.html", pageOf(await reply.text(), filmOf(this.frames, title, question)), "text/html");
+      download(`decode.${format}`, await this.file(format));
+      this.parts.problem.hidden = true;
     } catch (error) {
       this.complain(error);
     }
+    this.parts.save.disabled = false;
+  }
+
+  async file(format) {
+    if (format === "jsonl") {
+      if (!this.trace) throw new Error("The trace comes with the end of an answer, and this one was stopped; run it to its end.");
+      return new Blob([traceOf(this.trace)], { type: "application/jsonl" });
+    }
+    const title = `${this.schema.model.id} · ${this.parts.decoder.value} · cache ${this.parts.cache.value}`;
+    const question = [...this.parts.turns.querySelectorAll("li.user")].at(-1)?.textContent ?? "";
+    const film = filmOf(this.frames, title, question);
+    if (format !== "html") return postForBlob("v1/picture", { format, film }, document.getElementById("key").value);
+    const reply = await fetch("static/player.html");
+    if (!reply.ok) throw new Error(`The player cannot be loaded: ${reply.status}.`);
+    return new Blob([pageOf(await reply.text(), film)], { type: "text/html" });
   }
 
   // Returns the method of the form, for a link to it.

@@ -21,6 +21,14 @@ export async function getJson(path, key) {
   return response.json();
 }
 
+// Returns the reply to a body as a blob.
+export async function postForBlob(path, body, key) {
+  const options = { method: "POST", headers: { "Content-Type": "application/json", ...headers(key) }, body: JSON.stringify(body) };
+  const response = await reach(path, options);
+  if (!response.ok) throw await refusal(response);
+  return response.blob();
+}
+
 async function reach(path, options) {
   try {
     return await fetch(path, options);
