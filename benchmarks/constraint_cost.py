@@ -1,11 +1,13 @@
 """Cost of a constraint: compiling it, and its share of a step.
 
-    python benchmarks/constraint_cost.py            (about 3 minutes on 2 cores; --quick: fewer layers)
+    python benchmarks/constraint_cost.py            (about 2 minutes of one core; 5 GB)
 
 A schema of 20 fields on a vocabulary of 126,464 tokens, made of random pieces of JSON-like text. Timed are
-the compilation (vocabulary, automaton, and again cached), the host's work per step (allowed sets and
-checked edits), and whole steps with and without the constraint, in turns, of a random model with LLaDA's
-width and a few of its 32 layers; the share is given for these layers and, by their time, for all 32.
+the compilation (vocabulary, automaton, and again cached), and steps of a narrow random model with and
+without the constraint, in turns: their difference is what the constraint costs, on the host (allowed sets,
+checked edits) and in the sampler, neither of which depends on the network's width. It is compared with a
+step of LLaDA-8B's shape: 32 times one of its layers on all positions, and its head on a block. All are
+seconds of one thread's processor time, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import random
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -22,10 +25,11 @@ from unmask import LLM
 from unmask.bench.environment import machine
 from unmask.engine import model_runner, scheduler
 from unmask.models.spec import ModelSpec
-from unmask.models.transformer import Transformer
+from unmask.models.transformer import Transformer, topology
 
-VOCABULARY, NUM_FIELDS, GEN_LENGTH, BLOCK, LAYERS = 126_464, 20, 256, 32, 32
-MASK, EOS = VOCABULARY - 1, VOCABULARY - 2
+VOCABULARY, NUM_FIELDS, NUM_PROMPT, GEN_LENGTH, BLOCK = 126_464, 20, 64, 256, 32
+LAYERS, WIDTH = 32, 4096
+REPEATS = 5
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _-.,:{}[]\"'\n"
 
 
@@ -70,22 +74,46 @@ def schema() -> dict[str, object]:
     return {"type": "object", "properties": fields, "required": list(fields)}
 
 
-def random_model(num_layers: int) -> Transformer:
-    """Return a random model of LLaDA's shape with fewer layers."""
-    spec = ModelSpec(
-        family="llada", vocab_size=VOCABULARY, d_model=4096, num_layers=num_layers, num_heads=32,
-        num_kv_heads=32, head_dim=128, d_ff=12288, rope_theta=500000.0, norm_eps=1e-5, max_length=4096,
-        mask_id=MASK, eos_id=EOS, pad_id=EOS, rope_fp32=True, turn_end=None,
+def shape(num_layers: int, vocab_size: int, width: int) -> ModelSpec:
+    """Return the sizes of a model of LLaDA's kind; width 4096 is LLaDA-8B's."""
+    heads = width // 128
+    return ModelSpec(
+        family="llada", vocab_size=vocab_size, d_model=width, num_layers=num_layers, num_heads=heads,
+        num_kv_heads=heads, head_dim=128, d_ff=3 * width, rope_theta=500000.0, norm_eps=1e-5,
+        max_length=4096,
+        mask_id=vocab_size - 1, eos_id=vocab_size - 2, pad_id=vocab_size - 2, rope_fp32=True, turn_end=None,
     )  # fmt: skip
+
+
+def random_model(spec: ModelSpec) -> Transformer:
+    """Return a random model in float32 on the CPU."""
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    with torch.device(device):
-        model = Transformer(spec).to(dtype)
+    model = Transformer(spec)
     with torch.no_grad():
         for value in model.parameters():
             value.normal_(0, 0.02)
     return model.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def llada_step(num_positions: int, num_rows: int) -> tuple[float, float]:
+    """Return the seconds of LLaDA-8B's layers on so many positions, and of its head on so many rows."""
+    spec = shape(1, 64, WIDTH)
+    model = random_model(spec)
+    ids, at = torch.zeros(1, num_positions, dtype=torch.int64), torch.arange(num_positions)[None]
+    layer = timed(lambda: model.hidden(ids, at, topology(spec, at, None)))
+    weight, states = torch.full((VOCABULARY, WIDTH), 0.02), torch.ones(num_rows, WIDTH)
+    return LAYERS * layer, timed(lambda: torch.nn.functional.linear(states, weight))
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Return the median seconds of three calls, after one to warm up."""
+    seconds = []
+    for _ in range(4):
+        began = time.process_time()
+        run()
+        seconds.append(time.process_time() - began)
+    return statistics.median(seconds[1:])
 
 
 class Timed:
@@ -96,65 +124,67 @@ class Timed:
 
     def __call__(self, *args):  # type: ignore[no-untyped-def]
         """Call the function."""
-        began = time.perf_counter()
+        began = time.process_time()
         result = self.function(*args)
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.process_time() - began
         self.calls += 1
         return result
 
 
 def steps_of(llm: LLM, constraint: unmask.TextConstraint | None, num_steps: int) -> list[float]:
     """Return the seconds of the first steps of a decode, after one to warm up."""
-    canvas, seconds = llm.prompt_canvas([5] * 64, GEN_LENGTH), list[float]()
+    canvas, seconds = llm.prompt_canvas([5] * NUM_PROMPT, GEN_LENGTH), list[float]()
     events = llm.stream(canvas, "vanilla", constraint=constraint, block_length=BLOCK)
     next(events)
     for _ in range(num_steps):
-        began = time.perf_counter()
+        began = time.process_time()
         next(events)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     return seconds
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--quick", action="store_true", help="one layer, 4 steps")
-    args = parser.parse_args()
-    num_layers, num_steps = (1, 4) if args.quick else (args.layers, args.steps)
-    print(machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
-    llm = LLM(random_model(num_layers), tokenizer=SyntheticTokenizer(), pack_weights=False)
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of each decode")
+    num_steps = parser.parse_args().steps
+    torch.set_num_threads(1)
+    print(machine(torch.device("cpu")))
+    llm = LLM(
+        random_model(shape(1, VOCABULARY, 128)), tokenizer=SyntheticTokenizer(), pack_weights=False
+    )
     constraint = unmask.json_schema(schema())
     compiler = llm.requests.constraints
-    began = time.perf_counter()
+    began = time.process_time()
     assert compiler.tries
-    print(f"vocabulary, once per model: {time.perf_counter() - began:.2f} s")
-    began = time.perf_counter()
+    print(f"vocabulary, once per model: {time.process_time() - began:.2f} s")
+    began = time.process_time()
     automaton = compiler.automaton(constraint, llm.stop_ids)
     print(
-        f"compile: {time.perf_counter() - began:.2f} s; {automaton.num_states} states, "
+        f"compile: {time.process_time() - began:.2f} s; {automaton.num_states} states, "
         f"{automaton.num_classes} classes of tokens"
     )
-    began = time.perf_counter()
+    began = time.process_time()
     compiler.automaton(constraint, llm.stop_ids)
-    print(f"compile, cached: {1e3 * (time.perf_counter() - began):.3f} ms")
+    print(f"compile, cached: {1e3 * (time.process_time() - began):.3f} ms")
     allowed, restrict = Timed(model_runner.allowed_tokens), Timed(scheduler.restrict)
     model_runner.allowed_tokens, scheduler.restrict = allowed, restrict
     plain, constrained = list[float](), list[float]()
-    for _ in range(5):
+    for _ in range(REPEATS):
         plain += steps_of(llm, None, num_steps)
         allowed.seconds = restrict.seconds = allowed.calls = 0
         constrained += steps_of(llm, constraint, num_steps)
-    host = (allowed.seconds + restrict.seconds) / max(1, allowed.calls)
+    calls = max(1, allowed.calls)
+    host = 1e3 * allowed.seconds / calls, 1e3 * restrict.seconds / calls
     free, bound = statistics.median(plain), statistics.median(constrained)
-    whole = free * LAYERS / num_layers
-    print(f"host work per step: {1e3 * host:.2f} ms")
+    print(f"host work per step: allowed sets {host[0]:.2f} ms, checked edits {host[1]:.2f} ms")
     print(
-        f"step of {num_layers} layers: {1e3 * free:.1f} ms, {1e3 * bound:.1f} ms with the constraint"
+        f"step of the narrow model: {1e3 * free:.1f} ms, {1e3 * bound:.1f} ms with the constraint"
     )
-    share, of_all = (bound - free) / free, (bound - free) / whole
-    print(f"share: {share:+.1%} of a step of {num_layers} layers, {of_all:+.1%} of {LAYERS}")
+    layers, head = llada_step(NUM_PROMPT + GEN_LENGTH, BLOCK)
+    print(f"step of LLaDA-8B's shape: {LAYERS} layers {layers:.2f} s, head {head:.2f} s")
+    share = (bound - free) / (layers + head)
+    print(f"share of the constraint: {share:.2%}")
 
 
 if __name__ == "__main__":
