@@ -235,6 +235,14 @@ def test_on_a_phone_the_canvas_comes_into_view_and_targets_have_44_pixels(visit,
     assert small == []
 
 
+def test_on_a_phone_what_opens_has_its_triangle(visit, page):
+    tab = visit(page)
+    tab.set_viewport_size(PHONE)
+    ready(tab)
+    shown = "all => all.map(e => getComputedStyle(e).display)"
+    assert set(tab.eval_on_selector_all("summary", shown)) == {"list-item"}
+
+
 def test_a_phone_shows_the_canvas_while_it_fills(visit, page):
     tab = visit(page, reduced_motion="reduce")
     tab.set_viewport_size(PHONE)
