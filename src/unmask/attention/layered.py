@@ -84,7 +84,7 @@ class LayeredAttention(PackedAttention):
         chosen = [self._choose(i, layer, normed) for i in range(len(self.items))]
         at = torch.cat([own + start for own, start in zip(chosen, self.starts, strict=True)])
         part, part_rotary = normed[at], rotary.at(at)
-        q, k = layer.attn.queries(part, part_rotary), layer.attn.keys(part, part_rotary)
+        q, k = layer.attn.queries_and_keys(part, part_rotary)
         outputs, first = [], 0
         for i, own in enumerate(chosen):
             rows = slice(first, first + len(own))

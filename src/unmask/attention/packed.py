@@ -22,7 +22,7 @@ from unmask.canvas import NO_POSITIONS, Ints
 from unmask.kv.dense_store import DenseStore
 from unmask.kv.paged_store import PagedStore, PageTable
 from unmask.models.ranks import ALONE, Ranks
-from unmask.models.transformer import Layer, Rotary, attention
+from unmask.models.transformer import Layer, Rotary, attention, prepare_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,13 @@ class RowGroup:
             self.row_index = rows[:, None]
             self.position_index = torch.from_numpy(positions).to(device)
         self.visible = self._visible(block_size, device)
+        self._mask: Tensor | None = None
+
+    def mask(self, q: Tensor, keys: Tensor) -> Tensor | None:
+        """Return the mask of `attention`, prepared once for all layers; None for full attention."""
+        if self._mask is None and self.visible is not None:
+            self._mask = prepare_mask(self.visible, q.shape[2] // keys.shape[1], q)
+        return self._mask
 
     def keys_and_values(
         self, store: DenseStore | None, layer: int, k: Tensor, v: Tensor
@@ -136,12 +143,19 @@ class RowGroup:
             values = torch.cat((values, v[:, self.num_positions :]), 1)
         return keys.transpose(1, 2), values.transpose(1, 2)
 
+    def _hides_blocks(self, block_size: int | None) -> bool:
+        """Return whether some query's block is before the last key's."""
+        if block_size is None or self.size == 0:
+            return False
+        first = min(int(meta.position_ids.min()) for meta in self.metas)
+        return first // block_size < (self.length - 1) // block_size
+
     def _visible(self, block_size: int | None, device: torch.device) -> Tensor | None:
-        """Return the attention mask, bool `(b, 1, n, K)`; None for full attention."""
-        lengths = torch.tensor([meta.length for meta in self.metas], device=device)[:, None, None]
+        """Return the attention mask, bool `(b, 1, n, K)`; None where every query sees every key."""
         is_ragged = any(meta.length != self.length for meta in self.metas)
-        if not (is_ragged or block_size or self.num_shadows):
+        if not (is_ragged or self.num_shadows or self._hides_blocks(block_size)):
             return None
+        lengths = torch.tensor([meta.length for meta in self.metas], device=device)[:, None, None]
         keys = torch.arange(self.length, device=device)
         visible = (keys < lengths).expand(-1, self.size, -1)
         if block_size is not None:
@@ -235,7 +249,7 @@ class PackedAttention:
         keys, values = group.keys_and_values(self.store, layer, own[1], own[2])
         if group.needs_weights:
             self._append_weights(group, own[0], keys)
-        return attention(own[0], keys, values, group.visible).flatten(0, 1)
+        return attention(own[0], keys, values, group.mask(own[0], keys)).flatten(0, 1)
 
     def _append_weights(self, group: RowGroup, q: Tensor, keys: Tensor) -> None:
         for i, meta in enumerate(group.metas):

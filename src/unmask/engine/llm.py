@@ -61,7 +61,7 @@ from unmask.models.packed_weights import can_pack
 from unmask.models.packed_weights import pack_weights as pack
 from unmask.models.quantize import quantize_weights
 from unmask.models.registry import find_family
-from unmask.models.transformer import Transformer
+from unmask.models.transformer import Transformer, fuse_products
 from unmask.models.weights import Progress
 from unmask.progress import CallProgress, ProgressLike
 
@@ -123,6 +123,8 @@ class LLM:
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
             if lora is not None:
                 self._merge(lora, folder)
+            if self.model.device.type != "cpu" and quantization is None:
+                fuse_products(self.model)
         self._prepare_weights(quantization, pack_weights)
         tensor_parallel.start_workers(self.model)
         self.spec = self.model.spec

@@ -14,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.errors import ConfigError
-from unmask.models.experts import feed_forward
+from unmask.models.experts import FeedForward, feed_forward
+from unmask.models.fused import FusedLinear, can_fuse
 from unmask.models.ranks import ALONE, Ranks, part_of
 from unmask.models.spec import ModelSpec
+
+MASK_ALIGNMENT = 8
+"""Numbers of which the rows of a prepared mask are a multiple: 16 bytes in bfloat16."""
 
 
 class AttentionBackend(Protocol):
@@ -50,15 +54,53 @@ class Dense:
 def attention(
     q_BQHA: Tensor, keys_BGKA: Tensor, values_BGKA: Tensor, visible: Tensor | None
 ) -> Tensor:
-    """Compute grouped-query attention, `(B, Q, H, A)`."""
+    """Compute grouped-query attention, `(B, Q, H, A)`.
+
+    `visible` is a bool mask `(B or 1, 1, Q, K)`, or what `prepare_mask` made of one. Off the CPU, the H / G
+    queries of a key are further rows of its head, since no fast kernel takes both a mask and groups
+    (torch 2.6 to 2.12).
+    """
+    num_shared = q_BQHA.shape[2] // keys_BGKA.shape[1]
+    if visible is None or num_shared == 1 or not _folds(q_BQHA):
+        out = F.scaled_dot_product_attention(
+            q_BQHA.transpose(1, 2),
+            keys_BGKA,
+            values_BGKA,
+            attn_mask=visible,
+            enable_gqa=num_shared > 1,
+        )
+        return out.transpose(1, 2)
+    if visible.shape[-2] == q_BQHA.shape[1]:
+        visible = prepare_mask(visible, num_shared, q_BQHA)
     out = F.scaled_dot_product_attention(
-        q_BQHA.transpose(1, 2),
-        keys_BGKA,
-        values_BGKA,
-        attn_mask=visible,
-        enable_gqa=q_BQHA.shape[2] != keys_BGKA.shape[1],
+        fold_groups(q_BQHA, num_shared), keys_BGKA, values_BGKA, attn_mask=visible
     )
-    return out.transpose(1, 2)
+    return out.unflatten(2, (num_shared, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def fold_groups(q_BQHA: Tensor, num_shared: int) -> Tensor:
+    """Return queries `(B, G, num_shared * Q, A)`: those that share a key's head follow each other there."""
+    return q_BQHA.unflatten(2, (-1, num_shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def prepare_mask(visible: Tensor, num_shared: int, queries: Tensor) -> Tensor:
+    """Return a bool mask `(B, 1, Q, K)` in the form in which `attention` need not convert it again.
+
+    On the CPU it is the mask itself. Elsewhere it is 0 or -inf in the dtype of `queries`, with rows that
+    start at multiples of 16 bytes as the fast kernels require, `(B, 1, num_shared * Q, K)`.
+    """
+    if not _folds(queries):
+        return visible
+    num_keys = visible.shape[-1]
+    width = -(-num_keys // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    shape = (visible.shape[0], 1, num_shared, visible.shape[2], width)
+    bias = torch.full(shape, -torch.inf, dtype=queries.dtype, device=queries.device)
+    bias[..., :num_keys].masked_fill_(visible[:, :, None], 0.0)
+    return bias.flatten(2, 3)[..., :num_keys]
+
+
+def _folds(queries: Tensor) -> bool:
+    return queries.device.type != "cpu"
 
 
 class RMSNorm(nn.Module):
@@ -75,11 +117,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension."""
-        y = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        shape, dtype = (x.shape[-1],), x.dtype  # `rms_norm` computes in float32, whatever the dtype
         if self.fp32:
-            y = (y * self.weight.float()).to(x.dtype)
+            y = F.rms_norm(x, shape, self.weight.to(dtype), self.eps).to(dtype)
         else:
-            y = y.to(x.dtype) * self.weight
+            y = F.rms_norm(x, shape, eps=self.eps).to(dtype) * self.weight
         return y if self.bias is None else y + self.bias
 
 
@@ -87,7 +129,8 @@ class Rotary:
     """Cosine and sine tables for half-rotate RoPE at given positions `(...)`.
 
     They are `(..., 1, R)` with R the spec's `rotary_dim`; a head's dimensions after the first R are not
-    rotated.
+    rotated. The first half of the sines is negative: rotating the dimensions `(a, b)` gives
+    `(a cos - b sin, b cos + a sin)`.
     """
 
     def __init__(self, position_ids: Tensor, spec: ModelSpec, dtype: torch.dtype) -> None:
@@ -95,9 +138,10 @@ class Rotary:
         steps = torch.arange(0, width, 2, device=position_ids.device, dtype=torch.float32)
         frequency = 1.0 / spec.rope_theta ** (steps / width)
         angle = position_ids[..., None, None].float() * frequency
-        angle = torch.cat((angle, angle), dim=-1)
         self.dtype = torch.float32 if spec.rope_fp32 else dtype
-        self.cos, self.sin = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
+        cos, sin = angle.cos(), angle.sin()
+        self.cos = torch.cat((cos, cos), dim=-1).to(self.dtype)
+        self.sin = torch.cat((-sin, sin), dim=-1).to(self.dtype)
 
     def at(self, rows: Tensor) -> Rotary:
         """Return the tables of some rows of a flat list of positions."""
@@ -108,9 +152,14 @@ class Rotary:
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate heads `(..., H, A)`; the result has the input's dtype."""
         width = self.cos.shape[-1]
-        part, half = x[..., :width].to(self.dtype), width // 2
-        swapped = torch.cat((-part[..., half:], part[..., :half]), dim=-1)
-        rotated = (part * self.cos + swapped * self.sin).to(x.dtype)
+        part = x[..., :width]
+        if part.element_size() > self.dtype.itemsize:
+            part = part.to(self.dtype)
+        along, across = part * self.cos, part.roll(width // 2, dims=-1) * self.sin
+        if torch.is_grad_enabled():
+            rotated = (along + across).to(x.dtype)
+        else:  # added in the tables' dtype and rounded once, in one pass
+            rotated = torch.add(along, across, out=torch.empty_like(part, dtype=x.dtype))
         return rotated if width == x.shape[-1] else torch.cat((rotated, x[..., width:]), dim=-1)
 
 
@@ -127,16 +176,17 @@ class Attention(nn.Module):
         self.o = nn.Linear(q_width, spec.d_model, bias=spec.linear_bias and ranks.rank == 0)
         self.q_norm = RMSNorm(spec.head_dim, spec) if spec.qk_norm else None
         self.k_norm = RMSNorm(spec.head_dim, spec) if spec.qk_norm else None
+        self.fused: FusedLinear | None = None
+        """The product for queries, keys and values; see `fuse_products`."""
 
-    def queries(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """Project to queries `(..., H, A)`, normalized if the family does so, then rotated."""
+    def queries_and_keys(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Project to rotated queries `(..., H, A)` and keys `(..., G, A)`, normed if the family does so."""
         q = self.q(x).unflatten(-1, (-1, self.head_dim))
-        return rotary(q if self.q_norm is None else self.q_norm(q))
-
-    def keys(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """Project to keys `(..., G, A)`, normalized if the family does so, then rotated."""
         k = self.k(x).unflatten(-1, (-1, self.head_dim))
-        return rotary(k if self.k_norm is None else self.k_norm(k))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        both = rotary(torch.cat((q, k), dim=-2))
+        return both[..., : q.shape[-2], :], both[..., q.shape[-2] :, :]
 
     def values(self, x: Tensor) -> Tensor:
         """Project to values `(..., G, A)`."""
@@ -145,7 +195,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary, backend: AttentionBackend) -> Tensor:
         """Attend from the queries to the keys and values that the backend provides."""
-        q, k, v = self.queries(x, rotary), self.keys(x, rotary), self.values(x)
+        if self.fused is None or not self.fused.fits(self.q, self.k, self.v):
+            q, k = self.queries_and_keys(x, rotary)
+            return self.output(backend.attend(self.layer, q, k, self.values(x)))
+        heads = self.fused(x).unflatten(-1, (-1, self.head_dim))
+        num_keys = self.k.out_features // self.head_dim
+        num_queries = heads.shape[-2] - 2 * num_keys
+        q, k, v = heads.split((num_queries, num_keys, num_keys), dim=-2)
+        if self.q_norm is not None and self.k_norm is not None:
+            both = rotary(torch.cat((self.q_norm(q), self.k_norm(k)), dim=-2))
+        else:
+            both = rotary(heads[..., : num_queries + num_keys, :])
+        q, k = both[..., :num_queries, :], both[..., num_queries:, :]
         return self.output(backend.attend(self.layer, q, k, v))
 
     def output(self, heads: Tensor) -> Tensor:
@@ -304,3 +365,21 @@ def topology(spec: ModelSpec, position_ids_BT: Tensor, real_BT: Tensor | None) -
     if visible is None:
         return None
     return visible.expand(-1, 1, position_ids_BT.shape[1], -1)
+
+
+def fuse_products(model: Transformer) -> int:
+    """Make one product of query, key and value and one of gate and up, in every layer; return their number.
+
+    No memory is added. Layers that are quantized or have an adapter stay as they are. The parameters become
+    others, of which an optimizer of the old ones does not know.
+    """
+    count = 0
+    for module in model.modules():
+        if isinstance(module, Attention) and can_fuse([module.q, module.k, module.v]):
+            module.fused = FusedLinear([module.q, module.k, module.v])
+        elif isinstance(module, FeedForward) and can_fuse([module.gate, module.up]):
+            module.fused = FusedLinear([module.gate, module.up])
+        else:
+            continue
+        count += 1
+    return count

@@ -1,0 +1,80 @@
+"""Products that share an input, made one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from unmask.models.lora import LoraLinear
+from unmask.models.transformer import fuse_products
+
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": True}], ids=["plain", "qk_norm"])
+def test_fused_products_give_the_same_logits(family, changes):
+    model = tiny_model(family, **changes)
+    with torch.inference_mode():
+        expected = model(IDS)
+        assert fuse_products(model) == 4
+        assert float((model(IDS) - expected).abs().max()) <= 5e-5
+
+
+def test_fused_products_hold_the_weights_once():
+    model = tiny_model()
+    names = set(model.state_dict())
+    fuse_products(model)
+    attention = model.layers[0].attn
+    assert set(model.state_dict()) == names
+    for layer in (attention.q, attention.k, attention.v):
+        assert layer.weight.untyped_storage().data_ptr() == attention.fused.weight.data_ptr()
+
+
+def test_weights_changed_in_place_change_the_fused_product():
+    model, other = tiny_model(), tiny_model(seed=1)
+    fuse_products(model)
+    with torch.inference_mode():
+        model.load_state_dict(other.state_dict())
+        assert float((model(IDS) - other(IDS)).abs().max()) <= 5e-5
+
+
+@pytest.mark.parametrize("part", ["q", "k", "v"])
+def test_a_replaced_layer_is_used(part):
+    model = tiny_model()
+    fuse_products(model)
+    attention = model.layers[1].attn
+    adapter = LoraLinear(getattr(attention, part), 2, 2.0)
+    torch.nn.init.normal_(adapter.a)
+    torch.nn.init.normal_(adapter.b)
+    setattr(attention, part, adapter)
+    with torch.inference_mode():
+        fused = model(IDS)
+        attention.fused = None
+        assert torch.equal(model(IDS), fused)
+        setattr(attention, part, adapter.base)
+        assert not torch.allclose(model(IDS), fused)
+
+
+def test_gradients_reach_the_weights_of_fused_products():
+    model = tiny_model()
+    fuse_products(model)
+    model.requires_grad_(True)
+    model(IDS).square().sum().backward()
+    attention, ffn = model.layers[0].attn, model.layers[0].ffn
+    assert all(float(each.weight.grad.abs().max()) > 0 for each in (attention.q, ffn.gate, ffn.up))
+
+
+def test_a_copy_of_a_fused_model_has_weights_of_its_own():
+    model = tiny_model()
+    fuse_products(model)
+    copied = copy.deepcopy(model)
+    with torch.inference_mode():
+        expected = model(IDS)
+        for value in copied.parameters():
+            value.zero_()
+        assert torch.equal(model(IDS), expected)
+        assert float(copied(IDS).abs().max()) == 0
