@@ -134,7 +134,7 @@ class PretendTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         """Run an operation outside of `pretend()`, uncounted."""
-        return _Dispatch(Counts(), set()).__torch_dispatch__(func, types, args, kwargs)
+        return _Dispatch(Counts(), {}).__torch_dispatch__(func, types, args, kwargs)
 
 
 def _inner(x: Any) -> Any:
@@ -156,7 +156,7 @@ def _is_view(func: Any) -> bool:
 
 
 class _Dispatch(TorchDispatchMode):
-    def __init__(self, counts: Counts, pinned: set[int]) -> None:
+    def __init__(self, counts: Counts, pinned: dict[int, Tensor]) -> None:
         super().__init__()
         self.counts, self.pinned = counts, pinned
 
@@ -251,8 +251,8 @@ class _Functions:
         return run
 
     def pin(self, tensor: Tensor) -> Tensor:
-        """Note a host tensor as pinned: it is alive until it was copied."""
-        self.dispatch.pinned.add(id(tensor))
+        """Note a host tensor as pinned."""
+        self.dispatch.pinned[id(tensor)] = tensor  # alive, so that no other one gets its id
         return tensor
 
     def attend(self, q, k, v, attn_mask=None, **kwargs):
@@ -316,7 +316,7 @@ def pretend() -> Iterator[Counts]:
     """Count on the pretend device inside the block. Inference mode becomes `no_grad`: wrappers need it."""
     assert can_pretend(), "skip the test where there is no compiler"
     counts, before = Counts(), torch._C._only_lift_cpu_tensors()
-    dispatch = _Dispatch(counts, set())
+    dispatch = _Dispatch(counts, {})
 
     def enter(self) -> None:
         self.before = torch.is_grad_enabled()
@@ -337,7 +337,9 @@ def pretend() -> Iterator[Counts]:
             one = functions.fused(name, getattr(owner, name))
             stack.enter_context(mock.patch.object(owner, name, one))
         stack.enter_context(mock.patch.object(F, ATTEND.__name__, functions.attend))
-        stack.enter_context(mock.patch.object(Tensor, "pin_memory", functions.pin))
+        stack.enter_context(
+            mock.patch.object(Tensor, "pin_memory", lambda tensor: functions.pin(tensor))
+        )
         yield counts
 
 

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from unmask.attention.packed import PackedAttention, RowMeta
 from unmask.caches.base import Layers
+from unmask.canvas import Ints
 from unmask.kv.dense_store import DenseStore
 from unmask.models.ranks import ALONE, Ranks
 from unmask.models.spec import ModelSpec
-from unmask.models.transformer import Layer, Rotary, attention
+from unmask.models.transformer import Layer, Rotary, attention, prepare_mask
+from unmask.sampling.transfer import upload
 
 
 class FeatureStore(DenseStore):
@@ -71,11 +73,20 @@ class LayeredAttention(PackedAttention):
         self.features, self.items = store, list(metas)
         self.sizes = [len(meta.position_ids) for meta in self.metas]
         self.starts = [0, *accumulate(self.sizes[:-1])]
+        self.forced = [
+            self._forced(item.layers.forced, item.layers.prompt_length) for item in self.items
+        ]
+        """The forced positions of each row: of the prompt, and of the response, counted from its start."""
         self.visible = [
             group.visible[i, 0] if group.visible is not None else None
             for group in self.groups
             for i in range(group.count)
         ]
+
+    def _forced(self, positions: Ints, prompt_length: int) -> tuple[Tensor, Tensor]:
+        first = int((positions < prompt_length).sum())
+        forced = upload(positions, self.device)
+        return forced[:first], forced[first:] - prompt_length
 
     def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
         """Apply a residual block to the states `(N, D)`, recomputing only some of its outputs."""
@@ -99,12 +110,11 @@ class LayeredAttention(PackedAttention):
         """Return the queries of row i to recompute; store their values and those of the response."""
         meta, plan, size = self.items[i].meta, self.items[i].layers, self.sizes[i]
         prompt, length, index = plan.prompt_length, meta.length, layer.attn.layer
-        forced = torch.from_numpy(plan.forced).to(self.device)
         is_full = index == 0
         first = 0 if is_full or plan.prompt else prompt
         projected = torch.arange(first, size, device=self.device)
         if first:
-            projected = torch.cat((forced[: int((plan.forced < prompt).sum())], projected))
+            projected = torch.cat((self.forced[i][0], projected))
         new = layer.attn.values(normed_ND[projected + self.starts[i]])
         stored = self.features.values[index][meta.row]
         chosen = projected
@@ -124,8 +134,8 @@ class LayeredAttention(PackedAttention):
         prompt, length = plan.prompt_length, meta.length
         old = stored[:, prompt:length].transpose(0, 1).flatten(1)
         similarity = self._similarity(new[: length - prompt].flatten(1), old)
-        forced = plan.forced[plan.forced >= prompt] - prompt
-        similarity[torch.from_numpy(forced).to(self.device)] = -2.0
+        if len(self.forced[i][1]):
+            similarity.index_fill_(0, self.forced[i][1], -2.0)
         return similarity.topk(count, largest=False).indices.sort().values + prompt
 
     def _similarity(self, new: Tensor, old: Tensor) -> Tensor:
@@ -144,13 +154,9 @@ class LayeredAttention(PackedAttention):
         row, size = self.items[i].meta.row, self.sizes[i]
         keys, values = (each[index][row] for each in (self.features.keys, self.features.values))
         keys[:, own] = k.transpose(0, 1)
-        visible = self.visible[i]
-        output = attention(
-            q[None],
-            keys[None, :, :size],
-            values[None, :, :size],
-            None if visible is None else visible[own],
-        )
+        visible, num_shared = self.visible[i], q.shape[1] // keys.shape[0]
+        mask = None if visible is None else prepare_mask(visible[own][None, None], num_shared, q)
+        output = attention(q[None], keys[None, :, :size], values[None, :, :size], mask)
         return output[0]
 
     def _store(self, stored: Tensor, chosen: list[Tensor], new: Tensor) -> Tensor:

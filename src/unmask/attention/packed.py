@@ -23,6 +23,7 @@ from unmask.kv.dense_store import DenseStore
 from unmask.kv.paged_store import PagedStore, PageTable
 from unmask.models.ranks import ALONE, Ranks
 from unmask.models.transformer import Layer, Rotary, attention, prepare_mask
+from unmask.sampling.transfer import upload, upload_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class RowGroup:
         if self.position_slice is None and self.slots is None and self.is_cached:
             rows = torch.arange(first.row, first.row + self.count, device=device)
             self.row_index = rows[:, None]
-            self.position_index = torch.from_numpy(positions).to(device)
+            self.position_index = upload(positions, device)
         self.visible = self._visible(block_size, device)
         self._mask: Tensor | None = None
 
@@ -131,7 +132,7 @@ class RowGroup:
             slots[row, : meta.length] = table.slots[: meta.length]
         if self.count == 1 and (np.diff(slots[0]) == 1).all():  # pages need not be in order
             return slice(int(slots[0, 0]), int(slots[0, 0]) + self.length)
-        return torch.from_numpy(slots).to(device)
+        return upload(slots, device)
 
     def _paged(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         table = self.metas[0].table
@@ -155,20 +156,21 @@ class RowGroup:
         is_ragged = any(meta.length != self.length for meta in self.metas)
         if not (is_ragged or self.num_shadows or self._hides_blocks(block_size)):
             return None
-        lengths = torch.tensor([meta.length for meta in self.metas], device=device)[:, None, None]
+        lengths = upload_index([meta.length for meta in self.metas], device)[:, None, None]
         keys = torch.arange(self.length, device=device)
         visible = (keys < lengths).expand(-1, self.size, -1)
         if block_size is not None:
             position_ids = np.stack([meta.position_ids for meta in self.metas])
-            blocks = torch.from_numpy(position_ids // block_size).to(device)[:, :, None]
+            blocks = upload(position_ids // block_size, device)[:, :, None]
             visible = visible & (keys // block_size <= blocks)
         if self.num_shadows:
             visible = torch.cat(
                 (visible, visible.new_zeros(1).expand(self.count, self.size, self.num_shadows)), -1
             )
+            hidden = visible.new_zeros(())
             for i, meta in enumerate(self.metas):
                 rows = torch.arange(self.num_positions, self.size, device=device)
-                visible[i, rows, torch.from_numpy(meta.shadows).to(device)] = False
+                visible[i].index_put_((rows, upload(meta.shadows, device)), hidden)
                 among = torch.eye(self.num_shadows, dtype=torch.bool, device=device)
                 if meta.shadows_attend:
                     among = torch.ones_like(among)
@@ -226,7 +228,7 @@ class PackedAttention:
             start += len(meta.position_ids)
         if store is None:
             return None
-        at = [torch.from_numpy(np.concatenate(each)).to(self.device) for each in (sources, targets)]
+        at = [upload(np.concatenate(each), self.device) for each in (sources, targets)]
         return store, at[0], at[1]
 
     def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:

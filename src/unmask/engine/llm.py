@@ -65,6 +65,11 @@ from unmask.models.transformer import Transformer, fuse_products
 from unmask.models.weights import Progress
 from unmask.progress import CallProgress, ProgressLike
 
+NOT_PACKABLE = (
+    "pack_weights=True needs large float32 weights on the CPU, PyTorch's oneDNN kernels, and free memory "
+    "of twice their size; leave it out"
+)
+
 
 class LLM:
     """A loaded model with its tokenizer.
@@ -123,8 +128,6 @@ class LLM:
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
             if lora is not None:
                 self._merge(lora, folder)
-            if self.model.device.type != "cpu" and quantization is None:
-                fuse_products(self.model)
         self._prepare_weights(quantization, pack_weights)
         tensor_parallel.start_workers(self.model)
         self.spec = self.model.spec
@@ -187,13 +190,14 @@ class LLM:
                     f"pack_weights=True has no kernels for quantization={quantization!r}"
                 )
             quantize_weights(self.model, quantization)
+        elif self.folder is not None and self.model.device.type != "cpu":
+            if pack_weights:
+                raise ConfigError(NOT_PACKABLE)
+            fuse_products(self.model)  # not of a caller's network, whose parameters stay its own
         elif pack_weights is None or pack_weights:
             packable = can_pack(self.model)
             if pack_weights and not packable:
-                raise ConfigError(
-                    "pack_weights=True needs large float32 weights on the CPU, PyTorch's oneDNN "
-                    "kernels, and free memory of twice their size; leave it out"
-                )
+                raise ConfigError(NOT_PACKABLE)
             if packable:
                 pack(self.model)
 

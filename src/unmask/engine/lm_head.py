@@ -21,6 +21,7 @@ from unmask.models.transformer import Transformer
 from unmask.sampling.params import SamplingParams
 from unmask.sampling.sampler import STATS, Span, Vocabulary, log_odds, num_columns, propose
 from unmask.sampling.token_frequencies import load_background
+from unmask.sampling.transfer import upload
 
 Classes = NDArray[np.int32]
 HEAD_CHUNK = 1 << 26
@@ -170,14 +171,14 @@ class LMHead:
                 weights += [1 + part.params.cfg_scale] * count
             row += count
         if guided:
-            at = torch.from_numpy(np.concatenate(guided)).to(flat.device)
+            at = upload(np.concatenate(guided), flat.device)
             uncond = self._logits(flat, np.concatenate(uncond_rows), vocabulary)
-            weight = torch.tensor(weights, device=flat.device)[:, None]
+            weight = upload(np.array(weights, dtype=np.float32), flat.device)[:, None]
             logits[at] = uncond + weight * (logits[at] - uncond)
         return logits
 
     def _logits(self, flat: Tensor, rows: Ints, vocabulary: Vocabulary) -> Tensor:
-        states = flat[torch.from_numpy(rows).to(flat.device)]
+        states = flat[upload(rows, flat.device)]
         if vocabulary is self.vocabulary:
             return self.model.head(states).float()
         return self.model.head(states, vocabulary.token_ids).float()
@@ -192,7 +193,7 @@ class LMHead:
             )
         allowed = classes = None
         if part.ask.allowed is not None:
-            allowed = torch.from_numpy(part.ask.allowed.sets[piece]).to(self.model.device)
+            allowed = upload(part.ask.allowed.sets[piece], self.model.device)
             classes = self._classes(part.ask.allowed.classes)
         return Span(
             part.ask.rows[piece], part.params, part.ask, previous, has_previous, allowed, classes
@@ -202,7 +203,7 @@ class LMHead:
         """Return the class of each token on the device; those of recent requests stay there."""
         found = self._on_device.pop(id(classes), None)
         if found is None:
-            found = classes, torch.from_numpy(classes).to(self.model.device).long()
+            found = classes, upload(classes, self.model.device).long()
         self._on_device[id(classes)] = found
         if len(self._on_device) > MAX_VOCABULARIES:
             del self._on_device[next(iter(self._on_device))]
@@ -237,7 +238,7 @@ class LMHead:
             if part.params.vocabulary != "union":
                 continue
             positions = part.ask.rows[piece]
-            states = flat[torch.from_numpy(part.cond_rows[0][piece]).to(flat.device)]
+            states = flat[upload(part.cond_rows[0][piece], flat.device)]
             uids = part.sequence.canvas.uid[positions]
             state = part.sequence.sampler_state
             if vocabulary is not self.vocabulary:
@@ -277,8 +278,8 @@ class LMHead:
                     else (part.uncond_rows[0], part.uncond_rows[1][chosen]),
                 )
                 logits = self._guided(flat, [(only, slice(None))], self.vocabulary, 1)
-                tokens = torch.from_numpy(canvas.tokens[shadows[chosen]]).to(flat.device)
-                at = torch.from_numpy(start + chosen).to(flat.device)
+                tokens = upload(canvas.tokens[shadows[chosen]], flat.device)
+                at = upload(start + chosen, flat.device)
                 packed[at, 1] = log_odds(logits, tokens).double()
             start += len(shadows)
 

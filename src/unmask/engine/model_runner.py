@@ -39,6 +39,7 @@ from unmask.errors import CacheError, ConfigError, DecoderError, ModelError
 from unmask.models.transformer import Transformer
 from unmask.sampling.rng import row_keys, uniform
 from unmask.sampling.sampler import STATS, Vocabulary, effective_top_v
+from unmask.sampling.transfer import upload
 
 NOT_FINITE = (
     "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
@@ -398,18 +399,13 @@ class ModelRunner:
             backend = self._backend(row_metas, [metas[i][0].plan.layers for i in chosen])
             ids = np.concatenate([self._ids(*metas[i]) for i in chosen])
             position_ids = np.concatenate([meta.position_ids for meta in row_metas])
-            states.append(
-                self.model.hidden(
-                    torch.from_numpy(ids).to(device),
-                    torch.from_numpy(position_ids).to(device),
-                    backend=backend,
-                )
-            )
+            fed = upload(np.stack((ids, position_ids)), device)
+            states.append(self.model.hidden(fed[0], fed[1], backend=backend))
             for i, meta in zip(chosen, row_metas, strict=True):
                 starts[i] = start
                 start += len(meta.position_ids)
                 if meta.needs_weights:
-                    queries = torch.from_numpy(meta.positions).to(device)
+                    queries = upload(meta.positions, device)
                     shares = rollout(backend.weights[meta.row], queries, meta.length)
                     importance[id(metas[i][0].sequence)] = shares
         return torch.cat(states) if len(states) > 1 else states[0], starts, importance

@@ -14,6 +14,7 @@ from torch import Tensor
 from unmask.canvas import Canvas, Floats, Ints
 from unmask.decoders.base.cadllm_controller import RING, Controller
 from unmask.sampling.sampler import Vocabulary
+from unmask.sampling.transfer import upload, upload_index
 
 CONTROLLER = Controller()
 
@@ -61,9 +62,9 @@ class SamplerState:
         if known.any():
             assert self.distributions_nV is not None, "stored positions have distributions"
             at = order[np.searchsorted(self.uids, uids[known], sorter=order)]
-            rows = torch.from_numpy(np.flatnonzero(known)).to(device)
-            distributions[rows] = self.distributions_nV[torch.from_numpy(at).to(device)]
-        return distributions, torch.from_numpy(known).to(device)
+            rows = upload(np.flatnonzero(known), device)
+            distributions[rows] = self.distributions_nV[upload(at, device)]
+        return distributions, upload(known, device)
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ class Candidates:
         """Return upper bounds `(N,)` on the total probability of all other tokens; 1 where unknown."""
         position = {int(uid): i for i, uid in enumerate(self.uids)}
         at = [position.get(int(uid), -1) for uid in uids]
-        known = torch.tensor([i >= 0 for i in at], device=logits_NU.device)
-        index = torch.tensor([max(i, 0) for i in at], device=logits_NU.device)
+        known = upload(np.array([i >= 0 for i in at], dtype=np.bool_), logits_NU.device)
+        index = upload_index([max(i, 0) for i in at], logits_NU.device)
         moved = (states_ND.float() - self.states_nD[index]).norm(dim=-1)
         num_others = vocab_size - len(self.ids_U)
         if num_others == 0:

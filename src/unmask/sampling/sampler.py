@@ -15,6 +15,7 @@ from torch import Tensor
 from unmask.canvas import Ask, Floats, Ints
 from unmask.sampling.params import SamplingParams
 from unmask.sampling.rng import gumbel
+from unmask.sampling.transfer import upload, upload_index
 
 STATS: tuple[str, ...] = (
     "entropy",
@@ -125,8 +126,10 @@ def propose(
     _add_biases(logits, spans, vocabulary)
     _add_credit(logits, spans, vocabulary, packed)
     no_eos = _rows(spans, lambda span: span.params.logits_eos_inf)
-    for column in vocabulary.text_ends if no_eos else ():
-        logits[no_eos, column] = -torch.inf
+    if no_eos and vocabulary.text_ends:
+        at = upload_index(no_eos, logits.device)
+        for column in vocabulary.text_ends:
+            logits[:, column].index_fill_(0, at, -torch.inf)
     _top_two(logits, spans, packed)
     forbidden = logits[:, vocabulary.forbidden]
     logits[:, vocabulary.forbidden] = -torch.inf
@@ -136,7 +139,7 @@ def propose(
     _sample(logits, tokens, forbidden, spans, keys, vocabulary)
     _likeliest(logits, spans, vocabulary, packed)
     for rows, column in _suppressed_scores(spans, vocabulary):
-        logits[rows, column] = -torch.inf
+        logits[:, column].index_fill_(0, upload_index(rows, logits.device), -torch.inf)
     distributions = _divergence(logits, spans, packed)
     top_v = _top_v_odds(logits, tokens, spans, packed)
     packed[:, 0] = vocabulary.token_ids[tokens].double()
@@ -190,8 +193,8 @@ def _add_at(
 ) -> None:
     """Add values at (row, token) in place; tokens without a column are left out."""
     device = target.device
-    at, columns = torch.from_numpy(rows).to(device), torch.from_numpy(token_ids).to(device)
-    added = torch.from_numpy(values).to(device).float()
+    at, columns = upload(rows, device), upload(token_ids, device)
+    added = upload(values, device).float()
     if not vocabulary.is_whole:
         ids = vocabulary.token_ids
         nearest = torch.searchsorted(ids, columns).clamp(max=len(ids) - 1)
@@ -243,15 +246,17 @@ def _top_two(logits: Tensor, spans: list[Span], packed: Tensor) -> None:
     """Fill in "gap", the difference of the two largest logits."""
     rows = _rows(spans, lambda span: "gap" in span.ask.stats)
     if rows:
-        top = logits[rows].topk(min(2, logits.shape[-1]), dim=-1).values
-        packed[rows, _column("gap")] = (top[:, 0] - top[:, -1]).double()
+        at = upload_index(rows, logits.device)
+        top = logits[at].topk(min(2, logits.shape[-1]), dim=-1).values
+        packed[at, _column("gap")] = (top[:, 0] - top[:, -1]).double()
 
 
 def _end_is_top(tokens: Tensor, spans: list[Span], vocabulary: Vocabulary, packed: Tensor) -> None:
     """Fill in "eos_top": 1 where the likeliest token, before sampling, is end-of-text."""
     rows = _rows(spans, lambda span: "eos" in span.ask.stats)
     if rows and vocabulary.eos_id is not None:
-        packed[rows, _column("eos_top")] = (tokens[rows] == vocabulary.eos_id).double()
+        at = upload_index(rows, tokens.device)
+        packed[at, _column("eos_top")] = (tokens[at] == vocabulary.eos_id).double()
 
 
 def _sample(
@@ -268,15 +273,18 @@ def _sample(
     """
     sampled = _rows(spans, lambda span: span.params.temperature > 0)
     if sampled:
-        tokens[sampled] = _draw(logits, sampled, spans, keys, vocabulary)
+        tokens[upload_index(sampled, tokens.device)] = _draw(
+            logits, sampled, spans, keys, vocabulary
+        )
     logits[:, vocabulary.forbidden] = forbidden
     tempered_rows = _rows(spans, lambda span: span.ask.from_sampling)
     if tempered_rows:
         tempered = _tempered(logits, tempered_rows, spans)
-        own = tokens[tempered_rows][:, None]
+        at = upload_index(tempered_rows, tokens.device)
+        own = tokens[at][:, None]
         scale = _temperatures(logits, tempered_rows, spans)
-        unfiltered = logits[tempered_rows].gather(1, own).double() / scale
-        logits[tempered_rows] = tempered.scatter_(1, own, unfiltered).float()
+        unfiltered = logits[at].gather(1, own).double() / scale
+        logits[at] = tempered.scatter_(1, own, unfiltered).float()
 
 
 def _draw(
@@ -284,7 +292,7 @@ def _draw(
 ) -> Tensor:
     """Return a token drawn from the sampling distribution of each of these rows."""
     tempered = _tempered(logits, rows, spans)
-    on_device = torch.from_numpy(keys[rows].view(np.int64)).to(logits.device)
+    on_device = upload(keys[rows].view(np.int64), logits.device)
     noisy = gumbel(on_device, vocabulary.token_ids).add_(tempered)
     return noisy.argmax(dim=-1)
 
@@ -319,12 +327,13 @@ def _constrain(
 
 def _temperatures(logits: Tensor, rows: list[int], spans: list[Span]) -> Tensor:
     values = _per_row(spans, rows, lambda span: span.params.temperature or 1.0)
-    return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+    return upload(np.array(values, dtype=np.float64), logits.device)[:, None]
 
 
 def _tempered(logits: Tensor, rows: list[int], spans: list[Span]) -> Tensor:
     """Return float64 logits of the sampling distribution: temperature, top-p, top-k, then min-p."""
-    tempered = logits[rows].double() / _temperatures(logits, rows, spans)
+    at = upload_index(rows, logits.device)
+    tempered = logits[at].double() / _temperatures(logits, rows, spans)
     _filter(tempered, rows, spans)
     return tempered
 
@@ -336,25 +345,32 @@ def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
     )
     cut = [i for i, p in enumerate(top_p) if p < 1]
     if cut:
-        ordered, order = tempered[cut].sort(dim=-1, descending=True, stable=True)
+        at = upload_index(cut, tempered.device)
+        ordered, order = tempered[at].sort(dim=-1, descending=True, stable=True)
         before = ordered.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)
         before[:, 0] = 0
-        limit = torch.tensor([top_p[i] for i in cut], device=tempered.device)[:, None]
+        limit = upload(np.array([top_p[i] for i in cut], dtype=np.float32), tempered.device)[
+            :, None
+        ]
         ordered[before > limit] = -torch.inf
-        tempered[cut] = torch.empty_like(ordered).scatter_(-1, order, ordered)
+        tempered[at] = torch.empty_like(ordered).scatter_(-1, order, ordered)
     top_k = [int(k) for k in _per_row(spans, rows, lambda span: span.params.top_k or 0)]
     cut = [i for i, k in enumerate(top_k) if 0 < k < tempered.shape[-1]]
     if cut:
-        sizes = torch.tensor([top_k[i] for i in cut], device=tempered.device)
-        largest = tempered[cut].topk(max(top_k[i] for i in cut), dim=-1).values
+        at = upload_index(cut, tempered.device)
+        sizes = upload_index([top_k[i] for i in cut], tempered.device)
+        largest = tempered[at].topk(max(top_k[i] for i in cut), dim=-1).values
         least = largest.gather(1, sizes[:, None] - 1)
-        tempered[cut] = tempered[cut].masked_fill(tempered[cut] < least, -torch.inf)
+        chosen = tempered[at]
+        tempered[at] = chosen.masked_fill(chosen < least, -torch.inf)
     min_p = _per_row(spans, rows, lambda span: span.params.min_p)
     cut = [i for i, p in enumerate(min_p) if p > 0]
     if cut:
-        shares = torch.tensor([min_p[i] for i in cut], dtype=torch.float64, device=tempered.device)
-        least = tempered[cut].max(dim=-1, keepdim=True).values + shares.log()[:, None]
-        tempered[cut] = tempered[cut].masked_fill(tempered[cut] < least, -torch.inf)
+        at = upload_index(cut, tempered.device)
+        shares = upload(np.array([min_p[i] for i in cut], dtype=np.float64), tempered.device)
+        least = tempered[at].max(dim=-1, keepdim=True).values + shares.log()[:, None]
+        chosen = tempered[at]
+        tempered[at] = chosen.masked_fill(chosen < least, -torch.inf)
 
 
 def _suppressed_scores(spans: list[Span], vocabulary: Vocabulary) -> list[tuple[list[int], int]]:
@@ -410,25 +426,26 @@ def _top_v(span: Span) -> int | None:
 
 def _top_v_odds(
     logits: Tensor, tokens: Tensor, spans: list[Span], packed: Tensor
-) -> tuple[list[int], Tensor] | None:
+) -> tuple[Tensor, Tensor] | None:
     """Return the rows restricted to their V largest logits, with log-odds, -inf for tokens outside."""
     rows = _rows(spans, lambda span: _top_v(span) is not None)
     if not rows:
         return None
     sizes = [int(v) for v in _per_row(spans, rows, lambda span: _top_v(span) or 1)]
     width = min(max(sizes), logits.shape[-1])
-    top = logits[rows].topk(width, dim=-1).values
-    limit = torch.tensor(sizes, device=logits.device)[:, None]
+    at = upload_index(rows, logits.device)
+    top = logits[at].topk(width, dim=-1).values
+    limit = upload_index(sizes, logits.device)[:, None]
     top = top.masked_fill(torch.arange(width, device=logits.device) >= limit, -torch.inf)
-    own = logits[rows, tokens[rows]]
+    own = logits[at, tokens[at]]
     same = top == own[:, None]
     others = top.masked_fill(same & (same.cumsum(dim=-1) == 1), -torch.inf)
     odds = own - others.logsumexp(dim=-1)
     if any("top_v_entropy" in span.ask.stats for span in spans):
         shares = top.softmax(dim=-1)
-        packed[rows, _column("top_v_entropy")] = torch.special.entr(shares).sum(dim=-1).double()
+        packed[at, _column("top_v_entropy")] = torch.special.entr(shares).sum(dim=-1).double()
     outside = ~same.any(dim=-1) & ~own.isnan()
-    return rows, odds.masked_fill(outside, -torch.inf)
+    return at, odds.masked_fill(outside, -torch.inf)
 
 
 def _statistics(
@@ -440,30 +457,35 @@ def _statistics(
     order of confidences is exact at any distance from p = 1. Overwrites the logits.
     """
     own = logits.gather(-1, tokens[:, None])[:, 0]
-    eos = _rows(spans, lambda span: "eos" in span.ask.stats)
-    eos_logit = None
-    if eos and vocabulary.eos_id is not None:
+    device = logits.device
+    has_eos = _rows(spans, lambda span: "eos" in span.ask.stats)
+    eos, eos_logit = upload_index(has_eos, device) if has_eos else None, None
+    if eos is not None and vocabulary.eos_id is not None:
         eos_logit = logits[eos, vocabulary.eos_id]
-    margin = _rows(spans, lambda span: "margin" in span.ask.stats)
-    largest = logits[margin].topk(min(2, logits.shape[-1]), dim=-1).values if margin else own
+    has_margin = _rows(spans, lambda span: "margin" in span.ask.stats)
+    margin = upload_index(has_margin, device) if has_margin else None
+    largest = own
+    if margin is not None:
+        largest = logits[margin].topk(min(2, logits.shape[-1]), dim=-1).values
     others = logits.scatter_(-1, tokens[:, None], -torch.inf)
     top = others.amax(dim=-1).clamp(min=torch.finfo(others.dtype).min)
     shifted = others.sub_(top[:, None])
-    entropy = _rows(spans, lambda span: "entropy" in span.ask.stats)
+    has_entropy = _rows(spans, lambda span: "entropy" in span.ask.stats)
+    entropy = upload_index(has_entropy, device) if has_entropy else None
     first_moment = None
-    if entropy:
+    if entropy is not None:
         finite = shifted[entropy].clamp(min=-1e30)
         first_moment = (finite.exp() * finite).sum(dim=-1)
     total = shifted.exp_().sum(dim=-1)
     odds: Tensor = own - (total.log() + top)
-    if first_moment is not None:
+    if entropy is not None and first_moment is not None:
         sub = total[entropy].clamp(min=torch.finfo(total.dtype).tiny)
         lse = torch.logaddexp(own[entropy], total[entropy].log() + top[entropy])
         rest = torch.sigmoid(-odds[entropy]) * (lse - top[entropy] - first_moment / sub)
         first = torch.sigmoid(odds[entropy]) * torch.nn.functional.softplus(-odds[entropy])
         first = first.masked_fill(odds[entropy] == -torch.inf, 0.0)  # 0 ln 0
         packed[entropy, _column("entropy")] = (first + rest).clamp(min=0).double()
-    if margin:
+    if margin is not None:
         lse = torch.logaddexp(own[margin], total[margin].log() + top[margin])
         is_first = own[margin] >= largest[:, 0]
         other_doubt = torch.log1p(-torch.exp((largest[:, 0] - lse).clamp(max=-1e-7)))
@@ -472,7 +494,7 @@ def _statistics(
         )
         log_second = largest[:, -1] - lse
         packed[margin, _column("margin")] = torch.logaddexp(log_doubt, log_second).double()
-    if eos_logit is not None:
+    if eos is not None and eos_logit is not None:
         lse = torch.logaddexp(own[eos], total[eos].log() + top[eos])
         packed[eos, _column("eos")] = torch.exp(eos_logit - lse).double()
     return odds
