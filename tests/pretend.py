@@ -222,7 +222,8 @@ class _Dispatch(TorchDispatchMode):
 
     def _run(self, func, args, kwargs):
         result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
-        written = func._schema.arguments and func._schema.name.endswith("_")
+        first = next(iter(func._schema.arguments), None)
+        written = first is not None and first.alias_info is not None and first.alias_info.is_write
         if written and isinstance(args[0], PretendTensor) and isinstance(result, Tensor):
             return args[0]
         if isinstance(kwargs.get("out"), PretendTensor):
