@@ -352,7 +352,7 @@ def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
         limit = upload(np.array([top_p[i] for i in cut], dtype=np.float32), tempered.device)[
             :, None
         ]
-        ordered[before > limit] = -torch.inf
+        ordered.masked_fill_(before > limit, -torch.inf)
         tempered[at] = torch.empty_like(ordered).scatter_(-1, order, ordered)
     top_k = [int(k) for k in _per_row(spans, rows, lambda span: span.params.top_k or 0)]
     cut = [i for i, k in enumerate(top_k) if 0 < k < tempered.shape[-1]]
