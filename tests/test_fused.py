@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model
+from pretend import can_pretend, pretend, to_device
+from tiny import StubTokenizer, tiny_model
 
+from unmask import LLM
+from unmask.models import avoid_attention_plans
 from unmask.models.lora import LoraLinear
 from unmask.models.transformer import fuse_products
 
@@ -78,3 +82,23 @@ def test_a_copy_of_a_fused_model_has_weights_of_its_own():
             value.zero_()
         assert torch.equal(model(IDS), expected)
         assert float(copied(IDS).abs().max()) == 0
+
+
+@pytest.mark.skipif(not can_pretend(), reason="no C++ compiler for the device guard")
+def test_a_model_loaded_to_a_gpu_is_fused_and_a_network_of_the_caller_is_not():
+    model = to_device(tiny_model())
+    with pretend():
+        llm = LLM(model, tokenizer=StubTokenizer())
+        assert model.layers[0].attn.fused is None
+        llm.folder = Path("a-loaded-checkpoint")
+        llm._prepare_weights(None, None)
+    assert model.layers[0].attn.fused is not None
+    assert model.layers[0].ffn.fused is not None
+
+
+@pytest.mark.parametrize(("device", "calls"), [("cuda:0", [False]), ("cpu", [])])
+def test_cudnn_attention_is_off_on_a_gpu_alone(device, calls, monkeypatch):
+    found = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", found.append)
+    avoid_attention_plans(torch.device(device))
+    assert found == calls

@@ -188,7 +188,20 @@ def load_model(
     with torch.device("meta"):
         network = (make or Transformer)(spec)
     load_weights(network, folder, family.names, kind, where, progress)
+    avoid_attention_plans(where)
     return network.eval().requires_grad_(False)
+
+
+def avoid_attention_plans(device: torch.device) -> None:
+    """Turn cuDNN's attention off for the process if `device` is a CUDA device.
+
+    It builds a plan of up to half a second for every new shape, and the shapes of a decode change all the
+    time. To compare, call `torch.backends.cuda.enable_cudnn_sdp(True)` after the model is loaded.
+    """
+    import torch
+
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def convert_checkpoint(
