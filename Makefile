@@ -58,10 +58,10 @@ test-all: $(STAMP) ## run every test, the slow ones too; installs Ray (500 MB) a
 	@$(PY) -c 'import ray, schemathesis' 2>/dev/null || { \
 		echo '==> installing Ray Serve and schemathesis, which some slow tests need'; \
 		$(PIP) $(TORCH_INDEX) -e '.[fuzz,ray]'; }
-	@echo '==> 1/2 running the fast tests in $(WORKERS) processes of one thread'
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
-	@echo '==> 2/2 running the slow tests one after the other: they measure time and memory'
-	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+	@echo '==> 1/2 running the fast tests and further cases of them in $(WORKERS) processes of one thread'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow or wide" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	@echo '==> 2/2 running the other slow tests one after the other: they measure time and memory'
+	@$(PY) -m pytest -m "slow and not wide" $(PYTEST_ARGS)
 
 gpu-test: $(STAMP) ## on a CUDA machine: compare its results with the CPU's (skips without one)
 	@echo '==> running tests/test_cuda.py in $(WORKERS) processes'

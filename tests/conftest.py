@@ -20,7 +20,18 @@ THINNED = {
     "test_oracles_methods",
     "test_properties",
 }
-"""Modules whose cases run on every second family in the short run, and on both in the whole one."""
+"""Modules of which the short run takes only some cases: see `thin`."""
+WIDE = THINNED | {
+    "test_constrained",
+    "test_end_of_text",
+    "test_engine_mixtures",
+    "test_golden",
+    "test_oracles",
+    "test_oracles_golden",
+    "test_oracles_golden_b",
+}
+"""Modules whose slow tests measure neither time nor memory, so they may run in parallel."""
+MANY_CASES = 24
 
 pytest.register_assert_rewrite("directions")
 settings.register_profile("unmask", derandomize=True, deadline=None, database=None, print_blob=True)
@@ -35,19 +46,32 @@ def pytest_configure():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark one family of each case of a thinned module as slow, by turns; a test with one case keeps both.
-
-    So in the short run a decoder meets every cache, and every decoder and every cache both families.
-    """
+    """Thin the modules of `THINNED` for the short run, and mark slow tests of `WIDE` as wide."""
     cases = {}
     for item in items:
         call = getattr(item, "callspec", None)
         if item.path.stem in THINNED and call is not None and "family" in call.params:
             rest = tuple(f"{key}={value}" for key, value in call.params.items() if key != "family")
             cases.setdefault(item.function, {}).setdefault(rest, []).append(item)
-    for groups in cases.values():
-        for number, group in enumerate(groups.values() if len(groups) > 1 else ()):
-            for item in group[:: len(group)] if number % 2 else group[1:]:
+    for turn, groups in enumerate(cases.values()):
+        thin(list(groups.values()), turn)
+    for item in items:
+        if item.path.stem in WIDE and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.wide)
+
+
+def thin(groups, turn):
+    """Mark as slow all but one family of each case of a test, and of many cases every second.
+
+    A group has the families of one case. Families and cases alternate with the case and with `turn`, the
+    number of the test, so in the short run every decoder meets every cache in half of the tests that have
+    both, and both families. A test with one case keeps all.
+    """
+    step = 2 if len(groups) >= MANY_CASES else 1
+    for number, group in enumerate(groups if len(groups) > 1 else ()):
+        kept = (number // step + turn) % len(group) if (number + turn) % step == 0 else None
+        for place, item in enumerate(group):
+            if place != kept:
                 item.add_marker(pytest.mark.slow)
 
 

@@ -27,14 +27,9 @@ BLOCKS = {"llada2_moe": 16, "sdar": 4, "fast_dllm_v2": 32}
 ATOL = 2e-4
 """Absolute tolerance of logits in float32: cuBLAS and cuDNN add up in another order."""
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(
-        DEVICE.startswith("cuda") and not torch.cuda.is_available(),
-        reason="no CUDA device is visible",
-    ),
-]
+if DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    pytest.skip("no CUDA device is visible", allow_module_level=True)
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(autouse=True, scope="module")

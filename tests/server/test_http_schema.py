@@ -62,6 +62,7 @@ DECODING = [
 ]
 TOKENIZING = ["/tokenize", "/detokenize"]
 DECIDING = ["/v1/decisions", "/v1/systemone"]
+CONTROLLING = ["/update_weights"]
 FACTS = [
     *("/v1/models", "/v1/models/{name}", "/v1/schema", "/health", "/metrics", "/ready", "/version"),
     *("/server_info", "/get_server_info", "/model_info", "/get_model_info"),
@@ -108,7 +109,13 @@ def several(num):
 
 
 def test_every_route_of_the_document_is_tried(served):
-    assert set(served.raw_schema["paths"]) == {*DECODING, *TOKENIZING, *DECIDING, *FACTS}
+    assert set(served.raw_schema["paths"]) == {
+        *DECODING,
+        *TOKENIZING,
+        *DECIDING,
+        *CONTROLLING,
+        *FACTS,
+    }
 
 
 @pytest.mark.parametrize("path", FACTS)
@@ -141,7 +148,7 @@ def test_whatever_is_sent_the_answer_is_one_of_the_documented(served, path, is_v
     assert seen[400] > 50
 
 
-@pytest.mark.parametrize("path", DECIDING)
+@pytest.mark.parametrize("path", [*DECIDING, *CONTROLLING])
 def test_whatever_is_asked_the_answer_is_one_of_the_documented(served, path):
     seen = Counter()
 
