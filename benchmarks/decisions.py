@@ -80,8 +80,10 @@ def measure_quality(llm: LLM, problems: Sequence[Example]) -> None:
     for example in problems:
         questions, right = questions_of(example, rng)
         for independent, groups in found.items():
-            options = {"layout": "cloze", "independent": independent}
-            answers = llm.decide(example.prompt, questions, **options).answers
+            decisions = llm.decide(
+                example.prompt, questions, layout="cloze", independent=independent
+            )
+            answers = decisions.answers
             shares = [np.array(answer.probabilities) for answer in answers]
             groups.append(list(zip(shares, right, strict=True)))
             finals[independent].append(int(shares[-1].argmax() == right[-1]))
