@@ -99,6 +99,11 @@ card: $(STAMP) ## measure the bundled model again and rewrite the table of its m
 	@echo '==> evaluating the bundled model: python -m unmask.demo.evaluate'
 	@$(PY) -m unmask.demo.evaluate --write
 
+bench: $(STAMP) ## measure host cost, its growth, planning and a server's memory; goals beside figures
+	@failed=0; for each in host_cost.py 'host_cost.py --growth' plan_cost.py memory_soak.py; do \
+		echo "==> benchmarks/$$each"; OMP_NUM_THREADS=1 $(PY) benchmarks/$$each || failed=1; \
+	done; exit $$failed
+
 study: $(STAMP) ## measure the study of CadLLM again (half an hour), rewrite its tables and pictures
 	@echo '==> studies/cadllm/run.py --again (interrupted? go on without --again)'
 	@$(PY) studies/cadllm/run.py --again
