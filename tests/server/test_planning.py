@@ -22,7 +22,9 @@ def test_a_method_is_parsed_once_and_a_request_checked_once_per_prompt(demo_llm,
 
     monkeypatch.setattr(MethodSpec, "parse", counted("parse", MethodSpec.parse))
     monkeypatch.setattr(SequenceState, "begin", counted("begin", SequenceState.begin))
+    planner = Planner(demo_llm, ServerSettings(models=("demo",)))
+    calls.update(parse=0)
     body = CompletionRequest(prompt=["A dog", "A cat", "A cow"], n=4, max_tokens=16, seed=5)
-    plans = Planner(demo_llm, ServerSettings(models=("demo",))).completion(body, {})
+    plans = planner.completion(body, {})
     assert [plan.request.seed for plan in plans] == list(range(5, 17))
     assert calls == {"parse": 1, "begin": 3}
