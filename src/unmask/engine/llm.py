@@ -23,6 +23,7 @@ from unmask.engine.drafter import draft_by
 from unmask.engine.drafts import DraftLike, Pins, read_draft
 from unmask.engine.knob_types import Knobs
 from unmask.engine.likelihood import Likelihood, loglikelihood
+from unmask.engine.loaded_model import refuse_options
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.origin import FolderWeights, LoadedParts, ModelOrigin, read_ahead
 from unmask.engine.output_processor import output_of
@@ -109,7 +110,7 @@ class LLM:
     ) -> None:
         parts = LoadedParts(has_other_tokenizer=tokenizer is not None, quantization=quantization)
         if isinstance(model, Transformer):
-            _refuse_options(revision, dtype, device, lora, tensor_parallel_size)
+            refuse_options(revision, dtype, device, lora, tensor_parallel_size)
             self.name, self.model, self.tokenizer = "model", model, tokenizer
             is_own = False
         else:
@@ -594,12 +595,3 @@ class LLM:
                     done[sequence.index] = size if is_done else min(size, num_decided)
                     report(sum(done.values()), sum(sizes))
         return [finished[i] for i in range(len(requests))]
-
-
-def _refuse_options(*given: object) -> None:
-    """Raise ConfigError for options of loading that are given with a loaded model."""
-    if given != (None, None, None, None, 1):
-        raise ConfigError(
-            "revision, dtype, device, lora and tensor_parallel_size have no effect on a loaded model; "
-            "leave them out"
-        )
