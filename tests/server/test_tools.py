@@ -150,3 +150,33 @@ def test_what_no_call_can_meet_is_refused(client, fields, param, word):
     assert reply.status_code == 400
     assert word in error["message"]
     assert param in (None, error["param"])
+
+
+def allowed(mode, *names):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_allowed_tools_leave_out_the_others(client):
+    for seed in range(3):
+        body = {**CHAT, **SHORT, "seed": seed, "temperature": 2.0}
+        reply = client.post(CHAT_URL, json={**body, "tool_choice": allowed("required", "now")})
+        assert reply.status_code == 200, reply.text
+        (call,) = reply.json()["choices"][0]["message"]["tool_calls"]
+        assert check_call(call) == "now"
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (allowed("required", "no_such"), "not among tools"),
+        (allowed("auto", "now"), "does not read tools"),
+        (allowed("required"), "at least 1"),
+        ({"type": "allowed_tools"}, "which needs it"),
+        ({"type": "auto", **{"allowed_tools": allowed("auto", "now")["allowed_tools"]}}, "belongs"),
+    ],
+)
+def test_allowed_tools_that_say_nothing_are_refused(client, choice, says):
+    reply = client.post(CHAT_URL, json={**CHAT, **SHORT, "tool_choice": choice})
+    assert reply.status_code == 400
+    assert says in reply.json()["error"]["message"]

@@ -47,11 +47,40 @@ class FunctionName(StrictModel):
     name: Annotated[str, Field(max_length=64)]
 
 
-class ToolChoice(StrictModel):
-    """A choice as an object: of a function, or "none" and "auto" in another spelling."""
+class NamedTool(StrictModel):
+    """A tool by its name."""
 
-    type: Literal["function", "none", "auto", "required"]
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+class AllowedTools(StrictModel):
+    """A part of the tools, of which the model may or has to call one."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+
+
+class ToolChoice(StrictModel):
+    """A choice as an object: of a function, of some, or "none" and "auto" in another spelling."""
+
+    type: Literal["function", "allowed_tools", "none", "auto", "required"]
     function: FunctionName | None = None
+    allowed_tools: AllowedTools | None = None
+
+    @property
+    def names(self) -> frozenset[str] | None:
+        """The names of the functions that it leaves; None: all."""
+        if self.allowed_tools is not None:
+            return frozenset(tool.function.name for tool in self.allowed_tools.tools)
+        return None if self.function is None else frozenset((self.function.name,))
+
+    @property
+    def kind(self) -> str:
+        """The choice among these: "required" for a named function, or the mode of allowed tools."""
+        if self.allowed_tools is not None:
+            return self.allowed_tools.mode
+        return "required" if self.type == "function" else self.type
 
 
 class FunctionCall(TypedDict):
@@ -110,8 +139,8 @@ class ToolRequest(StrictModel):
     )
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = Field(
         None,
-        description="none, auto (default), required, or a function by name; a required or named call is "
-        "guaranteed",
+        description="none, auto (default), required, a function by name, or allowed_tools with a mode; a "
+        "required or named call is guaranteed",
     )
     parallel_tool_calls: bool | None = Field(
         None, description="false: at most one call; a required call is always one"
@@ -128,28 +157,32 @@ class ToolRequest(StrictModel):
             raise ValueError('"required" needs tools; without them, use "none" or "auto"')
         if not isinstance(choice, ToolChoice):
             return choice
-        if (kind == "function") != (choice.function is not None):
-            raise ValueError('function belongs to type="function", which needs it')
-        names = {tool.function.name for tool in tools}
-        if choice.function is not None and choice.function.name not in names:
+        for key, value in {
+            "function": choice.function,
+            "allowed_tools": choice.allowed_tools,
+        }.items():
+            if (kind == key) != (value is not None):
+                raise ValueError(f'{key} belongs to type="{key}", which needs it')
+        if (choice.names or frozenset()) - {tool.function.name for tool in tools}:
             raise ValueError("names a function that is not among tools")
         return choice
 
     @property
     def forced_tools(self) -> list[Tool]:
         """The tools of which one must be called; none if the model decides."""
-        tools, choice = self.tools or [], self.tool_choice
-        if isinstance(choice, ToolChoice) and choice.function is not None:
-            return [tool for tool in tools if tool.function.name == choice.function.name]
-        kind = choice.type if isinstance(choice, ToolChoice) else choice
-        return [*tools] if kind == "required" else []
+        choice = self.tool_choice
+        kind = choice.kind if isinstance(choice, ToolChoice) else choice
+        return self.offered_tools if kind == "required" else []
 
     @property
     def offered_tools(self) -> list[Tool]:
         """The tools that the model may call."""
-        choice = self.tool_choice
-        kind = choice.type if isinstance(choice, ToolChoice) else choice
-        return [] if kind == "none" else [*(self.tools or ())]
+        choice, tools = self.tool_choice, self.tools or []
+        if not isinstance(choice, ToolChoice):
+            return [] if choice == "none" else [*tools]
+        if choice.kind == "none":
+            return []
+        return [t for t in tools if choice.names is None or t.function.name in choice.names]
 
     @property
     def tool_schema(self) -> dict[str, JsonValue] | None:
