@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from pretend import can_pretend, pretend, to_device
 from tiny import StubTokenizer, tiny_model
 
 from unmask import LLM
+from unmask.engine.weight_forms import prepare_weights
 from unmask.models import avoid_attention_plans
 from unmask.models.lora import LoraLinear
 from unmask.models.transformer import fuse_products
@@ -90,8 +90,7 @@ def test_a_model_loaded_to_a_gpu_is_fused_and_a_network_of_the_caller_is_not():
     with pretend():
         llm = LLM(model, tokenizer=StubTokenizer())
         assert model.layers[0].attn.fused is None
-        llm.folder = Path("a-loaded-checkpoint")
-        llm._prepare_weights(None, None)
+        prepare_weights(llm.model, None, None, is_loaded=True)
     assert model.layers[0].attn.fused is not None
     assert model.layers[0].ffn.fused is not None
 

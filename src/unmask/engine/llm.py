@@ -51,6 +51,7 @@ from unmask.engine.token_frequencies import estimate
 from unmask.engine.token_text import TokenTexts
 from unmask.engine.tokenizer import load_tokenizer
 from unmask.engine.vocabulary import vocabulary_of
+from unmask.engine.weight_forms import prepare_weights
 from unmask.engine.weight_update import Weights, read_weights, use_weights
 from unmask.errors import ConfigError
 from unmask.grammar.constraint import TextConstraint
@@ -58,18 +59,10 @@ from unmask.knobs import check_flags, whole
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
 from unmask.models import BUNDLED, read_config, resolve_model
 from unmask.models.lora import load_adapters, merge_adapters
-from unmask.models.packed_weights import can_pack
-from unmask.models.packed_weights import pack_weights as pack
-from unmask.models.quantize import quantize_weights
 from unmask.models.registry import find_family
-from unmask.models.transformer import Transformer, fuse_products
+from unmask.models.transformer import Transformer
 from unmask.models.weights import Progress
 from unmask.progress import CallProgress, ProgressLike
-
-NOT_PACKABLE = (
-    "pack_weights=True needs large float32 weights on the CPU, PyTorch's oneDNN kernels, and free memory "
-    "of twice their size; leave it out"
-)
 
 
 class LLM:
@@ -129,7 +122,7 @@ class LLM:
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
             if lora is not None:
                 self._merge(lora, folder)
-        self._prepare_weights(quantization, pack_weights)
+        prepare_weights(self.model, quantization, pack_weights, is_loaded=self.folder is not None)
         tensor_parallel.start_workers(self.model)
         self.spec = self.model.spec
         self.vocabulary = vocabulary_of(self.spec, self.tokenizer, self.model.device)
@@ -182,25 +175,6 @@ class LLM:
         merge_adapters(self.model)
         self.weights_folder = None
         self.model.requires_grad_(False)
-
-    def _prepare_weights(self, quantization: str | None, pack_weights: bool | None) -> None:
-        """Quantize or pack the weights. Raises ConfigError."""
-        if quantization is not None:
-            if pack_weights:
-                raise ConfigError(
-                    f"pack_weights=True has no kernels for quantization={quantization!r}"
-                )
-            quantize_weights(self.model, quantization)
-        elif self.folder is not None and self.model.device.type != "cpu":
-            if pack_weights:
-                raise ConfigError(NOT_PACKABLE)
-            fuse_products(self.model)  # not of a caller's network, whose parameters stay its own
-        elif pack_weights is None or pack_weights:
-            packable = can_pack(self.model)
-            if pack_weights and not packable:
-                raise ConfigError(NOT_PACKABLE)
-            if packable:
-                pack(self.model)
 
     def generate(  # noqa: PLR0913 - the call's options are the interface
         self,
