@@ -75,12 +75,16 @@ def attention(
     out = F.scaled_dot_product_attention(
         fold_groups(q_BQHA, num_shared), keys_BGKA, values_BGKA, attn_mask=visible
     )
-    return out.unflatten(2, (num_shared, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    batch, queries, heads, width = q_BQHA.shape
+    split = out.reshape(batch, heads // num_shared, num_shared, queries, width)
+    return split.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def fold_groups(q_BQHA: Tensor, num_shared: int) -> Tensor:
     """Return queries `(B, G, num_shared * Q, A)`: those that share a key's head follow each other there."""
-    return q_BQHA.unflatten(2, (-1, num_shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    batch, queries, heads, width = q_BQHA.shape
+    split = q_BQHA.reshape(batch, queries, heads // num_shared, num_shared, width)
+    return split.permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
 def prepare_mask(visible: Tensor, num_shared: int, queries: Tensor) -> Tensor:
@@ -198,7 +202,7 @@ class Attention(nn.Module):
         if self.fused is None or not self.fused.fits(self.q, self.k, self.v):
             q, k = self.queries_and_keys(x, rotary)
             return self.output(backend.attend(self.layer, q, k, self.values(x)))
-        heads = self.fused(x).unflatten(-1, (-1, self.head_dim))
+        heads = self.fused(x).view(*x.shape[:-1], -1, self.head_dim)
         num_keys = self.k.out_features // self.head_dim
         num_queries = heads.shape[-2] - 2 * num_keys
         q, k, v = heads.split((num_queries, num_keys, num_keys), dim=-2)
