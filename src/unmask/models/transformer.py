@@ -205,7 +205,7 @@ class Attention(nn.Module):
         heads = self.fused(x).view(*x.shape[:-1], -1, self.head_dim)
         num_keys = self.k.out_features // self.head_dim
         num_queries = heads.shape[-2] - 2 * num_keys
-        q, k, v = heads.split((num_queries, num_keys, num_keys), dim=-2)
+        q, k, v = torch.split(heads, [num_queries, num_keys, num_keys], dim=-2)
         if self.q_norm is not None and self.k_norm is not None:
             both = rotary(torch.cat((self.q_norm(q), self.k_norm(k)), dim=-2))
         else:
