@@ -17,7 +17,7 @@ from unmask.errors import ConfigError, PluginError
 from unmask.evals import rewards
 from unmask.train.config import RlConfig, compose
 from unmask.train.grpo import DiffuGrpo, Rollout, Update
-from unmask.train.rewards import PromptRow, exact_match
+from unmask.train.rewards import PromptRow, exact_match, find_reward
 from unmask.train.run import FileTrainer
 
 ROWS = [{"prompt": f"{a} {b}", "response": f"{b} {a}"} for a in "abcd" for b in "efgh"]
@@ -265,6 +265,62 @@ def test_a_function_of_python_is_the_reward(tmp_path):
     assert set(seen) <= {(row["prompt"], row["response"]) for row in ROWS}
     with pytest.raises(ConfigError, match="reward has no effect with objective='auto'"):
         unmask.train(ROWS, output=tmp_path / "other", reward=reward, init=None)
+
+
+def test_rows_may_be_prompts_alone(tmp_path):
+    seen = []
+
+    def reward(row, answer):
+        seen.append(dict(row))
+        return float(len(answer))
+
+    rows = [{"prompt": f"{a} b", "goal": k} for k, a in enumerate("abcd")]
+    rows.append({"prompt": "x y", "response": "y x", "goal": 4})
+    more = {**SMALL, **RL, "steps": 3, "rl.gen_length": 2}
+    done = unmask.train(rows, output=tmp_path / "run", reward=reward, **more)
+    assert done.steps == 3
+    for row in seen:
+        own = rows[row["goal"]]
+        assert row == own
+    assert {row["goal"] for row in seen} >= {0, 1}
+    with pytest.raises(ConfigError, match="line 1 has no response, which rl.reward=exact_match"):
+        unmask.train(rows, output=tmp_path / "other", **more)
+
+
+def test_a_prompt_alone_is_encoded_as_before_its_answer():
+    from unmask.data.records import DataRow
+    from unmask.engine.tokenizer import load_tokenizer
+    from unmask.models import BUNDLED, read_spec
+    from unmask.train.rows import RowEncoder
+
+    spec = read_spec("demo")
+    encoder = RowEncoder(load_tokenizer(BUNDLED["demo"]), spec, needs_answer=False)
+
+    def encoded(**values):
+        return encoder.encode(DataRow(Path("x"), "line 1", values))
+
+    pair, alone = encoded(prompt="One?", response="Two"), encoded(prompt="One?")
+    begin = pair.loss.index(True)
+    assert (alone.form, pair.form) == ("prompt", "prompt_response")
+    assert alone.ids == [*pair.ids[:begin], spec.eos_id]
+    assert alone.loss == [False] * begin + [True]
+    turns = [{"role": "user", "content": "One?"}]
+    assert encoded(messages=turns).ids == alone.ids
+    answered = encoded(messages=[*turns, {"role": "assistant", "content": "Two"}])
+    assert answered.ids == pair.ids
+    strict = RowEncoder(encoder.tokenizer, spec)
+    for values in ({"prompt": "One?"}, {"messages": turns}):
+        with pytest.raises(ConfigError, match="no 'response'|no turn of the assistant"):
+            strict.encode(DataRow(Path("x"), "line 1", values))
+
+
+def test_a_file_of_python_has_the_function_reward(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def reward(row, answer):\n    return len(answer)\n")
+    assert find_reward(f"python:{path}")({}, "abc") == 3
+    path.write_text("def other(row, answer):\n    return 1\n")
+    with pytest.raises(PluginError, match="defines no function reward"):
+        find_reward(f"python:{path}")
 
 
 @pytest.mark.parametrize(

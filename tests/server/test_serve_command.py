@@ -243,6 +243,10 @@ log_requests: false
 log-format: json
 watchdog-timeout: 16
 lora: an adapter
+lora-modules: [a=one, b=two]
+max-loras: 17
+max_lora_rank: 18
+enable-lora: true
 plugin: [p, q]
 trust-remote-code: true
 knobs: {threshold: 0.5, inner: vanilla, sizes: [1, 2], whole_blocks: true, cache.period: 3}
@@ -310,6 +314,10 @@ def test_every_option_may_stand_in_a_file(wanted, file):
         "log_format": "json",
         "watchdog_timeout": 16.0,
         "lora": "an adapter",
+        "lora_modules": ("a=one", "b=two"),
+        "max_loras": 17,
+        "max_lora_rank": 18,
+        "enable_lora": True,
         "plugin": ("p", "q"),
         "trust_remote_code": True,
     }

@@ -89,8 +89,8 @@ class LoadOptions(DeviceOptions):
     chat_template_kwargs: Annotated[str | None, option(metavar="JSON")] = None
     """Variables of the template, as a JSON object."""
 
-    lora: Annotated[str | None, Parameter(show=False)] = None
-    """Folder of a LoRA adapter of PEFT, merged into the weights."""
+    lora: Annotated[str | None, option(metavar="DIR")] = None
+    """LoRA adapter of PEFT to merge into the weights."""
 
     def keywords(self) -> LoadKeywords:
         """Return the options as keyword arguments of `LLM`."""

@@ -74,12 +74,15 @@ def run(options: ServeOptions) -> None:
     Raises SystemExit with `FAILED_STATUS` when the engine has failed.
     """
     need_extra()
+    from unmask.server.settings import check_names
+
     model, words = split(options)
     for reference in options.plugin:
         name = add_plugin(reference)
         in_requests = "adds a model family" if name is None else f"is {name!r} in requests"
         say(f"--plugin {reference} {in_requests}", "note")
     method = method_of(options, words)
+    check_names(names_of(options, model), options.adapters.keywords()["adapters"] or ())
     counts = counts_of(options.replicas, options.load.tensor_parallel_size)
     is_sglang = options.method.dllm_algorithm is not None and counts is None
     access = access_of(options.server, is_sglang=is_sglang)
@@ -125,6 +128,12 @@ def run(options: ServeOptions) -> None:
     if server.service.has_hung:  # Python would wait for the forward, or crash on it
         logging.shutdown()
         os._exit(0)
+
+
+def names_of(options: ServeOptions, model: str) -> tuple[str, ...]:
+    """Return the names of the model in the API."""
+    own = Path(model).name if Path(model).exists() else model
+    return options.server.served_model_name or (own,)
 
 
 def print_notes(notes: Iterable[str], log_format: LogFormat) -> None:
@@ -316,7 +325,14 @@ def load(options: ServeOptions, model: str) -> LLM:
 
         folder = Path(model).expanduser()
         with read_ahead(folder) if folder.is_dir() else nullcontext():
-            return run_in_thread(lambda: LLM(model, progress=progress, **options.load.keywords()))
+            return run_in_thread(
+                lambda: LLM(
+                    model,
+                    progress=progress,
+                    **options.load.keywords(),
+                    **options.adapters.keywords(),
+                )
+            )
 
 
 def defaults_of(spec: ModelSpec, options: ServeOptions, method: MethodSpec) -> MethodSpec:
@@ -353,8 +369,7 @@ def settings_of(
             f"--max-model-len {limits.max_model_len} is more than the model's {spec.max_length}; "
             f"lower it or leave it out"
         )
-    own = Path(model).name if Path(model).exists() else model
-    names = options.server.served_model_name or (own,)
+    names = names_of(options, model)
     return ServerSettings(
         models=names,
         defaults=defaults,
@@ -480,7 +495,7 @@ def serve_replicas(
     port = free_port(server.host, server.port)
     plan = replicas.ReplicaPlan(
         model=model,
-        loading=options.load.keywords(),
+        loading={**options.load.keywords(), **options.adapters.keywords()},
         settings=settings,
         engine=options.engine,
         least=counts[0],

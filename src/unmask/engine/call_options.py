@@ -26,6 +26,7 @@ class RequestOptions(Knobs, total=False):
     pinned: Pins | None
     max_edits: int | None
     trace_alternatives: int
+    adapter: str | None
 
 
 class ConversationOptions(RequestOptions, total=False):

@@ -7,6 +7,9 @@ from typing import Annotated
 
 from unmask.options import check_fields, option
 
+MAX_LORAS, MAX_LORA_RANK = 16, 64
+"""Default limits of the number of adapters of a model, and of the rank of each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:

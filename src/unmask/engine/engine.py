@@ -549,4 +549,5 @@ def _runner(llm: LLM, config: EngineConfig) -> ModelRunner:
         config.max_num_seqs,
         paging=paging,
         dense_bytes=budget.dense_bytes,
+        adapters=llm.adapters,
     )

@@ -56,7 +56,9 @@ class PagedKV:
         """Create a sequence's tables, with the cached pages of its prefix."""
         request, canvas = sequence.request, sequence.canvas
         decided = decided_positions(canvas)
-        tables = self._tables[id(sequence)] = [PageTable(self.store) for _ in range(num_rows)]
+        tables = self._tables[id(sequence)] = [
+            PageTable(self.store, request.adapter) for _ in range(num_rows)
+        ]
         num_cached = min(
             table.match_prefix(fed_tokens(canvas, branch == 0)[:decided])
             for branch, table in enumerate(tables)

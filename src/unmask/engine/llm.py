@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
 from typing_extensions import Unpack
 
-from unmask.canvas import Bools, Canvas, Floats, ModelFacts
+from unmask.canvas import Bools, Canvas, Floats
 from unmask.decisions.answers import Decisions
 from unmask.decisions.asking import DecisionRequests
 from unmask.decisions.calibration import CalibrationLike, calibration_for
@@ -19,11 +20,13 @@ from unmask.decisions.canvases import DecisionOptions
 from unmask.decisions.questions import DecisionQuestion
 from unmask.distributed import tensor_parallel
 from unmask.engine.call_options import ConversationOptions, RequestOptions
+from unmask.engine.config import MAX_LORA_RANK, MAX_LORAS
 from unmask.engine.drafter import draft_by
 from unmask.engine.drafts import DraftLike, Pins, read_draft
 from unmask.engine.knob_types import Knobs
 from unmask.engine.likelihood import Likelihood, loglikelihood
 from unmask.engine.loaded_model import refuse_options
+from unmask.engine.loading import facts_of, merge_lora
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.origin import FolderWeights, LoadedParts, ModelOrigin, read_ahead
 from unmask.engine.output_processor import output_of
@@ -58,7 +61,7 @@ from unmask.grammar.constraint import TextConstraint
 from unmask.knobs import check_flags, whole
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
 from unmask.models import BUNDLED, read_config, resolve_model
-from unmask.models.lora import load_adapters, merge_adapters
+from unmask.models.adapters import AdapterBank, adapter_folders
 from unmask.models.registry import find_family
 from unmask.models.transformer import Transformer
 from unmask.models.weights import Progress
@@ -78,7 +81,8 @@ class LLM:
     or 4 bits (extra `quantize`; models without experts; not packed). `chat_template` is the
     name of one of the tokenizer's templates, a file, or the text of a template; `chat_template_kwargs` are
     values that it reads, such as enable_thinking. `lora` is the folder of an adapter of PEFT, which is
-    merged into the weights.
+    merged into the weights. `adapters` are folders of up to `max_loras` more by name, of ranks up to
+    `max_lora_rank`, which stay beside the weights: `generate(adapter=NAME)` chooses one.
 
     With `tensor_parallel_size` > 1, so many processes, started by torchrun, have a part of the model each;
     the call returns on rank 0 only, and the other processes end with it. Raises ModelError and ConfigError
@@ -100,10 +104,18 @@ class LLM:
         chat_template: str | Path | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
         lora: str | Path | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        max_loras: int = MAX_LORAS,
+        max_lora_rank: int = MAX_LORA_RANK,
     ) -> None:
+        folders = adapter_folders(adapters or {}, max_loras)
+        if (lora is not None or folders) and tensor_parallel_size != 1:
+            raise ConfigError(
+                "lora and adapters are not for tensor_parallel_size > 1; merge one into a checkpoint"
+            )
         parts = LoadedParts(has_other_tokenizer=tokenizer is not None, quantization=quantization)
         if isinstance(model, Transformer):
-            refuse_options(revision, dtype, device, lora, tensor_parallel_size)
+            refuse_options(revision, dtype, device, lora, adapters, tensor_parallel_size)
             self.name, self.model, self.tokenizer = "model", model, tokenizer
             is_own = False
         else:
@@ -121,14 +133,37 @@ class LLM:
             self.model = tensor_parallel.load(folder, dtype, device, progress, tensor_parallel_size)
             self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
             if lora is not None:
-                self._merge(lora, folder)
+                merge_lora(self.model, folder, Path(lora).expanduser())
+                self.weights_folder = None
         prepare_weights(self.model, quantization, pack_weights, is_loaded=self.folder is not None)
+        if folders and self.folder is not None:
+            names = find_family(read_config(self.folder), self.folder).names
+            self.adapters = AdapterBank(self.model, names, folders, max_lora_rank)
         tensor_parallel.start_workers(self.model)
+        self._prepare_requests(chat_template, chat_template_kwargs, is_own, parts)
+
+    folder: Path | None = None
+    """Folder of the checkpoint; None for a network from Python."""
+    weights_folder: Path | None = None
+    """The folder while its weights are the model's: without an adapter, and before `use_weights`."""
+    make_runner: Callable[..., ModelRunner] = ModelRunner
+    """The class that runs the forwards; measurements replace it."""
+    adapters: AdapterBank | None = None
+    """The adapters that requests may choose."""
+
+    def _prepare_requests(
+        self,
+        chat_template: str | Path | None,
+        chat_template_kwargs: Mapping[str, object] | None,
+        is_own: bool,
+        parts: LoadedParts,
+    ) -> None:
+        """Find the vocabulary, and build the parts that turn prompts into requests. Raises ModelError."""
         self.spec = self.model.spec
         self.vocabulary = vocabulary_of(self.spec, self.tokenizer, self.model.device)
         self.stop_ids = frozenset(self.vocabulary.end_ids)
-        self._background: Floats | None = None
-        self.facts = self._facts()
+        self._background: dict[str | None, Floats] = {}
+        self.facts = facts_of(self.spec, self.vocabulary, self.background)
         self._token_texts = lru_cache(None)(lambda: TokenTexts(self.tokenizer))
         self._has_text = lru_cache(None)(lambda id_: bool(self.decode([id_])))
         self.prompts = PromptEncoder(
@@ -143,38 +178,14 @@ class LLM:
             text = None if chat_template is None else self.prompts.chat.template()
             parts = replace(parts, template=(text, chat_template_kwargs or {}))
         self._parts = parts
-        self.requests = RequestBuilder(self.prompts, self.facts, self.stop_ids, self._drafter)
-
-    folder: Path | None = None
-    """Folder of the checkpoint; None for a network from Python."""
-    weights_folder: Path | None = None
-    """The folder while its weights are the model's: without an adapter, and before `use_weights`."""
-    make_runner: Callable[..., ModelRunner] = ModelRunner
-    """The class that runs the forwards; measurements replace it."""
-
-    def _facts(self) -> ModelFacts:
-        """Return the facts that decoders may ask for."""
-        return ModelFacts(
-            vocab_size=self.spec.vocab_size,
-            eos_id=self.vocabulary.eos_id,
-            turn_end_id=self.vocabulary.turn_end_id,
-            block_size=self.spec.block_size,
-            max_length=self.spec.max_length,
-            background=self.background,
-            end_ids=self.stop_ids,
+        names = () if self.adapters is None else self.adapters.names
+        self.requests = RequestBuilder(
+            self.prompts,
+            self.facts,
+            self.stop_ids,
+            self._drafter,
+            {name: partial(self.background, name) for name in names},
         )
-
-    def _merge(self, lora: str | Path, folder: Path) -> None:
-        """Add an adapter to the weights. Raises ModelError, and ConfigError for a sharded model."""
-        if self.model.ranks.size > 1:
-            raise ConfigError(
-                "lora is not for tensor_parallel_size > 1; merge it into a checkpoint"
-            )
-        names = find_family(read_config(folder), folder).names
-        load_adapters(self.model, names, Path(lora).expanduser())
-        merge_adapters(self.model)
-        self.weights_folder = None
-        self.model.requires_grad_(False)
 
     def generate(  # noqa: PLR0913 - the call's options are the interface
         self,
@@ -196,6 +207,7 @@ class LLM:
         draft: DraftLike = None,
         pinned: Pins | None = None,
         max_edits: int | None = None,
+        adapter: str | None = None,
         progress: ProgressLike = None,
         **knobs: Unpack[Knobs],
     ) -> list[Output]:
@@ -216,9 +228,8 @@ class LLM:
         vocabulary=frequency and union. A trace has the `trace_alternatives` (at most 20) likeliest tokens
         of each commit. `draft`, a text or ids (or a list, one for each prompt), is what the answer begins
         as, and sets the default length; a decoder that revises changes it, at most `max_edits` tokens and
-        nothing `pinned`: texts, or ranges [start, end) of characters (for ids: positions). `progress`:
-        True, False, or a function of decided and all positions; None: a bar where one is seen.
-
+        nothing `pinned`: texts, or ranges [start, end) of characters (ids: positions). `adapter`: one by
+        name. `progress`: True, False, or a function of decided and all positions; None: a bar where seen.
         Raises PromptError (empty, too long, unknown ids) and ConfigError (anything that is not allowed).
         """
         max_batch_size, n = whole("max_batch_size", max_batch_size, 1), whole("n", n, 1)
@@ -231,11 +242,11 @@ class LLM:
             stop_token_ids=stop_token_ids,
             constraint=constraint,
             draft=read_draft(draft, pinned, max_edits),
+            adapter=adapter,
         )
         rows = self.requests.rows(template, prompt_list(prompts), gen_length, n, raw=raw)
         rows = with_alternatives(rows, trace_alternatives, has_trace=return_trace)
-        finished = self.run(rows, max_batch_size, progress)
-        return [self.output(sequence, return_trace) for sequence in finished]
+        return [self.output(one, return_trace) for one in self.run(rows, max_batch_size, progress)]
 
     @overload
     def chat(
@@ -291,6 +302,7 @@ class LLM:
         draft: DraftLike = None,
         pinned: Pins | None = None,
         max_edits: int | None = None,
+        adapter: str | None = None,
         progress: ProgressLike = None,
         **knobs: Unpack[Knobs],
     ) -> Output:
@@ -308,6 +320,7 @@ class LLM:
             seed=seed,
             constraint=constraint,
             draft=read_draft(draft, pinned, max_edits),
+            adapter=adapter,
         )
         rows = with_alternatives([request], trace_alternatives, has_trace=return_trace)
         return self.output(self.run(rows, 1, progress)[0], return_trace)
@@ -400,6 +413,7 @@ class LLM:
         pinned: Pins | None = None,
         max_edits: int | None = None,
         trace_alternatives: int = 0,
+        adapter: str | None = None,
         **knobs: Unpack[Knobs],
     ) -> Request:
         """Return one request for an engine to decode; options as those of `generate`.
@@ -421,6 +435,7 @@ class LLM:
             raw=raw,
             constraint=constraint,
             draft=read_draft(draft, pinned, max_edits),
+            adapter=adapter,
         )
         return with_alternatives([request], trace_alternatives)[0]
 
@@ -458,15 +473,20 @@ class LLM:
             )
         return draft_by(small)
 
-    def background(self) -> Floats:
-        """Return each token's frequency in the model's output on empty canvases, `(V,)`; measured once."""
-        if self._background is None:
-            room = self.spec.max_length - 1
-            length = min(64, room)
-            self._background = run_in_thread(
-                lambda: estimate(self.model, self.tokenizer, length=length)
-            )
-        return self._background
+    def background(self, adapter: str | None = None) -> Floats:
+        """Return each token's frequency in the model's output on empty canvases, `(V,)`; measured once.
+
+        With an `adapter`, in its output.
+        """
+        if adapter not in self._background:
+            length = min(64, self.spec.max_length - 1)
+
+            def measure() -> Floats:
+                with nullcontext() if self.adapters is None else self.adapters.only(adapter):
+                    return estimate(self.model, self.tokenizer, length=length)
+
+            self._background[adapter] = run_in_thread(measure)
+        return self._background[adapter]
 
     def loglikelihood(
         self, prompt: Prompt | Sequence[Prompt], answer: Prompt | Sequence[Prompt], **options: Any
@@ -495,7 +515,8 @@ class LLM:
     def read_weights(self, folder: str | Path) -> FolderWeights:
         """Return the weights of a checkpoint of the same shape, for `use_weights`.
 
-        Raises ModelError for another shape, ConfigError for a quantized or sharded model.
+        Raises ModelError for another shape, ConfigError for a quantized or sharded model, and for one with
+        adapters.
         """
         path = resolve_model(folder)
         with read_ahead(path) as digests:
@@ -508,7 +529,8 @@ class LLM:
         use_weights(self.model, weights)
         digest = weights.digest if isinstance(weights, FolderWeights) else None
         self._parts = replace(self._parts, exchanged=(digest,))
-        self._background = self.weights_folder = None
+        self._background.clear()
+        self.weights_folder = None
 
     def origin(self) -> ModelOrigin:
         """Return digests of the model's files as they are now, and its dtype. Raises ModelError."""
@@ -516,7 +538,8 @@ class LLM:
 
     def output(self, sequence: SequenceState, return_trace: bool) -> Output:
         """Return the output of a finished sequence."""
-        return output_of(sequence, self.decode, return_trace, self._token_texts, self.name)
+        name = sequence.request.adapter or self.name
+        return output_of(sequence, self.decode, return_trace, self._token_texts, name)
 
     def decode(self, ids: list[int], fixed: Bools | None = None) -> str:
         """Return the text of token ids without special tokens; empty without a tokenizer.
@@ -547,6 +570,7 @@ class LLM:
             max_positions=max(request.max_positions for request in requests),
             store=any(sequence.request.cache.stores for sequence in sequences),
             features=any(s.request.cache.layered for s in sequences),
+            adapters=self.adapters,
         )
         yield from decode(sequences, runner)
 

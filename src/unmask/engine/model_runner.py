@@ -8,7 +8,8 @@ Letters: N queries of all rows or logit rows of all sequences, D width, C column
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -36,6 +37,7 @@ from unmask.engine.kv_paged import PagedKV, fed_tokens
 from unmask.engine.lm_head import LMHead, LogitRows
 from unmask.engine.sequence import SequenceState
 from unmask.errors import CacheError, ConfigError, DecoderError, ModelError
+from unmask.models.adapters import AdapterBank
 from unmask.models.transformer import Transformer
 from unmask.sampling.rng import row_keys, uniform
 from unmask.sampling.sampler import STATS, Vocabulary, effective_top_v
@@ -74,10 +76,10 @@ class ModelRunner:
 
     With `store`, or `features` for layer outputs too, a dense store for `max_rows` rows of `max_positions`
     positions is allocated now. Otherwise dense stores grow with the admitted sequences, up to `dense_bytes`
-    bytes. `paging` has the pages of sequences with a pageable cache.
+    bytes. `paging` has the pages of sequences with a pageable cache. `adapters` are those of the requests.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a runner
         self,
         model: Transformer,
         vocabulary: Vocabulary,
@@ -88,7 +90,9 @@ class ModelRunner:
         features: bool = False,
         paging: PagedKV | None = None,
         dense_bytes: int | None = None,
+        adapters: AdapterBank | None = None,
     ) -> None:
+        self.adapters = adapters
         self.model, self.max_rows, self.paging = model, max_rows, paging
         self.lm_head = LMHead(model, vocabulary)
         self.dense_bytes = dense_bytes
@@ -382,17 +386,13 @@ class ModelRunner:
         """Return final states `(N, D)`, the first state of each row, and importances `(T,)` by sequence.
 
         A row's states are those of its plan's queries, then those of its shadow queries. Rows with a plan
-        for their layers go through the network in a forward of their own.
+        for their layers, which differs by layer in its queries, go through the network in a forward of
+        their own, and there one for each adapter.
         """
         starts, states, start = [0] * len(metas), list[Tensor](), 0
         importance: dict[int, Tensor] = {}
         device = self.model.device
-        for is_layered in (False, True):
-            chosen = [
-                i for i, (t, _) in enumerate(metas) if (t.plan.layers is not None) == is_layered
-            ]
-            if not chosen:
-                continue
+        for chosen in _forwards(metas):
             parts = {i: self._row_meta(*metas[i]) for i in chosen}
             chosen.sort(key=lambda i: (parts[i].shape, parts[i].row))  # equal shapes share a group
             row_metas = [parts[i] for i in chosen]
@@ -400,7 +400,8 @@ class ModelRunner:
             ids = np.concatenate([self._ids(*metas[i]) for i in chosen])
             position_ids = np.concatenate([meta.position_ids for meta in row_metas])
             fed = upload(np.stack((ids, position_ids)), device)
-            states.append(self.model.hidden(fed[0], fed[1], backend=backend))
+            with self._adapted([metas[i][0] for i in chosen], row_metas):
+                states.append(self.model.hidden(fed[0], fed[1], backend=backend))
             for i, meta in zip(chosen, row_metas, strict=True):
                 starts[i] = start
                 start += len(meta.position_ids)
@@ -409,6 +410,15 @@ class ModelRunner:
                     shares = rollout(backend.weights[meta.row], queries, meta.length)
                     importance[id(metas[i][0].sequence)] = shares
         return torch.cat(states) if len(states) > 1 else states[0], starts, importance
+
+    def _adapted(
+        self, items: list[ForwardInput], row_metas: list[RowMeta]
+    ) -> AbstractContextManager[None]:
+        """Select the adapter of each row for a forward of packed rows."""
+        if self.adapters is None:
+            return nullcontext()
+        names = [item.sequence.request.adapter for item in items]
+        return self.adapters.rows(names, [len(meta.position_ids) for meta in row_metas])
 
     def _backend(self, row_metas: list[RowMeta], layers: list[Layers | None]) -> PackedAttention:
         """Return the attention backend of these rows, all with layer plans or none."""
@@ -465,6 +475,16 @@ def _pieces(values: np.ndarray, counts: list[int]) -> list[np.ndarray]:
     """Cut an array into adjacent pieces of these lengths."""
     ends = list(accumulate(counts))
     return [values[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _forwards(metas: list[tuple[ForwardInput, bool]]) -> Iterator[list[int]]:
+    """Yield the rows of each forward of the network; see `ModelRunner._states`."""
+    groups: dict[tuple[bool, str | None], list[int]] = {}
+    for i, (item, _) in enumerate(metas):
+        is_layered = item.plan.layers is not None
+        adapter = item.sequence.request.adapter if is_layered else None
+        groups.setdefault((is_layered, adapter), []).append(i)
+    yield from (groups[key] for key in sorted(groups, key=lambda key: (key[0], key[1] or "")))
 
 
 def _top_of(values: np.ndarray, ask: Ask) -> tuple[Ints, Floats]:

@@ -31,6 +31,7 @@ class Request:
     `num_top` and `named`: return the log-probabilities of so many likeliest tokens and of these token ids
     with each event. `max_edits`: the most positions that may differ from a draft in the canvas, None: all.
     `num_alternatives`: keep so many likeliest tokens of each commit in the trace.
+    `adapter`: the name of an adapter of the model, None for the model itself.
     """
 
     canvas: Canvas
@@ -44,6 +45,7 @@ class Request:
     named: tuple[int, ...] = ()
     max_edits: int | None = None
     num_alternatives: int = 0
+    adapter: str | None = None
 
     @property
     def num_likeliest(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unmask.caches.base import AnyCache
-from unmask.canvas import Canvas, Draft, ModelFacts, pin
+from unmask.canvas import Canvas, Draft, Floats, ModelFacts, pin
 from unmask.decoders.base.protocol import AnyDecoder
 from unmask.engine.constrained import fit_draft
 from unmask.engine.constraints import ConstraintCompiler
@@ -17,7 +17,7 @@ from unmask.engine.knob_types import CacheName, DecoderName
 from unmask.engine.prompts import Prompt, PromptEncoder
 from unmask.engine.request import Request, row_seed
 from unmask.engine.sequence import SequenceState
-from unmask.errors import ConfigError, SettingWarning
+from unmask.errors import ConfigError, SettingWarning, unknown_name
 from unmask.grammar.constraint import TextConstraint
 from unmask.grammar.reach import TokenAutomaton
 from unmask.knobs import Source, check_flags, shorten, whole
@@ -37,6 +37,7 @@ INFILL_OPTIONS = (
     "trace_alternatives",
     "constraint",
     *DRAFT_OPTIONS,
+    "adapter",
 )
 STREAM_OPTIONS = (
     "decoder",
@@ -49,6 +50,7 @@ STREAM_OPTIONS = (
     "trace_alternatives",
     "constraint",
     *DRAFT_OPTIONS,
+    "adapter",
 )
 OPTIONS = (
     *INFILL_OPTIONS,
@@ -135,6 +137,7 @@ class RequestTemplate:
     """Given tokens of the answer, by offset from the prompt's end."""
     constraint: TokenAutomaton | None = None
     draft: DraftRequest | None = None
+    adapter: str | None = None
 
     def __call__(self, canvas: Canvas, row: int = 0) -> Request:
         """Return the request for a canvas, `row` of a call: its seed is `row_seed(seed, row)`.
@@ -153,6 +156,7 @@ class RequestTemplate:
             facts=self.facts,
             constraint=self.constraint,
             max_edits=None if self.draft is None else self.draft.max_edits,
+            adapter=self.adapter,
         )
         return fit_draft(request)
 
@@ -187,7 +191,8 @@ class RequestBuilder:
     """Requests for one model.
 
     `make_drafter` loads a smaller model by name or folder for speculative decoding and returns its guesses;
-    `drafters` has those of the models loaded so far, by name.
+    `drafters` has those of the models loaded so far, by name. `backgrounds` has the function
+    `ModelFacts.background` of each adapter of the model, by name.
     """
 
     def __init__(
@@ -196,8 +201,10 @@ class RequestBuilder:
         facts: ModelFacts,
         stop_ids: frozenset[int],
         make_drafter: Callable[[str], Drafter],
+        backgrounds: Mapping[str, Callable[[], Floats]],
     ) -> None:
         self.prompts, self.facts, self.stop_ids = prompts, facts, stop_ids
+        self.backgrounds = backgrounds
         self._make_drafter = make_drafter
         self.drafters: dict[str, Drafter] = {}
         self.constraints = ConstraintCompiler(prompts.tokenizer, prompts.spec)
@@ -216,11 +223,13 @@ class RequestBuilder:
         stop_token_ids: Iterable[int] = (),
         constraint: TextConstraint | None = None,
         draft: DraftRequest | None = None,
+        adapter: str | None = None,
     ) -> RequestTemplate:
         """Bind a method to the model, and return a template of requests.
 
         `stop_token_ids` end an answer besides the model's own end tokens, or alone without `stop_at_eos`.
-        Every answer meets `constraint`. `draft` is that of the canvases, which have its tokens already.
+        Every answer meets `constraint`; `adapter` names an adapter of the model.
+        `draft` is that of the canvases, which have its tokens already.
         Warns of values without effect. Raises ConfigError for a method that the model does not allow.
         """
         seed, method = whole("seed", seed), method.bind(self.spec.block_size)
@@ -246,6 +255,8 @@ class RequestBuilder:
                 "ignore_eos=true, infilling); leave it out"
             )
         facts = replace(self.facts, adaptable=method.adaptable, end_ids=self.facts.end_ids | stops)
+        if adapter is not None:
+            facts = replace(facts, background=self._background_of(adapter))
         drafter = method.decoder.draft_model
         if drafter is not None:
             if drafter not in self.drafters:
@@ -253,7 +264,15 @@ class RequestBuilder:
             facts = replace(facts, draft=self.drafters[drafter])
         given = self.given_tokens(method)
         automaton = None if constraint is None else self._compiled(constraint, method, stop_ids)
-        return RequestTemplate(method, seed, stop_ids, stop_at_eos, facts, given, automaton, draft)
+        return RequestTemplate(
+            method, seed, stop_ids, stop_at_eos, facts, given, automaton, draft, adapter
+        )
+
+    def _background_of(self, adapter: str) -> Callable[[], Floats]:
+        """Return the background frequencies of an adapter. Raises ConfigError for an unknown one."""
+        if adapter not in self.backgrounds:
+            raise unknown_name("adapter", adapter, self.backgrounds)
+        return self.backgrounds[adapter]
 
     def _compiled(
         self, constraint: TextConstraint, method: MethodSpec, stop_ids: frozenset[int]
@@ -320,6 +339,7 @@ class RequestBuilder:
         raw: bool = False,
         constraint: TextConstraint | None = None,
         draft: DraftRequest | None = None,
+        adapter: str | None = None,
     ) -> Request:
         """Return a request, after all checks that are possible before the first forward.
 
@@ -336,6 +356,7 @@ class RequestBuilder:
             stop_token_ids=() if infills else stop_token_ids,
             constraint=constraint,
             draft=draft,
+            adapter=adapter,
         )
         if isinstance(content, Canvas):
             if gen_length is not None or raw:

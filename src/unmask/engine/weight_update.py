@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unmask.errors import ConfigError, ModelError
 from unmask.models import load_model, read_spec
+from unmask.models.adapters import AdaptedLinear
 from unmask.models.packed_weights import PackedLinear, PackedStack, pack_weights
 from unmask.models.transformer import Transformer
 
@@ -27,6 +28,11 @@ def read_weights(model: Transformer, folder: Path) -> Weights:
     if model.ranks.size > 1:
         raise ConfigError(
             "weights cannot be exchanged with tensor_parallel_size > 1; restart instead"
+        )
+    if any(isinstance(module, AdaptedLinear) for module in model.modules()):
+        raise ConfigError(
+            "the weights of a model with adapters, which belong to them, cannot be exchanged; load it "
+            "without adapters"
         )
     spec, own = read_spec(folder), model.spec
     names = [item.name for item in dataclasses.fields(own)]

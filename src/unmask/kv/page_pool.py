@@ -23,6 +23,11 @@ def page_key(previous: bytes, tokens: Ints) -> bytes:
     return blake2b(previous + tokens.astype("<i8").tobytes(), digest_size=16).digest()
 
 
+def owner_key(root: bytes, owner: str) -> bytes:
+    """Return the key before the first page of the rows of one owner."""
+    return blake2b(root, digest_size=16, key=blake2b(owner.encode()).digest()).digest()
+
+
 class PagePool:
     """The states and owners of `total` pages. Without `prefixes`, no page is cached."""
 

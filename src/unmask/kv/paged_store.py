@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unmask.canvas import NO_POSITIONS, Ints
-from unmask.kv.page_pool import PagePool, page_key
+from unmask.kv.page_pool import PagePool, owner_key, page_key
 from unmask.models.spec import ModelSpec
 
 MIN_PAGE_POSITIONS = 16
@@ -101,10 +101,14 @@ class PagedStore:
 
 
 class PageTable:
-    """The pages of one row: page i has the positions from `i * size` on; the first pages may be shared."""
+    """The pages of one row: page i has the positions from `i * size` on; the first pages may be shared.
 
-    def __init__(self, store: PagedStore) -> None:
+    Only tables of the same `owner` share pages: that of an adapter, or None.
+    """
+
+    def __init__(self, store: PagedStore, owner: str | None = None) -> None:
         self.store = store
+        self.root_key = store.root_key if owner is None else owner_key(store.root_key, owner)
         self.pages: list[int] = []
         self.page_keys: list[bytes] = []
         """Keys of the leading pages with final content."""
@@ -122,7 +126,7 @@ class PageTable:
     def match_prefix(self, tokens: Ints) -> int:
         """Share the pages of the longest published prefix of `tokens`; return its number of positions."""
         assert not self.pages, "the table has no pages yet"
-        size, key = self.store.size, self.store.root_key
+        size, key = self.store.size, self.root_key
         for start in range(0, len(tokens) - size + 1, size):
             key = page_key(key, tokens[start : start + size])
             page = self.store.pool.share(key)
@@ -168,7 +172,7 @@ class PageTable:
         """Publish the full pages of the first `num_final` positions, which contain `tokens`."""
         size = self.store.size
         for i in range(len(self.page_keys), num_final // size):
-            previous = self.page_keys[-1] if self.page_keys else self.store.root_key
+            previous = self.page_keys[-1] if self.page_keys else self.root_key
             self.page_keys.append(page_key(previous, tokens[i * size : (i + 1) * size]))
             self.store.pool.publish(self.pages[i], self.page_keys[-1])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from unmask.errors import ConfigError, ModelError
 from unmask.models.folder_files import read_object, shortened
+from unmask.models.frozen_linear import FrozenLinear, plain_linear
 from unmask.models.safetensors_files import tensors_of
 from unmask.models.transformer import Transformer
 from unmask.models.weight_names import NameMap, checkpoint_name
@@ -24,10 +26,31 @@ from unmask.models.weight_names import NameMap, checkpoint_name
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+UNUSUAL = (
+    "use_dora",
+    "alpha_pattern",
+    "rank_pattern",
+    "modules_to_save",
+    "alora_invocation_tokens",
+)
+"""Keys of PEFT's configuration that change what an adapter computes, and are not read."""
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Kinds of `init_lora_weights` with which the adapter belongs to changed weights of the base."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The adapter of one matrix, float32: `scale * b @ a`, with `a` `(r, in)` and `b` `(out, r)`."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
 
 
 class LoraLinear(nn.Module):
     """A linear map with an adapter; `base` is not trained."""
+
+    base: nn.Linear | FrozenLinear
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0) -> None:
         super().__init__()
@@ -112,14 +135,27 @@ def adapters(model: Transformer) -> Iterator[tuple[str, LoraLinear]]:
 
 
 def merge_adapters(model: Transformer) -> None:
-    """Add every adapter to its matrix and take it away; sums are rounded once to the matrix's dtype."""
+    """Add every adapter to its matrix and take it away; sums are rounded once to the matrix's dtype.
+
+    A matrix of few bits becomes one of float32, the sum of its rounded weights and the adapter.
+    """
     for _, parent, target in list(matrices(model)):
         child = getattr(parent, target)
         if isinstance(child, LoraLinear):
             with torch.no_grad():
                 merged = child.base.weight.float() + child.delta()
+                if isinstance(child.base, FrozenLinear):
+                    setattr(parent, target, plain_linear(merged, child.base.bias))
+                    continue
                 child.base.weight.copy_(merged.to(child.base.weight.dtype))
             setattr(parent, target, child.base)
+
+
+def quantize_bases(model: Transformer, kind: str) -> None:
+    """Round the weights below every adapter to "int8" or "int4". Raises ConfigError for odd widths."""
+    for _, adapter in adapters(model):
+        if isinstance(adapter.base, nn.Linear):
+            adapter.base = FrozenLinear(adapter.base, kind)
 
 
 def save_adapters(model: Transformer, names: NameMap, folder: Path, base: str) -> None:
@@ -165,8 +201,62 @@ def save_adapters(model: Transformer, names: NameMap, folder: Path, base: str) -
 
 def load_adapters(model: Transformer, names: NameMap, folder: Path) -> None:
     """Put the adapters of a PEFT folder on the model. Raises ModelError for what does not fit it."""
+    adapted = read_adapters(model, names, folder)
+    for name, parent, target in list(matrices(model)):
+        if name not in adapted:
+            continue
+        part = adapted[name]
+        rank = part.a.shape[0]
+        adapter = LoraLinear(getattr(parent, target), rank, part.scale * rank)
+        with torch.no_grad():
+            adapter.a.copy_(part.a)
+            adapter.b.copy_(part.b)
+        setattr(parent, target, adapter)
+
+
+def read_adapters(model: Transformer, names: NameMap, folder: Path) -> dict[str, LowRank]:
+    """Return the adapters of a PEFT folder by the names of the model's matrices.
+
+    Raises ModelError for a folder that cannot be read, and for one that does not fit the model.
+    """
+    config, rest = _read_folder(folder)
+    alpha, rank = _numbers(config, folder)
+    adapted: dict[str, LowRank] = {}
+    for name, parent, target in matrices(model):
+        published = checkpoint_name(f"{name}.weight", names).removesuffix(".weight")
+        a = rest.pop(f"{PREFIX}{published}.lora_A.weight", None)
+        b = rest.pop(f"{PREFIX}{published}.lora_B.weight", None)
+        if a is None and b is None:
+            continue
+        base = getattr(parent, target)
+        shapes = (rank, base.in_features), (base.out_features, rank)
+        if a is None or b is None:
+            raise ModelError(
+                f"{folder}: the adapter of {published} has one of lora_A and lora_B; write it anew"
+            )
+        if (a.shape, b.shape) != shapes:
+            raise ModelError(
+                f"{folder}: the adapter of {published} is of another size than the model: "
+                f"{tuple(a.shape)} and {tuple(b.shape)} where r={rank} and the matrix need {shapes[0]} and "
+                f"{shapes[1]}; use an adapter of this model"
+            )
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise ModelError(f"{folder}: the adapter of {published} is not finite; train it anew")
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        adapted[name] = LowRank(a.float(), b.float(), scale)
+    if rest or not adapted:
+        listed = ", ".join(sorted(rest)[:3])
+        raise ModelError(
+            f"{folder}: {len(rest)} tensors of the adapter fit no matrix of the model ({listed}); use the "
+            f"adapter of this model"
+        )
+    return adapted
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """Return the configuration and the tensors of an adapter. Raises ModelError."""
     try:
-        config = read_object(folder / ADAPTER_CONFIG)
+        config = dict(read_object(folder / ADAPTER_CONFIG))
         tensors_of(folder / ADAPTER_FILE)  # checks the header
         tensors = load_file(folder / ADAPTER_FILE)
     except (ModelError, OSError, ValueError, RuntimeError) as error:
@@ -176,46 +266,29 @@ def load_adapters(model: Transformer, names: NameMap, folder: Path) -> None:
         ) from None
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{folder}: peft_type must be LORA; other adapters are not read")
-    unusual = [
-        key
-        for key in ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
-        if config.get(key)
-    ]
+    unusual = [key for key in UNUSUAL if config.get(key)]
     if unusual or config.get("bias", "none") != "none":
         raise ModelError(
             f"{folder}: {', '.join(unusual) or 'bias'} of {ADAPTER_CONFIG} is not supported; leave it out"
         )
-    alpha = config.get("lora_alpha", 8)
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(CHANGES_BASE):
+        raise ModelError(
+            f"{folder}: init_lora_weights={shortened(start)} has changed the base's weights, which this "
+            f"folder does not have; convert the adapter to a plain one with PEFT"
+        )
+    return config, tensors
+
+
+def _numbers(config: dict[str, object], folder: Path) -> tuple[float, int]:
+    """Return `lora_alpha` and `r`, by default 8 as in PEFT. Raises ModelError."""
+    alpha, rank = config.get("lora_alpha", 8), config.get("r", 8)
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha):
         raise ModelError(
             f"{folder}: lora_alpha={shortened(repr(alpha))} must be a number; correct {ADAPTER_CONFIG}"
         )
-    rest = dict(tensors)
-    for name, parent, target in list(matrices(model)):
-        published = checkpoint_name(f"{name}.weight", names).removesuffix(".weight")
-        a = rest.pop(f"{PREFIX}{published}.lora_A.weight", None)
-        b = rest.pop(f"{PREFIX}{published}.lora_B.weight", None)
-        if a is None or b is None:
-            continue
-        base = getattr(parent, target)
-        if (a.shape[1], b.shape[0], b.shape[1]) != (
-            base.in_features,
-            base.out_features,
-            a.shape[0],
-        ):
-            raise ModelError(
-                f"{folder}: the adapter of {published} is of another size than the model"
-            )
-        rank = a.shape[0]
-        scale = alpha / math.sqrt(rank) * rank if config.get("use_rslora") else alpha
-        adapter = LoraLinear(base, rank, scale)
-        with torch.no_grad():
-            adapter.a.copy_(a)
-            adapter.b.copy_(b)
-        setattr(parent, target, adapter)
-    if rest or len(rest) == len(tensors):
-        listed = ", ".join(sorted(rest)[:3])
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ModelError(
-            f"{folder}: {len(rest)} tensors of the adapter fit no matrix of the model ({listed}); use the "
-            f"adapter of this model"
+            f"{folder}: r={shortened(repr(rank))} must be 1 or more; correct {ADAPTER_CONFIG}"
         )
+    return alpha, rank

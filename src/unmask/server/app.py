@@ -216,19 +216,28 @@ def add_info_routes(app: FastAPI, service: Service) -> None:
     """Add the routes for models and capabilities."""
     settings, started_s = service.settings, int(time.time())
 
+    bank = service.llm.adapters
+    folders = {} if bank is None else bank.folders
+
     def card(name: str) -> ModelCard:
-        return ModelCard(
+        root = str(folders.get(name, service.llm.name))
+        own = ModelCard(
             id=name,
             object="model",
             created=started_s,
             owned_by="unmask",
-            root=service.llm.name,
+            root=root,
             max_model_len=service.planner.max_length,
         )
+        return own.model_copy(update={"parent": settings.models[0]}) if name in folders else own
 
-    @app.get("/v1/models", summary="List the names of the served model.", response_model=ModelList)
+    @app.get(
+        "/v1/models",
+        summary="List the names of the served model and of its adapters.",
+        response_model=ModelList,
+    )
     async def models() -> Response:
-        return ReplyResponse(ModelList(object="list", data=[card(n) for n in settings.models]))
+        return ReplyResponse(ModelList(object="list", data=[card(n) for n in service.models]))
 
     @app.get(
         "/v1/models/{name:path}",

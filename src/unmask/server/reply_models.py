@@ -398,7 +398,7 @@ class ErrorReply(ReplyModel):
 
 
 class ModelCard(ReplyModel):
-    """A name under which the model is served."""
+    """A name under which the model is served, or one of its adapters, whose `parent` is the model."""
 
     id: str
     object: Literal["model"]
@@ -406,6 +406,7 @@ class ModelCard(ReplyModel):
     owned_by: str
     root: str
     max_model_len: Count
+    parent: str | None = None
 
 
 class ModelList(ReplyModel):

@@ -266,6 +266,7 @@ class Planner:
                 stop_token_ids=given,
                 constraint=constraint,
                 draft=draft,
+                adapter=self._adapter(body.model),
             )
         except UnmaskError as error:
             raise library_error(error) from None
@@ -299,6 +300,11 @@ class Planner:
                 param="logprob_token_ids",
                 code="invalid_value",
             )
+
+    def _adapter(self, model: str | None) -> str | None:
+        """Return the adapter that a body's model names; None for the model itself."""
+        bank = self.llm.adapters
+        return model if bank is not None and model in bank.names else None
 
     def method(self, body: DecodingRequest, top: Mapping[str, object]) -> MethodSpec:
         """Return the method of a body, its knobs at the `top` level, and the server's defaults."""

@@ -32,7 +32,7 @@ from unmask.server.request_log import record_of
 from unmask.server.request_parsing import parse_body, read_json
 from unmask.server.request_planner import GenerationPlan, Planner
 from unmask.server.responses import ReplyBuilder, Route
-from unmask.server.settings import ServerSettings
+from unmask.server.settings import ServerSettings, check_names
 from unmask.server.sse import canvas_events, error_as_event, text_events
 from unmask.server.tool_fields import ToolParser
 from unmask.server.tracing import attributes_of
@@ -57,6 +57,7 @@ class Service:
 
     def __init__(self, llm: LLM, engine: Engine, settings: ServerSettings) -> None:
         self.llm, self.engine, self.settings = llm, engine, settings
+        self.models = check_names(settings.models, adapter_names(llm))
         self.planner = Planner(llm, settings, engine.config.max_queue)
         self.metrics = Metrics(engine, settings.models[0])
         self.texts = TokenTexts(llm.tokenizer)
@@ -67,13 +68,13 @@ class Service:
         self.metrics.watch(self.planning, llm.prompts.pool)
 
     def check_model(self, name: str | None) -> str:
-        """Return the model name for the reply. Raises ApiError (404)."""
+        """Return the name for the reply, of the model or an adapter. Raises ApiError (404)."""
         if name is None:
             return self.settings.models[0]
-        if name not in self.settings.models:
+        if name not in self.models:
             raise ApiError(
                 404,
-                f"model {name[:100]!r} is not served here; served: {', '.join(self.settings.models)}",
+                f"model {name[:100]!r} is not served here; served: {', '.join(self.models)}",
                 param="model",
                 code="model_not_found",
             )
@@ -265,6 +266,11 @@ class GenerationStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._service.close(self._generation)
+
+
+def adapter_names(llm: LLM) -> tuple[str, ...]:
+    """Return the names of a model's adapters."""
+    return () if llm.adapters is None else llm.adapters.names
 
 
 async def wait_for_disconnect(request: Request) -> None:

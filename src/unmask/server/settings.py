@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from unmask.errors import ConfigError
 from unmask.options import NOT_A_FLAG, check_fields, option
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class ServerConfig:
     """Port; 0 chooses a free one."""
 
     served_model_name: Annotated[tuple[str, ...], option(metavar="NAME")] = ()
-    """Name of the model in the API; may be repeated. Default: the model's own."""
+    """Name in the API; repeatable. Default: its own."""
 
     api_key: Annotated[str | None, option(metavar="KEY")] = field(default=None, repr=False)
     """API key of clients; prefer $UNMASK_API_KEY."""
@@ -151,6 +153,19 @@ class Access:
         scheme, _, key = (authorization or b"").partition(b" ")
         digest = hashlib.sha256(key.strip()).digest()
         return hmac.compare_digest(digest, self.key_digest) and scheme.lower() == b"bearer"
+
+
+def check_names(models: Iterable[str], adapters: Iterable[str]) -> tuple[str, ...]:
+    """Return the names that requests may choose, those of the model first.
+
+    Raises ConfigError for a name of the model that an adapter has too.
+    """
+    for name in adapters:
+        if name in models:
+            raise ConfigError(
+                f"{name!r} is the name of the model and of an adapter; rename the adapter"
+            )
+    return (*models, *adapters)
 
 
 def default_method() -> MethodSpec:

@@ -45,7 +45,7 @@ from unmask.server.request_parsing import (
     validation_error,
 )
 from unmask.server.request_planner import GenerationPlan
-from unmask.server.service import GenerationStream
+from unmask.server.service import GenerationStream, adapter_names
 from unmask.server.sse import DONE, event
 from unmask.version import __version__
 
@@ -107,6 +107,12 @@ class GenerateRequest(StrictModel):
         "sampling_seed, regex, json_schema, ebnf, knobs",
     )
     stream: bool = Field(False, description="send cumulative text as server-sent events")
+    lora_path: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="name of an adapter; default: the model itself",
+    )
     rid: str | None = Field(None, max_length=128, description="returned as meta_info.id")
 
     def prompts(self) -> list[str | list[int]]:
@@ -251,12 +257,27 @@ def absolute(model: str) -> str:
 def make_plans(service: Service, body: GenerateRequest) -> list[GenerationPlan]:
     """Return the plans of a native request. Raises ApiError."""
     decoding, knobs = parse_sampling(body.sampling_params)
+    if body.lora_path is not None:
+        decoding = decoding.model_copy(update={"model": check_adapter(service, body.lora_path)})
     llm, name = service.llm, "input_ids" if body.text is None else "text"
     try:
         ids = [llm.prompt_ids(one, raw=isinstance(one, str)) for one in body.prompts()]
     except PromptError as error:
         raise library_error(error, name) from None
     return service.planner.continuations(decoding, ids, knobs, name)
+
+
+def check_adapter(service: Service, name: str) -> str:
+    """Return the name of an adapter. Raises ApiError (400)."""
+    names = adapter_names(service.llm)
+    if name not in names:
+        raise ApiError(
+            400,
+            f"lora_path={name[:100]!r} is no adapter of this server; it has: {', '.join(names) or 'none'}",
+            param="lora_path",
+            code="invalid_value",
+        )
+    return name
 
 
 def parse_sampling(

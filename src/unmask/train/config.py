@@ -180,6 +180,9 @@ class LoraConfig(_Group):
     """Share of an adapter's inputs that are zeroed in training. 0: none; 0.9: little is learned."""
     targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
     """Matrices with adapters: of q, k, v, o (attention), gate, up, down (feed-forward)."""
+    base: Literal["float", "int8", "int4"] = "float"
+    """Weights of these matrices below the adapters (QLoRA). int8: a quarter of float32's memory; int4: an
+    eighth, and the model itself is worse; the model in `final/` has the rounded weights too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +190,9 @@ class RlConfig(_Group):
     """Reinforcement learning by rewards (objective=diffu_grpo); `batch_size` counts prompts."""
 
     reward: str = "exact_match"
-    """Function that scores an answer: exact_match (1 if equal to the row's response), `FILE.py:NAME` or
-    `module:NAME`, such as `unmask.evals.rewards:countdown`. It gets the row and the answer's text."""
+    """Function that scores an answer: exact_match (1 if equal to the row's response), `FILE.py:NAME`,
+    `python:FILE.py` (its function `reward`) or `module:NAME`, such as `unmask.evals.rewards:countdown`. It
+    gets the row, of which a prompt is enough, and the answer's text."""
     group: Annotated[int, option(least=2)] = 6
     """Answers to each prompt, whose mean is the baseline. 2: noisy advantages; many: slow steps."""
     inner: Annotated[int, option(least=1)] = 4
@@ -324,6 +328,14 @@ class TrainConfig(_Group):
         unknown = [name for name in self.lora.targets if name not in LoraConfig().targets]
         if unknown or not self.lora.targets:
             raise unknown_name("lora.targets", (unknown or [""])[0], LoraConfig().targets)
+        if self.lora.base != "float" and not self.lora.rank:
+            raise ConfigError(
+                f"lora.base={self.lora.base} has no effect without adapters; add lora.rank=16"
+            )
+        if self.lora.base != "float" and self.parallel == "fsdp":
+            raise ConfigError(
+                f"lora.base={self.lora.base} is not for parallel=fsdp; leave one of them out"
+            )
         if self.data.eval is not None and self.data.eval_fraction:
             raise ConfigError("data.eval and data.eval_fraction: give one of them")
         self._check_rewards()

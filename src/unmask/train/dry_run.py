@@ -74,12 +74,9 @@ def estimate(config: TrainConfig) -> Estimate:
         save_s = _timed(trainer.save)[0]
         trainer.close()
         total, trained = network.num_parameters
-        weights = {id(v): v for v in (*network.model.parameters(), *network.masters.values())}
         states = _states(trainer)
         peak = _peak()
-        parts = [
-            sum(v.numel() * v.element_size() for v in each) for each in (weights.values(), states)
-        ]
+        parts = [network.weights_bytes, sum(v.numel() * v.element_size() for v in states)]
         gradients = trained * 4
         process = max(0, before - parts[0])
         tokens_per_step = statistics.fmean(sizes.values()) if any(sizes.values()) else tokens[0]

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmask.errors import ConfigError
-from unmask.models.lora import add_adapters, merge_adapters, save_adapters
+from unmask.models.frozen_linear import FrozenLinear
+from unmask.models.lora import add_adapters, merge_adapters, quantize_bases, save_adapters
 from unmask.models.registry import find_family
 from unmask.models.transformer import Dense, Layer, Rotary, Transformer
 from unmask.models.weights import save_weights
@@ -68,6 +69,8 @@ class Network:
         if self.has_copies:
             self.masters = {k: nn.Parameter(v.detach().clone()) for k, v in trained.items()}
             self.model.to(torch.bfloat16)
+        if lora.base != "float":
+            quantize_bases(self.model, lora.base)
         self.trained = {k: v for k, v in self.model.named_parameters() if v.requires_grad}
         self.hidden = self._hidden()
 
@@ -87,7 +90,17 @@ class Network:
     def num_parameters(self) -> tuple[int, int]:
         """Numbers of all and of trained parameters."""
         trained = sum(value.numel() for value in self.trained.values())
-        return sum(value.numel() for value in self.model.parameters()), trained
+        rounded = sum(each.num_weights for each in self._frozen())
+        return sum(value.numel() for value in self.model.parameters()) + rounded, trained
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the model's weights, and of float32 copies of them."""
+        plain = {id(v): v for v in (*self.model.parameters(), *self.masters.values())}
+        return sum(v.nbytes for v in plain.values()) + sum(m.size_bytes for m in self._frozen())
+
+    def _frozen(self) -> list[FrozenLinear]:
+        return [each for each in self.model.modules() if isinstance(each, FrozenLinear)]
 
     def take_gradients(self) -> None:
         """Move the model's gradients to the masters."""

@@ -52,7 +52,7 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
         eval_fraction=config.data.eval_fraction,
         is_windowed=config.data.packing in ("auto", "within", "across"),
     )
-    encoder = RowEncoder(start.tokenizer, start.spec, config.data.format)
+    encoder = row_encoder(config, start)
     parent = (
         folder / "tokens" if config.data.cache is None else Path(config.data.cache).expanduser()
     )
@@ -73,6 +73,12 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     if start.is_causal and config.objective == "causal" and packing == "pack":
         raise ConfigError("data.packing=pack is not for objective=causal; use none")
     return Prepared(start, store, held_out, reading, packing)
+
+
+def row_encoder(config: TrainConfig, start: Start) -> RowEncoder:
+    """Return the encoder of a run's rows, which may be prompts alone with objective=diffu_grpo."""
+    needs_answer = config.objective != "diffu_grpo"
+    return RowEncoder(start.tokenizer, start.spec, config.data.format, needs_answer=needs_answer)
 
 
 def _are_texts(store: TokenStore) -> bool:

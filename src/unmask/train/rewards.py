@@ -12,13 +12,13 @@ from unmask.errors import ConfigError, cut_text
 from unmask.own_code import load_function
 from unmask.train.config import TrainConfig
 from unmask.train.files import find_sources
-from unmask.train.prepare import Prepared
-from unmask.train.rows import RowEncoder, TokenRow
+from unmask.train.prepare import Prepared, row_encoder
+from unmask.train.rows import PROMPT, RowEncoder, TokenRow
 from unmask.train.store import Account, examples
 
 Row = Mapping[str, object]
 Reward = Callable[[Row, str], float]
-"""The reward of an answer's text to a row, which has at least the texts `prompt` and `response`."""
+"""The reward of an answer's text to a row, which has the text `prompt` and mostly `response`."""
 
 
 def exact_match(row: Row, answer: str) -> float:
@@ -31,7 +31,7 @@ class PromptRow:
     """The tokens before a row's first trained token, and all fields of the row.
 
     `values` has the texts `prompt` and `response` in any form of row: the fields of these names or their
-    synonyms, else the decoded tokens.
+    synonyms, else the decoded tokens; a row with a prompt alone has no `response`.
     """
 
     ids: list[int]
@@ -43,6 +43,8 @@ def find_reward(name: str) -> Reward:
     """Return the function of `rl.reward`. Raises ConfigError, PluginError."""
     if name == "exact_match":
         return exact_match
+    if name.startswith("python:"):
+        name = f"{name.removeprefix('python:')}:reward"
     if ":" not in name:
         raise ConfigError(
             f"rl.reward={cut_text(name)} is neither exact_match nor FILE.py:NAME nor module:NAME; name a "
@@ -68,15 +70,15 @@ def checked_reward(reward: Reward, row: PromptRow, answer: str) -> float:
 
 
 def prompt_rows(
-    config: TrainConfig, prepared: Prepared, room: int
+    config: TrainConfig, prepared: Prepared, room: int, reward: Reward
 ) -> tuple[list[PromptRow], list[PromptRow]]:
     """Return the rows of `data`, in the order of the store, and those of `data.eval`.
 
     All rows are in memory. Raises ConfigError for a row without a prompt, and for a prompt of more than
-    `room` tokens, beside which the context does not hold the answer.
+    `room` tokens, beside which the context does not hold the answer; and for a row without a response
+    that `reward` is to compare.
     """
-    start = prepared.start
-    encoder = RowEncoder(start.tokenizer, start.spec, config.data.format)
+    encoder = row_encoder(config, prepared.start)
     found: list[list[PromptRow]] = [[], []]
     paths = (config.data.path, () if config.data.eval is None else (config.data.eval,))
     for rows, each in zip(found, paths, strict=True):
@@ -95,6 +97,11 @@ def prompt_rows(
                     f": its prompt has {len(ids)} tokens, and with rl.gen_length={config.rl.gen_length} "
                     f"the context holds {room}; lower rl.gen_length, or shorten the prompt"
                 )
+            if example.form == PROMPT and reward is exact_match:
+                raise row.error(
+                    " has no response, which rl.reward=exact_match compares with the answer; add it, or "
+                    "name a function in rl.reward"
+                )
             place = f"{row.path}, {row.place}"
             rows.append(PromptRow(ids, _values(row, example, ids, encoder), place))
     assert len(found[0]) == len(prepared.store), "the store holds these rows"
@@ -102,6 +109,14 @@ def prompt_rows(
 
 
 def _values(row: DataRow, example: TokenRow, ids: list[int], encoder: RowEncoder) -> Row:
+    if example.form == PROMPT:
+        named = row.has(*PROMPTS) and not row.has("messages")
+        if named or encoder.tokenizer is None:
+            return {**row.values, "prompt": row.text(*PROMPTS)}
+        return {
+            **row.values,
+            "prompt": str(encoder.tokenizer.decode(ids, skip_special_tokens=True)),
+        }
     if example.form == "prompt_response":
         return {**row.values, "prompt": row.text(*PROMPTS), "response": row.text(*RESPONSES)}
     if encoder.tokenizer is None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from unmask.models.spec import ModelSpec
 
+PROMPT = "prompt"
+"""The form of a row with a prompt alone, for training by rewards."""
 FORMS = ("input_ids", "messages", "prompt_response", "text")
 
 
@@ -40,12 +42,22 @@ class TokenRow:
 
 
 class RowEncoder:
-    """Encoder of rows for a model and its tokenizer. `form`: the rows' form, "auto" to find it."""
+    """Encoder of rows for a model and its tokenizer. `form`: the rows' form, "auto" to find it.
+
+    Without `needs_answer` a pair may lack its response, and a conversation its last turn: such a row is
+    its prompt, whose place of the answer is the end-of-text token alone.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase | None, spec: ModelSpec, form: str = "auto"
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        spec: ModelSpec,
+        form: str = "auto",
+        *,
+        needs_answer: bool = True,
     ) -> None:
         self.tokenizer, self.spec, self.form = tokenizer, spec, form
+        self.needs_answer = needs_answer
         # Thousands of rows: in this process, which the user can stop, not in the workers of a server.
         self.prompts = PromptEncoder(tokenizer, spec, "init", is_own=True)
         if tokenizer is not None and len(tokenizer) > spec.vocab_size:
@@ -60,7 +72,7 @@ class RowEncoder:
 
     def encode(self, row: DataRow) -> TokenRow:
         """Return a row's tokens. Raises ConfigError with file, line, field and what is allowed."""
-        form = self.form if self.form != "auto" else form_of(row)
+        form = self.form if self.form != "auto" else form_of(row, needs_answer=self.needs_answer)
         try:
             if form == "input_ids":
                 example = self._token_ids(row)
@@ -83,21 +95,25 @@ class RowEncoder:
         return TokenRow("text", ids, [True] * len(ids), is_text=True)
 
     def _pair(self, row: DataRow) -> TokenRow:
-        prompt, response = row.text(*PROMPTS), row.text(*RESPONSES)
+        prompt = row.text(*PROMPTS)
+        is_prompt = not (self.needs_answer or row.has(*RESPONSES))
+        response = "" if is_prompt else row.text(*RESPONSES)
         if row.has("input") and (more := row.text("input", may_be_empty=True)).strip():
             prompt = f"{prompt}\n\n{more}"
-        messages: list[dict[str, object]] = [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": response},
-        ]
+        messages: list[dict[str, object]] = [{"role": "user", "content": prompt}]
+        if not is_prompt:
+            messages.append({"role": "assistant", "content": response})
         if row.has("system"):
             messages.insert(0, {"role": "system", "content": row.text("system")})
         if self.prompts.chat.template() is not None:
             example = self._conversation(row, messages)
-            return TokenRow("prompt_response", example.ids, example.loss)
+            form = PROMPT if is_prompt else "prompt_response"
+            return TokenRow(form, example.ids, example.loss)
         if row.has("system"):
             raise row.error(": system has no place, as the model has no chat template; remove it")
         head = self._encode(prompt, special=True)
+        if is_prompt:
+            return self._prompt(head)
         tail = [*self._encode(response), self.spec.eos_id]
         return TokenRow("prompt_response", head + tail, [False] * len(head) + [True] * len(tail))
 
@@ -109,6 +125,8 @@ class RowEncoder:
             raise row.error(
                 ": messages need a chat template, and the model has none; give prompt and response"
             )
+        if messages and messages[-1]["role"] != "assistant" and not self.needs_answer:
+            return self._prompt(self._encode(chat.render(messages, add_generation_prompt=True)))
         turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
             raise row.error(": messages has no turn of the assistant; add one or remove the row")
@@ -138,6 +156,10 @@ class RowEncoder:
             loss += [number % 2 == 1] * len(part)
         return TokenRow("messages", ids, loss, untrained_turns=untrained)
 
+    def _prompt(self, ids: list[int]) -> TokenRow:
+        """Return the row of a prompt without an answer."""
+        return TokenRow(PROMPT, [*ids, self.spec.eos_id], [False] * len(ids) + [True])
+
     def _token_ids(self, row: DataRow) -> TokenRow:
         ids = _numbers(row, "input_ids", self.spec.vocab_size - 1)
         if not row.has("loss_mask"):
@@ -160,7 +182,7 @@ class RowEncoder:
             raise ConfigError("the model has no tokenizer; give rows of input_ids")
 
 
-def form_of(row: DataRow) -> str:
+def form_of(row: DataRow, *, needs_answer: bool = True) -> str:
     """Return a row's form by its fields. Raises ConfigError for a row of none."""
     if row.has("input_ids"):
         return "input_ids"
@@ -168,7 +190,8 @@ def form_of(row: DataRow) -> str:
         return "messages"
     if row.has(*PROMPTS) or row.has(*RESPONSES):
         row.field(*PROMPTS)  # raises where the other half is missing
-        row.field(*RESPONSES)
+        if needs_answer:
+            row.field(*RESPONSES)
         return "prompt_response"
     if row.has("text"):
         return "text"

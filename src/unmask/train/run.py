@@ -241,7 +241,8 @@ class FileTrainer:
         if config.objective != "diffu_grpo":
             return None
         room = start.spec.max_length - config.rl.gen_length
-        rows, held_out = prompt_rows(config, self.prepared, room)
+        reward = self.reward or find_reward(config.rl.reward)
+        rows, held_out = prompt_rows(config, self.prepared, room, reward)
         flags = [bool(flag & HELD_OUT) for flag in self.prepared.store.flags]
         chosen = held_out or [row for row, is_out in zip(rows, flags, strict=True) if is_out]
         self.prompts, self.eval_prompts = rows, chosen[:EVAL_PROMPTS]
@@ -249,7 +250,7 @@ class FileTrainer:
         return DiffuGrpo(
             self.network.model,
             start.tokenizer,
-            self.reward or find_reward(config.rl.reward),
+            reward,
             config.rl,
             rows=config.micro_batch_size,
             hidden=self.network.hidden,

@@ -248,4 +248,5 @@ def _name(sources: list[RowSource], encoder: RowEncoder, reading: ReadRules) -> 
     has_tokenizer = encoder.tokenizer is not None
     parts += [encoder.prompts.chat.template() if has_tokenizer else None]
     parts += [encoder.spec.mask_id, encoder.spec.eos_id, encoder.spec.vocab_size]
+    parts += [] if encoder.needs_answer else ["prompts"]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
