@@ -43,6 +43,7 @@ ROUTES = [
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("POST", "/update_weights"),
+    ("POST", "/v1/picture"),
     ("GET", "/version"),
     ("GET", "/no/such/route"),
     ("GET", "//health"),

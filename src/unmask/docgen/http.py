@@ -49,7 +49,7 @@ curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/
            "num_draft_forwards": 0, "num_draft_queries": 0},
  "unmask": {"decoder": "threshold", "cache": "none", "cache_exact": true, "seed": 0,
             "knobs": {"temperature": 0.0, ..., "threshold": 0.9, ...},
-            "model": {"weights": "c7d23e9c...", "tokenizer": "a9b9517d...", ..., "dtype": "float32"},
+            "model": {"weights": "c7d23e9c...", "tokenizer": "b2d2c664...", ..., "dtype": "float32"},
             "versions": {"python": "3.11.7", "unmask": "0.2.0", "torch": "2.13.0", ...}}}
 ```
 """

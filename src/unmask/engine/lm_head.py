@@ -173,7 +173,9 @@ class LMHead:
         if guided:
             at = upload(np.concatenate(guided), flat.device)
             uncond = self._logits(flat, np.concatenate(uncond_rows), vocabulary)
-            weight = upload(np.array(weights, dtype=np.float32), flat.device)[:, None]
+            with np.errstate(over="ignore"):  # a scale beyond float32 is infinite, as in torch
+                scales = np.array(weights, dtype=np.float32)
+            weight = upload(scales, flat.device)[:, None]
             logits[at] = uncond + weight * (logits[at] - uncond)
         return logits
 
