@@ -105,7 +105,9 @@ REFUSED = [
     ({**CHAT, "model": SECRET}, 404, "model_not_found (model)"),
     ({**CHAT, "functions": [{"type": SECRET}]}, 400, "unsupported_parameter (functions)"),
     ({**CHAT, "messages": [{"role": SECRET}]}, 400, "invalid_value (messages)"),
-    ({**CHAT, "threshold": SECRET}, 400, "invalid_value"),
+    ({**CHAT, "threshold": SECRET}, 400, "invalid_value (threshold)"),
+    ({**CHAT, "decoder_args": {SECRET: 1}}, 400, "invalid_value (decoder_args)"),
+    ({**CHAT, "cache": "dkv", "cache_args": {SECRET: 1}}, 400, "invalid_value (cache_args)"),
     (SECRET, 400, "invalid_json"),
 ]
 

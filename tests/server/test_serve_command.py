@@ -242,6 +242,9 @@ max-body-bytes: 13
 log_requests: false
 log-format: json
 watchdog-timeout: 16
+allowed-origins: ["https://a.example"]
+calibration: a fit.json
+otlp_traces_endpoint: "http://collector:4318/v1/traces"
 lora: an adapter
 lora-modules: [a=one, b=two]
 max-loras: 17
@@ -313,6 +316,9 @@ def test_every_option_may_stand_in_a_file(wanted, file):
         "log_requests": False,
         "log_format": "json",
         "watchdog_timeout": 16.0,
+        "allowed_origins": ("https://a.example",),
+        "calibration": Path("a fit.json"),
+        "otlp_traces_endpoint": "http://collector:4318/v1/traces",
         "lora": "an adapter",
         "lora_modules": ("a=one", "b=two"),
         "max_loras": 17,

@@ -158,5 +158,5 @@ def _film(sample: EvalSample, shown: _Shown | None) -> object:
     film = film_of(canvas, edits, shown.texts, frozenset(shown.llm.stop_ids))
     data = data_of(film)
     for number, cell in enumerate(data["cells"]):
-        data["cells"][number] = (cell[0], printable(cell[1]), *cell[2:6], [])
+        data["cells"][number] = (cell[0], printable(cell[1]), *cell[2:6], [], [])
     return {name: data[name] for name in ("kinds", "cells", "frames")}
