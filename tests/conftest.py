@@ -17,6 +17,7 @@ THINNED = {
     "test_caches",
     "test_drop_after_eos",
     "test_extremes",
+    "test_oracles",
     "test_oracles_methods",
     "test_properties",
 }
@@ -26,7 +27,6 @@ WIDE = THINNED | {
     "test_end_of_text",
     "test_engine_mixtures",
     "test_golden",
-    "test_oracles",
     "test_oracles_golden",
     "test_oracles_golden_b",
 }
@@ -65,10 +65,10 @@ def thin(groups, turn):
 
     A group has the families of one case. Families and cases alternate with the case and with `turn`, the
     number of the test, so in the short run every decoder meets every cache in half of the tests that have
-    both, and both families. A test with one case keeps all.
+    both, and both families.
     """
     step = 2 if len(groups) >= MANY_CASES else 1
-    for number, group in enumerate(groups if len(groups) > 1 else ()):
+    for number, group in enumerate(groups):
         kept = (number // step + turn) % len(group) if (number + turn) % step == 0 else None
         for place, item in enumerate(group):
             if place != kept:

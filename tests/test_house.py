@@ -414,6 +414,7 @@ def test_no_check_of_the_tree_accuses_the_innocent(check: TreeCheck, files: dict
     assert not list(check({PurePosixPath(path): source for path, source in files.items()}))
 
 
+@pytest.mark.slow
 def test_the_table_of_figures_has_a_column_a_tree(tmp_path, capsys):
     package = tmp_path / "src" / "unmask"
     package.mkdir(parents=True)

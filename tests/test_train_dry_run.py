@@ -63,6 +63,7 @@ def both(rows, folder, *words):
     return dry, run("real", *words, f"output={folder}/real")
 
 
+@pytest.mark.slow
 def test_the_memory_is_that_of_the_real_run(rows, tmp_path):
     dry, real = both(rows, tmp_path, "steps=6")
     assert dry["steps"] == real["steps"] == 6
