@@ -87,7 +87,8 @@ def test_fewer_bits_are_further_from_the_weights():
 
 @pytest.mark.parametrize(("kind", "share"), [("int8", 0.27), ("int4", 0.16)])
 def test_memory_is_a_quarter_or_an_eighth_and_the_backward_pass_keeps_no_weights(kind, share):
-    linear = plain_linear(torch.randn(256, 256), None)
+    generator = torch.Generator().manual_seed(0)
+    linear = plain_linear(torch.randn(256, 256, generator=generator), None)
     small = FrozenLinear(linear, kind)
     assert small.size_bytes < share * linear.weight.nbytes
     saved: list[int] = []
@@ -101,7 +102,8 @@ def test_memory_is_a_quarter_or_an_eighth_and_the_backward_pass_keeps_no_weights
         result = small(x)
     assert max(saved, default=0) < linear.weight.numel()
     result.sum().backward()
-    torch.testing.assert_close(x.grad, small.weight.sum(0).expand(2, -1))
+    wanted = small.weight.sum(0).expand(2, -1)
+    torch.testing.assert_close(x.grad, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_bf16_and_autocast_multiply_in_their_type():
