@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -34,7 +35,8 @@ from unmask.tune.goal import wilson
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "../shared/data/shakespeare/tiny_shakespeare.txt"
-LETTERS = "abcdefgh"
+reversals = runpy.run_path(str(ROOT / "examples" / "fine_tune.py"))["rows"]
+"""Rows of the new task: four letters, to be written in reverse order, by number and seed."""
 FAMILIES = ("llada", "dream", "llada_moe", "llada2_moe", "sdar", "fast_dllm_v2")
 SMALL = {"d_model": 128, "num_layers": 4, "num_heads": 4, "d_ff": 384, "vocab_size": 1024}
 
@@ -54,17 +56,6 @@ def share(right: int, count: int) -> str:
     """Return a share in percent with its interval."""
     low, high = wilson(right, count, z=1.96)
     return f"{100 * right / count:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
-
-
-def reversals(count: int, seed: int) -> list[dict[str, str]]:
-    """Return rows of the new task: four letters, to be written in reverse order."""
-    rng = random.Random(seed)
-    chosen: dict[str, dict[str, str]] = {}
-    while len(chosen) < count:
-        word = [rng.choice(LETTERS) for _ in range(4)]
-        prompt = "Reverse: " + " ".join(word)
-        chosen[prompt] = {"prompt": prompt, "response": " ".join(reversed(word))}
-    return list(chosen.values())
 
 
 def new_task(plan: Plan) -> Iterator[str]:

@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from unmask import LLM
 from unmask.bench.environment import git_commit, machine
 from unmask.engine.scheduler import Scheduler
 from unmask.engine.sequence import SequenceState
+from unmask.engine.weight_forms import prepare_weights
 from unmask.models.spec import ExpertSpec, ModelSpec
 from unmask.models.transformer import Layer, Rotary, Transformer, attention
 
@@ -95,7 +96,7 @@ CASES = [
 
 
 def random_model(spec: ModelSpec, device: str, dtype: torch.dtype) -> Transformer:
-    """Return a network whose weights are drawn on the device."""
+    """Return a network whose weights are drawn on the device, in the form of a loaded model's."""
     with torch.device("meta"):
         model = Transformer(spec)
     model = model.to_empty(device=device).to(dtype).eval().requires_grad_(False)
@@ -105,6 +106,7 @@ def random_model(spec: ModelSpec, device: str, dtype: torch.dtype) -> Transforme
             parameter.fill_(1.0)
         else:
             parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
+    prepare_weights(model, None, False, is_loaded=True)
     return model
 
 
@@ -114,13 +116,13 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds_of(work: object, device: str, repeats: int = 5) -> float:
+def seconds_of(work: Callable[[], object], device: str, repeats: int = 5) -> float:
     """Return the median time of `work()` after one call that is not counted."""
     times = []
     for _ in range(repeats + 1):
         wait(device)
         began = time.perf_counter()
-        work()  # type: ignore[operator]
+        work()
         wait(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
@@ -146,8 +148,7 @@ def floor_s(model: Transformer, num_queries: int, bandwidth: float, flops: float
         if name == "embed.weight" and not spec.tie_embeddings:
             continue
         share_read = share_used = 1.0
-        if spec.experts is not None and ".experts." in name or parameter.dim() == 3:
-            assert spec.experts is not None
+        if spec.experts is not None and ".experts." in name:
             share_used = spec.experts.num_chosen / spec.experts.num_experts
             share_read = 1 - (1 - share_used) ** num_queries
         size += share_read * parameter.numel() * parameter.element_size()

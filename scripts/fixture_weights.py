@@ -75,7 +75,9 @@ def draw(recipe: Path) -> bytes:
     facts = json.loads(recipe.read_text(encoding="utf-8"))
     generator = torch.Generator().manual_seed(facts["seed"])
     tensors = {}
-    for name, how in _recipe_tensors(facts):
+    for line in facts["tensors"]:
+        kind, name = line.split(" ")
+        how = facts["kinds"][kind]
         values = torch.randn(how["shape"], generator=generator)
         if "gain" in how:
             values = values * how["gain"] / math.sqrt(how["shape"][-1])
@@ -85,14 +87,6 @@ def draw(recipe: Path) -> bytes:
             values[int(row)] *= factor
         tensors[name] = values
     return save(tensors, metadata={"format": "pt"})
-
-
-def _recipe_tensors(facts: dict) -> list[tuple[str, dict]]:
-    """Return name and recipe of each tensor, in the order in which they are drawn."""
-    return [
-        (name, facts["kinds"][kind])
-        for kind, name in (pair.split(" ") for pair in facts["tensors"])
-    ]
 
 
 def make(folders: tuple[Path, ...] = FOLDERS) -> list[Path]:

@@ -6,9 +6,10 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from unmask.version import installed_versions
 
 if TYPE_CHECKING:
     import torch
@@ -53,13 +54,7 @@ def processor() -> str:
 
 def package_versions() -> dict[str, str]:
     """Return the installed version of each package that has a part in an evaluation."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    return installed_versions(PACKAGES)
 
 
 def git_commit() -> str | None:

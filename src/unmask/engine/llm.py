@@ -25,8 +25,7 @@ from unmask.engine.drafter import draft_by
 from unmask.engine.drafts import DraftLike, Pins, read_draft
 from unmask.engine.knob_types import Knobs
 from unmask.engine.likelihood import Likelihood, loglikelihood
-from unmask.engine.loaded_model import refuse_options
-from unmask.engine.loading import facts_of, merge_lora
+from unmask.engine.loading import facts_of, merge_lora, refuse_options
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.origin import FolderWeights, LoadedParts, ModelOrigin, read_ahead
 from unmask.engine.output_processor import output_of

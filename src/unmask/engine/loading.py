@@ -1,4 +1,4 @@
-"""Steps of loading a model: an adapter is merged, and the facts that decoders may ask for."""
+"""Steps of loading a model: options are checked, an adapter is merged, decoders get their facts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unmask.canvas import Floats, ModelFacts
+from unmask.errors import ConfigError
 from unmask.models import read_config
 from unmask.models.lora import load_adapters, merge_adapters
 from unmask.models.registry import find_family
 from unmask.models.spec import ModelSpec
 from unmask.models.transformer import Transformer
 from unmask.sampling.sampler import Vocabulary
+
+
+def refuse_options(*given: object) -> None:
+    """Raise ConfigError for options of loading that are given with a loaded model."""
+    if given != (None, None, None, None, None, 1):
+        raise ConfigError(
+            "revision, dtype, device, lora, adapters and tensor_parallel_size have no effect on a loaded "
+            "model; leave them out"
+        )
 
 
 def merge_lora(model: Transformer, folder: Path, adapter: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from torch import Tensor
@@ -17,7 +16,7 @@ from typing_extensions import TypedDict
 
 from unmask.models.digests import adapter_digest, checkpoint_digests
 from unmask.models.transformer import Transformer
-from unmask.version import __version__
+from unmask.version import __version__, installed_versions
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 """The packages whose versions can change an answer."""
@@ -99,10 +98,5 @@ def read_ahead(folder: Path) -> Iterator[Future[dict[str, str | None]]]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this package and of those of `PACKAGES`."""
-    found = {"python": platform.python_version(), "unmask": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    own = {"python": platform.python_version(), "unmask": __version__}
+    return own | installed_versions(PACKAGES)
