@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import unmask
 from unmask import decoders
 from unmask.cli.main import main
 from unmask.errors import ConfigError
@@ -18,7 +19,7 @@ from unmask.tune.goal import front, parse_constraint, parse_objectives, wilson
 from unmask.tune.measure import Measurement, compare_paired
 from unmask.tune.outcome import TURNS, check, write
 from unmask.tune.plot import draw
-from unmask.tune.reference import num_searched
+from unmask.tune.reference import num_documents, share_out
 from unmask.tune.space import Choice, Range, parse_changes, space_of, start_of
 from unmask.tune.study import StudyPlan, run
 
@@ -383,6 +384,23 @@ def test_prompts_without_answers_are_compared_with_those_of_the_defaults(
         (["--prompts", "none.jsonl"], "is no file"),
         (["--prompts", "1"], "must be at least 2, or a file"),
         (["--prompts", "mine.jsonl", "--num-prompts", "9"], "has 9 rows, but 9 prompts"),
+        (
+            ["--prompts", "mine.jsonl", "--held-out", "8"],
+            "6 prompts of the search and 8 held out need 14",
+        ),
+        (
+            [
+                "--task",
+                "mine.jsonl",
+                "--target",
+                "{{question}}",
+                "--prompts",
+                "8",
+                "--held-out",
+                "2",
+            ],
+            "need 10",
+        ),
         (["--prompts", "mine.jsonl", "--prompt", "{{no}}"], "line 1"),
         (["--prompts", "mine.jsonl", "--metric", "exact"], "leave --metric out"),
         (["--prompts", "mine.jsonl", "--task", "sudoku"], "leave --task out"),
@@ -399,14 +417,73 @@ def test_prompts_that_cannot_be_used_are_refused_at_once(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
-def test_the_prompts_of_a_file_are_shared_out():
-    assert num_searched(600, None, 200, "f") == 100
-    assert num_searched(30, None, 200, "f") == 20
-    assert num_searched(30, None, 0, "f") == 30
-    assert num_searched(30, 29, 200, "f") == 29
-    for rows, given, held_out in ((30, 30, 1), (2, None, 1), (1, None, 0), (30, 31, 0)):
-        with pytest.raises(ConfigError, match="f has"):
-            num_searched(rows, given, held_out, "f")
+@pytest.mark.parametrize(
+    ("rows", "searched", "held_out", "expected"),
+    [
+        (None, None, None, (100, 200)),
+        (None, 7, 0, (7, 0)),
+        (600, None, None, (100, 200)),
+        (600, None, 450, (100, 450)),
+        (164, None, None, (100, 64)),
+        (30, None, None, (20, 10)),
+        (30, None, 0, (30, 0)),
+        (30, 29, None, (29, 1)),
+        (3, None, None, (2, 1)),
+        (2, None, 0, (2, 0)),
+    ],
+)
+def test_the_prompts_of_a_file_are_shared_out(rows, searched, held_out, expected):
+    shares = share_out(rows, searched, held_out, "f")
+    assert (shares.searched, shares.held_out) == expected
+    assert rows is None or shares.total <= rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "searched", "held_out"),
+    [(30, 30, None), (30, 30, 1), (2, None, None), (1, None, 0), (30, 31, 0), (30, None, 11)],
+)
+def test_more_prompts_than_a_file_has_are_refused(rows, searched, held_out):
+    with pytest.raises(ConfigError, match=f"f has {rows} rows, but .* need "):
+        share_out(rows, searched, held_out, "f")
+
+
+def test_documents_are_counted_before_a_model_is_loaded(tmp_path):
+    rows_file(tmp_path, 9)
+    own = EvalSettings(task=str(tmp_path / "mine.jsonl"), target="{{question}}", metric="exact")
+    assert num_documents(own) == 9
+    assert num_documents(EvalSettings(task="word_problem")) is None
+
+
+def test_prompts_of_a_file_are_tuned_on_from_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows_file(tmp_path)
+    given = {"gen_length": 16, "batch_size": 4, "output": "out", "space": {"threshold": "0.3:0.95"}}
+    found = unmask.tune("threshold", prompts="mine.jsonl", num_prompts=3, trials=2, **given)
+    assert found.held_out is not None
+    assert found.held_out.count == 6, "the rows that are left"
+    assert found.result.baseline.metrics["accuracy"] == 1.0
+    numbers = json.loads(Path("out/tune.json").read_text())
+    assert "prompts='mine.jsonl'" in numbers["command"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": "mine.jsonl", "num_prompts": 9}, "has 9 rows"),
+        ({"prompts": "mine.jsonl", "metric": "exact"}, "leave metric out"),
+        ({"prompts": "mine.jsonl", "task": "sudoku"}, "leave task out"),
+        ({"prompts": Path("none.jsonl")}, "is no file"),
+        ({"prompts": 1}, "must be at least 2"),
+        ({"num_prompts": 4}, "use prompts"),
+        ({"limit": 4}, "limit has no effect"),
+    ],
+)
+def test_a_call_that_cannot_be_tuned_is_refused(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows_file(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        unmask.tune("threshold", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
 def test_an_interval_of_a_rate_is_finite_where_nothing_was_answered():

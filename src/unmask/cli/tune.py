@@ -57,15 +57,17 @@ class TuneOptions:
     trials: Annotated[int, option(least=1)] = 40
     """Total number of points; a larger number continues the study."""
 
-    prompts: Annotated[str, option(metavar="N|FILE")] = "100"
+    prompts: Annotated[str | None, option(metavar="N|FILE")] = None
     """Number of prompts of the search, or a file of rows with prompts alone, as in `bench decode`: accuracy
-    is then the share of answers that are those of the decoder's defaults. Default: 100."""
+    is then the share of answers that are those of the decoder's defaults. Default: 100, or two thirds of
+    fewer than 150 rows."""
 
     num_prompts: Annotated[int | None, option(least=2, metavar="N")] = None
-    """Number of prompts of the search in --prompts FILE. Default: 100, or two thirds of a shorter file."""
+    """Number of prompts of the search in --prompts FILE. Default: that of --prompts."""
 
-    held_out: Annotated[int, option(least=0)] = 200
-    """Number of further prompts for the final comparison; 0 skips it."""
+    held_out: Annotated[int | None, option(least=0, metavar="N")] = None
+    """Number of further prompts for the final comparison; 0 skips it. Default: 200, or the rows that are
+    left."""
 
     plot: Annotated[Path | None, option(metavar="FILE")] = None
     """Plot of the Pareto front (.png, .svg or .pdf). Default: front.png in the output folder, if matplotlib
@@ -116,7 +118,7 @@ def decisions(
 
 def run(words: Sequence[str], sources: Sources, options: TuneOptions) -> None:
     """Run the search, compare on held-out prompts, write the files and print the result."""
-    settings, plan, file = planned(words, sources, options)
+    settings, plan, file, held_out_count = planned(words, sources, options)
     from unmask.bench.plot import check_plot_file
     from unmask.tune import outcome, plot
 
@@ -128,13 +130,13 @@ def run(words: Sequence[str], sources: Sources, options: TuneOptions) -> None:
 
     with _progress(plan) as (watch, done):
         if file is not None:
-            count = plan.num_prompts + options.held_out
+            count = plan.num_prompts + held_out_count
             settings = with_reference(
                 bench.llm, settings, file, count, lambda n, total: watch("reference", n, total)
             )
             bench = dataclasses.replace(bench, settings=settings)
         result = search(bench, plan, watch, done)
-        held_out = outcome.check(bench, result, options.held_out, watch)
+        held_out = outcome.check(bench, result, held_out_count, watch)
     command = _command(words, options)
     files = outcome.write(bench, result, held_out, command, bench.folder)
     picture = bench.folder / PICTURE if options.plot is None and _can_draw() else options.plot
@@ -146,15 +148,16 @@ def run(words: Sequence[str], sources: Sources, options: TuneOptions) -> None:
 
 def planned(
     words: Sequence[str], sources: Sources, options: TuneOptions
-) -> tuple[EvalSettings, StudyPlan, PromptFile | None]:
-    """Return the settings that every point shares, the search, and the file of prompts, if one is given.
+) -> tuple[EvalSettings, StudyPlan, PromptFile | None, int]:
+    """Return the settings that every point shares, the search, the file of prompts or None, and the
+    number of prompts held out.
 
     Raises ConfigError before loading.
     """
     from unmask.config import compose, method_of
     from unmask.config.settings import settings_of
     from unmask.tune.goal import parse_constraint, parse_objectives
-    from unmask.tune.reference import PromptFile, num_searched, parse_prompts
+    from unmask.tune.reference import PromptFile, num_documents, parse_prompts, share_out
     from unmask.tune.space import parse_changes, space_of
     from unmask.tune.study import StudyPlan
 
@@ -173,22 +176,24 @@ def planned(
         raise ConfigError(
             f"task={settings.task} is tuned by running code that the model wrote; {LEAVE}"
         )
-    file, num_prompts = None, prompts if isinstance(prompts, int) else 0
     if isinstance(prompts, Path):
         file = PromptFile(prompts, settings.prompt)
-        rows = len(file.documents())
-        num_prompts = num_searched(rows, options.num_prompts, options.held_out, str(prompts))
+        rows: int | None = len(file.documents())
+        shares = share_out(rows, options.num_prompts, options.held_out, str(prompts))
     elif options.num_prompts is not None:
         raise ConfigError(
             f"--num-prompts {options.num_prompts} is for --prompts FILE; write --prompts "
             f"{options.num_prompts}"
         )
+    else:
+        file, rows = None, num_documents(settings)
+        shares = share_out(rows, prompts, options.held_out, settings.task)
     constraints = () if options.constraint == ("none",) else options.constraint
     plan = StudyPlan(
         space=space_of(method.decoder_name, parse_changes(options.space), tuple(method.given)),
         objectives=parse_objectives(options.objective),
         constraints=tuple(parse_constraint(text) for text in constraints),
-        num_prompts=num_prompts,
+        num_prompts=shares.searched,
         num_trials=options.trials,
         seed=settings.seed,
     )
@@ -196,24 +201,18 @@ def planned(
         name = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{composed['model.name']}")
         output = f"{RUNS}/{settings.task_name}-{name}-{settings.method.decoder_name}"
         settings = dataclasses.replace(settings, output=output)
-    return settings, plan, file
+    return settings, plan, file, shares.held_out
 
 
 def _with_file(words: Sequence[str], sources: Sources, path: Path) -> list[str]:
     """Return the words with a file of prompts as the task. Raises ConfigError beside another task."""
     from unmask.cli.eval_options import word
     from unmask.config import compose
-    from unmask.tune.reference import METRIC
+    from unmask.tune.reference import METRIC, check_alone
 
     composed = compose(words, sources)
-    for key in ("name", "target", "metric", "shots"):
-        value = composed[f"dataset.{key}"]
-        if value is not None:
-            flag = "task" if key == "name" else key
-            raise ConfigError(
-                f"--{flag} {value} and --prompts {path} contradict: prompts have no right answers; leave "
-                f"--{flag} out, or give the file as --task"
-            )
+    keys = {"task": "name", "target": "target", "metric": "metric", "shots": "shots"}
+    check_alone(path, {flag: composed[f"dataset.{key}"] for flag, key in keys.items()})
     return [*words, word("task", str(path)), word("metric", METRIC)]
 
 
@@ -291,10 +290,15 @@ def _command(words: Sequence[str], options: TuneOptions) -> str:
     ):
         for value in values:
             typed += [flag, value]
-    typed += ["--trials", str(options.trials), "--prompts", options.prompts]
-    if options.num_prompts is not None:
-        typed += ["--num-prompts", str(options.num_prompts)]
-    return shlex.join([*typed, "--held-out", str(options.held_out)])
+    typed += ["--trials", str(options.trials)]
+    for flag, number in (
+        ("--prompts", options.prompts),
+        ("--num-prompts", options.num_prompts),
+        ("--held-out", options.held_out),
+    ):
+        if number is not None:
+            typed += [flag, str(number)]
+    return shlex.join(typed)
 
 
 def _show(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,16 @@ from unmask.tune import outcome
 from unmask.tune.goal import parse_constraint, parse_objectives
 from unmask.tune.measure import Bench
 from unmask.tune.outcome import HeldOut
+from unmask.tune.reference import (
+    METRIC,
+    PromptFile,
+    Shares,
+    check_alone,
+    num_documents,
+    parse_prompts,
+    share_out,
+    with_reference,
+)
 from unmask.tune.space import parse_changes, space_of
 from unmask.tune.study import SearchResult, StudyPlan, TrialPoint, run
 
@@ -56,39 +66,44 @@ def tune(  # noqa: PLR0913 - the call's options are the interface
     model: str | Path | LLM = "demo",
     cache: CacheName | Reference = "none",
     *,
-    task: str = "word_problem",
+    task: str | None = None,
     space: Mapping[str, str] | None = None,
     objectives: Sequence[str] = DEFAULT_OBJECTIVES,
     constraints: Sequence[str] = DEFAULT_CONSTRAINTS,
     trials: int = 40,
-    prompts: int = 100,
-    held_out: int = 200,
+    prompts: int | str | Path | None = None,
+    num_prompts: int | None = None,
+    held_out: int | None = None,
     progress: ProgressLike = None,
     **options: object,
 ) -> Tuned:
     """Search a decoder's knobs for speed without loss of quality, as `unmask tune` does.
 
-    The decoder's published defaults are measured in the same run; the best point is compared with them on
-    `held_out` further prompts (0: not). `space` has ranges by knob: "0.5:0.99", "8,16,32", or "off" for its
-    default; `options` are the fields of `EvalSettings` and knobs that stay fixed. The folder `output`
-    (default: runs/tune/TASK-MODEL-DECODER) holds the study, which a repeated call continues.
+    `prompts` of `task` (default: word_problem) are searched on: a number, or a file of rows with prompts
+    alone, of which `num_prompts` are, and an answer is right if it is that of the decoder's defaults. The
+    defaults are measured in the same run; the best point is compared with them on `held_out` further
+    prompts (0: not). Numbers default to 100 and 200, or fewer of a file with fewer rows. `space` has
+    ranges by knob: "0.5:0.99", "8,16,32", or "off" for its default; `options` are the fields of `EvalSettings`
+    and knobs that stay fixed. The folder `output` (default: runs/tune/TASK-MODEL-DECODER) holds the study,
+    which a repeated call continues.
     Raises ConfigError, ModelError and DependencyError (extras `eval` and `tune`).
     """
-    settings, plan = _planned(
-        decoder,
-        str(model) if isinstance(model, str | Path) else model.name,
-        cache,
-        {"task": task, **options},
-        StudyPlan(
-            space={},
-            objectives=parse_objectives(objectives),
-            constraints=tuple(parse_constraint(text) for text in constraints),
-            num_prompts=prompts,
-            num_trials=trials,
-        ),
-        [f"{name}={text}" for name, text in (space or {}).items()],
+    name = str(model) if isinstance(model, str | Path) else model.name
+    found = parse_prompts(prompts)
+    task, options = _task_of(found, task, options)
+    output = f"runs/tune/{Path(task).stem}-{Path(name).name}-{decoder}"
+    settings = settings_from(task, name, decoder, cache, {"output": output, **options})
+    file, shares = _shared_out(settings, found, num_prompts, held_out)
+    changes = parse_changes([f"{knob}={text}" for knob, text in (space or {}).items()])
+    plan = StudyPlan(
+        space=space_of(decoder, changes, tuple(settings.method.given)),
+        objectives=parse_objectives(objectives),
+        constraints=tuple(parse_constraint(text) for text in constraints),
+        num_prompts=shares.searched,
+        num_trials=trials,
+        seed=settings.seed,
     )
-    bench = Bench(_loaded(model, settings), settings, settings.folder)
+    llm = _loaded(model, settings)
     with CallProgress(progress, f"tuning {decoder}", "points") as report:
         numbers: set[int] = set()
 
@@ -96,30 +111,43 @@ def tune(  # noqa: PLR0913 - the call's options are the interface
             numbers.add(point.number)
             report(len(numbers), max(trials, len(numbers)))
 
+        if file is not None:
+            settings = with_reference(llm, settings, file, shares.total, lambda *_: None)
+        bench = Bench(llm, settings, settings.folder)
         result = run(bench, plan, lambda *_: None, done)
-        compared = outcome.check(bench, result, held_out, lambda *_: None)
-    command = f"unmask.tune({decoder!r}, {settings.model!r}, task={task!r}, trials={trials})"
+        compared = outcome.check(bench, result, shares.held_out, lambda *_: None)
+    asked = f"task={task!r}" if file is None else f"prompts={str(file.path)!r}"
+    command = f"unmask.tune({decoder!r}, {name!r}, {asked}, trials={trials})"
     files = outcome.write(bench, result, compared, command, bench.folder)
     return Tuned(result, compared, tuple(files))
 
 
-def _planned(
-    decoder: str,
-    model: str,
-    cache: str,
-    options: dict[str, object],
-    plan: StudyPlan,
-    changes: Sequence[str],
-) -> tuple[EvalSettings, StudyPlan]:
-    """Return the settings that every point shares, and the plan with its space. Raises ConfigError."""
+def _task_of(
+    prompts: int | Path | None, task: str | None, options: dict[str, object]
+) -> tuple[str, dict[str, object]]:
+    """Return the task of a call, and its options, with a metric for prompts alone. Raises ConfigError."""
     for name in ("limit", "offset"):
         if name in options:
             raise ConfigError(f"{name} has no effect here; use prompts and held_out")
-    task = str(options.pop("task"))
-    output = f"runs/tune/{Path(task).stem}-{Path(model).name}-{decoder}"
-    settings = settings_from(task, model, decoder, cache, {"output": output, **options})
-    space = space_of(decoder, parse_changes(changes), tuple(settings.method.given))
-    return settings, replace(plan, space=space, seed=settings.seed)
+    if not isinstance(prompts, Path):
+        return task or "word_problem", options
+    check_alone(prompts, {"task": task, **options}, "")
+    return str(prompts), {**options, "metric": METRIC}
+
+
+def _shared_out(
+    settings: EvalSettings,
+    prompts: int | Path | None,
+    num_prompts: int | None,
+    held_out: int | None,
+) -> tuple[PromptFile | None, Shares]:
+    """Return the file of prompts or None, and the numbers of the prompts. Raises ConfigError."""
+    if isinstance(prompts, Path):
+        file = PromptFile(prompts, settings.prompt)
+        return file, share_out(len(file.documents()), num_prompts, held_out, str(prompts))
+    if num_prompts is not None:
+        raise ConfigError(f"num_prompts={num_prompts} is for a file of prompts; use prompts")
+    return None, share_out(num_documents(settings), prompts, held_out, settings.task)
 
 
 def _loaded(model: str | Path | LLM, settings: EvalSettings) -> LLM:

@@ -1,9 +1,13 @@
-"""Prompts of the user's without right answers: the answers of the decoder's defaults take their place."""
+"""Prompts of the user's without right answers: the answers of the decoder's defaults take their place.
+
+Also how the prompts of a task or of a file are shared between the search and the final comparison.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 METRIC = "exact"
 """An answer is right if it is that of the defaults, white space at its ends aside."""
 ASKED, ANSWERED, FOLDER = "prompts.jsonl", "reference.jsonl", "reference"
-DEFAULT_PROMPTS = 100
+DEFAULT_PROMPTS, DEFAULT_HELD_OUT = 100, 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +41,27 @@ class PromptFile:
         return task.documents()
 
 
-def parse_prompts(text: str) -> int | Path:
-    """Return the value of `--prompts`: a number of prompts of the task, or a file of prompts.
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Numbers of prompts: of the search, and of the comparison afterwards (0: none)."""
+
+    searched: int
+    held_out: int
+
+    @property
+    def total(self) -> int:
+        """Number of prompts that are needed."""
+        return self.searched + self.held_out
+
+
+def parse_prompts(given: str | int | Path | None) -> int | Path | None:
+    """Return the value of `--prompts`: a number of prompts of the task, a file of prompts, or None.
 
     Raises ConfigError for a number below 2.
     """
+    if given is None or isinstance(given, Path):
+        return given
+    text = str(given)
     if not text.strip("+-").isdigit():
         return Path(text).expanduser()
     if int(text) < 2:
@@ -49,22 +69,51 @@ def parse_prompts(text: str) -> int | Path:
     return int(text)
 
 
-def num_searched(rows: int, given: int | None, held_out: int, name: str) -> int:
-    """Return the number of prompts of the search among the rows of a file.
+def share_out(rows: int | None, searched: int | None, held_out: int | None, name: str) -> Shares:
+    """Return how the prompts are shared; `rows`: their number, None without an end.
 
-    Without a given one: 100, or two thirds of fewer than 150 rows if some are held out. Raises ConfigError
-    for a file that is too short.
+    Not given: 100 for the search, or two thirds of fewer than 150 rows if some are held out, and 200 held
+    out, or the rows that are left. Raises ConfigError for fewer rows than are asked for, or needed.
     """
-    usual = min(DEFAULT_PROMPTS, rows * 2 // 3 if held_out else rows)
-    count = usual if given is None else given
-    if count < 2 or count + bool(held_out) > rows:
-        need = max(2, count) + bool(held_out)
+    most = DEFAULT_PROMPTS
+    if rows is not None and searched is None:
+        most = min(most, rows if held_out == 0 else rows * 2 // 3)
+    count = most if searched is None else searched
+    if rows is None:
+        return Shares(count, DEFAULT_HELD_OUT if held_out is None else held_out)
+    least = Shares(max(2, count), 1 if held_out is None else held_out)
+    if least.total > rows:
         raise ConfigError(
-            f"{name} has {rows} rows, but {max(2, count)} prompts of the search"
-            f"{' and at least one held out' if held_out else ''} need {need}; give fewer "
-            f"(--num-prompts), or --held-out 0"
+            f"{name} has {rows} rows, but {least.searched} prompts of the search and {least.held_out} held "
+            f"out need {least.total}; ask for fewer, or give more rows (held_out=0 holds none out)"
         )
-    return count
+    return Shares(count, min(DEFAULT_HELD_OUT, rows - count) if held_out is None else held_out)
+
+
+def check_alone(prompts: Path, given: Mapping[str, object], dashes: str = "--") -> None:
+    """Raise ConfigError for an option that is about right answers, which a file of prompts has not."""
+    for name in ("task", "target", "metric", "shots"):
+        value = given.get(name)
+        if value is not None:
+            raise ConfigError(
+                f"{dashes}{name} {value} and {dashes}prompts {prompts} contradict: prompts have no right "
+                f"answers; leave {dashes}{name} out, or give the file as {dashes}task"
+            )
+
+
+def num_documents(settings: EvalSettings) -> int | None:
+    """Return the number of documents of a task; None for a bundled one, which makes as many as are asked.
+
+    Raises ConfigError for a task that cannot be loaded.
+    """
+    own = settings.own
+    if own is not None and not own.is_yaml:
+        return len(own.rows.documents())
+    if own is None and settings.data is None:
+        return None
+    from unmask.evals.scoring import load_task
+
+    return len(load_task(dataclasses.replace(settings, limit=None, offset=0)).docs)
 
 
 def with_reference(
