@@ -389,16 +389,7 @@ def test_prompts_without_answers_are_compared_with_those_of_the_defaults(
             "6 prompts of the search and 8 held out need 14",
         ),
         (
-            [
-                "--task",
-                "mine.jsonl",
-                "--target",
-                "{{question}}",
-                "--prompts",
-                "8",
-                "--held-out",
-                "2",
-            ],
+            "--task mine.jsonl --target {{question}} --metric exact --prompts 8 --held-out 2".split(),
             "need 10",
         ),
         (["--prompts", "mine.jsonl", "--prompt", "{{no}}"], "line 1"),

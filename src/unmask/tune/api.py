@@ -83,7 +83,7 @@ def tune(  # noqa: PLR0913 - the call's options are the interface
     alone, of which `num_prompts` are, and an answer is right if it is that of the decoder's defaults. The
     defaults are measured in the same run; the best point is compared with them on `held_out` further
     prompts (0: not). Numbers default to 100 and 200, or fewer of a file with fewer rows. `space` has
-    ranges by knob: "0.5:0.99", "8,16,32", or "off" for its default; `options` are the fields of `EvalSettings`
+    ranges by knob: "0.5:0.99", "8,16,32", or "off" for its default; `options` are fields of `EvalSettings`
     and knobs that stay fixed. The folder `output` (default: runs/tune/TASK-MODEL-DECODER) holds the study,
     which a repeated call continues.
     Raises ConfigError, ModelError and DependencyError (extras `eval` and `tune`).
