@@ -378,6 +378,9 @@ def test_prompts_without_answers_are_compared_with_those_of_the_defaults(
     assert main(["tune", *words]) == 0, "the same command finds everything answered"
 
 
+ON_ROWS = ["--task", "mine.jsonl", "--target", "{{question}}", "--metric", "exact"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -389,7 +392,7 @@ def test_prompts_without_answers_are_compared_with_those_of_the_defaults(
             "6 prompts of the search and 8 held out need 14",
         ),
         (
-            "--task mine.jsonl --target {{question}} --metric exact --prompts 8 --held-out 2".split(),
+            [*ON_ROWS, "--prompts", "8", "--held-out", "2"],
             "need 10",
         ),
         (["--prompts", "mine.jsonl", "--prompt", "{{no}}"], "line 1"),
