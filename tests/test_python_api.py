@@ -10,6 +10,7 @@ import pytest
 
 import unmask
 from unmask.canvas import Canvas
+from unmask.decisions import choice
 from unmask.errors import ConfigError, EngineError, PromptError
 from unmask.progress import CallProgress
 
@@ -134,6 +135,21 @@ def test_an_async_stream_that_is_left_leaves_the_batch(tiny):
         return False
 
     assert asyncio.run(leave())
+
+
+def test_an_async_llm_decides_as_an_llm(demo_llm):
+    questions = [choice("7+11=", ["18", "19"]), choice("9+33=", ["41", "42"])]
+    options = {"independent": True, "estimator": "likelihood"}
+    expected = demo_llm.decide("", questions, **options)
+
+    async def ask():
+        async with unmask.AsyncLLM(demo_llm) as server:
+            found = await server.decide("", questions, **options)
+            with pytest.raises(ConfigError, match="estimator"):
+                await server.decide("", questions, estimator="none")
+            return found
+
+    assert asyncio.run(ask()) == expected
 
 
 def test_an_async_llm_refuses_what_cannot_work(tiny):

@@ -8,6 +8,8 @@ from itertools import pairwise
 import pytest
 from served import QUESTION
 
+import unmask
+
 BODY = {
     "text": QUESTION,
     "sampling_params": {"temperature": 0.0, "max_new_tokens": 32, "ignore_eos": True, "steps": 4},
@@ -40,6 +42,18 @@ def test_generate_answers_with_text_and_meta_info(client):
     assert meta["prompt_tokens"] > 0
     assert meta["finish_reason"] == {"type": "length", "length": 32}
     assert len(reply["output_ids"]) == 32
+
+
+def test_a_complete_answer_says_how_it_is_repeated(client):
+    complete = generate(client, sampling_params={"max_new_tokens": 32, "decoder": "threshold"})[
+        "meta_info"
+    ]
+    assert complete["knobs"]["threshold"] == 0.9, "defaults are among the knobs in force"
+    assert len(complete["model"]["weights"]) == len(complete["model"]["tokenizer"]) == 64
+    assert complete["versions"]["unmask"] == unmask.__version__
+    *partial, last = cumulative(client)
+    assert last["meta_info"]["model"] == complete["model"]
+    assert all(item["meta_info"]["model"] is None for item in partial)
 
 
 def test_the_stream_is_cumulative_and_its_counts_never_fall(client):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import Unpack
 
+from unmask.canvas import Reading
+from unmask.decisions.answers import Decisions
+from unmask.decisions.asking import DecisionRequests
+from unmask.decisions.calibration import CalibrationLike, calibration_for
+from unmask.decisions.canvases import DecisionOptions
+from unmask.decisions.questions import DecisionQuestion
 from unmask.engine.call_options import RequestOptions
 from unmask.engine.config import EngineConfig
 from unmask.engine.engine import Engine, RequestUpdate
@@ -89,6 +95,39 @@ class AsyncLLM:
             is_last = update.kind == "done"
             if delta := text.feed(update.canvas, update.num_settled, is_last=is_last):
                 yield delta
+
+    async def decide(
+        self,
+        content: str,
+        questions: Sequence[DecisionQuestion],
+        *,
+        calibration: CalibrationLike = None,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> Decisions:
+        """Return the answers to questions about a text; options and answers are those of `LLM.decide`.
+
+        Raises as `generate`.
+        """
+        llm = self.llm
+        own = await asyncio.to_thread(calibration_for, calibration, llm.weights_folder, llm.name)
+        asked = await asyncio.to_thread(
+            DecisionRequests.about, llm.requests, content, questions, DecisionOptions.of(options)
+        )
+        calls = [asyncio.ensure_future(self._reading(each, timeout_s)) for each in asked.requests]
+        try:
+            return asked.decisions(await asyncio.gather(*calls), own)
+        finally:
+            for call in calls:  # the others of one that failed
+                call.cancel()
+
+    async def _reading(self, request: Request, timeout_s: float | None) -> Reading:
+        reading: Reading | None = None
+        async for update in self._updates(request, timeout_s):
+            reading = update.reading or reading
+        if reading is None:
+            raise EngineError("the engine ended the request without a reading")
+        return reading
 
     async def _updates(
         self, request: Request, timeout_s: float | None

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, SkipValidation, ValidationError
 
+from unmask.engine.origin import ModelOrigin
 from unmask.engine.outputs import FinishReason
 from unmask.errors import PromptError
 from unmask.models import BUNDLED
@@ -145,7 +146,10 @@ class GenerateFinish(ReplyModel):
 
 
 class MetaInfo(ReplyModel):
-    """Counts, times and the decoding method of a `GenerateReply`."""
+    """Counts, times and the decoding method of a `GenerateReply`.
+
+    `knobs`, `model` and `versions`: as in `MethodFields`; null until the answer is complete.
+    """
 
     id: str
     finish_reason: GenerateFinish | None
@@ -159,6 +163,9 @@ class MetaInfo(ReplyModel):
     cache: str
     cache_exact: bool
     seed: int
+    knobs: SkipValidation[dict[str, object] | None]
+    model: SkipValidation[ModelOrigin | None]
+    versions: SkipValidation[dict[str, str] | None]
 
 
 class GenerateReply(ReplyModel):
@@ -312,7 +319,7 @@ def generate_reply(generation: Generation, answer: Answer) -> GenerateReply:
         finish = GenerateFinish(type="length", length=answer.num_tokens)
     elif answer.finish_reason is not None:
         finish = GenerateFinish(type=answer.finish_reason)
-    method = answer.method()
+    method, is_complete = answer.method(), answer.finish_reason is not None
     meta = MetaInfo(
         id=generation.request_id,
         finish_reason=finish,
@@ -326,6 +333,9 @@ def generate_reply(generation: Generation, answer: Answer) -> GenerateReply:
         cache=method.cache,
         cache_exact=method.cache_exact,
         seed=method.seed,
+        knobs=method.knobs if is_complete else None,
+        model=method.model if is_complete else None,
+        versions=method.versions if is_complete else None,
     )
     return GenerateReply(text=answer.text, output_ids=answer.stream.token_ids, meta_info=meta)
 
