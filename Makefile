@@ -14,10 +14,11 @@ STAMP := .venv/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all gpu-test gpu-bench check format docs train-demo card study study-timing clean
+.PHONY: help venv demo test test-all gpu-test gpu-bench check format docs train-demo card bench study \
+	study-timing clean
 
 # Nothing below may reach for the network once the environment is there.
-demo test test-all gpu-test gpu-bench check train-demo card study study-timing: export HF_HUB_OFFLINE = 1
+demo test test-all gpu-test gpu-bench check train-demo card bench study study-timing: export HF_HUB_OFFLINE = 1
 
 help: ## list the targets (the default)
 	@echo 'usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX="..."]'
@@ -99,8 +100,8 @@ card: $(STAMP) ## measure the bundled model again and rewrite the table of its m
 	@echo '==> evaluating the bundled model: python -m unmask.demo.evaluate'
 	@$(PY) -m unmask.demo.evaluate --write
 
-bench: $(STAMP) ## measure host cost, its growth, planning and a server's memory; goals beside figures
-	@failed=0; for each in host_cost.py 'host_cost.py --growth' plan_cost.py memory_soak.py; do \
+bench: $(STAMP) ## measure ratios of speed, host cost, growth, planning and memory; goals beside figures
+	@failed=0; for each in ratios.py host_cost.py 'host_cost.py --growth' plan_cost.py memory_soak.py; do \
 		echo "==> benchmarks/$$each"; OMP_NUM_THREADS=1 $(PY) benchmarks/$$each || failed=1; \
 	done; exit $$failed
 

@@ -6,7 +6,9 @@ since their layers add nothing to the states.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from unmask.models.transformer import fuse_products
 
 pytestmark = pytest.mark.skipif(not can_pretend(), reason="no C++ compiler for the device guard")
 
+ROOT = Path(__file__).parents[1]
 MOE = ExpertSpec(num_experts=64, num_chosen=8, d_ff=8, score="softmax", renormalize=False)
 MINI = ExpertSpec(
     num_experts=256,
@@ -125,6 +128,12 @@ def test_a_steady_forward_stays_within_its_budget_and_on_fast_attention(case):
     assert found.launches <= BUDGETS[case][0]
     assert found.syncs <= BUDGETS[case][1]
     assert found.launches >= RELEASES[name][0] * 12, "the counter has missed operations"
+
+
+def test_the_page_on_performance_has_the_budgets():
+    page = (ROOT / "docs/reference/performance.md").read_text()
+    rows = re.findall(r"^\|.*\| ([\d,]+) \| (\d+) \|$", page, re.MULTILINE)
+    assert [(int(a.replace(",", "")), int(b)) for a, b in rows] == list(BUDGETS.values())
 
 
 @pytest.mark.parametrize("cache", ["none", "dual", "d2cache", "dllm"])
