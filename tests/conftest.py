@@ -61,13 +61,13 @@ def pytest_collection_modifyitems(items):
 
 
 def thin(groups, turn):
-    """Mark as slow all but one family of each case of a test, and of many cases every second.
+    """Mark as slow all but one family of each case of a test, and of many cases two of three.
 
     A group has the families of one case. Families and cases alternate with the case and with `turn`, the
-    number of the test, so in the short run every decoder meets every cache in half of the tests that have
-    both, and both families.
+    number of the test, so in the short run every decoder meets every cache in a third of the tests that
+    have both, and both families.
     """
-    step = 2 if len(groups) >= MANY_CASES else 1
+    step = 3 if len(groups) >= MANY_CASES else 1
     for number, group in enumerate(groups):
         kept = (number // step + turn) % len(group) if (number + turn) % step == 0 else None
         for place, item in enumerate(group):

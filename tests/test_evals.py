@@ -155,6 +155,7 @@ def test_a_whole_line_without_its_end_counts_as_half_written(
     assert read_all(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(llm: unmask.LLM, tmp_path: Path) -> None:
     options = {
         "task": "word_problem",

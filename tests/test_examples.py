@@ -32,7 +32,12 @@ def test_every_program_is_tested():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {*PROGRAMS, "fine_tune"}
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+LONG = ("evaluate",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in PROGRAMS]
+)
 def test_a_program_prints_what_it_says(name, tmp_path, monkeypatch, capsys):
     if name == "evaluate":
         pytest.importorskip("lm_eval")

@@ -7,6 +7,7 @@ cached forward) are not made here: tokens and steps are equal without them.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,16 @@ def test_the_golden_files_of_this_slice_are_here():
     }
 
 
-@pytest.mark.parametrize("name", FILES)
+def two_of_each_method():
+    """Return the names of all files; from the third of a method on they are slow."""
+    seen = Counter()
+    for name in FILES:
+        method = name.split("_")[0]
+        seen[method] += 1
+        yield name if seen[method] <= 2 else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", two_of_each_method())
 def test_two_golden_cases_decode_as_published_in_one_batch(name, golden_llm):
     cases = [case for case in cases_of(name) if case["call"].get("gen_length", 64) == 64]
     cases = sorted(cases, key=lambda case: "steps" not in case)[:2]

@@ -24,6 +24,7 @@ if not PAGE.exists():
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
 
 
+@pytest.mark.slow
 def test_the_page_runs_up_to_the_server(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(BUNDLED["demo"], "my-model")  # the first command

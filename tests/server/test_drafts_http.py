@@ -157,6 +157,8 @@ def test_vllms_spelling_of_a_draft_is_the_same(client, demo_llm):
         ({"draft": {"a": 1}}, "draft", "draft"),
         ({"draft": TEXT, "max_edits": -1}, "max_edits", "greater than or equal to 0"),
         ({"max_edits": 3}, "max_edits", "no effect without draft"),
+        ({"max_edits": 0}, "max_edits", "no effect without draft"),
+        ({"max_edits": 0, "pinned": []}, "max_edits", "no effect without draft"),
         ({"pinned": [[0, 1]]}, "pinned", "no effect without draft"),
         ({"draft": [1 << 30]}, "draft", "outside 0"),
     ],

@@ -450,6 +450,7 @@ def ask(url, body=None, key=None):
         return json.load(reply)
 
 
+@pytest.mark.slow
 def test_a_server_is_started_from_a_file(file):
     text = "model: demo\ndecoder: threshold\nknobs: {threshold: 0.8}\nmax_num_seqs: 4\n"
     path = file(text + "served-model-name: mine\n")
@@ -513,6 +514,7 @@ def test_notes_about_the_default_method_are_in_the_format_of_the_log(capsys):
     assert json.loads(capsys.readouterr().err)["message"] == "a note"
 
 
+@pytest.mark.slow
 def test_the_json_log_of_a_server_is_one_object_a_line():
     with served("--log-format", "json") as (process, url, _):
         ask(f"{url}/v1/completions", {"prompt": "A dog", "max_tokens": 8})
@@ -555,6 +557,7 @@ def status_of(url, body=None):
 
 
 # 23
+@pytest.mark.slow
 def test_a_server_whose_engine_has_failed_says_so_and_ends_with_status_1():
     with served("demo", program=("-c", BREAKS)) as (process, url, _):
         assert status_of(f"{url}/health") == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from unmask.engine.engine import Engine
 from unmask.errors import ConfigError
 from unmask.models import BUNDLED
 from unmask.server.app import create_app
-from unmask.server.planning import MAX_PLANNING
+from unmask.server.planning import MAX_PLANNING, Planning
 from unmask.server.settings import Limits, ServerSettings
 
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -68,7 +69,14 @@ def test_the_time_of_a_request_ends_its_template_and_others_go_on(wary):
     assert wary.post(CHAT_URL, json=MILD).status_code == 200
 
 
-@pytest.mark.parametrize("url", [CHAT_URL, "/tokenize", "/v1/responses"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        CHAT_URL,
+        pytest.param("/tokenize", marks=pytest.mark.slow),
+        pytest.param("/v1/responses", marks=pytest.mark.slow),
+    ],
+)
 def test_a_template_that_exceeds_its_limit_is_the_request_s_error(wary, url):
     body = {"input": "bomb"} if url == "/v1/responses" else {"messages": BOMB["messages"]}
     reply = wary.post(url, json=body)
@@ -122,6 +130,18 @@ def test_a_long_forward_within_the_limit_is_no_stall(demo_llm):
             assert client.get("/health").status_code == 200
             client.gate.open()
             assert inside.result().status_code == 200
+
+
+@pytest.mark.parametrize("error", [StopIteration("empty"), ValueError("odd")])
+def test_whatever_planning_raises_ends_the_call(error):
+    async def call():
+        with pytest.raises((RuntimeError, ValueError), match=str(error)):
+            await asyncio.wait_for(Planning().run(fails, 30.0, time.monotonic()), 10)
+
+    def fails():
+        raise error
+
+    asyncio.run(call())
 
 
 def test_health_tells_of_planning_that_does_not_move(demo_llm, monkeypatch):

@@ -71,7 +71,9 @@ class DraftFields(StrictModel):
             return read_draft(draft, pinned, self.max_edits)
         except ConfigError as error:
             given = {"draft": draft, "pinned": pinned, "max_edits": self.max_edits}
-            raise library_error(error, next(k for k, v in given.items() if v)) from None
+            raise library_error(
+                error, next((k for k, v in given.items() if v not in (None, [])), "draft")
+            ) from None
 
 
 def _of_vllm(fields: dict[str, JsonValue], pinned: list[object]) -> tuple[object, list[object]]:
