@@ -86,7 +86,8 @@ class Copy:
             (tools / name).chmod(0o755)
         stamp = "touch .venv/.ready-$(pwd | cksum | cut -d ' ' -f 1)"
         subprocess.run(["sh", "-c", stamp], cwd=self.root, check=True)
-        self.environment = os.environ | {
+        outer = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")  # of the `make` that runs the tests
+        self.environment = {k: v for k, v in os.environ.items() if k not in outer} | {
             "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.root / "src"),
             "OMP_NUM_THREADS": "1",

@@ -41,11 +41,16 @@ llm.infill(["The ", 3, " sat."], decoder="threshold", cache="dkv", cache_args={"
 llm.request("A dog", "prophet", inner="cadllm")
 text: str = "".join(llm.stream("A dog", "threshold", gen_length=8, block_length=4))
 unmask.evaluate("word_problem", "demo", "threshold", limit=2, threshold=0.9)
+unmask.tune("threshold", prompts="mine.jsonl", num_prompts=20)
+unmask.train("rows.jsonl", output="run", steps=40).folder.name
+unmask.decisions.choice("Is it cold?", ["yes", "no"])
+unmask.objectives.llada_loss
 """
 BAD = """
 llm.generate("A dog", decodr="threshold")
 llm.generate("A dog", decoder="treshold")
 llm.generate("A dog", "threshold", "daul")
+unmask.tune("treshold")
 llm.generate("A dog", "threshold", treshold=0.8)
 llm.generate("A dog", "threshold", threshold="high")
 llm.generate("A dog", "vanilla", remasking="randm")

@@ -12,6 +12,7 @@ from unmask.errors import ConfigError, DependencyError, ModelError, PromptError,
 from unmask.version import __version__
 
 if TYPE_CHECKING:
+    from unmask import decisions, objectives
     from unmask.engine.async_llm import AsyncLLM
     from unmask.engine.likelihood import Likelihood
     from unmask.engine.llm import LLM
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from unmask.models.registry import add_family
     from unmask.own_code import Reference
     from unmask.pictures.film import Film
+    from unmask.train.api import train
+    from unmask.tune.api import tune
     from unmask.view.trace import read_film
 
 __all__ = [
