@@ -407,6 +407,30 @@ def test_training_lowers_the_loss_logs_every_step_and_leaves_a_loadable_model(
     assert len(out.canvas_ids) == out.prompt_length + 8
 
 
+FIRST_LOSSES = """
+    7.621 7.825 7.717 7.626 7.761 7.240 7.491 7.343 7.160 7.132 7.087 7.024 7.201 7.024 6.947 6.967 6.471
+    6.437 6.745 6.037 6.103 5.720 5.701 5.440 5.791 5.733 5.141 5.095 4.869 4.725 4.430 4.551 4.561 3.693
+    3.937 3.662 3.580 3.348 3.519 3.298 3.077 2.975 2.805 2.632 3.016 2.899 2.331 2.790 2.852 2.676
+"""
+"""Of the demo recipe with a small network, by the trainer that made the bundled model."""
+
+
+@pytest.mark.slow
+def test_the_demo_recipe_has_the_loss_curve_that_it_had(tmp_path, tokenizer, tokenizer_folder):
+    words = [
+        f"output={tmp_path}",
+        "steps=50",
+        "decay_steps=10",
+        "rows_per_step=32",
+        "tokens_per_micro_batch=1024",
+    ]
+    words += ["d_model=64", "num_layers=2", "num_heads=2", "d_ff=128"]
+    losses = [
+        entry.loss for entry in trainer(compose(["recipe=demo", *words]), tokenizer, tmp_path)
+    ]
+    assert losses == pytest.approx([float(text) for text in FIRST_LOSSES.split()], abs=0.05)
+
+
 def test_resume_false_refuses_a_folder_with_checkpoints(tmp_path, tokenizer, tokenizer_folder):
     words = [*TINY, "steps=1", f"output={tmp_path}"]
     list(trainer(compose(words), tokenizer, tokenizer_folder))
