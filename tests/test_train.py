@@ -425,9 +425,8 @@ def test_the_demo_recipe_has_the_loss_curve_that_it_had(tmp_path, tokenizer, tok
         "tokens_per_micro_batch=1024",
     ]
     words += ["d_model=64", "num_layers=2", "num_heads=2", "d_ff=128"]
-    losses = [
-        entry.loss for entry in trainer(compose(["recipe=demo", *words]), tokenizer, tmp_path)
-    ]
+    run = trainer(compose(["recipe=demo", *words]), tokenizer, tokenizer_folder)
+    losses = [entry.loss for entry in run]
     assert losses == pytest.approx([float(text) for text in FIRST_LOSSES.split()], abs=0.05)
 
 
