@@ -52,6 +52,14 @@ def test_starting_does_not_load_torch_or_transformers(what: str) -> None:
     assert output.splitlines()[-1].strip() == "loaded:"
 
 
+def test_an_answer_needs_no_compiler() -> None:
+    code = "import sys, unmask; unmask.LLM('demo').generate('A dog', 'threshold', 'dual', gen_length=4);"
+    output, _ = _run(
+        code + " print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    assert output.strip() == "[]", "they take as long to import as torch"
+
+
 @pytest.mark.parametrize("what", START)
 def test_starting_takes_little_processor_time(what: str) -> None:
     best = min(_run(START[what])[1] for _ in range(RUNS))

@@ -235,6 +235,16 @@ class Layer(nn.Module):
         return result
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """Return an embedding with PyTorch's initial values, without any on the meta device.
+
+    There, drawing them imports `torch._dynamo`, which takes longer than everything else of a start.
+    """
+    if torch.get_default_device().type == "meta":
+        return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+    return nn.Embedding(rows, width)
+
+
 class Transformer(nn.Module):
     """A masked-diffusion language model of the sizes in `spec`.
 
@@ -245,7 +255,7 @@ class Transformer(nn.Module):
     def __init__(self, spec: ModelSpec, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.spec, self.ranks, self.part = spec, ranks, part_of(spec, ranks.size)
-        self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.embed = embedding(spec.vocab_size, spec.d_model)
         self.layers = nn.ModuleList(Layer(self.part, i, ranks) for i in range(spec.num_layers))
         self.norm = RMSNorm(spec.d_model, spec, spec.norm_bias)
         if not spec.tie_embeddings and ranks.rank == 0:
