@@ -114,6 +114,7 @@ BUDGETS = {
     ("llada-8b", "dual", 16, True): (800, 1),
     ("dream-7b", "dual", 1, False): (620, 1),
     ("sdar-8b", "block_causal", 1, False): (820, 1),
+    ("sdar-8b", "block_causal", 16, True): (1400, 1),
     ("llada-moe", "dual", 1, False): (720, 1),
     ("llada2-mini", "block_causal", 1, False): (1300, 1),
 }
@@ -150,6 +151,32 @@ def test_no_attention_of_rows_of_unequal_length_falls_to_the_math_kernel(family,
     assert calls
     assert {call.kernel for call in calls} <= {"flash", "efficient"}
     assert all(call.is_aligned and call.mask_dtype != torch.bool for call in calls if call.mask)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "cache", "more"),
+    [
+        ("threshold", "dual", {"threshold": 0.05}),
+        ("threshold", "prefix", {"threshold": 0.05, "cfg_scale": 0.5}),
+        ("threshold", "dkv", {"threshold": 0.05}),
+        ("wino", "dual", {}),
+        ("wino", "vicinity", {}),
+    ],
+)
+def test_rows_that_are_no_neighbors_share_a_call_and_decode_as_on_the_cpu(decoder, cache, more):
+    """On the CPU they do not: there a copy of keys and values takes longer than a call."""
+    changes = {"num_heads": 4, "num_kv_heads": 2}
+    prompts = [" ".join(str(k % 50) for k in range(n)) for n in (3, 9, 4, 12, 3, 7)]
+    method = {"decoder": decoder, "cache": cache, "gen_length": 24, "block_length": 8, **more}
+    model = to_device(tiny_model(**changes))
+    with pretend():
+        llm = LLM(model, tokenizer=StubTokenizer())
+        found = llm.generate(prompts, return_trace=True, **method)
+    expected = LLM(tiny_model(**changes), tokenizer=StubTokenizer())
+    for own, other in zip(
+        found, expected.generate(prompts, return_trace=True, **method), strict=True
+    ):
+        assert [step.committed for step in own.trace] == [step.committed for step in other.trace]
 
 
 METHODS = {

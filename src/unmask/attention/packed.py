@@ -61,14 +61,21 @@ class RowMeta:
             len(self.shadows),
         )
 
-    def can_follow(self, previous: RowMeta) -> bool:
-        """Return whether the row can join the group of the row before it."""
-        is_free = self.table is not None or not self.is_cached
+    def can_follow(self, previous: RowMeta, gathers: bool) -> bool:
+        """Return whether the row can join the group of the row before it.
+
+        A group of dense rows that are not neighbors in the store copies their keys and values (`gathers`).
+        """
+        is_free = gathers or self.table is not None or not self.is_cached
         return self.shape == previous.shape and (is_free or self.row == previous.row + 1)
 
 
 class RowGroup:
-    """Adjacent rows of one shape; `start` is their first packed query."""
+    """Rows of one shape; `start` is their first packed query.
+
+    On the CPU, dense rows of a group are neighbors in the store, so keys and values are read in place.
+    Elsewhere a copy takes less time than the kernels of one more group.
+    """
 
     def __init__(
         self, metas: Sequence[RowMeta], start: int, block_size: int | None, device: torch.device
@@ -78,14 +85,19 @@ class RowGroup:
         self.num_positions, self.num_shadows = len(first.positions), len(first.shadows)
         self.size = self.num_positions + self.num_shadows
         self.packed = slice(start, start + self.count * self.size)
-        self.rows = slice(first.row, first.row + self.count)
+        numbers = [meta.row for meta in metas]
+        is_run = numbers == list(range(first.row, first.row + self.count))
+        is_dense = first.is_cached and first.table is None
+        rows = upload_index(numbers, device) if is_dense and not is_run else None
+        self.rows = slice(first.row, first.row + self.count) if rows is None else rows
         self.length = max(meta.length for meta in metas)
         self.is_cached, self.needs_weights = first.is_cached, first.needs_weights
         positions = np.stack([meta.positions for meta in metas])
         self.slots = self._slots(device)
         self.position_slice = _as_slice(positions) if self.slots is None else None
         if self.position_slice is None and self.slots is None and self.is_cached:
-            rows = torch.arange(first.row, first.row + self.count, device=device)
+            if rows is None:
+                rows = torch.arange(first.row, first.row + self.count, device=device)
             self.row_index = rows[:, None]
             self.position_index = upload(positions, device)
         self.visible = self._visible(block_size, device)
@@ -206,7 +218,7 @@ class PackedAttention:
     def _groups(self, block_size: int | None) -> list[RowGroup]:
         alike: list[list[RowMeta]] = []
         for meta in self.metas:
-            if alike and meta.can_follow(alike[-1][-1]):
+            if alike and meta.can_follow(alike[-1][-1], gathers=self.device.type != "cpu"):
                 alike[-1].append(meta)
             else:
                 alike.append([meta])
