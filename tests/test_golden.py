@@ -83,7 +83,7 @@ def two_of_each_method():
         yield name if seen[method] <= 2 else pytest.param(name, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", two_of_each_method())
+@pytest.mark.parametrize("name", list(two_of_each_method()))
 def test_two_golden_cases_decode_as_published_in_one_batch(name, golden_llm):
     cases = [case for case in cases_of(name) if case["call"].get("gen_length", 64) == 64]
     cases = sorted(cases, key=lambda case: "steps" not in case)[:2]
