@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_model
 
+import unmask
 from unmask.errors import ConfigError, ModelError
+from unmask.models import read_config
 from unmask.models.families import dream, llada, sdar
 from unmask.models.lora import (
     LoraLinear,
@@ -19,6 +21,7 @@ from unmask.models.lora import (
     merge_adapters,
     save_adapters,
 )
+from unmask.models.registry import find_family
 
 IDS = torch.arange(1, 13)[None]
 
@@ -60,6 +63,35 @@ def test_merging_adds_scale_times_b_a_by_hand():
         merge_adapters(model)
         torch.testing.assert_close(model(IDS), before, atol=1e-4, rtol=1e-4)
     assert not list(adapters(model))
+
+
+@pytest.mark.parametrize("targets", [("q", "k", "v", "o"), ("v",), ("q", "v", "o")])
+def test_matrices_that_a_family_stores_as_one_have_one_adapter_there(
+    tmp_path, parity_folder, targets
+):
+    folder = parity_folder("llada2_moe")
+    names = find_family(read_config(folder), folder).names
+    model, other = (unmask.load_model(folder, "float32") for _ in range(2))
+    add_adapters(model, 4, 8.0, targets)
+    with torch.no_grad():
+        for _, adapter in adapters(model):
+            adapter.b.copy_(
+                torch.randn(adapter.b.shape, generator=torch.Generator().manual_seed(3))
+            )
+    save_adapters(model, names, tmp_path, "base")
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    fused = {key for key in stored if "query_key_value" in key}
+    assert len(fused) == 2 * len(model.layers)
+    num_fused = len({"q", "k", "v"} & set(targets))
+    assert {len(stored[key]) for key in fused if "lora_A" in key} == {4 * num_fused}
+    load_adapters(other, names, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(other(IDS), model(IDS), atol=1e-4, rtol=1e-4)
+    found = {name: adapter.delta() for name, adapter in adapters(other)}
+    for name, adapter in adapters(model):
+        torch.testing.assert_close(found[name], adapter.delta())
+    unadapted = [delta for name, delta in found.items() if name.split(".")[-1] not in targets]
+    assert all(not delta.any() for delta in unadapted)
 
 
 @pytest.mark.parametrize(("family", "names"), [("llada", llada.NAMES), ("dream", dream.NAMES)])

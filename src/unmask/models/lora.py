@@ -21,7 +21,7 @@ from unmask.models.folder_files import read_object, shortened
 from unmask.models.frozen_linear import FrozenLinear, plain_linear
 from unmask.models.safetensors_files import tensors_of
 from unmask.models.transformer import Transformer
-from unmask.models.weight_names import NameMap, checkpoint_name
+from unmask.models.weight_names import NameMap, own_tensor
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -159,21 +159,28 @@ def quantize_bases(model: Transformer, kind: str) -> None:
 
 
 def save_adapters(model: Transformer, names: NameMap, folder: Path, base: str) -> None:
-    """Write the adapters as PEFT does, for the family's published class; `base` is the model's name."""
+    """Write the adapters as PEFT does, for the family's published class; `base` is the model's name.
+
+    Several matrices that the family stores as one have one adapter there, of the sum of their ranks; all
+    others are then filled up with zeros to the same rank, which changes no product.
+    """
+    own = dict(adapters(model))
+    places = _places(model, names)
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for published, members in places.items():
+        found = [own[name] for name in members if name in own]
+        if found:
+            pairs[published] = _joined(found, [own.get(n) or members[n] for n in members])
+    first = next(iter(own.values()))
+    rank = max(len(a) for a, _ in pairs.values())
+    alpha, dropout = first.scale * rank, first.dropout.p
     tensors: dict[str, Tensor] = {}
     modules: set[str] = set()
-    rank, alpha, dropout = 0, 0.0, 0.0
-    for name, adapter in adapters(model):
-        published = checkpoint_name(f"{name}.weight", names).removesuffix(".weight")
-        tensors[f"{PREFIX}{published}.lora_A.weight"] = (
-            adapter.a.detach().float().cpu().contiguous()
-        )
-        tensors[f"{PREFIX}{published}.lora_B.weight"] = (
-            adapter.b.detach().float().cpu().contiguous()
-        )
-        modules.add(published.rpartition(".")[2] if published.count(".") else published)
-        rank = adapter.a.shape[0]
-        alpha, dropout = adapter.scale * rank, adapter.dropout.p
+    for published, (a, b) in pairs.items():
+        more = rank - len(a)
+        tensors[f"{PREFIX}{published}.lora_A.weight"] = F.pad(a, (0, 0, 0, more)).contiguous()
+        tensors[f"{PREFIX}{published}.lora_B.weight"] = F.pad(b, (0, more)).contiguous()
+        modules.add(published.rpartition(".")[2])
     # `ff_out` of LLaDA is also the name of its head, which has no adapter.
     is_ambiguous = "ff_out" in modules
     pattern = r".*\.blocks\.\d+\.(" + "|".join(sorted(modules)) + ")"
@@ -199,6 +206,32 @@ def save_adapters(model: Transformer, names: NameMap, folder: Path, base: str) -
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def _places(model: Transformer, names: NameMap) -> dict[str, dict[str, nn.Module]]:
+    """Return the published name of every matrix that may have an adapter, and our matrices in it."""
+    own = {name: getattr(parent, target) for name, parent, target in matrices(model)}
+    places: dict[str, dict[str, nn.Module]] = {}
+    for name in own:
+        published, held = own_tensor(f"{name}.weight", names)
+        members = [each.removesuffix(".weight") for each in held]
+        places.setdefault(published.removesuffix(".weight"), {each: own[each] for each in members})
+    return places
+
+
+def _joined(found: list[LoraLinear], rows: list[nn.Module]) -> tuple[Tensor, Tensor]:
+    """Return A and B of matrices below each other: `rows`, of which `found` have adapters."""
+    a = torch.cat([each.a.detach().float().cpu() for each in found])
+    blocks, start = list[Tensor](), 0
+    for matrix in rows:
+        if not isinstance(matrix, LoraLinear):
+            assert isinstance(matrix, nn.Linear), "see matrices"
+            blocks.append(torch.zeros(matrix.out_features, len(a)))
+            continue
+        b = matrix.b.detach().float().cpu()
+        blocks.append(F.pad(b, (start, len(a) - start - b.shape[1])))
+        start += b.shape[1]
+    return a, torch.cat(blocks)
+
+
 def load_adapters(model: Transformer, names: NameMap, folder: Path) -> None:
     """Put the adapters of a PEFT folder on the model. Raises ModelError for what does not fit it."""
     adapted = read_adapters(model, names, folder)
@@ -222,14 +255,14 @@ def read_adapters(model: Transformer, names: NameMap, folder: Path) -> dict[str,
     config, rest = _read_folder(folder)
     alpha, rank = _numbers(config, folder)
     adapted: dict[str, LowRank] = {}
-    for name, parent, target in matrices(model):
-        published = checkpoint_name(f"{name}.weight", names).removesuffix(".weight")
+    for published, members in _places(model, names).items():
         a = rest.pop(f"{PREFIX}{published}.lora_A.weight", None)
         b = rest.pop(f"{PREFIX}{published}.lora_B.weight", None)
         if a is None and b is None:
             continue
-        base = getattr(parent, target)
-        shapes = (rank, base.in_features), (base.out_features, rank)
+        widths = [_widths(matrix) for matrix in members.values()]
+        rows = [num_rows for num_rows, _ in widths]
+        shapes = (rank, widths[0][1]), (sum(rows), rank)
         if a is None or b is None:
             raise ModelError(
                 f"{folder}: the adapter of {published} has one of lora_A and lora_B; write it anew"
@@ -243,7 +276,8 @@ def read_adapters(model: Transformer, names: NameMap, folder: Path) -> dict[str,
         if not (a.isfinite().all() and b.isfinite().all()):
             raise ModelError(f"{folder}: the adapter of {published} is not finite; train it anew")
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        adapted[name] = LowRank(a.float(), b.float(), scale)
+        for name, part in zip(members, torch.split(b.float(), rows), strict=True):
+            adapted[name] = LowRank(a.float(), part, scale)
     if rest or not adapted:
         listed = ", ".join(sorted(rest)[:3])
         raise ModelError(
@@ -251,6 +285,13 @@ def read_adapters(model: Transformer, names: NameMap, folder: Path) -> dict[str,
             f"adapter of this model"
         )
     return adapted
+
+
+def _widths(matrix: nn.Module) -> tuple[int, int]:
+    """Return the numbers of rows and columns of a matrix, with or without an adapter."""
+    base = matrix.base if isinstance(matrix, LoraLinear) else matrix
+    assert isinstance(base, (nn.Linear, FrozenLinear)), "see matrices"
+    return base.out_features, base.in_features
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:

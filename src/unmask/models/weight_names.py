@@ -101,6 +101,19 @@ def checkpoint_name(ours: str, names: NameMap) -> str:
     raise AssertionError(f"no checkpoint name for {ours}")
 
 
+def own_tensor(ours: str, names: NameMap) -> tuple[str, tuple[str, ...]]:
+    """Return the tensor of the family's own layout that holds a parameter, and all parameters in it."""
+    generic, layer, suffix = _generic(ours)
+    for theirs, mine in names:
+        held = (mine,) if isinstance(mine, str) else mine
+        if generic in held or generic.replace("{p}", suffix) in held:
+            return (
+                theirs.format(i=layer, p=suffix),
+                tuple(each.format(i=layer, p=suffix) for each in held),
+            )
+    raise AssertionError(f"no checkpoint name for {ours}")
+
+
 def _generic(ours: str) -> tuple[str, str, str]:
     """Return a parameter's name with {i} and {p} for its layer and suffix, then both."""
     stem, _, suffix = ours.rpartition(".")
