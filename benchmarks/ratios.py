@@ -3,14 +3,14 @@
     python benchmarks/ratios.py [--prompts 16] [--rounds 3] [--write]
 
 Each line compares two settings that answer the same held-out word problems in turns (A B, B A, ...) in this
-process. The ratio is the median of the rounds' ratios of tokens per second, with the smallest and the
-largest beside it. `--write` replaces the tables in the two files. Minutes of an idle machine.
+process, on one thread. The ratio is the median of the rounds, of tokens per second of processor time,
+which other work on the machine changes little, with the smallest and the largest beside it. `--write`
+replaces the tables in the two files. Ten minutes of one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 import unmask
+from unmask.bench.environment import machine
 from unmask.demo.tasks import Example, check, held_out_set
 from unmask.engine.outputs import Output
 
@@ -44,21 +45,21 @@ class Setting:
 
 BASE = Setting()
 THRESHOLD = Setting(decoder="threshold")
-LONG = Setting(gen_length=256)
+LONG = Setting(gen_length=128)
 LINES: tuple[tuple[str, Setting, str, Setting], ...] = (
     ("decoder `threshold`", THRESHOLD, "`vanilla`", BASE),
     ("decoder `klass`", Setting(decoder="klass"), "`vanilla`", BASE),
     ("decoder `cadllm`", Setting(decoder="cadllm"), "`vanilla`", BASE),
-    ("cache `prefix`, 256 positions", replace(LONG, cache="prefix"), "`none`", LONG),
-    ("cache `dual`, 256 positions", replace(LONG, cache="dual"), "`none`", LONG),
+    ("cache `prefix`, 128 positions", replace(LONG, cache="prefix"), "`none`", LONG),
+    ("cache `dual`, 128 positions", replace(LONG, cache="dual"), "`none`", LONG),
     (
-        "`drop_after_eos`, 256 positions",
+        "`drop_after_eos`, 128 positions",
         replace(LONG, drop_after_eos=True),
         "without it",
         LONG,
     ),
     (
-        "`threshold`, `dual` and `drop_after_eos`, 256 positions",
+        "`threshold`, `dual` and `drop_after_eos`, 128 positions",
         replace(LONG, decoder="threshold", cache="dual", drop_after_eos=True),
         "`vanilla`, `none`",
         LONG,
@@ -94,7 +95,7 @@ class Bench:
     def answer(self, setting: Setting) -> tuple[list[Output], float]:
         """Return the answers to all prompts, and tokens per second."""
         llm, prompts = self.model(setting), [example.prompt for example in self.examples]
-        begin = time.perf_counter()
+        begin = time.process_time()
         outs = llm.generate(
             prompts,
             setting.decoder,
@@ -103,7 +104,7 @@ class Bench:
             max_batch_size=setting.batch,
             drop_after_eos=setting.drop_after_eos,
         )
-        return outs, sum(len(out.token_ids) for out in outs) / (time.perf_counter() - begin)
+        return outs, sum(len(out.token_ids) for out in outs) / (time.process_time() - begin)
 
     def right(self, outs: Sequence[Output]) -> float:
         """Return the percentage of right answers."""
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each setting")
     parser.add_argument("--write", action="store_true", help="replace the tables of the two pages")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     bench = Bench(held_out_set("word_problem", options.prompts))
     rows = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---|---|"]
     for row in rows:
@@ -155,7 +157,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     note = (
         f"{options.prompts} word problems, greedy, medians of {options.rounds} runs in turns; "
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}."
+        f"{machine('cpu')['processor']}, 1 thread, torch {torch.__version__}."
     )
     table = "\n".join([*rows, "", note])
     print(f"\n{note}")
