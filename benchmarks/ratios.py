@@ -32,14 +32,13 @@ COLUMNS = ("setting", "instead of", "tokens/s", "smallest to largest", "right, %
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to answer the prompts; `pack`: store matrices in the order that the CPU's products read."""
+    """A way to answer the prompts."""
 
     decoder: str = "vanilla"
     cache: str = "none"
     batch: int = 1
     gen_length: int = 64
     dtype: str = "float32"
-    pack: bool = True
     drop_after_eos: bool = False
 
 
@@ -65,7 +64,6 @@ LINES: tuple[tuple[str, Setting, str, Setting], ...] = (
         LONG,
     ),
     ("16 prompts in a batch", replace(THRESHOLD, batch=16), "one after another", THRESHOLD),
-    ("weights packed", THRESHOLD, "as stored", replace(THRESHOLD, pack=False)),
     ("bfloat16", replace(THRESHOLD, dtype="bfloat16"), "float32", THRESHOLD),
     (
         "bfloat16, 16 in a batch",
@@ -81,16 +79,13 @@ class Bench:
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
-        self._models: dict[tuple[str, bool], unmask.LLM] = {}
+        self._models: dict[str, unmask.LLM] = {}
 
     def model(self, setting: Setting) -> unmask.LLM:
-        """Return the model in the form of a setting, loaded once."""
-        key = (setting.dtype, setting.pack)
-        if key not in self._models:
-            self._models[key] = unmask.LLM(
-                "demo", dtype=setting.dtype, device="cpu", pack_weights=setting.pack
-            )
-        return self._models[key]
+        """Return the model in the type of a setting, loaded once."""
+        if setting.dtype not in self._models:
+            self._models[setting.dtype] = unmask.LLM("demo", dtype=setting.dtype, device="cpu")
+        return self._models[setting.dtype]
 
     def answer(self, setting: Setting) -> tuple[list[Output], float]:
         """Return the answers to all prompts, and tokens per second."""
