@@ -98,7 +98,7 @@ def test_the_page_decodes_in_two_lanes_and_fills_in(url):
         tab.locator(".cache").nth(1).select_option("dual")
         tab.click("#run")
         finished(tab)
-        assert " eggs. She buys 5 more eggs." in canvas(tab, 1)
+        assert " sat on the mat." in canvas(tab, 1)
         assert "approximate" in tab.locator(".lane .facts").nth(1).inner_text()
         browser.close()
     assert not wrong
