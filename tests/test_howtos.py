@@ -70,7 +70,16 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "unmask"
         ignored = shutil.ignore_patterns("__pycache__", "fixtures", "*.safetensors", ".*", "site")
-        for name in ("src", "tests", "docs", "scripts", "studies", "benchmarks"):
+        for name in (
+            "src",
+            "tests",
+            "docs",
+            "scripts",
+            "studies",
+            "benchmarks",
+            "examples",
+            "deploy",
+        ):
             shutil.copytree(ROOT / name, self.root / name, ignore=ignored)
         for path in ROOT.iterdir():
             if path.is_file() and not path.name.startswith(".git"):
