@@ -23,9 +23,11 @@ from unmask.models.weights import save_weights
 
 PAGE = Path(__file__).parents[1] / "docs/how-to/add-a-family.md"
 SOURCE = re.search(r"```python\n(\"\"\"Orchid.*?)```", PAGE.read_text(), re.DOTALL)[1]
+SOURCE = SOURCE.replace("Orchid", "Violet").replace("orchid", "violet")
+"""The page's family under another name: who follows the page has that one in the package."""
 CONFIG = {
-    "architectures": ["OrchidForMaskedDiffusion"],
-    "model_type": "orchid",
+    "architectures": ["VioletForMaskedDiffusion"],
+    "model_type": "violet",
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -41,15 +43,15 @@ def _clean():
     OWN.added.clear()
     yield
     OWN.added.clear()
-    sys.modules.pop("orchid_package", None)
+    sys.modules.pop("violet_package", None)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A checkpoint of an imagined family, and the file that describes it."""
-    root = tmp_path_factory.mktemp("orchid")
-    (root / "orchid.py").write_text(SOURCE)
-    module = own_code.load_module(str(root / "orchid.py"))
+    root = tmp_path_factory.mktemp("violet")
+    (root / "violet.py").write_text(SOURCE)
+    module = own_code.load_module(str(root / "violet.py"))
     torch.manual_seed(0)
     network = Transformer(module.spec_from_config(CONFIG))
     (root / "checkpoint").mkdir()
@@ -60,21 +62,21 @@ def made(tmp_path_factory):
 
 def test_a_file_makes_its_checkpoints_loadable(made):
     root, network = made
-    with pytest.raises(ModelError, match="OrchidForMaskedDiffusion"):
+    with pytest.raises(ModelError, match="VioletForMaskedDiffusion"):
         unmask.load_model(root / "checkpoint")
-    unmask.add_family(root / "orchid.py")
-    unmask.add_family(str(root / "orchid.py"))  # again, as a notebook does
+    unmask.add_family(root / "violet.py")
+    unmask.add_family(str(root / "violet.py"))  # again, as a notebook does
     llm = unmask.LLM(root / "checkpoint", dtype="float32", device="cpu")
-    assert llm.spec.family == "orchid"
+    assert llm.spec.family == "violet"
     ids = torch.tensor([[1, 2, 62, 62]])
     assert torch.equal(llm.model(ids), network(ids))
     assert len(llm.generate([[1, 2, 3]], "threshold", gen_length=4)[0].canvas_ids) == 7
 
 
 def test_a_config_without_classes_is_known_by_its_type(made, tmp_path):
-    unmask.add_family(made[0] / "orchid.py")
+    unmask.add_family(made[0] / "violet.py")
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "architectures": []}))
-    assert read_spec(tmp_path).family == "orchid"
+    assert read_spec(tmp_path).family == "violet"
 
 
 @pytest.mark.parametrize("words", [("--plugin", "{}"), ("--plugin={}",)])
@@ -82,10 +84,10 @@ def test_every_command_takes_the_file(made, capsys, words):
     root = made[0]
     folder = str(root / "checkpoint")
     assert main(["inspect", folder]) == 2
-    assert "OrchidForMaskedDiffusion" in capsys.readouterr().err
-    flags = [word.format(root / "orchid.py") for word in words]
+    assert "VioletForMaskedDiffusion" in capsys.readouterr().err
+    flags = [word.format(root / "violet.py") for word in words]
     assert main(["inspect", folder, *flags]) == 0
-    assert "orchid" in capsys.readouterr().out
+    assert "violet" in capsys.readouterr().out
 
 
 def test_every_command_takes_a_decoder_in_the_same_way(tmp_path, capsys):
@@ -99,16 +101,16 @@ def test_every_command_takes_a_decoder_in_the_same_way(tmp_path, capsys):
 
 def test_an_installed_package_needs_no_call(made, monkeypatch):
     monkeypatch.setitem(
-        sys.modules, "orchid_package", own_code.load_module(str(made[0] / "orchid.py"))
+        sys.modules, "violet_package", own_code.load_module(str(made[0] / "violet.py"))
     )
     points = [
         EntryPoint("broken", "no_such_package_of_ours", "unmask.families"),
-        EntryPoint("orchid", "orchid_package", "unmask.families"),
+        EntryPoint("violet", "violet_package", "unmask.families"),
     ]
     monkeypatch.setattr(
         own_code, "entry_points", lambda group: points if group == "unmask.families" else []
     )
-    assert read_spec(made[0] / "checkpoint").family == "orchid"
+    assert read_spec(made[0] / "checkpoint").family == "violet"
     points.pop()
     with pytest.raises(ModelError, match="entry point broken=no_such_package_of_ours cannot be"):
         read_spec(made[0] / "checkpoint")
@@ -120,14 +122,14 @@ def test_an_installed_package_needs_no_call(made, monkeypatch):
         (("MASK = ", "MASKS = "), PluginError, "defines no MASK; a family needs"),
         (('MASK = "<|mask|>"', "MASK = 7"), PluginError, "MASK must be the text"),
         (("NAMES = (", "NAMES = (7,"), PluginError, "NAMES must be a tuple of pairs"),
-        (('("OrchidForMaskedDiffusion",)', '"Orchid"'), PluginError, "a tuple of strings"),
-        (("OrchidForMaskedDiffusion", "LLaDAModelLM"), ConfigError, "another family reads already"),
+        (('("VioletForMaskedDiffusion",)', '"Violet"'), PluginError, "a tuple of strings"),
+        (("VioletForMaskedDiffusion", "LLaDAModelLM"), ConfigError, "another family reads already"),
     ],
 )
 def test_a_family_that_cannot_be_used_is_refused(tmp_path, change, error, message):
-    (tmp_path / "orchid.py").write_text(SOURCE.replace(*change))
+    (tmp_path / "violet.py").write_text(SOURCE.replace(*change))
     with pytest.raises(error, match=message):
-        unmask.add_family(tmp_path / "orchid.py")
+        unmask.add_family(tmp_path / "violet.py")
     assert not OWN.added
 
 
@@ -140,8 +142,8 @@ def test_a_family_that_cannot_be_used_is_refused(tmp_path, change, error, messag
 )
 def test_a_config_that_its_function_fails_on_is_a_plain_error(made, tmp_path, body, message):
     text = SOURCE.partition('    """Build the spec')[0]
-    (tmp_path / "orchid.py").write_text(f"{text}    {body}\n")
-    unmask.add_family(tmp_path / "orchid.py")
+    (tmp_path / "violet.py").write_text(f"{text}    {body}\n")
+    unmask.add_family(tmp_path / "violet.py")
     with pytest.raises(PluginError, match=message):
         read_spec(made[0] / "checkpoint")
 
