@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
+from dataclasses import dataclass
 
 import pytest
 
 import unmask
 from unmask.canvas import Canvas
 from unmask.decisions import choice
+from unmask.decoders.threshold import Threshold
 from unmask.errors import ConfigError, EngineError, PromptError
 from unmask.progress import CallProgress
 
@@ -150,6 +152,21 @@ def test_an_async_llm_decides_as_an_llm(demo_llm):
             return found
 
     assert asyncio.run(ask()) == expected
+
+
+@dataclass(frozen=True)
+class Empty(Threshold):
+    def __post_init__(self):
+        raise StopIteration("empty")
+
+
+def test_an_own_decoder_that_stops_an_iteration_ends_its_call(tiny):
+    async def ask():
+        async with unmask.AsyncLLM(tiny("llada")) as server:
+            await asyncio.wait_for(server.generate([3], Empty, gen_length=4), 20)
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(ask())
 
 
 def test_an_async_llm_refuses_what_cannot_work(tiny):

@@ -157,7 +157,7 @@ def planned(
     from unmask.config import compose, method_of
     from unmask.config.settings import settings_of
     from unmask.tune.goal import parse_constraint, parse_objectives
-    from unmask.tune.reference import PromptFile, num_documents, parse_prompts, share_out
+    from unmask.tune.reference import parse_prompts, shared_prompts
     from unmask.tune.space import parse_changes, space_of
     from unmask.tune.study import StudyPlan
 
@@ -176,18 +176,12 @@ def planned(
         raise ConfigError(
             f"task={settings.task} is tuned by running code that the model wrote; {LEAVE}"
         )
-    if isinstance(prompts, Path):
-        file = PromptFile(prompts, settings.prompt)
-        rows: int | None = len(file.documents())
-        shares = share_out(rows, options.num_prompts, options.held_out, str(prompts))
-    elif options.num_prompts is not None:
+    if options.num_prompts is not None and not isinstance(prompts, Path):
         raise ConfigError(
             f"--num-prompts {options.num_prompts} is for --prompts FILE; write --prompts "
             f"{options.num_prompts}"
         )
-    else:
-        file, rows = None, num_documents(settings)
-        shares = share_out(rows, prompts, options.held_out, settings.task)
+    file, shares = shared_prompts(settings, prompts, options.num_prompts, options.held_out)
     constraints = () if options.constraint == ("none",) else options.constraint
     plan = StudyPlan(
         space=space_of(method.decoder_name, parse_changes(options.space), tuple(method.given)),

@@ -24,6 +24,7 @@ from unmask.engine.prompts import Prompt
 from unmask.engine.request import Request
 from unmask.engine.request_builder import CacheLike, DecoderLike
 from unmask.engine.text_stream import StopCriteria, TextStream
+from unmask.engine.threads import call_in_thread
 from unmask.errors import ConfigError, EngineError
 from unmask.method import DEFAULT_CACHE, DEFAULT_DECODER
 
@@ -56,7 +57,7 @@ class AsyncLLM:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self._engine.stop)
+        await call_in_thread(self._engine.stop)
 
     async def generate(
         self,
@@ -72,7 +73,7 @@ class AsyncLLM:
         Raises PromptError, ConfigError, CapacityError (the queue is full), TimeoutError after
         `timeout_s` seconds, and EngineError if the engine was stopped.
         """
-        request = await asyncio.to_thread(self.llm.request, prompt, decoder, cache, **options)
+        request = await call_in_thread(self.llm.request, prompt, decoder, cache, **options)
         async for update in self._updates(request, timeout_s):
             if update.output is not None:
                 return update.output
@@ -88,7 +89,7 @@ class AsyncLLM:
         **options: Unpack[RequestOptions],
     ) -> AsyncIterator[str]:
         """Yield pieces of text as soon as they can no longer change; otherwise as `generate`."""
-        request = await asyncio.to_thread(self.llm.request, prompt, decoder, cache, **options)
+        request = await call_in_thread(self.llm.request, prompt, decoder, cache, **options)
         start = request.canvas.prompt_length
         text = TextStream(self.llm.decode, StopCriteria(request.stop_ids), start)
         async for update in self._updates(request, timeout_s):
@@ -110,8 +111,8 @@ class AsyncLLM:
         Raises as `generate`.
         """
         llm = self.llm
-        own = await asyncio.to_thread(calibration_for, calibration, llm.weights_folder, llm.name)
-        asked = await asyncio.to_thread(
+        own = await call_in_thread(calibration_for, calibration, llm.weights_folder, llm.name)
+        asked = await call_in_thread(
             DecisionRequests.about, llm.requests, content, questions, DecisionOptions.of(options)
         )
         calls = [asyncio.ensure_future(self._reading(each, timeout_s)) for each in asked.requests]

@@ -94,11 +94,7 @@ def runs(place: StoredName, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, 
 
 def checkpoint_name(ours: str, names: NameMap) -> str:
     """Return the checkpoint's name of a parameter that has its own tensor."""
-    generic, layer, suffix = _generic(ours)
-    for theirs, mine in names:
-        if mine in (generic, generic.replace("{p}", suffix)):
-            return theirs.format(i=layer, p=suffix)
-    raise AssertionError(f"no checkpoint name for {ours}")
+    return own_tensor(ours, names)[0]
 
 
 def own_tensor(ours: str, names: NameMap) -> tuple[str, tuple[str, ...]]:

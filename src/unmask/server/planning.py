@@ -87,8 +87,6 @@ class Planning:
                 return
             if capture.error is None:
                 future.set_result(results[0])
-            elif isinstance(capture.error, StopIteration):  # which a future does not take
-                future.set_exception(RuntimeError(f"planning ended with {capture.error!r}"))
             else:
                 future.set_exception(capture.error)
 

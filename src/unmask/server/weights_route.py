@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from unmask.engine.origin import with_weights
+from unmask.engine.threads import call_in_thread
 from unmask.errors import UnmaskError
 from unmask.server.base_models import StrictModel
 from unmask.server.errors import ApiError, library_error
@@ -74,7 +75,7 @@ def add_weights_route(app: Api, service: Service) -> None:
                 retry_after_s=1.0,
             )
         async with updating:
-            reply = await asyncio.to_thread(exchange, service, folder, timeout_s)
+            reply = await call_in_thread(exchange, service, folder, timeout_s)
         return ReplyResponse(reply)
 
     app.add_decoding_route(

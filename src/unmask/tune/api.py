@@ -17,12 +17,9 @@ from unmask.tune.measure import Bench
 from unmask.tune.outcome import HeldOut
 from unmask.tune.reference import (
     METRIC,
-    PromptFile,
-    Shares,
     check_alone,
-    num_documents,
     parse_prompts,
-    share_out,
+    shared_prompts,
     with_reference,
 )
 from unmask.tune.space import parse_changes, space_of
@@ -90,10 +87,10 @@ def tune(  # noqa: PLR0913 - the call's options are the interface
     """
     name = str(model) if isinstance(model, str | Path) else model.name
     found = parse_prompts(prompts)
-    task, options = _task_of(found, task, options)
+    task, options = _task_of(found, num_prompts, task, options)
     output = f"runs/tune/{Path(task).stem}-{Path(name).name}-{decoder}"
     settings = settings_from(task, name, decoder, cache, {"output": output, **options})
-    file, shares = _shared_out(settings, found, num_prompts, held_out)
+    file, shares = shared_prompts(settings, found, num_prompts, held_out)
     changes = parse_changes([f"{knob}={text}" for knob, text in (space or {}).items()])
     plan = StudyPlan(
         space=space_of(decoder, changes, tuple(settings.method.given)),
@@ -123,31 +120,21 @@ def tune(  # noqa: PLR0913 - the call's options are the interface
 
 
 def _task_of(
-    prompts: int | Path | None, task: str | None, options: dict[str, object]
+    prompts: int | Path | None,
+    num_prompts: int | None,
+    task: str | None,
+    options: dict[str, object],
 ) -> tuple[str, dict[str, object]]:
     """Return the task of a call, and its options, with a metric for prompts alone. Raises ConfigError."""
     for name in ("limit", "offset"):
         if name in options:
             raise ConfigError(f"{name} has no effect here; use prompts and held_out")
     if not isinstance(prompts, Path):
+        if num_prompts is not None:
+            raise ConfigError(f"num_prompts={num_prompts} is for a file of prompts; use prompts")
         return task or "word_problem", options
     check_alone(prompts, {"task": task, **options}, "")
     return str(prompts), {**options, "metric": METRIC}
-
-
-def _shared_out(
-    settings: EvalSettings,
-    prompts: int | Path | None,
-    num_prompts: int | None,
-    held_out: int | None,
-) -> tuple[PromptFile | None, Shares]:
-    """Return the file of prompts or None, and the numbers of the prompts. Raises ConfigError."""
-    if isinstance(prompts, Path):
-        file = PromptFile(prompts, settings.prompt)
-        return file, share_out(len(file.documents()), num_prompts, held_out, str(prompts))
-    if num_prompts is not None:
-        raise ConfigError(f"num_prompts={num_prompts} is for a file of prompts; use prompts")
-    return None, share_out(num_documents(settings), prompts, held_out, settings.task)
 
 
 def _loaded(model: str | Path | LLM, settings: EvalSettings) -> LLM:

@@ -90,6 +90,19 @@ def share_out(rows: int | None, searched: int | None, held_out: int | None, name
     return Shares(count, min(DEFAULT_HELD_OUT, rows - count) if held_out is None else held_out)
 
 
+def shared_prompts(
+    settings: EvalSettings,
+    prompts: int | Path | None,
+    num_prompts: int | None,
+    held_out: int | None,
+) -> tuple[PromptFile | None, Shares]:
+    """Return the file of prompts, None for those of the task, and their shares. Raises ConfigError."""
+    if isinstance(prompts, Path):
+        file = PromptFile(prompts, settings.prompt)
+        return file, share_out(len(file.documents()), num_prompts, held_out, str(prompts))
+    return None, share_out(num_documents(settings), prompts, held_out, settings.task)
+
+
 def check_alone(prompts: Path, given: Mapping[str, object], dashes: str = "--") -> None:
     """Raise ConfigError for an option that is about right answers, which a file of prompts has not."""
     for name in ("task", "target", "metric", "shots"):
