@@ -62,6 +62,11 @@ def both(monkeypatch, ask, *args, **options):
         return ours, ask(*args, **options)
 
 
+def order_of(out):
+    """The positions of an answer in the order of their commits."""
+    return [position for committed in trace_of(out) for position, _ in committed]
+
+
 def assert_same_answer(ours, whole):
     assert trace_of(ours) == trace_of(whole)
     for field in ("remasked", "replaced", "inserted", "deleted", "appended"):
@@ -87,7 +92,14 @@ def test_an_answer_is_the_same_with_and_without_what_is_left_out(
     for one, other in zip(ours, whole, strict=True):
         assert_same_answer(one, other)
     is_slow = not revises(name) and "steps" not in knobs  # several forwards a block
-    if cache == "none" and says_what_matters(name) and is_slow and family == "llada":
+    leaves_gaps = any(order_of(out) != sorted(order_of(out)) for out in whole)
+    if (
+        cache == "none"
+        and family == "llada"
+        and says_what_matters(name)
+        and is_slow
+        and leaves_gaps
+    ):
         # greedy answers end inside a block; where sampled ones of Dream end is chance
         assert sum(o.num_queries for o in ours) < sum(o.num_queries for o in whole)
 

@@ -37,13 +37,12 @@ def forwards(name: str, llm=None, **knobs: object) -> int:
 @direction("factor", "factor", ends="0, large")
 @direction("gamma", "eb_sampler", ends="0, large")
 def a_block_at_once_or_one_token_each(name: str) -> None:
-    knob, least, most = {
-        "threshold": ("threshold", LENGTH, 1),
-        "credit": ("threshold", LENGTH, 1),
-        "factor": ("factor", 1, LENGTH),
-        "eb_sampler": ("gamma", 1, LENGTH),
+    knob, high, least, most = {
+        "threshold": ("threshold", 1.0, LENGTH, 1),
+        "credit": ("threshold", 1.0, LENGTH, 1),
+        "factor": ("factor", 1e9, 1, LENGTH),
+        "eb_sampler": ("gamma", 1e9, 1, LENGTH),
     }[name]
-    high = 1.0 if knob == "threshold" else 1e9
     counted = [forwards(name, **{knob: value}) for value in (high, 0.5, 0.0)]
     assert counted == sorted(counted, reverse=counted[0] > counted[-1])
     assert (counted[0], counted[-1]) == (least, most)
