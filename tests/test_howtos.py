@@ -79,6 +79,8 @@ class Copy:
             "benchmarks",
             "examples",
             "deploy",
+            ".github",
+            ".ci",
         ):
             shutil.copytree(ROOT / name, self.root / name, ignore=ignored)
         for path in ROOT.iterdir():

@@ -114,9 +114,8 @@ def test_every_import_of_the_package_names_something_that_exists():
                     found = False
                 if not found:
                     wrong.append(f"{path.relative_to(ROOT)}: {module}.{name}")
-    assert wrong == ["docs/how-to/add-a-family.md: unmask.models.families.orchid"], (
-        "it is written there"
-    )
+    written_there = "docs/how-to/add-a-family.md: unmask.models.families.orchid"
+    assert set(wrong) <= {written_there}, "found only where somebody followed the page"
 
 
 def test_the_promises_of_security_name_tests_that_exist():
