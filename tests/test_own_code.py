@@ -42,6 +42,11 @@ class Own(Threshold):
     again: int = 1
 
 
+@dataclass(frozen=True)
+class Packaged(Own):
+    """A decoder that only an entry point names, since a class keeps the first name that it is loaded by."""
+
+
 @pytest.fixture(autouse=True)
 def _clean():
     before = [dict(each.WORKSHOP.registry.own) for each in (decoders, caches)]
@@ -161,7 +166,7 @@ def test_state_outside_of_the_fields_is_refused(llm):
 
 
 def test_the_entry_point_of_a_package_is_a_name(llm, monkeypatch):
-    point = EntryPoint("packaged", f"{__name__}:Own", "unmask.decoders")
+    point = EntryPoint("packaged", f"{__name__}:Packaged", "unmask.decoders")
     monkeypatch.setattr(
         own_code, "entry_points", lambda group: [point] if group == point.group else []
     )
