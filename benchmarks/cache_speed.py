@@ -90,7 +90,7 @@ def ours(llm: LLM, prompt: list[int], cache: str, bare: Bare) -> list[Forward]:
         took = time.perf_counter() - began
         if event is None:
             return found
-        queries = event.sequence.trace[-1].num_queries
+        queries = event.sequence.changes[-1][1]
         rows = event.sequence.num_logit_rows - rows_before
         rows_before = event.sequence.num_logit_rows
         plain, packed = (bare(queries, rows, packed=kind) for kind in (False, True))
@@ -151,7 +151,7 @@ def main(say: Callable[[str], None] = print) -> None:
         for event in llm.stream(
             llm.prompt_canvas(prompt, 32), "vanilla", cache, block_length=8, steps=8
         ):
-            bare(event.sequence.trace[-1].num_queries, 8, packed=True)
+            bare(event.sequence.changes[-1][1], 8, packed=True)
     where = machine("cpu")
     say(
         f"{where['processor']}, {where['num_threads']} threads, load {where['load_average']}, torch "

@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("knobs", "plugins", "own_code"),
     ("options", "data"),
-    ("canvas", "ask_rules", "selection", "grammar"),
+    ("canvas", "ask_rules", "edit_rules", "selection", "grammar"),
     ("pictures",),
     ("sampling", "proposal", "randomness", "background"),  # the last three: before the redraw
     ("decoders", "caches"),

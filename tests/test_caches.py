@@ -18,8 +18,9 @@ from unmask.attention.packed import PackedAttention, RowMeta
 from unmask.attention.rollout import head_mean, rollout
 from unmask.caches.base import CachePlan
 from unmask.caches.registry import describe, make_cache
-from unmask.canvas import Edit, apply, edited, new_canvas, places
+from unmask.canvas import Edit, edited, new_canvas, places
 from unmask.docgen.caches import markdown, numbers_per_position
+from unmask.edit_rules import apply
 from unmask.engine.request import Request
 from unmask.engine.request_builder import parse_method
 from unmask.errors import ConfigError

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.canvas import Edit, Reading, apply, new_canvas
+from unmask.canvas import Edit, Reading, new_canvas
+from unmask.edit_rules import apply, edit_fault, edit_faults
 from unmask.errors import DecoderError
 
 MASK = 99
@@ -291,3 +292,39 @@ def test_insertions_and_deletions_are_those_of_a_walk_over_the_positions():
         assert changed.uid.tolist() == walk
         assert changed.next_uid == new
         assert changed.open.tolist() == [uid >= prompt for uid in walk]
+
+
+def edits_of(canvas, values):
+    """Edits that only commit, sound and broken ones, from drawn numbers."""
+    commits, tokens, confidence = values
+    count = min(len(commits), len(tokens))
+    return Edit(
+        commit=positions(*commits[:count]),
+        tokens=positions(*tokens[:count]),
+        confidence=np.array(confidence[:count] or [0.5] * count, dtype=np.float64),
+    )
+
+
+NUMBERS = st.tuples(
+    st.lists(st.integers(-1, 6), max_size=3),
+    st.lists(st.sampled_from([0, 5, MASK, 120, -1]), max_size=3),
+    st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, -0.1, float("nan")]), min_size=3, max_size=3),
+)
+
+
+@given(st.lists(NUMBERS, max_size=4), st.lists(st.integers(1, 4), min_size=4, max_size=4))
+def test_edits_that_are_checked_together_are_checked_as_each_alone(drawn, sizes):
+    canvases = [canvas(blanks=size) for size in sizes[: len(drawn)]]
+    edits = [edits_of(one, values) for one, values in zip(canvases, drawn, strict=True)]
+    alone = [edit_fault(one, edit, 100) for one, edit in zip(canvases, edits, strict=True)]
+    assert edit_faults(canvases, edits, 100) == alone
+
+
+def test_sound_and_other_edits_are_told_apart_in_a_batch():
+    sound, late = commit((2, 5), (4, 6)), commit((9, 5))
+    odd = [Edit(remask=positions(2)), "no edit", Edit(notes={"a": "b"}), Edit(insert=[(2, 1)])]
+    found = edit_faults([canvas()] * 6, [sound, late, *odd], 100)
+    assert found[0] is None
+    assert all(isinstance(rule, str) for rule in found[1:])
+    assert edit_faults([canvas()] * 2, [sound, sound], 100) == [None, None]
+    assert edit_faults([], [], 100) == []

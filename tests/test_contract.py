@@ -333,7 +333,8 @@ def test_the_rules_hold_without_assertions():
 import sys
 assert False, "assertions are off"
 import numpy as np
-from unmask.canvas import Edit, apply, new_canvas
+from unmask.canvas import Edit, new_canvas
+from unmask.edit_rules import apply
 from unmask.errors import DecoderError
 canvas = new_canvas([7, 0], [False, True], 1, 99)
 try:

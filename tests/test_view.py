@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from unmask.canvas import Canvas, Edit, apply, new_canvas
+from unmask.canvas import Canvas, Edit, new_canvas
 from unmask.durable import check_writable
+from unmask.edit_rules import apply
 from unmask.engine.outputs import Commit, Step
 from unmask.engine.scheduler import Event
 from unmask.engine.token_text import TokenTexts

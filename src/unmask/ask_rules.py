@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from unmask.canvas import NO_POSITIONS, Ask, Bias, Canvas, Credit, Floats, positions_fault
+from unmask.canvas import NO_POSITIONS, Ask, Bias, Canvas, Credit, Floats
+from unmask.edit_rules import positions_fault
 
 
 def pair_fault(method: str, kind: str, answer: object) -> str | None:
@@ -19,17 +20,16 @@ def ask_fault(canvas: Canvas, ask: object, vocab_size: int) -> str | None:
     if not isinstance(ask, Ask):
         return f"ask returned {type(ask).__name__}; it returns an Ask and the state"
     size, window = len(canvas), ask.window
+    fault = positions_fault("Ask.rows", ask.rows, size)
     for name, values in (
-        ("rows", ask.rows),
-        ("needed", ask.needed),
-        ("optional", ask.optional),
-        ("shadows", ask.shadows),
+        ("Ask.needed", ask.needed),
+        ("Ask.optional", ask.optional),
+        ("Ask.shadows", ask.shadows),
     ):
-        if values is NO_POSITIONS:
-            continue
-        fault = positions_fault(f"Ask.{name}", values, size)
-        if fault is not None:
-            return fault
+        if fault is None and values is not NO_POSITIONS:
+            fault = positions_fault(name, values, size)
+    if fault is not None:
+        return fault
     if not len(ask.rows):
         return "Ask.rows is empty; ask for at least one position"
     if len(ask.needed) and not np.isin(ask.needed, ask.rows).all():
@@ -45,6 +45,8 @@ def ask_fault(canvas: Canvas, ask: object, vocab_size: int) -> str | None:
 
 def _added_fault(ask: Ask, size: int, vocab_size: int) -> str | None:
     """Return a description of the first rule that the bias or credit of an ask breaks, or None."""
+    if ask.bias is None and ask.credit is None:
+        return None
     additions: list[tuple[str, Bias | Credit, Floats]] = []
     if ask.bias is not None:
         additions.append(("Ask.bias", ask.bias, ask.bias.values))

@@ -54,8 +54,10 @@ def threshold(
     `strict`: `confidence > tau` instead. Source: Fast-dLLM, arXiv:2505.22618, Algorithm 1; with `least`,
     LLaDA2.0, arXiv:2512.15745.
     """
-    passed = np.flatnonzero(confidence > tau if strict else confidence >= tau)
-    return passed if len(passed) >= min(least, len(scores)) else ranking(scores)[:least]
+    passed: Ints = (confidence > tau if strict else confidence >= tau).nonzero()[0]
+    if len(passed) >= min(least, len(scores)):
+        return passed
+    return np.array([scores.argmax()]) if least == 1 else ranking(scores)[:least]
 
 
 def factor(scores: Floats, doubt: Floats, phi: float, *, compat: bool = False) -> Ints:

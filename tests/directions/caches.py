@@ -9,7 +9,8 @@ from tiny import MASK
 
 from unmask.caches import make_cache
 from unmask.caches.base import Observation
-from unmask.canvas import Ask, ModelFacts, Reading, apply, new_canvas
+from unmask.canvas import Ask, ModelFacts, Reading, new_canvas
+from unmask.edit_rules import apply
 
 from .registry import direction
 from .stubs import LENGTH, PROMPT, decode, random_llm

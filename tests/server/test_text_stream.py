@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.canvas import Canvas, Edit, apply, new_canvas
+from unmask.canvas import Canvas, Edit, new_canvas
+from unmask.edit_rules import apply
 from unmask.engine.text_stream import StopCriteria, TextStream
 
 END, MASK = 300, 999

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from unmask.canvas import (
-    NO_POSITIONS,
-    Ask,
-    Canvas,
-    Floats,
-    Ints,
-    ModelFacts,
-    Reading,
-    edited,
-    positions_fault,
-)
+from unmask.canvas import NO_POSITIONS, Ask, Canvas, Floats, Ints, ModelFacts, Reading, edited
+from unmask.edit_rules import positions_fault
 
 State = TypeVar("State")
 
@@ -167,12 +158,11 @@ def plan_fault(policy: AnyCache, canvas: Canvas, ask: Ask, rows: Ints, plan: obj
         return fault
     chosen = np.zeros(size, dtype=np.bool_)
     chosen[queries] = True
-    missing = rows[~chosen[rows]]
-    if len(missing) and policy.exact:
-        return (
-            f"an exact plan must compute the rows of all asked positions; {missing[0]} is missing"
-        )
-    if len(missing):
+    answered = chosen[rows]
+    if np.count_nonzero(answered) < len(rows):
+        missing = rows[~answered]
+        if policy.exact:
+            return f"an exact plan must compute the rows of all asked positions; {missing[0]} is missing"
         required = ~canvas.open[ask.rows] | (ask.rows < ask.window[0])
         required |= (ask.rows >= ask.window[1]) | np.isin(ask.rows, ask.needed)
         lost = rows[required & ~chosen[rows]]
@@ -296,10 +286,11 @@ class PerBlock(CachePolicy[CacheProgress]):
         chosen = np.zeros(len(canvas), dtype=np.bool_)
         for positions in (self.queries(canvas, ask, rows, state), rows, state.stale):
             chosen[positions] = True
-        return CachePlan(np.flatnonzero(chosen)), after
+        return CachePlan(chosen.nonzero()[0]), after
 
     def observe(
         self, before: Canvas, after: Canvas, observation: Observation, state: CacheProgress
     ) -> CacheProgress:
         """Record the edited positions."""
-        return replace(state, stale=np.flatnonzero(edited(before, after)))
+        stale = edited(before, after).nonzero()[0]
+        return CacheProgress(state.window_end, state.num_forwards, state.num_since, stale)

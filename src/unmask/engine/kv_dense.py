@@ -33,6 +33,8 @@ class DenseKV:
         self.store = self._new()
         self.rows: list[Branch] = []
         self.widths: list[int] = []
+        self._row_of: dict[tuple[int, bool], int] = {}
+        """The row of each branch, by the `id` of its sequence."""
 
     def _new(self) -> DenseStore:
         return new_dense_store(self.model, *self._min_shape, self.layered)
@@ -46,6 +48,8 @@ class DenseKV:
     def admit(self, sequence: SequenceState, branches: list[Branch]) -> None:
         """Assign a row to each branch of a sequence; the store grows as needed."""
         positions = sequence.request.max_positions
+        for i, (_, sees_prompt) in enumerate(branches, len(self.rows)):
+            self._row_of[id(sequence), sees_prompt] = i
         self.rows.extend(branches)
         self.widths.extend([positions] * len(branches))
         self.store.reserve(max(self.widths), self._rows_to_reserve())
@@ -63,26 +67,28 @@ class DenseKV:
 
     def release(self, sequence: SequenceState) -> None:
         """Free a sequence's rows; the last rows move into the gaps."""
-        for row in range(len(self.rows) - 1, -1, -1):
-            if self.rows[row][0] is sequence:
-                last, width = self.rows.pop(), self.widths.pop()
-                if row < len(self.rows):
-                    self.rows[row], self.widths[row] = last, width
-                    self.store.move_row(len(self.rows), row, len(last[0].canvas))
+        for row in sorted(self._own_rows(sequence), reverse=True):
+            sees_prompt = self.rows[row][1]
+            last, width = self.rows.pop(), self.widths.pop()
+            if row < len(self.rows):
+                self.rows[row], self.widths[row] = last, width
+                self._row_of[id(last[0]), last[1]] = row
+                self.store.move_row(len(self.rows), row, len(last[0].canvas))
+            del self._row_of[id(sequence), sees_prompt]
         if not self.rows and tuple(self.store.keys[0].shape[::2]) != self._min_shape:
             self.store = self._new()
 
     def row(self, sequence: SequenceState, sees_prompt: bool) -> int:
         """Return the row of one branch of a sequence."""
-        return next(
-            i
-            for i, (other, prompt) in enumerate(self.rows)
-            if other is sequence and prompt == sees_prompt
-        )
+        return self._row_of[id(sequence), sees_prompt]
+
+    def _own_rows(self, sequence: SequenceState) -> list[int]:
+        """Return the rows of a sequence's branches."""
+        keys = ((id(sequence), sees_prompt) for sees_prompt in (True, False))
+        return [self._row_of[key] for key in keys if key in self._row_of]
 
     def move(self, sequence: SequenceState, sources: Ints, targets: Ints) -> None:
         """Move the stored positions `sources` of a sequence to `targets`, in all of its rows."""
         self.store.reserve(len(sequence.canvas))
-        for row, (other, _) in enumerate(self.rows):
-            if other is sequence:
-                self.store.move_positions(row, sources, targets)
+        for row in self._own_rows(sequence):
+            self.store.move_positions(row, sources, targets)

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from unmask.canvas import Canvas, apply_checked, edit_fault
+from unmask.canvas import Canvas, apply_checked
+from unmask.edit_rules import edit_fault
 from unmask.engine.model_runner import ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
 from unmask.errors import DecoderError
@@ -24,13 +25,19 @@ MAX_AHEAD = 8
 """Maximum number of canvases that are read ahead of one sequence."""
 
 
+def may_read_ahead(item: ForwardInput) -> bool:
+    """Return whether predicted canvases of a sequence may be read, from what its request is."""
+    request = item.sequence.request
+    return item.runs_decoder and not request.cache.stores and request.constraint is None
+
+
 def inputs_ahead(item: ForwardInput, runner: ModelRunner) -> list[ForwardInput]:
     """Return the inputs of the canvases that the decoder predicts, the nearest first.
 
     Raises DecoderError for a predicted edit that breaks a rule.
     """
     sequence, request = item.sequence, item.sequence.request
-    if not item.runs_decoder or request.cache.stores or request.constraint is not None:
+    if not may_read_ahead(item):
         return []
     inputs: list[ForwardInput] = []
     canvas, number = sequence.canvas, sequence.num_forwards

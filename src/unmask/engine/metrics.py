@@ -150,6 +150,6 @@ def commit_steps(sequence: SequenceState) -> tuple[int, int]:
     if not sequence.num_forwards or not sequence.num_answer:
         return 0, 0
     length = sequence.num_answer / sequence.num_forwards
-    num_committed = sum(len(step.committed) for step in sequence.trace)
+    num_committed = sum(len(edit.commit) for edit, _, _ in sequence.changes)
     steps = max(1, round(num_committed / length))
     return steps, round(steps * length)

@@ -24,12 +24,14 @@ from unmask.attention.rollout import rollout
 from unmask.caches.base import CachePlan, Layers, Observation, plan_fault
 from unmask.canvas import (
     NO_POSITIONS,
+    NO_TOP,
     Ask,
     Canvas,
     Floats,
     Ints,
     Reading,
     places,
+    probability,
 )
 from unmask.engine.constrained import allowed_tokens
 from unmask.engine.kv_dense import Branch, DenseKV
@@ -43,6 +45,7 @@ from unmask.sampling.rng import row_keys, uniform
 from unmask.sampling.sampler import STATS, Vocabulary, effective_top_v
 from unmask.sampling.transfer import upload
 
+NO_SHARES: Floats = NO_TOP.astype(np.float64)
 NOT_FINITE = (
     "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
 )
@@ -109,7 +112,7 @@ class ModelRunner:
     @staticmethod
     def rows_of(sequence: SequenceState) -> int:
         """Return the number of rows of the batch that a sequence takes."""
-        return 2 if sequence.request.sampling_params.cfg_scale > 0 else 1
+        return sequence.num_rows
 
     def is_paged(self, sequence: SequenceState) -> bool:
         """Return whether a sequence's keys and values are stored in pages."""
@@ -181,13 +184,11 @@ class ModelRunner:
 
         In pages nothing moves: moved positions are not final any more.
         """
-        dense = self._dense(sequence)
         after = sequence.canvas
-        if (
-            dense is None
-            or before.uid is after.uid
-            or np.array_equal(before.uid, after.uid[: len(before)])
-        ):
+        if before.uid is after.uid:
+            return
+        dense = self._dense(sequence)
+        if dense is None or np.array_equal(before.uid, after.uid[: len(before)]):
             return
         sources = places(before, sequence.canvas)
         targets = np.flatnonzero(sources >= 0)
@@ -237,15 +238,17 @@ class ModelRunner:
                 return ForwardInput(sequence, nothing, NO_POSITIONS, plan, runs_decoder=False)
         sequence.cache_state = state
         plan = _up_to(plan, limit)
-        rows = self.row_of(positions)
+        rows = answering if positions is ask.rows else self.row_of(positions)
         is_computed = np.zeros(len(canvas), dtype=np.bool_)
         is_computed[plan.queries] = True
         computed = is_computed[rows]
-        read = positions[computed]
-        allowed = allowed_tokens(request, canvas, sequence.limit, read)
+        if np.count_nonzero(computed) < len(rows):
+            positions, rows = positions[computed], rows[computed]
+        allowed = allowed_tokens(request, canvas, sequence.limit, positions)
         top, named = request.num_likeliest, request.named
-        ask = replace(ask, rows=read, allowed=allowed, num_top=top, named=named)
-        return ForwardInput(sequence, ask, rows[computed], plan)
+        if positions is not ask.rows or allowed is not None or top or named:
+            ask = replace(ask, rows=positions, allowed=allowed, num_top=top, named=named)
+        return ForwardInput(sequence, ask, rows, plan)
 
     @staticmethod
     def _check(sequence: SequenceState, ask: Ask, rows: Ints, plan: CachePlan) -> None:
@@ -305,8 +308,10 @@ class ModelRunner:
         flat_ND, starts, importance = self._states(metas)
         states: dict[tuple[int, bool], tuple[Ints, Ints]] = {}
         for (item, sees_prompt), start in zip(metas, starts, strict=True):
-            at = np.searchsorted(item.plan.queries, item.rows) + start
-            shadows = np.arange(len(item.ask.shadows)) + start + len(item.plan.queries)
+            at = item.plan.queries.searchsorted(item.rows) + start
+            shadows = NO_POSITIONS
+            if len(item.ask.shadows):
+                shadows = np.arange(len(item.ask.shadows)) + start + len(item.plan.queries)
             states[id(item.sequence), sees_prompt] = (at, shadows)
         parts = []
         for item, keys in zip(inputs, _keys(inputs), strict=True):
@@ -343,12 +348,17 @@ class ModelRunner:
         readings: list[Reading] = []
         counts = [len(part.ask.rows) for part in parts]
         start, shadow = 0, sum(counts)
+        proposals = values[:shadow, 1].copy()
+        with np.errstate(invalid="ignore"):  # a request's own knobs may have given no numbers
+            shares = (probability(proposals), probability(-proposals))
+        confidence, doubt = (_pieces(share, counts) for share in shares)
+        shadow_odds = _pieces(values[shadow:, 1].copy(), [len(part.ask.shadows) for part in parts])
         has_nan = bool(np.isnan(values[:shadow, :2]).any())
         tokens = _pieces(values[:shadow, 0].astype(np.int64), counts)
-        log_odds = _pieces(values[:shadow, 1].copy(), counts)
+        log_odds = _pieces(proposals, counts)
         numbers = _pieces(uniform(np.concatenate([part.keys for part in parts])), counts)
         for i, part in enumerate(parts):
-            end, shadow_end = start + len(part.ask.rows), shadow + len(part.ask.shadows)
+            end = start + counts[i]
             own = values[start:end]
             is_plain = (
                 part.params.temperature == part.params.cfg_scale == 0 and part.ask.credit is None
@@ -356,7 +366,8 @@ class ModelRunner:
             if has_nan and is_plain and np.isnan(own[:, :2]).any():
                 raise ModelError(NOT_FINITE)
             top_tokens, top_log_probs = _top_of(own, part.ask)
-            names: list[str] = [name for name in STATS if name in part.ask.stats]
+            stats = part.ask.stats
+            names: list[str] = [name for name in STATS if name in stats] if stats else []
             names += ["eos_top"] if "eos" in names else []
             if part.ask.credit is not None:
                 names += ["raw_token", "raw_confidence"]
@@ -373,11 +384,12 @@ class ModelRunner:
                     top_tokens=top_tokens,
                     top_log_probs=top_log_probs,
                     stats={name: own[:, 2 + STATS.index(name)].copy() for name in names},
-                    shadow_log_odds=values[shadow:shadow_end, 1].copy(),
+                    shadow_log_odds=shadow_odds[i],
                     top_v=effective_top_v(part.sequence.request.sampling_params, part.ask),
+                    shares=(confidence[i], doubt[i]),
                 )
             )
-            start, shadow = end, shadow_end
+            start = end
         return readings
 
     def _states(
@@ -491,6 +503,8 @@ def _top_of(values: np.ndarray, ask: Ask) -> tuple[Ints, Floats]:
     """Return the likeliest and named tokens of packed rows and their log-probabilities, `(n, k)`."""
     first = 2 + len(STATS)
     half, count = (values.shape[1] - first) // 2, ask.num_top + len(ask.named)
+    if not count:
+        return NO_TOP, NO_SHARES
     tokens = values[:, first : first + count].astype(np.int64)
     return tokens, values[:, first + half : first + half + count].copy()
 

@@ -79,9 +79,17 @@ def step_of(
 ) -> Step:
     """Build the trace entry of an edit."""
     commits = zip(edit.commit.tolist(), edit.tokens.tolist(), edit.confidence.tolist(), strict=True)
+    committed = tuple(map(Commit._make, commits))
+    if edit.only_commits:
+        return Step(
+            committed,
+            num_queries=num_queries,
+            notes=dict(edit.notes),
+            alternatives=dict(alternatives or {}),
+        )
     replaced = zip(edit.replace.tolist(), edit.replace_tokens.tolist(), strict=True)
     return Step(
-        committed=tuple(Commit(*item) for item in commits),
+        committed=committed,
         remasked=tuple(edit.remask.tolist()),
         inserted=edit.insert,
         replaced=tuple(Commit(position, token, 0.0) for position, token in replaced),

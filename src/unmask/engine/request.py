@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 
 from unmask.caches.base import AnyCache
@@ -46,26 +46,22 @@ class Request:
     max_edits: int | None = None
     num_alternatives: int = 0
     adapter: str | None = None
+    decoder: AnyDecoder = field(init=False, repr=False, compare=False)
+    """The method's decoder."""
+    cache: AnyCache = field(init=False, repr=False, compare=False)
+    """The method's cache policy."""
+    sampling_params: SamplingParams = field(init=False, repr=False, compare=False)
+    """The method's sampling parameters."""
+
+    def __post_init__(self) -> None:
+        """Take the parts of the method, which every forward reads many times."""
+        for name in ("decoder", "cache", "sampling_params"):
+            object.__setattr__(self, name, getattr(self.method, name))
 
     @property
     def num_likeliest(self) -> int:
         """The number of likeliest tokens to read at each position."""
         return max(self.num_top, self.num_alternatives)
-
-    @property
-    def decoder(self) -> AnyDecoder:
-        """The method's decoder."""
-        return self.method.decoder
-
-    @property
-    def cache(self) -> AnyCache:
-        """The method's cache policy."""
-        return self.method.cache
-
-    @property
-    def sampling_params(self) -> SamplingParams:
-        """The method's sampling parameters."""
-        return self.method.sampling_params
 
     @property
     def max_positions(self) -> int:

@@ -7,15 +7,22 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
 from unmask.ask_rules import pair_fault
 from unmask.caches.base import Observation
-from unmask.canvas import NO_POSITIONS, Canvas, Edit, Reading, edit_fault
+from unmask.canvas import NO_POSITIONS, Canvas, Edit, Reading
+from unmask.edit_rules import edit_faults
 from unmask.engine.constrained import restrict
 from unmask.engine.drafts import within_edits
-from unmask.engine.lookahead import count_unused, inputs_ahead, is_same_forward
+from unmask.engine.lookahead import (
+    count_unused,
+    inputs_ahead,
+    is_same_forward,
+    may_read_ahead,
+)
 from unmask.engine.model_runner import NOT_FINITE, ForwardInput, ModelRunner
 from unmask.engine.sequence import SequenceState
 from unmask.engine.shares import MAX_DEFERRED, SMALLER, work_left
@@ -91,8 +98,10 @@ class Scheduler:
             return events
         observations = self.runner.forward(inputs, extra)
         seen = dict(zip(map(id, extra), observations[len(inputs) :], strict=True))
-        for item, observation in zip(inputs, observations, strict=False):
-            event = self._advance(item, observation)
+        observations = observations[: len(inputs)]
+        answers = decide_all(inputs, observations)
+        for item, observation, answer in zip(inputs, observations, answers, strict=True):
+            event = self._advance(item, observation, answer)
             guesses = deque(ahead[id(item.sequence)])
             while event is not None:
                 events.append(event)
@@ -116,6 +125,9 @@ class Scheduler:
         """
         ahead, failed = dict[int, list[ForwardInput]](), list[Event]()
         for item in inputs:
+            if not may_read_ahead(item):
+                ahead[id(item.sequence)] = []
+                continue
             with ErrorCapture() as capture:
                 guesses = inputs_ahead(item, self.runner)
             if capture.error is not None:
@@ -147,7 +159,8 @@ class Scheduler:
         guess = guesses.popleft()
         sequence.num_ahead += 1
         sequence.num_logit_rows += guess.sequence.num_logit_rows
-        return self._advance(item, seen[id(guess)])
+        observation = seen[id(guess)]
+        return self._advance(item, observation, decide_all([item], [observation])[0])
 
     def _plan(self) -> list[Event]:
         """Prepare every sequence's input and reserve its pages; sequences that fail leave the batch."""
@@ -178,9 +191,11 @@ class Scheduler:
         """
         chosen, num_rows = list[ForwardInput](), self.runner.max_rows
         room = math.inf if self.max_tokens is None else self.max_tokens
-        for sequence in self._by_turn():
+        costs = {key: self._cost(item) for key, item in self._inputs.items()}
+        fits = sum(costs.values()) <= room and len(self.runner.metas) <= num_rows
+        for sequence in self.active if fits else self._by_turn():
             item = self._inputs[id(sequence)]
-            cost, rows = self._cost(item), self.runner.rows_of(sequence)
+            cost, rows = costs[id(sequence)], sequence.num_rows
             if chosen and (cost > room or rows > num_rows):
                 self._num_deferred[id(sequence)] = self._num_deferred.get(id(sequence), 0) + 1
                 continue
@@ -208,15 +223,18 @@ class Scheduler:
     def _cost(self, item: ForwardInput) -> int:
         """Return the number of positions that an input computes, over all of its rows."""
         num_layers = self.runner.model.spec.num_layers
-        return item.num_queries(num_layers) * self.runner.rows_of(item.sequence)
+        return item.num_queries(num_layers) * item.sequence.num_rows
 
-    def _advance(self, item: ForwardInput, observation: Observation) -> Event | None:
+    def _advance(
+        self, item: ForwardInput, observation: Observation, answer: Answer
+    ) -> Event | None:
+        """Count a forward, apply the decoder's answer, and return the event, if the decoder ran."""
         sequence, before, edit = item.sequence, item.sequence.canvas, Edit()
         cost = self._cost(item)
         self.num_computed += cost
         queries = item.plan.queries
         if len(queries):
-            num_asked = len(queries) - int(np.searchsorted(queries, before.prompt_length))
+            num_asked = len(queries) - int(queries.searchsorted(before.prompt_length))
             share = num_asked / len(queries)
             num_answer = round(cost * share)
             self.num_answer += num_answer
@@ -225,10 +243,12 @@ class Scheduler:
         if not item.runs_decoder:
             return None
         with ErrorCapture() as capture:
-            edit = decide(sequence, observation.reading)
+            edit = accept(sequence, observation.reading, answer)
             sequence.advance(edit, cost, observation)
             self.runner.follow(sequence, before)
-            sequence.cache_bytes = max(sequence.cache_bytes, self.runner.cache_bytes(sequence))
+            if not sequence.cache_bytes or len(sequence.canvas) > len(before):
+                size_bytes = self.runner.cache_bytes(sequence)
+                sequence.cache_bytes = max(sequence.cache_bytes, size_bytes)
         request = sequence.request
         has_likeliest = request.num_likeliest or request.named
         reading = observation.reading if has_likeliest else None
@@ -252,23 +272,59 @@ def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Ev
             yield event
 
 
-def decide(sequence: SequenceState, reading: Reading) -> Edit:
-    """Return the decoder's edit; force progress if it commits nothing or revises for too long."""
-    request, canvas = sequence.request, sequence.canvas
+Answer: TypeAlias = tuple[Edit, object] | BaseException
+"""A decoder's edit and its next state, or the exception of the sequence."""
+IDLE: tuple[Edit, object] = (Edit(), None)
+
+
+def decide_all(inputs: list[ForwardInput], observations: list[Observation]) -> list[Answer]:
+    """Return the decoder's answer of each sequence, checked; those that do not decide have an empty one."""
+    answers = list[Answer]()
+    pairs = dict[int, tuple[Edit, object]]()
+    for i, (item, observation) in enumerate(zip(inputs, observations, strict=True)):
+        pair = IDLE
+        with ErrorCapture() as capture:
+            if item.runs_decoder:
+                pair = pairs[i] = _ask_decoder(item.sequence, observation.reading)
+        answers.append(pair if capture.error is None else capture.error)
+    if not pairs:
+        return answers
+    sequences = [inputs[i].sequence for i in pairs]
+    rules = edit_faults(
+        [sequence.canvas for sequence in sequences],
+        [edit for edit, _ in pairs.values()],
+        sequences[0].request.facts.vocab_size,
+    )
+    for i, sequence, rule in zip(pairs, sequences, rules, strict=True):
+        if rule is not None:
+            name = sequence.request.decoder.name
+            answers[i] = DecoderError(rule, name, sequence.num_forwards)
+    return answers
+
+
+def _ask_decoder(sequence: SequenceState, reading: Reading) -> tuple[Edit, object]:
+    """Return a decoder's answer to a reading, a pair; its edit is not checked."""
+    request = sequence.request
     if not len(reading.positions):
         raise CacheError(
             "CachePlan.queries has none of the rows that answer the asked positions",
             request.cache.name,
             sequence.num_forwards,
         )
-    if np.isnan(reading.log_odds).any():
+    if np.count_nonzero(np.isnan(reading.log_odds)):
         raise ModelError(NOT_FINITE)
-    answer = request.decoder.step(canvas, sequence.decoder_state, reading)
-    rule = pair_fault("step", "an Edit", answer) or edit_fault(
-        canvas, answer[0], request.facts.vocab_size
-    )
+    answer = request.decoder.step(sequence.canvas, sequence.decoder_state, reading)
+    rule = pair_fault("step", "an Edit", answer)
     if rule is not None:
         raise DecoderError(rule, request.decoder.name, sequence.num_forwards)
+    return answer
+
+
+def accept(sequence: SequenceState, reading: Reading, answer: Answer) -> Edit:
+    """Return the edit of an answer; force progress if it commits nothing or revises for too long."""
+    if isinstance(answer, BaseException):
+        raise answer
+    request, canvas = sequence.request, sequence.canvas
     edit, sequence.decoder_state = answer
     if request.max_edits is not None:
         shadows = NO_POSITIONS if sequence.ask is None else sequence.ask.shadows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from unmask.canvas import (
     truncate,
 )
 from unmask.engine.constrained import check_possible
-from unmask.engine.outputs import FinishReason, Step, alternatives_of, step_of
+from unmask.engine.outputs import Alternatives, FinishReason, Step, alternatives_of, step_of
 from unmask.engine.request import Request, checked_count
 from unmask.errors import DecoderError
 
@@ -53,7 +54,8 @@ class SequenceState:
     cache_bytes: int = 0
     ask: Ask | None = None
     """The decoder's ask of the next forward; None before it is requested."""
-    trace: list[Step] = field(default_factory=list)
+    changes: list[tuple[Edit, int, Mapping[int, Alternatives] | None]] = field(default_factory=list)
+    """Of each forward: the edit, the number of computed positions, and the kept alternatives."""
     finish_reason: FinishReason | None = None
     computed: Floats = field(default_factory=lambda: NO_SCORES)
     """The number of times that each position was computed, by its identity."""
@@ -61,12 +63,17 @@ class SequenceState:
     """The first decided stop token that cannot change any more, if it is to end the answer."""
     limit: int | None = None
     """Positions from here on are padding that no forward needs to compute (`drop_after_eos`)."""
+    num_rows: int = field(init=False)
+    """The number of rows of a forward that the sequence takes; two if it is guided."""
+    has_stop: bool = field(init=False, default=True)
+    """False if the answer has no decided stop token for certain."""
     max_forwards: int = field(init=False)
     """That of the request, which takes a call of the decoder."""
 
     def __post_init__(self) -> None:
         """Compute the maximum number of forwards once."""
         self.max_forwards = self.request.max_forwards
+        self.num_rows = 2 if self.request.sampling_params.cfg_scale > 0 else 1
 
     @classmethod
     def begin(cls, request: Request, index: int = 0) -> SequenceState:
@@ -100,17 +107,25 @@ class SequenceState:
                 self.request.decoder.name,
                 self.num_forwards,
             )
+        if not self.has_stop:
+            self.has_stop = self._writes_stop(edit)
         self.end = self._ending()
         if self.request.sampling_params.drop_after_eos and self.end is not None:
             edit = self._drop(edit, self.end + 1)
-        others = alternatives_of(edit, observation.reading, self.request.num_alternatives)
-        self.trace.append(step_of(edit, num_queries, others))
+        count = self.request.num_alternatives
+        others = alternatives_of(edit, observation.reading, count) if count else None
+        self.changes.append((edit, num_queries, others))
         self.num_forwards += 1
         self.ask = None
         self.cache_state = self.request.cache.observe(
             before, self.canvas, observation, self.cache_state
         )
         self._check_end()
+
+    @property
+    def trace(self) -> list[Step]:
+        """The changes of each forward, as the entries of a trace."""
+        return [step_of(*change) for change in self.changes]
 
     @property
     def all_forwards(self) -> int:
@@ -157,7 +172,13 @@ class SequenceState:
     def _ending(self) -> int | None:
         """Return the first settled stop token, if one is to end the answer."""
         ends_early = self.request.stop_at_eos and not self.canvas.infilling
-        return self._first_end() if ends_early else None
+        return self._first_end() if ends_early and self.has_stop else None
+
+    def _writes_stop(self, edit: Edit) -> bool:
+        """Return whether an edit decides a position of the canvas as a stop token."""
+        written = (edit.tokens, edit.replace_tokens, edit.append)
+        stop_ids = self.request.stop_ids
+        return not all(stop_ids.isdisjoint(ids.tolist()) for ids in written if len(ids))
 
     def _is_open_before(self, end: int) -> bool:
         """Return whether a position of the answer left of `end` is undecided."""
@@ -168,6 +189,7 @@ class SequenceState:
         start = self.canvas.prompt_length
         is_end = _is_among(self.canvas.tokens[start:], self.request.stop_ids)
         ends = np.flatnonzero(is_end & ~self.canvas.open[start:])
+        self.has_stop = len(ends) > 0
         if not len(ends):
             return None
         first = start + int(ends[0])

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from unmask.canvas import Canvas, Edit, apply, new_canvas
+from unmask.canvas import Canvas, Edit, new_canvas
+from unmask.edit_rules import apply
 
 if TYPE_CHECKING:
     from unmask.engine.outputs import Output

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from unmask.canvas import Canvas, Edit, apply
+from unmask.canvas import Canvas, Edit
+from unmask.edit_rules import apply
 from unmask.pictures.cells import CellKind, FilmCell, FilmFrame, Frames, Written
 
 if TYPE_CHECKING:

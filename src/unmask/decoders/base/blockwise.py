@@ -36,6 +36,18 @@ class Block:
     memory: object = None
     limit: int | None = None
 
+    def after_forward(self) -> Block:
+        """Return the block after one more forward."""
+        return Block(
+            self.start,
+            self.end,
+            self.facts,
+            self.step + 1,
+            self.quotas,
+            self.memory,
+            self.limit,
+        )
+
 
 def default_block_length(size: int, block_size: int | None) -> int:
     """Return the block length of an answer of `size` positions: the model's, or a divisor in 8..32."""
@@ -124,7 +136,7 @@ class Blockwise(Scoring, Decoder[Block]):
 
     def step(self, canvas: Canvas, state: Block, reading: Reading) -> tuple[Edit, Block]:
         """Commit the positions that the rule selects."""
-        after = dataclasses.replace(state, step=state.step + 1)
+        after = state.after_forward()
         eligible = reading.undecided(canvas, end=state.end)
         if not len(eligible.positions):
             return Edit(), after

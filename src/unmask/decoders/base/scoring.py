@@ -18,6 +18,11 @@ from unmask.sampling.token_frequencies import load_background
 from unmask.selection import certainty_density
 
 ScoreName = Literal["confidence", "margin", "entropy", "pc", "random"]
+NO_STATS: frozenset[Stat] = frozenset()
+STATS_OF_SCORE: dict[str, frozenset[Stat]] = {
+    "margin": frozenset({"margin"}),
+    "entropy": frozenset({"entropy"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +105,7 @@ class Scoring:
     @property
     def score_stats(self) -> frozenset[Stat]:
         """Statistics that the score reads."""
-        by_score: dict[str, frozenset[Stat]] = {
-            "margin": frozenset({"margin"}),
-            "entropy": frozenset({"entropy"}),
-        }
-        return by_score.get(self.effective_score, frozenset())
+        return STATS_OF_SCORE.get(self.effective_score, NO_STATS)
 
     def scores(self, canvas: Canvas, facts: ModelFacts, start: int, reading: Reading) -> Scores:
         """Return the scores of a reading's positions; offsets in the block count from `start`."""
@@ -126,8 +127,8 @@ class Scoring:
             scores = Scores(reading.log_odds, reading.confidence, reading.doubt)
         if self.sigma is not None:
             scores = self._near_text(canvas, reading.positions, scores)
-        suppressed = np.isneginf(reading.log_odds)  # rank proposals without confidence last
-        if name == "random" or not suppressed.any():
+        suppressed = reading.log_odds == -np.inf  # rank proposals without confidence last
+        if name == "random" or not np.count_nonzero(suppressed):
             return scores
         return Scores(
             np.where(suppressed, -np.inf, scores.rank),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unmask.canvas import Canvas, Edit, ModelFacts, Reading, apply
+from unmask.canvas import Canvas, Edit, ModelFacts, Reading, apply_checked
 from unmask.decoders.base.blockwise import Block, Blockwise
 from unmask.errors import ConfigError
 from unmask.knobs import knob
@@ -33,7 +33,7 @@ class WholeBlocks(Blockwise):
         surplus = self._surplus(canvas, facts)
         if not surplus:
             return canvas
-        return apply(canvas, Edit(insert=((len(canvas), surplus),)), -1)
+        return apply_checked(canvas, Edit(insert=((len(canvas), surplus),)), -1)
 
     def max_positions(self, canvas: Canvas, facts: ModelFacts) -> int:
         """Return the length of `first_canvas`; no positions are added later."""
