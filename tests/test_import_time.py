@@ -15,6 +15,21 @@ import pytest
 resource = pytest.importorskip("resource", reason="processor time of a child needs a POSIX system")
 
 HEAVY = {"torch", "transformers"}
+LARGE = {
+    "transformers",
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "matplotlib",
+    "datasets",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "PIL",
+    "huggingface_hub",
+    "httpx",
+    "ray",
+}
 LIMIT_S = 0.4
 RUNS = 5
 
@@ -58,6 +73,34 @@ def test_an_answer_needs_no_compiler() -> None:
         code + " print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
     )
     assert output.strip() == "[]", "they take as long to import as torch"
+
+
+def test_an_answer_of_the_bundled_model_needs_no_large_package_but_torch() -> None:
+    code = """
+import sys
+from unmask.cli.main import main
+assert main(["generate", "A dog", "-d", "threshold", "--gen-length", "4"]) == 0
+print("loaded:", *sorted(LARGE & sys.modules.keys()))
+"""
+    output, _ = _run(f"LARGE = {LARGE}\n{code}")
+    assert output.splitlines()[-1].strip() == "loaded:"
+
+
+def test_a_server_of_the_bundled_model_needs_no_large_package_but_torch() -> None:
+    pytest.importorskip("fastapi", reason="needs the extra serve")
+    code = """
+import sys
+import unmask
+import unmask.server.process
+from unmask.engine.engine import Engine
+from unmask.server.app import create_app
+from unmask.server.settings import ServerSettings
+llm = unmask.LLM("demo")
+create_app(llm, Engine(llm), ServerSettings(models=("demo",)))
+print("loaded:", *sorted(LARGE & sys.modules.keys()))
+"""
+    output, _ = _run(f"LARGE = {LARGE}\n{code}")
+    assert output.splitlines()[-1].strip() == "loaded:"
 
 
 @pytest.mark.parametrize("what", START)

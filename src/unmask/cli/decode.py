@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from unmask.cli import launcher
+from unmask.cli.collection import paused_collection
 from unmask.cli.key_value import parse_blanks, read_prompt, refuse_words
 from unmask.cli.messages import say
 from unmask.cli.options import DecodeOptions, FillOptions, ShowOptions
@@ -101,7 +102,7 @@ def load(options: DecodeOptions, trace: Path | None = None) -> tuple[LLM, Method
         check_writable(trace, "trace file")
     from unmask.view.progress import LoadingView
 
-    with LoadingView(options.model) as progress:
+    with LoadingView(options.model) as progress, paused_collection():
         from unmask.engine.drafts import read_draft
         from unmask.engine.llm import LLM
         from unmask.engine.request_builder import OPTIONS

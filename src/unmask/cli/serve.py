@@ -10,13 +10,14 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from unmask.cli import launcher
+from unmask.cli.collection import paused_collection
 from unmask.cli.key_value import WORD
 from unmask.cli.messages import say
 from unmask.cli.options import KEY_VARIABLE, flat
@@ -73,6 +74,13 @@ def run(options: ServeOptions) -> None:
 
     Raises SystemExit with `FAILED_STATUS` when the engine has failed.
     """
+    with ExitStack() as start:
+        start.enter_context(paused_collection())
+        _run(options, start)
+
+
+def _run(options: ServeOptions, start: ExitStack) -> None:
+    """Check the options, load the model and serve; `start` is closed before requests come."""
     need_extra()
     from unmask.server.settings import check_names
 
@@ -88,17 +96,25 @@ def run(options: ServeOptions) -> None:
     access = access_of(options.server, is_sglang=is_sglang)
     notes = (*notes_of(options, access), *(note.message for note in method.notes))
     print_notes(notes, options.server.log_format)
-    from unmask.server.process import bind, server_of, url_of
-
     if counts is not None:
         refuse_own_code()
         from unmask.models import read_spec
 
         spec = read_spec(model, options.load.revision)
         settings = settings_of(options, spec, model, defaults_of(spec, options, method), access)
+        start.close()
         serve_replicas(options, model, settings, counts)
         return
     launcher.take(options.load.tensor_parallel_size, model, options.load.keywords())
+    _serve_one(options, model, method, access, start)
+
+
+def _serve_one(
+    options: ServeOptions, model: str, method: MethodSpec, access: Access, start: ExitStack
+) -> None:
+    """Load the model into this process and serve until a signal. Raises SystemExit."""
+    from unmask.server.process import bind, server_of, url_of
+
     bound = bind(options.server.host, options.server.port)
     with bound:
         llm = load(options, model)
@@ -122,6 +138,7 @@ def run(options: ServeOptions) -> None:
             drain_timeout_s=options.server.shutdown_timeout,
             on_ready=lambda: announce("ready"),
         )
+        start.close()
         server.run(sockets=[bound])
     if server.has_failed:
         raise SystemExit(FAILED_STATUS)

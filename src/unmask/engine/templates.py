@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from unmask.engine.fast_tokenizer import OTHER_OPTIONS
 from unmask.engine.text_calls import MAX_REASON
 from unmask.engine.text_pool import CALL_LIMITS, TextPool, time_limit
 from unmask.errors import ConfigError, PromptError, TextLimitError, cut_text
@@ -68,9 +69,9 @@ class TemplateReading:
 class ChatFormat:
     """The conversations of a model as texts.
 
-    `tokenizer` is one of transformers, or None. `choice`: name, file or text of the template to use (None:
-    see `template`); `variables`: defaults of those that calls pass to the template; `pool`: renders (None:
-    one of its own). Raises ConfigError for an unknown choice and invalid variables.
+    `tokenizer` is a `FastTokenizer`, one of transformers, or None. `choice`: name, file or text of the
+    template to use (None: see `template`); `variables`: defaults of those that calls pass to the template;
+    `pool`: renders (None: one of its own). Raises ConfigError for an unknown choice and invalid variables.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class ChatFormat:
         reserved = RESERVED | getattr(self.tokenizer, "special_tokens_map", {}).keys()
         if self.tokenizer is not None:
             reserved |= inspect.signature(self.tokenizer.apply_chat_template).parameters.keys()
+            reserved |= OTHER_OPTIONS
         for name in variables:
             if not isinstance(name, str) or not name.isidentifier():
                 raise _refused(f"has the name {cut_text(str(name))!r}, which is no identifier")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unmask.engine.fast_tokenizer import FastTokenizer
 from unmask.errors import PromptError, cut_text
 
 MAX_REASON = 300
@@ -62,7 +63,10 @@ def encode(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     Raises PromptError for whatever goes wrong in the tokenizer, except for MemoryError.
     """
     try:
-        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+        if isinstance(tokenizer, FastTokenizer):
+            ids = tokenizer.encode(text, add_special_tokens=special)
+        else:  # of transformers, or the caller's own
+            ids = tokenizer(text, add_special_tokens=special)["input_ids"]
     except (MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception

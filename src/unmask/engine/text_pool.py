@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.engine import text_calls
+from unmask.engine.fast_tokenizer import FastTokenizer
 from unmask.engine.text_frames import CALL, FrameError, packed, receive_frame, send_frame, unpacked
 from unmask.errors import ModelError, PromptError, TextLimitError
 
@@ -224,7 +225,8 @@ class WorkerConnection:
 class TextPool:
     """The templates and the tokenizer of one model, in up to `MAX_WORKERS` workers. Thread-safe.
 
-    A tokenizer of transformers is copied to a worker when it is first used, and must not change afterwards.
+    A tokenizer of a folder or of transformers is copied to a worker when it is first used, and must not
+    change afterwards.
     An object of another class is the caller's own code, and is called directly; so are tokenizer and
     templates of a model that comes with this package (`is_own`).
 
@@ -233,7 +235,7 @@ class TextPool:
 
     def __init__(self, tokenizer: Any, *, is_own: bool = False) -> None:
         self.tokenizer, self.num_stopped = tokenizer, 0
-        is_foreign = type(tokenizer).__module__.partition(".")[0] != "transformers"
+        is_foreign = not isinstance(tokenizer, FastTokenizer) and not _is_of_transformers(tokenizer)
         self._is_direct = is_own or is_foreign
         self._direct_templates = None if is_foreign else frozenset(_templates_of(tokenizer, is_own))
         self._changed = threading.Condition()
@@ -352,6 +354,10 @@ class TextPool:
             else:
                 worker.close()
             self._changed.notify()
+
+
+def _is_of_transformers(tokenizer: object) -> bool:
+    return type(tokenizer).__module__.partition(".")[0] == "transformers"
 
 
 def _connected(copy: bytes) -> WorkerConnection:

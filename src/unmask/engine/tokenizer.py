@@ -1,4 +1,7 @@
-"""The tokenizer of a checkpoint folder, loaded by transformers without running the folder's code."""
+"""The tokenizer of a checkpoint folder, loaded without running the folder's code.
+
+`fast_tokenizer` reads the folders whose files say everything; transformers the others.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
+from unmask.engine.fast_tokenizer import FastTokenizer, read_fast
 from unmask.engine.text_calls import reason_of
 from unmask.engine.text_pool import try_in_worker
 from unmask.engine.tokenizer_files import check_tokenizer_files
@@ -45,7 +49,7 @@ def try_tokenizer(folder: Path) -> None:
     tokenizer = _read(folder)
     try:
         max_token_characters(tokenizer)
-        tokenizer(TRIAL_TEXT)
+        tokenizer.encode(TRIAL_TEXT)
         tokenizer.decode(list(range(min(len(tokenizer), NUM_TRIAL_IDS))))
     except (MemoryError, KeyboardInterrupt, SystemExit):
         raise
@@ -58,11 +62,12 @@ def try_tokenizer(folder: Path) -> None:
 
 def _read(folder: Path) -> PreTrainedTokenizerBase:
     """Load a folder's tokenizer. Raises ModelError."""
-    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
-
-    kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else Qwen2Tokenizer
     try:
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(folder))
+        fast = read_fast(folder)
+        # It turns into a tokenizer of transformers when it is used as one.
+        tokenizer = _read_by_transformers(folder) if fast is None else _as_base(fast)
+    except ModelError:
+        raise
     except (MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises bare Exception for a broken file, or a panic
@@ -71,6 +76,19 @@ def _read(folder: Path) -> PreTrainedTokenizerBase:
         ) from error
     check_decoder(tokenizer, folder)
     tokenizer.chat_template = _chat_templates(folder, tokenizer.chat_template)
+    return tokenizer
+
+
+def _as_base(tokenizer: FastTokenizer) -> PreTrainedTokenizerBase:
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _read_by_transformers(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a folder's tokenizer; transformers raises any error."""
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else Qwen2Tokenizer
+    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(folder))
     return tokenizer
 
 
