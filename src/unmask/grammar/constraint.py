@@ -85,6 +85,7 @@ def json_schema(schema: Mapping[str, object] | bool | str) -> TextConstraint:
         plain = dict(schema) if isinstance(schema, Mapping) else schema
         source = plain if isinstance(plain, str) else json.dumps(plain, allow_nan=False)
         value = parse_json(_short(source, "the schema").encode())
+        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, GrammarError):
             raise

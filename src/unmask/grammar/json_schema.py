@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from math import ceil, floor, isfinite
 from typing import NoReturn
 
 from unmask.errors import GrammarError, cut_text
@@ -24,7 +25,7 @@ from unmask.grammar.json_text_nodes import (
     string,
 )
 from unmask.grammar.nodes import NOTHING, Members, Node, concat, either
-from unmask.grammar.numbers import decimals, integers
+from unmask.grammar.numbers import MAX_BOUNDED, MAX_INTEGER, decimals, integers
 from unmask.grammar.regex import parse_regex
 
 MAX_DEPTH = 5
@@ -296,16 +297,15 @@ class _Reader:
         return string(escaped(parse_regex(value, is_search=True)))
 
     def _integer(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
-        bounds = _bounds(given, path)
-        low, high, above, below = bounds
-        least = None if low is None else -int(-low // 1)
-        most = None if high is None else int(high // 1)
-        least = least + 1 if above and least is not None and least == low else least
-        most = most - 1 if below and most is not None and most == high else most
+        low, high, above, below = _bounds(given, path)
+        least = None if low is None else floor(low) + 1 if above else ceil(low)
+        most = None if high is None else ceil(high) - 1 if below else floor(high)
+        _check_range(path, "integer", least, most, MAX_INTEGER)
         return integers(least, most)
 
     def _number(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
         low, high, above, below = _bounds(given, path)
+        _check_range(path, "number", low, high, MAX_BOUNDED)
         return decimals(low, high, above=above, below=below)
 
     def _array(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
@@ -413,6 +413,21 @@ def _check_order(path: str, first: str, low: int, second: str, high: int | None)
         raise GrammarError(f"schema {path}: {first}={low} is greater than {second}={high}")
 
 
+def _check_range(
+    path: str, kind: str, low: int | Decimal | None, high: int | Decimal | None, most: int
+) -> None:
+    """Raise GrammarError if no number is within inclusive bounds and `-most` to `most`."""
+    if low is not None and high is not None and low > high:
+        raise GrammarError(
+            f"schema {path}: no {kind} lies within its bounds; use a minimum below the maximum"
+        )
+    if low is not None and low > most or high is not None and high < -most:
+        raise GrammarError(
+            f"schema {path}: the bounds admit no {kind} of at most {len(str(most))} digits before the "
+            f"point, and longer ones are not produced; use smaller bounds, or a string with a pattern"
+        )
+
+
 def _bounds(given: Schema, path: str) -> tuple[Decimal | None, Decimal | None, bool, bool]:
     """Return the bounds of a number and whether they are exclusive."""
     found: dict[str, Decimal | None] = {}
@@ -420,6 +435,8 @@ def _bounds(given: Schema, path: str) -> tuple[Decimal | None, Decimal | None, b
         value = given.get(keyword)
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise GrammarError(f"schema {path}: {keyword}={value!r} must be a number")
+        if isinstance(value, float) and not isfinite(value):
+            raise GrammarError(f"schema {path}: {keyword}={value!r} must be a finite number")
         found[keyword] = None if value is None else Decimal(str(value))
     low, high = found["minimum"], found["maximum"]
     least, most = found["exclusiveMinimum"], found["exclusiveMaximum"]
