@@ -120,6 +120,8 @@ BAD = [
     (r'root ::= "\q"', "escape"),
     (r'root ::= "\ud800"', "no character"),
     ("root ::= [z-a]", "wrong order"),
+    (r"root ::= [\\\1]", r"the escape \1 is not known"),
+    (r"root ::= [\01]", r"the escape \01 is not known"),
     ('"a"', "rule should begin"),
     ('root ::= "a" root', "never end: root"),
     ('root ::= a\na ::= b "x"\nb ::= a "y"', "never end: a, b, root"),

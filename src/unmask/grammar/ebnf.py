@@ -43,6 +43,7 @@ TOKEN = re.compile(
 )
 LARK = re.compile(r"\s*(?:[?!]?[a-z_]\w*|%\w+)\s*(?::(?!:)|\S*import)")
 ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
+OCTAL_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*(\\(?:[1-9]|0[0-7]))")
 PLAIN_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "b": "\b", "0": "\0"}
 OWN_ESCAPES = frozenset("\"'\\/[]-^.(){}|*+?$ ")
 
@@ -175,6 +176,8 @@ class _Rules:
 
     def characters(self, value: str) -> Chars:
         """Return a class; its syntax is that of regular expressions, except that `[` stands for itself."""
+        if found := OCTAL_ESCAPE.search(value):
+            raise self.error(f"the escape {found[1]} is not known; use \\xHH")
         try:
             node = parse_regex(value)
         except GrammarError as error:
