@@ -343,6 +343,8 @@ class _Expansion:
     def sequence(self, parts: tuple[Part, ...], chain: tuple[str, ...]) -> list[Node]:
         """Return the trees of parts in order; `a ("," a)*` is one of repeated items, which has `a` once."""
         nodes: list[Node] = []
+        is_own = list[bool]()
+        """A flag per node: it is the tree of its part, and not moved into a repetition."""
         for at, part in enumerate(parts):
             again = (
                 part.item
@@ -354,12 +356,13 @@ class _Expansion:
                 (
                     n
                     for n in range(min(at, len(inner) - 1), 0, -1)
-                    if inner[-n:] == parts[at - n : at]
+                    if inner[-n:] == parts[at - n : at] and all(is_own[at - n :])
                 ),
                 0,
             )
             if not size:
                 nodes.append(self.part(part, chain))
+                is_own.append(True)
                 continue
             separator = _joined([self.part(each, chain) for each in inner[:-size]])
             item = _joined(nodes[-size:])
@@ -367,7 +370,9 @@ class _Expansion:
                 nodes.append(EMPTY)
             else:
                 nodes[-size:] = [*[EMPTY] * (size - 1), Repeat(item, 1, None, separator)]
+                is_own[-size:] = [False] * size
                 nodes.append(EMPTY)
+            is_own.append(False)
         return nodes
 
 
