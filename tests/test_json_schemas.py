@@ -9,6 +9,7 @@ import pytest
 import unmask
 from unmask.errors import GrammarError
 from unmask.grammar.byte_automaton import compile_node
+from unmask.grammar.schema_keywords import ANNOTATIONS, KEYWORDS, REFUSED
 
 
 def accepts(schema, text):
@@ -220,3 +221,76 @@ def test_patterns_are_read_as_ecma_262_has_them(pattern, inside, outside):
 def test_a_pattern_that_ecma_262_reads_otherwise_is_refused(pattern):
     with pytest.raises(GrammarError, match="regex"):
         unmask.json_schema({"type": "string", "pattern": pattern})
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("make", "argument", "place"),
+    [
+        (unmask.choice, ["a", HALF], "choice has '.ud800'"),
+        (unmask.regex, f"ab{HALF}", "regular expression, at character 2"),
+        (unmask.regex, r"ab\ud800", "regex"),
+        (unmask.regex, f"[{HALF}]", "at character 1"),
+        (unmask.ebnf, f'root ::= "{HALF}"', "grammar, at character 10"),
+        (unmask.json_schema, {"const": HALF}, "#/const: '.ud800'"),
+        (unmask.json_schema, {"enum": ["a", [HALF]]}, "#/enum/1/0: "),
+        (unmask.json_schema, {"enum": [{HALF: 1}]}, "#/enum/0: the name '.ud800'"),
+        (unmask.json_schema, {"properties": {HALF: True}}, "#/properties: the name"),
+        (
+            unmask.json_schema,
+            {"properties": {"a": {"required": [HALF]}}},
+            "#/properties/a/required/0",
+        ),
+        (unmask.json_schema, {"type": "string", "pattern": HALF}, "#/pattern"),
+        (unmask.json_schema, {"type": "string", "pattern": r"\udc00"}, "regex"),
+        (unmask.json_schema, {HALF: 1}, "#: the name"),
+        (unmask.json_schema, {"description": HALF}, "#/description"),
+        (unmask.json_schema, r'{"const": "\ud800"}', "#/const"),
+        (unmask.json_schema, r'{"properties": {"x\udfff": true}}', "#/properties: the name"),
+        (unmask.json_schema, f'{{"const": "{HALF}"}}', "schema, at character 11"),
+    ],
+    ids=ascii,
+)
+def test_half_a_character_is_refused_with_its_place(make, argument, place):
+    with pytest.raises(GrammarError, match=f"{place}.*half a character") as error:
+        make(argument)
+    str(error.value).encode()
+
+
+def test_both_halves_of_a_character_are_one():
+    assert accepts(r'{"const": "\ud83d\ude00"}', '"\U0001f600"')
+
+
+ODD = [
+    None, True, False, 0, -1, 1.5, 1e300, "", "x", "\u00b2", [], [None], [[1]], [True], ["a", 1],
+    {}, {"a": None}, {"a": [1]}, "#/x/\u00b2", "#/$defs/" + "9" * 5000, [{"type": "x"}], {"$ref": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    sorted(
+        {
+            "type",
+            "$ref",
+            "allOf",
+            "anyOf",
+            "oneOf",
+            "const",
+            "enum",
+            "not",
+            "additionalItems",
+            "$id",
+            *ANNOTATIONS,
+        }.union(*KEYWORDS.values(), *REFUSED.values())
+    ),
+)
+def test_an_odd_value_of_a_keyword_raises_nothing_but_a_grammar_error(keyword):
+    for value in ODD:
+        for kind in ({}, {"type": "object"}, {"type": ["array", "string"]}, {"type": "number"}):
+            try:
+                unmask.json_schema({**kind, keyword: value})
+            except GrammarError as error:
+                str(error).encode()

@@ -136,7 +136,7 @@ class _Reader:
         found: object = self.document
         for part in target.split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdigit() and int(name) < len(found):
+            if isinstance(found, list) and name in map(str, range(len(found))):
                 found = found[int(name)]
             elif isinstance(found, Mapping) and name in found:
                 found = found[name]

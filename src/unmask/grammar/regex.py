@@ -17,6 +17,7 @@ from unmask.errors import GrammarError, cut_text
 from unmask.grammar.nodes import (
     EMPTY,
     MAX_CODE_POINT,
+    SURROGATES,
     Chars,
     Concat,
     Either,
@@ -228,6 +229,10 @@ class _Parser:
             raise self.error(f"the escape \\{char}, such as a boundary or a backreference")
         else:
             code = ord(char)
+        if not is_member and SURROGATES[0] <= code <= SURROGATES[1]:
+            raise self.error(
+                "an escape of half a character (a surrogate); write the character itself"
+            )
         return ((code, code),)
 
     def _octal(self, first: str, is_member: bool) -> int:
