@@ -25,7 +25,7 @@ from unmask.grammar.json_text_nodes import (
     string,
 )
 from unmask.grammar.nodes import NOTHING, Members, Node, concat, either
-from unmask.grammar.numbers import MAX_BOUNDED, MAX_INTEGER, decimals, integers
+from unmask.grammar.numbers import MAX_BOUNDED, MAX_DECIMALS, MAX_INTEGER, decimals, integers
 from unmask.grammar.regex import parse_regex
 from unmask.grammar.schema_keywords import ANNOTATIONS, FORMATS, HARMLESS, KEYWORDS, REFUSED
 from unmask.grammar.schema_values import (
@@ -249,7 +249,13 @@ class _Reader:
     def _number(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
         low, high, above, below = _bounds(given, path)
         _check_range(path, "number", low, high, MAX_BOUNDED)
-        return decimals(low, high, above=above, below=below)
+        node = decimals(low, high, above=above, below=below)
+        if node == NOTHING:
+            raise GrammarError(
+                f"schema {path}: no number of at most {MAX_DECIMALS} decimals lies within its bounds; use "
+                f"bounds that are farther apart"
+            )
+        return node
 
     def _array(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
         low, high = _count(given, path, "minItems") or 0, _count(given, path, "maxItems")
