@@ -18,6 +18,7 @@ from unmask.grammar.nodes import (
     Chars,
     Concat,
     Either,
+    Graph,
     Members,
     Node,
     Ranges,
@@ -107,6 +108,8 @@ class _Machine:
             return self._repeat(node, start)
         if isinstance(node, Members):
             return self._members(node, start)
+        if isinstance(node, Graph):
+            return self._graph(node, start)
         return self._chars(node, start)
 
     def _step(self, start: int) -> int:
@@ -156,6 +159,15 @@ class _Machine:
         self.empty[none].append(end)
         self.empty[some].append(end)
         return end
+
+    def _graph(self, node: Graph, start: int) -> int:
+        """Add a state for each of the graph, and its edges."""
+        numbers = {number for before, _, after in node.edges for number in (before, after)}
+        states = {number: self.new() for number in sorted(numbers | {node.start, node.end})}
+        self.empty[start].append(states[node.start])
+        for before, item, after in node.edges:
+            self.empty[self.add(item, self._step(states[before]))].append(states[after])
+        return self._step(states[node.end])
 
     def _chars(self, node: Chars, start: int) -> int:
         end = self.new()
