@@ -105,6 +105,12 @@ def test_an_expression_that_no_automaton_has_is_refused_in_words(pattern, word):
         compile_node(unmask.regex(pattern).node())
 
 
+@pytest.mark.parametrize("options", [None, 5, "yes", b"yes", [], 1.5, [None], [""], [5], True])
+def test_a_choice_that_is_no_list_of_texts_is_refused(options):
+    with pytest.raises(GrammarError, match="choice"):
+        unmask.choice(options)
+
+
 BOOK = {
     "type": "object",
     "properties": {

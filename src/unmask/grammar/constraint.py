@@ -62,9 +62,12 @@ def regex(pattern: str) -> TextConstraint:
 
 def choice(options: Iterable[str]) -> TextConstraint:
     """Return the constraint that the answer is one of some texts. Raises GrammarError."""
-    texts = [options] if isinstance(options, str) else list(options)
-    if isinstance(options, str) or not texts:
-        raise GrammarError(f"choice={options!r} must be a list with at least one text")
+    is_list = isinstance(options, Iterable) and not isinstance(options, str | bytes)
+    texts = list(options) if is_list else []
+    if not texts:
+        raise GrammarError(
+            f"choice={cut_text(repr(options))} must be a list with at least one text"
+        )
     for each in texts:
         if not isinstance(each, str) or not each:
             raise GrammarError(
