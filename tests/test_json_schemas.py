@@ -157,6 +157,7 @@ def tagged(types, tags, required=True):
         {"oneOf": [{"type": "number"}, {"enum": ["a", 2]}]},
         {"oneOf": [{"minLength": 1}, {"type": "string"}]},
         {"oneOf": [True, {"type": "null"}]},
+        {"type": "string", "oneOf": [{"maximum": 3}, {"additionalProperties": False}]},
         {"oneOf": [{"anyOf": [{"type": "string"}]}, {"type": "string"}]},
     ],
     ids=lambda schema: str(schema)[:60],
