@@ -114,7 +114,8 @@ def _made_kinds(schema: Schema, types: Sequence[str] | None) -> set[str]:
     if "type" in schema or constants_of(schema) is not None:
         kinds = _allowed_kinds(schema)
     elif types is not None or any(keyword in schema for keyword in COMPOUNDS):
-        kinds = set(ALL_KINDS)  # narrowed to types, a schema without its own has values of all of them
+        # narrowed to types, a schema without its own has values of all of them
+        kinds = set(ALL_KINDS)
     else:
         kinds = _with_integer(kinds_of_keywords(schema)) or set(ALL_KINDS)
     return kinds if types is None else kinds & _with_integer(types)
