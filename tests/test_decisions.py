@@ -21,6 +21,7 @@ from unmask.decisions.calibration import (
 )
 from unmask.decisions.canvases import DecisionOptions, labels_of, orders_of
 from unmask.decisions.labelled import read_labelled
+from unmask.decisions.questions import question_list
 from unmask.errors import ConfigError, LengthError
 from unmask.models.digests import weights_digest
 
@@ -208,6 +209,16 @@ BAD = [
     (lambda: score("How?", ["a", 1]), "level 1"),
     (lambda: choice(" ", ["a", "b"]), "not empty"),
     (lambda: choice("Which?", [("a", 3), ("b", None)]), "description"),
+    (lambda: choice("a", [("x", "d", "e"), "y"]), "3 parts"),
+    (lambda: choice("a", [("x",), "y"]), "1 parts"),
+    (lambda: score("a", [(), "y"]), "level .* 0 parts"),
+    (lambda: choice("a", None), "options=None"),
+    (lambda: choice("a", [None, 5]), "option None"),
+    (lambda: question_list(None), "questions=None must be a list"),
+    (lambda: question_list(predicate("a")), "must be a list of questions"),
+    (lambda: question_list({"a": predicate("a")}), "must be a list of questions"),
+    (lambda: question_list("a"), "must be a list of questions"),
+    (lambda: question_list([None]), "question None must be made by"),
     (lambda: DecisionOptions(orders=0), "1 to 16"),
     (lambda: DecisionOptions(layout="free"), "listed or cloze"),
     (lambda: DecisionOptions(estimator="x"), "slots or likelihood"),
@@ -237,8 +248,10 @@ def test_questions_that_cannot_be_asked_are_refused(demo_llm):
         demo_llm.decide("", [])
     with pytest.raises(ConfigError, match="401 questions"):
         demo_llm.decide("", [SUMS[0]] * 401)
-    with pytest.raises(ConfigError, match=r"unmask\.decisions"):
-        demo_llm.decide("", ["is it?"])
+    for questions in (["is it?"], None, predicate("Is it?")):
+        with pytest.raises(ConfigError, match=r"unmask\.decisions"):
+            demo_llm.decide("", questions)
+    assert demo_llm.decide("", (each for each in SUMS)).num_rows == 1
 
 
 def test_one_forward_that_reads_too_much_is_refused(demo_llm, monkeypatch):

@@ -46,6 +46,22 @@ def language(grammar, depth=3):
         ('my-rule ::= "z"\nroot ::= my-rule*', ["", "zz"], ["y"]),
         (r"root ::= [\]\-\\x]+", ["]-\\x"], ["a"]),
         (
+            'root ::= x ("," x)* (";" ("," x)*)*\nx ::= [0-9]',
+            ["1", "1,2;,3", "1;", "1;;,2,3;"],
+            ["", "1,", ";1", "1;2", "1,2;3"],
+        ),
+        (
+            'root ::= "a" ("b" "a")* ("c" ("b" "a")*)*',
+            ["a", "acba", "abac", "acbabaccba"],
+            ["", "ab", "aca", "acab"],
+        ),
+        (
+            'root ::= "a" "b" ("c" "a" "b")* ("d" "b" ("c" "a" "b")*)*',
+            ["ab", "abcab", "abdb", "abcabdbcabdb"],
+            ["abd", "abcb", "abdcab"],
+        ),
+        ('root ::= "a" ("," "a")* ("," "a")*', ["a", "a,a,a"], ["", "a,"]),
+        (
             JSON,
             ['{"a": [1, -2.5e3, {"b": null}]}', "{}", '{"x":"\\u00e9"}'],
             ["[1]", '{"a":}', "{a}"],
@@ -104,6 +120,44 @@ def test_recursion_at_an_end_of_a_rule_is_a_repetition_of_any_length(grammar):
     assert not any(accepts(text) for text in ("", "a,", ",a", "aa", "a,,a"))
 
 
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= list\nlist ::= item rest\nrest ::= "," list | ""\nitem ::= [a-z]',
+        'root ::= list\nlist ::= item rest ""\nrest ::= ("," list)?\nitem ::= [a-z]',
+        'root ::= item | more item\nmore ::= item "," | more item ","\nitem ::= [a-z]',
+        'root ::= item | start item\nstart ::= root ","\nitem ::= [a-z]',
+        'root ::= (start ",")? item\nstart ::= root\nitem ::= [a-z]',
+        'root ::= odd\nodd ::= item | item "," even\neven ::= item | item "," odd\nitem ::= "a"',
+        'root ::= item ("," root)*\nitem ::= [a-z]',
+        'root ::= item ("," other)*\nother ::= item ("," root){0,2}\nitem ::= [a-z]',
+        'root ::= item | item ("," root)+\nitem ::= [a-z]',
+    ],
+)
+def test_recursion_through_the_ends_of_other_rules_is_a_repetition_too(grammar):
+    accepts = language(grammar, 1)
+    assert all(accepts(",".join("a" * count)) for count in (1, 2, 3, 4, 5, 51))
+    assert not any(accepts(text) for text in ("", "a,", ",a", "aa", "a,,a"))
+
+
+def test_two_alternatives_with_the_rule_at_their_end_have_no_depth():
+    accepts = language('root ::= "a" ("," root | ";" root)?', 1)
+    assert all(accepts(text) for text in ("a", "a,a;a,a", "a;a;a,a,a;a"))
+    assert not any(accepts(text) for text in ("", "a,", "a,;a"))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_steps_at_the_end_do_not_count_for_the_depth_of_rules_in_the_middle(depth):
+    accepts = language(
+        'root ::= list\nlist ::= item rest\nrest ::= "," list | ""\nitem ::= "(" list ")" | [a-z]',
+        depth,
+    )
+    for nested in range(5):
+        text = "a,a,a," + "(b,b,b," * nested + "c,c" + ",d,d,d)" * nested + ",e,e"
+        assert accepts(text) == (nested < depth)
+        assert not accepts(text + ",")
+
+
 BAD = [
     ("", "no rule root"),
     ('start: "a"', "Lark's form"),
@@ -120,6 +174,8 @@ BAD = [
     (r'root ::= "\q"', "escape"),
     (r'root ::= "\ud800"', "no character"),
     ("root ::= [z-a]", "wrong order"),
+    (r"root ::= [\\\1]", r"the escape \1 is not known"),
+    (r"root ::= [\01]", r"the escape \01 is not known"),
     ('"a"', "rule should begin"),
     ('root ::= "a" root', "never end: root"),
     ('root ::= a\na ::= b "x"\nb ::= a "y"', "never end: a, b, root"),
@@ -147,6 +203,10 @@ HOSTILE = {
     "doubling": "root ::= d0\n"
     + "".join(f"d{i} ::= d{i + 1} d{i + 1}\n" for i in range(30))
     + 'd30 ::= "a"',
+    "ends": "root ::= r0\n"
+    + "".join(
+        f'r{i} ::= "a" r{(7 * i + 1) % 300} r{(5 * i + 2) % 300} | "b"\n' for i in range(300)
+    ),
     "groups": "root ::= " + "(" * 5000 + '"a"' + ")" * 5000,
     "counts": 'root ::= (("a"{1000}){1000}){1000}',
     "comments": "root ::= a " + "#" * 20000,

@@ -48,6 +48,11 @@ def accepts(constraint, text):
         "a{2}|a{,2}b|c{,}",
         r"\u00e9|\x61\\",
         "",
+        r"a|^b|\^a",
+        "^^a",
+        r"[\1\61]|\061|\141|\0",
+        r"\08|\x31{0002,}",
+        "a{}|{a}|b{ 1}|{",
     ],
 )
 def test_a_regular_expression_accepts_what_python_accepts(pattern):
@@ -76,6 +81,21 @@ def test_a_regular_expression_accepts_what_python_accepts(pattern):
         ("a^b", "anchor"),
         ("(" * 99 + ")" * 99, "nested"),
         ("[b-a]", "wrong order"),
+        (r"\|^a", "anchor"),
+        (r"\12", "backreference"),
+        (r"\400", "above"),
+        (r"[\477]", "above"),
+        (r"[\8]", "escape"),
+        ("{2}", "before it"),
+        ("a|{,3}", "before it"),
+        ("^{1}a", "before it"),
+        ("(?:{1,})", "before it"),
+        ("a{1}{2}", "two quantifiers"),
+        ("a{12345678901}", "repetitions"),
+        ("(?P<n>a)(?P<n>b)", "two groups with the name n"),
+        ("(?P<n", "identifier"),
+        ("(?P<1>a)", "identifier"),
+        ("(?<n>a)", "group"),
         ("[a-\\d]", "range"),
         ("[^\\x00-\\U0010ffff]", "no text"),
     ],
@@ -83,6 +103,12 @@ def test_a_regular_expression_accepts_what_python_accepts(pattern):
 def test_an_expression_that_no_automaton_has_is_refused_in_words(pattern, word):
     with pytest.raises(GrammarError, match=word):
         compile_node(unmask.regex(pattern).node())
+
+
+@pytest.mark.parametrize("options", [None, 5, "yes", b"yes", [], 1.5, [None], [""], [5], True])
+def test_a_choice_that_is_no_list_of_texts_is_refused(options):
+    with pytest.raises(GrammarError, match="choice"):
+        unmask.choice(options)
 
 
 BOOK = {
@@ -322,3 +348,90 @@ def test_a_schema_of_20_fields_compiles_for_a_large_vocabulary_in_seconds():
     assert time.process_time() - start < 4
     assert automaton.num_classes < 2000
     assert Reach(automaton, [OPEN] * 300).is_possible
+
+
+def random_pieces(count):
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _-.,:{}[]\"'\n"
+    pieces = ["".join(rng.choices(letters, k=rng.randint(2, 9))).encode() for _ in range(count)]
+    return [*(bytes([code]) for code in range(256)), *pieces]
+
+
+LONG_FIELDS = {f"field_{i}": {"type": "string", "maxLength": 50} for i in range(20)}
+WORDS = [
+    "".join(random.Random(i).choices("abcdefghijklmnopqrstuvwxyz", k=4 + i % 7))
+    for i in range(1000)
+]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "inside", "outside"),
+    [
+        (
+            unmask.json_schema({"type": "string", "maxLength": 1000}),
+            '"' + "é" * 1000 + '"',
+            '"' + "é" * 1001 + '"',
+        ),
+        (
+            unmask.json_schema({"properties": LONG_FIELDS, "required": list(LONG_FIELDS)}),
+            json.dumps(dict.fromkeys(LONG_FIELDS, "x" * 50)),
+            json.dumps(dict.fromkeys(LONG_FIELDS, "x" * 51)),
+        ),
+        (unmask.json_schema({"enum": WORDS}), f'"{WORDS[999]}"', f'"{WORDS[999]}a"'),
+        (unmask.choice(WORDS), WORDS[500], WORDS[500][:-1]),
+    ],
+    ids=["one long text", "20 texts", "an enum of 1000", "a choice of 1000"],
+)
+def test_constraints_of_ordinary_size_compile_for_a_large_vocabulary(constraint, inside, outside):
+    pieces = random_pieces(20_000)
+    start = time.process_time()
+    automaton = compile_node(constraint.node())
+    table = token_table(automaton, TokenTrie.build([*pieces, None])).with_ends([len(pieces)])
+    assert time.process_time() - start < 4
+    assert table.table.size < 4_000_000
+    assert automaton.accepts(inside.encode())
+    assert not automaton.accepts(outside.encode())
+
+
+def test_texts_share_their_ends():
+    """1,000 texts of 9 characters have a state for each place in them, and not one for each beginning."""
+    automaton = compile_node(unmask.choice([f"item_{i:04d}" for i in range(1000)]).node())
+    assert len(automaton.table) == 11
+    assert automaton.accepts(b"item_0999")
+    assert not automaton.accepts(b"item_1000")
+
+
+def test_merged_states_accept_what_they_did():
+    rng = random.Random(5)
+    for _ in range(100):
+        texts = {"".join(rng.choices("ab", k=rng.randint(1, 5))) for _ in range(rng.randint(1, 12))}
+        pattern = f"({'|'.join(sorted(texts))})(b|ab)*|a*"
+        automaton, fits = compile_node(unmask.regex(pattern).node()), re.compile(pattern)
+        for length in range(8):
+            for letters in itertools.product("ab", repeat=length):
+                text = "".join(letters)
+                assert automaton.accepts(text.encode()) == bool(fits.fullmatch(text)), pattern
+        finite = compile_node(unmask.choice(sorted(texts)).node())
+        ends = [
+            frozenset(text[len(start) :] for text in texts if text.startswith(start))
+            for text in texts
+            for start in (text[:n] for n in range(len(text) + 1))
+        ]
+        assert len(finite.table) == 1 + len(set(ends))
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        unmask.choice(["".join(random.Random(i).choices("abcdef", k=16)) for i in range(3000)]),
+        unmask.json_schema(
+            {"enum": ["".join(random.Random(i).choices("abcdef", k=16)) for i in range(3000)]}
+        ),
+        unmask.regex("[ab]*a[ab]{16}"),
+    ],
+    ids=["choice", "enum", "regex"],
+)
+def test_too_many_states_are_refused_in_words_that_suit_texts(constraint):
+    with pytest.raises(GrammarError, match="fewer or shorter texts") as error:
+        compile_node(constraint.node())
+    assert "maxLength" not in str(error.value)

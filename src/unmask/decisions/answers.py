@@ -10,7 +10,7 @@ import numpy as np
 from unmask.canvas import Floats, Reading
 from unmask.decisions.calibration import Calibration, calibrated
 from unmask.decisions.canvases import CanvasMaker, ReadingRow
-from unmask.decisions.questions import MAX_QUESTIONS, DecisionQuestion, QuestionAnswer
+from unmask.decisions.questions import DecisionQuestion, QuestionAnswer, question_list
 from unmask.errors import ConfigError
 
 
@@ -29,14 +29,7 @@ def rows_for(
     """Return the canvases to read for 1 to 400 questions about a text. Raises as `CanvasMaker.rows`."""
     if not isinstance(text, str):
         raise ConfigError(f"input={text!r} must be a text")
-    if not 1 <= len(questions) <= MAX_QUESTIONS:
-        raise ConfigError(f"{len(questions)} questions; 1 to {MAX_QUESTIONS} are allowed")
-    for question in questions:
-        if not isinstance(question, DecisionQuestion):
-            raise ConfigError(
-                f"question {question!r} must be made by unmask.decisions.predicate, choice or score"
-            )
-    return maker.rows(text, questions)
+    return maker.rows(text, question_list(questions))
 
 
 def decisions_of(

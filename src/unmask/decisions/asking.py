@@ -9,7 +9,7 @@ from unmask.canvas import Reading
 from unmask.decisions.answers import Decisions, decisions_of, rows_for
 from unmask.decisions.calibration import Calibration
 from unmask.decisions.canvases import CanvasMaker, DecisionOptions, ReadingRow
-from unmask.decisions.questions import DecisionQuestion
+from unmask.decisions.questions import DecisionQuestion, question_list
 from unmask.decisions.reading import reading_method
 from unmask.engine.request import Request
 from unmask.engine.request_builder import RequestBuilder
@@ -32,13 +32,14 @@ class DecisionRequests:
         options: DecisionOptions,
     ) -> DecisionRequests:
         """Return the requests for questions about a text. Raises PromptError and ConfigError."""
+        questions = question_list(questions)
         facts = builder.facts
         ends = [id_ for id_ in (facts.turn_end_id, facts.eos_id) if id_ is not None]
         maker = CanvasMaker(builder.prompts, ends[0] if ends else None, options)
         rows = rows_for(maker, content, questions)
         template = builder.template(reading_method(), stop_at_eos=False)
         requests = [replace(template(row.canvas), named=row.tokens) for row in rows]
-        return cls(tuple(questions), tuple(rows), tuple(requests))
+        return cls(questions, tuple(rows), tuple(requests))
 
     def decisions(self, readings: Sequence[Reading], calibration: Calibration | None) -> Decisions:
         """Return the answers, given the reading of each request."""

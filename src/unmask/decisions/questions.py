@@ -107,7 +107,13 @@ def _question(
     if isinstance(options, str) or not isinstance(options, Iterable):
         raise ConfigError(f"{noun}s={options!r} must be a list of texts, or map them to texts")
     given = options.items() if isinstance(options, Mapping) else options
-    pairs = [each if isinstance(each, tuple) else (each, None) for each in given]
+    pairs = list[tuple[Value, str | None]]()
+    for each in given:
+        if isinstance(each, tuple) and len(each) != 2:
+            raise ConfigError(
+                f"{noun} {cut_text(repr(each))} has {len(each)} parts; use (value, description)"
+            )
+        pairs.append(each if isinstance(each, tuple) else (each, None))
     if not 2 <= len(pairs) <= MAX_OPTIONS:
         raise ConfigError(
             f"{cut_text(instructions)!r} has {len(pairs)} {noun}s; 2 to {MAX_OPTIONS} are allowed"
@@ -125,6 +131,25 @@ def _question(
     return DecisionQuestion(
         kind, instructions, tuple(values), tuple(text for _, text in pairs), name
     )
+
+
+def question_list(questions: object) -> tuple[DecisionQuestion, ...]:
+    """Return 1 to 400 questions of an iterable. Raises ConfigError."""
+    if isinstance(questions, str | bytes | Mapping) or not isinstance(questions, Iterable):
+        raise ConfigError(
+            f"questions={cut_text(repr(questions))} must be a list of questions made by "
+            f"unmask.decisions.predicate, choice or score"
+        )
+    found = tuple(questions)
+    if not 1 <= len(found) <= MAX_QUESTIONS:
+        raise ConfigError(f"{len(found)} questions; 1 to {MAX_QUESTIONS} are allowed")
+    for each in found:
+        if not isinstance(each, DecisionQuestion):
+            raise ConfigError(
+                f"question {cut_text(repr(each))} must be made by unmask.decisions.predicate, choice or "
+                f"score"
+            )
+    return found
 
 
 def value_text(value: Value) -> str:

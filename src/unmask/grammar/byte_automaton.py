@@ -18,6 +18,7 @@ from unmask.grammar.nodes import (
     Chars,
     Concat,
     Either,
+    Graph,
     Members,
     Node,
     Ranges,
@@ -28,7 +29,7 @@ from unmask.grammar.nodes import (
 )
 
 MAX_NFA_STATES = 100_000
-MAX_STATES = 8_000
+MAX_STATES = 32_000
 MAX_WORK = 4_000_000
 """Maximum number of (state, byte class) pairs and set members that the subset construction visits."""
 
@@ -77,8 +78,8 @@ class _Machine:
     def new(self) -> int:
         if len(self.empty) >= MAX_NFA_STATES:
             raise GrammarError(
-                f"the constraint needs more than {MAX_NFA_STATES} states; use fewer or smaller "
-                f"repetitions, lengths or properties"
+                f"the constraint needs more than {MAX_NFA_STATES} states; use fewer or shorter texts, or "
+                f"smaller counts of characters, items and repetitions"
             )
         self.empty.append([])
         self.moves.append([])
@@ -107,6 +108,8 @@ class _Machine:
             return self._repeat(node, start)
         if isinstance(node, Members):
             return self._members(node, start)
+        if isinstance(node, Graph):
+            return self._graph(node, start)
         return self._chars(node, start)
 
     def _step(self, start: int) -> int:
@@ -156,6 +159,15 @@ class _Machine:
         self.empty[none].append(end)
         self.empty[some].append(end)
         return end
+
+    def _graph(self, node: Graph, start: int) -> int:
+        """Add a state for each of the graph, and its edges."""
+        numbers = {number for before, _, after in node.edges for number in (before, after)}
+        states = {number: self.new() for number in sorted(numbers | {node.start, node.end})}
+        self.empty[start].append(states[node.start])
+        for before, item, after in node.edges:
+            self.empty[self.add(item, self._step(states[before]))].append(states[after])
+        return self._step(states[node.end])
 
     def _chars(self, node: Chars, start: int) -> int:
         end = self.new()
@@ -272,15 +284,52 @@ class _Subsets:
                 row[number] = unions[key]
             rows.append(row)
         accepting = np.array([self.end in members for members in order])
-        return _trimmed(self.class_of, np.stack(rows), accepting)
+        table = np.stack(rows)
+        return _trimmed(self.class_of, *_merged(table, accepting))
 
     @staticmethod
     def _check_size(size: int) -> None:
         if size > MAX_STATES:
             raise GrammarError(
-                f"the constraint needs more than {MAX_STATES} states; use a smaller maxLength or maxItems, "
-                f"fewer repetitions or properties"
+                f"the constraint needs more than {MAX_STATES} states; use fewer or shorter texts, or "
+                f"smaller counts of characters, items and repetitions"
             )
+
+
+def _merged(table: Ints32, accepting: NDArray[np.bool_]) -> tuple[Ints32, NDArray[np.bool_]]:
+    """Merge states that accept alike and have equal moves, the last states of a text first.
+
+    Of states without a loop behind them, none that accept the same texts are left; the others may have
+    twins. State 0 stays dead, and state 1 the start.
+    """
+    number = np.arange(len(table), dtype=np.int32)
+    known: dict[tuple[bool, bytes], int] = {}
+    for state in _backwards(table):
+        key = bool(accepting[state]), number[table[state]].tobytes()
+        number[state] = known.setdefault(key, state)
+    if number[1] != 1:  # the start, which is visited last, stands for its twin
+        number[number == number[1]] = 1
+    keep = np.unique(np.append(number, (0, 1)))
+    fresh = np.zeros(len(table), dtype=np.int32)
+    fresh[keep] = np.arange(len(keep))
+    return fresh[number[table[keep]]], accepting[keep]
+
+
+def _backwards(table: Ints32) -> Iterator[int]:
+    """Yield the states, the dead one first, each after those that it leads to, loops excepted."""
+    yield 0
+    seen = np.zeros(len(table), dtype=np.bool_)
+    seen[:2] = True
+    stack = [(1, iter(np.unique(table[1]).tolist()))]
+    while stack:
+        state, others = stack[-1]
+        fresh = next((each for each in others if not seen[each]), None)
+        if fresh is None:
+            yield state
+            stack.pop()
+        else:
+            seen[fresh] = True
+            stack.append((fresh, iter(np.unique(table[fresh]).tolist())))
 
 
 def _trimmed(classes: Ints32, table: Ints32, accepting: NDArray[np.bool_]) -> ByteAutomaton:

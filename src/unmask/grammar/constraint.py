@@ -62,14 +62,19 @@ def regex(pattern: str) -> TextConstraint:
 
 def choice(options: Iterable[str]) -> TextConstraint:
     """Return the constraint that the answer is one of some texts. Raises GrammarError."""
-    texts = [options] if isinstance(options, str) else list(options)
-    if isinstance(options, str) or not texts:
-        raise GrammarError(f"choice={options!r} must be a list with at least one text")
+    is_list = isinstance(options, Iterable) and not isinstance(options, str | bytes)
+    texts = list(options) if is_list else []
+    if not texts:
+        raise GrammarError(
+            f"choice={cut_text(repr(options))} must be a list with at least one text"
+        )
     for each in texts:
         if not isinstance(each, str) or not each:
             raise GrammarError(
                 f"choice has {each!r}; every option must be a text that is not empty"
             )
+        if not _is_whole(each):
+            raise _half(f"choice has {cut_text(ascii(each))}, which")
     source = json.dumps(list(dict.fromkeys(texts)), ensure_ascii=True)
     return _checked(TextConstraint("choice", _short(source, "the list of choices")))
 
@@ -85,6 +90,8 @@ def json_schema(schema: Mapping[str, object] | bool | str) -> TextConstraint:
         plain = dict(schema) if isinstance(schema, Mapping) else schema
         source = plain if isinstance(plain, str) else json.dumps(plain, allow_nan=False)
         value = parse_json(_short(source, "the schema").encode())
+        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
+        _check_characters(value, "#")
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, GrammarError):
             raise
@@ -129,11 +136,43 @@ def _short(source: str, name: str) -> str:
         raise GrammarError(
             f"{name} has {len(source)} characters; at most {MAX_SOURCE_CHARS} are allowed; shorten it"
         )
+    if not _is_whole(source):
+        raise _half(f"{name}, at character {_first_half(source)},")
+    return source
+
+
+def _is_whole(source: str) -> bool:
+    """Return whether UTF-8 can encode a text."""
     try:
         source.encode("utf-8")
     except UnicodeEncodeError:
-        raise GrammarError(f"{name} contains half a character (a lone surrogate)") from None
-    return source
+        return False
+    return True
+
+
+def _first_half(source: str) -> int:
+    """Return the index of the first character that UTF-8 cannot encode."""
+    return next(at for at, char in enumerate(source) if "\ud800" <= char <= "\udfff")
+
+
+def _half(place: str) -> GrammarError:
+    return GrammarError(
+        f"{place} contains half a character (a lone surrogate); give the character whole, or leave it out"
+    )
+
+
+def _check_characters(value: object, path: str) -> None:
+    """Raise GrammarError for half a character in a name or text of a JSON value."""
+    if isinstance(value, str) and not _is_whole(value):
+        raise _half(f"schema {path}: {cut_text(ascii(value))}")
+    if isinstance(value, list):
+        for number, each in enumerate(value):
+            _check_characters(each, f"{path}/{number}")
+    if isinstance(value, dict):
+        for name, each in value.items():
+            if not _is_whole(name):
+                raise _half(f"schema {path}: the name {cut_text(ascii(name))}")
+            _check_characters(each, f"{path}/{name}")
 
 
 def _checked(constraint: TextConstraint) -> TextConstraint:

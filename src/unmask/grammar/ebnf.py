@@ -8,27 +8,25 @@ character but a newline, groups, alternatives, `* + ? {m} {m,} {m,n}` and commen
 next begins.
 
 An automaton is finite, so a rule within itself is expanded to a depth: a text whose derivation has one
-rule more than `depth` times inside itself is left out. Exact is recursion at the end or the beginning of a
-rule's alternatives (`digits ::= [0-9] digits | [0-9]`), which is a repetition.
+rule more than `depth` times inside itself is left out. Recursion at the end of rules' alternatives is a
+repetition and has no depth, directly (`digits ::= [0-9] digits | [0-9]`) and through other rules (`list ::=
+item rest`, `rest ::= "," list | ""`); so is recursion at their beginning, and direct recursion at both.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from unmask.errors import GrammarError, cut_text
-from unmask.grammar.nodes import EMPTY, NOTHING, Chars, Concat, Either, Node, Repeat, Text, text
+from unmask.grammar.ebnf_expansion import Expansion
+from unmask.grammar.ebnf_parts import InOrder, OneOf, Part, RuleName, Times, names_in, parts_in
+from unmask.grammar.nodes import EMPTY, Chars, Concat, Node, text
 from unmask.grammar.regex import parse_regex
 
 MAX_RULES = 1_000
 MAX_NESTING = 50
 """Maximum depth of groups within groups."""
-MAX_LEVELS = 150
-"""Maximum number of levels of the expanded tree, groups and rules together."""
-MAX_VISITS = 100_000
-"""Maximum number of parts, those of a rule counted at every use."""
 MAX_REPEATS = 10_000
 MAX_GRAMMAR_DEPTH = 8
 ROOT = "root"
@@ -43,41 +41,9 @@ TOKEN = re.compile(
 )
 LARK = re.compile(r"\s*(?:[?!]?[a-z_]\w*|%\w+)\s*(?::(?!:)|\S*import)")
 ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
+OCTAL_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*(\\(?:[1-9]|0[0-7]))")
 PLAIN_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "b": "\b", "0": "\0"}
 OWN_ESCAPES = frozenset("\"'\\/[]-^.(){}|*+?$ ")
-
-
-@dataclass(frozen=True, slots=True)
-class RuleName:
-    """A use of a rule."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class InOrder:
-    """Parts one after another."""
-
-    parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class OneOf:
-    """Alternatives."""
-
-    options: tuple[Part, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """A part, `low` to `high` (None: no limit) times."""
-
-    item: Part
-    low: int
-    high: int | None
-
-
-Part = RuleName | InOrder | OneOf | Times | Chars | Text
 
 
 def ebnf_node(source: str, depth: int) -> Node:
@@ -88,11 +54,11 @@ def ebnf_node(source: str, depth: int) -> Node:
             f"the grammar has no rule {ROOT}; add `{ROOT} ::= ...`, the whole answer"
         )
     for name, rule in rules.items():
-        for used in _names(rule):
+        for used in names_in(rule):
             if used not in rules:
                 raise GrammarError(f"grammar rule {name[:60]}: {used[:60]} is no rule; define it")
     _check_ends(rules)
-    return _Expansion(rules, depth).rule(ROOT, ())
+    return Expansion(rules, depth).rule(ROOT, ())
 
 
 class _Rules:
@@ -141,7 +107,8 @@ class _Rules:
             if kind in ("end", "defines") or value in ("|", ")") and kind == "mark":
                 break
             self.at += 1
-            parts.append(self.repeated(self.atom(kind, value, nesting)))
+            part = self.repeated(self.atom(kind, value, nesting))
+            parts += part.parts if isinstance(part, InOrder) else [] if part == EMPTY else [part]
         return parts[0] if len(parts) == 1 else InOrder(tuple(parts))
 
     def atom(self, kind: str, value: str, nesting: int) -> Part:
@@ -175,6 +142,8 @@ class _Rules:
 
     def characters(self, value: str) -> Chars:
         """Return a class; its syntax is that of regular expressions, except that `[` stands for itself."""
+        if found := OCTAL_ESCAPE.search(value):
+            raise self.error(f"the escape {found[1]} is not known; use \\xHH")
         try:
             node = parse_regex(value)
         except GrammarError as error:
@@ -228,22 +197,6 @@ def _tokens(source: str) -> Iterator[tuple[str, str]]:
             yield kind, match[0]
 
 
-def _names(part: Part) -> Iterator[str]:
-    """Yield the rules that a part uses."""
-    if isinstance(part, RuleName):
-        yield part.name
-    for inner in _inside(part):
-        yield from _names(inner)
-
-
-def _inside(part: Part) -> tuple[Part, ...]:
-    if isinstance(part, InOrder):
-        return part.parts
-    if isinstance(part, OneOf):
-        return part.options
-    return (part.item,) if isinstance(part, Times) else ()
-
-
 def _check_ends(rules: Mapping[str, Part]) -> None:
     """Raise GrammarError if `root` has no finite text; such a rule has no alternative without itself."""
     ending: set[str] = set()
@@ -255,11 +208,11 @@ def _check_ends(rules: Mapping[str, Part]) -> None:
             return any(map(ends, part.options))
         if isinstance(part, Times):
             return part.low == 0 or ends(part.item)
-        return all(map(ends, _inside(part)))
+        return all(map(ends, parts_in(part)))
 
     users: dict[str, list[str]] = {}
     for name, part in rules.items():
-        for used in set(_names(part)):
+        for used in set(names_in(part)):
             users.setdefault(used, []).append(name)
     waiting = list(rules)
     while waiting:
@@ -273,130 +226,3 @@ def _check_ends(rules: Mapping[str, Part]) -> None:
             f"the grammar's texts never end: {endless[:200]} only lead to themselves; give them an "
             f"alternative that does not"
         )
-
-
-class _Expansion:
-    """The trees of rules, each at most `depth` times within itself."""
-
-    def __init__(self, rules: Mapping[str, Part], depth: int) -> None:
-        self.rules, self.depth, self.num_visits, self.level = rules, depth, 0, 0
-
-    def rule(self, name: str, chain: tuple[str, ...]) -> Node:
-        """Return the tree of a rule inside the rules of `chain`; nothing beyond the depth."""
-        if chain.count(name) >= self.depth:
-            return NOTHING
-        inner = (*chain, name)
-        starts, befores, afters, betweens = (list[Part]() for _ in range(4))
-        for option in _options(self.rules[name], name):
-            parts = option.parts if isinstance(option, InOrder) else (option,)
-            if parts == (RuleName(name),):
-                continue  # `a ::= a` adds nothing
-            if len(parts) > 1 and parts[0] == parts[-1] == RuleName(name):
-                betweens.append(InOrder(parts[1:-1]))
-            elif parts and parts[0] == RuleName(name):
-                afters.append(InOrder(parts[1:]))
-            elif parts and parts[-1] == RuleName(name):
-                befores.append(InOrder(parts[:-1]))
-            else:
-                starts.append(option)
-        before, body, after, between = (
-            self.part(OneOf(tuple(each)), inner) for each in (befores, starts, afters, betweens)
-        )
-        once = _joined([_repeated(before, 0, None), body, _repeated(after, 0, None)])
-        is_single = between == NOTHING or once == NOTHING
-        return once if is_single else Repeat(once, 1, None, separator=between)
-
-    def part(self, part: Part, chain: tuple[str, ...]) -> Node:
-        """Return the tree of a part inside the rules of `chain`."""
-        self.num_visits += 1
-        if self.num_visits > MAX_VISITS:
-            raise GrammarError(
-                f"the grammar has more than {MAX_VISITS} parts at depth {self.depth}, those of a rule "
-                f"counted at every use; use a smaller depth, or fewer rules"
-            )
-        if self.level >= MAX_LEVELS:
-            raise GrammarError(
-                f"the grammar has more than {MAX_LEVELS} levels of rules and groups at depth {self.depth}, "
-                f"in rule {chain[-1][:60]}; use a smaller depth, or fewer rules within rules"
-            )
-        self.level += 1
-        node = self.node(part, chain)
-        self.level -= 1
-        return node
-
-    def node(self, part: Part, chain: tuple[str, ...]) -> Node:
-        """Return the tree of a part, by its kind."""
-        if isinstance(part, RuleName):
-            return self.rule(part.name, chain)
-        if isinstance(part, InOrder):
-            return _joined(self.sequence(part.parts, chain))
-        if isinstance(part, OneOf):
-            options = [self.part(each, chain) for each in part.options]
-            return Either(tuple(each for each in options if each != NOTHING))
-        if isinstance(part, Times):
-            return _repeated(self.part(part.item, chain), part.low, part.high)
-        return part
-
-    def sequence(self, parts: tuple[Part, ...], chain: tuple[str, ...]) -> list[Node]:
-        """Return the trees of parts in order; `a ("," a)*` is one of repeated items, which has `a` once."""
-        nodes: list[Node] = []
-        for at, part in enumerate(parts):
-            again = (
-                part.item
-                if isinstance(part, Times) and (part.low, part.high) == (0, None)
-                else None
-            )
-            inner = again.parts if isinstance(again, InOrder) else ()
-            size = next(
-                (
-                    n
-                    for n in range(min(at, len(inner) - 1), 0, -1)
-                    if inner[-n:] == parts[at - n : at]
-                ),
-                0,
-            )
-            if not size:
-                nodes.append(self.part(part, chain))
-                continue
-            separator = _joined([self.part(each, chain) for each in inner[:-size]])
-            item = _joined(nodes[-size:])
-            if item == NOTHING or separator == NOTHING:
-                nodes.append(EMPTY)
-            else:
-                nodes[-size:] = [*[EMPTY] * (size - 1), Repeat(item, 1, None, separator)]
-                nodes.append(EMPTY)
-        return nodes
-
-
-def _options(part: Part, name: str) -> list[Part]:
-    """Return a rule's alternatives; an optional end with the rule itself is two of them."""
-    found: list[Part] = []
-    for option in part.options if isinstance(part, OneOf) else (part,):
-        last = option.parts[-1] if isinstance(option, InOrder) and option.parts else None
-        if (
-            isinstance(option, InOrder)
-            and isinstance(last, Times)
-            and (last.low, last.high) == (0, 1)
-            and not isinstance(last.item, OneOf)
-            and name in _names(last.item)
-        ):
-            more = last.item.parts if isinstance(last.item, InOrder) else (last.item,)
-            found += [InOrder(option.parts[:-1]), InOrder((*option.parts[:-1], *more))]
-        else:
-            found.append(option)
-    return found
-
-
-def _joined(nodes: list[Node]) -> Node:
-    """Return a concatenation; nothing if a part is nothing."""
-    if any(node == NOTHING for node in nodes):
-        return NOTHING
-    parts = tuple(node for node in nodes if node != EMPTY)
-    return Concat(parts) if len(parts) > 1 else parts[0] if parts else EMPTY
-
-
-def _repeated(node: Node, low: int, high: int | None) -> Node:
-    """Return a repetition; of nothing, only the empty text is one."""
-    if node == NOTHING:
-        return EMPTY if low == 0 else NOTHING
-    return Repeat(node, low, high)

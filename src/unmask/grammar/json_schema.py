@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from math import ceil, floor, isfinite
 from typing import NoReturn
 
 from unmask.errors import GrammarError, cut_text
@@ -24,8 +25,19 @@ from unmask.grammar.json_text_nodes import (
     string,
 )
 from unmask.grammar.nodes import NOTHING, Members, Node, concat, either
-from unmask.grammar.numbers import decimals, integers
+from unmask.grammar.numbers import MAX_BOUNDED, MAX_DECIMALS, MAX_INTEGER, decimals, integers
 from unmask.grammar.regex import parse_regex
+from unmask.grammar.schema_keywords import ANNOTATIONS, FORMATS, HARMLESS, KEYWORDS, REFUSED
+from unmask.grammar.schema_values import (
+    Schema,
+    are_disjoint,
+    common_types,
+    constants_of,
+    distinct_values,
+    kinds_of_keywords,
+    types_of_schema,
+    types_of_value,
+)
 
 MAX_DEPTH = 5
 """Maximum nesting of values of any kind; the automaton doubles with each level."""
@@ -35,83 +47,6 @@ MAX_RECURSION = 3
 """Maximum number of times that a definition may contain itself; deeper alternatives are left out."""
 MAX_VISITS = 5_000
 """Maximum number of subschemas, with those of references counted at every use."""
-
-Schema = Mapping[str, object]
-
-ANNOTATIONS = frozenset(
-    [
-        "title",
-        "description",
-        "default",
-        "examples",
-        "$schema",
-        "$id",
-        "$anchor",
-        "$comment",
-        "$defs",
-        "definitions",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "contentMediaType",
-        "contentEncoding",
-        "contentSchema",
-        "strict",
-        "discriminator",
-    ]
-)
-KEYWORDS: dict[str, frozenset[str]] = {
-    "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
-    "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
-    "number": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
-    "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
-    "object": frozenset({"properties", "required", "additionalProperties"}),
-    "boolean": frozenset(),
-    "null": frozenset(),
-}
-REFUSED: dict[str, frozenset[str]] = {
-    "integer": frozenset({"multipleOf"}),
-    "number": frozenset({"multipleOf"}),
-    "array": frozenset(
-        [
-            "contains",
-            "minContains",
-            "maxContains",
-            "uniqueItems",
-            "unevaluatedItems",
-            "additionalItems",
-        ]
-    ),
-    "object": frozenset(
-        [
-            "patternProperties",
-            "propertyNames",
-            "minProperties",
-            "maxProperties",
-            "dependentRequired",
-            "dependencies",
-            "dependentSchemas",
-            "unevaluatedProperties",
-        ]
-    ),
-}
-"""Keywords that are known to concern one kind of value only, and not supported there."""
-HARMLESS: dict[str, tuple[object, ...]] = {
-    "uniqueItems": (False,),
-    "unevaluatedProperties": (False, True),
-    "unevaluatedItems": (True,),
-    "minProperties": (0,),
-}
-"""Values of unsupported keywords that cannot be violated."""
-FORMATS = {
-    "date": r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])",
-    "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])",
-    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
-    "ipv4": r"((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}"
-    r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])",
-    "email": r"[a-z0-9]+([._-][a-z0-9]+)*@[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)*\.[a-z]{2,}",
-}
-FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
 
 
 def object_node(max_depth: int) -> Node:
@@ -139,15 +74,22 @@ class _Reader:
             "null": lambda *_: concat("null"),
         }
 
-    def node(self, schema: object, path: str, refs: tuple[str, ...]) -> Node:
-        """Return a subschema at a path; `refs` are the references that led to it."""
+    def node(
+        self, schema: object, path: str, refs: tuple[str, ...], types: list[str] | None = None
+    ) -> Node:
+        """Return a subschema at a path; `refs` are the references that led to it.
+
+        `types` are those that the schema around it allows, None: any.
+        """
         self.num_visits += 1
         if self.num_visits > MAX_VISITS:
             raise GrammarError(
                 f"the schema has more than {MAX_VISITS} parts, with those of $ref counted at every use; "
                 f"simplify it"
             )
-        if schema is True or schema == {}:
+        if schema is True:
+            schema = {}
+        if schema == {} and types is None:
             return any_value(ANY_DEPTH)
         if schema is False:
             return NOTHING
@@ -156,6 +98,13 @@ class _Reader:
                 f"schema {path} is {cut_text(repr(schema))}; use an object or a boolean"
             )
         given = {k: v for k, v in schema.items() if k not in ANNOTATIONS and not k.startswith("x-")}
+        if types is not None:
+            own = types_of_schema(given, path)
+            types = types if own is None else common_types(types, own)
+            values = constants_of(given)
+            if not types or values is not None and not _of_types(values, types):
+                return NOTHING
+            given["type"] = types
         for keyword, build in (
             ("$ref", self._reference),
             ("allOf", self._all_of),
@@ -165,6 +114,7 @@ class _Reader:
             ("enum", self._constants),
         ):
             if keyword in given:
+                self._alone(given, path, keyword, "type")
                 return build(given, path, refs)
         return self._typed(given, path, refs)
 
@@ -175,7 +125,6 @@ class _Reader:
                 _refuse(path, other, f"beside {keyword}")
 
     def _reference(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
-        self._alone(given, path, "$ref")
         target = given["$ref"]
         if not isinstance(target, str) or not (target == "#" or target.startswith("#/")):
             raise GrammarError(
@@ -187,42 +136,39 @@ class _Reader:
         found: object = self.document
         for part in target.split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdigit() and int(name) < len(found):
+            if isinstance(found, list) and name in map(str, range(len(found))):
                 found = found[int(name)]
             elif isinstance(found, Mapping) and name in found:
                 found = found[name]
             else:
                 raise GrammarError(f"schema {path}: $ref={target!r} names nothing in the schema")
-        return self.node(found, target, (*refs, target))
+        return self.node(found, target, (*refs, target), types_of_schema(given, path))
 
     def _all_of(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
         parts = given["allOf"]
         if not isinstance(parts, list) or len(parts) != 1:
             _refuse(path, "allOf", "with more than one schema")
-        self._alone(given, path, "allOf")
-        return self.node(parts[0], f"{path}/allOf/0", refs)
+        return self.node(parts[0], f"{path}/allOf/0", refs, types_of_schema(given, path))
 
     def _any_of(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
-        self._alone(given, path, "anyOf", "type")
-        options = _list(given, path, "anyOf")
-        types = {"type": given["type"]} if "type" in given else {}
+        options, types = _list(given, path, "anyOf"), types_of_schema(given, path)
         return either(
-            self.node({**types, **option} if isinstance(option, Mapping) else option, where, refs)
+            self.node(option, f"{path}/anyOf/{number}", refs, types)
             for number, option in enumerate(options)
-            for where in (f"{path}/anyOf/{number}",)
         )
 
     def _one_of(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
         """Return the union of alternatives of which no value can meet two."""
-        self._alone(given, path, "oneOf")
-        options = _list(given, path, "oneOf")
-        nodes = [self.node(each, f"{path}/oneOf/{i}", refs) for i, each in enumerate(options)]
+        options, types = _list(given, path, "oneOf"), types_of_schema(given, path)
+        nodes = [
+            self.node(each, f"{path}/oneOf/{i}", refs, types) for i, each in enumerate(options)
+        ]
         resolved = [self._resolved(each) for each in options]
         for i, first in enumerate(resolved):
-            if not all(_are_disjoint(first, second) for second in resolved[:i]):
+            if not all(are_disjoint(first, second, types) for second in resolved[:i]):
                 _refuse(
-                    path, "oneOf", "whose alternatives neither have different types nor a property with "
-                    "different const values; use anyOf"
+                    path, "oneOf", "whose alternatives neither have different types or constants nor a "
+                    "required property with different ones; use anyOf"
                 )  # fmt: skip
         return either(nodes)
 
@@ -240,25 +186,23 @@ class _Reader:
 
     def _constants(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
         keyword = "const" if "const" in given else "enum"
-        self._alone(given, path, keyword, "type")
         values = [given["const"]] if keyword == "const" else _list(given, path, "enum")
-        types = _types(given, path)
-        chosen = [value for value in values if types is None or _type_of(value) & set(types)]
+        types = types_of_schema(given, path)
+        chosen = values if types is None else _of_types(values, types)
         if not chosen:
             raise GrammarError(
                 f"schema {path}: no value of {keyword} has the type {given['type']!r}"
             )
-        return either(constant(value) for value in chosen)
+        return either(constant(value) for value in distinct_values(chosen))
 
     def _typed(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
         known = {"type"}.union(*KEYWORDS.values(), *REFUSED.values())
         for keyword in given:
             if keyword not in known:
                 _refuse(path, keyword)
-        types = _types(given, path)
+        types = types_of_schema(given, path)
         if types is None:
-            types = [kind for kind in KEYWORDS if any(k in given for k in KEYWORDS[kind])]
-            types = ["number"] if types == ["integer", "number"] else types
+            types = kinds_of_keywords(given)
             if not types:
                 for keyword in given:
                     _refuse(path, keyword, "without type")
@@ -266,7 +210,7 @@ class _Reader:
         nodes = []
         for kind in types:
             for keyword in REFUSED.get(kind, ()):
-                if keyword in given and given[keyword] not in HARMLESS.get(keyword, ()):
+                if keyword in given and not _is_harmless(keyword, given[keyword]):
                     _refuse(path, keyword)
             nodes.append(self.by_type[kind](given, path, refs))
         return either(nodes)
@@ -296,23 +240,29 @@ class _Reader:
         return string(escaped(parse_regex(value, is_search=True)))
 
     def _integer(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
-        bounds = _bounds(given, path)
-        low, high, above, below = bounds
-        least = None if low is None else -int(-low // 1)
-        most = None if high is None else int(high // 1)
-        least = least + 1 if above and least is not None and least == low else least
-        most = most - 1 if below and most is not None and most == high else most
+        low, high, above, below = _bounds(given, path)
+        least = None if low is None else floor(low) + 1 if above else ceil(low)
+        most = None if high is None else ceil(high) - 1 if below else floor(high)
+        _check_range(path, "integer", least, most, MAX_INTEGER)
         return integers(least, most)
 
     def _number(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
         low, high, above, below = _bounds(given, path)
-        return decimals(low, high, above=above, below=below)
+        _check_range(path, "number", low, high, MAX_BOUNDED)
+        node = decimals(low, high, above=above, below=below)
+        if node == NOTHING:
+            raise GrammarError(
+                f"schema {path}: no number of at most {MAX_DECIMALS} decimals lies within its bounds; use "
+                f"bounds that are farther apart"
+            )
+        return node
 
     def _array(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
         low, high = _count(given, path, "minItems") or 0, _count(given, path, "maxItems")
         _check_order(path, "minItems", low, "maxItems", high)
         if "prefixItems" not in given:
-            item = self.node(given.get("items", True), f"{path}/items", refs)
+            keyword = "items" if "items" in given else "unevaluatedItems"
+            item = self.node(given.get(keyword, True), f"{path}/{keyword}", refs)
             return array(item, low, high)
         first = _list(given, path, "prefixItems")
         if low > len(first) or (high is not None and high < len(first)):
@@ -321,7 +271,10 @@ class _Reader:
         return concat("[", Members(tuple((item, True) for item in items), COMMA), "]")
 
     def _object(self, given: Schema, path: str, refs: tuple[str, ...]) -> Node:
-        properties, more = given.get("properties", {}), given.get("additionalProperties", True)
+        properties = given.get("properties", {})
+        others = "additionalProperties"
+        others = others if others in given else "unevaluatedProperties"
+        more = given.get(others, True)
         required = given.get("required", [])
         if not isinstance(properties, Mapping):
             raise GrammarError(
@@ -334,7 +287,7 @@ class _Reader:
         if not properties and not required:
             if more is False or (properties == given.get("properties") and more is True):
                 return concat("{}")
-            return mapping(self.node(more, f"{path}/additionalProperties", refs))
+            return mapping(self.node(more, f"{path}/{others}", refs))
         members: list[tuple[Node, bool]] = []
         for name, schema in properties.items():
             value = self.node(schema, f"{path}/properties/{name}", refs)
@@ -344,11 +297,22 @@ class _Reader:
                 if more is False:
                     raise GrammarError(
                         f"schema {path}: the required property {name!r} is not declared, and "
-                        f"additionalProperties is false"
+                        f"{others} is false"
                     )
-                value = self.node(more, f"{path}/additionalProperties", refs)
+                value = self.node(more, f"{path}/{others}", refs)
                 members.append((concat(constant(name), COLON, value), True))
         return concat("{", Members(tuple(members), COMMA), "}")
+
+
+def _of_types(values: list[object], types: list[str]) -> list[object]:
+    """Return the values that have one of the types."""
+    return [value for value in values if types_of_value(value) & set(types)]
+
+
+def _is_harmless(keyword: str, value: object) -> bool:
+    """Return whether an unsupported keyword has a value that nothing violates."""
+    own = HARMLESS.get(keyword)
+    return own is not None and type(value) is type(own) and value == own
 
 
 def _refuse(path: str, keyword: str, why: str = "") -> NoReturn:
@@ -368,35 +332,6 @@ def _list(given: Schema, path: str, keyword: str) -> list[object]:
     return value
 
 
-def _types(given: Schema, path: str) -> list[str] | None:
-    value = given.get("type")
-    if value is None:
-        return None
-    types: list[str] = []
-    for kind in value if isinstance(value, list) else [value]:
-        if not isinstance(kind, str) or kind not in KEYWORDS:
-            raise GrammarError(
-                f"schema {path}: type={kind!r} is unknown; use {', '.join(KEYWORDS)}"
-            )
-        types.append(kind)
-    return types
-
-
-def _type_of(value: object) -> set[str]:
-    """Return the names of the types that a JSON value has."""
-    if isinstance(value, bool):
-        return {"boolean"}
-    if isinstance(value, int):
-        return {"integer", "number"}
-    if isinstance(value, float):
-        return {"number", "integer"} if value.is_integer() else {"number"}
-    if value is None:
-        return {"null"}
-    return {
-        "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
-    }
-
-
 def _count(given: Schema, path: str, keyword: str) -> int | None:
     value = given.get(keyword)
     if value is None:
@@ -413,6 +348,21 @@ def _check_order(path: str, first: str, low: int, second: str, high: int | None)
         raise GrammarError(f"schema {path}: {first}={low} is greater than {second}={high}")
 
 
+def _check_range(
+    path: str, kind: str, low: int | Decimal | None, high: int | Decimal | None, most: int
+) -> None:
+    """Raise GrammarError if no number is within inclusive bounds and `-most` to `most`."""
+    if low is not None and high is not None and low > high:
+        raise GrammarError(
+            f"schema {path}: no {kind} lies within its bounds; use a minimum below the maximum"
+        )
+    if low is not None and low > most or high is not None and high < -most:
+        raise GrammarError(
+            f"schema {path}: the bounds admit no {kind} of at most {len(str(most))} digits before the "
+            f"point, and longer ones are not produced; use smaller bounds, or a string with a pattern"
+        )
+
+
 def _bounds(given: Schema, path: str) -> tuple[Decimal | None, Decimal | None, bool, bool]:
     """Return the bounds of a number and whether they are exclusive."""
     found: dict[str, Decimal | None] = {}
@@ -420,54 +370,11 @@ def _bounds(given: Schema, path: str) -> tuple[Decimal | None, Decimal | None, b
         value = given.get(keyword)
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise GrammarError(f"schema {path}: {keyword}={value!r} must be a number")
+        if isinstance(value, float) and not isfinite(value):
+            raise GrammarError(f"schema {path}: {keyword}={value!r} must be a finite number")
         found[keyword] = None if value is None else Decimal(str(value))
     low, high = found["minimum"], found["maximum"]
     least, most = found["exclusiveMinimum"], found["exclusiveMaximum"]
     above = least is not None and (low is None or least >= low)
     below = most is not None and (high is None or most <= high)
     return least if above else low, most if below else high, above, below
-
-
-def _are_disjoint(first: object, second: object) -> bool:
-    """Return whether no value meets both schemas, as their types or const properties show."""
-    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
-        return first is False or second is False
-    values = [_possible(each) for each in (first, second)]
-    if values[0] is not None and values[1] is not None:
-        return not values[0] & values[1]
-    kinds = [_kinds(each) for each in (first, second)]
-    if kinds[0] is not None and kinds[1] is not None and not kinds[0] & kinds[1]:
-        return True
-    tagged = [_tags(each) for each in (first, second)]
-    return any(
-        not tagged[0][name] & tagged[1][name] for name in tagged[0].keys() & tagged[1].keys()
-    )
-
-
-def _kinds(schema: Schema) -> set[str] | None:
-    """Return the types of a schema's values; None: any."""
-    if "const" in schema:
-        return _type_of(schema["const"])
-    types = _types(schema, "#")
-    if types is None:
-        return {"object"} if "properties" in schema and "type" in schema else None
-    return {*types, *(("integer",) if "number" in types else ())}
-
-
-def _possible(schema: Schema) -> set[str] | None:
-    """Return the values of const or enum, as text; None without them."""
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    return set(map(repr, values)) if isinstance(values, list) else None
-
-
-def _tags(schema: Schema) -> dict[str, set[str]]:
-    """Return the possible values of required properties that have const or enum."""
-    properties, required = schema.get("properties"), schema.get("required")
-    if not isinstance(properties, Mapping) or not isinstance(required, list):
-        return {}
-    tags = {
-        name: _possible(each)
-        for name, each in properties.items()
-        if name in required and isinstance(each, Mapping)
-    }
-    return {name: values for name, values in tags.items() if values is not None}

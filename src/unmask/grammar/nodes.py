@@ -62,7 +62,16 @@ class Members:
     separator: Node
 
 
-Node = Chars | Text | Concat | Either | Repeat | Members
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The texts along the walks from state `start` to `end`; an edge is `(state, node, next state)`."""
+
+    edges: tuple[tuple[int, Node, int], ...]
+    start: int
+    end: int
+
+
+Node = Chars | Text | Concat | Either | Repeat | Members | Graph
 
 NOTHING = Either(())
 """The language without any text."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import Decimal
+from fractions import Fraction
+from math import ceil, floor
 
 from unmask.grammar.nodes import EMPTY, NOTHING, Chars, Node, Repeat, concat, either, optional
 
 DIGIT = Chars(((48, 57),))
 NON_ZERO = Chars(((49, 57),))
-NUM_DECIMALS = 6
-UNIT = 10**NUM_DECIMALS
+MIN_DECIMALS, MAX_DECIMALS = 6, 20
+"""Least and greatest limit of the decimals of a bounded number."""
 MAX_INTEGER = 10**18 - 1
 """Integers have at most 18 digits, those of bounded numbers 15."""
 MAX_BOUNDED = 10**15 - 1
@@ -37,51 +39,89 @@ def integers(low: int | None, high: int | None) -> Node:
 def decimals(
     low: Decimal | None, high: Decimal | None, *, above: bool = False, below: bool = False
 ) -> Node:
-    """Return numbers in `[low, high]` with up to 6 decimals; exclusive bounds with `above`, `below`.
+    """Return numbers in `[low, high]` without exponents; exclusive bounds with `above`, `below`.
 
-    Numbers whose integer part is that of a bound have exactly 6 decimals, or none.
+    They have up to 6 decimals, or one more than the bound with most (at most 20), and zeros may end them.
+    Without bounds, all numbers.
     """
     if low is None and high is None:
         return NUMBER
-    first, last = -MAX_BOUNDED * UNIT, MAX_BOUNDED * UNIT
+    places = max(MIN_DECIMALS, *(1 + _num_decimals(bound) for bound in (low, high)))
+    unit = 10 ** min(places, MAX_DECIMALS)
+    first, last = -MAX_BOUNDED * unit, MAX_BOUNDED * unit
     if low is not None:
-        scaled = int((low * UNIT).to_integral_value(ROUND_CEILING))
-        first = max(first, scaled + (above and scaled == low * UNIT))
+        scaled = Fraction(low) * unit
+        first = max(first, floor(scaled) + 1 if above else ceil(scaled))
     if high is not None:
-        scaled = int((high * UNIT).to_integral_value(ROUND_FLOOR))
-        last = min(last, scaled - (below and scaled == high * UNIT))
+        scaled = Fraction(high) * unit
+        last = min(last, ceil(scaled) - 1 if below else floor(scaled))
     options: list[Node] = []
     if first < 0 and first <= last:
-        options.append(concat("-", _units(max(1, -last), -first)))
+        options.append(concat("-", _fixed(max(1, -last), -first, unit)))
     if last >= 0 and first <= last:
-        options.append(_units(max(0, first), last))
+        options.append(_fixed(max(0, first), last, unit))
     return either(options)
 
 
-def _units(first: int, last: int) -> Node:
-    """Return the numbers from `first` to `last` millionths, both at least 0."""
-    (low, low_part), (high, high_part) = divmod(first, UNIT), divmod(last, UNIT)
+def _num_decimals(bound: Decimal | None) -> int:
+    """Return the number of decimals of a bound without zeros at their end."""
+    if not bound:
+        return 0
+    exponent = bound.normalize().as_tuple().exponent
+    assert isinstance(exponent, int), "bounds are finite"
+    return max(0, -exponent)
+
+
+def _fixed(first: int, last: int, unit: int) -> Node:
+    """Return the numbers from `first` to `last` units, both at least 0; 1 is `unit` of them."""
+    size = len(str(unit)) - 1
+    (low, low_part), (high, high_part) = divmod(first, unit), divmod(last, unit)
+    if low == high:
+        return concat(str(low), _fraction(low_part, high_part, size))
     options: list[Node] = []
-    if low == high and (low_part, high_part) != (0, UNIT - 1):
-        options.append(_with_decimals(low, low_part, high_part))
-        return either(options)
     if low_part > 0:
-        options.append(_with_decimals(low, low_part, UNIT - 1))
+        options.append(concat(str(low), _fraction(low_part, unit - 1, size)))
         low += 1
-    if high_part < UNIT - 1:
-        options.append(_with_decimals(high, 0, high_part))
+    if high_part < unit - 1:
+        options.append(concat(str(high), _fraction(0, high_part, size)))
         high -= 1
     if low <= high:
-        fraction = optional(concat(".", Repeat(DIGIT, 1, NUM_DECIMALS)))
-        options.append(concat(_naturals(low, high), fraction))
+        options.append(concat(_naturals(low, high), _fraction(0, unit - 1, size)))
     return either(options)
 
 
-def _with_decimals(integer: int, first: int, last: int) -> Node:
-    """Return `integer` with decimals from `first` to `last` millionths, or none if `first` is 0."""
-    span = _digits(f"{first:0{NUM_DECIMALS}d}", f"{last:0{NUM_DECIMALS}d}")
-    exact = concat(str(integer), ".", span)
-    return either((exact, str(integer))) if first == 0 else exact
+def _fraction(first: int, last: int, size: int) -> Node:
+    """Return a point and decimals, or nothing for 0, from `first` to `last` units of `size` decimals."""
+    some = concat(".", _decimals(f"{first:0{size}d}", f"{last:0{size}d}"))
+    return optional(some) if first == 0 else some
+
+
+def _decimals(low: str, high: str) -> Node:
+    """Return 1 to n decimals that, with zeros after them, lie between two texts of n digits."""
+    size = len(low) - 1
+    if not low.strip("0") and not high.strip("9"):
+        return Repeat(DIGIT, 1, size + 1)
+    first, last = int(low[0]), int(high[0])
+    if first == last:
+        return concat(low[0], _more_decimals(low[1:], high[1:]))
+    options: list[Node] = []
+    if low[1:].strip("0"):
+        options.append(concat(low[0], _more_decimals(low[1:], "9" * size)))
+        first += 1
+    if high[1:].strip("9"):
+        options.append(concat(high[0], _more_decimals("0" * size, high[1:])))
+        last -= 1
+    if first <= last:
+        options.append(concat(Chars(((48 + first, 48 + last),)), Repeat(DIGIT, 0, size)))
+    return either(options)
+
+
+def _more_decimals(low: str, high: str) -> Node:
+    """Return 0 to n decimals between two texts of n digits."""
+    if not low:
+        return EMPTY
+    some = _decimals(low, high)
+    return some if low.strip("0") else optional(some)
 
 
 def _naturals(low: int, high: int) -> Node:

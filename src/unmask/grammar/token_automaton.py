@@ -208,6 +208,6 @@ class _Columns:
 
 def _too_large() -> GrammarError:
     return GrammarError(
-        "the constraint is too large for this vocabulary; use fewer properties, or a smaller maxLength or "
-        "maxItems"
+        "the constraint is too large for this vocabulary; use fewer or shorter texts, or smaller counts of "
+        "characters, items and repetitions"
     )
