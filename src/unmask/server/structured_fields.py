@@ -38,11 +38,12 @@ def constraint_of(body: DecodingRequest) -> TextConstraint | None:
             raise library_error(error, param) from None
         if constraint is not None:
             found[param] = constraint
-    if body.tool_schema is not None:
-        try:
-            found["tools"] = json_schema(body.tool_schema)
-        except GrammarError as error:
-            raise library_error(error, "tools") from None
+    try:
+        schema = body.tool_schema
+        if schema is not None:
+            found["tools"] = json_schema(schema)
+    except GrammarError as error:
+        raise library_error(error, "tools") from None
     if len(set(found.values())) > 1:
         first, second, *_ = found
         raise ApiError(
