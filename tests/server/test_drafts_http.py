@@ -111,7 +111,8 @@ def test_tokens_of_a_draft_have_no_probability_and_no_forward(client):
     reply = client.post("/v1/chat/completions", json={**CHAT, **WINO, **fields})
     (choice,) = reply.json()["choices"]
     assert choice["message"]["content"] == TEXT
-    assert all(item["logprob"] in (None, -9999.0) for item in choice["logprobs"]["content"])
+    assert all(item["logprob"] == -9999.0 for item in choice["logprobs"]["content"])
+    assert set(choice["step_map"]["logprobs"]) == set(choice["step_map"]["forwards"]) == {None}
 
 
 def test_vllms_spelling_of_a_draft_is_the_same(client, demo_llm):

@@ -253,11 +253,11 @@ class Answer:
         if self.plan.keeps_reading:
             self.reading = update.reading or self.reading
         elif update.kind == "step":
-            self.confidences.apply(update.before, update.edit, update.num_forwards)
-            if update.reading is not None:
-                self.confidences.add_likeliest(
-                    update.before, update.edit, update.reading, self.plan.request
-                )
+            before, edit, reading = update.before, update.edit, update.reading
+            self.confidences.apply(before, edit, update.num_forwards, reading)
+            if reading is not None:
+                request, num_top = self.plan.request, self.plan.num_top
+                self.confidences.add_likeliest(before, edit, reading, request, num_top)
         self.canvas, self.weights_version = update.canvas, update.handle.num_changes
         self.num_forwards, self.num_queries = update.num_forwards, update.num_queries
         self.num_draft_forwards = update.num_draft_forwards

@@ -42,8 +42,9 @@ class GenerationPlan:
     """One answer to decode.
 
     `index`: of the choice; `prompt`: index of its prompt, which has `num_prompt` tokens. The text is that
-    of `size` positions (None: all) from `start` on, until one of `ends`. With `keeps_reading`, the answer
-    has the last reading of its canvas, in place of the tokens' log-probabilities.
+    of `size` positions (None: all) from `start` on, until one of `ends`. `num_top`: likeliest tokens to
+    return with each token. With `keeps_reading`, the answer has the last reading of its canvas, in place of
+    the tokens' log-probabilities.
     """
 
     index: int
@@ -53,6 +54,7 @@ class GenerationPlan:
     ends: StopCriteria
     start: int
     size: int | None = None
+    num_top: int = 0
     keeps_reading: bool = False
 
 
@@ -271,6 +273,10 @@ class Planner:
         except UnmaskError as error:
             raise library_error(error) from None
         self._check_room(request.max_positions, "the canvas", body.length_name)
+        num_top = min(body.num_top, self.llm.spec.vocab_size)
+        has_numbers = body.wants_logprobs or body.return_step_map or body.wants_canvas
+        # A replaced token has its number in the reading, which comes with the likeliest tokens alone.
+        num_read = max(num_top, int(has_numbers and request.decoder.core.revises))
         return [
             GenerationPlan(
                 index=first + copy,
@@ -278,7 +284,7 @@ class Planner:
                 request=replace(
                     request,
                     seed=row_seed(seed, first + copy),
-                    num_top=min(body.num_top, self.llm.spec.vocab_size),
+                    num_top=num_read,
                     named=body.named,
                     num_alternatives=body.trace_alternatives,
                 ),
@@ -286,6 +292,7 @@ class Planner:
                 ends=ends,
                 start=start,
                 size=size,
+                num_top=num_top,
             )
             for copy in range(body.choices)
         ]
