@@ -269,6 +269,18 @@ def test_what_no_call_can_meet_is_refused(client, fields, param, word):
     assert param in (None, error["param"])
 
 
+@pytest.mark.parametrize(
+    "choice", ["required", NAMED, {"type": "function", "function": {"name": "a b"}}]
+)
+def test_a_faulty_tool_is_refused_for_itself_alone(client, choice):
+    tools = [{"type": "function", "function": {"name": "a b"}}]
+    body = {**CHAT, **SHORT, "tools": tools, "tool_choice": choice}
+    error = client.post(CHAT_URL, json=body).json()["error"]
+    assert error["param"] == "tools.0.function.name"
+    assert "tool_choice" not in error["message"]
+    assert "needs tools" not in error["message"]
+
+
 def allowed(mode, *names):
     tools = [{"type": "function", "function": {"name": name}} for name in names]
     return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}

@@ -120,7 +120,9 @@ class ToolRequest(StrictModel):
     def _check_choice(
         cls, choice: ToolChoice | str | None, info: ValidationInfo
     ) -> ToolChoice | str | None:
-        tools: list[Tool] = info.data.get("tools") or []
+        if "tools" not in info.data:  # they are refused themselves
+            return choice
+        tools: list[Tool] = info.data["tools"] or []
         kind = choice.type if isinstance(choice, ToolChoice) else choice
         if kind == "required" and not tools:
             raise ValueError('"required" needs tools; without them, use "none" or "auto"')
