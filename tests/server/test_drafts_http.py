@@ -47,6 +47,29 @@ def test_every_route_takes_a_draft_and_keeps_it_without_edits(client, url):
     assert url == "/v1/infill" or text == TEXT  # its length is that of the draft
 
 
+def test_sglangs_route_takes_a_draft_among_its_sampling_params(client, demo_llm):
+    def generate(text, **fields):
+        params = {"decoder": "wino", "sampling_seed": 1, **fields}
+        return client.post("/generate", json={"text": text, "sampling_params": params})
+
+    reply = generate("Anna has", draft=TEXT, max_edits=0)
+    assert (reply.status_code, reply.json()["text"]) == (200, TEXT)
+    ids = demo_llm.prompts.encode(TEXT, special=False)
+    xargs = {"diffusion_seed_canvas": ids, "diffusion_pinned": [0]}
+    assert generate("Anna has", vllm_xargs=xargs, max_edits=0).json()["text"] == TEXT
+    found = generate(["One", "Two"], draft=["7+5=12", "8"], max_edits=0).json()
+    assert [each["text"] for each in found] == ["7+5=12", "8"]
+    ours = client.post(
+        "/v1/completions", json={"prompt": "One", **WINO, "draft": TEXT, "pinned": PINS}
+    )
+    theirs = generate("One", draft=TEXT, pinned=PINS)
+    assert theirs.json()["text"] == texts_of(ours)[0]
+    error = generate("One", draft=TEXT, pinned=["no such"]).json()["error"]
+    assert (error["param"], "not in the draft" in error["message"]) == ("pinned", True)
+    error = generate("One", draft="a" * 8001).json()["error"]
+    assert (error["param"], "use a draft of" in error["message"]) == ("draft", True)
+
+
 @pytest.mark.parametrize("url", ROUTES)
 def test_a_pinned_part_stays_on_every_route(client, url):
     fields = {"draft": TEXT, "pinned": PINS, "narrow_out_thres": 1.0, "temperature": 1.5}
