@@ -125,7 +125,9 @@ def probability_in(reading: Reading, position: int, token: int) -> float | None:
         return None
     if reading.tokens[row] == token:
         return float(probability(reading.log_odds[row]))
-    columns = np.flatnonzero(reading.top_tokens[row] == token) if reading.top_tokens.size else ()
+    if not reading.top_tokens.size:
+        return None
+    columns = np.flatnonzero(reading.top_tokens[row] == token)
     return float(np.exp(reading.top_log_probs[row, columns[0]])) if len(columns) else None
 
 
