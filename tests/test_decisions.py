@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import math
@@ -11,7 +12,14 @@ import pytest
 import torch
 
 import unmask
-from unmask.decisions import Calibration, QuestionAnswer, choice, predicate, score
+from unmask.decisions import (
+    Calibration,
+    Decisions,
+    QuestionAnswer,
+    choice,
+    predicate,
+    score,
+)
 from unmask.decisions.asking import DecisionRequests
 from unmask.decisions.calibration import (
     calibrated,
@@ -19,9 +27,11 @@ from unmask.decisions.calibration import (
     fit_temperature,
     log_loss,
 )
-from unmask.decisions.canvases import DecisionOptions, labels_of, orders_of
+from unmask.decisions.canvases import DecisionOptions, RowLimits, labels_of, orders_of
 from unmask.decisions.labelled import read_labelled
 from unmask.decisions.questions import question_list
+from unmask.engine.async_llm import AsyncLLM
+from unmask.engine.config import EngineConfig
 from unmask.errors import ConfigError, LengthError
 from unmask.models.digests import weights_digest
 
@@ -242,8 +252,8 @@ def test_questions_that_cannot_be_asked_are_refused(demo_llm):
     assert demo_llm.decide("", [choice("Is it?", ["true", True])]).answers[0].label_mass >= 0
     with pytest.raises(ConfigError, match="describes its values"):
         demo_llm.decide("", [choice("Is it?", [("a", "x"), ("b", None)])], **CLOZE)
-    with pytest.raises(LengthError, match="independent=true"):
-        demo_llm.decide("", [choice("Is it really so? " * 3, ["1", "2"])] * 100, **CLOZE)
+    with pytest.raises(LengthError, match="fewer or shorter values"):
+        demo_llm.decide("", [choice("So?", [f"it is number {n}" for n in range(255)])])
     with pytest.raises(ConfigError, match="0 questions"):
         demo_llm.decide("", [])
     with pytest.raises(ConfigError, match="401 questions"):
@@ -255,10 +265,59 @@ def test_questions_that_cannot_be_asked_are_refused(demo_llm):
 
 
 def test_one_forward_that_reads_too_much_is_refused(demo_llm, monkeypatch):
+    whole = demo_llm.decide("", SUMS, **CLOZE)
     monkeypatch.setattr("unmask.decisions.canvases.MAX_CELLS", 20)
-    with pytest.raises(ConfigError, match="ask less at once"):
+    found = demo_llm.decide("", SUMS, **CLOZE)
+    assert (whole.num_rows, found.num_rows) == (1, len(SUMS))
+    alone = demo_llm.decide("", SUMS, independent=True, **CLOZE)
+    assert [each.probabilities for each in found.answers] == [
+        pytest.approx(each.probabilities, abs=1e-6) for each in alone.answers
+    ]
+    monkeypatch.setattr("unmask.decisions.canvases.MAX_CELLS", 1)
+    with pytest.raises(ConfigError, match="fewer or shorter values"):
         demo_llm.decide("", SUMS, **CLOZE)
-    assert len(demo_llm.decide("", SUMS[:1], **CLOZE).answers) == 1
+
+
+def test_joint_questions_that_one_canvas_cannot_hold_share_several(demo_llm):
+    questions = [predicate(f"Statement number {number} is true.") for number in range(60)]
+    found = demo_llm.decide("The cat is red.", questions)
+    assert 1 < found.num_rows < 8
+    halves = [demo_llm.decide("The cat is red.", part) for part in (questions[:30], questions[30:])]
+    assert [each.probabilities for each in found.answers] == [
+        pytest.approx(each.probabilities, abs=1e-6) for half in halves for each in half.answers
+    ]
+
+
+def test_the_number_of_canvases_is_limited_with_the_ways_that_help(demo_llm):
+    questions = [choice("So?", ["1", "2", "3"])] * 3
+    builder, options = demo_llm.requests, DecisionOptions(independent=True, orders=2)
+    limits = RowLimits(max_rows=5)
+    with pytest.raises(ConfigError, match="fewer questions or fewer orders or independent=false"):
+        DecisionRequests.about(builder, "", questions, options, limits)
+    assert len(DecisionRequests.about(builder, "", questions[:2], options, limits).rows) == 4
+    with pytest.raises(ConfigError, match="use fewer questions or estimator=slots"):
+        DecisionRequests.about(
+            builder,
+            "",
+            [choice("7+11=", ["18", "19"])],
+            DecisionOptions(layout="cloze", estimator="likelihood"),
+            RowLimits(max_rows=1),
+        )
+
+
+def test_many_questions_do_not_fill_the_queue_of_an_engine(demo_llm):
+    async def run() -> Decisions:
+        config = EngineConfig(max_num_seqs=2, max_queue=3)
+        async with AsyncLLM(demo_llm, config=config) as llm:
+            with pytest.raises(TimeoutError):
+                await llm.decide("", SUMS * 20, independent=True, timeout_s=1e-4, **CLOZE)
+            return await llm.decide("", SUMS * 4, independent=True, timeout_s=60.0, **CLOZE)
+
+    found = asyncio.run(run())
+    alone = demo_llm.decide("", SUMS, independent=True, **CLOZE).answers
+    assert [each.probabilities for each in found.answers] == [
+        pytest.approx(each.probabilities, abs=1e-5) for each in [*alone] * 4
+    ]
 
 
 def rows_at(temperature, count=2000):

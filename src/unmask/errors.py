@@ -26,6 +26,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_CHARACTERS = 1500
 """Maximum length of a message that may repeat the values of a file."""
@@ -44,6 +48,11 @@ class ConfigError(UnmaskError, ValueError):
     """An option, knob or recipe value that is not allowed; `key`: its name, where it is known."""
 
     key: str | None = None
+
+    def about(self, key: str) -> Self:
+        """Return the error with the name of its option."""
+        self.key = key
+        return self
 
 
 class ContradictionError(ConfigError):

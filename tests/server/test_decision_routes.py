@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 from fastapi.testclient import TestClient
+from served import gated_client, wait_for
 
 from unmask.decisions import Calibration, choice, score
 from unmask.decisions.calibration import calibrated
@@ -241,13 +245,83 @@ def test_json_of_many_levels_is_refused(client):
     assert "32 levels" in reply.json()["error"]["message"]
 
 
-def test_a_request_of_more_canvases_than_the_queue_is_refused(demo_llm):
-    engine = Engine(demo_llm, EngineConfig(max_queue=3))
-    body = {"input": "x", "questions": [IS] * 9, "independent": True}
-    with TestClient(create_app(demo_llm, engine, ServerSettings(models=("demo",)))) as small:
-        reply = small.post(URL, json=body)
-    assert reply.status_code == 400
-    assert "queue holds at most 3" in reply.json()["error"]["message"]
+@contextmanager
+def small_queue(llm, **sizes):
+    engine = Engine(llm, EngineConfig(**sizes))
+    with TestClient(create_app(llm, engine, ServerSettings(models=("demo",)))) as client:
+        client.engine = engine
+        yield client
+
+
+def test_a_request_of_more_canvases_than_the_queue_is_answered_in_waves(demo_llm, client):
+    body = {"questions": [SUM, LEVEL, IS] * 3, "independent": True}
+    plain = answers(client, **body)
+    with small_queue(demo_llm, max_queue=2, max_num_seqs=2) as small:
+        found = answers(small, **body)
+        assert small.engine.stats.queued == small.engine.stats.running == 0
+    assert found["usage"] == plain["usage"]
+    assert found["usage"]["num_rows"] == 9
+    assert found["answers"][0]["probabilities"] == [
+        {**each, "probability": pytest.approx(each["probability"], abs=1e-5)}
+        for each in plain["answers"][0]["probabilities"]
+    ]
+
+
+@pytest.mark.parametrize("fields", [{"independent": True}, {}])
+def test_as_many_questions_as_the_contract_allows_are_answered(client, fields):
+    questions = [{**IS, "name": str(number)} for number in range(400)]
+    body = answers(client, input="x", questions=questions, **fields)
+    assert [each["name"] for each in body["answers"]] == [str(number) for number in range(400)]
+    num_rows = body["usage"]["num_rows"]
+    assert num_rows == 400 if fields else 1 < num_rows < 40
+    assert len({each["probability"] for each in body["answers"]}) == 1 or not fields
+
+
+def test_the_time_of_a_request_holds_for_all_of_its_waves(demo_llm):
+    body = {"input": "x", "questions": [IS] * 6, "independent": True}
+    with gated_client(demo_llm, max_queue=1, max_num_seqs=1) as small:
+        small.gate.close()
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(small.post, URL, json={**body, "timeout_s": 0.5})
+            assert small.gate.waits.wait(20)
+            until_s = time.monotonic() + 0.6
+            assert wait_for(lambda: time.monotonic() > until_s)
+            small.gate.open()
+            assert late.result().status_code == 504
+        assert wait_for(lambda: small.engine.stats.queued + small.engine.stats.running == 0)
+        assert small.post(URL, json=body).status_code == 200
+
+
+def test_a_full_queue_refuses_the_first_wave_and_delays_the_others(demo_llm):
+    body = {"input": "x", "questions": [IS] * 4, "independent": True}
+    with gated_client(demo_llm, max_queue=1, max_num_seqs=1) as small:
+        small.gate.close()
+        with ThreadPoolExecutor(3) as pool:
+            running = pool.submit(small.post, URL, json=body)
+            assert small.gate.waits.wait(20)
+            waiting = pool.submit(small.post, URL, json=body)
+            assert wait_for(lambda: small.engine.stats.queued == 1)
+            assert small.post(URL, json=body).status_code == 429
+            small.gate.open()
+            assert [each.result().status_code for each in (running, waiting)] == [200, 200]
+
+
+def test_more_canvases_than_a_request_may_have_are_refused_with_what_helps(client):
+    body = {"input": "x", "questions": [SUM] * 400, "independent": True, "orders": 3}
+    error = client.post(URL, json=body).json()["error"]
+    assert error["param"] == "questions"
+    assert "more than 1024 canvases" in error["message"]
+    assert "fewer questions or fewer orders or independent=false" in error["message"]
+
+
+def test_one_question_that_is_too_long_is_told_what_helps(client):
+    choices = [{"value": f"it is number {number}"} for number in range(255)]
+    body = {"input": "x", "questions": [{**SUM, "choices": choices}]}
+    for fields in ({}, {"independent": True}):
+        error = client.post(URL, json={**body, **fields}).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "fewer or shorter values" in error["message"]
+        assert "independent" not in error["message"]
 
 
 def test_the_servers_context_bounds_the_canvas(demo_llm):

@@ -47,6 +47,29 @@ def test_every_route_takes_a_draft_and_keeps_it_without_edits(client, url):
     assert url == "/v1/infill" or text == TEXT  # its length is that of the draft
 
 
+def test_sglangs_route_takes_a_draft_among_its_sampling_params(client, demo_llm):
+    def generate(text, **fields):
+        params = {"decoder": "wino", "sampling_seed": 1, **fields}
+        return client.post("/generate", json={"text": text, "sampling_params": params})
+
+    reply = generate("Anna has", draft=TEXT, max_edits=0)
+    assert (reply.status_code, reply.json()["text"]) == (200, TEXT)
+    ids = demo_llm.prompts.encode(TEXT, special=False)
+    xargs = {"diffusion_seed_canvas": ids, "diffusion_pinned": [0]}
+    assert generate("Anna has", vllm_xargs=xargs, max_edits=0).json()["text"] == TEXT
+    found = generate(["One", "Two"], draft=["7+5=12", "8"], max_edits=0).json()
+    assert [each["text"] for each in found] == ["7+5=12", "8"]
+    ours = client.post(
+        "/v1/completions", json={"prompt": "One", **WINO, "draft": TEXT, "pinned": PINS}
+    )
+    theirs = generate("One", draft=TEXT, pinned=PINS)
+    assert theirs.json()["text"] == texts_of(ours)[0]
+    error = generate("One", draft=TEXT, pinned=["no such"]).json()["error"]
+    assert (error["param"], "not in the draft" in error["message"]) == ("pinned", True)
+    error = generate("One", draft="a" * 8001).json()["error"]
+    assert (error["param"], "use a draft of" in error["message"]) == ("draft", True)
+
+
 @pytest.mark.parametrize("url", ROUTES)
 def test_a_pinned_part_stays_on_every_route(client, url):
     fields = {"draft": TEXT, "pinned": PINS, "narrow_out_thres": 1.0, "temperature": 1.5}
@@ -111,7 +134,8 @@ def test_tokens_of_a_draft_have_no_probability_and_no_forward(client):
     reply = client.post("/v1/chat/completions", json={**CHAT, **WINO, **fields})
     (choice,) = reply.json()["choices"]
     assert choice["message"]["content"] == TEXT
-    assert all(item["logprob"] in (None, -9999.0) for item in choice["logprobs"]["content"])
+    assert all(item["logprob"] == -9999.0 for item in choice["logprobs"]["content"])
+    assert set(choice["step_map"]["logprobs"]) == set(choice["step_map"]["forwards"]) == {None}
 
 
 def test_vllms_spelling_of_a_draft_is_the_same(client, demo_llm):
@@ -148,11 +172,38 @@ def test_vllms_spelling_of_a_draft_is_the_same(client, demo_llm):
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
-        ({"draft": TEXT, "decoder": "vanilla"}, None, "never changes a decided token"),
-        ({"draft": TEXT, "decoder": "daedal"}, None, "lets it grow"),
-        ({"draft": TEXT, "pinned": ["no such"]}, "draft", "not in the draft"),
-        ({"draft": TEXT, "pinned": [[5, 3]]}, "draft", "start must be below"),
-        ({"draft": TEXT, "pinned": [[0, 99]]}, "draft", "the draft has 20 characters"),
+        ({"draft": TEXT, "decoder": "vanilla"}, "draft", "never changes a decided token"),
+        ({"draft": TEXT, "decoder": "daedal"}, "draft", "lets it grow"),
+        ({"draft": TEXT, "pinned": ["no such"]}, "pinned", "not in the draft"),
+        ({"draft": TEXT, "pinned": [[5, 3]]}, "pinned", "start must be below"),
+        ({"draft": TEXT, "pinned": [[0, 99]]}, "pinned", "the draft has 20 characters"),
+        (
+            {"draft": TEXT, "pinned": [[0, 20]], "max_tokens": None},
+            "pinned",
+            "all positions of the answer are pinned",
+        ),
+        ({"draft": TEXT, "max_tokens": 3}, "draft", "but the answer has 3 positions"),
+        ({"draft": "a" * 8001, "max_tokens": None}, "draft", "use a draft of "),
+        (
+            {"vllm_xargs": {"diffusion_seed_canvas": [5] * 8001}, "max_tokens": None},
+            "vllm_xargs",
+            "tokens + a draft of 8001 = ",
+        ),
+        (
+            {"vllm_xargs": {"diffusion_seed_canvas": [5], "diffusion_pinned": [1]}},
+            "vllm_xargs",
+            "1 positions",
+        ),
+        (
+            {"vllm_xargs": {"diffusion_seed_canvas": [5]}, "pinned": [[0, 2]]},
+            "pinned",
+            "1 positions",
+        ),
+        (
+            {"draft": TEXT, "guided_json": {"type": "null"}, "max_edits": 0},
+            "max_edits",
+            "breaks the constraint",
+        ),
         ({"draft": ""}, "draft", "at least 1"),
         ({"draft": {"a": 1}}, "draft", "draft"),
         ({"draft": TEXT, "max_edits": -1}, "max_edits", "greater than or equal to 0"),
@@ -166,7 +217,7 @@ def test_vllms_spelling_of_a_draft_is_the_same(client, demo_llm):
 def test_a_draft_that_cannot_be_used_is_refused_with_its_field(client, fields, param, says):
     found, message = refused(client, **fields)
     assert says in message
-    assert param is None or found == param
+    assert found == param
 
 
 def test_a_draft_and_a_schema_give_json_of_the_schema(client):

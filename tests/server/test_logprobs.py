@@ -91,6 +91,98 @@ def test_no_answer_changes_by_its_log_probabilities(client):
     assert choice(client, temperature=0.7, top_logprobs=20)["message"] == plain
 
 
+JOINT = {"decoder": "joint_threshold", "max_tokens": 24, "return_step_map": True}
+
+
+def replaced_tokens(found, start):
+    """Return (index, forward) of the answer's tokens that a forward of the trace replaced."""
+    forwards = found["step_map"]["forwards"]
+    return [
+        (at, forward)
+        for at, forward in enumerate(forwards)
+        if start + at in [item[0] for item in found["trace"][forward - 1]["replaced"]]
+    ]
+
+
+@pytest.mark.parametrize("num_top", [0, 2])
+def test_a_replaced_token_has_its_probability_in_the_forward_that_replaced_it(
+    client, demo_llm, num_top
+):
+    messages = [{"role": "user", "content": "What is 2 + 3?"}]
+    start = len(demo_llm.chat_ids(messages))
+    fields = {"messages": messages, "return_trace": True, "trace_alternatives": 1}
+    found = choice(client, **JOINT, **fields, top_logprobs=num_top)
+    content, replaced = found["logprobs"]["content"], replaced_tokens(found, start)
+    assert replaced
+    for at, forward in replaced:
+        ((token, share, _),) = found["trace"][forward - 1]["alternatives"][str(start + at)]
+        assert token == found["step_map"]["token_ids"][at]
+        assert math.exp(content[at]["logprob"]) == pytest.approx(share, rel=1e-5)
+        assert math.exp(found["step_map"]["logprobs"][at]) == pytest.approx(share, rel=1e-5)
+    assert all(len(item["top_logprobs"]) == num_top for item in content)
+    assert all(-9999 < item["logprob"] <= 0 for item in content)
+
+
+@pytest.mark.parametrize("url", ["/v1/chat/completions", "/v1/completions"])
+def test_the_openai_sdk_reads_the_numbers_of_replaced_and_drafted_tokens(client, url):
+    from openai.types import Completion
+    from openai.types.chat import ChatCompletion
+
+    turn = {"messages": [{"role": "user", "content": "What is 2 + 3?"}]}
+    base = {"prompt": "2 + 2 =", "logprobs": 2} if url == "/v1/completions" else {**turn}
+    for fields in ({}, {"draft": "Then: 3+2=6", "pinned": ["3+2="]}):
+        body = {**LOGPROBS, "decoder": "joint_threshold", "max_tokens": 24, **base, **fields}
+        reply = client.post(url, json=body).json()
+        kind = Completion if url == "/v1/completions" else ChatCompletion
+        (found,) = kind.model_validate(reply).choices
+        numbers = (
+            found.logprobs.token_logprobs
+            if url == "/v1/completions"
+            else [item.logprob for item in found.logprobs.content]
+        )
+        assert numbers
+        assert all(isinstance(number, float) and number <= 0 for number in numbers)
+        assert (-9999.0 in numbers) == bool(fields)
+
+
+def test_a_canvas_stream_has_the_confidence_of_replaced_tokens(client):
+    import json
+
+    body = {**CHAT, "decoder": "joint_threshold", "max_tokens": 24}
+    body |= {"messages": [{"role": "user", "content": "What is 2 + 3?"}], "seed": 0}
+    frames = []
+    with client.stream(
+        "POST", CHAT_URL, json={**body, "stream": True, "stream_mode": "canvas"}
+    ) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: {"):
+                frames += [each.get("canvas") for each in json.loads(line[6:])["choices"]]
+    frames = [frame for frame in frames if frame is not None]
+    pairs = zip(frames, frames[1:], strict=False)
+    slots = [pair for old, new in pairs for pair in zip(old["slots"], new["slots"], strict=False)]
+    changed = [new for old, new in slots if new["new"] and not old["open"]]
+    assert changed
+    assert all(0.9 < slot["confidence"] <= 1 for slot in changed)  # above edit_threshold
+
+
+def test_a_probability_is_found_by_position_and_token():
+    from unmask.canvas import Reading
+    from unmask.server.canvas_frames import probability_in
+
+    reading = Reading(
+        positions=np.array([3, 5]),
+        tokens=np.array([7, 8]),
+        log_odds=np.array([0.0, -np.inf]),
+        uniform=np.zeros(2),
+        top_tokens=np.array([[7, 9], [8, 4]]),
+        top_log_probs=np.log([[0.5, 0.25], [0.125, 0.5]]),
+    )
+    assert probability_in(reading, 3, 7) == 0.5
+    assert probability_in(reading, 3, 9) == pytest.approx(0.25)
+    assert probability_in(reading, 5, 8) == 0.0
+    assert [probability_in(reading, at, 1) for at in (3, 4, 6)] == [None] * 3
+
+
 @pytest.mark.parametrize(
     ("fields", "word"),
     [

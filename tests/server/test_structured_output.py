@@ -51,10 +51,107 @@ def test_an_answer_has_the_form_that_was_asked_for(client, fields, check):
     assert check(content(client, **fields)) not in (None, False)
 
 
-@pytest.mark.parametrize("key", ["response_format", "structured_outputs"])
-def test_a_field_that_asks_for_nothing_changes_nothing(client, key):
-    idle = {"response_format": {"type": "text"}, "structured_outputs": {}}
-    assert content(client, **{key: idle[key]}) == content(client)
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"response_format": {"type": "text"}},
+        {"response_format": {"type": "text", "json_schema": None}},
+        {"structured_outputs": {}},
+        {"response_format": {"type": "text"}, "stop": "@@@"},
+        {"stop": []},
+    ],
+)
+def test_a_field_that_asks_for_nothing_changes_nothing(client, idle):
+    assert content(client, **idle) == content(client)
+
+
+def test_null_in_a_response_format_counts_as_left_out(client):
+    form = {"type": "json_object", "json_schema": None}
+    plain = content(client, response_format={"type": "json_object"})
+    assert content(client, response_format=form) == plain
+    inner = {"schema": SCHEMA, "name": None, "strict": None, "description": None}
+    assert is_answer(
+        content(client, response_format={"type": "json_schema", "json_schema": inner, "x": None})
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        ("/v1/completions", {"prompt": "a", "guided_choice": ["a", "b"], "stop": "b"}),
+        ("/v1/completions", {"prompt": "a", "suffix": "b", "regex": "c+", "stop": ["c"]}),
+        ("/v1/fim/completions", {"prompt": "a", "suffix": "b", "regex": "c+", "stop": "c"}),
+        ("/v1/responses", {"input": "a", "text": {"format": {"type": "json_object"}}, "stop": "}"}),
+        ("/generate", {"text": "a", "sampling_params": {"regex": "c+", "stop": ["c"]}}),
+        ("/generate", {"text": "a", "sampling_params": {"ebnf": 'root ::= "c"', "stop": "c"}}),
+    ],
+)
+def test_a_stop_string_beside_a_constraint_is_refused_on_every_route(client, url, body):
+    reply = client.post(url, json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, "stop")
+    assert "stop could cut the answer" in error["message"]
+
+
+def test_stop_token_ids_do_not_cut_a_constrained_answer(client, demo_llm):
+    (space,) = demo_llm.prompts.encode(" ", special=False)
+    for seed in range(3):
+        fields = {"guided_json": SCHEMA, "stop_token_ids": [space], "seed": seed}
+        assert is_answer(content(client, **fields, temperature=2.0))
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "param"),
+    [
+        ("/v1/infill", {"parts": ["a", 2, "b"], "regex": "(ab ){60}"}, "parts"),
+        (
+            "/v1/responses",
+            {"input": "a", "max_output_tokens": 2, "regex": "(ab ){60}"},
+            "max_output_tokens",
+        ),
+        (
+            "/v1/responses",
+            {"input": "a", "text": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
+            "text.format",
+        ),
+        (
+            "/v1/responses",
+            {"input": "a", "text": {"format": {"type": "json_object"}}, "regex": "a"},
+            "regex",
+        ),
+        (
+            "/v1/responses",
+            {
+                "input": "a",
+                "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": 1}}},
+            },
+            "response_format",
+        ),
+        (
+            "/generate",
+            {"text": "a", "sampling_params": {"max_new_tokens": 2, "regex": "(ab ){60}"}},
+            "max_new_tokens",
+        ),
+        (
+            "/generate",
+            {"text": "a", "sampling_params": {"json_schema": r'{"const": "\ud800"}'}},
+            "json_schema",
+        ),
+        ("/v1/completions", {"prompt": "a", "guided_json": r'{"enum": ["\udc00"]}'}, "guided_json"),
+    ],
+)
+def test_an_error_names_the_field_that_the_client_sent(client, url, body, param):
+    reply = client.post(url, json=body)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
+
+
+def test_half_a_character_in_the_arguments_of_an_earlier_call_is_no_failure(client):
+    function = {"name": "f", "arguments": r'{"a": "\ud800"}'}
+    calls = [{"id": "c", "type": "function", "function": function}]
+    turns = [*CHAT["messages"], {"role": "assistant", "tool_calls": calls}]
+    turns.append({"role": "tool", "tool_call_id": "c", "content": "1"})
+    reply = client.post(CHAT_URL, json={**CHAT, **SHORT, "messages": turns})
+    assert reply.status_code in (200, 400), reply.text
 
 
 def test_every_choice_and_every_prompt_has_the_form(client):
@@ -103,7 +200,7 @@ def test_sglang_and_responses_have_their_own_spellings(client):
     [
         ({"guided_regex": "(?=a)"}, "guided_regex", "lookaround"),
         ({"guided_json": {"type": "integer", "multipleOf": 2}}, "guided_json", "multipleOf"),
-        ({"guided_choice": []}, "guided_choice", "at least one"),
+        ({"guided_choice": []}, "guided_choice", "choice=[] must be a list with at least one"),
         ({"guided_choice": [1]}, "guided_choice", "text"),
         ({"guided_json": "{"}, "guided_json", "schema"),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "two constraints"),
@@ -122,8 +219,36 @@ def test_sglang_and_responses_have_their_own_spellings(client):
             "response_format.json_schema.schema",
             "an object",
         ),
-        ({"guided_regex": "a{60}", "max_tokens": 3}, None, "positions, but the answer has 3"),
-        ({"guided_regex": "a", "vocabulary": "union"}, None, "leaves out tokens"),
+        (
+            {"guided_regex": "a{60}", "max_tokens": 3},
+            "max_tokens",
+            "positions, but the answer has 3",
+        ),
+        (
+            {"guided_regex": "a{60}", "max_completion_tokens": 3, "max_tokens": None},
+            "max_completion_tokens",
+            "but the answer has 3",
+        ),
+        (
+            {"structured_outputs": {"regex": "(ab ){600}"}, "max_tokens": None},
+            "structured_outputs.regex",
+            "but the answer has 128",
+        ),
+        (
+            {"guided_regex": "(ab ){600}", "max_tokens": None, "draft": "a", "decoder": "wino"},
+            "draft",
+            "but the answer has 1",
+        ),
+        ({"guided_regex": "a", "vocabulary": "union"}, "vocabulary", "leaves out tokens"),
+        ({"guided_json": r'{"const": "\ud800"}'}, "guided_json", "lone surrogate"),
+        ({"json_schema": r'{"properties": {"\ud800": {}}}'}, "json_schema", "lone surrogate"),
+        (
+            {"structured_outputs": {"json": r'{"pattern": "\udfff"}'}},
+            "structured_outputs.json",
+            "lone",
+        ),
+        ({"guided_json": SCHEMA, "stop": [","]}, "stop", "stop could cut the answer"),
+        ({"response_format": {"type": "json_object"}, "stop": "}"}, "stop", "meet response_format"),
     ],
 )
 def test_what_no_answer_can_meet_is_refused_at_once(client, fields, param, word):

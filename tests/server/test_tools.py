@@ -7,9 +7,13 @@ import json
 import pytest
 from served import CHAT
 
-from unmask.server.tool_fields import Tool, ToolParser, call_schema
+from unmask.errors import GrammarError
+from unmask.grammar.constraint import json_schema
+from unmask.server.tool_fields import ToolParser
+from unmask.server.tool_schemas import call_schema
 
 CHAT_URL = "/v1/chat/completions"
+TAGS = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
 WEATHER = {
     "type": "function",
     "function": {
@@ -103,6 +107,15 @@ def test_none_leaves_the_tools_out(client):
         ('{"name": "other", "arguments": {}}', '{"name": "other", "arguments": {}}', []),
         ("<tool_call>{</tool_call>", "<tool_call>{</tool_call>", []),
         ("It is now.", "It is now.", []),
+        (json.dumps({"name": "now", "arguments": {"s": TAGS}}), None, ["now"]),
+        (
+            f"<tool_call>{json.dumps({'name': 'now', 'arguments': {'s': TAGS}})}</tool_call>",
+            None,
+            ["now"],
+        ),
+        (f"a {TAGS} b {TAGS}", "a  b", ["now", "now"]),
+        (f"{TAGS} <tool_call>{{", "<tool_call>{", ["now"]),
+        (f"{TAGS} <tool_call>1</tool_call>", f"{TAGS} <tool_call>1</tool_call>", []),
         ('{"name": ["now"], "arguments": {}}', '{"name": ["now"], "arguments": {}}', []),
     ],
 )
@@ -115,9 +128,113 @@ def test_calls_are_found_in_the_forms_of_the_families(text, content, calls):
 
 
 def test_references_of_a_tool_hold_within_the_schema_of_a_call():
-    schema = call_schema([Tool.model_validate(NOW), Tool.model_validate(WEATHER)])
+    schema = call_schema([("now", None), ("w", WEATHER["function"]["parameters"])])
     arguments = schema["anyOf"][1]["properties"]["arguments"]
     assert arguments["properties"]["unit"] == {"$ref": "#/anyOf/1/properties/arguments/$defs/Unit"}
+
+
+def test_a_reference_in_data_is_data_and_one_in_a_property_of_any_name_is_moved():
+    data, name = {"$ref": "#/$defs/a"}, {"$ref": "#/$defs/U"}
+    parameters = {
+        "type": "object",
+        "$defs": {"U": {"type": "integer"}, "const": {"items": name}},
+        "properties": {
+            "a": {"const": data, "default": data, "examples": [data]},
+            "b": {"anyOf": [{"enum": [data, [data]]}, name]},
+            "const": name,
+            "default": {"type": "array", "items": name},
+            "$ref": name,
+        },
+    }
+    own = call_schema([("f", parameters)])["anyOf"][0]["properties"]["arguments"]
+    there = {"$ref": "#/anyOf/0/properties/arguments/$defs/U"}
+    assert own["properties"] == {
+        "a": {"const": data, "default": data, "examples": [data]},
+        "b": {"anyOf": [{"enum": [data, [data]]}, there]},
+        "const": there,
+        "default": {"type": "array", "items": there},
+        "$ref": there,
+    }
+    assert own["$defs"]["const"] == {"items": there}
+
+
+def test_a_constant_with_a_reference_comes_back_as_it_was_given(client):
+    data = {"$ref": "#/x"}
+    fields = {"type": "object", "properties": {"a": {"const": data}}, "required": ["a"]}
+    assert arguments_of(client, fields) == {"a": data}
+
+
+def arguments_of(client, parameters, **fields):
+    """Return the arguments of a required call of a function with these parameters."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    body = {**CHAT, **SHORT, "tools": tools, "tool_choice": "required", **fields}
+    reply = client.post(CHAT_URL, json=body)
+    assert reply.status_code == 200, reply.text
+    found = reply.json()["choices"][0]
+    assert found["finish_reason"] == "tool_calls"
+    assert found["message"]["content"] is None
+    (call,) = found["message"]["tool_calls"]
+    assert call["function"]["name"] == "f"
+    return json.loads(call["function"]["arguments"])
+
+
+OBJECT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "is_right"),
+    [
+        ({"title": "x"}, lambda value: isinstance(value, dict)),
+        ({"x-own": 1, "minLength": 3}, lambda value: isinstance(value, dict)),
+        ({"anyOf": [{"type": "null"}, OBJECT]}, lambda value: isinstance(value["n"], int)),
+        ({"oneOf": [OBJECT, {"type": "null"}]}, lambda value: isinstance(value["n"], int)),
+        ({"type": "object", "anyOf": [{"type": "null"}, OBJECT]}, lambda value: "n" in value),
+        ({**OBJECT, "type": ["object", "null"]}, lambda value: isinstance(value["n"], int)),
+        ({"enum": [1, "a", {"k": 2}, None]}, {"k": 2}.__eq__),
+        ({"allOf": [{"anyOf": [{"const": 1}, {"const": {"k": 2}}]}]}, {"k": 2}.__eq__),
+        (
+            {"$defs": {"P": {"anyOf": [{"type": "string"}, OBJECT]}}, "$ref": "#/$defs/P"},
+            lambda value: isinstance(value["n"], int),
+        ),
+        (
+            {"anyOf": [{"type": "null"}, {**OBJECT, "properties": {"n": {"$ref": "#/anyOf/0"}}}]},
+            {"n": None}.__eq__,
+        ),
+    ],
+)
+def test_the_arguments_of_a_required_call_are_an_object(client, parameters, is_right):
+    for seed in range(2):
+        assert is_right(arguments_of(client, parameters, seed=seed, temperature=2.0))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "string"},
+        {"type": ["array", "null"]},
+        {"const": 3},
+        {"anyOf": [{"type": "integer"}, {"enum": [1, None]}, False]},
+        {"$defs": {"S": {"type": "string"}}, "$ref": "#/$defs/S"},
+        {"$ref": "#"},
+    ],
+)
+def test_parameters_that_admit_no_object_are_refused_in_plain_words(client, parameters):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    body = {**CHAT, **SHORT, "tools": tools, "tool_choice": "required"}
+    error = client.post(CHAT_URL, json=body).json()["error"]
+    assert "'f' admit no object" in error["message"]
+    assert error["param"] == "tools"
+
+
+def test_what_a_grammar_refuses_beside_a_reference_is_still_refused():
+    parameters = {"$defs": {"P": {"type": ["object", "null"]}}, "$ref": "#/$defs/P", "required": []}
+    with pytest.raises(GrammarError, match="'required' beside"):
+        json_schema(call_schema([("f", parameters)]))
+
+
+def test_tags_in_an_argument_are_a_part_of_it(client):
+    fields = {"type": "object", "properties": {"s": {"const": TAGS}}, "required": ["s"]}
+    assert arguments_of(client, fields, max_tokens=128) == {"s": TAGS}
 
 
 @pytest.mark.parametrize(
@@ -150,6 +267,18 @@ def test_what_no_call_can_meet_is_refused(client, fields, param, word):
     assert reply.status_code == 400
     assert word in error["message"]
     assert param in (None, error["param"])
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", NAMED, {"type": "function", "function": {"name": "a b"}}]
+)
+def test_a_faulty_tool_is_refused_for_itself_alone(client, choice):
+    tools = [{"type": "function", "function": {"name": "a b"}}]
+    body = {**CHAT, **SHORT, "tools": tools, "tool_choice": choice}
+    error = client.post(CHAT_URL, json=body).json()["error"]
+    assert error["param"] == "tools.0.function.name"
+    assert "tool_choice" not in error["message"]
+    assert "needs tools" not in error["message"]
 
 
 def allowed(mode, *names):

@@ -40,11 +40,27 @@ PREDICATE_WORDS = {True: "Yes", False: "No"}
 ANSWER_ALL = "Answer each question with its label only, in a line of its own."
 
 
+class TooManyReadsError(ConfigError):
+    """A canvas of which more than `MAX_CELLS` numbers would be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """The most positions of a canvas (None: those of the model's context), and the most canvases."""
+
+    max_length: int | None = None
+    max_rows: int | None = None
+
+
+NO_LIMITS = RowLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class DecisionOptions:
     """The way in which questions are asked.
 
-    `independent`: each question has canvases of its own, and none sees another. `orders`: number of orders
+    `independent`: each question has canvases of its own, and none sees another; else those that fit into
+    one canvas share it. `orders`: number of orders
     of the listed values whose probabilities are averaged. The other two: see the module.
     """
 
@@ -130,17 +146,46 @@ class CanvasMaker:
     prompts: PromptEncoder
     end_id: int | None
     options: DecisionOptions = DecisionOptions()
+    limits: RowLimits = NO_LIMITS
     _ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def rows(self, text: str, questions: Sequence[DecisionQuestion]) -> list[ReadingRow]:
         """Return the rows that answer the questions about a text.
 
-        Raises LengthError for a canvas beyond the context, PromptError and ConfigError.
+        Joint questions that one canvas cannot hold are halved, until each half has canvases of its own.
+        Raises LengthError for one question beyond the context, PromptError and ConfigError.
         """
-        groups = [[at] for at in range(len(questions))]
+        groups = [[at] for at in reversed(range(len(questions)))]
         if not self.options.independent:
             groups = [list(range(len(questions)))]
-        return [row for group in groups for row in self._group(text, questions, group)]
+        found: list[ReadingRow] = []
+        while groups:
+            group, num_before = groups.pop(), len(found)
+            try:
+                for row in self._group(text, questions, group):
+                    found.append(row)
+                    self._check_number(len(found))
+            except (LengthError, TooManyReadsError):
+                if len(group) == 1:
+                    raise
+                del found[num_before:]
+                middle = (len(group) + 1) // 2
+                groups += [group[middle:], group[:middle]]
+        return found
+
+    def _check_number(self, count: int) -> None:
+        """Raise ConfigError for more rows than the limit."""
+        most = self.limits.max_rows
+        if most is None or count <= most:
+            return
+        ways = ["fewer questions"]
+        ways += ["fewer orders"] * (self.options.orders > 1)
+        ways += ["estimator=slots"] * (self.options.estimator == "likelihood")
+        ways += ["independent=false"] * self.options.independent
+        raise ConfigError(
+            f"the questions take more than {most} canvases, the most of one request; use "
+            f"{' or '.join(ways)}"
+        )
 
     def _group(
         self, text: str, questions: Sequence[DecisionQuestion], group: list[int]
@@ -160,7 +205,7 @@ class CanvasMaker:
                 is_read = {at: number < len(orders[at]) for at in group}
                 slots = tuple(slot for slot in row.slots if is_read[slot.question] and slot.reads)
                 if slots:
-                    yield _checked(ReadingRow(row.canvas, slots, row.tokens), len(group))
+                    yield _checked(ReadingRow(row.canvas, slots, row.tokens))
 
     def _prompt(
         self, text: str, questions: Sequence[DecisionQuestion], shown: Mapping[int, tuple[int, ...]]
@@ -222,11 +267,11 @@ class CanvasMaker:
             slots.append(Slot(line.question, line.order, moved))
         if self.end_id is not None:
             ids, blanks = [*ids, self.end_id], [*blanks, False]
-        most = self.prompts.spec.max_length
+        most = min(self.prompts.spec.max_length, self.limits.max_length or len(ids))
         if len(ids) > most:
             raise LengthError(
-                f"the input and {len(lines)} questions take {len(ids)} positions, but the model's context "
-                f"is {most}; shorten the input, ask less at once, or use independent=true"
+                f"the input and one question with its values take {len(ids)} positions, but the context is "
+                f"{most}; shorten the input or the question, or give it fewer or shorter values"
             )
         tokens = tuple(sorted({read.token for slot in slots for read in slot.reads}))
         canvas = new_canvas(ids, blanks, len(prompt), self.prompts.spec.mask_id, infilling=True)
@@ -319,13 +364,12 @@ def _chain(values: Sequence[tuple[int, ...]]) -> tuple[Filling, ...]:
     return tuple(Filling(size, given, tuple(own)) for (size, given), own in sorted(reads.items()))
 
 
-def _checked(row: ReadingRow, num_questions: int) -> ReadingRow:
-    """Return a row. Raises ConfigError if it reads too much at once."""
+def _checked(row: ReadingRow) -> ReadingRow:
+    """Return a row. Raises TooManyReadsError if it reads too much at once."""
     num_cells = row.canvas.num_open * len(row.tokens)
     if num_cells > MAX_CELLS:
-        raise ConfigError(
-            f"{num_questions} questions in one canvas read {row.canvas.num_open} positions for "
-            f"{len(row.tokens)} tokens, more than {MAX_CELLS} numbers; ask less at once, or use "
-            f"independent=true"
+        raise TooManyReadsError(
+            f"one question reads {row.canvas.num_open} positions for {len(row.tokens)} tokens, more than "
+            f"{MAX_CELLS} numbers; give it fewer or shorter values"
         )
     return row

@@ -84,8 +84,9 @@ log-probabilities at that time), and `weights_version`, the number of updates of
 answer. Commits of a trace are `[position, token, confidence, text]`. `completion_tokens` counts the tokens
 before the end token, without the padding after it; with `ignore_eos` every position, of an infill the
 filled ones. `finish_reason` is `stop` (an end token or a stop string) or `length`. `logprobs` are the
-log-probabilities of the tokens when they were committed, null where the method has none (a replaced
-token).
+log-probabilities of the tokens when they were decided, of a replaced token in the forward that replaced it;
+-9999.0 (OpenAI's number for "not known") of a token that no forward decided, such as one of a draft, and
+null in a step map.
 
 ## Streams
 

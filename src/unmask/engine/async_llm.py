@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,14 +109,26 @@ class AsyncLLM:
     ) -> Decisions:
         """Return the answers to questions about a text; options and answers are those of `LLM.decide`.
 
-        Raises as `generate`.
+        No more of its canvases are in the engine at once than run together. Raises as `generate`.
         """
         llm = self.llm
         own = await call_in_thread(calibration_for, calibration, llm.weights_folder, llm.name)
         asked = await call_in_thread(
             DecisionRequests.about, llm.requests, content, questions, DecisionOptions.of(options)
         )
-        calls = [asyncio.ensure_future(self._reading(each, timeout_s)) for each in asked.requests]
+        room = asyncio.Semaphore(self._engine.config.window)
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+
+        async def read(request: Request) -> Reading:
+            async with room:
+                if until_s is None:
+                    return await self._reading(request, None)
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError(f"no answer within timeout_s={timeout_s:g} seconds")
+                return await self._reading(request, left_s)
+
+        calls = [asyncio.ensure_future(read(each)) for each in asked.requests]
         try:
             return asked.decisions(await asyncio.gather(*calls), own)
         finally:

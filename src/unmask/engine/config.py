@@ -38,3 +38,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def window(self) -> int:
+        """The number of sequences of one call that are in the engine at once, where a call has many."""
+        return min(self.max_num_seqs, self.max_queue)

@@ -73,16 +73,16 @@ def check_possible(request: Request, canvas: Canvas) -> None:
             raise GrammarError(
                 f"the constraint needs at least {least} positions, but {where} has {size}; use "
                 f"{least} or more"
-            )
+            ).about("gen_length")
         if not canvas.open[part.start : part.end].all():
             raise GrammarError(
                 f"the given tokens of {where} (pinned or in constraints) contradict the constraint on its "
                 f"{size} positions; leave one of them out, or change the length"
-            )
+            ).about("constraint")
         raise GrammarError(
             f"no text of the constraint fills exactly {size} positions, and the model has no end token to "
             f"fill the rest; the shortest has {least}: change the length of {where}"
-        )
+        ).about("gen_length")
 
 
 def fit_draft(request: Request) -> Request:
@@ -105,7 +105,7 @@ def fit_draft(request: Request) -> Request:
         raise GrammarError(
             f"the draft breaks the constraint at {len(wrong)} positions, but max_edits="
             f"{request.max_edits}; use {len(wrong)} or more, or another draft"
-        )
+        ).about("max_edits")
     else:
         fitted = request.max_edits - len(wrong)
     opened = apply_checked(canvas, Edit(remask=np.array(wrong, dtype=np.int64)), -1)

@@ -60,7 +60,7 @@ class DraftRequest:
             raise ConfigError(
                 f"draft has {len(self.texts)} items for {num_prompts} prompts or blanks; give one "
                 f"(or null) for each, or a single draft"
-            )
+            ).about("draft")
         self._check_texts([text for text in self.texts if text is not None])
         return [None if text is None else replace(self, texts=text) for text in self.texts]
 
@@ -71,7 +71,7 @@ class DraftRequest:
                 raise ConfigError(
                     f"pinned text {shorten(text)} is not in the draft; pin a text of it, or a range "
                     f"[start, end)"
-                )
+                ).about("pinned")
 
 
 def read_draft(
@@ -83,7 +83,7 @@ def read_draft(
             if value is not None:
                 raise ConfigError(
                     f"{name}={shorten(value)} has no effect without draft; leave it out"
-                )
+                ).about(name)
         return None
     limit = None if max_edits is None else whole("max_edits", max_edits, 0)
     return DraftRequest(_texts(draft), tuple(_pins(pinned)), limit)
@@ -95,7 +95,7 @@ def _texts(draft: object) -> str | tuple[int, ...] | list[str | tuple[int, ...] 
     if not _is_list(draft):
         raise ConfigError(
             f"draft={shorten(draft)} must be a text, a list of token ids, or a list of these"
-        )
+        ).about("draft")
     return [None if each is None else _text(each) for each in draft]
 
 
@@ -114,14 +114,16 @@ def _text(value: object) -> str | tuple[int, ...]:
         return tuple(whole("draft", id_, 0) for id_ in value)
     raise ConfigError(
         f"draft has the item {shorten(value)}; use a text or a list of token ids, neither empty"
-    )
+    ).about("draft")
 
 
 def _pins(pinned: object) -> Iterable[str | tuple[int, int]]:
     if pinned is None:
         return
     if isinstance(pinned, str | Mapping) or not isinstance(pinned, Iterable):
-        raise ConfigError(f"pinned={shorten(pinned)} must be a list of texts and of ranges")
+        raise ConfigError(f"pinned={shorten(pinned)} must be a list of texts and of ranges").about(
+            "pinned"
+        )
     for item in pinned:
         if isinstance(item, str) and item:
             yield item
@@ -129,10 +131,12 @@ def _pins(pinned: object) -> Iterable[str | tuple[int, int]]:
         if not _is_list(item) or len(item) != 2:
             raise ConfigError(
                 f"pinned has {shorten(item)}; use a text of the draft, or a range [start, end)"
-            )
+            ).about("pinned")
         start, end = (whole("pinned", number, 0) for number in item)
         if start >= end:
-            raise ConfigError(f"pinned has [{start}, {end}]; the start must be below the end")
+            raise ConfigError(
+                f"pinned has [{start}, {end}]; the start must be below the end"
+            ).about("pinned")
         yield start, end
 
 
@@ -166,7 +170,7 @@ def encode_draft(prompts: PromptEncoder, draft: DraftRequest) -> DraftTokens:
         if end > size:
             raise ConfigError(
                 f"pinned has [{start}, {end}], but the draft has {size} {unit}; use 0 to {size}"
-            )
+            ).about("pinned")
     if isinstance(text, str) and ranges:
         ranges = _token_ranges(prompts, text, ids, ranges)
     offsets = frozenset(at for start, end in ranges for at in range(start, end))
@@ -174,7 +178,7 @@ def encode_draft(prompts: PromptEncoder, draft: DraftRequest) -> DraftTokens:
     if hidden:
         raise ConfigError(
             f"pinned has position {hidden[0]} of the draft, which is the mask and left open; pin tokens"
-        )
+        ).about("pinned")
     return DraftTokens(tuple(ids), offsets)
 
 
@@ -214,7 +218,7 @@ def _token_ranges(
         raise ConfigError(
             "the tokenizer does not keep the draft's text as it is, so that pinned texts and ranges cannot "
             "be found among its tokens; give the draft as token ids"
-        )
+        ).about("draft")
     found = []
     for start, end in ranges:
         first = first_reaching(start)
@@ -238,7 +242,7 @@ def seeded(prompts: PromptEncoder, canvas: Canvas, draft: DraftRequest) -> Canva
     if not isinstance(draft.texts, list) and len(blanks) > 1:
         raise ConfigError(
             f"draft is one text for {len(blanks)} blanks; give a list with a text (or null) for each"
-        )
+        ).about("draft")
     for (start, end), part in zip(blanks, draft.per_prompt(len(blanks)), strict=True):
         if part is None:
             continue
@@ -254,7 +258,7 @@ def write_draft(canvas: Canvas, draft: DraftTokens, start: int, end: int) -> Can
         raise ConfigError(
             f"the draft is {len(draft.ids)} tokens long, but {where} has {size} positions; use "
             f"{len(draft.ids)} or more, or a shorter draft"
-        )
+        ).about("draft")
     tokens = {start + at: id_ for at, id_ in enumerate(draft.ids) if id_ != canvas.mask_id}
     pins = {start + at: tokens[start + at] for at in draft.pinned}
     editable = {at: id_ for at, id_ in tokens.items() if at not in pins}
@@ -267,17 +271,17 @@ def check_draft(canvas: Canvas, decoder: AnyDecoder) -> None:
         raise ConfigError(
             f"a draft needs an answer of constant length, but decoder {decoder.name!r} lets it grow; use "
             f"joint_threshold or wino"
-        )
+        ).about("draft")
     if canvas.drafted.any() and not decoder.core.revises:
         raise ConfigError(
             f"decoder {decoder.name!r} never changes a decided token, so this draft would be the answer as "
             f"it is; use joint_threshold, wino or a decoder of your own that revises, or pin all of the "
             f"draft and leave other positions open"
-        )
+        ).about("draft")
     if canvas.fixed[canvas.prompt_length :].all():
         raise ConfigError(
             "all positions of the answer are pinned; leave at least one of them to the model"
-        )
+        ).about("pinned")
 
 
 def within_edits(

@@ -283,7 +283,7 @@ class RequestBuilder:
             raise ConfigError(
                 f"vocabulary={params.vocabulary} leaves out tokens that the constraint may need; use "
                 f"static, adaptive or none"
-            )
+            ).about("vocabulary")
         turn_end = self.facts.turn_end_id
         only_turns = stop_ids & (frozenset() if turn_end is None else {turn_end})
         ends = only_turns if params.logits_eos_inf else stop_ids

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unmask.canvas import Canvas, Edit, Reading
+from unmask.canvas import Canvas, Edit, Reading, probability
 from unmask.engine.outputs import Alternatives, alternatives_of
 from unmask.engine.request import Request
 from unmask.server.reply_models import CanvasPosition, StreamFrame
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from unmask.engine.token_text import TokenTexts
 
 OPEN_MARK = "\u2591"
+UNKNOWN_LOGPROB = -9999.0
+"""OpenAI's number for a log-probability that is not known, and the least one of any token."""
 
 
 class Confidences:
@@ -42,14 +44,17 @@ class Confidences:
         self._likeliest: dict[int, list[tuple[int, float]]] = {}
         self._alternatives: dict[int, Alternatives] = {}
 
-    def add_likeliest(self, before: Canvas, edit: Edit, reading: Reading, request: Request) -> None:
+    def add_likeliest(
+        self, before: Canvas, edit: Edit, reading: Reading, request: Request, num_top: int
+    ) -> None:
         """Store the likeliest tokens at the positions that an edit of `before` decides.
 
-        Those of `num_top` and `named` are for `likeliest`, those of `num_alternatives` for `alternatives`.
+        The first `num_top` and those of `named` are for `likeliest`, those of `num_alternatives` for
+        `alternatives`.
         """
         others = alternatives_of(edit, reading, request.num_alternatives)
         self._alternatives |= {int(before.uid[at]): pairs for at, pairs in others.items()}
-        if not (request.num_top or request.named):
+        if not (num_top or request.named):
             return
         for position in (*edit.commit.tolist(), *edit.replace.tolist()):
             row = int(np.searchsorted(reading.positions, position))
@@ -60,9 +65,9 @@ class Confidences:
                     strict=True,
                 )
                 unique = {
-                    id_: max(share, -9999.0)
+                    id_: max(share, UNKNOWN_LOGPROB)
                     for rank, (id_, share) in enumerate(pairs)
-                    if id_ >= 0 and (rank < request.num_top or id_ in request.named)
+                    if id_ >= 0 and (rank < num_top or id_ in request.named)
                 }
                 self._likeliest[int(before.uid[position])] = list(unique.items())
 
@@ -74,27 +79,31 @@ class Confidences:
         """Return token ids and their probabilities when a token was decided; none without a request."""
         return self._alternatives.get(uid, ())
 
-    def apply(self, before: Canvas, edit: Edit, forward: int = 0) -> None:
-        """Update the confidences with an edit of the canvas `before`, made by a forward."""
+    def apply(
+        self, before: Canvas, edit: Edit, forward: int = 0, reading: Reading | None = None
+    ) -> None:
+        """Update the confidences with an edit of the canvas `before`, made by a forward.
+
+        `reading`: that of the forward, in which replaced tokens have their confidence; without it they have
+        none.
+        """
         decided = np.concatenate((edit.commit, edit.replace))
         self._forward.update(dict.fromkeys(before.uid[decided].tolist(), forward))
         for uid in before.uid[edit.remask].tolist():
             self._forward.pop(uid, None)
-        for uid in before.uid[edit.replace].tolist() + before.uid[edit.remask].tolist():
             self._by_uid.pop(uid, None)
-        replaced = set(edit.replace.tolist())
-        commits = zip(
-            edit.commit.tolist(),
-            before.uid[edit.commit].tolist(),
-            edit.confidence.tolist(),
-            strict=True,
-        )
-        for position, uid, confidence in commits:
-            if position not in replaced:
+        uids = before.uid[edit.commit].tolist()
+        self._by_uid.update(zip(uids, edit.confidence.tolist(), strict=True))
+        replaced = zip(edit.replace.tolist(), edit.replace_tokens.tolist(), strict=True)
+        for position, token in replaced:
+            uid = int(before.uid[position])
+            confidence = None if reading is None else probability_in(reading, position, token)
+            self._by_uid.pop(uid, None)
+            if confidence is not None:
                 self._by_uid[uid] = confidence
 
     def get(self, uid: int) -> float | None:
-        """Return a confidence, or None for a token without one (fixed, replaced, filled in)."""
+        """Return a confidence, or None for a token without one (fixed, of a draft, filled in)."""
         return self._by_uid.get(uid)
 
     def forward(self, uid: int) -> int | None:
@@ -102,11 +111,24 @@ class Confidences:
         return self._forward.get(uid)
 
     def logprob(self, uid: int) -> float | None:
-        """Return the logarithm of a confidence in nats, at least -9999, or None."""
+        """Return the logarithm of a confidence in nats, at least `UNKNOWN_LOGPROB`, or None."""
         confidence = self.get(uid)
         if confidence is None:
             return None
-        return math.log(confidence) if confidence > 0 else -9999.0
+        return math.log(confidence) if confidence > 0 else UNKNOWN_LOGPROB
+
+
+def probability_in(reading: Reading, position: int, token: int) -> float | None:
+    """Return the probability of a token at a position, None for one that the reading does not have."""
+    row = int(np.searchsorted(reading.positions, position))
+    if row == len(reading.positions) or reading.positions[row] != position:
+        return None
+    if reading.tokens[row] == token:
+        return float(probability(reading.log_odds[row]))
+    if not reading.top_tokens.size:
+        return None
+    columns = np.flatnonzero(reading.top_tokens[row] == token)
+    return float(np.exp(reading.top_log_probs[row, columns[0]])) if len(columns) else None
 
 
 def canvas_frame(

@@ -229,7 +229,7 @@ class DecisionFields(StrictModel):
     independent: bool | None = Field(
         None,
         description="true: every question is read in canvases of its own and sees no other; false (the "
-        "default): all questions share a canvas",
+        "default): questions share a canvas, as many as the context holds",
     )
     orders: Annotated[int, Field(ge=1, le=MAX_ORDERS)] | None = Field(
         None,

@@ -13,6 +13,7 @@ from fastapi.responses import Response
 
 from unmask.decisions.answers import Decisions
 from unmask.decisions.asking import DecisionRequests
+from unmask.decisions.canvases import RowLimits
 from unmask.decisions.questions import DecisionQuestion, QuestionAnswer, choice, predicate, score
 from unmask.engine.text_stream import StopCriteria
 from unmask.errors import ConfigError, PromptError
@@ -37,7 +38,7 @@ from unmask.server.decision_models import (
     content_text,
     parts_text,
 )
-from unmask.server.errors import ApiError, library_error
+from unmask.server.errors import library_error
 from unmask.server.openapi import Api
 from unmask.server.reply_models import ReplyModel, ReplyResponse
 from unmask.server.request_parsing import parse_body, read_json
@@ -47,6 +48,8 @@ from unmask.server.response_models import InputDetails, OutputDetails
 if TYPE_CHECKING:
     from unmask.server.service import Service
 
+MAX_ROWS = 1024
+"""Maximum number of canvases of one request; they are decoded in waves."""
 Body = TypeVar("Body", bound=DecisionFields)
 Questions = tuple[str, list[DecisionQuestion]]
 """A text, and the questions about it."""
@@ -71,7 +74,9 @@ def add_decision_routes(app: Api, service: Service) -> None:
         asked = await service.planning.run(plan, timeout_s, arrived_s)
         request_id = f"dec_{secrets.token_hex(12)}"
         plans = reading_plans(asked)
-        generation = service.submit(request, plans, timeout_s, request_id, body.user, arrived_s)
+        generation = service.submit(
+            request, plans, timeout_s, request_id, body.user, arrived_s, in_waves=True
+        )
         await service.wait(request, generation)
         readings = [each.reading for each in generation.answers if each.reading is not None]
         has_new_weights = any(each.weights_version for each in generation.answers)
@@ -115,28 +120,10 @@ def plan_decisions(
     """Return the canvases to read for a body. Raises ApiError."""
     try:
         text, questions = read()
-        asked = DecisionRequests.about(service.llm.requests, text, questions, body.options)
+        limits = RowLimits(service.planner.max_length, MAX_ROWS)
+        return DecisionRequests.about(service.llm.requests, text, questions, body.options, limits)
     except (ConfigError, PromptError) as error:
         raise library_error(error, "questions") from None
-    longest = max(len(row.canvas) for row in asked.rows)
-    most, queue = service.planner.max_length, service.planner.max_choices
-    if longest > most:
-        raise ApiError(
-            400,
-            f"input and questions take {longest} positions, but the context is {most}; ask less at once, "
-            f"or use independent=true",
-            param="questions",
-            code="context_length_exceeded",
-        )
-    if queue is not None and len(asked.rows) > queue:
-        raise ApiError(
-            400,
-            f"{len(asked.rows)} canvases in one request: the queue holds at most {queue}; ask fewer "
-            f"questions, in fewer orders, or with independent=false",
-            param="questions",
-            code="request_too_large",
-        )
-    return asked
 
 
 def reading_plans(asked: DecisionRequests) -> list[GenerationPlan]:

@@ -70,10 +70,12 @@ class DraftFields(StrictModel):
         try:
             return read_draft(draft, pinned, self.max_edits)
         except ConfigError as error:
-            given = {"draft": draft, "pinned": pinned, "max_edits": self.max_edits}
-            raise library_error(
-                error, next((k for k, v in given.items() if v not in (None, [])), "draft")
-            ) from None
+            raise library_error(error, self.draft_field(error.key or "draft")) from None
+
+    def draft_field(self, key: str) -> str:
+        """Return the name of the field in which the client gave an option of the draft."""
+        is_ours = key == "max_edits" or (key == "pinned" and PINNED not in (self.vllm_xargs or {}))
+        return "vllm_xargs" if self.vllm_xargs and not is_ours else key
 
 
 def _of_vllm(fields: dict[str, JsonValue], pinned: list[object]) -> tuple[object, list[object]]:

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unmask.server")
 
+RETRY_S = 0.05
+"""Time until plans that wait for room in a full queue are submitted again."""
+
 
 @dataclass(frozen=True)
 class Origins:
@@ -57,7 +60,9 @@ class Origins:
 class Generation:
     """The answers to one request, decoded by an engine that runs in its own thread.
 
-    The request arrived at `arrived_s` of the monotonic clock, from which its `timeout_s` counts.
+    The request arrived at `arrived_s` of the monotonic clock, from which its `timeout_s` counts. At most
+    `window` of its answers are in the engine at once, the others follow as these are complete; None: all
+    are submitted together.
     `first_text_s`: seconds from its arrival to the first final text; `queue_s`: seconds from submission to
     the first forward (None: not yet); `timings`: one per answer. None of these depends on how fast the
     client reads. `error`: the error that ended the request, if any.
@@ -72,18 +77,21 @@ class Generation:
         request_id: str,
         arrived_s: float,
         origins: Origins,
+        window: int | None = None,
     ) -> None:
         self.engine, self.timeout_s, self.request_id = engine, timeout_s, request_id
+        self.window = window
         self.answers = [Answer(plan, decode, origins) for plan in plans]
         self.timings = [TokenTimings() for _ in plans]
         self.arrived_s = arrived_s
         self.first_text_s: float | None = None
         self.queue_s: float | None = None
-        self.submitted_s = 0.0
         self.error: ApiError | None = None
         self.user: str | None = None
         self.record: RequestRecord | None = None
         self._handles: list[RequestHandle] = []
+        self._submitted_s: list[float] = []
+        self._num_complete = 0
         self._updates: asyncio.Queue[tuple[int, RequestUpdate, float]] = asyncio.Queue()
 
     @property
@@ -102,33 +110,61 @@ class Generation:
         return time.monotonic() - self.arrived_s
 
     def submit(self) -> None:
-        """Submit all plans, or none of them.
+        """Submit all plans, or none of them; with a window the first ones, at least one.
 
         Raises ApiError: 429 if the queue is full, 503 if the server is stopping or its engine has failed,
         504 if planning has taken the whole timeout.
         """
-        remaining_s = self.timeout_s - self.seconds
-        if remaining_s <= 0:
-            raise timed_out(self.timeout_s)
+        try:
+            self._fill()
+        except Exception:
+            self.abort()
+            raise
+
+    def _fill(self) -> None:
+        """Submit the next plans, as many as the window has room for. Raises ApiError.
+
+        A queue that others have filled ends it without an error, once the first plan has been accepted.
+        """
         loop = asyncio.get_running_loop()
-        self.submitted_s = self.seconds
 
         def listen(index: int, update: RequestUpdate) -> None:
             loop.call_soon_threadsafe(self._updates.put_nowait, (index, update, self.seconds))
 
-        try:
-            for index, answer in enumerate(self.answers):
+        while len(self._handles) < len(self.answers) and self._num_inside < self._most_inside:
+            index, now_s = len(self._handles), self.seconds
+            if now_s >= self.timeout_s:
+                raise timed_out(self.timeout_s)
+            try:
                 handle = self.engine.submit(
-                    answer.plan.request,
+                    self.answers[index].plan.request,
                     partial(listen, index),
-                    deadline_s=remaining_s,
+                    deadline_s=self.timeout_s - now_s,
                 )
-                self._handles.append(handle)
-        except Exception as error:
-            self.abort()
-            if isinstance(error, UnmaskError):
+            except UnmaskError as error:
+                is_full = isinstance(error, CapacityError) and self.engine.accepts
+                if is_full and self.window is not None and self._handles:
+                    return
                 raise submit_error(error, self.engine) from None
-            raise
+            self._handles.append(handle)
+            self._submitted_s.append(now_s)
+
+    @property
+    def _num_inside(self) -> int:
+        """The number of answers that the engine has and that are not complete."""
+        return len(self._handles) - self._num_complete
+
+    @property
+    def _most_inside(self) -> int:
+        return len(self.answers) if self.window is None else self.window
+
+    async def _next_update(self) -> tuple[int, RequestUpdate, float]:
+        """Return the next update; submit what the window has room for before it. Raises ApiError."""
+        self._fill()
+        while not self._num_inside:  # others have filled the queue
+            await asyncio.sleep(RETRY_S)
+            self._fill()
+        return await self._updates.get()
 
     def abort(self) -> None:
         """Abort the answers that are not complete."""
@@ -144,7 +180,7 @@ class Generation:
         """
         num_incomplete = len(self.answers)
         while num_incomplete:
-            index, update, now_s = await self._updates.get()
+            index, update, now_s = await self._next_update()
             answer = self.answers[index]
             if update.kind not in ("step", "done"):
                 raise self._update_error(update)
@@ -153,7 +189,7 @@ class Generation:
             if self.queue_s is None:
                 self.queue_s = update.queue_s
             if update.queue_s is not None:
-                self.timings[index].started_s = self.submitted_s + update.queue_s
+                self.timings[index].started_s = self._submitted_s[index] + update.queue_s
             is_complete = answer.finish_reason is not None
             self.timings[index].add(now_s, answer.num_tokens, is_complete=is_complete)
             if text and self.first_text_s is None:
@@ -161,6 +197,7 @@ class Generation:
             if answer.has_stop and not had_stop and update.kind == "step":
                 self._handles[index].finish()
             num_incomplete -= is_complete
+            self._num_complete += is_complete
             yield answer, update, text
 
     async def run(self) -> None:
@@ -253,11 +290,11 @@ class Answer:
         if self.plan.keeps_reading:
             self.reading = update.reading or self.reading
         elif update.kind == "step":
-            self.confidences.apply(update.before, update.edit, update.num_forwards)
-            if update.reading is not None:
-                self.confidences.add_likeliest(
-                    update.before, update.edit, update.reading, self.plan.request
-                )
+            before, edit, reading = update.before, update.edit, update.reading
+            self.confidences.apply(before, edit, update.num_forwards, reading)
+            if reading is not None:
+                request, num_top = self.plan.request, self.plan.num_top
+                self.confidences.add_likeliest(before, edit, reading, request, num_top)
         self.canvas, self.weights_version = update.canvas, update.handle.num_changes
         self.num_forwards, self.num_queries = update.num_forwards, update.num_queries
         self.num_draft_forwards = update.num_draft_forwards

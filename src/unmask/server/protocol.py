@@ -197,7 +197,9 @@ class DecodingRequest(DraftFields):
         "reported in the reply",
     )
     stop: Stop | Annotated[list[Stop], list_limits(max_length=MAX_STOPS)] | None = Field(
-        None, description="strings that end the text; they are not part of it"
+        None,
+        description="strings that end the text; they are not part of it; refused beside structured output, "
+        "which they could cut",
     )
     n: int | None = Field(None, ge=1, le=MAX_N, description="number of choices per prompt")
     stop_token_ids: StopIds | None = Field(
@@ -298,6 +300,11 @@ class DecodingRequest(DraftFields):
     def length_name(self) -> str:
         """The field that set `length`, for error messages."""
         return "max_tokens"
+
+    @property
+    def format_name(self) -> str:
+        """The field that set `response_format`, for error messages."""
+        return "response_format"
 
     @property
     def wants_logprobs(self) -> bool:
@@ -575,3 +582,8 @@ class InfillRequest(DecodingRequest):
     stop_token_ids: Annotated[None, BeforeValidator(none_for_empty)] = Field(
         None, description=EVERY_BLANK_FILLED
     )
+
+    @property
+    def length_name(self) -> str:
+        """The field that sets the number of positions, for error messages."""
+        return "parts"

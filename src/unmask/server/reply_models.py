@@ -109,23 +109,23 @@ class TokenLogprob(TypedDict):
     """A token and its log-probability; `bytes` are UTF-8, perhaps a part of a character."""
 
     token: str
-    logprob: float | None
+    logprob: float
     bytes: list[Count]
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(ReplyModel):
-    """Log-probabilities in the format of chat completions; null where not available."""
+    """Log-probabilities in the format of chat completions; -9999 where none is known."""
 
     content: SkipValidation[list[TokenLogprob]]
     refusal: None
 
 
 class TextLogprobs(ReplyModel):
-    """Log-probabilities in the format of text completions; null where not available."""
+    """Log-probabilities in the format of text completions; -9999 where none is known."""
 
     tokens: list[str]
-    token_logprobs: list[float | None]
+    token_logprobs: list[float]
     top_logprobs: list[dict[str, float]] | None
     text_offset: list[Count]
 

@@ -12,7 +12,13 @@ from unmask.engine.drafts import DraftRequest, encode_draft
 from unmask.engine.prompts import Prompt, prompt_list
 from unmask.engine.request import Request, row_seed
 from unmask.engine.text_stream import StopCriteria
-from unmask.errors import ConfigError, ContradictionError, PromptError, UnmaskError
+from unmask.errors import (
+    ConfigError,
+    ContradictionError,
+    GrammarError,
+    PromptError,
+    UnmaskError,
+)
 from unmask.method import CACHE_PREFIX, GEN_LENGTH, MethodSpec, Source
 from unmask.server.capabilities import SERVER_ONLY
 from unmask.server.errors import ApiError, library_error
@@ -26,7 +32,7 @@ from unmask.server.protocol import (
 )
 from unmask.server.request_parsing import check_knobs, check_method_text
 from unmask.server.settings import ServerSettings
-from unmask.server.structured_fields import constraint_of
+from unmask.server.structured_fields import ConstraintField, constraint_of
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -42,8 +48,9 @@ class GenerationPlan:
     """One answer to decode.
 
     `index`: of the choice; `prompt`: index of its prompt, which has `num_prompt` tokens. The text is that
-    of `size` positions (None: all) from `start` on, until one of `ends`. With `keeps_reading`, the answer
-    has the last reading of its canvas, in place of the tokens' log-probabilities.
+    of `size` positions (None: all) from `start` on, until one of `ends`. `num_top`: likeliest tokens to
+    return with each token. With `keeps_reading`, the answer has the last reading of its canvas, in place of
+    the tokens' log-probabilities.
     """
 
     index: int
@@ -53,6 +60,7 @@ class GenerationPlan:
     ends: StopCriteria
     start: int
     size: int | None = None
+    num_top: int = 0
     keeps_reading: bool = False
 
 
@@ -157,7 +165,7 @@ class Planner:
         method, seed = self.method(body, knobs), _seed_of(body)
         plans: list[GenerationPlan] = []
         for ids, draft in zip(prompts, self._drafts(body, len(prompts)), strict=True):
-            length = self._length(len(ids), body, param, self._draft_length(draft))
+            length = self._length(len(ids), body, param, self._draft_length(draft, body))
             span, option = (len(ids), None), None if method.chooses_length else length
             spans = (len(ids), *span)
             plans += self._copies(body, method, seed, ids, spans, len(plans), option, draft)
@@ -169,16 +177,18 @@ class Planner:
         try:
             return [None] * count if draft is None else draft.per_prompt(count)
         except ConfigError as error:
-            raise library_error(error, "draft") from None
+            raise library_error(error, body.draft_field(error.key or "draft")) from None
 
-    def _draft_length(self, draft: DraftRequest | None) -> int | None:
+    def _draft_length(self, draft: DraftRequest | None, body: DecodingRequest) -> int | None:
         """Return the number of a draft's tokens, None without one."""
         if draft is None:
             return None
         try:
             return len(encode_draft(self.llm.prompts, draft).ids)
-        except (ConfigError, PromptError) as error:
-            raise library_error(error, "draft") from None
+        except ConfigError as error:
+            raise library_error(error, body.draft_field(error.key or "draft")) from None
+        except PromptError as error:
+            raise library_error(error, body.draft_field("draft")) from None
 
     def check_choices(self, body: DecodingRequest, num_prompts: int) -> None:
         """Raise ApiError for more choices than the queue holds, before any of them is planned."""
@@ -197,13 +207,15 @@ class Planner:
         assert body.suffix is not None, "without a suffix there is no middle"
         special = body.add_special_tokens is not False
         drafts = self._drafts(body, len(prompts))
-        sizes = [body.length or self._draft_length(draft) for draft in drafts]
+        sizes = [body.length or self._draft_length(draft, body) for draft in drafts]
         canvases = [
             self._middle(one, body.suffix, size, special)
             for one, size in zip(prompts, sizes, strict=True)
         ]
-        for canvas in canvases:
-            self._check_room(len(canvas), "prompt, answer and suffix", body.length_name)
+        for canvas, draft in zip(canvases, drafts, strict=True):
+            has_length = body.length is not None or draft is None
+            param = body.length_name if has_length else body.draft_field("draft")
+            self._check_room(len(canvas), "prompt, answer and suffix", param)
         starts = [canvas.prompt_length for canvas in canvases]
         return self._plans(body, canvases, starts, knobs, drafts, has_size=True)
 
@@ -254,7 +266,7 @@ class Planner:
         stop_ids = given if body.ignore_eos or infills else given | self.llm.stop_ids
         ends = StopCriteria(stop_ids, body.stops)
         num_prompt, start, size = span
-        constraint = constraint_of(body)
+        field = constraint_of(body)
         self._check_named(body)
         try:
             request = self.llm.requests.request(
@@ -264,13 +276,14 @@ class Planner:
                 seed=seed,
                 stop_at_eos=not body.ignore_eos,
                 stop_token_ids=given,
-                constraint=constraint,
+                constraint=None if field is None else field.constraint,
                 draft=draft,
                 adapter=self._adapter(body.model),
             )
         except UnmaskError as error:
-            raise library_error(error) from None
+            raise library_error(error, field_at_fault(error, body, field)) from None
         self._check_room(request.max_positions, "the canvas", body.length_name)
+        num_top = min(body.num_top, self.llm.spec.vocab_size)
         return [
             GenerationPlan(
                 index=first + copy,
@@ -278,7 +291,7 @@ class Planner:
                 request=replace(
                     request,
                     seed=row_seed(seed, first + copy),
-                    num_top=min(body.num_top, self.llm.spec.vocab_size),
+                    num_top=num_to_read(body, request, num_top),
                     named=body.named,
                     num_alternatives=body.trace_alternatives,
                 ),
@@ -286,6 +299,7 @@ class Planner:
                 ends=ends,
                 start=start,
                 size=size,
+                num_top=num_top,
             )
             for copy in range(body.choices)
         ]
@@ -373,14 +387,17 @@ class Planner:
         The default is the length of a draft, or 128.
         """
         room, name = self.max_length - num_prompt, body.length_name
-        default = 1 if num_draft is None else num_draft
-        least = default if body.length is None else body.length
+        least = 1 if num_draft is None else num_draft
+        least = least if body.length is None else body.length
+        what, shorter = f"{name}={least}", f"use {name}={room} or less"
+        if body.length is None and num_draft is not None:
+            name = body.draft_field("draft")
+            what, shorter = f"a draft of {num_draft}", f"use a draft of {room} tokens or less"
         if least > room:
-            advice = f"use {name}={room} or less" if room > 0 else "shorten the prompt"
             raise ApiError(
                 400,
-                f"prompt of {num_prompt} tokens + {name}={least} = {num_prompt + least}, but the "
-                f"context is {self.max_length}; {advice}",
+                f"prompt of {num_prompt} tokens + {what} = {num_prompt + least}, but the context is "
+                f"{self.max_length}; {shorter if room > 0 else 'shorten the prompt'}",
                 param=name if room > 0 else param,
                 code="context_length_exceeded",
             )
@@ -397,6 +414,36 @@ class Planner:
                 param=param,
                 code="context_length_exceeded",
             )
+
+
+def field_at_fault(
+    error: UnmaskError, body: DecodingRequest, field: ConstraintField | None
+) -> str | None:
+    """Return the field of the client that an error of a request refers to, None if it is not known.
+
+    A length that the client did not choose is that of its draft, or too short for its constraint.
+    """
+    key = error.key if isinstance(error, ConfigError) else None
+    if key in ("draft", "pinned", "max_edits"):
+        return body.draft_field(key)
+    if key == "gen_length":
+        if body.length is not None or isinstance(body, InfillRequest):
+            return body.length_name
+        if body.draft_request is not None:
+            return body.draft_field("draft")
+    is_grammar = key == "gen_length" or (
+        key in (None, "constraint") and isinstance(error, GrammarError)
+    )
+    return field.param if is_grammar and field is not None else key
+
+
+def num_to_read(body: DecodingRequest, request: Request, num_top: int) -> int:
+    """Return the number of likeliest tokens to read for a reply with `num_top` of them.
+
+    A replaced token has its probability in the reading, which comes with the likeliest tokens alone.
+    """
+    has_numbers = body.wants_logprobs or body.return_step_map or body.wants_canvas
+    return max(num_top, int(has_numbers and request.decoder.core.revises))
 
 
 def _seed_of(body: DecodingRequest) -> int:

@@ -128,9 +128,8 @@ def plan_response(
             param="input",
             code="invalid_value",
         )
-    chat = ResponseChat.model_validate(
-        {**given, "messages": turns, "max_tokens": body.max_output_tokens}
-    )
+    kind = FormatChat if form is not None and form.type != "text" else ResponseChat
+    chat = kind.model_validate({**given, "messages": turns, "max_tokens": body.max_output_tokens})
     return renamed(planner, chat, knobs)
 
 
@@ -155,6 +154,15 @@ class ResponseChat(ChatRequest):
     def length_name(self) -> str:
         """The field that set `length`, for error messages."""
         return "max_output_tokens"
+
+
+class FormatChat(ResponseChat):
+    """The chat request of a response with `text.format`."""
+
+    @property
+    def format_name(self) -> str:
+        """The field that set `response_format`, for error messages."""
+        return "text.format"
 
 
 def renamed(

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from unmask.engine.outputs import Commit, Step
 from unmask.engine.token_text import TokenTexts
 from unmask.engine.trace_records import extra_fields, header_of, opening_fields
+from unmask.server.canvas_frames import UNKNOWN_LOGPROB
 from unmask.server.generation import Answer
 from unmask.server.reply_models import (
     AssistantMessage,
@@ -286,7 +287,7 @@ class ReplyBuilder:
             content.append(
                 {
                     "token": self.texts.text(item.token),
-                    "logprob": item.logprob,
+                    "logprob": known(item.logprob),
                     "bytes": list(self.texts.data(item.token)),
                     "top_logprobs": [
                         {
@@ -311,7 +312,7 @@ class ReplyBuilder:
         offsets = list(accumulate(map(len, texts), initial=0))
         return TextLogprobs(
             tokens=texts[num_sent:],
-            token_logprobs=[item.logprob for item in tokens[num_sent:]],
+            token_logprobs=[known(item.logprob) for item in tokens[num_sent:]],
             top_logprobs=top if any(top) else None,
             text_offset=offsets[num_sent:-1],
         )
@@ -381,6 +382,11 @@ class ReplyBuilder:
         if self.wants_trace_header and "bytes" in extra:
             fields["bytes"] = extra["bytes"]
         return fields
+
+
+def known(logprob: float | None) -> float:
+    """Return a log-probability, or OpenAI's number for one that is not known: clients read no null."""
+    return UNKNOWN_LOGPROB if logprob is None else logprob
 
 
 def delta(text: str | None, *, is_first: bool) -> ChatDelta:

@@ -190,10 +190,22 @@ class Service:
         request_id: str,
         user: str | None,
         arrived_s: float,
+        *,
+        in_waves: bool = False,
     ) -> Generation:
-        """Submit plans to the engine and return their generation. Raises ApiError."""
+        """Submit plans to the engine and return their generation. Raises ApiError.
+
+        `in_waves`: only as many at once as run together, however many there are.
+        """
         generation = Generation(
-            self.engine, plans, self.llm.decode, timeout_s, request_id, arrived_s, self.origins
+            self.engine,
+            plans,
+            self.llm.decode,
+            timeout_s,
+            request_id,
+            arrived_s,
+            self.origins,
+            self.engine.config.window if in_waves else None,
         )
         generation.user, generation.record = user, record_of(request.scope)
         generation.submit()

@@ -24,6 +24,7 @@ from unmask.engine.outputs import FinishReason
 from unmask.errors import PromptError
 from unmask.models import BUNDLED
 from unmask.server.base_models import StrictModel
+from unmask.server.draft_fields import DraftFields
 from unmask.server.errors import ApiError, library_error
 from unmask.server.foreign_fields import FOREIGN_FIELDS, check_foreign
 from unmask.server.generation import Answer, Generation
@@ -74,6 +75,7 @@ OWN_FIELDS = (
     "regex",
     "json_schema",
     "ebnf",
+    *DraftFields.model_fields,
 )
 SAMPLING_FIELDS = frozenset((*RENAMED_FIELDS, *METHOD_FIELDS, *OWN_FIELDS))
 """Sampling parameters with an effect here; knobs of decoders may stand beside them."""
@@ -105,7 +107,7 @@ class GenerateRequest(StrictModel):
     sampling_params: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="max_new_tokens, temperature, top_p, top_k, stop, stop_token_ids, n, ignore_eos, "
-        "sampling_seed, regex, json_schema, ebnf, knobs",
+        "sampling_seed, regex, json_schema, ebnf, draft, pinned, max_edits, vllm_xargs, knobs",
     )
     stream: bool = Field(False, description="send cumulative text as server-sent events")
     lora_path: str | None = Field(

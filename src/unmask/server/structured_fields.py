@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import JsonValue
 
@@ -25,24 +25,35 @@ IDLE_OUTPUT_KEYS = (
 """Keys of `structured_outputs` that choose among valid texts, which the constraint does already."""
 
 
-def constraint_of(body: DecodingRequest) -> TextConstraint | None:
+class ConstraintField(NamedTuple):
+    """A constraint, and the field in which the client gave it."""
+
+    param: str
+    constraint: TextConstraint
+
+
+def constraint_of(body: DecodingRequest) -> ConstraintField | None:
     """Return the constraint that a body asks for, None without one.
 
-    Raises ApiError (400) for two of them, and for one that is not supported, with the field's name.
+    Raises ApiError (400) for two of them, for one that is not supported, and for stop strings, which could
+    cut its texts, with the field's name.
     """
     found: dict[str, TextConstraint] = {}
     for param, value in _fields(body):
         try:
-            constraint = _constraint(param, value)
+            constraint = (
+                _format(param, value) if param == body.format_name else _constraint(param, value)
+            )
         except GrammarError as error:
             raise library_error(error, param) from None
         if constraint is not None:
             found[param] = constraint
-    if body.tool_schema is not None:
-        try:
-            found["tools"] = json_schema(body.tool_schema)
-        except GrammarError as error:
-            raise library_error(error, "tools") from None
+    try:
+        schema = body.tool_schema
+        if schema is not None:
+            found["tools"] = json_schema(schema)
+    except GrammarError as error:
+        raise library_error(error, "tools") from None
     if len(set(found.values())) > 1:
         first, second, *_ = found
         raise ApiError(
@@ -51,13 +62,21 @@ def constraint_of(body: DecodingRequest) -> TextConstraint | None:
             param=second,
             code="invalid_value",
         )
-    return next(iter(found.values()), None)
+    for param, constraint in found.items():
+        if body.stops:
+            raise ApiError(
+                400,
+                f"stop could cut the answer, which has to meet {param} as a whole; leave one of them out",
+                param="stop",
+                code="invalid_value",
+            )
+        return ConstraintField(param, constraint)
+    return None
 
 
 def _fields(body: DecodingRequest) -> list[tuple[str, JsonValue]]:
     """Return the fields that are set, those of `structured_outputs` by their path."""
     names = (
-        "response_format",
         "guided_json",
         "guided_regex",
         "guided_choice",
@@ -66,7 +85,8 @@ def _fields(body: DecodingRequest) -> list[tuple[str, JsonValue]]:
         "ebnf",
         "json_schema",
     )
-    given: list[tuple[str, JsonValue]] = [(name, getattr(body, name)) for name in names]
+    given: list[tuple[str, JsonValue]] = [(body.format_name, body.response_format)]
+    given += [(name, getattr(body, name)) for name in names]
     for key, value in (body.structured_outputs or {}).items():
         param = f"structured_outputs.{key}"
         if value is None or (key in IDLE_OUTPUT_KEYS and isinstance(value, bool)):
@@ -84,8 +104,6 @@ def _fields(body: DecodingRequest) -> list[tuple[str, JsonValue]]:
 
 def _constraint(param: str, value: JsonValue) -> TextConstraint | None:
     """Return the constraint of one field. Raises GrammarError and ApiError."""
-    if param == "response_format":
-        return _format(value)
     kind = param.rpartition(".")[2].removeprefix("guided_")
     if kind == "regex":
         return regex(_text(param, value))
@@ -94,7 +112,7 @@ def _constraint(param: str, value: JsonValue) -> TextConstraint | None:
     if kind == "choice":
         if not isinstance(value, list):
             raise _invalid(param, "a list of texts")
-        return choice(_text(param, each) for each in value)
+        return choice([_text(param, each) for each in value])
     if kind == "json_object":
         if not isinstance(value, bool):
             raise _invalid(param, "true or false")
@@ -102,36 +120,28 @@ def _constraint(param: str, value: JsonValue) -> TextConstraint | None:
     return json_schema(_schema(param, value))
 
 
-def _format(value: JsonValue) -> TextConstraint | None:
-    """Return the constraint of `response_format`."""
+def _format(param: str, value: JsonValue) -> TextConstraint | None:
+    """Return the constraint of `response_format`, in which null counts as left out."""
     if not isinstance(value, dict) or value.get("type") not in FORMAT_TYPES:
         raise ApiError(
             400,
-            f"response_format.type is not supported here; use {', '.join(FORMAT_TYPES)}",
-            param="response_format",
+            f"{param}.type is not supported here; use {', '.join(FORMAT_TYPES)}",
+            param=param,
             code="unsupported_parameter",
         )
+    others = {key for key in value.keys() - {"type"} if value[key] is not None}
     if value["type"] != "json_schema":
-        others = value.keys() - {"type"}
         if others:
-            raise _invalid(
-                f"response_format.{sorted(others)[0][:40]}", "left out without json_schema"
-            )
+            raise _invalid(f"{param}.{sorted(others)[0][:40]}", "left out without json_schema")
         return json_object() if value["type"] == "json_object" else None
     inner = value.get("json_schema")
-    unknown = value.keys() - {"type", "json_schema"}
-    unknown |= (
-        inner.keys() - {"name", "description", "schema", "strict"}
-        if isinstance(inner, dict)
-        else set()
-    )
+    fields = {k: v for k, v in inner.items() if v is not None} if isinstance(inner, dict) else {}
+    unknown = others - {"json_schema"} | fields.keys() - {"name", "description", "schema", "strict"}
     if not isinstance(inner, dict) or unknown:
-        raise _invalid(
-            "response_format", "{type, json_schema: {name, schema, strict, description}}"
-        )
-    if inner.get("strict") not in (None, True, False):
-        raise _invalid("response_format.json_schema.strict", "true or false")
-    return json_schema(_schema("response_format.json_schema.schema", inner.get("schema", {})))
+        raise _invalid(param, "{type, json_schema: {name, schema, strict, description}}")
+    if fields.get("strict") not in (None, True, False):
+        raise _invalid(f"{param}.json_schema.strict", "true or false")
+    return json_schema(_schema(f"{param}.json_schema.schema", fields.get("schema", {})))
 
 
 def _schema(param: str, value: JsonValue) -> Mapping[str, JsonValue] | bool:
@@ -139,6 +149,9 @@ def _schema(param: str, value: JsonValue) -> Mapping[str, JsonValue] | bool:
     if isinstance(value, str):
         try:
             value = json.loads(value)
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _invalid(param, "of whole characters; it has a lone surrogate") from None
         except (ValueError, RecursionError):
             raise _invalid(param, "a JSON schema, or its text") from None
     if not isinstance(value, dict | bool):

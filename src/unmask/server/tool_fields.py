@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -19,10 +19,12 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator
 from typing_extensions import TypedDict
 
 from unmask.server.base_models import StrictModel
+from unmask.server.tool_schemas import call_schema
 
 MAX_TOOLS = 128
 TOOL_NAME = r"^[a-zA-Z0-9_.-]+$"
-TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+END_TAG = "</tool_call>"
+OPENING, CLOSING = re.compile(r"<tool_call>\s*"), re.compile(rf"\s*{END_TAG}")
 
 
 class FunctionFields(StrictModel):
@@ -98,39 +100,6 @@ class ToolCall(TypedDict):
     function: FunctionCall
 
 
-def call_schema(tools: Sequence[Tool]) -> dict[str, JsonValue]:
-    """Return the schema of one call of one of the tools: an object with `name` and `arguments`."""
-    calls: list[JsonValue] = []
-    for number, tool in enumerate(tools):
-        place = f"#/anyOf/{number}/properties/arguments"
-        parameters: JsonValue = tool.function.parameters or {"type": "object", "properties": {}}
-        calls.append(
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool.function.name},
-                    "arguments": _moved(parameters, place),
-                },
-                "required": ["name", "arguments"],
-            }
-        )
-    return {"anyOf": calls}
-
-
-def _moved(schema: JsonValue, place: str) -> JsonValue:
-    """Return a schema whose references hold at another place of a document."""
-    if isinstance(schema, list):
-        return [_moved(item, place) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: place + value[1:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _moved(value, place)
-        for key, value in schema.items()
-    }
-
-
 class ToolRequest(StrictModel):
     """The fields of a request that offers tools."""
 
@@ -151,7 +120,9 @@ class ToolRequest(StrictModel):
     def _check_choice(
         cls, choice: ToolChoice | str | None, info: ValidationInfo
     ) -> ToolChoice | str | None:
-        tools: list[Tool] = info.data.get("tools") or []
+        if "tools" not in info.data:  # they are refused themselves
+            return choice
+        tools: list[Tool] = info.data["tools"] or []
         kind = choice.type if isinstance(choice, ToolChoice) else choice
         if kind == "required" and not tools:
             raise ValueError('"required" needs tools; without them, use "none" or "auto"')
@@ -186,8 +157,8 @@ class ToolRequest(StrictModel):
 
     @property
     def tool_schema(self) -> dict[str, JsonValue] | None:
-        """The schema of a call that is required, None without one."""
-        forced = self.forced_tools
+        """The schema of a call that is required, None without one. Raises GrammarError."""
+        forced = [(tool.function.name, tool.function.parameters) for tool in self.forced_tools]
         return call_schema(forced) if forced else None
 
 
@@ -199,11 +170,13 @@ class ToolParser:
     is_parallel: bool = True
 
     def parse(self, text: str) -> tuple[str | None, list[ToolCall]]:
-        """Return the text of an answer without its calls (None: no text), and the calls."""
-        found = [self._call(part) for part in TAGGED.findall(text)]
-        rest = TAGGED.sub("", text).strip()
+        """Return the text of an answer without its calls (None: no text), and the calls.
+
+        An answer that is JSON as a whole is read as such: tags in it are a part of its texts.
+        """
+        found, rest = self._plain(text), ""
         if not found:
-            found, rest = self._plain(text), ""
+            found, rest = self._tagged(text)
         calls = [call for call in found if call is not None]
         if not calls or len(calls) < len(found):
             return text, []
@@ -218,12 +191,24 @@ class ToolParser:
         values = value if isinstance(value, list) else [value]
         return [self._of_value(each) for each in values]
 
-    def _call(self, text: str) -> ToolCall | None:
-        """Return the call that a JSON text is, None if it is none."""
-        try:
-            return self._of_value(json.loads(text))
-        except (ValueError, RecursionError):
-            return None
+    def _tagged(self, text: str) -> tuple[list[ToolCall | None], str]:
+        """Return the calls between tags, None for one that is none, and the text outside of them.
+
+        A value ends where its JSON does, so that a text in it may hold the tags.
+        """
+        found: list[ToolCall | None] = []
+        rest, at = "", 0
+        while (opening := OPENING.search(text, at)) and END_TAG in text[opening.end() :]:
+            try:
+                value, end = json.JSONDecoder().raw_decode(text, opening.end())
+            except (ValueError, RecursionError):
+                return [*found, None], text
+            closing = CLOSING.match(text, end)
+            if closing is None:
+                return [*found, None], text
+            found.append(self._of_value(value))
+            rest, at = rest + text[at : opening.start()], closing.end()
+        return found, (rest + text[at:]).strip()
 
     def _of_value(self, value: object) -> ToolCall | None:
         name = value.get("name") if isinstance(value, Mapping) else None
