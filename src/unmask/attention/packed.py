@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from unmask.attention.rollout import head_mean
+from unmask.attention.visibility import ShadowRow, block_mask, canvas_mask, shadow_mask
 from unmask.canvas import NO_POSITIONS, Ints
 from unmask.kv.dense_store import DenseStore
 from unmask.kv.paged_store import PagedStore, PageTable
@@ -101,13 +102,15 @@ class RowGroup:
             self.row_index = rows[:, None]
             self.position_index = upload(positions, device)
         self.visible = self._visible(block_size, device)
-        self._mask: Tensor | None = None
+        self.shadow_visible = self._shadow_visible(block_size, device)
+        self._masks: dict[bool, Tensor] = {}
 
-    def mask(self, q: Tensor, keys: Tensor) -> Tensor | None:
+    def mask(self, q: Tensor, keys: Tensor, of_shadows: bool = False) -> Tensor | None:
         """Return the mask of `attention`, prepared once for all layers; None for full attention."""
-        if self._mask is None and self.visible is not None:
-            self._mask = prepare_mask(self.visible, q.shape[2] // keys.shape[1], q)
-        return self._mask
+        visible = self.shadow_visible if of_shadows else self.visible
+        if visible is not None and of_shadows not in self._masks:
+            self._masks[of_shadows] = prepare_mask(visible, q.shape[2] // keys.shape[1], q)
+        return self._masks.get(of_shadows)
 
     def keys_and_values(
         self, store: DenseStore | None, layer: int, k: Tensor, v: Tensor
@@ -157,37 +160,40 @@ class RowGroup:
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     def _hides_blocks(self, block_size: int | None) -> bool:
-        """Return whether some query's block is before the last key's."""
-        if block_size is None or self.size == 0:
+        """Return whether some position's block is before the last key's."""
+        if block_size is None or self.num_positions == 0:
             return False
-        first = min(int(meta.position_ids.min()) for meta in self.metas)
+        first = min(int(meta.positions[0]) for meta in self.metas)
         return first // block_size < (self.length - 1) // block_size
 
     def _visible(self, block_size: int | None, device: torch.device) -> Tensor | None:
-        """Return the attention mask, bool `(b, 1, n, K)`; None where every query sees every key."""
+        """Return the mask of the canvas's own queries, bool `(b, 1, n, K)`; None where all see all keys."""
         is_ragged = any(meta.length != self.length for meta in self.metas)
-        if not (is_ragged or self.num_shadows or self._hides_blocks(block_size)):
+        hides_blocks = self._hides_blocks(block_size)
+        if not (is_ragged or hides_blocks):
             return None
-        lengths = upload_index([meta.length for meta in self.metas], device)[:, None, None]
-        keys = torch.arange(self.length, device=device)
-        visible = (keys < lengths).expand(-1, self.size, -1)
-        if block_size is not None:
-            position_ids = np.stack([meta.position_ids for meta in self.metas])
-            blocks = upload(position_ids // block_size, device)[:, :, None]
-            visible = visible & (keys // block_size <= blocks)
-        if self.num_shadows:
-            visible = torch.cat(
-                (visible, visible.new_zeros(1).expand(self.count, self.size, self.num_shadows)), -1
+        lengths = upload_index([meta.length for meta in self.metas], device)
+        visible = canvas_mask(lengths, self.length).expand(-1, -1, self.num_positions, -1)
+        if hides_blocks and block_size is not None:
+            positions = upload(np.stack([meta.positions for meta in self.metas]), device)
+            visible = visible & block_mask(positions, self.length, block_size)
+        return visible
+
+    def _shadow_visible(self, block_size: int | None, device: torch.device) -> Tensor | None:
+        """Return the mask of the shadow queries; their keys follow the longest canvas of the group."""
+        if not self.num_shadows:
+            return None
+        rows = [
+            ShadowRow(
+                meta.length,
+                self.length,
+                meta.shadows,
+                meta.position_ids[self.num_positions :],
+                meta.shadows_attend,
             )
-            hidden = visible.new_zeros(())
-            for i, meta in enumerate(self.metas):
-                rows = torch.arange(self.num_positions, self.size, device=device)
-                visible[i].index_put_((rows, upload(meta.shadows, device)), hidden)
-                among = torch.eye(self.num_shadows, dtype=torch.bool, device=device)
-                if meta.shadows_attend:
-                    among = torch.ones_like(among)
-                visible[i, self.num_positions :, self.length :] = among
-        return visible[:, None]
+            for meta in self.metas
+        ]
+        return shadow_mask(rows, self.length + self.num_shadows, block_size, device)
 
 
 class PackedAttention:
@@ -261,18 +267,20 @@ class PackedAttention:
             part[group.packed].view(group.count, group.size, *part.shape[1:]) for part in (q, k, v)
         ]
         keys, values = group.keys_and_values(self.store, layer, own[1], own[2])
+        canvas, shadows = own[0].split((group.num_positions, group.num_shadows), dim=1)
+        inside = [each[:, :, : group.length] for each in (keys, values)]
         if group.needs_weights:
-            self._append_weights(group, own[0], keys)
-        return attention(own[0], keys, values, group.mask(own[0], keys)).flatten(0, 1)
+            self._append_weights(group, canvas, inside[0])
+        output = attention(canvas, inside[0], inside[1], group.mask(canvas, keys))
+        if group.num_shadows:
+            behind = attention(shadows, keys, values, group.mask(shadows, keys, of_shadows=True))
+            output = torch.cat((output, behind), dim=1)
+        return output.flatten(0, 1)
 
     def _append_weights(self, group: RowGroup, q: Tensor, keys: Tensor) -> None:
         for i, meta in enumerate(group.metas):
-            visible = (
-                None
-                if group.visible is None
-                else group.visible[i, 0, : group.num_positions, : meta.length]
-            )
-            mean = head_mean(q[i, : group.num_positions], keys[i, :, : meta.length], visible)
+            visible = None if group.visible is None else group.visible[i, 0, :, : meta.length]
+            mean = head_mean(q[i], keys[i, :, : meta.length], visible)
             self.weights[meta.row].append(self.ranks.sum(mean) / self.ranks.size)
 
 
