@@ -170,9 +170,9 @@ class LayerSelection:
             return self.template
         if self.forced is not None:
             similarity.index_fill_(0, self.forced, FIRST)
-        if (
-            self.padding is not None
-        ):  # not-a-numbers are last; those of padding follow those of positions
+        if self.padding is not None:
+            assert self.nothing is not None, "padding has a value"
+            # not-a-numbers are last; those of padding follow those of positions
             similarity = torch.cat((similarity, self.nothing))[self.padding]
         table = similarity.view(self.num_rows, -1)
         best = table.sort(dim=-1, stable=True).indices[:, : self.most]

@@ -340,7 +340,9 @@ class PackedAttention:
 
     def _attend(self, group: RowGroup, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = group.keys_and_values(self.store, layer, k, v)
-        canvas, shadows = group.by_rows(q).split((group.num_positions, group.num_shadows), dim=1)
+        canvas, shadows = torch.split(
+            group.by_rows(q), [group.num_positions, group.num_shadows], dim=1
+        )
         inside = [each[:, :, : group.length] for each in (keys, values)]
         if group.needs_weights:
             output, mean = weighted_attention(canvas, inside[0], inside[1], group.hidden)

@@ -35,15 +35,17 @@ def weighted_attention(
     size = max(1, most // max(1, batch * heads * num_keys))
     outputs, means = list[Tensor](), list[Tensor]()
     for start in range(0, max(1, count), size):
-        q = fold_groups(q_bnHA[:, start : start + size], heads // groups)
+        part = q_bnHA[:, start : start + size]
+        shape = (batch, groups, heads // groups, part.shape[1])
+        q = fold_groups(part, heads // groups)
         scores = torch.matmul(q, keys_bGKA.transpose(2, 3)).float().mul_(width**-0.5)
-        scores = scores.unflatten(2, (heads // groups, q.shape[2] * groups // heads))
+        scores = scores.view(*shape, num_keys)
         if hidden is not None:
             scores.masked_fill_(hidden[:, :, None, start : start + size], -torch.inf)
         weights = scores.softmax(dim=-1)
         means.append(weights.flatten(1, 2).mean(dim=1).to(keys_bGKA.dtype))
         output = torch.matmul(weights.flatten(2, 3).to(values_bGKA.dtype), values_bGKA)
-        split = output.unflatten(2, scores.shape[2:4])
+        split = output.view(*shape, width)
         outputs.append(split.permute(0, 3, 1, 2, 4).flatten(2, 3))
     if len(outputs) == 1:
         return outputs[0], means[0]

@@ -65,4 +65,5 @@ def shadow_mask(
         visible &= keys // block_size <= ids // block_size
     behind = keys - starts
     among = (behind >= 0) & (behind < counts) & ((behind == own) | (attend > 0))
-    return (visible | among)[:, None]
+    seen: Tensor = (visible | among)[:, None]
+    return seen
