@@ -13,9 +13,10 @@ from test_properties import METHODS, PROMPTS, assert_same_run, finds_length, gen
 from tiny import FAMILIES, KNOWN, tiny_llm, tiny_model, tiny_spec, trace_of
 
 from unmask import caches, decoders
+from unmask.attention import rollout as rollouts
 from unmask.attention.layered import FeatureRowMeta, FeatureStore, LayeredAttention
 from unmask.attention.packed import PackedAttention, RowMeta
-from unmask.attention.rollout import head_mean, rollout
+from unmask.attention.rollout import rollout, weighted_attention
 from unmask.caches.base import CachePlan
 from unmask.caches.registry import describe, make_cache
 from unmask.canvas import Edit, edited, new_canvas, places
@@ -25,6 +26,7 @@ from unmask.engine.request import Request
 from unmask.engine.request_builder import parse_method
 from unmask.errors import ConfigError
 from unmask.kv.dense_store import DenseStore
+from unmask.models.transformer import attention
 
 BLOCK = 4
 _BLOCK_CAUSAL: dict = {}
@@ -465,27 +467,33 @@ def test_the_rollout_of_vectors_equals_the_product_of_matrices(seed, size, layer
     chosen = torch.rand(size, generator=generator) < 0.6
     queries = torch.arange(size)[chosen]
     maps = [torch.rand(len(queries), size, generator=generator).softmax(-1) for _ in range(layers)]
-    found = rollout(maps, queries, size)
+    found = rollout([each[None] for each in maps], queries[None], size)[0]
     assert torch.allclose(found.double(), naive_rollout(maps, queries, size), atol=1e-5)
     assert float(found.sum()) == pytest.approx(size, rel=1e-5)
 
 
 @every_family
-def test_watched_attention_is_that_of_the_forward(family):
+@pytest.mark.parametrize("most", [1 << 24, 100])
+def test_weighted_attention_gives_outputs_and_the_mean_of_its_weights(family, most, monkeypatch):
+    """The outputs against PyTorch's attention, the weights against loops; in one part and in several."""
+    monkeypatch.setattr(rollouts, "MAX_SCORES", most)
     generator = torch.Generator().manual_seed(0)
     spec = tiny_spec(family)
-    q = torch.randn(5, spec.num_heads, spec.head_dim, generator=generator)
-    keys = torch.randn(spec.num_kv_heads, 7, spec.head_dim, generator=generator)
-    visible = torch.rand(5, 7, generator=generator) < 0.7
-    visible[:, 0] = True
+    q = torch.randn(2, 5, spec.num_heads, spec.head_dim, generator=generator)
+    keys, values = (
+        torch.randn(2, spec.num_kv_heads, 7, spec.head_dim, generator=generator) for _ in range(2)
+    )
+    visible = torch.rand(2, 1, 5, 7, generator=generator) < 0.7
+    visible[..., 0] = True
     shared = spec.num_heads // spec.num_kv_heads
-    wanted = torch.zeros(5, 7)
-    for head in range(spec.num_heads):
-        for i in range(5):
-            scores = keys[head // shared] @ q[i, head] / spec.head_dim**0.5
-            scores[~visible[i]] = -torch.inf
-            wanted[i] += scores.softmax(-1) / spec.num_heads
-    assert torch.allclose(head_mean(q, keys, visible), wanted, atol=1e-6)
+    wanted = torch.zeros(2, 5, 7)
+    for row, head, i in np.ndindex(2, spec.num_heads, 5):
+        scores = keys[row, head // shared] @ q[row, i, head] / spec.head_dim**0.5
+        scores[~visible[row, 0, i]] = -torch.inf
+        wanted[row, i] += scores.softmax(-1) / spec.num_heads
+    output, mean = weighted_attention(q, keys, values, ~visible)
+    assert torch.allclose(mean, wanted, atol=1e-6)
+    assert torch.allclose(output, attention(q, keys, values, visible), atol=1e-6)
 
 
 def rotated(model, heads, size):
@@ -694,3 +702,38 @@ def test_plans_are_values():
     plan = CachePlan(np.arange(3))
     assert replace(plan, needs_importance=True).needs_importance
     assert not plan.needs_importance
+
+
+def sorted_choice(policy, chosen, importance):
+    """The most attended positions by a full sort, and gaps by a loop."""
+    others = np.flatnonzero(~chosen)
+    order = others[np.argsort(-importance[others], kind="stable")]
+    shares = np.cumsum(importance[order]) / max(importance[others].sum(), 1e-9)
+    count = max(1, int((shares <= policy.rollout_p).sum())) if policy.rollout_p < 1 else len(order)
+    selected = set(order[:count].tolist())
+    places_ = sorted(selected | set(np.flatnonzero(chosen).tolist()))
+    filled = set(places_)
+    for first, second in zip(places_, places_[1:], strict=False):
+        if second - first <= policy.inflate_w:
+            filled |= set(range(first, second))
+    return selected, filled
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_d2cache_chooses_what_a_full_sort_chooses_ties_included(data):
+    importance = np.array(
+        data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 2.0]), min_size=1, max_size=30))
+    )
+    whole = len(importance)
+    chosen = np.zeros(whole, dtype=np.bool_)
+    chosen[list(data.draw(st.sets(st.integers(0, whole - 1))))] = True
+    share = data.draw(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.99, 1.0]))
+    policy = make_cache("d2cache", {"rollout_p": share, "inflate_w": data.draw(st.integers(0, 5))})
+    selected = policy.most_attended(chosen, importance)
+    if chosen.all():
+        assert not selected.any()
+        return
+    expected, filled = sorted_choice(policy, chosen, importance)
+    assert set(np.flatnonzero(selected).tolist()) == expected
+    assert set(np.flatnonzero(policy.fill_gaps(chosen | selected)).tolist()) == filled

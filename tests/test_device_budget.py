@@ -112,6 +112,10 @@ def measure(name: str, batch: int = 1, is_ragged: bool = False, **method: object
 BUDGETS = {
     ("llada-8b", "dual", 1, False): (700, 1),
     ("llada-8b", "dual", 16, True): (800, 1),
+    ("llada-8b", "dllm", 1, False): (1890, 1),
+    ("llada-8b", "dllm", 16, True): (1950, 1),
+    ("llada-8b", "d2cache", 1, False): (1260, 1),
+    ("llada-8b", "d2cache", 16, True): (1520, 1),
     ("dream-7b", "dual", 1, False): (620, 1),
     ("sdar-8b", "block_causal", 1, False): (820, 1),
     ("sdar-8b", "block_causal", 16, True): (1400, 1),

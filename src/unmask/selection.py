@@ -30,6 +30,16 @@ def ranking(scores: Floats) -> Ints:
     return order
 
 
+def leading(scores: Floats, k: int) -> Ints:
+    """Return `ranking(scores)[:k]` without sorting the others; no score is nan."""
+    if k >= len(scores):
+        return ranking(scores)
+    lowest = np.partition(scores, len(scores) - k)[len(scores) - k]
+    best = np.flatnonzero(scores >= lowest)
+    order: Ints = best[ranking(scores[best])[:k]]
+    return order
+
+
 def quota(scores: Floats, k: int) -> Ints:
     """Select the `k` candidates with the highest scores, or all when there are fewer."""
     return ranking(scores)[: max(1, k)]

@@ -11,13 +11,14 @@ heads, A head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.attention.rollout import head_mean
+from unmask.attention.rollout import rollout, weighted_attention
+from unmask.attention.visibility import ShadowRow, block_mask, canvas_mask, shadow_mask
 from unmask.canvas import NO_POSITIONS, Ints
 from unmask.kv.dense_store import DenseStore
 from unmask.kv.paged_store import PagedStore, PageTable
@@ -61,17 +62,41 @@ class RowMeta:
             len(self.shadows),
         )
 
-    def can_follow(self, previous: RowMeta, gathers: bool) -> bool:
-        """Return whether the row can join the group of the row before it.
+    def can_follow(self, first: RowMeta, previous: RowMeta, gathers: bool) -> bool:
+        """Return whether the row can join the group of the rows from `first` to `previous`.
 
         A group of dense rows that are not neighbors in the store copies their keys and values (`gathers`).
+        If it may, dense rows with weights need not have equal numbers of positions. Otherwise each of them
+        is a group, so that the importances of its positions do not depend on other rows.
         """
-        is_free = gathers or self.table is not None or not self.is_cached
+        is_dense = self.is_cached and self.table is None
+        if is_dense and self.needs_weights and gathers:
+            count, least = len(self.positions), len(first.positions)
+            is_near = least > 0 and least / 2 < count < 2 * least
+            return is_near and replace(self, positions=first.positions).shape == first.shape
+        if self.needs_weights:
+            return False
+        is_free = gathers or not is_dense
         return self.shape == previous.shape and (is_free or self.row == previous.row + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Indices of a group of rows with unequal numbers of positions.
+
+    `queries` `(b, n)` are the packed queries of each row, the last position repeated, then the shadow
+    queries; `kept` those of a flat `(b, n)` that are no repetitions; `rows` and `places` the places of the
+    packed keys in the store.
+    """
+
+    queries: Tensor
+    kept: Tensor
+    rows: Tensor
+    places: Tensor
+
+
 class RowGroup:
-    """Rows of one shape; `start` is their first packed query.
+    """Rows of one shape, or with weights of like shapes; `start` is their first packed query.
 
     On the CPU, dense rows of a group are neighbors in the store, so keys and values are read in place.
     Elsewhere a copy takes less time than the kernels of one more group.
@@ -82,9 +107,10 @@ class RowGroup:
     ) -> None:
         first = metas[0]
         self.metas, self.count = metas, len(metas)
-        self.num_positions, self.num_shadows = len(first.positions), len(first.shadows)
+        counts = [len(meta.positions) for meta in metas]
+        self.num_positions, self.num_shadows = max(counts), len(first.shadows)
         self.size = self.num_positions + self.num_shadows
-        self.packed = slice(start, start + self.count * self.size)
+        self.packed = slice(start, start + sum(counts) + self.count * self.num_shadows)
         numbers = [meta.row for meta in metas]
         is_run = numbers == list(range(first.row, first.row + self.count))
         is_dense = first.is_cached and first.table is None
@@ -92,30 +118,77 @@ class RowGroup:
         self.rows = slice(first.row, first.row + self.count) if rows is None else rows
         self.length = max(meta.length for meta in metas)
         self.is_cached, self.needs_weights = first.is_cached, first.needs_weights
-        positions = np.stack([meta.positions for meta in metas])
+        self.padding = None if min(counts) == max(counts) else self._padding(counts, device)
+        self.positions = np.stack([_padded(m.positions, self.num_positions) for m in metas])
         self.slots = self._slots(device)
-        self.position_slice = _as_slice(positions) if self.slots is None else None
-        if self.position_slice is None and self.slots is None and self.is_cached:
+        self.position_slice = None
+        if self.slots is None and self.padding is None:
+            self.position_slice = _as_slice(self.positions)
+        if self.position_slice is None and self.slots is None and self.padding is None:
             if rows is None:
                 rows = torch.arange(first.row, first.row + self.count, device=device)
             self.row_index = rows[:, None]
-            self.position_index = upload(positions, device)
+            self.position_index = upload(self.positions, device)
         self.visible = self._visible(block_size, device)
-        self._mask: Tensor | None = None
+        self.shadow_visible = self._shadow_visible(block_size, device)
+        self._masks: dict[bool, Tensor] = {}
+        self.weights: list[Tensor] = []
+        """Attention probabilities `(b, n, K)` of each layer so far, if the rows need weights."""
+        self.hidden = ~self.visible if self.needs_weights and self.visible is not None else None
 
-    def mask(self, q: Tensor, keys: Tensor) -> Tensor | None:
+    def _padding(self, counts: Sequence[int], device: torch.device) -> Padding:
+        sizes = np.array(counts)[:, None]
+        starts = np.cumsum(sizes + self.num_shadows)[:, None] - sizes - self.num_shadows
+        columns, shadows = np.arange(self.num_positions), np.arange(self.num_shadows)
+        own = starts + np.minimum(columns, sizes - 1)
+        kept = np.concatenate((columns < sizes, np.ones((self.count, self.num_shadows), bool)), 1)
+        places = [np.append(m.positions, self.length + shadows) for m in self.metas]
+        rows = np.repeat([m.row for m in self.metas], [len(each) for each in places])
+        rows_and_places = upload(np.stack((rows, np.concatenate(places))), device)
+        return Padding(
+            queries=upload(np.concatenate((own, starts + sizes + shadows), 1), device),
+            kept=upload(np.flatnonzero(kept), device),
+            rows=rows_and_places[0],
+            places=rows_and_places[1],
+        )
+
+    def by_rows(self, packed: Tensor) -> Tensor:
+        """Return the group's part of a packed tensor, `(b, n, ...)`; see `Padding`."""
+        own = packed[self.packed]
+        if self.padding is not None:
+            return own[self.padding.queries]
+        return own.view(self.count, self.size, *own.shape[1:])
+
+    def packed_again(self, by_rows: Tensor) -> Tensor:
+        """Return the packed form of a tensor `(b, n, ...)`."""
+        flat = by_rows.flatten(0, 1)
+        return flat if self.padding is None else flat[self.padding.kept]
+
+    def importances(self, device: torch.device) -> Tensor:
+        """Return the importance of the positions of each row, `(b, K)`, see `rollout`."""
+        counts = np.array([len(meta.positions) for meta in self.metas])[:, None]
+        is_own = np.arange(self.num_positions) < counts
+        queries = upload(np.where(is_own, self.positions, self.length), device)
+        return rollout(self.weights, queries, self.length)
+
+    def mask(self, q: Tensor, keys: Tensor, of_shadows: bool = False) -> Tensor | None:
         """Return the mask of `attention`, prepared once for all layers; None for full attention."""
-        if self._mask is None and self.visible is not None:
-            self._mask = prepare_mask(self.visible, q.shape[2] // keys.shape[1], q)
-        return self._mask
+        visible = self.shadow_visible if of_shadows else self.visible
+        if visible is not None and of_shadows not in self._masks:
+            self._masks[of_shadows] = prepare_mask(visible, q.shape[2] // keys.shape[1], q)
+        return self._masks.get(of_shadows)
 
     def keys_and_values(
         self, store: DenseStore | None, layer: int, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Store the queries' keys and values `(b, n, G, A)`; return those to attend to, `(b, G, K, A)`.
+        """Store the packed keys and values `(N, G, A)` of the queries; return all seen, `(b, G, K, A)`.
 
         Those of paged rows were written by `PackedAttention.attend`.
         """
+        if self.padding is not None:
+            assert store is not None, "padded rows have a store"
+            return self._scattered(store, layer, k, v)
+        k, v = self.by_rows(k), self.by_rows(v)
         if not self.is_cached:
             return k.transpose(1, 2), v.transpose(1, 2)
         if self.slots is not None:
@@ -133,6 +206,16 @@ class RowGroup:
                 stored[self.rows, :, behind] = new[:, self.num_positions :].transpose(1, 2)
             results.append(stored[self.rows, :, : self.length + self.num_shadows])
         return results[0], results[1]
+
+    def _scattered(
+        self, store: DenseStore, layer: int, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Do the work of `keys_and_values` for rows with unequal numbers of positions."""
+        assert self.padding is not None, "equal rows are written by slices"
+        for stored, new in ((store.keys[layer], k), (store.values[layer], v)):
+            stored[self.padding.rows, :, self.padding.places] = new[self.packed]
+        end = self.length + self.num_shadows
+        return store.keys[layer][self.rows, :, :end], store.values[layer][self.rows, :, :end]
 
     def _slots(self, device: torch.device) -> Tensor | slice | None:
         """Return the slots `(b, K)` of each row's positions; arbitrary ones past a row's end."""
@@ -157,45 +240,44 @@ class RowGroup:
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     def _hides_blocks(self, block_size: int | None) -> bool:
-        """Return whether some query's block is before the last key's."""
-        if block_size is None or self.size == 0:
+        """Return whether some position's block is before the last key's."""
+        if block_size is None or self.num_positions == 0:
             return False
-        first = min(int(meta.position_ids.min()) for meta in self.metas)
+        first = min(int(meta.positions[0]) for meta in self.metas)
         return first // block_size < (self.length - 1) // block_size
 
     def _visible(self, block_size: int | None, device: torch.device) -> Tensor | None:
-        """Return the attention mask, bool `(b, 1, n, K)`; None where every query sees every key."""
+        """Return the mask of the canvas's own queries, bool `(b, 1, n, K)`; None where all see all keys."""
         is_ragged = any(meta.length != self.length for meta in self.metas)
-        if not (is_ragged or self.num_shadows or self._hides_blocks(block_size)):
+        hides_blocks = self._hides_blocks(block_size)
+        if not (is_ragged or hides_blocks):
             return None
-        lengths = upload_index([meta.length for meta in self.metas], device)[:, None, None]
-        keys = torch.arange(self.length, device=device)
-        visible = (keys < lengths).expand(-1, self.size, -1)
-        if block_size is not None:
-            position_ids = np.stack([meta.position_ids for meta in self.metas])
-            blocks = upload(position_ids // block_size, device)[:, :, None]
-            visible = visible & (keys // block_size <= blocks)
-        if self.num_shadows:
-            visible = torch.cat(
-                (visible, visible.new_zeros(1).expand(self.count, self.size, self.num_shadows)), -1
+        lengths = upload_index([meta.length for meta in self.metas], device)
+        visible = canvas_mask(lengths, self.length).expand(-1, -1, self.num_positions, -1)
+        if hides_blocks and block_size is not None:
+            positions = upload(self.positions, device)
+            visible = visible & block_mask(positions, self.length, block_size)
+        return visible
+
+    def _shadow_visible(self, block_size: int | None, device: torch.device) -> Tensor | None:
+        """Return the mask of the shadow queries; their keys follow the longest canvas of the group."""
+        if not self.num_shadows:
+            return None
+        rows = [
+            ShadowRow(
+                meta.length,
+                self.length,
+                meta.shadows,
+                meta.position_ids[len(meta.positions) :],
+                meta.shadows_attend,
             )
-            hidden = visible.new_zeros(())
-            for i, meta in enumerate(self.metas):
-                rows = torch.arange(self.num_positions, self.size, device=device)
-                visible[i].index_put_((rows, upload(meta.shadows, device)), hidden)
-                among = torch.eye(self.num_shadows, dtype=torch.bool, device=device)
-                if meta.shadows_attend:
-                    among = torch.ones_like(among)
-                visible[i, self.num_positions :, self.length :] = among
-        return visible[:, None]
+            for meta in self.metas
+        ]
+        return shadow_mask(rows, self.length + self.num_shadows, block_size, device)
 
 
 class PackedAttention:
-    """The attention backend of a packed forward.
-
-    After the forward, `weights[row]` has one tensor `(n, T)` per layer for each row with `needs_weights`:
-    the attention probabilities, averaged over the heads of all ranks.
-    """
+    """The attention backend of a packed forward."""
 
     def __init__(
         self,
@@ -206,7 +288,6 @@ class PackedAttention:
         ranks: Ranks = ALONE,
     ) -> None:
         self.metas, self.store, self.device, self.ranks = metas, store, device, ranks
-        self.weights: dict[int, list[Tensor]] = {m.row: [] for m in metas if m.needs_weights}
         self.groups = self._groups(block_size)
         self.page_writes = self._page_writes()
         if store is not None:
@@ -218,7 +299,8 @@ class PackedAttention:
     def _groups(self, block_size: int | None) -> list[RowGroup]:
         alike: list[list[RowMeta]] = []
         for meta in self.metas:
-            if alike and meta.can_follow(alike[-1][-1], gathers=self.device.type != "cpu"):
+            gathers = self.device.type != "cpu"
+            if alike and meta.can_follow(alike[-1][0], alike[-1][-1], gathers):
                 alike[-1].append(meta)
             else:
                 alike.append([meta])
@@ -257,23 +339,38 @@ class PackedAttention:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend(self, group: RowGroup, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        own = [
-            part[group.packed].view(group.count, group.size, *part.shape[1:]) for part in (q, k, v)
-        ]
-        keys, values = group.keys_and_values(self.store, layer, own[1], own[2])
+        keys, values = group.keys_and_values(self.store, layer, k, v)
+        canvas, shadows = torch.split(
+            group.by_rows(q), [group.num_positions, group.num_shadows], dim=1
+        )
+        inside = [each[:, :, : group.length] for each in (keys, values)]
         if group.needs_weights:
-            self._append_weights(group, own[0], keys)
-        return attention(own[0], keys, values, group.mask(own[0], keys)).flatten(0, 1)
+            output, mean = weighted_attention(canvas, inside[0], inside[1], group.hidden)
+            size = self.ranks.size
+            group.weights.append(mean if size == 1 else self.ranks.sum(mean) / size)
+        else:
+            output = attention(canvas, inside[0], inside[1], group.mask(canvas, keys))
+        if group.num_shadows:
+            behind = attention(shadows, keys, values, group.mask(shadows, keys, of_shadows=True))
+            output = torch.cat((output, behind), dim=1)
+        return group.packed_again(output)
 
-    def _append_weights(self, group: RowGroup, q: Tensor, keys: Tensor) -> None:
-        for i, meta in enumerate(group.metas):
-            visible = (
-                None
-                if group.visible is None
-                else group.visible[i, 0, : group.num_positions, : meta.length]
-            )
-            mean = head_mean(q[i, : group.num_positions], keys[i, :, : meta.length], visible)
-            self.weights[meta.row].append(self.ranks.sum(mean) / self.ranks.size)
+    def importances(self) -> dict[int, Tensor]:
+        """Return the importances `(T,)` of the positions of each row with `needs_weights`, by row.
+
+        To be called once, after the forward.
+        """
+        found = dict[int, Tensor]()
+        for group in self.groups:
+            if group.needs_weights:
+                each = group.importances(self.device)
+                found |= {m.row: own[: m.length] for m, own in zip(group.metas, each, strict=True)}
+        return found
+
+
+def _padded(positions: Ints, size: int) -> Ints:
+    """Return positions with the last one repeated, `size` in all."""
+    return positions[np.minimum(np.arange(size), len(positions) - 1)]
 
 
 def _as_slice(positions: Ints) -> slice | None:

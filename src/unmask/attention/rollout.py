@@ -5,7 +5,7 @@ Source: attention rollout (arXiv:2005.00928) as in d2Cache (arXiv:2509.23094): t
 a vector of ones goes through the layers from the last to the first. A position that was not computed has
 an identity row.
 
-Letters: n queries, T positions, H query heads, G key/value heads, A head width.
+Letters: b rows, n queries, K keys, T positions, H query heads, G key/value heads, A head width.
 """
 
 from __future__ import annotations
@@ -13,33 +13,55 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unmask.models.transformer import fold_groups
+
 MAX_SCORES = 1 << 24
-"""Attention scores computed at a time: 64 MB in float32."""
+"""Attention scores computed at a time on the CPU: 64 MB in float32."""
+MAX_DEVICE_SCORES = 1 << 26
+"""The same elsewhere."""
 
 
-def head_mean(q_nHA: Tensor, keys_GTA: Tensor, visible_nT: Tensor | None) -> Tensor:
-    """Return attention probabilities `(n, T)`, averaged over the heads, in parts of bounded memory."""
-    heads, groups = q_nHA.shape[1], keys_GTA.shape[0]
-    keys = keys_GTA.repeat_interleave(heads // groups, dim=0) if heads != groups else keys_GTA
-    positions = keys.shape[1]
-    size = max(1, MAX_SCORES // max(1, heads * positions))
-    parts = []
-    for start in range(0, len(q_nHA), size):
-        q = q_nHA[start : start + size].transpose(0, 1)
-        scores = torch.matmul(q, keys.transpose(1, 2)).float() * q.shape[-1] ** -0.5
-        if visible_nT is not None:
-            scores = scores.masked_fill(~visible_nT[start : start + size], -torch.inf)
-        parts.append(scores.softmax(dim=-1).mean(dim=0).to(keys.dtype))
-    return torch.cat(parts)
+def weighted_attention(
+    q_bnHA: Tensor, keys_bGKA: Tensor, values_bGKA: Tensor, hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the attention output `(b, n, H, A)` and probabilities `(b, n, K)`, averaged over the heads.
 
-
-def rollout(weights: list[Tensor], queries: Tensor, num_positions: int) -> Tensor:
-    """Return the column sums `(T,)` of the rolled-out attention, float32; they sum to T.
-
-    `weights` has one `(n, T)` tensor per layer; its rows belong to the positions `queries`.
+    `hidden` is True for keys that a query does not see, `(b, 1, n, K)`. Works in parts of bounded memory;
+    scores are rounded to the dtype of the queries, and their softmax is float32.
     """
-    sums = torch.ones(num_positions, device=queries.device)
+    batch, count, heads, width = q_bnHA.shape
+    groups, num_keys = keys_bGKA.shape[1:3]
+    most = MAX_SCORES if q_bnHA.device.type == "cpu" else MAX_DEVICE_SCORES
+    size = max(1, most // max(1, batch * heads * num_keys))
+    outputs, means = list[Tensor](), list[Tensor]()
+    for start in range(0, max(1, count), size):
+        part = q_bnHA[:, start : start + size]
+        shape = (batch, groups, heads // groups, part.shape[1])
+        q = fold_groups(part, heads // groups)
+        scores = torch.matmul(q, keys_bGKA.transpose(2, 3)).float().mul_(width**-0.5)
+        scores = scores.view(*shape, num_keys)
+        if hidden is not None:
+            scores.masked_fill_(hidden[:, :, None, start : start + size], -torch.inf)
+        weights = scores.softmax(dim=-1)
+        means.append(weights.flatten(1, 2).mean(dim=1).to(keys_bGKA.dtype))
+        output = torch.matmul(weights.flatten(2, 3).to(values_bGKA.dtype), values_bGKA)
+        split = output.view(*shape, width)
+        outputs.append(split.permute(0, 3, 1, 2, 4).flatten(2, 3))
+    if len(outputs) == 1:
+        return outputs[0], means[0]
+    return torch.cat(outputs, dim=1), torch.cat(means, dim=1)
+
+
+def rollout(weights: list[Tensor], queries_bn: Tensor, num_positions: int) -> Tensor:
+    """Return the column sums `(b, T)` of the rolled-out attention, float32; those of a row sum to T.
+
+    `weights` has one `(b, n, T)` tensor per layer; its rows belong to the positions `queries_bn`, and
+    nothing to the position T.
+    """
+    sums = torch.ones(len(queries_bn), num_positions + 1, device=queries_bn.device)
+    sums[:, num_positions] = 0.0
     for layer_weights in reversed(weights):
-        half = sums[queries] / 2
-        sums = sums.index_copy(0, queries, half) + half @ layer_weights.float()
-    return sums
+        half = sums.gather(1, queries_bn) / 2
+        sums = sums.scatter(1, queries_bn, half)
+        sums[:, :num_positions] += torch.bmm(half[:, None], layer_weights.float())[:, 0]
+    return sums[:, :num_positions]

@@ -31,7 +31,7 @@ from unmask.canvas import (
     places,
 )
 from unmask.errors import ConfigError
-from unmask.selection import certainty_density, ranking
+from unmask.selection import certainty_density, leading
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class D2Cache(CachePolicy[D2CacheState]):
         density = certainty_density(~canvas.open[prompt:], self.sigma)
         score = confidence * density[near - prompt]
         score = score + np.where(near < end, score.max(), 0.0)
-        best: Ints = near[ranking(score)[: self.current_k]]
+        best: Ints = near[leading(score, self.current_k)]
         return best
 
     def most_attended(self, chosen: Bools, importance: Floats) -> Bools:
@@ -129,20 +129,26 @@ class D2Cache(CachePolicy[D2CacheState]):
         selected = np.zeros(len(chosen), dtype=np.bool_)
         if not len(others):
             return selected
-        order = others[ranking(importance[others])]
         if self.rollout_p < 1:
-            shares = np.cumsum(importance[order]) / max(float(importance[order].sum()), 1e-9)
-            order = order[: max(1, int((shares <= self.rollout_p).sum()))]
-        selected[order] = True
+            own = importance[others]
+            total = float(own.sum())
+            most = len(others)
+            if total > 1e-9:  # the best m of n have a share of m / n at least
+                most = int(self.rollout_p * most) + 2
+            order = others[leading(own, most)]
+            shares = np.cumsum(importance[order]) / max(total, 1e-9)
+            others = order[: max(1, int((shares <= self.rollout_p).sum()))]
+        selected[others] = True
         return selected
 
     def fill_gaps(self, chosen: Bools) -> Bools:
         """Add the positions in gaps of at most `inflate_w`."""
         positions = np.flatnonzero(chosen)
         gaps = np.flatnonzero(np.diff(positions) <= self.inflate_w)
-        filled: Bools = chosen.copy()
-        for i in gaps:
-            filled[positions[i] : positions[i + 1]] = True
+        edges = np.zeros(len(chosen), dtype=np.int64)
+        edges[positions[gaps]] += 1
+        edges[positions[gaps + 1]] -= 1
+        filled: Bools = chosen | (np.cumsum(edges) > 0)
         return filled
 
     def observe(

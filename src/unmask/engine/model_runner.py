@@ -20,7 +20,6 @@ from torch import Tensor
 from unmask.ask_rules import ask_fault, pair_fault
 from unmask.attention.layered import FeatureRowMeta, FeatureStore, LayeredAttention
 from unmask.attention.packed import PackedAttention, RowMeta
-from unmask.attention.rollout import rollout
 from unmask.caches.base import CachePlan, Layers, Observation, plan_fault
 from unmask.canvas import (
     NO_POSITIONS,
@@ -322,7 +321,7 @@ class ModelRunner:
             )
             parts.append(LogitRows(item.sequence, item.ask, cond, uncond, keys))
         packed = self.lm_head.propose(flat_ND, parts)
-        importances = [tensor.double() for tensor in importance.values()]
+        importances = [torch.cat(list(importance.values())).double()] if importance else []
         finite = flat_ND.isfinite().all().double()[None]
         numbers = (
             torch.cat((packed.flatten(), finite, *importances)).cpu().numpy()
@@ -414,13 +413,12 @@ class ModelRunner:
             fed = upload(np.stack((ids, position_ids)), device)
             with self._adapted([metas[i][0] for i in chosen], row_metas):
                 states.append(self.model.hidden(fed[0], fed[1], backend=backend))
+            shares = backend.importances()
             for i, meta in zip(chosen, row_metas, strict=True):
                 starts[i] = start
                 start += len(meta.position_ids)
                 if meta.needs_weights:
-                    queries = upload(meta.positions, device)
-                    shares = rollout(backend.weights[meta.row], queries, meta.length)
-                    importance[id(metas[i][0].sequence)] = shares
+                    importance[id(metas[i][0].sequence)] = shares[meta.row]
         return torch.cat(states) if len(states) > 1 else states[0], starts, importance
 
     def _adapted(
