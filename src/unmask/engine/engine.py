@@ -22,6 +22,7 @@ from unmask.engine.kv_budget import KVBudget
 from unmask.engine.kv_paged import PagedKV
 from unmask.engine.metrics import EngineCounters, EngineStats
 from unmask.engine.model_runner import ModelRunner
+from unmask.engine.static_step import captured
 from unmask.engine.outputs import Output
 from unmask.engine.request import Request
 from unmask.engine.scheduler import Event, Scheduler
@@ -550,4 +551,5 @@ def _runner(llm: LLM, config: EngineConfig) -> ModelRunner:
         paging=paging,
         dense_bytes=budget.dense_bytes,
         adapters=llm.adapters,
+        capture=captured if config.cuda_graphs and llm.cuda_graphs else None,
     )
