@@ -9,8 +9,8 @@ the smallest), the time of a step that computes everything, and the floor: the w
 bandwidth of a copy, or their products at the rate of a large product, whichever takes longer. `fast_dllm`
 is Fast-dLLM's dual-cache loop (arXiv:2505.22618, Algorithm 1) restated on the same network and weights:
 float64 softmax over the vocabulary, a top-k for every row. cuDNN's attention, which makes a plan for every
-new shape, is off; `--ab` adds runs with it, and without CUDA graphs. `--quick` shrinks every model to two layers of width 64, to try
-the script on a CPU.
+new shape, is off; `--ab` adds runs with it, and without CUDA graphs. `--quick` shrinks every model to two
+layers of width 64, to try the script on a CPU.
 """
 
 from __future__ import annotations

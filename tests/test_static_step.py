@@ -160,7 +160,8 @@ def test_a_compiler_takes_the_step_of_each_bucket_as_one_graph():
         options = {"gen_length": 16, "return_trace": True}
         packed = tiny_llm("llada", **changes).generate(PROMPTS, "threshold", cache, **options)
         llm = with_capture(tiny_llm("llada", **changes), compiled)
-        assert_same(llm.generate(PROMPTS, "threshold", cache, **options), packed)
+        torch._dynamo.reset()  # it takes no more than eight buckets of one function
+        assert_same(llm.generate(PROMPTS[:3], "threshold", cache, **options), packed[:3])
     assert len(graphs) == len(shapes) > 2
 
 

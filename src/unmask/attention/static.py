@@ -63,7 +63,7 @@ def _rung(ladder: tuple[int, ...], least: int) -> int:
 def numbers_of(
     bucket: Bucket, metas: Sequence[RowMeta], ids: Sequence[Ints], spare: int
 ) -> np.ndarray:
-    """Return what changes from step to step, int64 `(B, 2n + 1)`: ids, positions and the length of each row.
+    """Return what changes from step to step, int64 `(B, 2n + 1)`: ids, positions and length of each row.
 
     `ids[i]` are the tokens of row `metas[i]`; `spare` is a position that no canvas has.
     """

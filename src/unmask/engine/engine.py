@@ -22,12 +22,12 @@ from unmask.engine.kv_budget import KVBudget
 from unmask.engine.kv_paged import PagedKV
 from unmask.engine.metrics import EngineCounters, EngineStats
 from unmask.engine.model_runner import ModelRunner
-from unmask.engine.static_step import captured
 from unmask.engine.outputs import Output
 from unmask.engine.request import Request
 from unmask.engine.scheduler import Event, Scheduler
 from unmask.engine.sequence import SequenceState
 from unmask.engine.shares import most_work, num_extra_rows, work_at_most, work_left
+from unmask.engine.static_step import captured
 from unmask.engine.threads import ErrorCapture
 from unmask.errors import CapacityError, EngineError
 from unmask.knobs import positive

@@ -15,8 +15,9 @@ Branch = tuple[SequenceState, bool]
 class DenseKV:
     """Dense rows of keys and values, one per branch of a sequence, all of equal width.
 
-    With `layered`, the store has the layers' outputs too. `num_spare` positions are beyond all canvases. It starts with `rows` rows of `positions`
-    positions, grows with the admitted sequences and shrinks to that size when the last one is released.
+    With `layered`, the store has the layers' outputs too; `num_spare` positions are beyond all canvases. It
+    starts with `rows` rows of `positions` positions, grows with the admitted sequences and shrinks to that
+    size when the last one is released.
     """
 
     def __init__(

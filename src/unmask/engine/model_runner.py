@@ -446,7 +446,7 @@ class ModelRunner:
     def _static_states(
         self, metas: list[tuple[ForwardInput, bool]]
     ) -> tuple[Tensor, list[int]] | None:
-        """Return the states and the first one of each row by a forward of fixed shapes; None without one."""
+        """Return states and the first one of each row by a forward of fixed shapes; None without one."""
         if self.static is None or any(item.plan.layers is not None for item, _ in metas):
             return None
         row_metas = [self._row_meta(*meta) for meta in metas]

@@ -20,18 +20,19 @@ from unmask.attention.static import Bucket, StaticAttention, bucket_of, numbers_
 from unmask.canvas import Ints
 from unmask.engine.kv_dense import DenseKV
 from unmask.models.transformer import Transformer
+from unmask.sampling.transfer import upload
 
 WARM_UP = 2
 """Runs before a capture: the libraries below choose kernels and allocate in the first ones."""
 
 Step: TypeAlias = Callable[[Tensor], Tensor]
-"""From the numbers of a forward, int64 on the host, to the states `(B * n, D)`."""
+"""From the numbers of a forward, int64 on the device, to the states `(B * n, D)`."""
 Capture: TypeAlias = Callable[[Step, Tensor], Step]
 """Returns a step that does the same in fewer launches; the second argument is an example of its input."""
 
 
 class StaticForwards:
-    """The forwards of fixed shapes of one model over one dense store; `capture` makes each bucket's step."""
+    """The forwards of fixed shapes of a model over a dense store; `capture` makes each bucket's step."""
 
     def __init__(self, model: Transformer, dense: DenseKV, capture: Capture) -> None:
         self.model, self.dense, self.capture = model, dense, capture
@@ -43,13 +44,13 @@ class StaticForwards:
         return bucket_of(metas, len(self.dense.rows)) if metas else None
 
     def run(self, bucket: Bucket, metas: Sequence[RowMeta], ids: Sequence[Ints]) -> Tensor:
-        """Return the states `(B * n, D)`; the first of row r is state `r * n`. The next run overwrites them.
+        """Return the states `(B * n, D)`, those of row r from `r * n` on; the next run overwrites them.
 
         `ids[i]` are the tokens of the queries of row `metas[i]`.
         """
         store = self.dense.store
         store.reserve(0, bucket.rows)
-        numbers = torch.from_numpy(numbers_of(bucket, metas, ids, store.positions - 1))
+        numbers = upload(numbers_of(bucket, metas, ids, store.positions - 1), self.model.device)
         self._forget_steps_of_other_tensors()
         if bucket not in self._steps:
             self._steps[bucket] = self.capture(self._step_of(bucket), numbers)
@@ -68,7 +69,6 @@ class StaticForwards:
         model, store, n = self.model, self.dense.store, bucket.queries
 
         def step(numbers: Tensor) -> Tensor:
-            numbers = numbers.to(model.device)
             ids, positions, lengths = numbers[:, :n], numbers[:, n : 2 * n], numbers[:, 2 * n]
             backend = StaticAttention(store, bucket, positions, lengths, model.dtype)
             return model.hidden(ids.flatten(), positions.flatten(), backend=backend)
@@ -86,7 +86,7 @@ def captured(step: Step, example: Tensor) -> Step:
 
 
 def _captured(step: Step, example: Tensor) -> Step:
-    numbers = example.to("cuda")
+    numbers = example.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -97,8 +97,8 @@ def _captured(step: Step, example: Tensor) -> Step:
     with torch.cuda.graph(graph):
         states = step(numbers)
 
-    def replay(host: Tensor) -> Tensor:
-        numbers.copy_(host.pin_memory(), non_blocking=True)
+    def replay(new: Tensor) -> Tensor:
+        numbers.copy_(new)
         graph.replay()
         return states
 
