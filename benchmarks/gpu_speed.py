@@ -9,8 +9,8 @@ the smallest), the time of a step that computes everything, and the floor: the w
 bandwidth of a copy, or their products at the rate of a large product, whichever takes longer. `fast_dllm`
 is Fast-dLLM's dual-cache loop (arXiv:2505.22618, Algorithm 1) restated on the same network and weights:
 float64 softmax over the vocabulary, a top-k for every row. cuDNN's attention, which makes a plan for every
-new shape, is off; `--ab` adds runs with it. `--quick` shrinks every model to two layers of width 64, to try
-the script on a CPU.
+new shape, is off; `--ab` adds runs with it, and without CUDA graphs. `--quick` shrinks every model to two
+layers of width 64, to try the script on a CPU.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from unmask import LLM
 from unmask.bench.environment import git_commit, machine
 from unmask.engine.scheduler import Scheduler
 from unmask.engine.sequence import SequenceState
+from unmask.engine.static_step import captured
 from unmask.engine.weight_forms import prepare_weights
 from unmask.models.spec import ExpertSpec, ModelSpec
 from unmask.models.transformer import Layer, Rotary, Transformer, attention
@@ -168,7 +170,7 @@ def prompts_of(case: Case, spec: ModelSpec) -> list[list[int]]:
 
 
 def our_steps(
-    case: Case, model: Transformer, device: str, answer: int
+    case: Case, model: Transformer, device: str, answer: int, has_graphs: bool = True
 ) -> Iterator[tuple[float, int]]:
     """Decode with the threshold rule and yield time and computed positions of every step."""
     llm = LLM(model)
@@ -185,6 +187,7 @@ def our_steps(
             max_positions=max(request.max_positions for request in requests),
             store=any(request.cache.stores for request in requests),
             features=any(request.cache.layered for request in requests),
+            capture=captured if has_graphs else None,
         )
     )
     for sequence in sequences:
@@ -295,6 +298,7 @@ def measure(
     ways = {"unmask": (our_steps, False)}
     if options.ab and options.device.startswith("cuda"):
         ways["unmask, cuDNN attention"] = (our_steps, True)
+        ways["unmask, no CUDA graphs"] = (partial(our_steps, has_graphs=False), False)
     if case.cache == "dual" and case.model == "llada-8b" and not case.ragged:
         ways["fast_dllm"] = (fast_dllm_steps, False)
     lines = []

@@ -357,8 +357,14 @@ class Enough(Exception):
     """Raised by `forwards` to stop."""
 
 
-def forwards(llm: Any, prompts: list[str], most: int, **method: Any) -> list[Counts]:
-    """Generate on the pretend device until `most` forwards ran; return the counts of each."""
+def forwards(
+    llm: Any, prompts: list[str], most: int, capture: Any = None, **method: Any
+) -> list[Counts]:
+    """Generate on the pretend device until `most` forwards ran; return the counts of each.
+
+    `capture` makes the forwards of fixed shapes; None: there are none.
+    """
+    llm.make_runner = lambda *args, **options: ModelRunner(*args, **options | {"capture": capture})
     each: list[Counts] = []
     plain = ModelRunner.forward
 

@@ -175,12 +175,41 @@ def test_rows_that_are_no_neighbors_share_a_call_and_decode_as_on_the_cpu(decode
     model = to_device(tiny_model(**changes))
     with pretend():
         llm = LLM(model, tokenizer=StubTokenizer())
+        llm.cuda_graphs = False
         found = llm.generate(prompts, return_trace=True, **method)
     expected = LLM(tiny_model(**changes), tokenizer=StubTokenizer())
     for own, other in zip(
         found, expected.generate(prompts, return_trace=True, **method), strict=True
     ):
         assert [step.committed for step in own.trace] == [step.committed for step in other.trace]
+
+
+STATIC_BUDGETS = {
+    ("llada-8b", "dual", 1, False): (20, 700),
+    ("llada-8b", "dual", 16, True): (20, 730),
+    ("dream-7b", "dual", 16, True): (31, 940),  # with a mask, grouped heads are folded and padded
+    ("sdar-8b", "block_causal", 16, True): (24, 900),
+    ("llada2-mini", "block_causal", 1, False): (65, 1300),
+}
+"""The most launches of a layer and of a whole forward of fixed shapes, before it is captured."""
+
+
+@pytest.mark.parametrize("case", STATIC_BUDGETS, ids=lambda case: "-".join(map(str, case)))
+def test_a_forward_of_fixed_shapes_stays_within_its_budget(case):
+    """A CUDA graph launches all of it at once; these are the kernels that it then runs."""
+    name, cache, batch, is_ragged = case
+    shapes = []
+
+    def plain(step, example):
+        shapes.append(tuple(example.shape))
+        return step
+
+    found = measure(name, batch, is_ragged, decoder="threshold", cache=cache, capture=plain)
+    assert shapes
+    assert all(call.kernel != "math" for call in found.shallow.attentions)
+    assert found.a_layer <= STATIC_BUDGETS[case][0]
+    assert found.launches <= STATIC_BUDGETS[case][1]
+    assert found.syncs <= 1
 
 
 METHODS = {
@@ -201,6 +230,7 @@ def test_the_host_waits_once_a_forward_and_decodes_as_on_the_cpu(name):
     prompts, model = ["1 2 3", "4 5 6 7 8 9"], to_device(tiny_model())
     with pretend():
         llm = LLM(model, tokenizer=StubTokenizer())
+        llm.cuda_graphs = False
         found = llm.generate(prompts, **method)
     expected = LLM(tiny_model(), tokenizer=StubTokenizer()).generate(prompts, **method)
     assert [output.token_ids for output in found] == [output.token_ids for output in expected]

@@ -36,6 +36,9 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     """Share full blocks of prompts with equal beginnings (block-causal models)."""
 
+    cuda_graphs: bool = True
+    """Capture steps of fixed shapes as CUDA graphs (CUDA only)."""
+
     def __post_init__(self) -> None:
         check_fields(self)
 

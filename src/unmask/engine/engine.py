@@ -27,6 +27,7 @@ from unmask.engine.request import Request
 from unmask.engine.scheduler import Event, Scheduler
 from unmask.engine.sequence import SequenceState
 from unmask.engine.shares import most_work, num_extra_rows, work_at_most, work_left
+from unmask.engine.static_step import captured
 from unmask.engine.threads import ErrorCapture
 from unmask.errors import CapacityError, EngineError
 from unmask.knobs import positive
@@ -550,4 +551,5 @@ def _runner(llm: LLM, config: EngineConfig) -> ModelRunner:
         paging=paging,
         dense_bytes=budget.dense_bytes,
         adapters=llm.adapters,
+        capture=captured if config.cuda_graphs and llm.cuda_graphs else None,
     )

@@ -15,8 +15,9 @@ Branch = tuple[SequenceState, bool]
 class DenseKV:
     """Dense rows of keys and values, one per branch of a sequence, all of equal width.
 
-    With `layered`, the store has the layers' outputs too. It starts with `rows` rows of `positions`
-    positions, grows with the admitted sequences and shrinks to that size when the last one is released.
+    With `layered`, the store has the layers' outputs too; `num_spare` positions are beyond all canvases. It
+    starts with `rows` rows of `positions` positions, grows with the admitted sequences and shrinks to that
+    size when the last one is released.
     """
 
     def __init__(
@@ -27,9 +28,11 @@ class DenseKV:
         *,
         layered: bool,
         max_bytes: int | None = None,
+        num_spare: int = 0,
     ) -> None:
-        self.max_bytes = max_bytes
-        self._min_shape, self.model, self.layered = (rows, positions), model, layered
+        self.max_bytes, self.num_spare = max_bytes, num_spare
+        self._min_shape = (rows, positions + num_spare if rows else 0)
+        self.model, self.layered = model, layered
         self.store = self._new()
         self.rows: list[Branch] = []
         self.widths: list[int] = []
@@ -42,7 +45,8 @@ class DenseKV:
     def bytes_with(self, rows: int, positions: int) -> int:
         """Return the size in bytes after admitting `rows` more rows of `positions` positions."""
         num_rows = max(len(self.rows) + rows, self._min_shape[0])
-        width = max(max(self.widths, default=0), positions, self._min_shape[1])
+        width = max(max(self.widths, default=0), positions) + self.num_spare
+        width = max(width, self._min_shape[1])
         return num_rows * width * self.store.bytes_per_position
 
     def admit(self, sequence: SequenceState, branches: list[Branch]) -> None:
@@ -52,7 +56,7 @@ class DenseKV:
             self._row_of[id(sequence), sees_prompt] = i
         self.rows.extend(branches)
         self.widths.extend([positions] * len(branches))
-        self.store.reserve(max(self.widths), self._rows_to_reserve())
+        self.store.reserve(max(self.widths) + self.num_spare, self._rows_to_reserve())
 
     def _rows_to_reserve(self) -> int:
         """Return the number of rows to grow to: doubled within the budget, so that few admissions copy."""

@@ -45,6 +45,7 @@ from unmask.engine.request_builder import (
 )
 from unmask.engine.scheduler import Event, decode
 from unmask.engine.sequence import SequenceState
+from unmask.engine.static_step import captured
 from unmask.engine.templates import FORMAT_OPTIONS, ChatFormat, Messages
 from unmask.engine.text_pool import fork_server
 from unmask.engine.text_stream import StopCriteria, TextStream
@@ -147,6 +148,8 @@ class LLM:
     """The folder while its weights are the model's: without an adapter, and before `use_weights`."""
     make_runner: Callable[..., ModelRunner] = ModelRunner
     """The class that runs the forwards; measurements replace it."""
+    cuda_graphs: bool = True
+    """Whether steps of fixed shapes are captured as CUDA graphs; nothing elsewhere. May be set any time."""
     adapters: AdapterBank | None = None
     """The adapters that requests may choose."""
 
@@ -570,6 +573,7 @@ class LLM:
             store=any(sequence.request.cache.stores for sequence in sequences),
             features=any(s.request.cache.layered for s in sequences),
             adapters=self.adapters,
+            capture=captured if self.cuda_graphs else None,
         )
         yield from decode(sequences, runner)
 

@@ -37,6 +37,7 @@ from unmask.engine.kv_dense import Branch, DenseKV
 from unmask.engine.kv_paged import PagedKV, fed_tokens
 from unmask.engine.lm_head import LMHead, LogitRows
 from unmask.engine.sequence import SequenceState
+from unmask.engine.static_step import Capture, StaticForwards, captured
 from unmask.errors import CacheError, ConfigError, DecoderError, ModelError
 from unmask.models.adapters import AdapterBank
 from unmask.models.transformer import Transformer
@@ -79,6 +80,8 @@ class ModelRunner:
     With `store`, or `features` for layer outputs too, a dense store for `max_rows` rows of `max_positions`
     positions is allocated now. Otherwise dense stores grow with the admitted sequences, up to `dense_bytes`
     bytes. `paging` has the pages of sequences with a pageable cache. `adapters` are those of the requests.
+    `capture` makes the steps of fixed shapes (`engine.static_step`): CUDA graphs, which other devices do
+    without; None: no forward has fixed shapes, as with adapters and on several ranks.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a runner
@@ -93,18 +96,33 @@ class ModelRunner:
         paging: PagedKV | None = None,
         dense_bytes: int | None = None,
         adapters: AdapterBank | None = None,
+        capture: Capture | None = captured,
     ) -> None:
         self.adapters = adapters
+        if capture is captured and model.device.type != "cuda":
+            capture = None
+        if adapters is not None or model.ranks.size > 1:
+            capture = None
         self.model, self.max_rows, self.paging = model, max_rows, paging
         self.lm_head = LMHead(model, vocabulary)
         self.dense_bytes = dense_bytes
         begin = {False: (max_rows, max_positions) if store and not features else (0, 0)}
         begin[True] = (max_rows, max_positions) if features else (0, 0)
         self.dense = {
-            layered: DenseKV(model, *size, layered=layered, max_bytes=dense_bytes)
+            layered: DenseKV(
+                model,
+                *size,
+                layered=layered,
+                max_bytes=dense_bytes,
+                num_spare=0 if capture is None or layered else 1,
+            )
             for layered, size in begin.items()
         }
         """Dense stores by `layered`: with the layers' outputs (True), or of keys and values alone."""
+        self.static: StaticForwards | None = None
+        """The forwards of fixed shapes, where they are used."""
+        if capture is not None:
+            self.static = StaticForwards(model, self.dense[False], capture)
         self.metas: list[Branch] = []
         """The rows of all admitted sequences."""
 
@@ -400,6 +418,8 @@ class ModelRunner:
         for their layers, which differs by layer in its queries, go through the network in a forward of
         their own, and there one for each adapter.
         """
+        if (fixed := self._static_states(metas)) is not None:
+            return *fixed, {}
         starts, states, start = [0] * len(metas), list[Tensor](), 0
         importance: dict[int, Tensor] = {}
         device = self.model.device
@@ -420,6 +440,19 @@ class ModelRunner:
                 if meta.needs_weights:
                     importance[id(metas[i][0].sequence)] = shares[meta.row]
         return torch.cat(states) if len(states) > 1 else states[0], starts, importance
+
+    def _static_states(
+        self, metas: list[tuple[ForwardInput, bool]]
+    ) -> tuple[Tensor, list[int]] | None:
+        """Return states and the first one of each row by a forward of fixed shapes; None without one."""
+        if self.static is None or any(item.plan.layers is not None for item, _ in metas):
+            return None
+        row_metas = [self._row_meta(*meta) for meta in metas]
+        bucket = self.static.bucket_of(row_metas)
+        if bucket is None:
+            return None
+        states = self.static.run(bucket, row_metas, [self._ids(*meta) for meta in metas])
+        return states, [meta.row * bucket.queries for meta in row_metas]
 
     def _adapted(
         self, items: list[ForwardInput], row_metas: list[RowMeta]
