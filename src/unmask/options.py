@@ -58,13 +58,17 @@ def option(
     most: float | None = None,
     metavar: str | None = None,
     env: str | None = None,
+    show: bool = True,
 ) -> Parameter:
-    """Return the annotation of a field that has other spellings, bounds, a metavar or a variable."""
+    """Return the annotation of a field that has other spellings, bounds, a metavar or a variable.
+
+    One that nearly nobody needs is not shown by the short help.
+    """
     bounds = Bounds(least, above, most)
     checks = () if bounds == Bounds() else (bounds,)
     if HAS_METAVAR:
-        return Parameter(alias=aliases, validator=checks, env_var=env, metavar=metavar)
-    return Parameter(alias=aliases, validator=checks, env_var=env)
+        return Parameter(alias=aliases, validator=checks, env_var=env, show=show, metavar=metavar)
+    return Parameter(alias=aliases, validator=checks, env_var=env, show=show)
 
 
 def check_fields(config: DataclassInstance) -> None:

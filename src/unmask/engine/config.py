@@ -36,8 +36,8 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     """Share full blocks of prompts with equal beginnings (block-causal models)."""
 
-    cuda_graphs: bool = True
-    """Capture steps of fixed shapes as CUDA graphs (CUDA only)."""
+    cuda_graphs: Annotated[bool, option(show=False)] = True
+    """Capture steps of fixed shapes as CUDA graphs; without effect elsewhere."""
 
     def __post_init__(self) -> None:
         check_fields(self)
