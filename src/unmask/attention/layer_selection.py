@@ -28,7 +28,7 @@ FIRST = -2.0
 
 @dataclass(frozen=True, slots=True)
 class RowSelection:
-    """What a layer recomputes of one row: `prompt` positions, `num_response` of the response, all shadows.
+    """A layer's part of one row: it recomputes `prompt`, `num_response` of the response and all shadows.
 
     It projects the values of the whole response. `start`: the row's first packed query.
     """

@@ -56,7 +56,7 @@ class FeatureRowMeta:
 
 
 class LayerPart:
-    """What a layer recomputes, and its attention calls."""
+    """The recomputed positions of a layer, and its attention calls."""
 
     def __init__(
         self, rows: Sequence[RowSelection], block_size: int | None, device: torch.device
