@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from unmask.errors import GrammarError
-from unmask.grammar.json_schema import ANNOTATIONS
+from unmask.grammar.schema_keywords import ANNOTATIONS
 
 Schema = Mapping[str, JsonValue]
 DATA = frozenset({"const", "enum", "default", "examples"})
