@@ -21,11 +21,12 @@ import pstats
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
-from unmask import LLM, decoders
+from unmask import LLM, caches, decoders
 from unmask.decoders.registry import decoder_class
 from unmask.engine.model_runner import ModelRunner
 from unmask.engine.scheduler import Scheduler
@@ -36,11 +37,14 @@ from unmask.models.transformer import Transformer
 GOALS_MS = {"threshold": 0.08, "klass": 0.2, "cadllm": 0.2}
 MAX_EXPONENT = 1.15
 POSITIONS, BATCHES = (256, 1024, 4096), (8, 24, 64)
+BLOCK_OF = {"block_causal": 32}
+"""The size of a model's blocks for a cache policy that needs them."""
 WARM_UP = 2
 """Steps before the clock starts: the first one computes whole canvases."""
 
 
-def network() -> LLM:
+@cache
+def network(block_size: int | None = None) -> LLM:
     """Return a random network of one narrow layer with a context of 8,192 positions."""
     torch.manual_seed(0)
     spec = ModelSpec(
@@ -58,6 +62,7 @@ def network() -> LLM:
         mask_id=60,
         eos_id=59,
         pad_id=59,
+        block_size=block_size,
     )
     return LLM(Transformer(spec).requires_grad_(False))
 
@@ -113,9 +118,9 @@ class Batch:
         return 1000 * (time.process_time() - began - self.clock.seconds) / max(1, count)
 
 
-def cost(llm: LLM, method: tuple[str, str], batch: int, positions: int, repeat: int = 3) -> float:
+def cost(method: tuple[str, str], batch: int, positions: int, repeat: int = 3) -> float:
     """Return the least milliseconds of host work per sequence and step over some stretches."""
-    sequences = Batch(llm, *method, batch, positions)
+    sequences = Batch(network(BLOCK_OF.get(method[1])), *method, batch, positions)
     sequences.stretch(WARM_UP)
     return min(sequences.stretch(2) for _ in range(repeat))
 
@@ -128,19 +133,19 @@ def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
     return sum((a - mean_x) * (b - mean_y) for a, b in pairs) / sum((a - mean_x) ** 2 for a in x)
 
 
-def growth(llm: LLM, method: tuple[str, str], *, is_long: bool) -> float:
+def growth(method: tuple[str, str], *, is_long: bool) -> float:
     """Return the exponent of a step's host time in positions, or in sequences; print the row."""
     sizes = POSITIONS if is_long else BATCHES
-    each = [cost(llm, method, 4, n) if is_long else n * cost(llm, method, n, 64) for n in sizes]
+    each = [cost(method, 4, n) if is_long else n * cost(method, n, 64) for n in sizes]
     found = exponent(sizes, each)
     cells = " | ".join(f"{value:.3f}" for value in each)
     print(f"| {' | '.join(method)} | {sizes} | {cells} | {found:.2f} |", flush=True)
     return found
 
 
-def profile(llm: LLM, method: tuple[str, str], batch: int) -> None:
+def profile(method: tuple[str, str], batch: int) -> None:
     """Print the functions that take the most time of a step."""
-    sequences = Batch(llm, *method, batch, 64)
+    sequences = Batch(network(BLOCK_OF.get(method[1])), *method, batch, 64)
     sequences.stretch(WARM_UP)
     watch = cProfile.Profile(time.process_time)
     watch.runcall(sequences.stretch, 4)
@@ -151,27 +156,32 @@ def main() -> int:
     """Print the table; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--decoder", nargs="*", default=[n for n in decoders.names() if n != "ar"])
-    parser.add_argument("--cache", nargs="*", default=["dual"])
+    parser.add_argument(
+        "--cache", nargs="*", help="default: dual; with --growth: threshold with all"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--growth", action="store_true", help="fit exponents instead")
     parser.add_argument("--profile", action="store_true", help="profile the first method instead")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
-    llm, status = network(), 0
-    methods = [(decoder, cache) for decoder in wanted.decoder for cache in wanted.cache]
+    status = 0
+    chosen = wanted.cache or ["dual"]
+    methods = [(decoder, each) for decoder in wanted.decoder for each in chosen]
+    if wanted.growth and not wanted.cache:
+        methods += [("threshold", each) for each in caches.names() if each not in ("auto", "dual")]
     if wanted.profile:
-        profile(llm, methods[0], wanted.batch)
+        profile(methods[0], wanted.batch)
         return 0
     if wanted.growth:
         print("| decoder | cache | sizes | ms a step | exponent |\n|---|---|---|---|---|")
         for method in methods:
             for is_long in (True, False):
-                status |= growth(llm, method, is_long=is_long) > MAX_EXPONENT
+                status |= growth(method, is_long=is_long) > MAX_EXPONENT
         return int(status)
     print("| decoder | cache | ms per sequence and step | goal |\n|---|---|---|---|")
     for method in methods:
-        found, goal = cost(llm, method, wanted.batch, 64, wanted.repeat), GOALS_MS.get(method[0])
+        found, goal = cost(method, wanted.batch, 64, wanted.repeat), GOALS_MS.get(method[0])
         print(f"| {' | '.join(method)} | {found:.3f} | {goal or ''} |", flush=True)
         status |= goal is not None and found > goal
     return int(status)

@@ -110,7 +110,7 @@ class StaticAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store keys and values of the queries and return the attention output, `(B * n, H, A)`."""
         shape, rows = (self.bucket.rows, self.bucket.queries), self.bucket.rows
-        own = [part.unflatten(0, shape) for part in (q, k, v)]
+        own = [part.view(*shape, *part.shape[1:]) for part in (q, k, v)]
         keys, values = self.store.keys[layer], self.store.values[layer]
         keys[self.rows, :, self.positions] = own[1]
         values[self.rows, :, self.positions] = own[2]

@@ -87,7 +87,7 @@ def captured(step: Step, example: Tensor) -> Step:
 
 def _captured(step: Step, example: Tensor) -> Step:
     numbers = example.clone()
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
