@@ -12,7 +12,7 @@ from test_properties import run
 from tiny import tiny_llm
 
 from unmask import caches, decoders
-from unmask.caches.base import CachePlan, Layers
+from unmask.caches.base import CachePlan, Layers, answered_rows
 from unmask.canvas import Ask, Bias, Credit, Edit, Reading
 from unmask.engine.request import Request
 from unmask.errors import CacheError, ConfigError, ContractError, DecoderError
@@ -354,3 +354,10 @@ def test_contract_errors_have_one_base():
     assert issubclass(DecoderError, ContractError)
     assert issubclass(CacheError, ContractError)
     assert "the cache broke the contract: x" in str(CacheError("x"))
+
+
+@pytest.mark.parametrize("queries", [(), (0,), (2, 3, 4), (0, 2, 5), (0, 1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("rows", [(), (2,), (2, 4), (0, 5), (1, 3, 4)])
+def test_the_rows_that_a_plan_answers_are_those_among_its_queries(queries, rows):
+    found = answered_rows(6, ints(*queries), ints(*rows))
+    assert found.tolist() == [row in queries for row in rows]

@@ -8,7 +8,17 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from unmask.canvas import NO_POSITIONS, Ask, Canvas, Floats, Ints, ModelFacts, Reading, edited
+from unmask.canvas import (
+    NO_POSITIONS,
+    Ask,
+    Bools,
+    Canvas,
+    Floats,
+    Ints,
+    ModelFacts,
+    Reading,
+    edited,
+)
 from unmask.edit_rules import positions_fault
 
 State = TypeVar("State")
@@ -156,16 +166,14 @@ def plan_fault(policy: AnyCache, canvas: Canvas, ask: Ask, rows: Ints, plan: obj
     fault = positions_fault("CachePlan.queries", queries, size)
     if fault is not None:
         return fault
-    chosen = np.zeros(size, dtype=np.bool_)
-    chosen[queries] = True
-    answered = chosen[rows]
+    answered = answered_rows(size, queries, rows)
     if np.count_nonzero(answered) < len(rows):
         missing = rows[~answered]
         if policy.exact:
             return f"an exact plan must compute the rows of all asked positions; {missing[0]} is missing"
         required = ~canvas.open[ask.rows] | (ask.rows < ask.window[0])
         required |= (ask.rows >= ask.window[1]) | np.isin(ask.rows, ask.needed)
-        lost = rows[required & ~chosen[rows]]
+        lost = rows[required & ~answered]
         if len(lost):
             return (
                 f"row {lost[0]} is missing from CachePlan.queries; it answers a position that is needed, "
@@ -176,6 +184,19 @@ def plan_fault(policy: AnyCache, canvas: Canvas, ask: Ask, rows: Ints, plan: obj
     if not policy.stores and len(queries) < size:
         return f"a policy that stores nothing must compute all {size} positions, not {len(queries)}"
     return _range_fault(policy, canvas, plan) or _layers_fault(policy, canvas, plan)
+
+
+def answered_rows(size: int, queries: Ints, rows: Ints) -> Bools:
+    """Return a flag per row: True if it is among the queries, of a canvas of `size`; both ascend."""
+    if not len(queries) or not len(rows):
+        return np.zeros(len(rows), dtype=np.bool_)
+    first, last = queries[0], queries[-1]
+    if last - first + 1 == len(queries) and first <= rows[0] and rows[-1] <= last:
+        return np.ones(len(rows), dtype=np.bool_)
+    chosen = np.zeros(size, dtype=np.bool_)
+    chosen[queries] = True
+    found: Bools = chosen[rows]
+    return found
 
 
 def _range_fault(policy: AnyCache, canvas: Canvas, plan: CachePlan) -> str | None:

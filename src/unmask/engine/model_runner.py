@@ -20,7 +20,7 @@ from torch import Tensor
 from unmask.ask_rules import ask_fault, pair_fault
 from unmask.attention.layered import FeatureRowMeta, FeatureStore, LayeredAttention
 from unmask.attention.packed import PackedAttention, RowMeta
-from unmask.caches.base import CachePlan, Layers, Observation, plan_fault
+from unmask.caches.base import CachePlan, Layers, Observation, answered_rows, plan_fault
 from unmask.canvas import (
     NO_POSITIONS,
     NO_TOP,
@@ -256,9 +256,7 @@ class ModelRunner:
         sequence.cache_state = state
         plan = _up_to(plan, limit)
         rows = answering if positions is ask.rows else self.row_of(positions)
-        is_computed = np.zeros(len(canvas), dtype=np.bool_)
-        is_computed[plan.queries] = True
-        computed = is_computed[rows]
+        computed = answered_rows(len(canvas), plan.queries, rows)
         if np.count_nonzero(computed) < len(rows):
             positions, rows = positions[computed], rows[computed]
         allowed = allowed_tokens(request, canvas, sequence.limit, positions)

@@ -279,12 +279,16 @@ IDLE: tuple[Edit, object] = (Edit(), None)
 
 def decide_all(inputs: list[ForwardInput], observations: list[Observation]) -> list[Answer]:
     """Return the decoder's answer of each sequence, checked; those that do not decide have an empty one."""
+    odds = [observation.reading.log_odds for observation in observations]
+    has_nan = bool(np.isnan(np.concatenate(odds)).any())
     answers = list[Answer]()
     pairs = dict[int, tuple[Edit, object]]()
     for i, (item, observation) in enumerate(zip(inputs, observations, strict=True)):
         pair = IDLE
         with ErrorCapture() as capture:
             if item.runs_decoder:
+                if has_nan and np.isnan(odds[i]).any():
+                    raise ModelError(NOT_FINITE)
                 pair = pairs[i] = _ask_decoder(item.sequence, observation.reading)
         answers.append(pair if capture.error is None else capture.error)
     if not pairs:
@@ -311,8 +315,6 @@ def _ask_decoder(sequence: SequenceState, reading: Reading) -> tuple[Edit, objec
             request.cache.name,
             sequence.num_forwards,
         )
-    if np.count_nonzero(np.isnan(reading.log_odds)):
-        raise ModelError(NOT_FINITE)
     answer = request.decoder.step(sequence.canvas, sequence.decoder_state, reading)
     rule = pair_fault("step", "an Edit", answer)
     if rule is not None:
