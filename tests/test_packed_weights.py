@@ -25,13 +25,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+needs_bfloat16 = pytest.mark.skipif(
+    torch.bfloat16 not in packing.packable_dtypes(), reason="this CPU has no packed bfloat16 kernels"
+)
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", ["llada", "dream"])
-def test_packed_weights_decode_the_same(family, everything_is_large):
+def test_packed_weights_decode_the_same(family, dtype, everything_is_large):
     plain = tiny_llm(family, 1)
-    packed = LLM(tiny_model(family, 1), tokenizer=plain.tokenizer, pack_weights=True)
+    packed, plain_again = (
+        LLM(tiny_model(family, 1).to(dtype), tokenizer=plain.tokenizer, pack_weights=pack)
+        for pack in (True, False)
+    )
     kinds = [isinstance(m, packing.PackedLinear) for m in packed.model.modules()]
     assert sum(kinds) == 2 * 7 + 1
-    plain_again = LLM(tiny_model(family, 1), tokenizer=plain.tokenizer, pack_weights=False)
+    assert not any(isinstance(m, packing.PackedLinear) for m in plain_again.model.modules())
     for cache in ("none", "dual"):
         ours, theirs = (
             llm.generate([[1, 2, 3], [4]], "vanilla", cache, gen_length=16, block_length=8)
@@ -74,6 +84,16 @@ def test_gradients_go_through_the_plain_kernel(everything_is_large):
 EXPERTS = ExpertSpec(num_experts=6, num_chosen=3, d_ff=24, score="softmax", renormalize=True)
 
 
+@needs_bfloat16
+def test_packed_experts_in_bfloat16_differ_by_rounding_at_most(everything_is_large):
+    plain, model = (tiny_model("llada", 2, experts=EXPERTS).bfloat16() for _ in range(2))
+    packing.pack_weights(model)
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        wanted = plain(ids)
+        assert float((model(ids) - wanted).abs().max()) <= 2**-5 * float(wanted.abs().max())
+
+
 def test_packed_experts_say_the_same_and_each_used_one_multiplies_once(
     everything_is_large, monkeypatch
 ):
@@ -102,19 +122,77 @@ def test_packed_experts_say_the_same_and_each_used_one_multiplies_once(
 
 
 def test_packing_on_demand_is_refused_where_it_has_no_effect():
-    with pytest.raises(ConfigError, match="pack_weights=True needs large float32 weights"):
+    with pytest.raises(ConfigError, match="pack_weights=True cannot pack this model's float32"):
         LLM(tiny_model("llada"), pack_weights=True)
 
 
+def test_packing_float16_is_refused_with_the_dtypes_that_can_be(everything_is_large):
+    model = tiny_model("llada").half()
+    with pytest.raises(ConfigError, match=r"float16 weights on cpu: .*\(here float32"):
+        LLM(model, pack_weights=True)
+    assert not packing.can_pack(model)
+    LLM(model)
+    assert not any(isinstance(m, packing.PackedLinear) for m in model.modules())
+
+
+@needs_bfloat16
+def test_bfloat16_is_packed_by_default_like_float32(everything_is_large):
+    for dtype in (torch.float32, torch.bfloat16):
+        llm = LLM(tiny_model("llada").to(dtype))
+        packed = [m for m in llm.model.modules() if isinstance(m, packing.PackedLinear)]
+        assert {m.packed.dtype for m in packed} == {dtype}, dtype
+
+
+def test_bfloat16_is_packed_only_where_the_cpu_multiplies_it(everything_is_large, monkeypatch):
+    monkeypatch.setattr(packing, "packable_dtypes", lambda: (torch.float32,))
+    assert not packing.can_pack(tiny_model("llada").bfloat16())
+    assert packing.can_pack(tiny_model("llada"))
+
+
+def test_nothing_is_packed_without_the_kernels(everything_is_large, monkeypatch):
+    monkeypatch.setattr(packing, "_ops", object)
+    assert packing.packable_dtypes() == ()
+    assert not packing.can_pack(tiny_model("llada"))
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_bfloat16_differs_by_its_rounding_at_most(bias, everything_is_large):
+    plain = torch.nn.Linear(160, 96, bias=bias).bfloat16().requires_grad_(False)
+    linear = packing.PackedLinear(plain)
+    with torch.inference_mode():
+        for count in (1, 2, 7, 9, 33, 300):
+            x = torch.randn(count, 160).bfloat16()
+            exact = torch.nn.functional.linear(x.double(), plain.weight.double())
+            exact = exact + plain.bias.double() if bias else exact
+            found = linear(x)
+            assert found.dtype == torch.bfloat16
+            error = (found - exact).abs() / exact.abs().clamp(min=0.25)
+            assert float(error.max()) <= 2**-7, count
+
+
+@needs_bfloat16
+def test_a_model_cast_after_packing_uses_its_own_weights(everything_is_large):
+    linear = packing.PackedLinear(torch.nn.Linear(64, 64).requires_grad_(False))
+    linear.to(torch.bfloat16)
+    x = torch.randn(3, 64)
+    with torch.inference_mode():
+        found = linear(x.bfloat16())
+        assert torch.equal(found, torch.nn.functional.linear(x.bfloat16(), linear.weight, linear.bias))
+        with pytest.raises(RuntimeError, match="dtype"):
+            linear(x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @torch.inference_mode()
-def test_a_packed_row_has_the_same_bits_among_any_number_of_rows(everything_is_large):
+def test_a_packed_row_has_the_same_bits_among_any_number_of_rows(dtype, everything_is_large):
     """Rows are padded to a rung and cut into pieces: no row may notice."""
     with torch.inference_mode(mode=False):
-        plain = torch.nn.Linear(48, 64).requires_grad_(False)
+        plain = torch.nn.Linear(48, 64).to(dtype).requires_grad_(False)
         linear = packing.PackedLinear(plain)
-    x = torch.randn(2 * packing.RUNGS[-1] + 3, 48)
+    x = torch.randn(2 * packing.RUNGS[-1] + 3, 48).to(dtype)
     whole = linear(x)
-    assert float((whole - plain(x)).abs().max()) <= 1e-5
+    assert float((whole - plain(x)).abs().max()) <= (1e-5 if dtype == torch.float32 else 2**-6)
     for count in (1, 3, 8, 9, 17, 33, 65, 129, packing.RUNGS[-1], packing.RUNGS[-1] + 1, len(x)):
         assert torch.equal(linear(x[:count]), whole[:count]), count
         assert torch.equal(linear(x[-count:]), whole[-count:]), count
@@ -123,7 +201,8 @@ def test_a_packed_row_has_the_same_bits_among_any_number_of_rows(everything_is_l
     assert torch.equal(linear(x[:9])[others], whole[others]), "a row of NaN stays alone"
 
 
-def test_packed_products_have_few_numbers_of_rows(everything_is_large, monkeypatch):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_products_have_few_numbers_of_rows(dtype, everything_is_large, monkeypatch):
     """The kernels keep half a megabyte for every number of rows that they have met."""
     seen = set()
     product = torch.ops.mkldnn._linear_pointwise
@@ -134,11 +213,11 @@ def test_packed_products_have_few_numbers_of_rows(everything_is_large, monkeypat
             seen.add(len(x))
             return product(x, *rest)
 
-    linear = packing.PackedLinear(torch.nn.Linear(8, 8).requires_grad_(False))
+    linear = packing.PackedLinear(torch.nn.Linear(8, 8).to(dtype).requires_grad_(False))
     monkeypatch.setattr(packing, "_ops", lambda: Ops)
     with torch.inference_mode():
         for count in range(1, 800):
-            assert linear(torch.zeros(count, 8)).shape == (count, 8)
+            assert linear(torch.zeros(count, 8, dtype=dtype)).shape == (count, 8)
     assert seen == set(packing.RUNGS)
     assert len(seen) <= 32
     steps = zip(packing.RUNGS, packing.RUNGS[1:], strict=False)
