@@ -26,7 +26,8 @@ pytestmark = pytest.mark.skipif(
 
 
 needs_bfloat16 = pytest.mark.skipif(
-    torch.bfloat16 not in packing.packable_dtypes(), reason="this CPU has no packed bfloat16 kernels"
+    torch.bfloat16 not in packing.packable_dtypes(),
+    reason="this CPU has no packed bfloat16 kernels",
 )
 DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
 
@@ -79,6 +80,91 @@ def test_gradients_go_through_the_plain_kernel(everything_is_large):
     x = torch.randn(4, model.spec.d_model, requires_grad=True)
     linear(x).sum().backward()
     assert torch.allclose(x.grad, linear.weight.sum(dim=0).expand(4, -1), atol=1e-5)
+
+
+def groups_of(model):
+    return [(layer.attn, layer.ffn) for layer in model.layers]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_layers_with_one_input_are_packed_as_one_matrix_and_held_once(
+    family, dtype, everything_is_large
+):
+    model = tiny_model(family, 3).to(dtype)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.inference_mode():
+        wanted = model(ids)
+    size_bytes = packing.pack_weights(model)
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert size_bytes == sum(m.weight.nbytes for m in linear), "each weight is counted once"
+    for attn, ffn in groups_of(model):
+        assert isinstance(attn.fused, packing.PackedGroup)
+        assert isinstance(ffn.fused, packing.PackedGroup)
+        assert attn.o.packed is not None
+    with torch.inference_mode():
+        gap = (model(ids) - wanted).abs().max() / wanted.abs().max()
+    assert float(gap) <= (1e-5 if dtype == torch.float32 else 2**-5)
+    lazy = [m for attn, ffn in groups_of(model) for m in (attn.q, attn.k, attn.v, ffn.gate, ffn.up)]
+    assert all(m.packed is None for m in lazy), "a forward uses the copy of the group alone"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_layer_of_a_group_used_alone_gives_the_bits_of_the_group(dtype, everything_is_large):
+    attn = packed_model("dream", dtype).layers[0].attn
+    x = torch.randn(2, 9, 32).to(dtype)
+    with torch.inference_mode():
+        together = attn.fused(x)
+        alone = torch.cat([layer(x) for layer in (attn.q, attn.k, attn.v)], dim=-1)
+    assert torch.equal(together, alone)
+    assert attn.q.packed is not None, "packed when it was first used alone"
+
+
+def packed_model(family, dtype=torch.float32):
+    model = tiny_model(family, 3).to(dtype)
+    packing.pack_weights(model)
+    return model
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_group_steps_aside_once_a_parameter_changed_and_is_packed_anew(part, everything_is_large):
+    model = packed_model("dream")
+    attn = model.layers[0].attn
+    x, parts = torch.randn(3, 32), (attn.q, attn.k, attn.v)
+    with torch.inference_mode():
+        assert attn.fused.fits(x, *parts)
+        getattr(attn.k, part).add_(1)
+        assert not attn.fused.fits(x, *parts)
+        wanted = attn.k(x)
+    if part == "weight":
+        packing.pack_weights(model)
+        parts = (attn.q, attn.k, attn.v)
+        with torch.inference_mode():
+            assert attn.fused.fits(x, *parts)
+            found = attn.fused(x)[:, 32:48]
+            assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_group_steps_aside_for_other_layers_inputs_and_gradients(everything_is_large):
+    model = packed_model("llada")
+    ffn, x = model.layers[0].ffn, torch.randn(3, 32)
+    assert not ffn.fused.fits(x, ffn.gate, ffn.up), "gradients are on"
+    with torch.inference_mode():
+        assert ffn.fused.fits(x, ffn.gate, ffn.up)
+        assert not ffn.fused.fits(x.double(), ffn.gate, ffn.up)
+        assert not ffn.fused.fits(x[:0], ffn.gate, ffn.up), "no rows"
+        assert ffn(x[:0]).shape == (0, 32)
+        assert not ffn.fused.fits(x, ffn.up, ffn.gate), "other layers"
+        ffn.up = torch.nn.Linear(32, 48, bias=False).requires_grad_(False)
+        expected = ffn.down(torch.nn.functional.silu(ffn.gate(x)) * ffn.up(x))
+        assert torch.allclose(ffn(x), expected, atol=1e-5)
+
+
+def test_gradients_reach_the_parameters_of_a_packed_group(everything_is_large):
+    model = packed_model("dream").requires_grad_(True)
+    model(torch.tensor([[3, 1, 4]])).square().sum().backward()
+    for attn, ffn in groups_of(model):
+        assert all(float(m.weight.grad.abs().max()) > 0 for m in (attn.q, attn.k, attn.v, ffn.up))
 
 
 EXPERTS = ExpertSpec(num_experts=6, num_chosen=3, d_ff=24, score="softmax", renormalize=True)
@@ -139,8 +225,8 @@ def test_packing_float16_is_refused_with_the_dtypes_that_can_be(everything_is_la
 def test_bfloat16_is_packed_by_default_like_float32(everything_is_large):
     for dtype in (torch.float32, torch.bfloat16):
         llm = LLM(tiny_model("llada").to(dtype))
-        packed = [m for m in llm.model.modules() if isinstance(m, packing.PackedLinear)]
-        assert {m.packed.dtype for m in packed} == {dtype}, dtype
+        assert llm.model.lm_head.packed.dtype == dtype
+        assert llm.model.layers[0].attn.fused.packed.dtype == dtype
 
 
 def test_bfloat16_is_packed_only_where_the_cpu_multiplies_it(everything_is_large, monkeypatch):
@@ -178,7 +264,9 @@ def test_a_model_cast_after_packing_uses_its_own_weights(everything_is_large):
     x = torch.randn(3, 64)
     with torch.inference_mode():
         found = linear(x.bfloat16())
-        assert torch.equal(found, torch.nn.functional.linear(x.bfloat16(), linear.weight, linear.bias))
+        assert torch.equal(
+            found, torch.nn.functional.linear(x.bfloat16(), linear.weight, linear.bias)
+        )
         with pytest.raises(RuntimeError, match="dtype"):
             linear(x)
 

@@ -26,9 +26,10 @@ def prepare_weights(
     if pack_weights and not packable:
         names = [str(dtype).removeprefix("torch.") for dtype in (model.dtype, *packable_dtypes())]
         raise ConfigError(
-            f"pack_weights=True cannot pack this model's {names[0]} weights on {model.device.type}: it needs "
-            f"large weights on the CPU in a dtype with packed kernels (here {' or '.join(names[1:]) or 'none'}), "
-            "and free memory of twice their size; choose such a dtype, or leave pack_weights out"
+            f"pack_weights=True cannot pack this model's {names[0]} weights on {model.device.type}: it "
+            "needs large weights on the CPU in a dtype with packed kernels (here "
+            f"{' or '.join(names[1:]) or 'none'}), and free memory of twice their size; choose such a "
+            "dtype, or leave pack_weights out"
         )
     if packable:
         pack(model)
