@@ -25,13 +25,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+needs_bfloat16 = pytest.mark.skipif(
+    torch.bfloat16 not in packing.packable_dtypes(),
+    reason="this CPU has no packed bfloat16 kernels",
+)
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", ["llada", "dream"])
-def test_packed_weights_decode_the_same(family, everything_is_large):
+def test_packed_weights_decode_the_same(family, dtype, everything_is_large):
     plain = tiny_llm(family, 1)
-    packed = LLM(tiny_model(family, 1), tokenizer=plain.tokenizer, pack_weights=True)
+    packed, plain_again = (
+        LLM(tiny_model(family, 1).to(dtype), tokenizer=plain.tokenizer, pack_weights=pack)
+        for pack in (True, False)
+    )
     kinds = [isinstance(m, packing.PackedLinear) for m in packed.model.modules()]
     assert sum(kinds) == 2 * 7 + 1
-    plain_again = LLM(tiny_model(family, 1), tokenizer=plain.tokenizer, pack_weights=False)
+    assert not any(isinstance(m, packing.PackedLinear) for m in plain_again.model.modules())
     for cache in ("none", "dual"):
         ours, theirs = (
             llm.generate([[1, 2, 3], [4]], "vanilla", cache, gen_length=16, block_length=8)
@@ -71,7 +82,102 @@ def test_gradients_go_through_the_plain_kernel(everything_is_large):
     assert torch.allclose(x.grad, linear.weight.sum(dim=0).expand(4, -1), atol=1e-5)
 
 
+def groups_of(model):
+    return [(layer.attn, layer.ffn) for layer in model.layers]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_layers_with_one_input_are_packed_as_one_matrix_and_held_once(
+    family, dtype, everything_is_large
+):
+    model = tiny_model(family, 3).to(dtype)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.inference_mode():
+        wanted = model(ids)
+    size_bytes = packing.pack_weights(model)
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert size_bytes == sum(m.weight.nbytes for m in linear), "each weight is counted once"
+    for attn, ffn in groups_of(model):
+        assert isinstance(attn.fused, packing.PackedGroup)
+        assert isinstance(ffn.fused, packing.PackedGroup)
+        assert attn.o.packed is not None
+    with torch.inference_mode():
+        gap = (model(ids) - wanted).abs().max() / wanted.abs().max()
+    assert float(gap) <= (1e-5 if dtype == torch.float32 else 2**-5)
+    lazy = [m for attn, ffn in groups_of(model) for m in (attn.q, attn.k, attn.v, ffn.gate, ffn.up)]
+    assert all(m.packed is None for m in lazy), "a forward uses the copy of the group alone"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_layer_of_a_group_used_alone_gives_the_bits_of_the_group(dtype, everything_is_large):
+    attn = packed_model("dream", dtype).layers[0].attn
+    x = torch.randn(2, 9, 32).to(dtype)
+    with torch.inference_mode():
+        together = attn.fused(x)
+        alone = torch.cat([layer(x) for layer in (attn.q, attn.k, attn.v)], dim=-1)
+    assert torch.equal(together, alone)
+    assert attn.q.packed is not None, "packed when it was first used alone"
+
+
+def packed_model(family, dtype=torch.float32):
+    model = tiny_model(family, 3).to(dtype)
+    packing.pack_weights(model)
+    return model
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_group_steps_aside_once_a_parameter_changed_and_is_packed_anew(part, everything_is_large):
+    model = packed_model("dream")
+    attn = model.layers[0].attn
+    x, parts = torch.randn(3, 32), (attn.q, attn.k, attn.v)
+    with torch.inference_mode():
+        assert attn.fused.fits(x, *parts)
+        getattr(attn.k, part).add_(1)
+        assert not attn.fused.fits(x, *parts)
+        wanted = attn.k(x)
+    if part == "weight":
+        packing.pack_weights(model)
+        parts = (attn.q, attn.k, attn.v)
+        with torch.inference_mode():
+            assert attn.fused.fits(x, *parts)
+            found = attn.fused(x)[:, 32:48]
+            assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_group_steps_aside_for_other_layers_inputs_and_gradients(everything_is_large):
+    model = packed_model("llada")
+    ffn, x = model.layers[0].ffn, torch.randn(3, 32)
+    assert not ffn.fused.fits(x, ffn.gate, ffn.up), "gradients are on"
+    with torch.inference_mode():
+        assert ffn.fused.fits(x, ffn.gate, ffn.up)
+        assert not ffn.fused.fits(x.double(), ffn.gate, ffn.up)
+        assert not ffn.fused.fits(x[:0], ffn.gate, ffn.up), "no rows"
+        assert ffn(x[:0]).shape == (0, 32)
+        assert not ffn.fused.fits(x, ffn.up, ffn.gate), "other layers"
+        ffn.up = torch.nn.Linear(32, 48, bias=False).requires_grad_(False)
+        expected = ffn.down(torch.nn.functional.silu(ffn.gate(x)) * ffn.up(x))
+        assert torch.allclose(ffn(x), expected, atol=1e-5)
+
+
+def test_gradients_reach_the_parameters_of_a_packed_group(everything_is_large):
+    model = packed_model("dream").requires_grad_(True)
+    model(torch.tensor([[3, 1, 4]])).square().sum().backward()
+    for attn, ffn in groups_of(model):
+        assert all(float(m.weight.grad.abs().max()) > 0 for m in (attn.q, attn.k, attn.v, ffn.up))
+
+
 EXPERTS = ExpertSpec(num_experts=6, num_chosen=3, d_ff=24, score="softmax", renormalize=True)
+
+
+@needs_bfloat16
+def test_packed_experts_in_bfloat16_differ_by_rounding_at_most(everything_is_large):
+    plain, model = (tiny_model("llada", 2, experts=EXPERTS).bfloat16() for _ in range(2))
+    packing.pack_weights(model)
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        wanted = plain(ids)
+        assert float((model(ids) - wanted).abs().max()) <= 2**-5 * float(wanted.abs().max())
 
 
 def test_packed_experts_say_the_same_and_each_used_one_multiplies_once(
@@ -102,19 +208,79 @@ def test_packed_experts_say_the_same_and_each_used_one_multiplies_once(
 
 
 def test_packing_on_demand_is_refused_where_it_has_no_effect():
-    with pytest.raises(ConfigError, match="pack_weights=True needs large float32 weights"):
+    with pytest.raises(ConfigError, match="pack_weights=True cannot pack this model's float32"):
         LLM(tiny_model("llada"), pack_weights=True)
 
 
+def test_packing_float16_is_refused_with_the_dtypes_that_can_be(everything_is_large):
+    model = tiny_model("llada").half()
+    with pytest.raises(ConfigError, match=r"float16 weights on cpu: .*\(here float32"):
+        LLM(model, pack_weights=True)
+    assert not packing.can_pack(model)
+    LLM(model)
+    assert not any(isinstance(m, packing.PackedLinear) for m in model.modules())
+
+
+@needs_bfloat16
+def test_bfloat16_is_packed_by_default_like_float32(everything_is_large):
+    for dtype in (torch.float32, torch.bfloat16):
+        llm = LLM(tiny_model("llada").to(dtype))
+        assert llm.model.lm_head.packed.dtype == dtype
+        assert llm.model.layers[0].attn.fused.packed.dtype == dtype
+
+
+def test_bfloat16_is_packed_only_where_the_cpu_multiplies_it(everything_is_large, monkeypatch):
+    monkeypatch.setattr(packing, "packable_dtypes", lambda: (torch.float32,))
+    assert not packing.can_pack(tiny_model("llada").bfloat16())
+    assert packing.can_pack(tiny_model("llada"))
+
+
+def test_nothing_is_packed_without_the_kernels(everything_is_large, monkeypatch):
+    monkeypatch.setattr(packing, "_ops", object)
+    assert packing.packable_dtypes() == ()
+    assert not packing.can_pack(tiny_model("llada"))
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_bfloat16_differs_by_its_rounding_at_most(bias, everything_is_large):
+    plain = torch.nn.Linear(160, 96, bias=bias).bfloat16().requires_grad_(False)
+    linear = packing.PackedLinear(plain)
+    with torch.inference_mode():
+        for count in (1, 2, 7, 9, 33, 300):
+            x = torch.randn(count, 160).bfloat16()
+            exact = torch.nn.functional.linear(x.double(), plain.weight.double())
+            exact = exact + plain.bias.double() if bias else exact
+            found = linear(x)
+            assert found.dtype == torch.bfloat16
+            error = (found - exact).abs() / exact.abs().clamp(min=0.25)
+            assert float(error.max()) <= 2**-7, count
+
+
+@needs_bfloat16
+def test_a_model_cast_after_packing_uses_its_own_weights(everything_is_large):
+    linear = packing.PackedLinear(torch.nn.Linear(64, 64).requires_grad_(False))
+    linear.to(torch.bfloat16)
+    x = torch.randn(3, 64)
+    with torch.inference_mode():
+        found = linear(x.bfloat16())
+        assert torch.equal(
+            found, torch.nn.functional.linear(x.bfloat16(), linear.weight, linear.bias)
+        )
+        with pytest.raises(RuntimeError, match="dtype"):
+            linear(x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @torch.inference_mode()
-def test_a_packed_row_has_the_same_bits_among_any_number_of_rows(everything_is_large):
+def test_a_packed_row_has_the_same_bits_among_any_number_of_rows(dtype, everything_is_large):
     """Rows are padded to a rung and cut into pieces: no row may notice."""
     with torch.inference_mode(mode=False):
-        plain = torch.nn.Linear(48, 64).requires_grad_(False)
+        plain = torch.nn.Linear(48, 64).to(dtype).requires_grad_(False)
         linear = packing.PackedLinear(plain)
-    x = torch.randn(2 * packing.RUNGS[-1] + 3, 48)
+    x = torch.randn(2 * packing.RUNGS[-1] + 3, 48).to(dtype)
     whole = linear(x)
-    assert float((whole - plain(x)).abs().max()) <= 1e-5
+    assert float((whole - plain(x)).abs().max()) <= (1e-5 if dtype == torch.float32 else 2**-6)
     for count in (1, 3, 8, 9, 17, 33, 65, 129, packing.RUNGS[-1], packing.RUNGS[-1] + 1, len(x)):
         assert torch.equal(linear(x[:count]), whole[:count]), count
         assert torch.equal(linear(x[-count:]), whole[-count:]), count
@@ -123,7 +289,8 @@ def test_a_packed_row_has_the_same_bits_among_any_number_of_rows(everything_is_l
     assert torch.equal(linear(x[:9])[others], whole[others]), "a row of NaN stays alone"
 
 
-def test_packed_products_have_few_numbers_of_rows(everything_is_large, monkeypatch):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_products_have_few_numbers_of_rows(dtype, everything_is_large, monkeypatch):
     """The kernels keep half a megabyte for every number of rows that they have met."""
     seen = set()
     product = torch.ops.mkldnn._linear_pointwise
@@ -134,11 +301,11 @@ def test_packed_products_have_few_numbers_of_rows(everything_is_large, monkeypat
             seen.add(len(x))
             return product(x, *rest)
 
-    linear = packing.PackedLinear(torch.nn.Linear(8, 8).requires_grad_(False))
+    linear = packing.PackedLinear(torch.nn.Linear(8, 8).to(dtype).requires_grad_(False))
     monkeypatch.setattr(packing, "_ops", lambda: Ops)
     with torch.inference_mode():
         for count in range(1, 800):
-            assert linear(torch.zeros(count, 8)).shape == (count, 8)
+            assert linear(torch.zeros(count, 8, dtype=dtype)).shape == (count, 8)
     assert seen == set(packing.RUNGS)
     assert len(seen) <= 32
     steps = zip(packing.RUNGS, packing.RUNGS[1:], strict=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unmask.errors import ConfigError
-from unmask.models.packed_weights import can_pack
+from unmask.models.packed_weights import can_pack, packable_dtypes
 from unmask.models.packed_weights import pack_weights as pack
 from unmask.models.quantize import quantize_weights
 from unmask.models.transformer import Transformer, fuse_products
@@ -24,9 +24,12 @@ def prepare_weights(
         return
     packable = pack_weights is not False and can_pack(model)
     if pack_weights and not packable:
+        names = [str(dtype).removeprefix("torch.") for dtype in (model.dtype, *packable_dtypes())]
         raise ConfigError(
-            "pack_weights=True needs large float32 weights on the CPU, PyTorch's oneDNN "
-            "kernels, and free memory of twice their size; leave it out"
+            f"pack_weights=True cannot pack this model's {names[0]} weights on {model.device.type}: it "
+            "needs large weights on the CPU in a dtype with packed kernels (here "
+            f"{' or '.join(names[1:]) or 'none'}), and free memory of twice their size; choose such a "
+            "dtype, or leave pack_weights out"
         )
     if packable:
         pack(model)

@@ -115,6 +115,9 @@ class AdapterBank:
             if any(part is not None for part in own):
                 adapted = AdaptedLinear(getattr(parent, target), own, self._current)
                 setattr(parent, target, adapted)
+                parent.fused = (
+                    None  # of the plain matrices, whose packed copy would be held in vain
+                )
 
     def number(self, name: str) -> int:
         """Return the number of an adapter. Raises ConfigError for an unknown name."""

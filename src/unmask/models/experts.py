@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.models.fused import FusedLinear
+from unmask.models.fused import Fused
 from unmask.models.ranks import ALONE, Ranks
 from unmask.models.spec import ExpertSpec, ModelSpec
 
@@ -43,19 +43,18 @@ class FeedForward(nn.Module):
         self.gate = nn.Linear(d_model, d_ff, bias=bias)
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias and ranks.rank == 0)
-        self.fused: FusedLinear | None = None
-        """The product for gate and up; see `fuse_products`."""
+        self.fused: Fused | None = None
+        """The product for gate and up; see `fuse_products` and `pack_weights`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute `down(silu(gate) * up)`, summed over the ranks."""
         if torch.is_grad_enabled():
             return self.ranks.sum(self.down(F.silu(self.gate(x)) * self.up(x)))
-        if self.fused is not None and self.fused.fits(self.gate, self.up):
+        if self.fused is not None and self.fused.fits(x, self.gate, self.up):
             gate, up = self.fused(x).chunk(2, dim=-1)
             return self.ranks.sum(self.down(F.silu(gate).mul_(up)))
-        inner = F.silu(self.gate(x), inplace=True).mul_(
-            self.up(x)
-        )  # in place, to save a third tensor of this size
+        # In place, to save a third tensor of this size.
+        inner = F.silu(self.gate(x), inplace=True).mul_(self.up(x))
         return self.ranks.sum(self.down(inner))
 
 

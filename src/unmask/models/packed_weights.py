@@ -4,7 +4,8 @@ The time of a product with few rows is that of reading the weights, and the plai
 each call: on two AVX2 cores, 17 rows times a 126464 x 1024 head take 95 ms, with packed weights 26 ms. A
 layer of 64 experts of 1024 x 512, 8 per token, takes 0.7 of its time for 32 tokens and 0.94 for 8, but 1.14
 for one, so a single row is multiplied with the plain weights (medians of 11 alternating runs, one thread,
-on a machine with other load).
+on a machine with other load). In bfloat16 a product with packed weights is 1.2 to 2.2 times as fast for up to
+32 rows, and has the same bits on the CPU that it was measured on (`benchmarks/packed_weights.py`).
 
 The kernels are compiled for one number of rows, take half a megabyte each, and are never given back to the
 system. The rows of a product are therefore padded to one of `RUNGS`, and large products are cut into pieces
@@ -15,13 +16,15 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.experts import Stack
+from unmask.models.transformer import products_of_one_input
 
 if TYPE_CHECKING:
     from torch._ops import _OpNamespace
@@ -40,20 +43,63 @@ RUNGS = (*range(1, 8), *(rows << k for k in range(5) for rows in (8, 10, 12, 14)
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer's parameters and their packed copy, which is used when gradients are off."""
+    """A linear layer's parameters and their packed copy, which is used when gradients are off.
 
-    def __init__(self, plain: nn.Linear) -> None:
+    With `is_lazy`, the copy is made when the layer is first used alone: it is a part of a `PackedGroup`.
+    """
+
+    def __init__(self, plain: nn.Linear, *, is_lazy: bool = False) -> None:
         super().__init__(plain.in_features, plain.out_features, device="meta", bias=False)
         self.weight, self.bias = plain.weight, plain.bias
-        self.packed: Tensor = _ops()._reorder_linear_weight(plain.weight.detach(), ROWS_HINT)
         self.version = plain.weight._version
+        self.packed: Tensor | None = None if is_lazy else _pack(plain.weight, ROWS_HINT)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute `x W^T + b`; unpacked for no rows, with gradients, off the CPU or once `W` changed."""
-        if not _is_usable(self.weight, self.version, x):
-            return F.linear(x, self.weight, self.bias)
-        out = _times(x.reshape(-1, self.in_features), self.packed, self.bias)
-        return out.view(*x.shape[:-1], self.out_features)
+        parameters = self._parameters  # read twice as fast as the attributes
+        weight, bias = parameters["weight"], parameters["bias"]
+        assert weight is not None, "a linear layer has a weight"
+        if not _is_usable(weight, self.version, x):
+            return F.linear(x, weight, bias)
+        if self.packed is None:
+            self.packed = _pack(weight, ROWS_HINT)
+        if self.packed.dtype != weight.dtype:
+            return F.linear(x, weight, bias)
+        return _times(x, self.packed, bias)
+
+
+class PackedGroup:
+    """The packed matrix of several layers with one input, in place of a packed copy of each.
+
+    It is used while they are the same layers with the same weights; their parameters stay their own.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self.packed = _pack(torch.cat([layer.weight.detach() for layer in layers]), ROWS_HINT)
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+        own = [
+            [each for each in (layer.weight, layer.bias) if each is not None] for layer in layers
+        ]
+        self._layers = tuple(layers)
+        self._parameters = tuple((each, each._version) for part in own for each in part)
+
+    def fits(self, x: Tensor, *layers: nn.Module) -> bool:
+        """Return True if these are the layers, unchanged, and the packed matrix can multiply `x`."""
+        dtype = self.packed.dtype
+        if layers != self._layers or x.dtype != dtype or torch.is_grad_enabled():
+            return False
+        held = [value for layer in self._layers for value in layer._parameters.values()]
+        found = [value for value in held if value is not None]
+        same = all(
+            value is own and own._version == version and own.dtype == dtype
+            for value, (own, version) in zip(found, self._parameters, strict=False)
+        )
+        return same and len(found) == len(self._parameters) and x.is_cpu and x.numel() > 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the layers' outputs side by side."""
+        return _times(x, self.packed, self.bias)
 
 
 class PackedStack(Stack):
@@ -63,32 +109,42 @@ class PackedStack(Stack):
         nn.Module.__init__(self)
         self.weight = plain.weight
         weight = plain.weight.detach()
-        self.packed = [_ops()._reorder_linear_weight(one, EXPERT_ROWS_HINT) for one in weight]
+        self.packed = [_pack(one, EXPERT_ROWS_HINT) for one in weight]
         self.version = plain.weight._version
 
     def times(self, expert: int, x: Tensor) -> Tensor:
         """Compute `x W^T` with one expert's matrix; unpacked for a single row and as in `PackedLinear`."""
-        if len(x) < LEAST_EXPERT_ROWS or not _is_usable(self.weight, self.version, x):
+        packed = self.packed[expert]
+        is_usable = _is_usable(self.weight, self.version, x) and packed.dtype == x.dtype
+        if len(x) < LEAST_EXPERT_ROWS or not is_usable:
             return super().times(expert, x)
-        return _times(x, self.packed[expert], None)
+        return _times(x, packed, None)
 
 
-def _times(x_ND: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+def _pack(weight: Tensor, rows_hint: int) -> Tensor:
+    """Return a packed copy of a matrix for about so many rows."""
+    packed: Tensor = _ops()._reorder_linear_weight(weight.detach(), rows_hint)
+    return packed
+
+
+def _times(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `x W^T + b` of at least one row with a packed matrix, in pieces of `RUNGS` rows."""
-    highest = RUNGS[-1]
-    first = _piece(x_ND[:highest], packed, bias)
-    if len(x_ND) <= highest:
-        return first
-    out = first.new_empty(len(x_ND), first.shape[1])
-    out[:highest] = first
-    for start in range(highest, len(x_ND), highest):
-        out[start : start + highest] = _piece(x_ND[start : start + highest], packed, bias)
-    return out
+    x_ND = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    count, highest = x_ND.shape[0], RUNGS[-1]
+    if count <= highest:
+        out = _piece(x_ND, count, packed, bias)
+    else:
+        first = _piece(x_ND[:highest], highest, packed, bias)
+        out = first.new_empty(count, first.shape[1])
+        out[:highest] = first
+        for start in range(highest, count, highest):
+            part = x_ND[start : start + highest]
+            out[start : start + highest] = _piece(part, len(part), packed, bias)
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
 
 
-def _piece(x_ND: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute `x W^T + b` of at most `RUNGS[-1]` rows, with rows of zeros up to the next rung."""
-    count = len(x_ND)
+def _piece(x_ND: Tensor, count: int, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `x W^T + b` of `count` rows, at most `RUNGS[-1]`, with rows of zeros up to the next rung."""
     missing = RUNGS[bisect_left(RUNGS, count)] - count
     if missing:
         x_ND = F.pad(x_ND, (0, 0, 0, missing))
@@ -97,23 +153,37 @@ def _piece(x_ND: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _is_usable(weight: Tensor, version: int, x: Tensor) -> bool:
-    """Return True if the packed copy is up to date and can multiply `x`."""
-    changed = weight._version != version or weight.dtype != torch.float32
-    other = x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0
-    return not (torch.is_grad_enabled() or changed or other)
+    """Return True if a packed copy of this version of `weight` can multiply `x`."""
+    return (
+        weight._version == version
+        and x.dtype == weight.dtype
+        and not torch.is_grad_enabled()
+        and x.is_cpu
+        and weight.is_cpu
+        and x.numel() > 0
+    )
 
 
 def _ops() -> _OpNamespace:
     return torch.ops.mkldnn
 
 
+def packable_dtypes() -> tuple[torch.dtype, ...]:
+    """Return the dtypes of weights that this PyTorch has packed products for on this CPU.
+
+    float16 is none of them: few CPUs multiply it, and a model in it is loaded as float32 there.
+    """
+    if not (hasattr(_ops(), "_linear_pointwise") and hasattr(_ops(), "_reorder_linear_weight")):
+        return ()
+    has_bfloat16 = getattr(_ops(), "_is_mkldnn_bf16_supported", lambda: False)
+    return (torch.float32, torch.bfloat16) if has_bfloat16() else (torch.float32,)
+
+
 def can_pack(model: nn.Module) -> bool:
     """Return True if kernels exist for a model and memory for a second copy of its large weights."""
-    large = _large(model)
-    fitting = all(m.weight.device.type == "cpu" and m.weight.dtype == torch.float32 for m in large)
+    large, dtypes = _large(model), packable_dtypes()
+    fitting = all(m.weight.device.type == "cpu" and m.weight.dtype in dtypes for m in large)
     if not (large and fitting):
-        return False
-    if not (hasattr(_ops(), "_linear_pointwise") and hasattr(_ops(), "_reorder_linear_weight")):
         return False
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -123,9 +193,21 @@ def can_pack(model: nn.Module) -> bool:
 
 
 def pack_weights(model: nn.Module) -> int:
-    """Pack every large linear layer and stack of experts in place; return the bytes of the copies."""
-    large = {id(m) for m in _large(model)}
-    size_bytes = 0
+    """Pack every large linear layer and stack of experts in place; return the bytes of the copies.
+
+    Layers with one input are packed as one matrix, see `PackedGroup`. A copy of one of them follows, which
+    is not counted, if it is used alone: adapters and the cache `dllm` do that.
+    """
+    found = _large(model)  # held to the end, so that no id of these is given to a new layer
+    large, size_bytes = {id(module) for module in found}, 0
+    for holder, layers in products_of_one_input(model):
+        if not _is_group(layers) or large.isdisjoint(map(id, layers.values())):
+            continue
+        parts = {name: PackedLinear(layer, is_lazy=True) for name, layer in layers.items()}
+        for name, part in parts.items():
+            setattr(holder, name, part)
+        holder.fused = PackedGroup(list(parts.values()))
+        size_bytes += sum(part.weight.nbytes for part in parts.values())
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if id(child) not in large or not isinstance(child, (nn.Linear, Stack)):
@@ -134,6 +216,15 @@ def pack_weights(model: nn.Module) -> int:
             setattr(parent, name, packed)
             size_bytes += child.weight.nbytes
     return size_bytes
+
+
+def _is_group(layers: dict[str, nn.Module]) -> TypeGuard[dict[str, nn.Linear]]:
+    """Return True for layers that can be one packed matrix: linear, alike, and none with an adapter."""
+    return (
+        all(type(layer) in (nn.Linear, PackedLinear) for layer in layers.values())
+        and len({layer.bias is None for layer in layers.values()}) == 1
+        and len({layer.weight.dtype for layer in layers.values()}) == 1
+    )
 
 
 def _large(model: nn.Module) -> list[nn.Linear | Stack]:

@@ -6,6 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from unmask.errors import ConfigError
 from unmask.models.experts import FeedForward, feed_forward
-from unmask.models.fused import FusedLinear, can_fuse
+from unmask.models.fused import Fused, FusedLinear, can_fuse
 from unmask.models.ranks import ALONE, Ranks, part_of
 from unmask.models.spec import ModelSpec
 
@@ -121,11 +122,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension."""
-        shape, dtype = (x.shape[-1],), x.dtype  # `rms_norm` computes in float32, whatever the dtype
-        if self.fp32:
-            y = F.rms_norm(x, shape, self.weight.to(dtype), self.eps).to(dtype)
+        # `rms_norm` computes in float32, whatever the dtype, and rounds to the dtype of its input. In
+        # float32 there is no cast between norm and scale, so that their order makes no difference.
+        shape, dtype, weight = (x.shape[-1],), x.dtype, self.weight
+        if self.fp32 or dtype == weight.dtype == torch.float32:
+            y = F.rms_norm(x, shape, weight.to(dtype), self.eps).to(dtype)
         else:
-            y = F.rms_norm(x, shape, eps=self.eps).to(dtype) * self.weight
+            y = F.rms_norm(x, shape, eps=self.eps).to(dtype) * weight
         return y if self.bias is None else y + self.bias
 
 
@@ -180,8 +183,8 @@ class Attention(nn.Module):
         self.o = nn.Linear(q_width, spec.d_model, bias=spec.linear_bias and ranks.rank == 0)
         self.q_norm = RMSNorm(spec.head_dim, spec) if spec.qk_norm else None
         self.k_norm = RMSNorm(spec.head_dim, spec) if spec.qk_norm else None
-        self.fused: FusedLinear | None = None
-        """The product for queries, keys and values; see `fuse_products`."""
+        self.fused: Fused | None = None
+        """The product for queries, keys and values; see `fuse_products` and `pack_weights`."""
 
     def queries_and_keys(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Project to rotated queries `(..., H, A)` and keys `(..., G, A)`, normed if the family does so."""
@@ -199,7 +202,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary, backend: AttentionBackend) -> Tensor:
         """Attend from the queries to the keys and values that the backend provides."""
-        if self.fused is None or not self.fused.fits(self.q, self.k, self.v):
+        if self.fused is None or not self.fused.fits(x, self.q, self.k, self.v):
             q, k = self.queries_and_keys(x, rotary)
             return self.output(backend.attend(self.layer, q, k, self.values(x)))
         heads = self.fused(x).view(*x.shape[:-1], -1, self.head_dim)
@@ -381,6 +384,17 @@ def topology(spec: ModelSpec, position_ids_BT: Tensor, real_BT: Tensor | None) -
     return visible.expand(-1, 1, position_ids_BT.shape[1], -1)
 
 
+def products_of_one_input(
+    model: nn.Module,
+) -> Iterator[tuple[Attention | FeedForward, dict[str, nn.Module]]]:
+    """Yield each module whose `fused` may be one product, with the layers of it by name."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            yield module, {"q": module.q, "k": module.k, "v": module.v}
+        elif isinstance(module, FeedForward):
+            yield module, {"gate": module.gate, "up": module.up}
+
+
 def fuse_products(model: Transformer) -> int:
     """Make one product of query, key and value and one of gate and up, in every layer; return their number.
 
@@ -388,12 +402,9 @@ def fuse_products(model: Transformer) -> int:
     others, of which an optimizer of the old ones does not know.
     """
     count = 0
-    for module in model.modules():
-        if isinstance(module, Attention) and can_fuse([module.q, module.k, module.v]):
-            module.fused = FusedLinear([module.q, module.k, module.v])
-        elif isinstance(module, FeedForward) and can_fuse([module.gate, module.up]):
-            module.fused = FusedLinear([module.gate, module.up])
-        else:
-            continue
-        count += 1
+    for module, layers in products_of_one_input(model):
+        plain = [layer for layer in layers.values() if type(layer) is nn.Linear]
+        if len(plain) == len(layers) and can_fuse(plain):
+            module.fused = FusedLinear(plain)
+            count += 1
     return count

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask.canvas import Ask, Floats, Ints
+from unmask.sampling.largest import first_largest, largest_values
 from unmask.sampling.params import SamplingParams
 from unmask.sampling.rng import gumbel
 from unmask.sampling.transfer import upload, upload_index
@@ -30,6 +31,10 @@ STATS: tuple[str, ...] = (
     "missed",
 )
 """Columns of a packed result after the token and its log-odds; 0 in rows that do not request them."""
+
+
+CACHED_LOGITS = 1 << 17
+"""Logits that a CPU's cache holds: half a megabyte in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ def propose(
     _top_two(logits, spans, packed)
     forbidden = logits[:, vocabulary.forbidden]
     logits[:, vocabulary.forbidden] = -torch.inf
-    tokens = logits.argmax(dim=-1)
+    tokens = first_largest(logits)
     _constrain(logits, tokens, forbidden, spans, keys, vocabulary)
     _end_is_top(tokens, spans, vocabulary, packed)
     _sample(logits, tokens, forbidden, spans, keys, vocabulary)
@@ -182,6 +187,13 @@ def _likeliest(logits: Tensor, spans: list[Span], vocabulary: Vocabulary, packed
             packed[rows, first + count : last] = named.double()
             packed[rows, first + half + count : last + half] = values
         start = end
+
+
+def _of_rows(logits: Tensor, rows: list[int]) -> Tensor:
+    """Return these rows, ascending, of the logits; all of them are not copied."""
+    if len(rows) == len(logits):
+        return logits
+    return logits[upload_index(rows, logits.device)]
 
 
 def _column(name: str) -> int:
@@ -247,7 +259,7 @@ def _top_two(logits: Tensor, spans: list[Span], packed: Tensor) -> None:
     rows = _rows(spans, lambda span: "gap" in span.ask.stats)
     if rows:
         at = upload_index(rows, logits.device)
-        top = logits[at].topk(min(2, logits.shape[-1]), dim=-1).values
+        top = largest_values(_of_rows(logits, rows), min(2, logits.shape[-1]))
         packed[at, _column("gap")] = (top[:, 0] - top[:, -1]).double()
 
 
@@ -359,7 +371,7 @@ def _filter(tempered: Tensor, rows: list[int], spans: list[Span]) -> None:
     if cut:
         at = upload_index(cut, tempered.device)
         sizes = upload_index([top_k[i] for i in cut], tempered.device)
-        largest = tempered[at].topk(max(top_k[i] for i in cut), dim=-1).values
+        largest = largest_values(tempered[at], max(top_k[i] for i in cut))
         least = largest.gather(1, sizes[:, None] - 1)
         chosen = tempered[at]
         tempered[at] = chosen.masked_fill(chosen < least, -torch.inf)
@@ -434,7 +446,7 @@ def _top_v_odds(
     sizes = [int(v) for v in _per_row(spans, rows, lambda span: _top_v(span) or 1)]
     width = min(max(sizes), logits.shape[-1])
     at = upload_index(rows, logits.device)
-    top = logits[at].topk(width, dim=-1).values
+    top = largest_values(_of_rows(logits, rows), width)
     limit = upload_index(sizes, logits.device)[:, None]
     top = top.masked_fill(torch.arange(width, device=logits.device) >= limit, -torch.inf)
     own = logits[at, tokens[at]]
@@ -466,17 +478,12 @@ def _statistics(
     margin = upload_index(has_margin, device) if has_margin else None
     largest = own
     if margin is not None:
-        largest = logits[margin].topk(min(2, logits.shape[-1]), dim=-1).values
+        largest = largest_values(_of_rows(logits, has_margin), min(2, logits.shape[-1]))
     others = logits.scatter_(-1, tokens[:, None], -torch.inf)
-    top = others.amax(dim=-1).clamp(min=torch.finfo(others.dtype).min)
-    shifted = others.sub_(top[:, None])
     has_entropy = _rows(spans, lambda span: "entropy" in span.ask.stats)
     entropy = upload_index(has_entropy, device) if has_entropy else None
-    first_moment = None
-    if entropy is not None:
-        finite = shifted[entropy].clamp(min=-1e30)
-        first_moment = (finite.exp() * finite).sum(dim=-1)
-    total = shifted.exp_().sum(dim=-1)
+    top, total, moment = _sums(others, has_moment=entropy is not None)
+    first_moment = moment[entropy] if entropy is not None and moment is not None else None
     odds: Tensor = own - (total.log() + top)
     if entropy is not None and first_moment is not None:
         sub = total[entropy].clamp(min=torch.finfo(total.dtype).tiny)
@@ -498,6 +505,33 @@ def _statistics(
         lse = torch.logaddexp(own[eos], total[eos].log() + top[eos])
         packed[eos, _column("eos")] = torch.exp(eos_logit - lse).double()
     return odds
+
+
+def _sums(others_NV: Tensor, *, has_moment: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return of each row the maximum m, the sum of exp(x - m), and with `has_moment` of exp(x - m) (x - m).
+
+    On a CPU, rows that fit in its cache are processed together, each in one read of memory. Elsewhere all
+    are, and overwritten.
+    """
+    num_rows, width = others_NV.shape
+    size = max(1, CACHED_LOGITS // width) if others_NV.device.type == "cpu" else num_rows
+    is_whole = size >= num_rows
+    buffer = others_NV if is_whole else others_NV.new_empty(size, width)
+    tops, totals, moments = list[Tensor](), list[Tensor](), list[Tensor]()
+    for part in [others_NV] if is_whole else others_NV.split(size):
+        top = part.amax(dim=-1).clamp(min=torch.finfo(part.dtype).min)
+        shifted = torch.sub(part, top[:, None], out=buffer[: len(part)])
+        if has_moment:
+            finite = shifted.clamp(min=-1e30)
+            moments.append((finite.exp() * finite).sum(dim=-1))
+        tops.append(top)
+        totals.append(shifted.exp_().sum(dim=-1))
+    moment = _joined(moments) if has_moment else None
+    return _joined(tops), _joined(totals), moment
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def log_odds(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
