@@ -15,7 +15,7 @@ Without a name, all parts (about fifteen minutes):
   use them: 1.3 times as fast).
 
 All things compared run in turns in this process, on one thread; times are those of the processor, medians
-of the rounds. The wide model is random: LLaDA's shape at width 1024, 8 layers, FFN 3072, vocabulary 126,464.
+of the rounds. The wide model is random: LLaDA's shape at width 1024, 8 layers, FFN 3072, 126,464 tokens.
 """
 
 from __future__ import annotations

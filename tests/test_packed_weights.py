@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from tiny import tiny_llm, tiny_model
 
 from unmask import LLM
 from unmask.errors import ConfigError
+from unmask.models import adapters
 from unmask.models import packed_weights as packing
+from unmask.models.families import llada
+from unmask.models.lora import LowRank
 from unmask.models.spec import ExpertSpec
 
 
@@ -278,15 +282,30 @@ def test_a_packed_row_has_the_same_bits_among_any_number_of_rows(dtype, everythi
     with torch.inference_mode(mode=False):
         plain = torch.nn.Linear(48, 64).to(dtype).requires_grad_(False)
         linear = packing.PackedLinear(plain)
-    x = torch.randn(2 * packing.RUNGS[-1] + 3, 48).to(dtype)
+    most = packing.RUNGS[-1]
+    x = torch.randn(2 * most + 3 if dtype == torch.float32 else most, 48).to(dtype)
     whole = linear(x)
     assert float((whole - plain(x)).abs().max()) <= (1e-5 if dtype == torch.float32 else 2**-6)
-    for count in (1, 3, 8, 9, 17, 33, 65, 129, packing.RUNGS[-1], packing.RUNGS[-1] + 1, len(x)):
+    for count in (1, 3, 8, 9, 17, 33, 65, 129, most, min(most + 1, len(x)), len(x)):
         assert torch.equal(linear(x[:count]), whole[:count]), count
         assert torch.equal(linear(x[-count:]), whole[-count:]), count
     x[4] = torch.nan
     others = [row for row in range(9) if row != 4]
     assert torch.equal(linear(x[:9])[others], whole[others]), "a row of NaN stays alone"
+
+
+@needs_bfloat16
+@torch.inference_mode()
+def test_many_rows_of_bfloat16_are_multiplied_at_once_by_the_plain_weights(everything_is_large):
+    with torch.inference_mode(mode=False):
+        attn = packed_model("dream", torch.bfloat16).layers[0].attn
+    most = packing.RUNGS[-1]
+    for count, is_packed in ((most + 1, False), (most, True)):
+        x = torch.randn(1, count, 32).bfloat16()
+        assert attn.fused.fits(x, attn.q, attn.k, attn.v) is is_packed
+        wanted = torch.nn.functional.linear(x, attn.q.weight, attn.q.bias)
+        assert float((attn.q(x) - wanted).abs().max()) <= 2**-5
+        assert (attn.q.packed is not None) is is_packed, count
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -335,3 +354,20 @@ def test_new_numbers_of_rows_take_little_memory():
     """399 of them took 200 MB unpadded; here they add at most that of the rungs."""
     run = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 40
+
+
+def test_a_packed_matrix_of_adapted_layers_is_given_back(everything_is_large, monkeypatch):
+    model = packed_model("llada")
+    part = LowRank(torch.randn(2, 32), torch.randn(32, 2), 0.5)
+    found = {f"layers.0.attn.{name}": part for name in ("q", "v")}
+    monkeypatch.setattr(adapters, "read_adapters", lambda model, names, folder: found)
+    with torch.inference_mode():
+        ids = torch.tensor([[3, 1, 4]])
+        wanted = model(ids)
+        bank = adapters.AdapterBank(model, llada.NAMES, {"x": Path("x")}, max_rank=2)
+        assert model.layers[0].attn.fused is None
+        assert model.layers[0].ffn.fused is not None
+        assert model.layers[1].attn.fused is not None
+        assert torch.allclose(model(ids), wanted, atol=1e-5), "without an adapter nothing changes"
+        with bank.only("x"):
+            assert not torch.allclose(model(ids), wanted, atol=1e-2)

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.errors import ConfigError, ModelError, unknown_name
+from unmask.models.experts import FeedForward
 from unmask.models.lora import LowRank, matrices, read_adapters
-from unmask.models.transformer import Transformer
+from unmask.models.transformer import Attention, Transformer
 from unmask.models.weight_names import NameMap
 
 
@@ -115,9 +116,8 @@ class AdapterBank:
             if any(part is not None for part in own):
                 adapted = AdaptedLinear(getattr(parent, target), own, self._current)
                 setattr(parent, target, adapted)
-                parent.fused = (
-                    None  # of the plain matrices, whose packed copy would be held in vain
-                )
+                if isinstance(parent, (Attention, FeedForward)):
+                    parent.fused = None  # its packed matrix, of no use now, is given back
 
     def number(self, name: str) -> int:
         """Return the number of an adapter. Raises ConfigError for an unknown name."""

@@ -4,8 +4,8 @@ The time of a product with few rows is that of reading the weights, and the plai
 each call: on two AVX2 cores, 17 rows times a 126464 x 1024 head take 95 ms, with packed weights 26 ms. A
 layer of 64 experts of 1024 x 512, 8 per token, takes 0.7 of its time for 32 tokens and 0.94 for 8, but 1.14
 for one, so a single row is multiplied with the plain weights (medians of 11 alternating runs, one thread,
-on a machine with other load). In bfloat16 a product with packed weights is 1.2 to 2.2 times as fast for up to
-32 rows, and has the same bits on the CPU that it was measured on (`benchmarks/packed_weights.py`).
+on a machine with other load). In bfloat16 a product with packed weights is 1.2 to 2.2 times as fast for up
+to 32 rows, and has the same bits on the CPU that it was measured on (`benchmarks/packed_weights.py`).
 
 The kernels are compiled for one number of rows, take half a megabyte each, and are never given back to the
 system. The rows of a product are therefore padded to one of `RUNGS`, and large products are cut into pieces
@@ -55,7 +55,10 @@ class PackedLinear(nn.Linear):
         self.packed: Tensor | None = None if is_lazy else _pack(plain.weight, ROWS_HINT)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute `x W^T + b`; unpacked for no rows, with gradients, off the CPU or once `W` changed."""
+        """Compute `x W^T + b`; unpacked with gradients, off the CPU, once `W` changed, and for some rows.
+
+        Those are none, and in bfloat16 many.
+        """
         parameters = self._parameters  # read twice as fast as the attributes
         weight, bias = parameters["weight"], parameters["bias"]
         assert weight is not None, "a linear layer has a weight"
@@ -95,7 +98,7 @@ class PackedGroup:
             value is own and own._version == version and own.dtype == dtype
             for value, (own, version) in zip(found, self._parameters, strict=False)
         )
-        return same and len(found) == len(self._parameters) and x.is_cpu and x.numel() > 0
+        return same and len(found) == len(self._parameters) and x.is_cpu and _has_fast_rows(x)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the layers' outputs side by side."""
@@ -160,8 +163,18 @@ def _is_usable(weight: Tensor, version: int, x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and x.is_cpu
         and weight.is_cpu
-        and x.numel() > 0
+        and _has_fast_rows(x)
     )
+
+
+def _has_fast_rows(x: Tensor) -> bool:
+    """Return True for a number of rows with which packed weights are the faster ones.
+
+    In bfloat16 the pieces of more than `RUNGS[-1]` rows are slower than one plain product, by a tenth to a
+    fifth in narrow matrices, and plain bfloat16 products keep little memory for a number of rows.
+    """
+    size, most = x.numel(), RUNGS[-1] * x.shape[-1]
+    return size > 0 and (size <= most or x.dtype != torch.bfloat16)
 
 
 def _ops() -> _OpNamespace:

@@ -30,7 +30,7 @@ def largest_values(values_NV: Tensor, count: int) -> Tensor:
     if values_NV.device.type != "cpu" or num_groups < LEAST_GROUPS * count or num_rows == 0:
         return values_NV.topk(count, dim=-1).values
     rest = num_groups * GROUP
-    grouped_NSG = values_NV[:, :rest].unflatten(1, (GROUP, num_groups))
+    grouped_NSG = values_NV[:, :rest].view(num_rows, GROUP, num_groups)
     chosen = grouped_NSG.amax(dim=1).topk(count, dim=-1, sorted=False).indices
     among = grouped_NSG.gather(2, chosen[:, None].expand(-1, GROUP, -1)).flatten(1)
     if rest < width:
@@ -45,7 +45,7 @@ def first_largest(values_NV: Tensor) -> Tensor:
     if values_NV.device.type != "cpu" or num_groups < 2 or num_rows == 0:
         return values_NV.argmax(dim=-1)
     rest = num_groups * ARGMAX_GROUP
-    grouped_NGS = values_NV[:, :rest].unflatten(1, (num_groups, ARGMAX_GROUP))
+    grouped_NGS = values_NV[:, :rest].view(num_rows, num_groups, ARGMAX_GROUP)
     maxima = grouped_NGS.amax(dim=2)
     if rest < width:
         maxima = torch.cat((maxima, values_NV[:, rest:].amax(dim=1, keepdim=True)), dim=1)

@@ -33,10 +33,6 @@ STATS: tuple[str, ...] = (
 """Columns of a packed result after the token and its log-odds; 0 in rows that do not request them."""
 
 
-CACHED_LOGITS = 1 << 17
-"""Logits that a CPU's cache holds: half a megabyte in float32."""
-
-
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """The columns of the logits: `token_ids` (ascending), and the columns that are treated specially.
@@ -480,10 +476,15 @@ def _statistics(
     if margin is not None:
         largest = largest_values(_of_rows(logits, has_margin), min(2, logits.shape[-1]))
     others = logits.scatter_(-1, tokens[:, None], -torch.inf)
+    top = others.amax(dim=-1).clamp(min=torch.finfo(others.dtype).min)
+    shifted = others.sub_(top[:, None])
     has_entropy = _rows(spans, lambda span: "entropy" in span.ask.stats)
     entropy = upload_index(has_entropy, device) if has_entropy else None
-    top, total, moment = _sums(others, has_moment=entropy is not None)
-    first_moment = moment[entropy] if entropy is not None and moment is not None else None
+    first_moment = None
+    if entropy is not None:
+        finite = shifted[entropy].clamp(min=-1e30)
+        first_moment = (finite.exp() * finite).sum(dim=-1)
+    total = shifted.exp_().sum(dim=-1)
     odds: Tensor = own - (total.log() + top)
     if entropy is not None and first_moment is not None:
         sub = total[entropy].clamp(min=torch.finfo(total.dtype).tiny)
@@ -505,33 +506,6 @@ def _statistics(
         lse = torch.logaddexp(own[eos], total[eos].log() + top[eos])
         packed[eos, _column("eos")] = torch.exp(eos_logit - lse).double()
     return odds
-
-
-def _sums(others_NV: Tensor, *, has_moment: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return of each row the maximum m, the sum of exp(x - m), and with `has_moment` of exp(x - m) (x - m).
-
-    On a CPU, rows that fit in its cache are processed together, each in one read of memory. Elsewhere all
-    are, and overwritten.
-    """
-    num_rows, width = others_NV.shape
-    size = max(1, CACHED_LOGITS // width) if others_NV.device.type == "cpu" else num_rows
-    is_whole = size >= num_rows
-    buffer = others_NV if is_whole else others_NV.new_empty(size, width)
-    tops, totals, moments = list[Tensor](), list[Tensor](), list[Tensor]()
-    for part in [others_NV] if is_whole else others_NV.split(size):
-        top = part.amax(dim=-1).clamp(min=torch.finfo(part.dtype).min)
-        shifted = torch.sub(part, top[:, None], out=buffer[: len(part)])
-        if has_moment:
-            finite = shifted.clamp(min=-1e30)
-            moments.append((finite.exp() * finite).sum(dim=-1))
-        tops.append(top)
-        totals.append(shifted.exp_().sum(dim=-1))
-    moment = _joined(moments) if has_moment else None
-    return _joined(tops), _joined(totals), moment
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def log_odds(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
