@@ -102,7 +102,7 @@ card: $(STAMP) ## measure the bundled model again and rewrite the table of its m
 
 bench: $(STAMP) ## measure ratios of speed, host cost, growth, planning, start, serving, memory, with goals
 	@failed=0; for each in ratios.py host_cost.py 'host_cost.py --growth' plan_cost.py start_up.py \
-		serve_share.py constraint_cost.py memory_soak.py; do \
+		serve_share.py constraint_cost.py new_lengths.py memory_soak.py; do \
 		echo "==> benchmarks/$$each"; OMP_NUM_THREADS=1 $(PY) benchmarks/$$each || failed=1; \
 	done; exit $$failed
 
