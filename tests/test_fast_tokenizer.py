@@ -502,7 +502,6 @@ class Odd(str):
         (MESSAGES, {"tools": {"a": 1}}),
         (MESSAGES, {"padding": True}),
     ],
-    ids=str,
 )
 def test_other_conversations_and_options_are_left_to_transformers(messages, options):
     fast, full = read_fast(LLADA), pair(LLADA)[1]
