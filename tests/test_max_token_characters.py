@@ -68,7 +68,7 @@ def test_a_text_that_cannot_fit_is_refused_unread(demo, monkeypatch):
         raise AssertionError("it was read")
 
     longest = max_token_characters(demo.tokenizer) * demo.spec.max_length
-    monkeypatch.setattr(type(demo.tokenizer), "__call__", read)
+    monkeypatch.setattr(type(demo.tokenizer), "encode", read)
     said = f"{longest + 1} characters is at least 1025 tokens .* context is 1024"
     for ask in (
         lambda text: demo.prompt_ids(text, raw=True),

@@ -218,6 +218,7 @@ max_wait: 0.5
 steps-per-round: 15
 kv-cache-memory-bytes: 5
 enable_prefix_caching: false
+cuda_graphs: false
 max-model-len: 6
 dtype: bfloat16
 device: cpu
@@ -291,6 +292,7 @@ def test_every_option_may_stand_in_a_file(wanted, file):
         "steps_per_round": 15,
         "kv_cache_memory_bytes": 5,
         "enable_prefix_caching": False,
+        "cuda_graphs": False,
         "max_model_len": 6,
         "dtype": "bfloat16",
         "device": "cpu",
