@@ -22,7 +22,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,11 +47,11 @@ READY = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
 @contextmanager
-def server(model: str) -> Iterator[tuple[int, str]]:
-    """Run a server; yield its process id and URL."""
-    command = [sys.executable, "-m", "unmask.cli.main", "serve", model, "--port", "0"]
+def server(model: str, *flags: str, **options: Any) -> Iterator[tuple[int, str]]:
+    """Run a server with more flags; yield its process id and URL. `options` are those of `Popen`."""
+    command = [sys.executable, "-m", "unmask.cli.main", "serve", model, "--port", "0", *flags]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **options
     )
     assert process.stdout is not None, "a pipe"
     try:

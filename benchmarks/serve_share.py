@@ -15,15 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+
+from memory_soak import server
 
 from unmask import LLM
 
@@ -31,7 +30,6 @@ LEAST_SHARE, MOST_FIRST = 0.92, 0.5
 """Goals: the server's share of the library's throughput, and first text by the time of an answer."""
 LATENESS = 0.1
 """How much later than the first position is decided its text may come."""
-READY = re.compile(r"http://127\.0\.0\.1:\d+")
 PROMPT = "Tom has {} boxes with {} pens each. He buys {} more pens. How many pens does he have?"
 BY_LIBRARY = """
 import json, sys, time
@@ -57,30 +55,6 @@ def on_core(core: int) -> dict[str, object]:
     """Return options of `subprocess` that bind a program to a core, with one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return {"env": environment, "preexec_fn": lambda: os.sched_setaffinity(0, {core})}
-
-
-@contextmanager
-def server(concurrency: int) -> Iterator[str]:
-    """Run a server on the first core; yield its URL once it is ready."""
-    command = [sys.executable, "-m", "unmask.cli.main", "serve", "demo", "--port", "0"]
-    command += ["--decoder", "threshold", "--cache", "dual", "--max-num-seqs", str(concurrency)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **on_core(0)
-    )
-    assert process.stdout is not None, "a pipe"
-    try:
-        url = ""
-        for line in process.stdout:
-            found = READY.search(line)
-            url = found[0] if found else url
-            if line == "ready\n":
-                break
-        else:
-            raise SystemExit("the server did not start")
-        yield url
-    finally:
-        process.terminate()
-        process.communicate()
 
 
 def by_library(prompts: list[list[int]], size: int, length: int) -> tuple[float, int, float]:
@@ -145,7 +119,8 @@ def main() -> int:
     canvases = [llm.request(text, gen_length=wanted.length).canvas for text in texts]
     prompts = [canvas.tokens[: canvas.prompt_length].tolist() for canvas in canvases]
     shares, firsts = [], []
-    with server(wanted.concurrency) as url:
+    flags = ("--decoder", "threshold", "--cache", "dual", "--max-num-seqs", str(wanted.concurrency))
+    with server("demo", *flags, **on_core(0)) as (_, url):
         by_server(url, prompts, wanted.concurrency, wanted.length)
         for _ in range(wanted.repeat):
             library_s, num_tokens, bound = by_library(prompts, wanted.concurrency, wanted.length)

@@ -68,7 +68,7 @@ def test_a_small_request_does_not_wait_for_large_ones(max_num_seqs, cache):
             assert_same(one.last.output, alone(llm, request))
         assert_idle(engine)
         assert not engine._small
-    rows = [sum(engine._batch.runner.rows_of(one) for one in forward) for forward in forwards]
+    rows = [sum(one.num_rows for one in forward) for forward in forwards]
     assert max(rows) <= max_num_seqs
 
 

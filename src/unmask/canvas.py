@@ -25,6 +25,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 NO_POSITIONS: Ints = np.zeros(0, dtype=np.int64)
 NO_SCORES: Floats = np.zeros(0, dtype=np.float64)
 NO_TOP: Ints = np.zeros((0, 0), dtype=np.int64)
+NO_TOP_LOG_PROBS: Floats = np.zeros((0, 0), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,7 +406,7 @@ class Reading:
     shadow_log_odds: Floats = field(default_factory=lambda: NO_SCORES)
     top_v: int | None = None
     top_tokens: Ints = field(default_factory=lambda: NO_TOP)
-    top_log_probs: Floats = field(default_factory=lambda: NO_TOP.astype(np.float64))
+    top_log_probs: Floats = field(default_factory=lambda: NO_TOP_LOG_PROBS)
     shares: tuple[Floats, Floats] | None = None
     """`confidence` and `doubt`, if they are computed already (for all sequences of a forward at once)."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -72,9 +73,14 @@ class LayerCall:
             at = firsts[:, None] + np.minimum(columns, np.array(counts)[:, None] - 1)
             self.padded = upload(at, device)
             self.kept = upload(np.flatnonzero(inside), device)
-        self.has_shadows = rows[0].is_shadow
+        self.has_shadows, self.device = rows[0].is_shadow, device
         self.visible = self._visible(rows, device)
         self._mask: Tensor | None = None
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """The positions of the keys, `(K,)`."""
+        return torch.arange(self.num_keys, device=self.device)
 
     def _visible(self, rows: Sequence[CallRow], device: torch.device) -> Tensor | None:
         """Return the mask as far as it is known before the forward."""
@@ -82,7 +88,7 @@ class LayerCall:
         if not self.has_shadows:
             if min(lengths) == self.num_keys:
                 return None
-            return canvas_mask(upload_index(lengths, device), self.num_keys)
+            return canvas_mask(upload_index(lengths, device), self.keys)
         metas = [row.selection.meta for row in rows]
         shadows = [
             ShadowRow(m.length, m.length, m.shadows, m.position_ids[m.length :], m.shadows_attend)
@@ -113,7 +119,7 @@ class LayerCall:
         """Return the mask of `attention`: prepared once unless it depends on the chosen positions."""
         num_shared = q.shape[2] // keys.shape[1]
         if self.block_size is not None and not self.has_shadows:
-            visible = block_mask(self._in_rows(positions), self.num_keys, self.block_size)
+            visible = block_mask(self._in_rows(positions), self.keys, self.block_size)
             visible = visible if self.visible is None else visible & self.visible
             return prepare_mask(visible, num_shared, q)
         if self._mask is None and self.visible is not None:

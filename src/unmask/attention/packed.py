@@ -253,10 +253,11 @@ class RowGroup:
         if not (is_ragged or hides_blocks):
             return None
         lengths = upload_index([meta.length for meta in self.metas], device)
-        visible = canvas_mask(lengths, self.length).expand(-1, -1, self.num_positions, -1)
+        keys = torch.arange(self.length, device=device)
+        visible = canvas_mask(lengths, keys).expand(-1, -1, self.num_positions, -1)
         if hides_blocks and block_size is not None:
             positions = upload(self.positions, device)
-            visible = visible & block_mask(positions, self.length, block_size)
+            visible = visible & block_mask(positions, keys, block_size)
         return visible
 
     def _shadow_visible(self, block_size: int | None, device: torch.device) -> Tensor | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from unmask.attention.packed import RowMeta
+from unmask.attention.visibility import block_mask, canvas_mask
 from unmask.canvas import Ints
 from unmask.kv.dense_store import DenseStore
 from unmask.models.transformer import Layer, Rotary, attention, prepare_mask
@@ -94,13 +95,12 @@ class StaticAttention:
         self.num_keys = min(bucket.keys, store.positions)
         self.rows = torch.arange(bucket.rows, device=positions_Bn.device)[:, None]
         keys = torch.arange(self.num_keys, device=positions_Bn.device)
-        visible = (keys < lengths_B[:, None, None]).expand(-1, bucket.queries, -1)
+        visible = canvas_mask(lengths_B, keys).expand(-1, -1, bucket.queries, -1)
         if spec.block_size is not None:
-            blocks = (positions_Bn // spec.block_size)[:, :, None]
-            visible = visible & (keys // spec.block_size <= blocks)
+            visible = visible & block_mask(positions_Bn, keys, spec.block_size)
         queries = torch.empty(0, dtype=dtype, device=positions_Bn.device)
         num_shared = spec.num_heads // spec.num_kv_heads
-        self.mask = prepare_mask(visible[:, None], num_shared, queries)
+        self.mask = prepare_mask(visible, num_shared, queries)
 
     def layer(self, layer: Layer, x: Tensor, rotary: Rotary) -> Tensor:
         """Apply a residual block to the states `(B * n, D)`."""

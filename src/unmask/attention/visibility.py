@@ -18,16 +18,14 @@ from unmask.canvas import Ints
 from unmask.sampling.transfer import upload
 
 
-def canvas_mask(lengths_b: Tensor, num_keys: int) -> Tensor:
-    """Return the keys inside each row's canvas, bool `(b, 1, 1, K)`."""
-    keys = torch.arange(num_keys, device=lengths_b.device)
-    return (keys < lengths_b[:, None])[:, None, None]
+def canvas_mask(lengths_b: Tensor, keys_K: Tensor) -> Tensor:
+    """Return which keys, given by position, are inside each row's canvas, bool `(b, 1, 1, K)`."""
+    return (keys_K < lengths_b[:, None])[:, None, None]
 
 
-def block_mask(positions_bn: Tensor, num_keys: int, block_size: int) -> Tensor:
-    """Return the keys in blocks up to that of each query, bool `(b, 1, n, K)`."""
-    keys = torch.arange(num_keys, device=positions_bn.device)
-    return (keys // block_size <= positions_bn[:, :, None] // block_size)[:, None]
+def block_mask(positions_bn: Tensor, keys_K: Tensor, block_size: int) -> Tensor:
+    """Return which keys, given by position, are in blocks up to a query's, bool `(b, 1, n, K)`."""
+    return (keys_K // block_size <= positions_bn[:, :, None] // block_size)[:, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -407,7 +407,7 @@ class Engine:
                     continue
             self._begin(handle)
         while (small := self._next_small()) is not None:
-            self._small[id(small.sequence)] = self._batch.runner.rows_of(small.sequence)
+            self._small[id(small.sequence)] = small.sequence.num_rows
             self._begin(small)
 
     def _next_small(self) -> RequestHandle | None:
@@ -420,7 +420,7 @@ class Engine:
         largest = max((work_left(sequence) for sequence in self._batch.active), default=0)
         most = most_work(largest, num_taken, self._num_extra)
         for handle in waiting:
-            rows = self._batch.runner.rows_of(handle.sequence)
+            rows = handle.sequence.num_rows
             is_small = handle.work <= most and num_taken + rows <= self._num_extra
             if is_small and self._batch.has_room(handle.sequence, self._num_extra):
                 return handle

@@ -564,7 +564,7 @@ class LLM:
         sequences = [SequenceState.begin(item, i) for i, item in enumerate(requests)]
         if not sequences:
             return
-        rows = max(ModelRunner.rows_of(sequence) for sequence in sequences)
+        rows = max(sequence.num_rows for sequence in sequences)
         runner = self.make_runner(
             self.model,
             self.vocabulary,

@@ -24,6 +24,7 @@ from unmask.caches.base import CachePlan, Layers, Observation, answered_rows, pl
 from unmask.canvas import (
     NO_POSITIONS,
     NO_TOP,
+    NO_TOP_LOG_PROBS,
     Ask,
     Canvas,
     Floats,
@@ -45,7 +46,6 @@ from unmask.sampling.rng import row_keys, uniform
 from unmask.sampling.sampler import STATS, Vocabulary, effective_top_v
 from unmask.sampling.transfer import upload
 
-NO_SHARES: Floats = NO_TOP.astype(np.float64)
 NOT_FINITE = (
     "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
 )
@@ -126,11 +126,6 @@ class ModelRunner:
         self.metas: list[Branch] = []
         """The rows of all admitted sequences."""
 
-    @staticmethod
-    def rows_of(sequence: SequenceState) -> int:
-        """Return the number of rows of the batch that a sequence takes."""
-        return sequence.num_rows
-
     def is_paged(self, sequence: SequenceState) -> bool:
         """Return whether a sequence's keys and values are stored in pages."""
         return self.paging is not None and self.paging.takes(sequence)
@@ -144,7 +139,7 @@ class ModelRunner:
 
     def has_room(self, sequence: SequenceState, num_extra: int = 0) -> bool:
         """Return whether a sequence can be admitted now, to `max_rows` rows and `num_extra` more."""
-        rows, dense = self.rows_of(sequence), self._dense(sequence)
+        rows, dense = sequence.num_rows, self._dense(sequence)
         if len(self.metas) + rows > self.max_rows + num_extra:
             return False
         if self.paging is not None and self.is_paged(sequence):
@@ -158,7 +153,7 @@ class ModelRunner:
     def check_fit(self, sequence: SequenceState) -> None:
         """Raise ConfigError for a sequence that does not fit even alone."""
         rows, dense, positions = (
-            self.rows_of(sequence),
+            sequence.num_rows,
             self._dense(sequence),
             sequence.request.max_positions,
         )
@@ -179,7 +174,7 @@ class ModelRunner:
 
     def admit(self, sequence: SequenceState) -> None:
         """Assign rows and memory to a sequence."""
-        branches = [(sequence, branch == 0) for branch in range(self.rows_of(sequence))]
+        branches = [(sequence, branch == 0) for branch in range(sequence.num_rows)]
         self.metas.extend(branches)
         dense = self._dense(sequence)
         if dense is not None:
@@ -217,7 +212,7 @@ class ModelRunner:
             return 0
         dense = self._dense(sequence)
         store = self.dense[False].store if dense is None else dense.store
-        return store.bytes_per_position * len(sequence.canvas) * self.rows_of(sequence)
+        return store.bytes_per_position * len(sequence.canvas) * sequence.num_rows
 
     def row_of(self, positions: Ints) -> Ints:
         """Return the position of the logit row that answers each position."""
@@ -318,7 +313,7 @@ class ModelRunner:
             if id(sequence) in by_id
         ]
         for item in ahead:
-            metas += [(item, branch == 0) for branch in range(self.rows_of(item.sequence))]
+            metas += [(item, branch == 0) for branch in range(item.sequence.num_rows)]
         inputs = [*inputs, *ahead]
         flat_ND, starts, importance = self._states(metas)
         states: dict[tuple[int, bool], tuple[Ints, Ints]] = {}
@@ -533,7 +528,7 @@ def _top_of(values: np.ndarray, ask: Ask) -> tuple[Ints, Floats]:
     first = 2 + len(STATS)
     half, count = (values.shape[1] - first) // 2, ask.num_top + len(ask.named)
     if not count:
-        return NO_TOP, NO_SHARES
+        return NO_TOP, NO_TOP_LOG_PROBS
     tokens = values[:, first : first + count].astype(np.int64)
     return tokens, values[:, first + half : first + half + count].copy()
 
