@@ -13,7 +13,7 @@ from unmask import LLM
 from unmask.engine.weight_forms import prepare_weights
 from unmask.models import avoid_attention_plans
 from unmask.models.lora import LoraLinear
-from unmask.models.transformer import fuse_products
+from unmask.models.transformer import attention, fuse_products
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
 
@@ -101,3 +101,31 @@ def test_cudnn_attention_is_off_on_a_gpu_alone(device, calls, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", found.append)
     avoid_attention_plans(torch.device(device))
     assert found == calls
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("num_queries", [1, 2, 32, 33, 64, 65, 97])
+def test_no_bfloat16_kernel_of_the_cpu_is_left_with_one_query(
+    num_queries, is_masked, dtype, monkeypatch
+):
+    """One query takes three times as long as two, since it goes another way through the kernel."""
+    kernel, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def recorded(q, *rest, **options):
+        seen.append(q.shape[2])
+        return kernel(q, *rest, **options)
+
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, num_queries, 6, 16, generator=generator).to(dtype)
+    keys, values = torch.randn(2, 2, 3, 70, 16, generator=generator).to(dtype)
+    visible = torch.rand(2, 1, num_queries, 70, generator=generator) < 0.5 if is_masked else None
+    wanted = kernel(q.transpose(1, 2), keys, values, attn_mask=visible, enable_gqa=True)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    out = attention(q, keys, values, visible)
+    assert out.shape == q.shape
+    assert float((out - wanted.transpose(1, 2)).abs().max()) <= 2**-7
+    whole = {1: [2], 33: [32, 2], 65: [64, 2]}
+    assert seen == (
+        whole.get(num_queries, [num_queries]) if q.element_size() == 2 else [num_queries]
+    )

@@ -8,8 +8,8 @@ on a machine with other load). In bfloat16 a product with packed weights is 1.2 
 to 32 rows, and has the same bits on the CPU that it was measured on (`benchmarks/packed_weights.py`).
 
 The kernels are compiled for one number of rows, take half a megabyte each, and are never given back to the
-system. The rows of a product are therefore padded to one of `RUNGS`, and large products are cut into pieces
-of the highest one. 1,600 numbers of rows of a matrix of 768 x 256 add 31 MB then, and 1,016 MB without.
+system. The rows of a product are therefore padded to one of a few, and large products are cut into pieces
+of the highest one. 1,600 numbers of rows of a matrix of 768 x 256 add 16 MB then, and 1,016 MB without.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ EXPERT_ROWS_HINT = 8
 """The same for an expert, which processes a part of the rows."""
 LEAST_EXPERT_ROWS = 2
 """Smallest number of rows for which an expert's packed copy is faster."""
-RUNGS = (*range(1, 8), *(rows << k for k in range(5) for rows in (8, 10, 12, 14)), 256)
-"""Numbers of rows that packed products are computed for; padding adds less than a quarter to a product."""
+RUNGS = (*range(1, 8), *(rows << k for k in range(6) for rows in (8, 10, 12, 14)), 512)
+"""Numbers of rows that products with large matrices are computed for; padding adds at most a quarter."""
+FEW_RUNGS = (1, 2, *(rows << k for k in range(6) for rows in (4, 6)), 256)
+"""The same for matrices below `MANY_RUNGS_ELEMENTS`, whose products take less than the rest of a layer: the
+kernels of a small model would take more memory than its weights. Padding adds at most a half."""
+MANY_RUNGS_ELEMENTS = 1 << 20
 
 
 class PackedLinear(nn.Linear):
@@ -55,10 +59,7 @@ class PackedLinear(nn.Linear):
         self.packed: Tensor | None = None if is_lazy else _pack(plain.weight, ROWS_HINT)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute `x W^T + b`; unpacked with gradients, off the CPU, once `W` changed, and for some rows.
-
-        Those are none, and in bfloat16 many.
-        """
+        """Compute `x W^T + b`; unpacked with gradients, off the CPU, once `W` changed, and for no rows."""
         parameters = self._parameters  # read twice as fast as the attributes
         weight, bias = parameters["weight"], parameters["bias"]
         assert weight is not None, "a linear layer has a weight"
@@ -98,7 +99,7 @@ class PackedGroup:
             value is own and own._version == version and own.dtype == dtype
             for value, (own, version) in zip(found, self._parameters, strict=False)
         )
-        return same and len(found) == len(self._parameters) and x.is_cpu and _has_fast_rows(x)
+        return same and len(found) == len(self._parameters) and x.is_cpu and x.numel() > 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the layers' outputs side by side."""
@@ -131,24 +132,27 @@ def _pack(weight: Tensor, rows_hint: int) -> Tensor:
 
 
 def _times(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute `x W^T + b` of at least one row with a packed matrix, in pieces of `RUNGS` rows."""
+    """Compute `x W^T + b` of at least one row with a packed matrix, in pieces of the highest rung."""
     x_ND = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    count, highest = x_ND.shape[0], RUNGS[-1]
+    rungs = RUNGS if packed.numel() >= MANY_RUNGS_ELEMENTS else FEW_RUNGS
+    count, highest = x_ND.shape[0], rungs[-1]
     if count <= highest:
-        out = _piece(x_ND, count, packed, bias)
+        out = _piece(x_ND, count, packed, bias, rungs)
     else:
-        first = _piece(x_ND[:highest], highest, packed, bias)
+        first = _piece(x_ND[:highest], highest, packed, bias, rungs)
         out = first.new_empty(count, first.shape[1])
         out[:highest] = first
         for start in range(highest, count, highest):
             part = x_ND[start : start + highest]
-            out[start : start + highest] = _piece(part, len(part), packed, bias)
+            out[start : start + highest] = _piece(part, len(part), packed, bias, rungs)
     return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
 
 
-def _piece(x_ND: Tensor, count: int, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute `x W^T + b` of `count` rows, at most `RUNGS[-1]`, with rows of zeros up to the next rung."""
-    missing = RUNGS[bisect_left(RUNGS, count)] - count
+def _piece(
+    x_ND: Tensor, count: int, packed: Tensor, bias: Tensor | None, rungs: tuple[int, ...]
+) -> Tensor:
+    """Compute `x W^T + b` of `count` rows, at most `rungs[-1]`, with rows of zeros up to the next rung."""
+    missing = rungs[bisect_left(rungs, count)] - count
     if missing:
         x_ND = F.pad(x_ND, (0, 0, 0, missing))
     out: Tensor = _ops()._linear_pointwise(x_ND, packed, bias, "none", [], "")
@@ -163,18 +167,8 @@ def _is_usable(weight: Tensor, version: int, x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and x.is_cpu
         and weight.is_cpu
-        and _has_fast_rows(x)
+        and x.numel() > 0
     )
-
-
-def _has_fast_rows(x: Tensor) -> bool:
-    """Return True for a number of rows with which packed weights are the faster ones.
-
-    In bfloat16 the pieces of more than `RUNGS[-1]` rows are slower than one plain product, by a tenth to a
-    fifth in narrow matrices, and plain bfloat16 products keep little memory for a number of rows.
-    """
-    size, most = x.numel(), RUNGS[-1] * x.shape[-1]
-    return size > 0 and (size <= most or x.dtype != torch.bfloat16)
 
 
 def _ops() -> _OpNamespace:

@@ -22,6 +22,8 @@ from unmask.models.spec import ModelSpec
 
 MASK_ALIGNMENT = 8
 """Numbers of which the rows of a prepared mask are a multiple: 16 bytes in bfloat16."""
+CPU_QUERIES = 32
+"""Queries that the CPU's attention kernel takes at a time."""
 
 
 class AttentionBackend(Protocol):
@@ -62,6 +64,8 @@ def attention(
     (torch 2.6 to 2.12).
     """
     num_shared = q_BQHA.shape[2] // keys_BGKA.shape[1]
+    if _leaves_one(q_BQHA):
+        return _attention_in_parts(q_BQHA, keys_BGKA, values_BGKA, visible)
     if visible is None or num_shared == 1 or not _folds(q_BQHA):
         out = F.scaled_dot_product_attention(
             q_BQHA.transpose(1, 2),
@@ -79,6 +83,27 @@ def attention(
     batch, queries, heads, width = q_BQHA.shape
     split = out.reshape(batch, heads // num_shared, num_shared, queries, width)
     return split.permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def _leaves_one(q_BQHA: Tensor) -> bool:
+    """Return whether a bfloat16 kernel of the CPU is left with one query, for three times the time of two.
+
+    It is with one position, and with a block and one row more where the logits are shifted.
+    """
+    is_slow = q_BQHA.dtype == torch.bfloat16 and q_BQHA.device.type == "cpu"
+    return is_slow and q_BQHA.shape[1] in (1, CPU_QUERIES + 1, 2 * CPU_QUERIES + 1)
+
+
+def _attention_in_parts(
+    q_BQHA: Tensor, keys_BGKA: Tensor, values_BGKA: Tensor, visible: Tensor | None
+) -> Tensor:
+    """Compute `attention` of the queries before the last one, if any, then of the last one twice."""
+    last = q_BQHA.shape[1] - 1
+    parts = list[Tensor]()
+    for queries in ([slice(0, last)] if last else []) + [[last, last]]:
+        mask = visible if visible is None else visible[..., queries, :]
+        parts.append(attention(q_BQHA[:, queries], keys_BGKA, values_BGKA, mask))
+    return torch.cat(parts, dim=1)[:, : last + 1]
 
 
 def fold_groups(q_BQHA: Tensor, num_shared: int) -> Tensor:
