@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -84,19 +84,26 @@ class Scheduler:
         self._inputs.pop(id(sequence), None)
         self._num_deferred.pop(id(sequence), None)
 
-    def step(self) -> list[Event]:
-        """Run one forward; finished and failed sequences leave the batch immediately."""
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Event]:
+        """Run one forward; finished and failed sequences leave the batch immediately.
+
+        `meanwhile` is called once, between the launch of the forward and the wait for its result, while an
+        asynchronous device computes; in a step without a forward too, but not if the launch raises.
+        """
         events, self.num_computed, self.num_answer = self._plan(), 0, 0
         inputs, room = self._choose()
-        if not inputs:
-            return events
         ahead, failed = self._read_ahead(inputs, room)
         events += failed
         inputs = [item for item in inputs if id(item.sequence) in ahead]
         extra = [guess for guesses in ahead.values() for guess in guesses]
         if not inputs:
+            meanwhile()
             return events
-        observations = self.runner.forward(inputs, extra)
+        pending = self.runner.launch(inputs, extra)
+        meanwhile()
+        for item in inputs:
+            self._count(item)
+        observations = self.runner.collect(pending)
         seen = dict(zip(map(id, extra), observations[len(inputs) :], strict=True))
         observations = observations[: len(inputs)]
         answers = decide_all(inputs, observations)
@@ -160,6 +167,7 @@ class Scheduler:
         sequence.num_ahead += 1
         sequence.num_logit_rows += guess.sequence.num_logit_rows
         observation = seen[id(guess)]
+        self._count(item)
         return self._advance(item, observation, decide_all([item], [observation])[0])
 
     def _plan(self) -> list[Event]:
@@ -225,26 +233,28 @@ class Scheduler:
         num_layers = self.runner.model.spec.num_layers
         return item.num_queries(num_layers) * item.sequence.num_rows
 
-    def _advance(
-        self, item: ForwardInput, observation: Observation, answer: Answer
-    ) -> Event | None:
-        """Count a forward, apply the decoder's answer, and return the event, if the decoder ran."""
-        sequence, before, edit = item.sequence, item.sequence.canvas, Edit()
-        cost = self._cost(item)
+    def _count(self, item: ForwardInput) -> None:
+        """Count the positions that an input computes."""
+        sequence, queries, cost = item.sequence, item.plan.queries, self._cost(item)
         self.num_computed += cost
-        queries = item.plan.queries
         if len(queries):
-            num_asked = len(queries) - int(queries.searchsorted(before.prompt_length))
+            num_asked = len(queries) - int(queries.searchsorted(sequence.canvas.prompt_length))
             share = num_asked / len(queries)
             num_answer = round(cost * share)
             self.num_answer += num_answer
             sequence.num_answer += num_answer
-        sequence.count(item.plan.queries, cost)
+        sequence.count(queries, cost)
+
+    def _advance(
+        self, item: ForwardInput, observation: Observation, answer: Answer
+    ) -> Event | None:
+        """Apply the decoder's answer and return the event, if the decoder ran."""
+        sequence, before, edit = item.sequence, item.sequence.canvas, Edit()
         if not item.runs_decoder:
             return None
         with ErrorCapture() as capture:
             edit = accept(sequence, observation.reading, answer)
-            sequence.advance(edit, cost, observation)
+            sequence.advance(edit, self._cost(item), observation)
             self.runner.follow(sequence, before)
             if not sequence.cache_bytes or len(sequence.canvas) > len(before):
                 size_bytes = self.runner.cache_bytes(sequence)
