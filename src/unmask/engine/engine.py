@@ -446,13 +446,15 @@ class Engine:
                 events, self._batch.num_computed, self._batch.num_answer, time.monotonic() - began
             )
             for sequence in self._batch.preempted:
-                handle = self._running.pop(id(sequence))
+                preempted = self._running.pop(id(sequence))
                 self._small.pop(id(sequence), None)
-                insort(self._queue, handle, key=lambda each: each.sequence.index)
+                insort(self._queue, preempted, key=lambda each: each.sequence.index)
                 self._counters.num_preempted += 1
             self._batch.preempted.clear()
         for event in events:
-            handle = self._running[id(event.sequence)]
+            handle = self._running.get(id(event.sequence))
+            if handle is None:
+                continue  # an earlier event of this forward has ended it with an error
             with ErrorCapture() as capture:
                 num_settled = event.sequence.num_settled
             error = event.error or capture.error
@@ -460,7 +462,7 @@ class Engine:
                 self._end(handle, "error", error=error)
                 continue
             self._notify(handle, "step", num_settled, event)
-            if event.sequence.finish_reason is not None:
+            if event.is_last:
                 self._end(handle, "done")
 
     def _end(

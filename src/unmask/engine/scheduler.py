@@ -36,6 +36,7 @@ class Event:
 
     `error` is an exception of the sequence's own decoder or cache; the sequence has then left the batch,
     unfinished, and the edit is empty. `reading` is that of the forward, for a request of log-probabilities.
+    With `is_last` the sequence is finished; events of the same forward before that one are not the last.
     """
 
     before: Canvas
@@ -43,6 +44,7 @@ class Event:
     sequence: SequenceState
     error: BaseException | None = None
     reading: Reading | None = None
+    is_last: bool = False
 
 
 class Scheduler:
@@ -112,7 +114,7 @@ class Scheduler:
             guesses = deque(ahead[id(item.sequence)])
             while event is not None:
                 events.append(event)
-                if event.error is not None or event.sequence.finish_reason is not None:
+                if event.error is not None or event.is_last:
                     self.remove(event.sequence)
                     break
                 event = self._advance_ahead(event.sequence, guesses, seen) if guesses else None
@@ -262,7 +264,8 @@ class Scheduler:
         request = sequence.request
         has_likeliest = request.num_likeliest or request.named
         reading = observation.reading if has_likeliest else None
-        return Event(before, edit, sequence, capture.error, reading)
+        is_last = sequence.finish_reason is not None
+        return Event(before, edit, sequence, capture.error, reading, is_last)
 
 
 def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Event]:
