@@ -27,6 +27,11 @@ def upload_index(rows: Sequence[int], device: torch.device) -> Tensor:
     return upload(np.array(rows, dtype=np.int64), device)
 
 
+def is_asynchronous(device: torch.device) -> bool:
+    """Return whether a device computes while the host goes on; a CPU computes in the host's thread."""
+    return device.type != "cpu"
+
+
 class Download:
     """Numbers on their way to the host: one copy, and one wait for it.
 
