@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -64,6 +64,11 @@ class Counts:
     pinned_to_device: int = 0
     """Copies from pinned memory, which are queued."""
     to_host: int = 0
+    """Copies to pageable memory: the host waits for each."""
+    pinned_to_host: int = 0
+    """Copies to pinned memory, which are queued."""
+    waits: int = 0
+    """Waits for an event."""
     reads: int = 0
     """Scalars read by the host, and operations whose size the host must know."""
     doubles: int = 0
@@ -76,7 +81,7 @@ class Counts:
     @property
     def syncs(self) -> int:
         """The times that the host waits for the device."""
-        return self.to_device + self.to_host + self.reads
+        return self.to_device + self.to_host + self.waits + self.reads
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,8 @@ class _Dispatch(TorchDispatchMode):
                 self.counts.pinned_to_device += 1
             else:
                 self.counts.to_device += 1
+        elif target == "cpu" and there and kwargs.get("non_blocking"):
+            self.counts.pinned_to_host += 1
         elif target == "cpu" and there:
             self.counts.to_host += 1
         elif target == "cuda":
@@ -232,6 +239,22 @@ class _Dispatch(TorchDispatchMode):
             if isinstance(each, Tensor) and each.dtype == torch.float64 and not _is_view(func):
                 self.counts.doubles = max(self.counts.doubles, each.numel())
         return tree_map(_wrapped, result)
+
+
+class _Event:
+    """An event in the stream of the pretend device."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts, self.is_recorded = counts, False
+
+    def record(self) -> None:
+        """Note the event behind the work that was queued."""
+        self.is_recorded = True
+
+    def synchronize(self) -> None:
+        """Count a wait of the host."""
+        assert self.is_recorded, "a wait for an event that is in no stream"
+        self.counts.waits += 1
 
 
 class _Functions:
@@ -313,10 +336,13 @@ def can_pretend() -> bool:
 
 
 @contextmanager
-def pretend() -> Iterator[Counts]:
-    """Count on the pretend device inside the block. Inference mode becomes `no_grad`: wrappers need it."""
+def pretend(counts: Counts | None = None) -> Iterator[Counts]:
+    """Count on the pretend device inside the block. Inference mode becomes `no_grad`: wrappers need it.
+
+    With `counts`, go on with those.
+    """
     assert can_pretend(), "skip the test where there is no compiler"
-    counts, before = Counts(), torch._C._only_lift_cpu_tensors()
+    counts, before = Counts() if counts is None else counts, torch._C._only_lift_cpu_tensors()
     dispatch = _Dispatch(counts, {})
 
     def enter(self) -> None:
@@ -338,6 +364,7 @@ def pretend() -> Iterator[Counts]:
             one = functions.fused(name, getattr(owner, name))
             stack.enter_context(mock.patch.object(owner, name, one))
         stack.enter_context(mock.patch.object(F, ATTEND.__name__, functions.attend))
+        stack.enter_context(mock.patch("torch.cuda.Event", partial(_Event, counts)))
         stack.enter_context(
             mock.patch.object(Tensor, "pin_memory", lambda tensor: functions.pin(tensor))
         )
@@ -366,16 +393,24 @@ def forwards(
     """
     llm.make_runner = lambda *args, **options: ModelRunner(*args, **options | {"capture": capture})
     each: list[Counts] = []
-    plain = ModelRunner.forward
+    launch, collect = ModelRunner.launch, ModelRunner.collect
 
-    def counted(self, *args, **kwargs):
+    def counted_launch(self, *args, **kwargs):
         if len(each) == most:
             raise Enough
         with pretend() as counts:
-            result = plain(self, *args, **kwargs)
+            result = launch(self, *args, **kwargs)
         each.append(counts)
         return result
 
-    with pretend(), suppress(Enough), mock.patch.object(ModelRunner, "forward", counted):
+    def counted_collect(self, pending):
+        with pretend(each[-1]):
+            return collect(self, pending)
+
+    with (
+        pretend(),
+        suppress(Enough),
+        mock.patch.multiple(ModelRunner, launch=counted_launch, collect=counted_collect),
+    ):
         llm.generate(prompts, **method)
     return each

@@ -186,8 +186,8 @@ def test_a_decode_without_forbidden_proposals_is_that_without_a_constraint(model
     proposed = set()
 
     class Recorder(ModelRunner):
-        def forward(self, inputs, ahead=()):
-            observations = super().forward(inputs, ahead)
+        def collect(self, pending):
+            observations = super().collect(pending)
             for each in observations:
                 proposed.update(each.reading.tokens.tolist())
             return observations

@@ -13,12 +13,15 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_engine import submit_all
 from test_golden import FILES, cases_of, check, run
 from test_properties import CACHES, METHODS, PROMPTS, generate
 from tiny import FAMILIES, StubTokenizer, tiny_model, trace_of
 
 from unmask import LLM
+from unmask.engine.engine import Engine
 from unmask.models import load_model
+from unmask.sampling.transfer import Download
 
 DEVICE = os.environ.get("UNMASK_TEST_DEVICE", "cuda")
 PARITY = ("llada", "dream", "llada_moe", "llada2_moe", "sdar", "fast_dllm_v2")
@@ -168,3 +171,27 @@ def test_loading_needs_little_more_than_the_weights(family, parity_folder):
     model = load_model(parity_folder(family), "float32", DEVICE)
     size = sum(value.numel() * value.element_size() for value in model.parameters())
     assert torch.cuda.max_memory_allocated() - before <= 1.1 * size + (2 << 20)
+
+
+def test_an_engine_sends_the_updates_that_it_sends_on_the_cpu():
+    """On CUDA during the next forward, from proposals in pinned memory."""
+    found = []
+    for llm in two_llms("llada"):
+        requests = [llm.request(prompt, "threshold", "dual", gen_length=8) for prompt in PROMPTS]
+        with Engine(llm) as engine:
+            listeners = submit_all(engine, requests)
+            assert [listener.last.kind for listener in listeners] == ["done"] * len(PROMPTS)
+        found.append(
+            [
+                [
+                    (u.kind, u.num_forwards, u.num_settled, u.canvas.tokens.tolist())
+                    for u in told.updates
+                ]
+                for told in listeners
+            ]
+        )
+    assert found[0] == found[1]
+    values = torch.arange(3.0, dtype=torch.float64, device=DEVICE)
+    download = Download(values)
+    assert download.wait().tolist() == [0.0, 1.0, 2.0]
+    assert download._values.is_pinned() == values.is_cuda

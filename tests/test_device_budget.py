@@ -225,7 +225,7 @@ METHODS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_host_waits_once_a_forward_and_decodes_as_on_the_cpu(name):
-    """The one wait is for the proposals; all copies to the device are queued from pinned memory."""
+    """The one wait is for the proposals; all copies are queued, from pinned memory and into it."""
     method = {"decoder": name, "gen_length": 16, "block_length": 8, **METHODS[name]}
     prompts, model = ["1 2 3", "4 5 6 7 8 9"], to_device(tiny_model())
     with pretend():
@@ -235,5 +235,5 @@ def test_the_host_waits_once_a_forward_and_decodes_as_on_the_cpu(name):
     expected = LLM(tiny_model(), tokenizer=StubTokenizer()).generate(prompts, **method)
     assert [output.token_ids for output in found] == [output.token_ids for output in expected]
     counts = forwards(llm, prompts, 4, **method)
-    assert {(each.to_host, each.to_device, each.reads) for each in counts} == {(1, 0, 0)}
+    assert {(each.pinned_to_host, each.waits, each.syncs) for each in counts} == {(1, 1, 1)}
     assert all(each.pinned_to_device for each in counts)

@@ -29,16 +29,16 @@ def test_an_abort_in_the_middle_of_a_long_prompt_frees_its_pages():
     with Engine(
         llm, EngineConfig(max_num_batched_tokens=16, enable_prefix_caching=False)
     ) as engine:
-        plain, count = engine._batch.runner.forward, []
+        plain, count = engine._batch.runner.launch, []
 
-        def forward(inputs, ahead=()):
+        def launch(inputs, ahead=()):
             count.append(inputs)
             if len(count) == 3:
                 reached.set()
                 assert go.wait(WAIT_S)
             return plain(inputs, ahead)
 
-        engine._batch.runner.forward = forward
+        engine._batch.runner.launch = launch
         handle, listener = submit(engine, long)
         assert reached.wait(WAIT_S)
         assert engine.stats.pages_free < engine.stats.pages_total

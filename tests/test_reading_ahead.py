@@ -87,6 +87,26 @@ def test_what_is_read_ahead_takes_only_positions_that_are_left():
     assert len({tuple(output.canvas_ids) for output in outputs.values()}) == 1
 
 
+def test_a_request_that_ends_with_a_reading_ahead_ends_once():
+    """Two steps of one forward are told, and the engine goes on."""
+    llm = tiny_llm("llada", 0, sure=3.0)
+    knobs = {"gen_length": 12, "threshold": 0.99, "depth": 3, "stop_at_eos": False}
+    requests = [llm.request([i, 8, 9], "speculative", **knobs, **AHEAD) for i in range(8)]
+    expected = llm.run(requests, 4)
+    ends = [event.sequence.index for event in llm.events(requests, 4) if event.is_last]
+    assert sorted(ends) == list(range(8))
+    with Engine(llm) as engine:
+        listeners = submit_all(engine, requests)
+        lasts = [listener.last for listener in listeners]
+        assert engine.failure is None
+    num_late = 0
+    for listener, last, sequence in zip(listeners, lasts, expected, strict=True):
+        steps = [update for update in listener.updates if update.kind == "step"]
+        assert len(steps) == sequence.num_forwards == len(last.output.trace)
+        num_late += steps[-1].num_forwards == steps[-2].num_forwards
+    assert num_late > 0, "some ended in a reading ahead"
+
+
 def test_guidance_is_read_ahead_too():
     llm = tiny_llm("llada", 1, sure=3.0)
     plain = run(llm, "threshold", cfg_scale=1.0)

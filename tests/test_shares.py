@@ -23,13 +23,13 @@ def request_of(llm, prompt, size, cache="none", **knobs):
 def watched(engine):
     """Record the rows of every forward."""
     runner, found = engine._batch.runner, []
-    plain = runner.forward
+    plain = runner.launch
 
-    def forward(inputs, ahead=()):
+    def launch(inputs, ahead=()):
         found.append([item.sequence for item in inputs])
         return plain(inputs, ahead)
 
-    runner.forward = forward
+    runner.launch = launch
     return found
 
 

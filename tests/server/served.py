@@ -55,9 +55,9 @@ class Gate:
 
 def gated(gate: Gate) -> type[ModelRunner]:
     class GatedRunner(ModelRunner):
-        def forward(self, inputs: Any, ahead: Any = ()) -> Any:
+        def launch(self, inputs: Any, ahead: Any = ()) -> Any:
             gate.pass_()
-            return super().forward(inputs, ahead)
+            return super().launch(inputs, ahead)
 
     return GatedRunner
 

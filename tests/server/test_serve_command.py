@@ -540,11 +540,11 @@ from unmask.cli.main import main
 from unmask.engine.model_runner import ModelRunner
 
 
-def forward(runner, inputs, ahead=()):
+def launch(runner, inputs, ahead=()):
     raise RuntimeError("secret reason: the device fell off")
 
 
-ModelRunner.forward = forward
+ModelRunner.launch = launch
 sys.exit(main())
 """
 

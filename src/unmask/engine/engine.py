@@ -31,6 +31,7 @@ from unmask.engine.static_step import captured
 from unmask.engine.threads import ErrorCapture
 from unmask.errors import CapacityError, EngineError
 from unmask.knobs import positive
+from unmask.sampling.transfer import is_asynchronous
 
 if TYPE_CHECKING:
     from unmask.engine.llm import LLM
@@ -93,8 +94,9 @@ class RequestHandle:
     def finish(self) -> None:
         """End the request with "done" and finish reason "stop", as after a stop string.
 
-        It takes effect before the next round, up to `steps_per_round - 1` forwards later; the output has
-        the positions that are settled by then. No effect on an ended request. Thread-safe.
+        It takes effect before the next round, up to `steps_per_round - 1` forwards later (and after the
+        present one); the output has the positions that are settled by then. No effect on an ended request.
+        Thread-safe.
         """
         with self.wake:
             self.requested_end = self.requested_end or "stop"
@@ -134,6 +136,10 @@ class Engine:
     the lowest latency; more need less host work, but arrivals, aborts, stops and timeouts wait for the end
     of the round.
 
+    On a CPU a listener is notified right after each forward. A device that computes while the host goes on
+    (CUDA) need not wait for listeners: they are notified of a forward during the next one, but of the end
+    of a request, and of the forwards before it, at once.
+
     The attribute `on_failure` may be set to a function that is called on the engine's thread when the
     engine has failed, after all listeners were notified.
 
@@ -159,6 +165,10 @@ class Engine:
         self.num_changes = 0
         """Number of completed changes."""
         self._beat_s: float | None = None
+        self.is_overlapping = is_asynchronous(llm.model.device)
+        """Notify listeners of a step during the next forward."""
+        self._waiting: dict[RequestHandle, list[RequestUpdate]] = {}
+        """Updates of steps that listeners were not notified of, all of requests that have not ended."""
         self._batch = Scheduler(_runner(llm, config), config.max_num_batched_tokens)
 
     def __enter__(self) -> Engine:
@@ -182,7 +192,7 @@ class Engine:
     ) -> RequestHandle:
         """Queue a request (see `LLM.request`) and return its handle. Thread-safe.
 
-        `listener` is called on the engine's thread after each forward of the request and once at its end:
+        `listener` is called on the engine's thread for each forward of the request and once at its end:
         it must return immediately, and if it raises, the request is aborted. After `deadline_s` seconds the
         request ends with "timeout". Raises CapacityError when the queue is full or the engine is stopping,
         EngineError when it has failed or was not started, and ConfigError for a request that exceeds the
@@ -440,33 +450,39 @@ class Engine:
 
     def _forward(self) -> None:
         self._beat_s = began = time.monotonic()
-        events = self._batch.step()
+        events = self._batch.step(self._notify_waiting)
         with self._wake:
             self._counters.forward(
                 events, self._batch.num_computed, self._batch.num_answer, time.monotonic() - began
             )
             for sequence in self._batch.preempted:
-                handle = self._running.pop(id(sequence))
+                preempted = self._running.pop(id(sequence))
                 self._small.pop(id(sequence), None)
-                insort(self._queue, handle, key=lambda each: each.sequence.index)
+                insort(self._queue, preempted, key=lambda each: each.sequence.index)
                 self._counters.num_preempted += 1
             self._batch.preempted.clear()
         for event in events:
-            handle = self._running[id(event.sequence)]
+            handle = self._running.get(id(event.sequence))
+            if handle is None:
+                continue  # an earlier event of this forward has ended it with an error
             with ErrorCapture() as capture:
                 num_settled = event.sequence.num_settled
             error = event.error or capture.error
             if error is not None:
                 self._end(handle, "error", error=error)
                 continue
-            self._notify(handle, "step", num_settled, event)
-            if event.sequence.finish_reason is not None:
+            update = _update(handle, "step", num_settled, event)
+            self._waiting.setdefault(handle, []).append(update)
+            if not self.is_overlapping:
+                self._notify(handle)
+            if event.is_last:
                 self._end(handle, "done")
 
     def _end(
         self, handle: RequestHandle, kind: UpdateKind, error: BaseException | None = None
     ) -> None:
-        """Free the resources of a request, then notify its listener."""
+        """Free the resources of a request; notify its listener of steps that wait, then of the end."""
+        self._notify(handle)
         sequence, output, num_settled = handle.sequence, None, 0
         with ErrorCapture() as capture:
             num_settled = sequence.num_settled
@@ -485,41 +501,22 @@ class Engine:
             began_s = handle.started_s or time.monotonic()
             self._counters.end(kind, time.monotonic() - began_s, sequence)
             self._wake.notify_all()
-        self._notify(handle, kind, num_settled, None, output, error)
+        self._waiting[handle] = [_update(handle, kind, num_settled, None, output, error)]
+        self._notify(handle)
 
-    def _notify(
-        self,
-        handle: RequestHandle,
-        kind: UpdateKind,
-        num_settled: int,
-        event: Event | None,
-        output: Output | None = None,
-        error: BaseException | None = None,
-    ) -> None:
-        sequence = handle.sequence
-        with ErrorCapture() as capture:
-            handle.listener(
-                RequestUpdate(
-                    handle=handle,
-                    kind=kind,
-                    canvas=sequence.canvas,
-                    before=sequence.canvas if event is None else event.before,
-                    edit=Edit() if event is None else event.edit,
-                    num_settled=num_settled,
-                    num_forwards=sequence.all_forwards,
-                    num_queries=sequence.all_queries,
-                    num_draft_forwards=sequence.num_draft_forwards,
-                    num_draft_queries=sequence.num_draft_queries,
-                    num_cached=sequence.num_cached,
-                    queue_s=handle.queue_s,
-                    output=output,
-                    error=error,
-                    reading=None if event is None else event.reading,
-                )
-            )
-        if capture.error is not None:
-            handle.requested_end = "abort"
-            self._counters.listener_errors += 1
+    def _notify_waiting(self) -> None:
+        """Call the listeners of all requests with updates that wait."""
+        for handle in list(self._waiting):
+            self._notify(handle)
+
+    def _notify(self, handle: RequestHandle) -> None:
+        """Call a request's listener with its updates that wait, in their order."""
+        for update in self._waiting.pop(handle, ()):
+            with ErrorCapture() as capture:
+                handle.listener(update)
+            if capture.error is not None:
+                handle.requested_end = "abort"
+                self._counters.listener_errors += 1
 
     def _end_remaining(self, failure: BaseException | None) -> None:
         with self._wake:
@@ -535,6 +532,35 @@ class Engine:
                 self._end(handle, "error", error=error)
         if failure is not None:
             self.on_failure()
+
+
+def _update(
+    handle: RequestHandle,
+    kind: UpdateKind,
+    num_settled: int,
+    event: Event | None,
+    output: Output | None = None,
+    error: BaseException | None = None,
+) -> RequestUpdate:
+    """Return an update of a request as it is now; an event is that of its last step."""
+    sequence = handle.sequence
+    return RequestUpdate(
+        handle=handle,
+        kind=kind,
+        canvas=sequence.canvas,
+        before=sequence.canvas if event is None else event.before,
+        edit=Edit() if event is None else event.edit,
+        num_settled=num_settled,
+        num_forwards=sequence.all_forwards,
+        num_queries=sequence.all_queries,
+        num_draft_forwards=sequence.num_draft_forwards,
+        num_draft_queries=sequence.num_draft_queries,
+        num_cached=sequence.num_cached,
+        queue_s=handle.queue_s,
+        output=output,
+        error=error,
+        reading=None if event is None else event.reading,
+    )
 
 
 def _runner(llm: LLM, config: EngineConfig) -> ModelRunner:

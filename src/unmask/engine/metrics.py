@@ -97,7 +97,7 @@ class EngineCounters:
             if event.error is None:
                 self.num_steps += 1
                 self.num_committed += len(event.edit.commit)
-                if event.sequence.finish_reason is not None:
+                if event.is_last:
                     self.num_wasted += event.sequence.num_wasted
 
     def end(self, kind: str, seconds: float, sequence: SequenceState) -> None:

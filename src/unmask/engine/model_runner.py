@@ -1,7 +1,7 @@
 """One forward of many sequences, each with its own queries.
 
-The runner packs the planned queries, runs the network once, applies the LM head to the requested rows only,
-and copies the proposals to the host in a single transfer.
+The runner packs the planned queries, launches the network once, applies the LM head to the requested rows
+only, and copies the proposals to the host in a single transfer, for which it waits in `collect`.
 
 Letters: N queries of all rows or logit rows of all sequences, D width, C columns of a reading, T positions.
 """
@@ -44,7 +44,7 @@ from unmask.models.adapters import AdapterBank
 from unmask.models.transformer import Transformer
 from unmask.sampling.rng import row_keys, uniform
 from unmask.sampling.sampler import STATS, Vocabulary, effective_top_v
-from unmask.sampling.transfer import upload
+from unmask.sampling.transfer import Download, upload
 
 NOT_FINITE = (
     "the model's logits are not finite; try dtype=float32 or bfloat16, or a smaller cfg_scale"
@@ -72,6 +72,21 @@ class ForwardInput:
         rows = self.plan.layers.num_rows(len(self.plan.queries))
         mean = (len(self.plan.queries) + (num_layers - 1) * rows) / num_layers
         return round(mean) + len(self.ask.shadows)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A launched forward: its inputs, their logit rows, and its result on the way to the host.
+
+    `numbers` has the proposals, `shape` `(N, C)`, then 1 if the network's states are finite, else 0, then
+    importances; `num_shares` is the number of those by `id` of their sequence.
+    """
+
+    inputs: list[ForwardInput]
+    parts: list[LogitRows]
+    shape: torch.Size
+    num_shares: dict[int, int]
+    numbers: Download
 
 
 class ModelRunner:
@@ -295,16 +310,11 @@ class ModelRunner:
         return True
 
     @torch.inference_mode()
-    def forward(
-        self, inputs: list[ForwardInput], ahead: Sequence[ForwardInput] = ()
-    ) -> list[Observation]:
-        """Run the network once for some admitted sequences; return one observation per input.
+    def launch(self, inputs: list[ForwardInput], ahead: Sequence[ForwardInput] = ()) -> Pending:
+        """Start the network once for some admitted sequences; `collect` returns its observations.
 
         The inputs `ahead` are not admitted: predicted canvases of sequences without a cache. Their
         observations come last.
-
-        Raises ModelError when the network's states are not finite, or the proposals of a sequence without
-        temperature, guidance or credit.
         """
         by_id = {id(item.sequence): item for item in inputs}
         metas = [
@@ -334,27 +344,39 @@ class ModelRunner:
         packed = self.lm_head.propose(flat_ND, parts)
         importances = [torch.cat(list(importance.values())).double()] if importance else []
         finite = flat_ND.isfinite().all().double()[None]
-        numbers = (
-            torch.cat((packed.flatten(), finite, *importances)).cpu().numpy()
-        )  # the one transfer
-        values = numbers[: packed.numel()].reshape(packed.shape)
-        if not numbers[packed.numel()]:
+        numbers = Download(torch.cat((packed.flatten(), finite, *importances)))  # the one transfer
+        num_shares = {key: len(shares) for key, shares in importance.items()}
+        return Pending(inputs, parts, packed.shape, num_shares, numbers)
+
+    def collect(self, pending: Pending) -> list[Observation]:
+        """Wait for a forward that was launched; return one observation per input, in their order.
+
+        Raises ModelError when the network's states are not finite, or the proposals of a sequence without
+        temperature, guidance or credit.
+        """
+        draws = uniform(np.concatenate([part.keys for part in pending.parts]))  # before the wait
+        numbers = pending.numbers.wait()
+        size = pending.shape.numel()
+        if not numbers[size]:
             raise ModelError(NOT_FINITE)
-        shares, start = dict[int, Floats](), packed.numel() + 1
-        for key, tensor in importance.items():
-            shares[key] = numbers[start : start + len(tensor)]
-            start += len(tensor)
-        readings = self._readings(parts, values)
-        for item in inputs:
+        shares, start = dict[int, Floats](), size + 1
+        for key, count in pending.num_shares.items():
+            shares[key] = numbers[start : start + count]
+            start += count
+        readings = self._readings(pending.parts, numbers[:size].reshape(pending.shape), draws)
+        for item in pending.inputs:
             if self.paging is not None and self.is_paged(item.sequence):
                 self.paging.publish(item.sequence, item.plan)
         return [
             Observation(reading, shares.get(id(item.sequence)))
-            for item, reading in zip(inputs, readings, strict=True)
+            for item, reading in zip(pending.inputs, readings, strict=True)
         ]
 
-    def _readings(self, parts: list[LogitRows], values: np.ndarray) -> list[Reading]:
-        """Return the readings; rows of `values`: the proposals of all parts, then the shadows of all."""
+    def _readings(self, parts: list[LogitRows], values: np.ndarray, draws: Floats) -> list[Reading]:
+        """Return the readings; rows of `values`: the proposals of all parts, then the shadows of all.
+
+        `draws` are the random numbers of the proposals.
+        """
         readings: list[Reading] = []
         counts = [len(part.ask.rows) for part in parts]
         start, shadow = 0, sum(counts)
@@ -366,7 +388,7 @@ class ModelRunner:
         has_nan = bool(np.isnan(values[:shadow, :2]).any())
         tokens = _pieces(values[:shadow, 0].astype(np.int64), counts)
         log_odds = _pieces(proposals, counts)
-        numbers = _pieces(uniform(np.concatenate([part.keys for part in parts])), counts)
+        numbers = _pieces(draws, counts)
         for i, part in enumerate(parts):
             end = start + counts[i]
             own = values[start:end]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -36,6 +36,7 @@ class Event:
 
     `error` is an exception of the sequence's own decoder or cache; the sequence has then left the batch,
     unfinished, and the edit is empty. `reading` is that of the forward, for a request of log-probabilities.
+    With `is_last` the sequence is finished; events of the same forward before that one are not the last.
     """
 
     before: Canvas
@@ -43,6 +44,7 @@ class Event:
     sequence: SequenceState
     error: BaseException | None = None
     reading: Reading | None = None
+    is_last: bool = False
 
 
 class Scheduler:
@@ -84,19 +86,26 @@ class Scheduler:
         self._inputs.pop(id(sequence), None)
         self._num_deferred.pop(id(sequence), None)
 
-    def step(self) -> list[Event]:
-        """Run one forward; finished and failed sequences leave the batch immediately."""
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Event]:
+        """Run one forward; finished and failed sequences leave the batch immediately.
+
+        `meanwhile` is called once, between the launch of the forward and the wait for its result, while an
+        asynchronous device computes; in a step without a forward too, but not if the launch raises.
+        """
         events, self.num_computed, self.num_answer = self._plan(), 0, 0
         inputs, room = self._choose()
-        if not inputs:
-            return events
         ahead, failed = self._read_ahead(inputs, room)
         events += failed
         inputs = [item for item in inputs if id(item.sequence) in ahead]
         extra = [guess for guesses in ahead.values() for guess in guesses]
         if not inputs:
+            meanwhile()
             return events
-        observations = self.runner.forward(inputs, extra)
+        pending = self.runner.launch(inputs, extra)
+        meanwhile()
+        for item in inputs:
+            self._count(item)
+        observations = self.runner.collect(pending)
         seen = dict(zip(map(id, extra), observations[len(inputs) :], strict=True))
         observations = observations[: len(inputs)]
         answers = decide_all(inputs, observations)
@@ -105,7 +114,7 @@ class Scheduler:
             guesses = deque(ahead[id(item.sequence)])
             while event is not None:
                 events.append(event)
-                if event.error is not None or event.sequence.finish_reason is not None:
+                if event.error is not None or event.is_last:
                     self.remove(event.sequence)
                     break
                 event = self._advance_ahead(event.sequence, guesses, seen) if guesses else None
@@ -160,6 +169,7 @@ class Scheduler:
         sequence.num_ahead += 1
         sequence.num_logit_rows += guess.sequence.num_logit_rows
         observation = seen[id(guess)]
+        self._count(item)
         return self._advance(item, observation, decide_all([item], [observation])[0])
 
     def _plan(self) -> list[Event]:
@@ -225,26 +235,28 @@ class Scheduler:
         num_layers = self.runner.model.spec.num_layers
         return item.num_queries(num_layers) * item.sequence.num_rows
 
-    def _advance(
-        self, item: ForwardInput, observation: Observation, answer: Answer
-    ) -> Event | None:
-        """Count a forward, apply the decoder's answer, and return the event, if the decoder ran."""
-        sequence, before, edit = item.sequence, item.sequence.canvas, Edit()
-        cost = self._cost(item)
+    def _count(self, item: ForwardInput) -> None:
+        """Count the positions that an input computes."""
+        sequence, queries, cost = item.sequence, item.plan.queries, self._cost(item)
         self.num_computed += cost
-        queries = item.plan.queries
         if len(queries):
-            num_asked = len(queries) - int(queries.searchsorted(before.prompt_length))
+            num_asked = len(queries) - int(queries.searchsorted(sequence.canvas.prompt_length))
             share = num_asked / len(queries)
             num_answer = round(cost * share)
             self.num_answer += num_answer
             sequence.num_answer += num_answer
-        sequence.count(item.plan.queries, cost)
+        sequence.count(queries, cost)
+
+    def _advance(
+        self, item: ForwardInput, observation: Observation, answer: Answer
+    ) -> Event | None:
+        """Apply the decoder's answer and return the event, if the decoder ran."""
+        sequence, before, edit = item.sequence, item.sequence.canvas, Edit()
         if not item.runs_decoder:
             return None
         with ErrorCapture() as capture:
             edit = accept(sequence, observation.reading, answer)
-            sequence.advance(edit, cost, observation)
+            sequence.advance(edit, self._cost(item), observation)
             self.runner.follow(sequence, before)
             if not sequence.cache_bytes or len(sequence.canvas) > len(before):
                 size_bytes = self.runner.cache_bytes(sequence)
@@ -252,7 +264,8 @@ class Scheduler:
         request = sequence.request
         has_likeliest = request.num_likeliest or request.named
         reading = observation.reading if has_likeliest else None
-        return Event(before, edit, sequence, capture.error, reading)
+        is_last = sequence.finish_reason is not None
+        return Event(before, edit, sequence, capture.error, reading, is_last)
 
 
 def decode(waiting: Iterable[SequenceState], runner: ModelRunner) -> Iterator[Event]:

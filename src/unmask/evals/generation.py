@@ -131,9 +131,9 @@ def decode_all(
         watch.add(ended - began)
         if event is None:
             return
-        sequence = event.sequence
-        if sequence.finish_reason is None:
+        if not event.is_last:
             continue
+        sequence = event.sequence
         question = questions[sequence.index]
         output = llm.output(sequence, settings.trace)
         text, counted = count(llm, sequence, output, question.stops, settings)

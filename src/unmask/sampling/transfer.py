@@ -1,4 +1,4 @@
-"""Copies of small host arrays to the device of the model."""
+"""Copies of small arrays between the host and the device of the model."""
 
 from __future__ import annotations
 
@@ -25,3 +25,30 @@ def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
 def upload_index(rows: Sequence[int], device: torch.device) -> Tensor:
     """Return indices as an int64 tensor; a list as an index would be a copy that the host waits for."""
     return upload(np.array(rows, dtype=np.int64), device)
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Return whether a device computes while the host goes on; a CPU computes in the host's thread."""
+    return device.type != "cpu"
+
+
+class Download:
+    """Numbers on their way to the host: one copy, and one wait for it.
+
+    On CUDA the copy is queued behind the computation, into pinned memory, so that the host goes on.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        """Queue the copy of float64 values."""
+        self._values, self._event = values, None
+        if values.device.type == "cuda":
+            self._values = values.to("cpu", non_blocking=True)  # into pinned memory
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def wait(self) -> NDArray[np.float64]:
+        """Return the numbers as soon as they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        numbers: NDArray[np.float64] = self._values.cpu().numpy()
+        return numbers
