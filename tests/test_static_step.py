@@ -251,7 +251,14 @@ def meta(row=0, positions=(3, 4), length=8, **more):
 def test_the_bucket_is_the_smallest_that_holds_the_rows():
     assert bucket_of([meta()], 1) == Bucket(1, 2, 256)
     assert bucket_of([meta(), meta(2, range(5, 12), 257)], 3) == Bucket(4, 8, 512)
-    assert bucket_of([meta(0, range(33), 256)], 64) == Bucket(64, 33, 256)
+    assert bucket_of([meta(0, range(33), 256)] * 64, 64) == Bucket(64, 33, 256)
+
+
+def test_a_large_bucket_that_is_mostly_padding_is_not_used():
+    long, short = meta(0, range(60), 60), meta()
+    assert bucket_of([long, *[short] * 3], 4) == Bucket(4, 64, 256)
+    assert bucket_of([long, *[short] * 4], 5) is None
+    assert bucket_of([long] * 5, 5) == Bucket(8, 64, 256)
 
 
 @pytest.mark.parametrize(

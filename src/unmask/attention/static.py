@@ -33,6 +33,8 @@ QUERIES = (1, 2, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65)
 """Queries of a row: blocks of powers of two, and one more where the logits are shifted."""
 LEAST_KEYS = 256
 """Keys are padded to this number times a power of two."""
+CHEAP_QUERIES = 256
+"""Queries of a forward up to which a GPU reads weights for longer than it computes, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Bucket:
 def bucket_of(metas: Sequence[RowMeta], num_rows: int, *, in_pages: bool = False) -> Bucket | None:
     """Return the bucket of `num_rows` rows, of which `metas` compute; None if they do not suit one.
 
-    With `in_pages` all of them must be stored in pages, without it in dense rows.
+    With `in_pages` all of them must be stored in pages, without it in dense rows. A bucket of more than
+    `CHEAP_QUERIES` queries is no more than half padding: one long row beside many short ones runs packed.
     """
     most = max(len(meta.positions) for meta in metas)
     if num_rows > ROWS[-1] or not 0 < most <= QUERIES[-1]:
@@ -61,7 +64,10 @@ def bucket_of(metas: Sequence[RowMeta], num_rows: int, *, in_pages: bool = False
     keys, longest = LEAST_KEYS, max(meta.length for meta in metas)
     while keys < longest:
         keys *= 2
-    return Bucket(_rung(ROWS, num_rows), _rung(QUERIES, most), keys)
+    bucket = Bucket(_rung(ROWS, num_rows), _rung(QUERIES, most), keys)
+    num_queries = sum(len(meta.positions) for meta in metas)
+    is_padding = bucket.rows * bucket.queries > max(CHEAP_QUERIES, 2 * num_queries)
+    return None if is_padding else bucket
 
 
 def _suits(meta: RowMeta) -> bool:
