@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from unmask.engine.kv_paged import PagedKV
 from unmask.engine.model_runner import ModelRunner
+from unmask.kv.paged_store import PagedStore
 
 DEVICE = torch.device("cuda:0")
 GUARD = """
@@ -385,13 +387,27 @@ class Enough(Exception):
 
 
 def forwards(
-    llm: Any, prompts: list[str], most: int, capture: Any = None, **method: Any
+    llm: Any,
+    prompts: list[str],
+    most: int,
+    capture: Any = None,
+    has_pages: bool = False,
+    **method: Any,
 ) -> list[Counts]:
     """Generate on the pretend device until `most` forwards ran; return the counts of each.
 
-    `capture` makes the forwards of fixed shapes; None: there are none.
+    `capture` makes the forwards of fixed shapes; None: there are none. With `has_pages`, caches that can
+    be are stored in pages, as in an engine.
     """
-    llm.make_runner = lambda *args, **options: ModelRunner(*args, **options | {"capture": capture})
+
+    def runner(model, *args, **options):
+        options["capture"] = capture
+        if has_pages:
+            store = PagedStore(model.spec, 512, model.dtype, model.device)
+            options["paging"] = PagedKV(store)
+        return ModelRunner(model, *args, **options)
+
+    llm.make_runner = runner
     each: list[Counts] = []
     launch, collect = ModelRunner.launch, ModelRunner.collect
 

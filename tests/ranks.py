@@ -96,9 +96,8 @@ def serve(llm: LLM) -> dict[str, Any]:
     page = PagedStore.page_bytes(llm.model.part, llm.model.dtype)
     beginning = list(range(2, 42))
     updates: dict[int, Any] = {}
-    with Engine(
-        llm, EngineConfig(max_num_seqs=4, kv_cache_memory_bytes=int(14 * page / PAGED_SHARE) + 1)
-    ) as engine:
+    size = int(14 * page / PAGED_SHARE) + page  # one of them for padding
+    with Engine(llm, EngineConfig(max_num_seqs=4, kv_cache_memory_bytes=size)) as engine:
         for i in range(6):
             cache = "prefix" if i == 4 else "block_causal"
             request = llm.request(

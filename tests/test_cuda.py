@@ -13,7 +13,8 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_engine import submit_all
+from test_engine import alone, submit_all
+from test_engine import assert_same as assert_same_output
 from test_golden import FILES, cases_of, check, run
 from test_properties import CACHES, METHODS, PROMPTS, generate
 from tiny import FAMILIES, StubTokenizer, tiny_model, trace_of
@@ -114,6 +115,22 @@ def test_block_causal_families_decode_as_on_the_cpu(family, cache, parity_folder
             )
         )  # fmt: skip
     assert_same(*outputs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_an_engine_with_pages_decodes_as_on_the_cpu(cfg_scale, family):
+    here, there = two_llms(family, block_size=4)
+    requests = [
+        here.request(
+            prompt, "threshold", "block_causal", gen_length=24, threshold=0.5, cfg_scale=cfg_scale
+        )
+        for prompt in PROMPTS
+    ]
+    with Engine(there) as engine:
+        outputs = [listener.last.output for listener in submit_all(engine, requests)]
+    for request, output in zip(requests, outputs, strict=True):
+        assert_same_output(output, alone(here, request))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pretend import Counts, can_pretend, forwards, pretend, to_device
 from tiny import StubTokenizer, tiny_model
 
 from unmask import LLM
+from unmask.engine.static_step import StaticForwards
 from unmask.models.spec import ExpertSpec
 from unmask.models.transformer import fuse_products
 
@@ -210,6 +212,40 @@ def test_a_forward_of_fixed_shapes_stays_within_its_budget(case):
     assert found.a_layer <= STATIC_BUDGETS[case][0]
     assert found.launches <= STATIC_BUDGETS[case][1]
     assert found.syncs <= 1
+
+
+PAGED_BUDGETS = {
+    ("sdar-8b", 1, False): (24, 930),  # norms of queries and keys, folded heads, two gathers
+    ("sdar-8b", 16, True): (24, 980),
+    ("llada2-mini", 1, False): (62, 1270),  # most of them choose and run experts
+    ("llada2-mini", 16, True): (62, 1320),
+}
+"""The same for rows in pages, by release, batch and raggedness."""
+
+
+@pytest.mark.parametrize("case", PAGED_BUDGETS, ids=lambda case: "-".join(map(str, case)))
+def test_a_forward_of_fixed_shapes_over_pages_stays_within_its_budget(case):
+    """All that its step needs is in one copy, and the host waits for nothing."""
+    name, batch, is_ragged = case
+    each, plain = [], StaticForwards.run
+
+    def counted(self, *args):
+        with pretend() as counts:
+            result = plain(self, *args)
+        each.append(counts)
+        return result
+
+    method = {"decoder": "threshold", "cache": "block_causal", "has_pages": True}
+    method["capture"] = lambda step, example: step
+    found = measure(name, batch, is_ragged, **method)
+    assert found.a_layer <= PAGED_BUDGETS[case][0]
+    assert found.launches <= PAGED_BUDGETS[case][1]
+    assert found.syncs <= 1
+    assert {call.kernel for call in found.shallow.attentions} == {"efficient"}
+    with mock.patch.object(StaticForwards, "run", counted):
+        steady(name, 2, batch, is_ragged, **method)
+    assert len(each) == 4
+    assert {(counts.syncs, counts.pinned_to_device) for counts in each} == {(0, 1)}
 
 
 METHODS = {

@@ -335,11 +335,11 @@ def test_dense_rows_stay_in_their_budget_and_go_when_they_are_not_needed():
 def test_requests_that_can_never_run_are_refused_at_once():
     llm = model("blocks")
     with Engine(
-        llm, EngineConfig(max_num_seqs=1, kv_cache_memory_bytes=bytes_for(llm, 2))
+        llm, EngineConfig(max_num_seqs=1, kv_cache_memory_bytes=bytes_for(llm, 3))
     ) as engine:
         with pytest.raises(ConfigError, match="2 rows"):
             engine.submit(llm.request([1], cfg_scale=1.0, gen_length=4), Listener())
-        with pytest.raises(ConfigError, match="takes 4 pages of cache, but the engine has 2"):
+        with pytest.raises(ConfigError, match="takes 4 pages of cache, but the engine has 3"):
             engine.submit(llm.request([1] * 33, "ar", "block_causal", gen_length=16), Listener())
         with pytest.raises(ConfigError, match="deadline_s=0"):
             engine.submit(llm.request([1], gen_length=4), Listener(), deadline_s=0)

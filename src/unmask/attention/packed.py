@@ -218,7 +218,7 @@ class RowGroup:
         return store.keys[layer][self.rows, :, :end], store.values[layer][self.rows, :, :end]
 
     def _slots(self, device: torch.device) -> Tensor | slice | None:
-        """Return the slots `(b, K)` of each row's positions; arbitrary ones past a row's end."""
+        """Return the slots `(b, K)` of each row's positions; one of page 0 past a row's end."""
         tables = [meta.table for meta in self.metas if meta.table is not None]
         if not tables:
             return None

@@ -25,7 +25,7 @@ class KVBudget:
 
     @classmethod
     def of(cls, model: Transformer, max_num_seqs: int, kv_bytes: int | None) -> KVBudget:
-        """Split `kv_bytes` bytes; raise ConfigError if there is no room for a page.
+        """Split `kv_bytes` bytes; raise ConfigError if there is no room for a page and page 0.
 
         None: twice the size of `max_num_seqs` full contexts, at most half of the free memory.
         """
@@ -39,13 +39,13 @@ class KVBudget:
         if spec.block_size is None:
             return cls(0, kv_bytes)
         page = PagedStore.page_bytes(spec, model.dtype)
-        num_pages = int(PAGED_SHARE * kv_bytes) // page
+        num_pages = min(int(PAGED_SHARE * kv_bytes) // page, kv_bytes // page - 1)
         if num_pages < 1:
             raise ConfigError(
-                f"kv_cache_memory_bytes={kv_bytes} holds no page of {page} bytes; use "
-                f"{int(page / PAGED_SHARE) + 1} or more"
+                f"kv_cache_memory_bytes={kv_bytes} holds no page of {page} bytes beside one for padding; "
+                f"use {2 * page} or more"
             )
-        return cls(num_pages, kv_bytes - num_pages * page)
+        return cls(num_pages, kv_bytes - (num_pages + 1) * page)
 
 
 def free_bytes(device: torch.device) -> int | None:

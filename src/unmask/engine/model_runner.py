@@ -38,7 +38,7 @@ from unmask.engine.kv_dense import Branch, DenseKV
 from unmask.engine.kv_paged import PagedKV, fed_tokens
 from unmask.engine.lm_head import LMHead, LogitRows
 from unmask.engine.sequence import SequenceState
-from unmask.engine.static_step import Capture, StaticForwards, captured
+from unmask.engine.static_step import Capture, DenseRows, PagedRows, StaticForwards, captured
 from unmask.errors import CacheError, ConfigError, DecoderError, ModelError
 from unmask.models.adapters import AdapterBank
 from unmask.models.transformer import Transformer
@@ -134,10 +134,12 @@ class ModelRunner:
             for layered, size in begin.items()
         }
         """Dense stores by `layered`: with the layers' outputs (True), or of keys and values alone."""
-        self.static: StaticForwards | None = None
-        """The forwards of fixed shapes, where they are used."""
+        self.static = list[StaticForwards]()
+        """The forwards of fixed shapes by kind of store, where they are used."""
         if capture is not None:
-            self.static = StaticForwards(model, self.dense[False], capture)
+            self.static.append(StaticForwards(model, DenseRows(self.dense[False]), capture))
+            if paging is not None:
+                self.static.append(StaticForwards(model, PagedRows(paging.store), capture))
         self.metas: list[Branch] = []
         """The rows of all admitted sequences."""
 
@@ -460,14 +462,14 @@ class ModelRunner:
         self, metas: list[tuple[ForwardInput, bool]]
     ) -> tuple[Tensor, list[int]] | None:
         """Return states and the first one of each row by a forward of fixed shapes; None without one."""
-        if self.static is None or any(item.plan.layers is not None for item, _ in metas):
+        if not self.static or any(item.plan.layers is not None for item, _ in metas):
             return None
         row_metas = [self._row_meta(*meta) for meta in metas]
-        bucket = self.static.bucket_of(row_metas)
-        if bucket is None:
-            return None
-        states = self.static.run(bucket, row_metas, [self._ids(*meta) for meta in metas])
-        return states, [meta.row * bucket.queries for meta in row_metas]
+        for static in self.static:
+            bucket = static.bucket_of(row_metas)
+            if bucket is not None:
+                return static.run(bucket, row_metas, [self._ids(*meta) for meta in metas])
+        return None
 
     def _adapted(
         self, items: list[ForwardInput], row_metas: list[RowMeta]

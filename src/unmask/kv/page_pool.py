@@ -2,7 +2,7 @@
 
 A page is in exactly one state: free, in use (by one owner or more), or cached (without an owner, but with
 content that can be looked up by a key). When no free page is left, the least recently used cached page is
-evicted.
+evicted. Page 0 is none of the pool's: padding is written there, and nothing reads it.
 
 Source: paged attention, arXiv:2309.06180. The key is a hash chain over full pages, so it identifies the
 page's tokens and all tokens before them.
@@ -29,12 +29,12 @@ def owner_key(root: bytes, owner: str) -> bytes:
 
 
 class PagePool:
-    """The states and owners of `total` pages. Without `prefixes`, no page is cached."""
+    """The states and owners of the pages 1 to `total`. Without `prefixes`, no page is cached."""
 
     def __init__(self, total: int, *, prefixes: bool = True) -> None:
         self.total, self.prefixes = total, prefixes
         self.num_evicted = 0
-        self._free = list(range(total))
+        self._free = list(range(1, total + 1))
         heapify(self._free)
         self._num_owners: dict[int, int] = {}
         self._page_of: dict[bytes, int] = {}

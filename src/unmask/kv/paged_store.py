@@ -2,7 +2,8 @@
 
 Pages serve caches of block-causal models. Their final keys depend on the tokens to their left alone, so
 requests with a common prefix can share them; keys of other caches depend on the whole canvas and are stored
-in dense rows (`dense_store`). Shared pages are never written: a row that must change one copies it.
+in dense rows (`dense_store`). Shared pages are never written: a row that must change one copies it. Page 0
+is in no table: rows and queries that are padding write there.
 
 Source: paged attention, arXiv:2309.06180.
 
@@ -28,7 +29,10 @@ def page_positions(block_size: int) -> int:
 
 
 class PagedStore:
-    """Keys and values `(slots, G, A)` per layer, `size` slots per page; grows up to `total` pages."""
+    """Keys and values `(slots, G, A)` per layer, `size` slots per page.
+
+    Grows up to `total` pages and page 0.
+    """
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class PagedStore:
         page = self.pool.allocate()
         num_slots, needed = len(self.keys[0]), (page + 1) * self.size
         if needed > num_slots:
-            self.grow(min(max(2 * num_slots, needed), self.pool.total * self.size))
+            self.grow(min(max(2 * num_slots, needed), (self.pool.total + 1) * self.size))
         return page
 
     @torch.inference_mode()
