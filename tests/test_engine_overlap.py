@@ -125,7 +125,7 @@ def test_a_listener_gets_the_same_updates_during_the_next_forward(kind, data):
     config = EngineConfig(
         max_num_seqs=data.draw(st.sampled_from([2, 3, 16])),
         max_num_batched_tokens=data.draw(st.sampled_from([1, 24, 8192])),
-        kv_cache_memory_bytes=bytes_for(llm, data.draw(st.sampled_from([12, 16, 1000]))),
+        kv_cache_memory_bytes=bytes_for(llm, data.draw(st.sampled_from([18, 24, 1000]))),
         steps_per_round=data.draw(st.sampled_from([1, 3])),
         enable_prefix_caching=data.draw(st.booleans()),
     )
