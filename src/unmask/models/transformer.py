@@ -187,11 +187,15 @@ class Rotary:
         part = x[..., :width]
         if part.element_size() > self.dtype.itemsize:
             part = part.to(self.dtype)
-        along, across = part * self.cos, part.roll(width // 2, dims=-1) * self.sin
+        along, rolled = part * self.cos, part.roll(width // 2, dims=-1)
         if torch.is_grad_enabled():
-            rotated = (along + across).to(x.dtype)
-        else:  # added in the tables' dtype and rounded once, in one pass
-            rotated = torch.add(along, across, out=torch.empty_like(part, dtype=x.dtype))
+            rotated = (along + rolled * self.sin).to(x.dtype)
+        else:  # in one pass, rounded once
+            out = torch.empty_like(part, dtype=x.dtype)
+            if x.dtype == torch.float32:  # a fused product and sum has other bits
+                rotated = torch.add(along, rolled * self.sin, out=out)
+            else:
+                rotated = torch.addcmul(along, rolled, self.sin, out=out)
         return rotated if width == x.shape[-1] else torch.cat((rotated, x[..., width:]), dim=-1)
 
 
