@@ -9,10 +9,10 @@ Without a name, all parts (about fifteen minutes):
   take, timed right after it (goal: 0.85);
 - forward: a forward of one row of 1, 8 and 32 positions beside a hand-written one with the same packed
   products (goal: at most 1.15 of it), on the wide model and on the bundled one;
-- answers: the bundled model's answers to 100 word problems with plain and with packed weights;
+- answers: the bundled model's answers to 200 word problems with plain, packed and 8-bit weights;
 - sampling: the largest of 126,464 logits by `topk` and `argmax`, and in two stages;
-- int8: dynamic 8-bit products against packed bfloat16 ones, with their errors (extra `quantize`; goal to
-  use them: 1.3 times as fast).
+- int8: 8-bit products (`quantization="int8-dynamic"`) and torchao's against packed bfloat16 ones, with
+  their errors (extra `quantize`), and a decode with layers as wide as an 8B's (goal: 1.3 times as fast).
 
 All things compared run in turns in this process, on one thread; times are those of the processor, medians
 of the rounds. The wide model is random: LLaDA's shape at width 1024, 8 layers, FFN 3072, 126,464 tokens.
@@ -24,6 +24,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -35,16 +36,19 @@ from unmask import LLM
 from unmask.bench.environment import machine
 from unmask.bench.overhead import random_llm
 from unmask.demo.tasks import check, held_out_set
+from unmask.models.int8_linear import Int8Linear, use_int8_products
 from unmask.models.packed_weights import PackedLinear
+from unmask.models.quantize import NOT_QUANTIZED
 from unmask.models.spec import ModelSpec
 from unmask.models.transformer import Rotary, Transformer
 from unmask.sampling.largest import first_largest, largest_values
 
 SHAPES = ((126464, 1024), (3072, 1024), (1024, 3072), (1024, 1024))
+WIDE_SHAPES = ((4096, 4096), (12288, 4096), (4096, 12288))
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 CACHES = ("none", "prefix", "dual", "vicinity")
 PROMPT, GEN, BLOCK, STEPS = 256, 64, 32, 32
-SPEED_GOAL, SHARE_GOAL, FORWARD_GOAL = 1.4, 0.85, 1.15
+SPEED_GOAL, SHARE_GOAL, FORWARD_GOAL, INT8_GOAL = 1.4, 0.85, 1.15, 1.3
 ROWS_HINT = 32
 Run = Callable[[], object]
 
@@ -259,15 +263,17 @@ def forward(rounds: int, *, is_quick: bool) -> None:
 
 
 def answers(rounds: int, *, is_quick: bool) -> None:
-    """Print how the bundled model answers with plain and with packed weights."""
-    examples = held_out_set("word_problem", 4 if is_quick else 100)
+    """Print how the bundled model answers with plain, packed and 8-bit weights."""
+    examples = held_out_set("word_problem", 4 if is_quick else 200)
     print(f"\n## Answers of the bundled model to {len(examples)} word problems")
     table(("decoder", "dtype", "weights", "right, %", "canvases as with float32, plain", "seconds"))
+    forms = {"plain": {"pack_weights": False}, "packed": {"pack_weights": True}}
+    eight: dict[str, dict[str, object]] = {"8 bits": {"quantization": "int8-dynamic"}}
     for decoder, cache in (("vanilla", "none"), ("threshold", "none"), ("threshold", "dual")):
         reference: list[tuple[int, ...]] = []
         for dtype in ("float32", "bfloat16"):
-            for is_packed in (False, True):
-                llm = unmask.LLM("demo", device="cpu", dtype=dtype, pack_weights=is_packed)
+            for form, options in (forms | eight).items():
+                llm = unmask.LLM("demo", device="cpu", dtype=dtype, **options)
                 began = time.process_time()
                 outs = llm.generate(
                     [example.prompt for example in examples], decoder, cache, gen_length=64
@@ -278,8 +284,8 @@ def answers(rounds: int, *, is_quick: bool) -> None:
                 same = sum(a == b for a, b in zip(canvases, reference, strict=True))
                 right = sum(check(e, out.text) for e, out in zip(examples, outs, strict=True))
                 print(
-                    f"| {decoder}, {cache} | {dtype} | {'packed' if is_packed else 'plain'} | "
-                    f"{100 * right / len(outs):.0f} | {same} of {len(outs)} | {seconds:.1f} |",
+                    f"| {decoder}, {cache} | {dtype} | {form} | {100 * right / len(outs):.1f} | "
+                    f"{same} of {len(outs)} | {seconds:.1f} |",
                     flush=True,
                 )
 
@@ -304,62 +310,44 @@ def sampling(rounds: int, *, is_quick: bool) -> None:
     )
 
 
-class EightBits:
-    """Products in 8 bits through oneDNN: one scale for each output, and one for all inputs of a call."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.scales = weight.float().abs().amax(1) / 127
-        whole = (weight.float() / self.scales[:, None]).round().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(whole, None)
-        self.zero = torch.zeros(len(weight), dtype=torch.int64)
-
-    def rounded(self, x: Tensor) -> tuple[Tensor, float]:
-        """Return the input in 8 bits around 128, and its scale."""
-        scale = float(x.abs().amax()) / 127
-        return (x * (1 / scale)).round_().add_(128).to(torch.uint8), scale
-
-    def times(self, whole: Tensor, scale: float) -> Tensor:
-        """Compute the product of a rounded input, in bfloat16."""
-        weight, dtype = (self.packed, self.scales, self.zero), torch.bfloat16
-        post = (None, 1.0, 0, dtype, "none", [], "")
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(whole, scale, 128, *weight, *post)
-        return out
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Round the input and multiply."""
-        return self.times(*self.rounded(x))
-
-
 @torch.inference_mode()
 def int8(rounds: int, *, is_quick: bool) -> None:
-    """Print times and errors of 8-bit products beside packed bfloat16 ones."""
+    """Print times and errors of 8-bit products beside packed bfloat16 ones, and times of decoding."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    print("\n## 8-bit products against packed bfloat16: times as fast (relative error)")
-    names = ("bfloat16, ms", "torchao", "oneDNN", "oneDNN, input rounded beforehand")
-    table(("matrix", "rows", *names))
-    for width_out, width_in in ((512, 256),) if is_quick else (*SHAPES[1:3], (4096, 4096)):
+    print(
+        f"\n## 8-bit products against packed bfloat16: times as fast (* {INT8_GOAL}; relative error)"
+    )
+    table(("matrix", "rows", "bfloat16, ms", "torchao", "int8-dynamic"))
+    for width_out, width_in in ((512, 256),) if is_quick else (*SHAPES[1:3], *WIDE_SHAPES):
         with torch.inference_mode(mode=False):
             plain = nn.Linear(width_in, width_out, bias=False).bfloat16().requires_grad_(False)
             weight, holder = plain.weight.detach().clone(), nn.Sequential(plain)
+            packed, eight = pack(weight), Int8Linear(plain)
             quantize_(holder, Int8DynamicActivationInt8WeightConfig())
-            packed, eight = pack(weight), EightBits(weight)
-        for rows in (1, 8, 32, 64):
+        for rows in (1, 8, 32, 64, 256):
             x = torch.randn(rows, width_in).bfloat16()
-            whole = eight.rounded(x)
             exact = F.linear(x.double(), weight.double())
-            runs = [
-                lambda: product(x, packed),  # noqa: B023
-                lambda: holder(x),  # noqa: B023
-                lambda: eight(x),  # noqa: B023
-                lambda: eight.times(*whole),  # noqa: B023
-            ]
+            runs = [lambda: product(x, packed), lambda: holder(x), lambda: eight(x)]  # noqa: B023
             times = in_turns(runs, rounds)
             errors = [float((cast(Tensor, f()) - exact).norm() / exact.norm()) for f in runs]
             cells = [f"{times[0]:.2f} ({errors[0]:.4f})"]
             for own, error in zip(times[1:], errors[1:], strict=True):
-                cells.append(f"{times[0] / own:.2f} ({error:.4f})")
+                cells.append(f"{mark(times[0] / own, INT8_GOAL, is_least=True)} ({error:.4f})")
             print(f"| {width_out} x {width_in} | {rows} | {' | '.join(cells)} |", flush=True)
+    size = (4096, 256, 2) if is_quick else (8192, 4096, 2)
+    print(f"\nDecoding with a random model of vocabulary, width and layers {size}, vanilla, s")
+    table(("cache", "bfloat16", "int8-dynamic", "times as fast"))
+    with torch.inference_mode(mode=False):
+        llms = [random_llm(*size, torch.bfloat16, head_width=64) for _ in range(2)]
+        use_int8_products(llms[1].model, NOT_QUANTIZED)
+    prompt = list(range(PROMPT))
+    options = {"gen_length": GEN, "steps": STEPS // 2, "block_length": BLOCK}
+    for cache in ("none", "dual"):
+        runs = [partial(llm.generate, [prompt], "vanilla", cache, **options) for llm in llms]
+        slow, fast = (each / 1000 for each in in_turns(runs, 3))
+        gain = mark(slow / fast, INT8_GOAL, is_least=True)
+        print(f"| {cache} | {slow:.2f} | {fast:.2f} | {gain} |", flush=True)
 
 
 PARTS = {

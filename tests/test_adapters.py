@@ -133,7 +133,7 @@ def test_a_row_keeps_its_own_columns_by_hand():
         None,
         LowRank(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.eye(2), 1.0),
     ]
-    adapted = AdaptedLinear(linear, parts, current)
+    adapted = AdaptedLinear(linear, parts, current, linear.weight)
     x = torch.tensor([[3.0, 5.0]] * 4)
     rows = torch.tensor([0, -1, 2, 1])
     current.selection = Selection(0, 2, rows)

@@ -6,13 +6,18 @@ import sys
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import FAMILIES, StubTokenizer, tiny_model, trace_of
 
 from unmask import LLM
 from unmask.cli.main import main
+from unmask.engine.weight_forms import prepare_weights
 from unmask.errors import ConfigError, DependencyError
-from unmask.models import load_model
-from unmask.models.quantize import quantize_weights
+from unmask.models import load_model, packed_weights, quantize
+from unmask.models.adapters import AdaptedLinear, Selection, _Current
+from unmask.models.int8_linear import Int8Linear, can_multiply
+from unmask.models.lora import LowRank, matrices
+from unmask.models.packed_weights import FEW_RUNGS, PackedLinear
+from unmask.models.quantize import quantize_weights, weight_bytes
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
@@ -107,3 +112,126 @@ def test_the_commands_take_it_as_a_flag_or_a_key(capsys):
     assert "bfloat16" in capsys.readouterr().err
     assert main([*text, "--quantize", "int9"]) == 2
     assert "int8" in capsys.readouterr().err
+
+
+needs_int8 = pytest.mark.skipif(not can_multiply(), reason="this PyTorch has no 8-bit products")
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_an_eight_bit_product_is_near_the_plain_one(dtype, bias):
+    """The rounding of 96 numbers a row, twice, is some 0.01 of the result."""
+    plain = torch.nn.Linear(96, 80, bias=bias).to(dtype)
+    x = torch.randn(3, 7, 96).to(dtype) * torch.logspace(-6, 6, 7)[:, None].to(dtype)
+    found, wanted = Int8Linear(plain)(x), plain(x)
+    assert (found.dtype, found.shape) == (dtype, wanted.shape)
+    error = (found - wanted).float().norm(dim=-1) / wanted.float().norm(dim=-1)
+    assert 0 < float(error.max()) < 0.03, "each row has its own scale"
+
+
+@needs_int8
+@torch.no_grad()
+def test_an_eight_bit_row_has_the_same_bits_beside_any_others():
+    product = Int8Linear(torch.nn.Linear(96, 80))
+    x = torch.randn(600, 96)
+    whole = product(x)
+    for count in (1, 2, 3, 9, 33, 257, 599):
+        assert torch.equal(product(x[:count]), whole[:count])
+        assert torch.equal(product(1000 * x[-count:])[-1:], product(1000 * x[-1:]))
+    x[4], x[5] = torch.nan, 0
+    again = product(x[:9])
+    assert again[4].isnan().all(), "nothing is hidden"
+    assert torch.equal(again[5], product.bias), "a row of zeros"
+    assert torch.equal(again[[0, 1, 2, 3, 6, 7, 8]], whole[[0, 1, 2, 3, 6, 7, 8]])
+    assert product(x[:0]).shape == (0, 80)
+
+
+@needs_int8
+def test_eight_bit_products_have_few_numbers_of_rows(monkeypatch):
+    """The kernels keep memory for every number of rows."""
+    product, seen = Int8Linear(torch.nn.Linear(96, 80)), set()
+    multiply = product._multiply
+    monkeypatch.setattr(product, "_multiply", lambda x: (seen.add(len(x)), multiply(x))[1])
+    for count in range(1, 600):
+        product(torch.zeros(count, 96))
+    assert seen == set(FEW_RUNGS)
+
+
+@needs_int8
+@pytest.mark.parametrize(
+    ("family", "cache"),
+    [
+        *((family, cache) for family in FAMILIES for cache in ("none", "dual", "dllm", "d2cache")),
+        ("sdar", "block_causal"),
+    ],
+)
+def test_a_row_in_eight_bits_decodes_as_alone(family, cache):
+    model = tiny_model("llada", 1, block_size=8) if family == "sdar" else tiny_model(family, 1)
+    llm = LLM(model, tokenizer=StubTokenizer(), quantization="int8-dynamic")
+    attn = llm.model.layers[0].attn
+    assert isinstance(attn.q, Int8Linear)
+    assert not isinstance(llm.model.lm_head, Int8Linear)
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    options = {"gen_length": 16, "block_length": 8, "return_trace": True}
+    together = llm.generate(prompts, "threshold", cache, **options)
+    for prompt, out in zip(prompts, together, strict=True):
+        alone = llm.generate([prompt], "threshold", cache, **options)[0]
+        assert trace_of(out) == trace_of(alone)
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_trained_model_says_nearly_the_same_in_eight_bit_products(dtype):
+    plain = load_model("demo", dtype, "cpu")
+    plain_bytes = weight_bytes(plain)
+    ids = torch.randint(0, 100, (4, 64), generator=torch.Generator().manual_seed(0))
+    ids[:, ::2] = plain.spec.mask_id
+    wanted = plain(ids).float()
+    model = load_model("demo", dtype, "cpu")
+    now_bytes = quantize_weights(model, "int8-dynamic")
+    said = model(ids).float()
+    same = (wanted.argmax(-1) == said.argmax(-1)).float().mean().item()
+    off = (wanted.softmax(-1) - said.softmax(-1)).abs().sum(-1).mean().item() / 2
+    assert now_bytes == weight_bytes(model) < (0.4 if dtype == "float32" else 0.6) * plain_bytes
+    assert same > 0.95
+    assert 0 < off < 0.05
+
+
+@needs_int8
+def test_eight_bit_products_pack_the_head_alone(monkeypatch):
+    monkeypatch.setattr(packed_weights, "LEAST_ELEMENTS", 1)
+    for pack, kind in ((True, PackedLinear), (None, PackedLinear), (False, torch.nn.Linear)):
+        model = tiny_model("llada")
+        prepare_weights(model, "int8-dynamic", pack, is_loaded=True)
+        assert type(model.lm_head) is kind
+        assert {type(m) for m in model.layers.modules() if hasattr(m, "out_features")} == {
+            Int8Linear
+        }
+
+
+def test_eight_bit_products_are_refused_where_there_are_none(monkeypatch, parity_folder):
+    with pytest.raises(ConfigError, match="experts, which have most weights of llada_moe"):
+        LLM(parity_folder("llada_moe"), device="cpu", quantization="int8-dynamic")
+    with pytest.raises(ConfigError, match="8-bit products of the CPU, not on meta.*'int8'"):
+        quantize_weights(tiny_model("llada").to("meta"), "int8-dynamic")
+    monkeypatch.setattr(quantize, "can_multiply", lambda: False)
+    with pytest.raises(ConfigError, match="this PyTorch has none"):
+        quantize_weights(tiny_model("llada"), "int8-dynamic")
+
+
+@needs_int8
+def test_adapters_are_put_beside_eight_bit_products():
+    model = tiny_model("llada")
+    quantize_weights(model, "int8-dynamic")
+    names = {name for name, _, _ in matrices(model)}
+    assert names == {name for name, _, _ in matrices(tiny_model("llada"))}
+    part = LowRank(torch.randn(2, 32), torch.randn(32, 2), 0.5)
+    linear, current = model.layers[0].attn.q, _Current()
+    adapted = AdaptedLinear(linear, [part], current, model.embed.weight)
+    x = torch.randn(3, 32)
+    assert torch.equal(adapted(x), linear(x))
+    current.selection = Selection(0, 0, None)
+    wanted = linear(x) + 0.5 * x @ part.a.T @ part.b.T
+    assert torch.allclose(adapted(x), wanted, atol=1e-5)

@@ -35,6 +35,7 @@ FORMATS: dict[str, tuple[str, str | None]] = {
     "bfloat16": ("bfloat16", None),
     "int8": ("float32", "int8"),
     "int8-bfloat16": ("bfloat16", "int8"),
+    "int8-dynamic": ("bfloat16", "int8-dynamic"),
     "int4": ("bfloat16", "int4"),
 }
 """Compute dtype and kind of quantization by name."""

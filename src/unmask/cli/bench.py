@@ -76,7 +76,9 @@ def compare_caches(
 @bench.command
 def quantize(
     *,
-    forms: Annotated[str, option(metavar="LIST")] = "float32,bfloat16,int8,int8-bfloat16,int4",
+    forms: Annotated[
+        str, option(metavar="LIST")
+    ] = "float32,bfloat16,int8,int8-bfloat16,int8-dynamic,int4",
     model: Annotated[str, option("-m", metavar="M")] = "demo",
     revision: Annotated[str | None, option(metavar="R")] = None,
     decoder: Annotated[str, option("-d", metavar="D")] = "threshold",
@@ -87,8 +89,8 @@ def quantize(
     """Compare dtypes and quantized weights (CPU): size, memory, speed, agreement, accuracy.
 
     Args:
-        forms: Comma-separated formats of float32, bfloat16, int8, int8-bfloat16, int4; the first is the
-            reference.
+        forms: Comma-separated formats of float32, bfloat16, int8, int8-bfloat16, int8-dynamic, int4 (both
+            in bfloat16); the first is the reference.
         model: Bundled name, folder or hub id.
         revision: Branch, tag or commit of a hub id; the same as owner/name@R. Default: main.
         decoder: One decoder with optional knobs: 'threshold(threshold=0.8)'.

@@ -78,7 +78,7 @@ class LoadOptions(DeviceOptions):
     """Branch, tag or commit of a hub id."""
 
     quantization: Annotated[str | None, option("--quantize", metavar="Q")] = None
-    """int8, or int4 (CPU, bfloat16). Default: off."""
+    """int8; CPU: also int8-dynamic, int4. Default: off."""
 
     tensor_parallel_size: Annotated[int, option("--tp-size", least=1)] = 1
     """Processes (GPUs) that share the model."""

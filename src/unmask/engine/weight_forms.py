@@ -18,10 +18,12 @@ def prepare_weights(
     Python keeps its parameters, which an optimizer may know.
     """
     if quantization is not None:
-        if pack_weights:
+        is_whole = quantization == "int8-dynamic"  # the head alone is left to pack
+        if pack_weights and not is_whole:
             raise ConfigError(f"pack_weights=True has no kernels for quantization={quantization!r}")
         quantize_weights(model, quantization)
-        return
+        if not is_whole:
+            return
     packable = pack_weights is not False and can_pack(model)
     if pack_weights and not packable:
         names = [str(dtype).removeprefix("torch.") for dtype in (model.dtype, *packable_dtypes())]

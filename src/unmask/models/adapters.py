@@ -48,17 +48,20 @@ class _Current(threading.local):
 
 
 class AdaptedLinear(nn.Module):
-    """A linear map and the adapters of its matrix; `starts` are their first columns, and the end."""
+    """A linear map and the adapters of its matrix; `starts` are their first columns, and the end.
 
-    def __init__(self, base: nn.Module, parts: Sequence[LowRank | None], current: _Current) -> None:
+    `like` has the device and the dtype of its inputs.
+    """
+
+    def __init__(
+        self, base: nn.Module, parts: Sequence[LowRank | None], current: _Current, like: Tensor
+    ) -> None:
         super().__init__()
         self.base, self._current = base, current
         ranks = [0 if part is None else len(part.a) for part in parts]
         self.starts = (0, *accumulate(ranks))
-        weight = base.weight
-        assert isinstance(weight, Tensor), "a linear map has a weight"
         some = [part for part in parts if part is not None]
-        device, dtype = weight.device, weight.dtype
+        device, dtype = like.device, like.dtype
         owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
         for name, value in (
             ("a", torch.cat([part.a for part in some]).to(device, dtype)),
@@ -114,7 +117,9 @@ class AdapterBank:
         for name, parent, target in list(matrices(model)):
             own = [parts.get(name) for parts in read]
             if any(part is not None for part in own):
-                adapted = AdaptedLinear(getattr(parent, target), own, self._current)
+                adapted = AdaptedLinear(
+                    getattr(parent, target), own, self._current, model.embed.weight
+                )
                 setattr(parent, target, adapted)
                 if isinstance(parent, (Attention, FeedForward)):
                     parent.fused = None  # its packed matrix, of no use now, is given back

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from unmask.errors import ConfigError, ModelError
 from unmask.models.folder_files import read_object, shortened
 from unmask.models.frozen_linear import FrozenLinear, plain_linear
+from unmask.models.int8_linear import Int8Linear
 from unmask.models.safetensors_files import tensors_of
 from unmask.models.transformer import Transformer
 from unmask.models.weight_names import NameMap, own_tensor
@@ -91,7 +92,7 @@ def matrices(model: Transformer) -> Iterator[tuple[str, nn.Module, str]]:
             parent = getattr(layer, part)
             for target in TARGETS:
                 child = getattr(parent, target, None)
-                if isinstance(child, (nn.Linear, LoraLinear)):
+                if isinstance(child, (nn.Linear, LoraLinear, Int8Linear)):
                     yield f"layers.{number}.{part}.{target}", parent, target
 
 
@@ -290,7 +291,7 @@ def read_adapters(model: Transformer, names: NameMap, folder: Path) -> dict[str,
 def _widths(matrix: nn.Module) -> tuple[int, int]:
     """Return the numbers of rows and columns of a matrix, with or without an adapter."""
     base = matrix.base if isinstance(matrix, LoraLinear) else matrix
-    assert isinstance(base, (nn.Linear, FrozenLinear)), "see matrices"
+    assert isinstance(base, (nn.Linear, FrozenLinear, Int8Linear)), "see matrices"
     return base.out_features, base.in_features
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -132,31 +132,38 @@ def _pack(weight: Tensor, rows_hint: int) -> Tensor:
 
 
 def _times(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute `x W^T + b` of at least one row with a packed matrix, in pieces of the highest rung."""
+    """Compute `x W^T + b` of at least one row with a packed matrix."""
     x_ND = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    rungs = RUNGS if packed.numel() >= MANY_RUNGS_ELEMENTS else FEW_RUNGS
-    count, highest = x_ND.shape[0], rungs[-1]
-    if count <= highest:
-        out = _piece(x_ND, count, packed, bias, rungs)
-    else:
-        first = _piece(x_ND[:highest], highest, packed, bias, rungs)
-        out = first.new_empty(count, first.shape[1])
-        out[:highest] = first
-        for start in range(highest, count, highest):
-            part = x_ND[start : start + highest]
-            out[start : start + highest] = _piece(part, len(part), packed, bias, rungs)
+    multiply = _ops()._linear_pointwise
+    out = in_pieces(x_ND, packed.numel(), lambda part: multiply(part, packed, bias, "none", [], ""))
     return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
 
 
+def in_pieces(x_ND: Tensor, num_elements: int, multiply: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `multiply(x)`, a product of at least one row with a matrix of so many numbers.
+
+    The rows are multiplied in pieces of the highest rung, with rows of zeros up to the next one.
+    """
+    rungs = RUNGS if num_elements >= MANY_RUNGS_ELEMENTS else FEW_RUNGS
+    count, highest = x_ND.shape[0], rungs[-1]
+    if count <= highest:
+        return _piece(x_ND, count, rungs, multiply)
+    first = multiply(x_ND[:highest])
+    out = first.new_empty(count, first.shape[1])
+    out[:highest] = first
+    for start in range(highest, count, highest):
+        part = x_ND[start : start + highest]
+        out[start : start + highest] = _piece(part, len(part), rungs, multiply)
+    return out
+
+
 def _piece(
-    x_ND: Tensor, count: int, packed: Tensor, bias: Tensor | None, rungs: tuple[int, ...]
+    x_ND: Tensor, count: int, rungs: tuple[int, ...], multiply: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Compute `x W^T + b` of `count` rows, at most `rungs[-1]`, with rows of zeros up to the next rung."""
     missing = rungs[bisect_left(rungs, count)] - count
-    if missing:
-        x_ND = F.pad(x_ND, (0, 0, 0, missing))
-    out: Tensor = _ops()._linear_pointwise(x_ND, packed, bias, "none", [], "")
-    return out[:count] if missing else out
+    if not missing:
+        return multiply(x_ND)
+    return multiply(F.pad(x_ND, (0, 0, 0, missing)))[:count]
 
 
 def _is_usable(weight: Tensor, version: int, x: Tensor) -> bool:

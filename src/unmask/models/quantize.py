@@ -1,11 +1,13 @@
-"""Weight-only quantization to 8 or 4 bits through torchao; products are computed in the model's dtype.
+"""Quantization to 8 or 4 bits: of the weights alone, through torchao, or of whole products.
 
-Source: torchao's Int8WeightOnlyConfig (each row of a matrix is rounded to int8 with its own scale) and its
-prototype PrototypeInt4WeightOnlyConfig (every 32 numbers of a row to 4 bits with their own scale and zero
-point). The embedding and the head are not quantized: the choice of tokens depends on small differences
-there. On a CPU this saves memory, not time: `unmask bench quantize` measures both. int4 is for bfloat16 on
-a CPU; PyTorch's 4-bit product has no fast float32 kernel (32 rows times 4096 x 1024: 1192 ms, plain 36),
-and torchao's other 4-bit formats need packages or devices that we could not test (`docs/log.md`).
+int8 and int4 round the weights, and products are computed in the model's dtype; int8-dynamic multiplies
+8-bit integers (`int8_linear`). Source of the former: torchao's Int8WeightOnlyConfig (each row of a matrix
+is rounded to int8 with its own scale) and its prototype PrototypeInt4WeightOnlyConfig (every 32 numbers of
+a row to 4 bits with their own scale and zero point). The embedding and the head are not quantized: the
+choice of tokens depends on small differences there. On a CPU rounded weights save memory, not time, and
+8-bit products both: `unmask bench quantize` measures them. int4 is for bfloat16 on a CPU; PyTorch's 4-bit
+product has no fast float32 kernel (32 rows times 4096 x 1024: 1192 ms, plain 36), and torchao's other 4-bit
+formats need packages or devices that we could not test (`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from unmask.errors import ConfigError, DependencyError, unknown_name
+from unmask.models.int8_linear import Int8Linear, can_multiply, use_int8_products
 from unmask.models.transformer import Transformer
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
 
-KINDS = ("int8", "int4")
+KINDS = ("int8", "int8-dynamic", "int4")
+NOT_QUANTIZED = "lm_head"
 GROUP = 32
 """Numbers of a row that share a scale in 4 bits; the input width of a layer must be a multiple."""
 ROWS = 16
@@ -35,8 +39,8 @@ def quantize_weights(model: Transformer, kind: str) -> int:
     """Quantize the linear layers of the blocks in place; return the bytes of all weights afterwards.
 
     Each plain weight stays until it is replaced: the peak of memory is that of the plain model. Raises
-    ConfigError (kind; a model with experts, which torchao cannot quantize; int4 in another dtype, on
-    another device or with widths that are no multiples) and DependencyError (no torchao, or one without the
+    ConfigError (kind; a model with experts; int8-dynamic off the CPU; int4 in another dtype, on another
+    device or with widths that are no multiples) and DependencyError (no torchao, or one without the
     format).
     """
     if kind not in KINDS:
@@ -46,6 +50,10 @@ def quantize_weights(model: Transformer, kind: str) -> int:
             f"quantization={kind!r} does not quantize experts, which have most weights of "
             f"{model.spec.family}; leave it out, or use dtype='bfloat16'"
         )
+    if kind == "int8-dynamic":
+        _check_int8_dynamic(model)
+        use_int8_products(model, NOT_QUANTIZED)
+        return weight_bytes(model)
     if kind == "int4":
         _check_int4(model)
     try:
@@ -63,8 +71,9 @@ def quantize_weights(model: Transformer, kind: str) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters, scales of quantized ones included."""
-    return sum(_bytes(value) for value in model.parameters())
+    """Return the bytes of all weights, scales of quantized ones included."""
+    whole = [module.num_bytes for module in model.modules() if isinstance(module, Int8Linear)]
+    return sum(_bytes(value) for value in model.parameters()) + sum(whole)
 
 
 @contextmanager
@@ -89,7 +98,17 @@ def _config(kind: str) -> AOBaseConfig:
 
 
 def _is_quantized(module: nn.Module, name: str) -> bool:
-    return isinstance(module, nn.Linear) and name != "lm_head"
+    return isinstance(module, nn.Linear) and name != NOT_QUANTIZED
+
+
+def _check_int8_dynamic(model: Transformer) -> None:
+    if model.device.type != "cpu" or not can_multiply():
+        where = (
+            "this PyTorch has none" if model.device.type == "cpu" else f"not on {model.device.type}"
+        )
+        raise ConfigError(
+            f"quantization='int8-dynamic' takes 8-bit products of the CPU, {where}; use quantization='int8'"
+        )
 
 
 def _check_int4(model: Transformer) -> None:
