@@ -249,8 +249,9 @@ class _Event:
     def __init__(self, counts: Counts) -> None:
         self.counts, self.is_recorded = counts, False
 
-    def record(self) -> None:
-        """Note the event behind the work that was queued."""
+    def record(self, stream: torch.device) -> None:
+        """Note the event behind the work that was queued on the stream of a device."""
+        assert stream == DEVICE, "an event in the stream of another card"
         self.is_recorded = True
 
     def synchronize(self) -> None:
@@ -367,6 +368,7 @@ def pretend(counts: Counts | None = None) -> Iterator[Counts]:
             stack.enter_context(mock.patch.object(owner, name, one))
         stack.enter_context(mock.patch.object(F, ATTEND.__name__, functions.attend))
         stack.enter_context(mock.patch("torch.cuda.Event", partial(_Event, counts)))
+        stack.enter_context(mock.patch("torch.cuda.current_stream", torch.device))
         stack.enter_context(
             mock.patch.object(Tensor, "pin_memory", lambda tensor: functions.pin(tensor))
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -12,10 +15,10 @@ from unmask import LLM
 from unmask.cli.main import main
 from unmask.engine.weight_forms import prepare_weights
 from unmask.errors import ConfigError, DependencyError
-from unmask.models import load_model, packed_weights, quantize
+from unmask.models import int8_linear, load_model, packed_weights, quantize
 from unmask.models.adapters import AdaptedLinear, Selection, _Current
 from unmask.models.int8_linear import Int8Linear, can_multiply
-from unmask.models.lora import LowRank, matrices
+from unmask.models.lora import LowRank, add_adapters, matrices
 from unmask.models.packed_weights import FEW_RUNGS, PackedLinear
 from unmask.models.quantize import quantize_weights, weight_bytes
 
@@ -214,10 +217,10 @@ def test_eight_bit_products_pack_the_head_alone(monkeypatch):
 def test_eight_bit_products_are_refused_where_there_are_none(monkeypatch, parity_folder):
     with pytest.raises(ConfigError, match="experts, which have most weights of llada_moe"):
         LLM(parity_folder("llada_moe"), device="cpu", quantization="int8-dynamic")
-    with pytest.raises(ConfigError, match="8-bit products of the CPU, not on meta.*'int8'"):
+    with pytest.raises(ConfigError, match="8-bit products of a CPU with VNNI, not meta.*'int8'"):
         quantize_weights(tiny_model("llada").to("meta"), "int8-dynamic")
     monkeypatch.setattr(quantize, "can_multiply", lambda: False)
-    with pytest.raises(ConfigError, match="this PyTorch has none"):
+    with pytest.raises(ConfigError, match="this one or this PyTorch has none"):
         quantize_weights(tiny_model("llada"), "int8-dynamic")
 
 
@@ -235,3 +238,40 @@ def test_adapters_are_put_beside_eight_bit_products():
     current.selection = Selection(0, 0, None)
     wanted = linear(x) + 0.5 * x @ part.a.T @ part.b.T
     assert torch.allclose(adapted(x), wanted, atol=1e-5)
+
+
+@needs_int8
+def test_a_plain_layer_is_freed_as_soon_as_it_is_replaced(monkeypatch):
+    """The peak of memory stays near that of the plain model."""
+    model, alive = tiny_model("llada"), []
+    plain = [weakref.ref(m.weight) for m in model.layers.modules() if hasattr(m, "out_features")]
+
+    class Counting(Int8Linear):
+        def __init__(self, layer):
+            super().__init__(layer)
+            alive.append(sum(each() is not None for each in plain))
+
+    monkeypatch.setattr(int8_linear, "Int8Linear", Counting)
+    int8_linear.use_int8_products(model, "lm_head")
+    assert alive == list(range(len(plain), 0, -1))
+
+
+@needs_int8
+def test_adapters_are_not_trained_over_eight_bit_products():
+    model = tiny_model("llada")
+    quantize_weights(model, "int8-dynamic")
+    with pytest.raises(ConfigError, match=r"no gradients.*lora.base='int8'"):
+        add_adapters(model, 2, 4.0)
+
+
+SATURATION = """
+from unmask.models.int8_linear import can_multiply
+print(can_multiply())
+"""
+
+
+def test_eight_bit_products_that_saturate_are_not_offered():
+    env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-c", SATURATION]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert run.stdout == "False\n"

@@ -177,20 +177,22 @@ def captured(step: Step, example: Tensor) -> Step:
 
 
 def _captured(step: Step, example: Tensor) -> Step:
-    numbers = example.clone()
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            step(numbers)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        states = step(numbers)
+    numbers, device = example.clone(), example.device
+    with torch.cuda.device(device):  # streams and graphs are those of the present card
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                step(numbers)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            states = step(numbers)
 
     def replay(new: Tensor) -> Tensor:
-        numbers.copy_(new)
-        graph.replay()
+        with torch.cuda.device(device):
+            numbers.copy_(new)
+            graph.replay()
         return states
 
     return replay

@@ -11,6 +11,8 @@ The weights take half the memory of bfloat16, and there is no second copy of the
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -66,18 +68,28 @@ class Int8Linear(nn.Module):
         return product
 
 
+@cache
 def can_multiply() -> bool:
-    """Return whether this PyTorch has the 8-bit products."""
+    """Return whether this PyTorch has 8-bit products, and this CPU exact ones.
+
+    Without VNNI, pairs of products saturate at 16 bits.
+    """
     ops = torch.ops.onednn
-    return hasattr(ops, "qlinear_pointwise") and hasattr(ops, "qlinear_prepack")
+    if not (hasattr(ops, "qlinear_pointwise") and hasattr(ops, "qlinear_prepack")):
+        return False
+    plain = nn.Linear(64, 16, bias=False).requires_grad_(False)
+    plain.weight.fill_(1.0)
+    return bool((Int8Linear(plain)(torch.ones(1, 64)) - 64.0).abs().max() < 1.0)
 
 
 def use_int8_products(model: nn.Module, skipped: str) -> None:
     """Replace the linear layers of a model in place, except for attributes of the name `skipped`."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and name != skipped:
+    # No list holds the plain layers: the memory of each is free as soon as it is replaced.
+    for parent in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
+        for name in [name for name, _ in parent.named_children() if name != skipped]:
+            if isinstance(child := getattr(parent, name), nn.Linear):
                 setattr(parent, name, Int8Linear(child))
+            del child
 
 
 def _scales(rows_ND: Tensor) -> Tensor:

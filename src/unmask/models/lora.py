@@ -106,8 +106,14 @@ def add_adapters(
 ) -> None:
     """Put adapters on the targets; A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B is 0. Nothing else trains.
 
-    Raises ConfigError when the model has none of the targets outside of experts.
+    Raises ConfigError when the model has none of the targets outside of experts, and for 8-bit products,
+    which have no gradients.
     """
+    if any(isinstance(module, Int8Linear) for module in model.modules()):
+        raise ConfigError(
+            "adapters cannot be trained over quantization='int8-dynamic', whose products have no "
+            "gradients; load the model without, and use lora.base='int8' to save memory"
+        )
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     count = 0

@@ -102,13 +102,14 @@ def _is_quantized(module: nn.Module, name: str) -> bool:
 
 
 def _check_int8_dynamic(model: Transformer) -> None:
-    if model.device.type != "cpu" or not can_multiply():
-        where = (
-            "this PyTorch has none" if model.device.type == "cpu" else f"not on {model.device.type}"
-        )
-        raise ConfigError(
-            f"quantization='int8-dynamic' takes 8-bit products of the CPU, {where}; use quantization='int8'"
-        )
+    where = model.device.type
+    if where == "cpu" and can_multiply():
+        return
+    has_none = "this one or this PyTorch has none" if where == "cpu" else f"not {where}"
+    raise ConfigError(
+        f"quantization='int8-dynamic' takes 8-bit products of a CPU with VNNI, {has_none}; use "
+        f"quantization='int8'"
+    )
 
 
 def _check_int4(model: Transformer) -> None:

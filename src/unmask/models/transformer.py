@@ -65,7 +65,10 @@ def attention(
     """
     num_shared = q_BQHA.shape[2] // keys_BGKA.shape[1]
     if _leaves_one(q_BQHA):
-        return _attention_in_parts(q_BQHA, keys_BGKA, values_BGKA, visible)
+        q_BQHA = torch.cat((q_BQHA, q_BQHA[:, -1:]), dim=1)
+        if visible is not None and visible.shape[-2] > 1:
+            visible = torch.cat((visible, visible[..., -1:, :]), dim=-2)
+        return attention(q_BQHA, keys_BGKA, values_BGKA, visible)[:, :-1]
     if visible is None or num_shared == 1 or not _folds(q_BQHA):
         out = F.scaled_dot_product_attention(
             q_BQHA.transpose(1, 2),
@@ -91,19 +94,7 @@ def _leaves_one(q_BQHA: Tensor) -> bool:
     It is with one position, and with a block and one row more where the logits are shifted.
     """
     is_slow = q_BQHA.dtype == torch.bfloat16 and q_BQHA.device.type == "cpu"
-    return is_slow and q_BQHA.shape[1] in (1, CPU_QUERIES + 1, 2 * CPU_QUERIES + 1)
-
-
-def _attention_in_parts(
-    q_BQHA: Tensor, keys_BGKA: Tensor, values_BGKA: Tensor, visible: Tensor | None
-) -> Tensor:
-    """Compute `attention` of the queries before the last one, if any, then of the last one twice."""
-    last = q_BQHA.shape[1] - 1
-    parts = list[Tensor]()
-    for queries in ([slice(0, last)] if last else []) + [[last, last]]:
-        mask = visible if visible is None else visible[..., queries, :]
-        parts.append(attention(q_BQHA[:, queries], keys_BGKA, values_BGKA, mask))
-    return torch.cat(parts, dim=1)[:, : last + 1]
+    return is_slow and q_BQHA.shape[1] % CPU_QUERIES == 1
 
 
 def fold_groups(q_BQHA: Tensor, num_shared: int) -> Tensor:

@@ -44,7 +44,8 @@ class Download:
         if values.device.type == "cuda":
             self._values = values.to("cpu", non_blocking=True)  # into pinned memory
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            # The present card may be another one.
+            self._event.record(torch.cuda.current_stream(values.device))
 
     def wait(self) -> NDArray[np.float64]:
         """Return the numbers as soon as they are there."""
