@@ -100,9 +100,9 @@ card: $(STAMP) ## measure the bundled model again and rewrite the table of its m
 	@echo '==> evaluating the bundled model: python -m unmask.demo.evaluate'
 	@$(PY) -m unmask.demo.evaluate --write
 
-bench: $(STAMP) ## measure ratios of speed, host cost, growth, planning, start, serving, memory, with goals
-	@failed=0; for each in ratios.py host_cost.py 'host_cost.py --growth' plan_cost.py start_up.py \
-		serve_share.py constraint_cost.py new_lengths.py memory_soak.py; do \
+bench: $(STAMP) ## measure ratios, products, host cost, growth, planning, start, serving, memory, with goals
+	@failed=0; for each in ratios.py 'packed_weights.py products share forward int8' host_cost.py \
+		'host_cost.py --growth' plan_cost.py start_up.py serve_share.py constraint_cost.py new_lengths.py memory_soak.py; do \
 		echo "==> benchmarks/$$each"; OMP_NUM_THREADS=1 $(PY) benchmarks/$$each || failed=1; \
 	done; exit $$failed
 
