@@ -114,14 +114,14 @@ def measure(name: str, batch: int = 1, is_ragged: bool = False, **method: object
 
 BUDGETS = {
     ("llada-8b", "dual", 1, False): (650, 1),
-    ("llada-8b", "dual", 16, True): (700, 1),
+    ("llada-8b", "dual", 16, True): (650, 1),
     ("llada-8b", "dllm", 1, False): (1740, 1),
-    ("llada-8b", "dllm", 16, True): (1800, 1),
+    ("llada-8b", "dllm", 16, True): (1750, 1),
     ("llada-8b", "d2cache", 1, False): (1150, 1),
-    ("llada-8b", "d2cache", 16, True): (1400, 1),
+    ("llada-8b", "d2cache", 16, True): (1350, 1),
     ("dream-7b", "dual", 1, False): (580, 1),
     ("sdar-8b", "block_causal", 1, False): (760, 1),
-    ("sdar-8b", "block_causal", 16, True): (1270, 1),
+    ("sdar-8b", "block_causal", 16, True): (1220, 1),
     ("llada-moe", "dual", 1, False): (700, 1),
     ("llada2-mini", "block_causal", 1, False): (1200, 1),
 }
@@ -190,10 +190,10 @@ def test_rows_that_are_no_neighbors_share_a_call_and_decode_as_on_the_cpu(decode
 
 STATIC_BUDGETS = {
     ("llada-8b", "dual", 1, False): (18, 640),
-    ("llada-8b", "dual", 16, True): (18, 700),
-    ("dream-7b", "dual", 16, True): (20, 690),  # with a mask, grouped heads are folded
-    ("sdar-8b", "block_causal", 16, True): (21, 890),  # the norms of queries and keys
-    ("llada2-mini", "block_causal", 1, False): (60, 1250),
+    ("llada-8b", "dual", 16, True): (18, 640),
+    ("dream-7b", "dual", 16, True): (20, 630),  # with a mask, grouped heads are folded
+    ("sdar-8b", "block_causal", 16, True): (21, 830),  # the norms of queries and keys
+    ("llada2-mini", "block_causal", 1, False): (60, 1230),
 }
 """The most launches of a layer and of a whole forward of fixed shapes, before it is captured."""
 
@@ -216,11 +216,21 @@ def test_a_forward_of_fixed_shapes_stays_within_its_budget(case):
     assert found.syncs <= 1
 
 
+def test_more_rows_take_no_more_launches():
+    """Outside of the layers too: their proposals are copied together."""
+
+    def launches(batch):
+        method = {"decoder": "threshold", "cache": "dual", "capture": lambda step, example: step}
+        return steady("llada-8b", 2, batch, is_ragged=False, **method).launches
+
+    assert launches(16) <= launches(2) <= launches(1) + 2
+
+
 PAGED_BUDGETS = {
     ("sdar-8b", 1, False): (23, 910),  # norms of queries and keys, folded heads, two gathers
-    ("sdar-8b", 16, True): (23, 960),
+    ("sdar-8b", 16, True): (23, 910),
     ("llada2-mini", 1, False): (61, 1270),  # most of them choose and run experts
-    ("llada2-mini", 16, True): (61, 1320),
+    ("llada2-mini", 16, True): (61, 1270),
 }
 """The same for rows in pages, by release, batch and raggedness."""
 

@@ -147,14 +147,14 @@ class LMHead:
         keys = np.concatenate([parts[i].keys[piece] for i, piece in chosen])
         values, distributions = propose(logits, spans, keys, vocabulary)
         values[:, 2 + STATS.index("missed")] = missed
+        places = [slice(starts[i] + piece.start, starts[i] + piece.stop) for i, piece in chosen]
         row = 0
-        for number, (i, piece) in enumerate(chosen):
-            count = piece.stop - piece.start
-            at = int(starts[i]) + piece.start
-            _copy_rows(packed[at : at + count], values[row : row + count])
-            row += count
-            if number in distributions:
-                self._keep(parts[i], piece, distributions[number])
+        for start, end in _joined(places):
+            _copy_rows(packed[start:end], values[row : row + end - start])
+            row += end - start
+        for number, distribution in distributions.items():
+            i, piece = chosen[number]
+            self._keep(parts[i], piece, distribution)
 
     def _guided(
         self, flat: Tensor, pieces: list[tuple[LogitRows, slice]], vocabulary: Vocabulary, kind: int
@@ -286,13 +286,25 @@ class LMHead:
             start += len(shadows)
 
 
+def _joined(places: list[slice]) -> list[tuple[int, int]]:
+    """Return the runs `(start, end)` of places, each with those that follow it immediately."""
+    runs: list[tuple[int, int]] = []
+    for place in places:
+        start, end = int(place.start), int(place.stop)
+        if runs and runs[-1][1] == start:
+            start = runs.pop()[0]
+        runs.append((start, end))
+    return runs
+
+
 def _copy_rows(target: Tensor, values: Tensor) -> None:
     """Copy packed rows into wider ones, in place: the likeliest tokens, then their log-probabilities."""
     first = 2 + len(STATS)
     own, half = (values.shape[1] - first) // 2, (target.shape[1] - first) // 2
     target[:, : first + own] = values[:, : first + own]
-    target[:, first + own : first + half] = -1.0
-    target[:, first + half : first + half + own] = values[:, first + own :]
+    if half:
+        target[:, first + own : first + half] = -1.0
+        target[:, first + half : first + half + own] = values[:, first + own :]
 
 
 def _frequency_vocabulary(
